@@ -1,0 +1,101 @@
+"""The errors that dptdr raises on purpose.
+
+::
+
+    DptdrError                  anything below; the command line prints it as one line, exit code 2
+    |-- DataError               a data file is missing or broken (names file, line, field)
+    |-- ConfigError             a recipe, setting or option is wrong (lists all problems)
+    |-- EvaluationError         run, qrels or measures do not fit together
+    |-- NegativesError          mining cannot go on
+    |-- BackboneError           a backbone cannot be loaded or used
+    |   `-- UnsupportedBackbone a prompt cannot reach every layer of it
+    |-- BundleError             a task bundle is missing, broken or of an unknown format
+    |   `-- WrongBackbone       the bundle belongs to another backbone
+    |-- VectorsError            a vector folder or an index is broken or does not fit
+    |   `-- WrongPrompt         the vectors were made by another prompt or backbone
+    |-- TrainingError           training cannot start or go on
+    `-- ServingError            the server refuses a task or a request
+
+Every message says what was expected, what came, and what to do about it. Programming mistakes stay
+``ValueError`` and ``TypeError``.
+"""
+
+from pathlib import Path
+
+
+class DptdrError(Exception):
+    """Base of all errors that dptdr raises on purpose."""
+
+
+class DataError(DptdrError):
+    """A data file is missing or broken.
+
+    Args:
+        message: What was expected and what came.
+        path: The file, where one is concerned.
+        line: Line number in the file, counted from 1.
+        field: Name of the field, where one is concerned.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        self.path = None if path is None else str(path)
+        self.line = line
+        self.field = field
+        self.reason = message
+        where = "" if path is None else f"{path}"
+        if line is not None:
+            where += f", line {line}"
+        if field is not None:
+            where += f", field '{field}'" if where else f"field '{field}'"
+        super().__init__(f"{where}: {message}" if where else message)
+
+
+class ConfigError(DptdrError):
+    """A recipe, setting or option is wrong; the message lists every problem found."""
+
+
+class EvaluationError(DptdrError):
+    """Run, qrels or measures do not fit together."""
+
+
+class NegativesError(DptdrError):
+    """Negative mining cannot go on."""
+
+
+class BackboneError(DptdrError):
+    """A backbone cannot be loaded or used."""
+
+
+class UnsupportedBackbone(BackboneError):
+    """A prompt cannot be shown to reach every layer of this backbone."""
+
+
+class BundleError(DptdrError):
+    """A task bundle is missing, broken or of an unknown format."""
+
+
+class WrongBackbone(BundleError):
+    """A task bundle belongs to another backbone than the one at hand."""
+
+
+class VectorsError(DptdrError):
+    """A vector folder or an index is broken or does not fit."""
+
+
+class WrongPrompt(VectorsError):
+    """Vectors were made by another prompt or backbone than the one asking."""
+
+
+class TrainingError(DptdrError):
+    """Training cannot start or cannot go on."""
+
+
+class ServingError(DptdrError):
+    """The server refuses a task or a request."""

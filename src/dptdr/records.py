@@ -1,0 +1,62 @@
+"""The records that pass between stages. Plain named tuples and dictionaries, no behaviour."""
+
+from typing import NamedTuple, TypeAlias
+
+
+class Query(NamedTuple):
+    """A query as it stands in ``queries.jsonl``."""
+
+    id: str
+    text: str
+
+
+class Passage(NamedTuple):
+    """A passage as it stands in ``corpus.jsonl``."""
+
+    id: str
+    text: str
+    title: str = ""
+
+    @property
+    def content(self) -> str:
+        """Title and text joined by one space: what an encoder or BM25 reads, everywhere."""
+        return f"{self.title} {self.text}" if self.title else self.text
+
+
+class Judgement(NamedTuple):
+    """One line of qrels: how relevant a passage is for a query (0 is not relevant)."""
+
+    query_id: str
+    passage_id: str
+    grade: int
+
+
+class Hit(NamedTuple):
+    """One passage of a ranking; higher scores are better."""
+
+    passage_id: str
+    score: float
+
+
+class TrainingGroup(NamedTuple):
+    """A query with texts to tell apart.
+
+    ``positive_scores`` and ``negative_scores`` are a teacher's scores, empty where there are none,
+    else of the same lengths as the texts.
+    """
+
+    query_id: str
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    positive_ids: tuple[str, ...] = ()
+    negative_ids: tuple[str, ...] = ()
+    positive_scores: tuple[float, ...] = ()
+    negative_scores: tuple[float, ...] = ()
+
+
+Run: TypeAlias = dict[str, list[Hit]]
+"""Query id to its hits, best first."""
+
+Qrels: TypeAlias = dict[str, dict[str, int]]
+"""Query id to passage id to grade."""
