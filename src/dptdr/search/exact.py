@@ -1,0 +1,151 @@
+"""Exact search by dot product, in blocks of passages, with ties broken the same way every time."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dptdr.errors import VectorsError
+
+BLOCK_ROWS = 16_384
+"""Passages scored at once: large enough for the matrix product, small enough for the cache."""
+
+_BLOCK_QUERIES = 512
+"""Queries scored at once, so that a block of scores stays below 32 MB."""
+
+
+def exact_top_k(
+    query_vectors: Float[np.ndarray, "queries dim"],
+    passage_vectors: Float[np.ndarray, "passages dim"],
+    *,
+    depth: int,
+    block_rows: int = BLOCK_ROWS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]:
+    """Return the best passages of each query by dot product.
+
+    Of two passages with the same score the one in the lower row comes first, also where the block
+    boundary lies between them.
+
+    Args:
+        query_vectors: One row for each query.
+        passage_vectors: One row for each passage; may be memory-mapped and may be float16, only
+            one block of it is in memory as float32 at a time.
+        depth: Number of passages wanted for each query, at least 1.
+        block_rows: Passages scored at once.
+        on_progress: Called with (passages searched, passages).
+
+    Returns:
+        Scores (float32) and row numbers (int64), best first, with ``min(depth, passages)`` columns.
+
+    Raises:
+        ValueError: If ``depth`` or ``block_rows`` is below 1.
+        VectorsError: If a score is not a number (NaN in a vector).
+    """
+    if block_rows < 1:
+        raise ValueError(f"expected block_rows of at least 1, got {block_rows}")
+    total = passage_vectors.shape[0]
+
+    def blocks() -> Iterable[tuple[int, np.ndarray]]:
+        for start in range(0, total, block_rows):
+            yield start, passage_vectors[start : start + block_rows]
+            if on_progress is not None:
+                on_progress(min(start + block_rows, total), total)
+
+    return top_k_of_blocks(query_vectors, blocks(), depth=depth)
+
+
+def top_k_of_blocks(
+    query_vectors: Float[np.ndarray, "queries dim"],
+    blocks: Iterable[tuple[int, np.ndarray]],
+    *,
+    depth: int,
+) -> tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]:
+    """Return the best passages of each query over a stream of blocks.
+
+    Args:
+        query_vectors: One row for each query.
+        blocks: First row number and vectors of each block, with growing row numbers.
+        depth: Number of passages wanted for each query, at least 1.
+
+    Returns:
+        Scores and row numbers, best first, with ``min(depth, passages)`` columns.
+
+    Raises:
+        ValueError: If ``depth`` is below 1.
+        VectorsError: If a score is not a number (NaN in a vector).
+    """
+    if depth < 1:
+        raise ValueError(f"expected a depth of at least 1, got {depth}")
+    queries = np.ascontiguousarray(query_vectors, dtype=np.float32)
+    best = [_Best.empty() for _ in range(len(queries))]
+    for first_row, block in blocks:
+        vectors = np.asarray(block, dtype=np.float32)
+        for start in range(0, len(queries), _BLOCK_QUERIES):
+            scores = queries[start : start + _BLOCK_QUERIES] @ vectors.T
+            if np.isnan(scores.sum()) and np.isnan(scores).any():
+                raise VectorsError(_nan_message(queries, vectors, first_row=first_row))
+            for offset, row_scores in enumerate(scores):
+                best[start + offset].offer(row_scores, first_row=first_row, depth=depth)
+    width = len(best[0].rows) if best else 0
+    all_scores = np.empty((len(queries), width), dtype=np.float32)
+    all_rows = np.empty((len(queries), width), dtype=np.int64)
+    for index, state in enumerate(best):
+        order = np.lexsort((state.rows, -state.scores))
+        all_scores[index] = state.scores[order]
+        all_rows[index] = state.rows[order]
+    return all_scores, all_rows
+
+
+class _Best:
+    """The best passages of one query so far, in no order."""
+
+    __slots__ = ("rows", "scores")
+
+    def __init__(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        self.scores = scores
+        self.rows = rows
+
+    @classmethod
+    def empty(cls) -> "_Best":
+        """Return a state that has seen no passage."""
+        return cls(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64))
+
+    def offer(self, scores: np.ndarray, *, first_row: int, depth: int) -> None:
+        """Take what is among the best of the block that begins at ``first_row``."""
+        if len(self.scores) < depth:
+            columns = np.arange(len(scores))
+        else:
+            # Rows of this block are higher than all before: at equal score the earlier one stays.
+            columns = np.flatnonzero(scores > self.scores.min())
+            if not len(columns):
+                return
+        if len(columns) > depth:
+            columns = columns[_cut(scores[columns], depth)]
+        self.scores = np.concatenate([self.scores, scores[columns]])
+        self.rows = np.concatenate([self.rows, columns + first_row])
+        if len(self.scores) > depth:
+            # Rows stand in growing order here, which is what the cut needs for its ties.
+            kept = _cut(self.scores, depth)
+            self.scores, self.rows = self.scores[kept], self.rows[kept]
+
+
+def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Return the positions of the ``depth`` highest scores, ties to the lower, in growing order."""
+    threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+    above = scores > threshold
+    level = np.flatnonzero(scores == threshold)[: depth - int(above.sum())]
+    above[level] = True
+    return np.flatnonzero(above)
+
+
+def _nan_message(queries: np.ndarray, vectors: np.ndarray, *, first_row: int) -> str:
+    """Say which vector is to blame for a score that is not a number."""
+    for what, array, offset in (("query", queries, 0), ("passage", vectors, first_row)):
+        broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(broken):
+            return (
+                f"expected finite numbers, the vector of {what} row {broken[0] + offset} holds "
+                "NaN or infinity; encode it again"
+            )
+    return "expected finite scores, a dot product overflowed to NaN; normalise the vectors"
