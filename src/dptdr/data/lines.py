@@ -1,0 +1,233 @@
+r"""Lines of text files, streamed, with errors that name file, line and field.
+
+Only ``\n`` ends a line (a ``\r`` before it is dropped). ``str.splitlines`` and text mode are
+avoided on purpose: they also break at U+2028, U+0085 and lone ``\r``, which occur inside real
+passages.
+"""
+
+import gzip
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dptdr.errors import DataError
+
+UTF8_MARK = b"\xef\xbb\xbf"
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file for reading bytes; a name that ends in ``.gz`` is unpacked on the way.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        DataError: If it cannot be opened.
+    """
+    try:
+        if path.suffix == ".gz":
+            return io.BufferedReader(gzip.GzipFile(path, mode="rb"))
+        return path.open("rb", buffering=1 << 18)
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield line number (from 1) and bytes of each line that is not blank, without its ending.
+
+    Args:
+        path: A text file, plain or gzip.
+
+    Yields:
+        Number and bytes of one line.
+
+    Raises:
+        DataError: If the file is missing, unreadable, or its gzip data is broken.
+    """
+    number = 0
+    with open_bytes(path) as handle:
+        try:
+            for line in handle:
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(UTF8_MARK)
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                if line.strip():
+                    yield number, line
+        except (EOFError, OSError) as error:
+            raise DataError(f"cannot be read: {error}", path=path, line=number + 1) from None
+
+
+def decode_line(line: bytes, *, path: Path, number: int) -> str:
+    """Return a line as text.
+
+    Args:
+        line: The bytes.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: If the bytes are not UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected UTF-8 text, byte {error.start + 1} of the line is "
+            f"0x{line[error.start]:02x}; save the file as UTF-8",
+            path=path,
+            line=number,
+        ) from None
+
+
+def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
+    """Return the JSON object that stands in one line.
+
+    Args:
+        line: The bytes of the line.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The object.
+
+    Raises:
+        DataError: If the line is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        # Bytes that are not UTF-8 are a fault of another kind; say so if that is what it is.
+        decode_line(line, path=path, number=number)
+        raise DataError(
+            f"expected a JSON object in one line, {error.msg} (column {error.colno})",
+            path=path,
+            line=number,
+        ) from None
+    if not isinstance(value, dict):
+        raise DataError(
+            f"expected a JSON object in one line, got {describe(value)}", path=path, line=number
+        )
+    return value
+
+
+def text_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -> str:
+    """Return a field that must hold a string.
+
+    Args:
+        record: The JSON object.
+        name: Name of the field.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The string.
+
+    Raises:
+        DataError: If the field is absent or not a string.
+    """
+    value = record.get(name)
+    if isinstance(value, str):
+        return value
+    if name not in record:
+        has = ", ".join(list(record)[:8]) or "no field"
+        raise DataError(f"is missing; the record has {has}", path=path, line=number, field=name)
+    hint = f'; write it as "{value}"' if type(value) is int else ""
+    raise DataError(
+        f"expected a string, got {describe(value)}{hint}", path=path, line=number, field=name
+    )
+
+
+def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -> str:
+    """Return a field that must hold an id: a string that is not empty.
+
+    Args:
+        record: The JSON object.
+        name: Name of the field.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The id.
+
+    Raises:
+        DataError: If the field is absent, not a string, empty, or holds a tab or a line break.
+    """
+    value = text_field(record, name, path=path, number=number)
+    fault = id_fault(value)
+    if fault:
+        raise DataError(fault, path=path, line=number, field=name)
+    return value
+
+
+def id_fault(value: str) -> str | None:
+    """Return what makes a text unfit as an id, or None if it is fit.
+
+    Args:
+        value: The would-be id.
+
+    Returns:
+        The fault in words, or None.
+    """
+    if not value.strip():
+        return "expected an id, got an empty text"
+    if "\t" in value or "\n" in value or "\r" in value:
+        return f"an id may hold no tab and no line break, got {value!r}"
+    return None
+
+
+def integer(text: str, *, path: Path, number: int, field: str) -> int:
+    """Return a decimal integer.
+
+    Args:
+        text: What stands in the file.
+        path: The file, for the message.
+        number: The line's number, for the message.
+        field: The field's name, for the message.
+
+    Returns:
+        The integer.
+
+    Raises:
+        DataError: If the text is not a decimal integer.
+    """
+    try:
+        # int() would also take "1_000" and other scripts' digits.
+        if not text.strip().isascii() or "_" in text:
+            raise ValueError
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"expected an integer, got {text!r}", path=path, line=number, field=field
+        ) from None
+
+
+def describe(value: object) -> str:
+    """Return what a JSON value is, in words for a message.
+
+    Args:
+        value: A parsed JSON value.
+
+    Returns:
+        Such as ``the number 7`` or ``a list``.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return "a list" if isinstance(value, list) else "an object"
