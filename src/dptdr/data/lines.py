@@ -33,7 +33,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
     try:
         if path.suffix == ".gz":
             return io.BufferedReader(gzip.GzipFile(path, mode="rb"))
-        return path.open("rb", buffering=1 << 18)
+        return path.open("rb")
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
     except OSError as error:
