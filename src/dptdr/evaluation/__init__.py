@@ -1,1 +1,21 @@
-"""The evaluation room."""
+"""Runs, judgements, measures, official protocols and paired tests. Nothing here needs torch."""
+
+from dptdr.evaluation.differences import QueryDifference, query_differences
+from dptdr.evaluation.measures import DEFAULT_MEASURES, Evaluation, evaluate
+from dptdr.evaluation.qrels import read_qrels
+from dptdr.evaluation.runs import read_run, write_run
+from dptdr.evaluation.significance import PairedTest, holm, paired_test
+
+__all__ = [
+    "DEFAULT_MEASURES",
+    "Evaluation",
+    "PairedTest",
+    "QueryDifference",
+    "evaluate",
+    "holm",
+    "paired_test",
+    "query_differences",
+    "read_qrels",
+    "read_run",
+    "write_run",
+]
