@@ -1,1 +1,55 @@
-"""The model room."""
+"""The model room: backbone, prompt injection, tuning methods, encoder and task bundle."""
+
+from dptdr.model.backbone import Backbone, Side, Tokens
+from dptdr.model.bundle import (
+    TaskManifest,
+    load_encoder,
+    load_task,
+    read_manifest,
+    save_task,
+)
+from dptdr.model.encoder import Encoder, Limits
+from dptdr.model.injection import Geometry, Injection
+from dptdr.model.methods import (
+    METHOD_NAMES,
+    LoraConfig,
+    Method,
+    MethodConfig,
+    MethodFactory,
+    MethodName,
+    NoConfig,
+    ShallowPromptConfig,
+    config_from,
+)
+from dptdr.model.pooling import Pooling
+from dptdr.model.prompt import DeepPrompt, DeepPromptConfig
+from dptdr.model.segments import PromptCall, Segment
+
+__all__ = [
+    "METHOD_NAMES",
+    "Backbone",
+    "DeepPrompt",
+    "DeepPromptConfig",
+    "Encoder",
+    "Geometry",
+    "Injection",
+    "Limits",
+    "LoraConfig",
+    "Method",
+    "MethodConfig",
+    "MethodFactory",
+    "MethodName",
+    "NoConfig",
+    "Pooling",
+    "PromptCall",
+    "Segment",
+    "ShallowPromptConfig",
+    "Side",
+    "TaskManifest",
+    "Tokens",
+    "config_from",
+    "load_encoder",
+    "load_task",
+    "read_manifest",
+    "save_task",
+]

@@ -1,0 +1,200 @@
+"""Attention with prompt rows, for every architecture that asks the transformers registry.
+
+The function below is registered under the name ``dptdr``, together with its mask function: an
+attention function alone would get no mask and padded rows would come out wrong. The prompt arrives
+as the forward keyword ``dptdr_prompt``, which survives gradient checkpointing, ``torch.compile``
+and threads, where a global would not.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from dptdr.errors import UnsupportedBackbone
+from dptdr.model.segments import (
+    PromptCall,
+    Segment,
+    layer_rows,
+    repeat_heads,
+    visible_columns,
+)
+
+NAME = "dptdr"
+KEYWORD = "dptdr_prompt"
+LAYERS_ATTRIBUTE = "dptdr_layers"
+
+
+def prompted_attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "texts heads tokens head_dim"],
+    key: Float[Tensor, "texts kv_heads tokens head_dim"],
+    value: Float[Tensor, "texts kv_heads tokens head_dim"],
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Float[Tensor, "texts tokens heads head_dim"], None]:
+    """Attend to the tokens and to the prompt rows that the forward pass carries.
+
+    Keys of the prompt are taken as they are: position rotations are applied to token keys before
+    this function and never to the prompt. Local windows limit tokens only; prompt rows are visible
+    from every token.
+
+    Args:
+        module: The attention module; its attribute ``dptdr_layers`` says which layers it serves.
+        query: Token queries.
+        key: Token keys.
+        value: Token values.
+        attention_mask: Boolean (true: attend) or additive mask over tokens, or none.
+        options: ``scaling``, ``dropout``, ``position_bias``, ``is_causal`` as transformers passes
+            them, and the :class:`PromptCall` under ``dptdr_prompt``.
+
+    Returns:
+        Attention output, and no weights.
+
+    Raises:
+        UnsupportedBackbone: If the layer asks for a soft cap or attention sinks.
+
+    Source:
+        Liu et al., P-Tuning v2 (arXiv 2110.07602), section 3.2; Tang et al. (arXiv 2208.11503).
+        Differs: ``joint=False`` segments have a softmax of their own.
+    """
+    for unsupported in ("softcap", "s_aux"):
+        if options.get(unsupported) is not None:
+            raise UnsupportedBackbone(
+                f"the attention of {type(module).__name__} uses '{unsupported}', which deep "
+                "prompts do not support"
+            )
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    dropout = float(options.get("dropout") or 0.0)
+    mask = _token_mask(module, query=query, key=key, mask=attention_mask, options=options)
+    times = query.shape[1] // key.shape[1]
+    call: PromptCall | None = options.get(KEYWORD)
+    segments: tuple[Segment, ...] = ()
+    layer = 0
+    if call is not None:
+        segments = call.segments
+        layer = _layer_of(module, call=call)
+        if call.observer is not None:
+            call.observer(layer, query, key, value, mask, scale)
+    key = repeat_heads(key, times=times)
+    value = repeat_heads(value, times=times)
+    joined = tuple(segment for segment in segments if segment.joint)
+    if joined:
+        key, value, mask = _joined(
+            joined, query=query, key=key, value=value, mask=mask, layer=layer
+        )
+    output = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+    )
+    for segment in segments:
+        if not segment.joint:
+            output = output + added_attention(segment, query=query, layer=layer, scale=scale)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _layer_of(module: torch.nn.Module, *, call: PromptCall) -> int:
+    if call.modules is not None:
+        call.modules.append(module)
+    layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
+    if len(layers) == 1:
+        return layers[0]
+    # One module serves several layers (or is being probed): count the calls of this pass.
+    layer = call.layer
+    call.layer = layer + 1
+    return layer
+
+
+def _token_mask(
+    module: torch.nn.Module,
+    *,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor | None:
+    """Return one mask over the tokens that holds padding, causality and position bias."""
+    causal = options.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", False)
+    if mask is None and causal and query.shape[2] > 1:
+        mask = torch.ones(
+            query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
+        ).tril()[None, None]
+    bias: Tensor | None = options.get("position_bias")
+    if bias is None:
+        return mask
+    if mask is None:
+        return bias.to(query.dtype)
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, torch.finfo(query.dtype).min).to(query.dtype)
+    return (bias + mask).to(query.dtype)
+
+
+def _joined(
+    segments: tuple[Segment, ...],
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    layer: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put the prompt rows before the token rows and widen the mask accordingly."""
+    rows = [layer_rows(segment, layer, query=query) for segment in segments]
+    tokens = key.shape[2]
+    key = torch.cat([keys for keys, _ in rows] + [key], dim=2)
+    value = torch.cat([values for _, values in rows] + [value], dim=2)
+    if mask is None and all(segment.visible is None for segment in segments):
+        return key, value, None
+    columns = torch.cat([visible_columns(segment, query=query) for segment in segments], dim=-1)
+    if mask is None:
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+    mask = mask.expand(query.shape[0], mask.shape[1], query.shape[2], tokens)
+    return key, value, torch.cat([_like_mask(columns, mask=mask), mask], dim=-1)
+
+
+def _like_mask(columns: Bool[Tensor, "texts 1 tokens prompt"], *, mask: Tensor) -> Tensor:
+    """Return the prompt's columns in the mask's kind: boolean, or 0 and a very negative number."""
+    columns = columns.expand(-1, mask.shape[1], -1, -1)
+    if mask.dtype == torch.bool:
+        return columns
+    lowest = torch.finfo(mask.dtype).min
+    return torch.zeros(columns.shape, dtype=mask.dtype, device=mask.device).masked_fill(
+        ~columns, lowest
+    )
+
+
+def added_attention(
+    segment: Segment,
+    *,
+    query: Float[Tensor, "texts heads tokens head_dim"],
+    layer: int,
+    scale: float,
+) -> Float[Tensor, "texts heads tokens head_dim"]:
+    """Return what a segment with its own softmax adds to the attention output."""
+    keys, values = layer_rows(segment, layer, query=query)
+    if segment.visible is None:
+        return functional.scaled_dot_product_attention(query, keys, values, scale=scale)
+    # A text without any visible row must add exactly nothing, where softmax over nothing is NaN.
+    anything = segment.visible.any(dim=-1)
+    columns = segment.visible | ~anything[:, None]
+    added = functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=columns[:, None, None, :], scale=scale
+    )
+    return added * anything[:, None, None, None].to(added.dtype)
+
+
+def prompted_mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """Return the token mask as SDPA would, but never leave causality to a kernel flag."""
+    options["allow_is_causal_skip"] = False
+    return sdpa_mask(*arguments, **options)
+
+
+def register() -> None:
+    """Make the attention and mask functions known to transformers under ``dptdr``."""
+    AttentionInterface.register(NAME, prompted_attention)
+    AttentionMaskInterface.register(NAME, prompted_mask)

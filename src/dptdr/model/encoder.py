@@ -1,0 +1,196 @@
+"""The encoder: texts in, vectors out, for the bare backbone or any tuned task."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dptdr.model import fingerprints
+from dptdr.model.backbone import Backbone, Side
+from dptdr.model.methods import Method, settings_of
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Longest texts that an encoder reads, in tokens with the special ones; longer ones are cut.
+
+    Args:
+        max_query_tokens: For queries.
+        max_passage_tokens: For passages.
+    """
+
+    max_query_tokens: int
+    max_passage_tokens: int
+
+    def of(self, side: Side) -> int:
+        """Return one side's limit."""
+        return self.max_query_tokens if side == "query" else self.max_passage_tokens
+
+
+def length_sorted_batches(
+    lengths: Sequence[int], *, token_budget: int, most_texts: int
+) -> Iterator[list[int]]:
+    """Yield batches of text numbers, longest texts first, so that little is padding.
+
+    Longest first: memory peaks in the first batch, not after an hour.
+
+    Args:
+        lengths: Tokens of each text.
+        token_budget: Most padded tokens per batch; one text longer than it stands alone.
+        most_texts: Most texts per batch.
+
+    Yields:
+        Positions in ``lengths``; every text exactly once; ties in the given order.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = max(1, min(most_texts, token_budget // longest))
+        yield order[start : start + size]
+        start += size
+
+
+class Encoder:
+    """Encodes queries and passages with one task, or with the bare backbone.
+
+    Args:
+        backbone: The encoder; ignored where a method is given, which brings its own.
+        method: A tuned task's method; ``None`` is the bare backbone.
+        limits: Longest texts; the backbone's own limit by default.
+        name: What to call this encoder in reports.
+        token_budget: Most padded tokens per batch.
+        most_texts: Most texts per batch.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        method: Method | None = None,
+        limits: Limits | None = None,
+        name: str | None = None,
+        token_budget: int = 4096,
+        most_texts: int = 64,
+    ) -> None:
+        self.method = method
+        self.backbone = backbone if method is None else method.backbone
+        longest = self.backbone.pooling.max_tokens
+        self.limits = limits or Limits(max_query_tokens=longest, max_passage_tokens=longest)
+        self.name = name or backbone.name
+        self.token_budget = token_budget
+        self.most_texts = most_texts
+        self._base_fingerprint = backbone.fingerprint if method is None else method.base_fingerprint
+        self._fingerprints: dict[Side, str] = {}
+
+    @property
+    def dim(self) -> int:
+        """Numbers per vector."""
+        return self.backbone.dim
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """Fingerprint of the untuned backbone."""
+        return self._base_fingerprint
+
+    @property
+    def query_fingerprint(self) -> str:
+        """Fingerprint of all that shapes query vectors."""
+        return self._fingerprint("query")
+
+    @property
+    def passage_fingerprint(self) -> str:
+        """Fingerprint of all that shapes passage vectors; the bare backbone's if query-only."""
+        return self._fingerprint("passage")
+
+    def _fingerprint(self, side: Side) -> str:
+        if side not in self._fingerprints:
+            parts = [self._base_fingerprint, str(self.limits.of(side))]
+            method = self.method
+            if method is not None and method.changes(side):
+                state = method.state()
+                if "shared" not in state and side in state:
+                    state = {"shared": state[side]}
+                settings: dict[str, Any] = settings_of(method.config)
+                # How a prompt was started or regularised does not shape the vectors it makes.
+                shaping = ("attention", "position", "alpha")
+                kept = {k: v for k, v in settings.items() if k in shaping}
+                parts.append(fingerprints.hash_tensors(state))
+                parts.append(fingerprints.hash_settings({"method": method.name, **kept}))
+            self._fingerprints[side] = fingerprints.combine(*parts)
+        return self._fingerprints[side]
+
+    def encode_queries(
+        self, texts: Sequence[str], *, on_progress: OnProgress | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return one float32 vector per query, in the given order.
+
+        Args:
+            texts: The queries.
+            on_progress: Called with (texts done, texts in all).
+
+        Returns:
+            The vectors; scores are dot products.
+        """
+        return self._encode(texts, side="query", on_progress=on_progress)
+
+    def encode_passages(
+        self, texts: Sequence[str], *, on_progress: OnProgress | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return one float32 vector per passage, in the given order.
+
+        Args:
+            texts: The passages (title and text joined, ``Passage.content``).
+            on_progress: Called with (texts done, texts in all).
+
+        Returns:
+            The vectors; scores are dot products.
+        """
+        return self._encode(texts, side="passage", on_progress=on_progress)
+
+    def _encode(
+        self, texts: Sequence[str], *, side: Side, on_progress: OnProgress | None
+    ) -> Float[np.ndarray, "texts dim"]:
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        if not texts:
+            return vectors
+        ids = self.backbone.tokenize(texts, side=side, max_tokens=self.limits.of(side))
+        done = 0
+        training = self.method is not None and self.method.module.training
+        if self.method is not None:
+            self.method.module.eval()
+        with torch.inference_mode():
+            for batch in length_sorted_batches(
+                [len(row) for row in ids],
+                token_budget=self.token_budget,
+                most_texts=self.most_texts,
+            ):
+                tokens = self.backbone.pad([ids[i] for i in batch])
+                if self.method is None:
+                    made = self.backbone.vectors(tokens)
+                else:
+                    made = self.method.vectors(tokens, side=side)
+                vectors[batch] = made.float().cpu().numpy()
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(texts))
+        if self.method is not None and training:
+            self.method.module.train()
+        return vectors
+
+    def describe(self) -> dict[str, Any]:
+        """Return what manifests record of this encoder."""
+        return {
+            "name": self.name,
+            "backbone": self.backbone.name,
+            "backbone_fingerprint": self.backbone_fingerprint,
+            "query_fingerprint": self.query_fingerprint,
+            "passage_fingerprint": self.passage_fingerprint,
+            "dim": self.dim,
+            "limits": asdict(self.limits),
+        }

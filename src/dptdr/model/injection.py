@@ -1,0 +1,271 @@
+"""Binding a prompt to a model: find its layers by one probing forward, prove that it reaches them.
+
+No class per architecture: a model either asks the transformers attention registry, or computes its
+attention with torch calls that can be intercepted. What is neither is refused.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dptdr.errors import UnsupportedBackbone
+from dptdr.model import attention
+from dptdr.model.interception import InterceptedAttention
+from dptdr.model.segments import PromptCall, Segment
+
+Route = Literal["registry", "interception"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What a prompt's rows must look like for a model.
+
+    Args:
+        layers: Number of attention layers that a prompt reaches.
+        heads: Key/value heads per layer.
+        head_dim: Numbers per row and head.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+
+
+class _Active(threading.local):
+    """The call under way in this thread, so that checkpointed blocks can be run again with it."""
+
+    call: PromptCall | None = None
+    route: Route = "registry"
+
+
+_ACTIVE = _Active()
+
+
+class Injection:
+    """A model whose attention layers take prompts.
+
+    Args:
+        model: A Hugging Face encoder; it is put on the ``dptdr`` attention where it knows the
+            registry, and left as it is otherwise.
+
+    Raises:
+        UnsupportedBackbone: If a prompt cannot be shown to reach every layer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        attention.register()
+        self.model = model
+        self.route: Route = _choose_route(model)
+        self.geometry = _probe(model, route=self.route)
+        self._checkpointing = False
+        _prove_effect(self)
+
+    def __call__(self, call: PromptCall, **inputs: Any) -> Any:
+        """Run the model's forward pass with a prompt.
+
+        Args:
+            call: The prompt rows; an empty call is the bare model.
+            inputs: The model's own forward keywords.
+
+        Returns:
+            The model's output.
+        """
+        call.layer = 0
+        with _activated(call, route=self.route):
+            if self.route == "registry":
+                return self.model(**inputs, **{attention.KEYWORD: call})
+            if not call.segments and call.observer is None:
+                return self.model(**inputs)
+            with InterceptedAttention(call):
+                return self.model(**inputs)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations.
+
+        Our own wrapper instead of transformers': it also works for architectures that have none
+        (MPNet, ALBERT), in eval mode, and it runs a block again with the prompt of its forward
+        pass and with the same layer number.
+        """
+        if self._checkpointing:
+            return
+        for block in _blocks(self.model):
+            block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
+        self._checkpointing = True
+
+
+@contextlib.contextmanager
+def _activated(call: PromptCall, *, route: Route) -> Iterator[None]:
+    before = (_ACTIVE.call, _ACTIVE.route)
+    _ACTIVE.call, _ACTIVE.route = call, route
+    try:
+        yield
+    finally:
+        _ACTIVE.call, _ACTIVE.route = before
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a block's forward so that backward runs it again under the same prompt call."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call, route = _ACTIVE.call, _ACTIVE.route
+        if call is None or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        layer = call.layer
+        first = True
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            if first:
+                first = False
+                return forward(*args, **kwargs)
+            after = call.layer
+            call.layer = layer
+            try:
+                with _activated(call, route=route):
+                    if route == "registry":
+                        return forward(*args, **kwargs)
+                    with InterceptedAttention(call):
+                        return forward(*args, **kwargs)
+            finally:
+                call.layer = after
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks: the members of the outermost list that holds most weights."""
+    total = sum(p.numel() for p in model.parameters())
+    best: list[nn.Module] = []
+    most = 0
+    inside: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or id(module) in inside:
+            continue
+        inside.update(id(m) for m in module.modules())
+        size = sum(p.numel() for p in module.parameters())
+        if size > most:
+            best, most = list(module), size
+    if not best or total == 0:
+        raise UnsupportedBackbone(
+            f"{type(model).__name__} has no list of blocks, so gradient checkpointing is not "
+            "possible; train without it"
+        )
+    return best
+
+
+def _expected_layers(model: nn.Module) -> int:
+    config = model.config
+    layers = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", None)
+    if not isinstance(layers, int):
+        raise UnsupportedBackbone(
+            f"{type(model).__name__}: the configuration states no number of layers "
+            "(num_hidden_layers), so a prompt's reach cannot be checked"
+        )
+    return layers
+
+
+def _choose_route(model: Any) -> Route:
+    try:
+        model.set_attn_implementation(attention.NAME)
+    except (ValueError, NotImplementedError, ImportError):
+        return _intercepted(model)
+    seen: list[str] = []
+    call = PromptCall(observer=lambda *_: seen.append("layer"))
+    with torch.no_grad(), contextlib.suppress(TypeError):
+        model(**_probe_inputs(model), **{attention.KEYWORD: call})
+    return "registry" if seen else _intercepted(model)
+
+
+def _intercepted(model: Any) -> Route:
+    # Interception watches plain matrix products; a fused kernel would hide them.
+    with contextlib.suppress(ValueError, NotImplementedError, ImportError):
+        model.set_attn_implementation("eager")
+    return "interception"
+
+
+def _probe_inputs(model: nn.Module) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    # Two texts of different lengths: masks must be at work while probing.
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 7]], device=device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _probe(model: nn.Module, *, route: Route) -> Geometry:
+    """Number the attention layers in call order and demand exactly one call per layer."""
+    shapes: list[tuple[int, int]] = []
+
+    def observe(layer: int, query: Tensor, key: Tensor, *_: Any) -> None:
+        del layer, query
+        shapes.append((key.shape[1], key.shape[3]))
+
+    for module in model.modules():
+        if hasattr(module, attention.LAYERS_ATTRIBUTE):
+            delattr(module, attention.LAYERS_ATTRIBUTE)
+    call = PromptCall(observer=observe, modules=[])
+    with torch.no_grad():
+        if route == "registry":
+            model(**_probe_inputs(model), **{attention.KEYWORD: call})
+        else:
+            with InterceptedAttention(call):
+                model(**_probe_inputs(model))
+    expected = _expected_layers(model)
+    if len(shapes) != expected or len(set(shapes)) != 1:
+        raise UnsupportedBackbone(
+            f"{type(model).__name__}: expected one attention call of one shape for each of the "
+            f"{expected} layers, saw {len(shapes)} calls with (heads, head_dim) in "
+            f"{sorted(set(shapes))}; deep prompts cannot be shown to reach every layer of this "
+            "architecture"
+        )
+    _number_modules(call.modules or [])
+    heads, head_dim = shapes[0]
+    return Geometry(layers=expected, heads=heads, head_dim=head_dim)
+
+
+def _number_modules(modules: list[nn.Module]) -> None:
+    """Tell each attention module which layers it serves (ALBERT shares one over all)."""
+    layers: dict[int, list[int]] = {}
+    for number, module in enumerate(modules):
+        layers.setdefault(id(module), []).append(number)
+    for module in modules:
+        setattr(module, attention.LAYERS_ATTRIBUTE, tuple(layers[id(module)]))
+
+
+def _prove_effect(injection: Injection) -> None:
+    """Perturb the prompt: the output must move, and every layer's rows must get a gradient."""
+    geometry = injection.geometry
+    name = type(injection.model).__name__
+    generator = torch.Generator().manual_seed(0)
+    shape = (geometry.layers, 1, geometry.heads, 2, geometry.head_dim)
+    parameter = next(injection.model.parameters())
+    rows = [
+        torch.randn(shape, generator=generator).to(parameter.device).requires_grad_()
+        for _ in range(2)
+    ]
+    weights = torch.randn(4, generator=generator).to(parameter.device)
+    inputs = _probe_inputs(injection.model)
+    with torch.no_grad():
+        bare = injection(PromptCall(), **inputs).last_hidden_state
+    with torch.enable_grad():
+        output = injection(PromptCall((Segment(*rows),)), **inputs).last_hidden_state
+        if torch.equal(output.detach(), bare):
+            raise UnsupportedBackbone(
+                f"{name}: a random prompt did not change the output, so prompts have no effect"
+            )
+        loss = (output.float() * weights[None, :, None]).sin().sum()
+        gradients = torch.autograd.grad(loss, rows, allow_unused=True)
+    for kind, gradient in zip(("keys", "values"), gradients, strict=True):
+        for layer in range(geometry.layers):
+            if gradient is None or not gradient[layer].any():
+                raise UnsupportedBackbone(
+                    f"{name}: the prompt's {kind} of layer {layer} get no gradient, so the prompt "
+                    "does not reach that layer"
+                )

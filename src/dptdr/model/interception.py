@@ -1,0 +1,175 @@
+"""Prompts for architectures that compute attention with plain torch functions.
+
+MPNet, DeBERTa, DeBERTa-v2 and others do not ask the registry. For the duration of one forward pass
+their torch calls are watched: the first product after the previous layer is query times key, the
+softmax gets extra columns for the prompt, and the product of the probabilities with the values gets
+the prompt's share added. The order of the softmax calls is the order of the layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from dptdr.errors import UnsupportedBackbone
+from dptdr.model.segments import PromptCall, Segment, layer_rows, visible_columns
+
+_PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+_SOFTMAXES = {torch.softmax, functional.softmax, Tensor.softmax}
+_DIVISIONS = {torch.div, torch.true_divide, Tensor.div, Tensor.div_, Tensor.__truediv__}
+_DIVISIONS |= {Tensor.__itruediv__, Tensor.true_divide}
+_MULTIPLICATIONS = {torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__}
+_DROPOUTS = {functional.dropout, torch.dropout}
+
+
+class InterceptedAttention(TorchFunctionMode):
+    """Adds the prompt of a :class:`PromptCall` to attention computed by plain torch calls.
+
+    Args:
+        call: The prompt; its ``layer`` counts the softmax calls seen.
+    """
+
+    def __init__(self, call: PromptCall) -> None:
+        super().__init__()
+        self.call = call
+        self._query: Tensor | None = None
+        self._key: Tensor | None = None
+        self._scores: Tensor | None = None
+        self._factor: float | Tensor = 1.0
+        self._division: tuple[Tensor, Any] | None = None
+        self._prompt_probabilities: list[Tensor] | None = None
+        self._waiting = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Watch one torch call; see the module's docstring."""
+        kwargs = kwargs or {}
+        if self._waiting:
+            return self._after_softmax(func, args, kwargs)
+        if func in _SOFTMAXES and self._scores is not None and args[0].dim() == 4:
+            return self._softmax(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func in _DIVISIONS:
+            self._note_division(args, result)
+        elif func in _MULTIPLICATIONS and self._is_scores(args[0]):
+            self._factor = self._factor * args[1]
+            self._scores = result
+        elif func in _PRODUCTS and self._scores is None:
+            self._note_product(args, result)
+        return result
+
+    def _is_scores(self, tensor: Any) -> bool:
+        return self._scores is not None and tensor is self._scores
+
+    def _note_division(self, args: Any, result: Tensor) -> None:
+        if self._is_scores(args[0]):
+            self._factor = self._factor / args[1]
+            self._scores = result
+        else:
+            self._division = (result, args[1])
+
+    def _note_product(self, args: Any, result: Tensor) -> None:
+        query, transposed_key = args[0], args[1]
+        self._query = query
+        self._scores = result
+        self._factor = 1.0
+        if self._division is not None and self._division[0] is transposed_key:
+            # DeBERTa-v2 divides the keys, not the scores.
+            self._factor = 1.0 / self._division[1]
+            transposed_key = transposed_key * self._division[1]
+        self._key = transposed_key.transpose(-1, -2)
+
+    def _softmax(self, func: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> Tensor:
+        scores: Tensor = args[0]
+        raw, query = self._scores, self._query
+        if raw is None or query is None or raw.numel() != scores.numel():
+            raise UnsupportedBackbone(
+                "the attention scores could not be traced to a query-key product, so a prompt "
+                "cannot be added to this architecture"
+            )
+        texts, heads, tokens, columns = scores.shape
+        query = query.reshape(texts, heads, tokens, query.shape[-1])
+        layer = self.call.layer
+        extra, self._prompt_probabilities = [], []
+        for segment in self.call.segments:
+            extra.append(self._prompt_scores(segment, query=query, layer=layer, like=scores))
+        joined = [e for e, s in zip(extra, self.call.segments, strict=True) if s.joint]
+        full = func(torch.cat([*joined, scores], dim=-1), *args[1:], **kwargs)
+        start = 0
+        for added, segment in zip(extra, self.call.segments, strict=True):
+            if segment.joint:
+                width = added.shape[-1]
+                self._prompt_probabilities.append(full[..., start : start + width])
+                start += width
+            else:
+                self._prompt_probabilities.append(_own_softmax(added, segment=segment))
+        self._waiting = True
+        self._query = query
+        return full[..., start:].contiguous() if start else full
+
+    def _prompt_scores(
+        self, segment: Segment, *, query: Tensor, layer: int, like: Tensor
+    ) -> Tensor:
+        keys, _ = layer_rows(segment, layer, query=query)
+        scores = torch.matmul(query, keys.transpose(-1, -2)) * self._factor
+        columns = visible_columns(segment, query=query)
+        return scores.to(like.dtype).masked_fill(~columns, torch.finfo(like.dtype).min)
+
+    def _after_softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Follow dropout on the probabilities, then add the prompt's share to the context."""
+        if func is functional.linear:
+            raise UnsupportedBackbone(
+                "attention probabilities are mixed between heads (talking heads), which deep "
+                "prompts do not support"
+            )
+        result = func(*args, **kwargs)
+        if func in _DROPOUTS:
+            assert self._prompt_probabilities is not None
+            self._prompt_probabilities = [
+                func(p, *args[1:], **kwargs) if segment.joint else p
+                for p, segment in zip(self._prompt_probabilities, self.call.segments, strict=True)
+            ]
+        elif func in _PRODUCTS:
+            result = self._context(result, value=args[1])
+        return result
+
+    def _context(self, context: Tensor, *, value: Tensor) -> Tensor:
+        assert self._query is not None
+        assert self._key is not None
+        assert self._prompt_probabilities is not None
+        query, layer = self._query, self.call.layer
+        texts, heads = query.shape[:2]
+        if self.call.observer is not None:
+            shape = (texts, heads, -1, query.shape[-1])
+            self.call.observer(
+                layer,
+                query,
+                self._key.reshape(shape),
+                value.reshape(shape),
+                None,
+                float(self._factor),
+            )
+        for segment, probabilities in zip(
+            self.call.segments, self._prompt_probabilities, strict=True
+        ):
+            _, values = layer_rows(segment, layer, query=query)
+            share = torch.matmul(probabilities.to(values.dtype), values)
+            context = context + share.reshape(context.shape)
+        self.call.layer = layer + 1
+        self._query = self._key = self._scores = None
+        self._division = self._prompt_probabilities = None
+        self._waiting = False
+        return context
+
+
+def _own_softmax(scores: Tensor, *, segment: Segment) -> Tensor:
+    """Return the probabilities of a segment with its own softmax; nothing visible gives zeros."""
+    probabilities = functional.softmax(scores, dim=-1)
+    if segment.visible is None:
+        return probabilities
+    anything = segment.visible.any(dim=-1)[:, None, None, None]
+    return probabilities * anything.to(probabilities.dtype)

@@ -1,0 +1,490 @@
+"""Tuning methods behind one small protocol: what is trained, and how it shapes a vector."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dptdr.errors import BundleError, ConfigError
+from dptdr.model.backbone import Backbone, Side, Tokens
+from dptdr.model.initialisation import token_rows
+from dptdr.model.prompt import DeepPrompt, DeepPromptConfig, Sharing, check_rows, random_rows
+from dptdr.model.segments import Observer, Segment
+
+MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
+METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShallowPromptConfig:
+    """Settings of a shallow prompt: rows before the word embeddings of the first layer only.
+
+    Args:
+        prompt_length: Rows.
+        sharing: As for deep prompts.
+    """
+
+    prompt_length: int = 16
+    sharing: Sharing = "tied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Settings of low-rank adaptation, done by peft.
+
+    Args:
+        rank: Rank of each update.
+        alpha: The update is scaled by ``alpha / rank``.
+        dropout: Dropout before the update, in training.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """BitFit and full fine-tuning have no settings."""
+
+
+MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
+
+
+class Method(Protocol):
+    """What training, encoding and bundles need of a tuning method."""
+
+    name: MethodName
+    config: MethodConfig
+    backbone: Backbone
+    base_fingerprint: str
+    module: nn.Module
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text, with gradients to what is trained."""
+        ...
+
+    def changes(self, side: Side) -> bool:
+        """Say whether this side's vectors differ from the bare backbone's."""
+        ...
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that must be saved, and nothing else."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved state."""
+        ...
+
+
+class DeepPromptMethod:
+    """Deep prompt tuning: key and value rows in every layer, the backbone frozen.
+
+    Args:
+        backbone: The frozen encoder; it is not changed and may be shared.
+        config: Settings.
+        query_texts: Texts for the tokens' initialisation of the query side (and of tied prompts).
+        passage_texts: Texts for the passage side of untied prompts.
+        rows: Rows by prompt name (``shared``, or ``query`` and ``passage``) that replace the
+            initialisation.
+        seed: Decides the initialisation.
+
+    Raises:
+        ConfigError: If the settings contradict each other.
+    """
+
+    name: MethodName = "deep-prompt"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: DeepPromptConfig,
+        *,
+        query_texts: Sequence[str] = (),
+        passage_texts: Sequence[str] = (),
+        rows: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_deep_prompt(config)
+        self.backbone = backbone
+        self.config: DeepPromptConfig = config
+        self.base_fingerprint = backbone.fingerprint
+        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
+        texts = {
+            "query": list(query_texts),
+            "passage": list(passage_texts),
+            "shared": [*query_texts, *(() if config.sharing == "query-only" else passage_texts)],
+        }
+        prompts = {}
+        for number, name in enumerate(names):
+            start = _initial_rows(
+                backbone, config, name=name, texts=texts[name], rows=rows, seed=seed + number
+            )
+            check_rows(start, geometry=backbone.geometry)
+            torch.manual_seed(seed + number)
+            prompts[name] = DeepPrompt(
+                start,
+                joint=config.attention == "joint",
+                dropout=config.dropout,
+                reparametrisation=config.reparametrisation,
+            )
+        self.module: nn.Module = nn.ModuleDict(prompts).to(backbone.device)
+
+    def prompt(self, side: Side) -> DeepPrompt | None:
+        """Return the prompt of a side; ``None`` for the passages of a query-only task."""
+        prompts: Any = self.module
+        if self.config.sharing == "untied":
+            found: DeepPrompt = prompts[side]
+            return found
+        if self.config.sharing == "query-only" and side == "passage":
+            return None
+        shared: DeepPrompt = prompts["shared"]
+        return shared
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        prompt = self.prompt(side)
+        segments: tuple[Segment, ...] = () if prompt is None else (prompt.segment(),)
+        shifted = prompt is not None and self.config.position == "shifted"
+        shift = prompt.prompt_length if prompt is not None and shifted else 0
+        return self.backbone.vectors(
+            tokens, prompts=segments, position_shift=shift, observer=observer
+        )
+
+    def changes(self, side: Side) -> bool:
+        """Say whether this side has a prompt."""
+        return self.prompt(side) is not None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the prompt's parameters."""
+        return dict(self.module.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return ``[layers, 2, heads, prompt, head_dim]`` per prompt, the MLP folded in."""
+        prompts: Any = self.module
+        return {name: prompt.rows().detach().cpu().contiguous() for name, prompt in prompts.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved rows; a reparametrisation is dropped, since it is folded in."""
+        prompts: Any = self.module
+        if set(state) != set(prompts):
+            raise BundleError(
+                f"expected prompts {sorted(prompts)}, the bundle holds {sorted(state)}"
+            )
+        for name, rows in state.items():
+            check_rows(rows, geometry=self.backbone.geometry)
+            prompts[name] = DeepPrompt(
+                rows, joint=self.config.attention == "joint", dropout=self.config.dropout
+            ).to(self.backbone.device)
+
+
+def _check_deep_prompt(config: DeepPromptConfig) -> None:
+    if config.prompt_length < 1:
+        raise ConfigError(f"prompt_length: expected at least 1, got {config.prompt_length}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
+    if config.initialisation == "identity" and config.attention != "added":
+        raise ConfigError(
+            "initialisation 'identity' needs attention 'added': zero rows in the tokens' softmax "
+            "would still take attention mass"
+        )
+
+
+def _initial_rows(
+    backbone: Backbone,
+    config: DeepPromptConfig,
+    *,
+    name: str,
+    texts: Sequence[str],
+    rows: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Tensor:
+    if rows is not None:
+        # A tied prompt may start an untied task: both sides take the shared rows.
+        found = rows.get(name, rows.get("shared", rows.get("query")))
+        if found is None:
+            raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(rows)}")
+        return found
+    length = config.prompt_length
+    if config.initialisation == "random" or not texts:
+        start = random_rows(
+            backbone.geometry, prompt_length=length, scale=config.random_scale, seed=seed
+        )
+    else:
+        side: Side = "passage" if name == "passage" else "query"
+        start = token_rows(backbone, texts, prompt_length=length, side=side, seed=seed)
+    if config.initialisation == "identity":
+        start = start.clone()
+        start[:, 1] = 0.0
+    return start
+
+
+class ShallowPromptMethod:
+    """Prompt tuning at the input: trained rows before the word embeddings.
+
+    Args:
+        backbone: The frozen encoder.
+        config: Settings.
+        seed: Decides which word embeddings the rows start from.
+
+    Source:
+        Lester et al., arXiv 2104.08691: rows start from embeddings of random vocabulary entries.
+    """
+
+    name: MethodName = "shallow-prompt"
+
+    def __init__(self, backbone: Backbone, config: ShallowPromptConfig, *, seed: int = 0) -> None:
+        self.backbone = backbone
+        self.config: ShallowPromptConfig = config
+        self.base_fingerprint = backbone.fingerprint
+        words: Tensor = backbone.model.get_input_embeddings().weight.detach().float()
+        generator = torch.Generator().manual_seed(seed)
+        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
+        rows = {}
+        for name in names:
+            chosen = torch.randint(0, words.shape[0], (config.prompt_length,), generator=generator)
+            rows[name] = nn.Parameter(words[chosen.to(words.device)].clone())
+        self.module: nn.Module = nn.ParameterDict(rows).to(backbone.device)
+
+    def _rows(self, side: Side) -> Tensor | None:
+        rows: Any = self.module
+        if self.config.sharing == "untied":
+            return rows[side]  # type: ignore[no-any-return]
+        if self.config.sharing == "query-only" and side == "passage":
+            return None
+        return rows["shared"]  # type: ignore[no-any-return]
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        rows = self._rows(side)
+        room = self.backbone.pooling.max_tokens
+        if rows is not None and tokens.ids.shape[1] + rows.shape[0] > room:
+            keep = room - rows.shape[0]
+            tokens = Tokens(tokens.ids[:, :keep], tokens.mask[:, :keep])
+        return self.backbone.vectors(tokens, prefix_embeddings=rows, observer=observer)
+
+    def changes(self, side: Side) -> bool:
+        """Say whether this side has a prompt."""
+        return self._rows(side) is not None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the prompt's rows."""
+        return dict(self.module.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the rows."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved rows."""
+        _copy_parameters(self.trained(), state)
+
+
+class WeightsMethod:
+    """Methods that train weights of a private copy of the encoder: LoRA, BitFit, full fine-tuning.
+
+    Args:
+        backbone: The encoder; it is copied, never changed.
+        config: Settings.
+        name: Which method.
+        choose: Prepares the copy and says by name which parameters are trained.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MethodConfig,
+        *,
+        name: MethodName,
+        choose: Callable[[nn.Module], list[str]],
+    ) -> None:
+        self.name: MethodName = name
+        self.config: MethodConfig = config
+        self.base_fingerprint = backbone.fingerprint
+        model = copy.deepcopy(backbone.model).float()
+        chosen = choose(model)
+        self.backbone = Backbone(
+            model, backbone.tokenizer, name=backbone.name, pooling=backbone.pooling
+        )
+        self.module: nn.Module = model
+        self._parameters = {n: p for n, p in model.named_parameters() if n in set(chosen)}
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(requires_grad=True)
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        del side
+        return self.backbone.vectors(tokens, observer=observer)
+
+    def changes(self, side: Side) -> bool:
+        """Both sides always differ from the bare backbone."""
+        del side
+        return True
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained weights."""
+        return dict(self._parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the trained weights."""
+        return {n: p.detach().cpu().contiguous() for n, p in self._parameters.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved weights."""
+        _copy_parameters(self._parameters, state)
+
+
+def _copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    if set(into) != set(state):
+        missing, extra = sorted(set(into) - set(state)), sorted(set(state) - set(into))
+        raise BundleError(f"weights do not fit the method: missing {missing}, unknown {extra}")
+    with torch.no_grad():
+        for name, parameter in into.items():
+            if parameter.shape != state[name].shape:
+                raise BundleError(
+                    f"weight '{name}': expected shape {tuple(parameter.shape)}, got "
+                    f"{tuple(state[name].shape)}"
+                )
+            parameter.copy_(state[name])
+
+
+# Query and value projections by the names that architectures use; fused ones stand alone.
+_LORA_TARGETS: tuple[tuple[str, ...], ...] = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("q", "v"),
+    ("Wqkv",),
+    ("qkv_proj",),
+    ("in_proj",),
+)
+
+
+def _lora(config: LoraConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
+    def choose(model: nn.Module) -> list[str]:
+        import peft
+
+        linear = {
+            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+        targets = next((t for t in _LORA_TARGETS if set(t) <= linear), None)
+        if targets is None:
+            raise ConfigError(
+                f"LoRA: {type(model).__name__} has no known query and value projections among "
+                f"{sorted(linear)}"
+            )
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(targets),
+        )
+        peft.inject_adapter_in_model(settings, model)
+        return [name for name, _ in model.named_parameters() if "lora_" in name]
+
+    return choose
+
+
+def _biases(model: nn.Module) -> list[str]:
+    return [name for name in _reached(model) if name.endswith("bias")]
+
+
+def _reached(model: nn.Module) -> list[str]:
+    """Name the parameters that shape a vector; the pooler's dense layer does not."""
+    return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]
+
+
+DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
+    "deep-prompt": DeepPromptConfig,
+    "shallow-prompt": ShallowPromptConfig,
+    "lora": LoraConfig,
+    "bitfit": NoConfig,
+    "full": NoConfig,
+}
+
+
+class MethodFactory:
+    """Builds methods by name.
+
+    Args:
+        query_texts: Texts for the tokens' initialisation of deep prompts.
+        passage_texts: Likewise for passages.
+        rows: Another task's prompt rows to start from.
+    """
+
+    configs: ClassVar[dict[MethodName, type[MethodConfig]]] = DEFAULT_CONFIGS
+
+    def __init__(
+        self,
+        *,
+        query_texts: Sequence[str] = (),
+        passage_texts: Sequence[str] = (),
+        rows: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.query_texts = query_texts
+        self.passage_texts = passage_texts
+        self.rows = rows
+
+    def build(
+        self, name: MethodName, backbone: Backbone, config: MethodConfig, *, seed: int
+    ) -> Method:
+        """Return a method, ready to train or to take over a saved state.
+
+        Raises:
+            ConfigError: If the settings are not those of the method.
+        """
+        if not isinstance(config, self.configs[name]):
+            raise ConfigError(f"method '{name}': got settings of another method, {config}")
+        if isinstance(config, DeepPromptConfig):
+            return DeepPromptMethod(
+                backbone,
+                config,
+                query_texts=self.query_texts,
+                passage_texts=self.passage_texts,
+                rows=self.rows,
+                seed=seed,
+            )
+        if isinstance(config, ShallowPromptConfig):
+            return ShallowPromptMethod(backbone, config, seed=seed)
+        if isinstance(config, LoraConfig):
+            return WeightsMethod(backbone, config, name=name, choose=_lora(config, seed=seed))
+        choose = _biases if name == "bitfit" else _reached
+        return WeightsMethod(backbone, config, name=name, choose=choose)
+
+
+def settings_of(config: MethodConfig) -> dict[str, Any]:
+    """Return a method's settings as plain values."""
+    return asdict(config)
+
+
+def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, MethodConfig]:
+    """Return the method name and its settings from plain values.
+
+    Raises:
+        ConfigError: If the method or a setting is unknown.
+    """
+    if name not in METHOD_NAMES:
+        raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
+    method: MethodName = name
+    try:
+        return method, DEFAULT_CONFIGS[method](**settings)
+    except TypeError as error:
+        raise ConfigError(f"method '{name}': {error}") from None

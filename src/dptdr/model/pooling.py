@@ -1,0 +1,139 @@
+"""From token states to one vector per text, as the encoder's own configuration says."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dptdr.errors import BackboneError
+
+Pool = Literal["cls", "mean", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """How a text's token states become its vector.
+
+    Args:
+        pool: ``cls`` takes the first token, ``mean`` the mean over tokens, ``last`` the last token.
+        normalise: Whether vectors are scaled to length 1.
+        max_tokens: Longest text in tokens, special tokens included; longer texts are cut.
+        query_prefix: Text put before every query.
+        passage_prefix: Text put before every passage.
+    """
+
+    pool: Pool = "mean"
+    normalise: bool = False
+    max_tokens: int = 512
+    query_prefix: str = field(default="")
+    passage_prefix: str = field(default="")
+
+
+def pool_states(
+    states: Float[Tensor, "texts tokens dim"],
+    mask: Int[Tensor, "texts tokens"],
+    *,
+    pooling: Pooling,
+) -> Float[Tensor, "texts dim"]:
+    """Return one float32 vector per text.
+
+    Args:
+        states: Last hidden states.
+        mask: 1 for tokens, 0 for padding; padding may be on either side.
+        pooling: What to do.
+
+    Returns:
+        The vectors, of length 1 where ``pooling.normalise``.
+    """
+    states = states.float()
+    if pooling.pool == "mean":
+        weights = mask.to(states.dtype).unsqueeze(-1)
+        vectors = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+    else:
+        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        if pooling.pool == "cls":
+            index = torch.where(mask > 0, positions, mask.shape[1]).min(dim=1).values
+            index = index.clamp(max=mask.shape[1] - 1)
+        else:
+            index = torch.where(mask > 0, positions, -1).max(dim=1).values.clamp(min=0)
+        vectors = states[torch.arange(states.shape[0], device=states.device), index]
+    if pooling.normalise:
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    return vectors
+
+
+def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooling:
+    """Read pooling, normalisation, length and prefixes from a sentence-transformers folder.
+
+    Args:
+        folder: Where ``modules.json`` may lie. Without it the default is CLS for encoders and the
+            last token for decoders, not normalised, as plain Hugging Face checkpoints are used.
+        model_max_tokens: What the model's positions allow.
+        decoder: Whether the model is a causal decoder.
+
+    Returns:
+        The pooling settings.
+
+    Raises:
+        BackboneError: If the folder asks for a module or pooling that dptdr does not have.
+    """
+    default: Pool = "last" if decoder else "cls"
+    modules_file = folder / "modules.json"
+    if not modules_file.is_file():
+        return Pooling(pool=default, max_tokens=model_max_tokens)
+    pool, normalise = default, False
+    for module in json.loads(modules_file.read_text(encoding="utf-8")):
+        kind = str(module["type"]).rsplit(".", maxsplit=1)[-1]
+        if kind == "Pooling":
+            pool = _read_pool(folder / module["path"] / "config.json")
+        elif kind == "Normalize":
+            normalise = True
+        elif kind != "Transformer":
+            raise BackboneError(
+                f"{modules_file}: module '{kind}' is not supported; expected Transformer, Pooling "
+                "and Normalize"
+            )
+    max_tokens = model_max_tokens
+    settings = folder / "sentence_bert_config.json"
+    if settings.is_file():
+        limit = json.loads(settings.read_text(encoding="utf-8")).get("max_seq_length")
+        max_tokens = min(model_max_tokens, int(limit)) if limit else model_max_tokens
+    query_prefix, passage_prefix = _read_prefixes(folder / "config_sentence_transformers.json")
+    return Pooling(
+        pool=pool,
+        normalise=normalise,
+        max_tokens=max_tokens,
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
+    )
+
+
+def _read_pool(path: Path) -> Pool:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names: dict[str, Pool] = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_lasttoken": "last",
+    }
+    newer: dict[str, Pool] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+    mode = config.get("pooling_mode")
+    if isinstance(mode, str) and mode in newer:
+        return newer[mode]
+    on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    if len(on) == 1 and on[0] in names:
+        return names[on[0]]
+    raise BackboneError(
+        f"{path}: expected exactly one of CLS, mean or last-token pooling, found {on or mode}"
+    )
+
+
+def _read_prefixes(path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return "", ""
+    prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+    passage = prompts.get("passage") or prompts.get("document") or prompts.get("corpus") or ""
+    return str(prompts.get("query") or ""), str(passage)

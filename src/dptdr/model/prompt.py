@@ -1,0 +1,141 @@
+"""The deep prompt: trained key and value rows for every layer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dptdr.model.injection import Geometry
+from dptdr.model.segments import Segment
+
+Sharing = Literal["tied", "untied", "query-only"]
+PromptAttention = Literal["joint", "added"]
+PositionPolicy = Literal["unshifted", "shifted"]
+Initialisation = Literal["tokens", "random", "task", "identity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepPromptConfig:
+    """Settings of a deep prompt that are stored with it.
+
+    Args:
+        prompt_length: Rows per layer and side.
+        sharing: ``tied``: queries and passages share one prompt; ``untied``: one each;
+            ``query-only``: passages are encoded by the bare backbone.
+        attention: ``joint``: one softmax over prompt and tokens (prefix tuning); ``added``: the
+            prompt has its own softmax and is added to the attention output.
+        initialisation: ``tokens``: keys and values of real tokens of the task's texts; ``random``:
+            normal with ``random_scale``; ``task``: another task's prompt; ``identity``: starts
+            exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
+        random_scale: Standard deviation of the random start.
+        dropout: Share of prompt numbers set to 0 in each training pass.
+        position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
+            with a generation cache (the authors' checkpoints).
+        reparametrisation: Width of the MLP that produces the rows while training, 0 for none; it
+            is folded into the rows when the prompt is saved.
+    """
+
+    prompt_length: int = 16
+    sharing: Sharing = "tied"
+    attention: PromptAttention = "joint"
+    initialisation: Initialisation = "tokens"
+    random_scale: float = 0.02
+    dropout: float = 0.0
+    position: PositionPolicy = "unshifted"
+    reparametrisation: int = 0
+
+
+class DeepPrompt(nn.Module):
+    """Key and value rows of every layer for one side.
+
+    Args:
+        rows: ``[layers, 2, heads, prompt, head_dim]``; index 0 of the second axis holds keys.
+        joint: Whether the prompt shares the tokens' softmax.
+        dropout: Share of numbers set to 0 in each training pass.
+        reparametrisation: Width of the MLP that is added to the rows while training, 0 for none.
+
+    Source:
+        Liu et al., P-Tuning v2, arXiv 2110.07602, section 3. Differs: the MLP starts at zero and
+        its output is added to the rows, so that every initialisation works with it.
+    """
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "layers two heads prompt head_dim"],
+        *,
+        joint: bool = True,
+        dropout: float = 0.0,
+        reparametrisation: int = 0,
+    ) -> None:
+        super().__init__()
+        rows = rows.detach().float()
+        self.keys = nn.Parameter(rows[:, 0].contiguous().clone())
+        self.values = nn.Parameter(rows[:, 1].contiguous().clone())
+        self.joint = joint
+        self.dropout = dropout
+        self.mlp: nn.Sequential | None = None
+        if reparametrisation:
+            layers, _, heads, prompt, head_dim = rows.shape
+            width = heads * head_dim
+            self.embedding = nn.Parameter(torch.randn(prompt, width) * 0.02)
+            last = nn.Linear(reparametrisation, layers * 2 * width)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(nn.Linear(width, reparametrisation), nn.Tanh(), last)
+
+    @property
+    def prompt_length(self) -> int:
+        """Rows per layer."""
+        return self.keys.shape[2]
+
+    def rows(self) -> Float[Tensor, "layers two heads prompt head_dim"]:
+        """Return the rows as they enter attention, the MLP folded in."""
+        rows = torch.stack([self.keys, self.values], dim=1)
+        if self.mlp is None:
+            return rows
+        layers, _, heads, prompt, head_dim = rows.shape
+        made = self.mlp(self.embedding).view(prompt, layers, 2, heads, head_dim)
+        return rows + made.permute(1, 2, 3, 0, 4)
+
+    def segment(self) -> Segment:
+        """Return the rows as one segment shared by all texts of a batch."""
+        if self.mlp is None:
+            keys, values = self.keys, self.values
+        else:
+            rows = self.rows()
+            keys, values = rows[:, 0], rows[:, 1]
+        if self.training and self.dropout:
+            keys = nn.functional.dropout(keys, self.dropout)
+            values = nn.functional.dropout(values, self.dropout)
+        return Segment(keys.unsqueeze(1), values.unsqueeze(1), joint=self.joint)
+
+    def extra_repr(self) -> str:
+        """Say the prompt's shape in ``print``."""
+        layers, heads, prompt, head_dim = self.keys.shape
+        return f"layers={layers}, heads={heads}, prompt={prompt}, head_dim={head_dim}"
+
+
+def random_rows(
+    geometry: Geometry, *, prompt_length: int, scale: float, seed: int
+) -> Float[Tensor, "layers two heads prompt head_dim"]:
+    """Return normally distributed rows, a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (geometry.layers, 2, geometry.heads, prompt_length, geometry.head_dim)
+    return torch.randn(shape, generator=generator) * scale
+
+
+def check_rows(rows: Tensor, *, geometry: Geometry) -> None:
+    """Refuse rows that do not fit a backbone.
+
+    Raises:
+        ValueError: If the shape is not ``[layers, 2, heads, prompt, head_dim]`` of the backbone.
+    """
+    expected = (geometry.layers, 2, geometry.heads, "prompt", geometry.head_dim)
+    shape = tuple(rows.shape)
+    fits = len(shape) == 5 and all(
+        want in ("prompt", have) for want, have in zip(expected, shape, strict=True)
+    )
+    if not fits or shape[3] < 1:
+        raise ValueError(f"expected prompt rows of shape {expected}, got {shape}")
