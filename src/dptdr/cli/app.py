@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "mine": "dptdr.cli.mine",
     "pretrain": "dptdr.cli.pretrain",
     "serve": "dptdr.cli.serve",
+    "export": "dptdr.cli.export",
     "run": "dptdr.cli.run",
 }
 """Command name to the module that holds a function ``command``."""
