@@ -1,5 +1,15 @@
 """The model room: backbone, prompt injection, tuning methods, encoder and task bundle."""
 
+from dptdr.config.methods import (
+    METHOD_NAMES,
+    DeepPromptConfig,
+    LoraConfig,
+    MethodConfig,
+    MethodName,
+    NoConfig,
+    ShallowPromptConfig,
+    config_from,
+)
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.bundle import (
     TaskManifest,
@@ -10,19 +20,9 @@ from dptdr.model.bundle import (
 )
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.injection import Geometry, Injection
-from dptdr.model.methods import (
-    METHOD_NAMES,
-    LoraConfig,
-    Method,
-    MethodConfig,
-    MethodFactory,
-    MethodName,
-    NoConfig,
-    ShallowPromptConfig,
-    config_from,
-)
+from dptdr.model.methods import Method, MethodFactory
 from dptdr.model.pooling import Pooling
-from dptdr.model.prompt import DeepPrompt, DeepPromptConfig
+from dptdr.model.prompt import DeepPrompt
 from dptdr.model.segments import PromptCall, Segment
 
 __all__ = [

@@ -11,19 +11,13 @@ import safetensors.torch
 from torch import Tensor
 
 import dptdr
+from dptdr.config.methods import MethodConfig, MethodName, config_from, settings_of
 from dptdr.errors import BundleError, DataError, WrongBackbone
 from dptdr.files import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.model.backbone import Backbone, resolve
 from dptdr.model.card import write_card
 from dptdr.model.encoder import Encoder, Limits
-from dptdr.model.methods import (
-    Method,
-    MethodConfig,
-    MethodFactory,
-    MethodName,
-    config_from,
-    settings_of,
-)
+from dptdr.model.methods import Method, MethodFactory
 
 FORMAT_VERSION = 1
 TASK_FILE = "task.json"

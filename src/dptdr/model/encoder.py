@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from dptdr.config.methods import settings_of
 from dptdr.model import fingerprints
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.methods import Method, settings_of
+from dptdr.model.methods import Method
 
 OnProgress = Callable[[int, int], None]
 

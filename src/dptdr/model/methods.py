@@ -2,57 +2,25 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dptdr.config.methods import (
+    DEFAULT_CONFIGS,
+    DeepPromptConfig,
+    LoraConfig,
+    MethodConfig,
+    MethodName,
+    ShallowPromptConfig,
+)
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import token_rows
-from dptdr.model.prompt import DeepPrompt, DeepPromptConfig, Sharing, check_rows, random_rows
+from dptdr.model.prompt import DeepPrompt, check_rows, random_rows
 from dptdr.model.segments import Observer, Segment
-
-MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
-METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShallowPromptConfig:
-    """Settings of a shallow prompt: rows before the word embeddings of the first layer only.
-
-    Args:
-        prompt_length: Rows.
-        sharing: As for deep prompts.
-    """
-
-    prompt_length: int = 16
-    sharing: Sharing = "tied"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Settings of low-rank adaptation, done by peft.
-
-    Args:
-        rank: Rank of each update.
-        alpha: The update is scaled by ``alpha / rank``.
-        dropout: Dropout before the update, in training.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoConfig:
-    """BitFit and full fine-tuning have no settings."""
-
-
-MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
 
 
 class Method(Protocol):
@@ -412,15 +380,6 @@ def _reached(model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]
 
 
-DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
-    "deep-prompt": DeepPromptConfig,
-    "shallow-prompt": ShallowPromptConfig,
-    "lora": LoraConfig,
-    "bitfit": NoConfig,
-    "full": NoConfig,
-}
-
-
 class MethodFactory:
     """Builds methods by name.
 
@@ -468,23 +427,3 @@ class MethodFactory:
             return WeightsMethod(backbone, config, name=name, choose=_lora(config, seed=seed))
         choose = _biases if name == "bitfit" else _reached
         return WeightsMethod(backbone, config, name=name, choose=choose)
-
-
-def settings_of(config: MethodConfig) -> dict[str, Any]:
-    """Return a method's settings as plain values."""
-    return asdict(config)
-
-
-def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, MethodConfig]:
-    """Return the method name and its settings from plain values.
-
-    Raises:
-        ConfigError: If the method or a setting is unknown.
-    """
-    if name not in METHOD_NAMES:
-        raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
-    method: MethodName = name
-    try:
-        return method, DEFAULT_CONFIGS[method](**settings)
-    except TypeError as error:
-        raise ConfigError(f"method '{name}': {error}") from None

@@ -1,50 +1,11 @@
 """The deep prompt: trained key and value rows for every layer."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dptdr.model.injection import Geometry
 from dptdr.model.segments import Segment
-
-Sharing = Literal["tied", "untied", "query-only"]
-PromptAttention = Literal["joint", "added"]
-PositionPolicy = Literal["unshifted", "shifted"]
-Initialisation = Literal["tokens", "random", "task", "identity"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepPromptConfig:
-    """Settings of a deep prompt that are stored with it.
-
-    Args:
-        prompt_length: Rows per layer and side.
-        sharing: ``tied``: queries and passages share one prompt; ``untied``: one each;
-            ``query-only``: passages are encoded by the bare backbone.
-        attention: ``joint``: one softmax over prompt and tokens (prefix tuning); ``added``: the
-            prompt has its own softmax and is added to the attention output.
-        initialisation: ``tokens``: keys and values of real tokens of the task's texts; ``random``:
-            normal with ``random_scale``; ``task``: another task's prompt; ``identity``: starts
-            exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
-        random_scale: Standard deviation of the random start.
-        dropout: Share of prompt numbers set to 0 in each training pass.
-        position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
-            with a generation cache (the authors' checkpoints).
-        reparametrisation: Width of the MLP that produces the rows while training, 0 for none; it
-            is folded into the rows when the prompt is saved.
-    """
-
-    prompt_length: int = 16
-    sharing: Sharing = "tied"
-    attention: PromptAttention = "joint"
-    initialisation: Initialisation = "tokens"
-    random_scale: float = 0.02
-    dropout: float = 0.0
-    position: PositionPolicy = "unshifted"
-    reparametrisation: int = 0
 
 
 class DeepPrompt(nn.Module):

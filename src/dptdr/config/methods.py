@@ -1,0 +1,109 @@
+"""Settings of the tuning methods, as they stand in recipes and task bundles."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from dptdr.errors import ConfigError
+
+MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
+METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
+Sharing = Literal["tied", "untied", "query-only"]
+PromptAttention = Literal["joint", "added"]
+PositionPolicy = Literal["unshifted", "shifted"]
+Initialisation = Literal["tokens", "random", "task", "identity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepPromptConfig:
+    """Settings of a deep prompt that are stored with it.
+
+    Args:
+        prompt_length: Rows per layer and side.
+        sharing: ``tied``: queries and passages share one prompt; ``untied``: one each;
+            ``query-only``: passages are encoded by the bare backbone.
+        attention: ``joint``: one softmax over prompt and tokens (prefix tuning); ``added``: the
+            prompt has its own softmax and is added to the attention output.
+        initialisation: ``tokens``: keys and values of real tokens of the task's texts; ``random``:
+            normal with ``random_scale``; ``task``: another task's prompt; ``identity``: starts
+            exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
+        random_scale: Standard deviation of the random start.
+        dropout: Share of prompt numbers set to 0 in each training pass.
+        position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
+            with a generation cache (the authors' checkpoints).
+        reparametrisation: Width of the MLP that produces the rows while training, 0 for none; it
+            is folded into the rows when the prompt is saved.
+    """
+
+    prompt_length: int = 16
+    sharing: Sharing = "tied"
+    attention: PromptAttention = "joint"
+    initialisation: Initialisation = "tokens"
+    random_scale: float = 0.02
+    dropout: float = 0.0
+    position: PositionPolicy = "unshifted"
+    reparametrisation: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShallowPromptConfig:
+    """Settings of a shallow prompt: rows before the word embeddings of the first layer only.
+
+    Args:
+        prompt_length: Rows.
+        sharing: As for deep prompts.
+    """
+
+    prompt_length: int = 16
+    sharing: Sharing = "tied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Settings of low-rank adaptation, done by peft.
+
+    Args:
+        rank: Rank of each update.
+        alpha: The update is scaled by ``alpha / rank``.
+        dropout: Dropout before the update, in training.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """BitFit and full fine-tuning have no settings."""
+
+
+MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
+
+DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
+    "deep-prompt": DeepPromptConfig,
+    "shallow-prompt": ShallowPromptConfig,
+    "lora": LoraConfig,
+    "bitfit": NoConfig,
+    "full": NoConfig,
+}
+
+
+def settings_of(config: MethodConfig) -> dict[str, Any]:
+    """Return a method's settings as plain values."""
+    return asdict(config)
+
+
+def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, MethodConfig]:
+    """Return the method name and its settings from plain values.
+
+    Raises:
+        ConfigError: If the method or a setting is unknown.
+    """
+    if name not in METHOD_NAMES:
+        raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
+    method: MethodName = name
+    try:
+        return method, DEFAULT_CONFIGS[method](**settings)
+    except TypeError as error:
+        raise ConfigError(f"method '{name}': {error}") from None
