@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptdr.evaluation import evaluate, holm, paired_test, read_run, write_run
+from dptdr.evaluation.answers import prepare_answer, tokenize
+from dptdr.evaluation.msmarco import evaluate_msmarco
+from dptdr.evaluation.nq import evaluate_nq
 from dptdr.evaluation.significance import randomisation_p
 from dptdr.records import Hit
 
@@ -119,3 +122,62 @@ def test_holm_never_lowers_a_p_value_nor_changes_their_order(p_values):
     assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     assert [adjusted[index] for index in order] == sorted(adjusted)
+
+
+@given(run=runs.filter(bool), data=st.data())
+@settings(deadline=None)
+def test_msmarco_protocol_agrees_with_ir_measures_where_both_define_the_same(run, data):
+    import ir_measures
+
+    qrels = {
+        query: {
+            passage: 1
+            for passage in data.draw(
+                st.lists(st.sampled_from([h.passage_id for h in hits] + ["other"]), min_size=1)
+            )
+        }
+        for query, hits in run.items()
+    }
+    qrels["unranked"] = {"p": 1}
+    run.pop("unranked", None)
+    ranks = {
+        query: {row + 1: hit.passage_id for row, hit in enumerate(hits)}
+        for query, hits in run.items()
+    }
+    result = evaluate_msmarco(ranks, qrels)
+    reference = evaluate(run, qrels, measures=["RR@10", "R@50", "R@1000", "Success@50"])
+    assert result.measures["MRR@10"] == pytest.approx(reference.measures["RR@10"])
+    assert result.measures["R@1000"] == pytest.approx(reference.measures["R@1000"])
+    # The hit rate is over ranked queries: Success over the judged ones, times judged / ranked.
+    share = reference.measures["Success@50"] * len(qrels) / len(run)
+    assert result.measures["hit_rate@50"] == pytest.approx(share)
+    theirs = ir_measures.calc_aggregate(
+        [ir_measures.RR @ 10],
+        qrels,
+        {
+            query: {hit.passage_id: -row for row, hit in enumerate(hits)}
+            for query, hits in run.items()
+        },
+    )
+    assert result.measures["MRR@10"] == pytest.approx(theirs[ir_measures.RR @ 10])
+
+
+words = st.lists(st.sampled_from(["a", "B", "É", "ΣΑΣ", "9", ".", "-", "of the"]), max_size=8)
+
+
+@given(texts=st.lists(words, min_size=1, max_size=8), answer=words.filter(bool))
+@settings(deadline=None)
+def test_answer_accuracy_agrees_with_success_over_passages_that_contain_an_answer(texts, answer):
+    passages = [(f"p{row}", " ".join(text)) for row, text in enumerate(texts)]
+    prepared = [prepare_answer(" ".join(answer), matching="string")]
+    run = {"q": [Hit(key, float(-row)) for row, (key, _) in enumerate(passages)]}
+    result = evaluate_nq(run, [prepared], query_ids=["q"], passages=iter(passages))
+    needle = tokenize(" ".join(answer))
+    grades = {
+        key: int(any(tokens[at : at + len(needle)] == needle for at in range(len(tokens))))
+        for key, text in passages
+        for tokens in [tokenize(text)]
+    }
+    reference = evaluate(run, {"q": grades}, measures=["Success@5", "Success@20"])
+    assert result.measures["top-5"] == reference.measures["Success@5"]
+    assert result.measures["top-20"] == reference.measures["Success@20"]

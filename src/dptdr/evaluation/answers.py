@@ -1,0 +1,129 @@
+"""Does a passage contain an answer? The matching rules of DPR's open-domain evaluation."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+Matching = Literal["string", "regex"]
+
+# No token can hold it: the token pattern leaves out control characters.
+_SEPARATOR = "\0"
+
+
+@cache
+def _token_pattern() -> Any:
+    import regex
+
+    return regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+
+def tokenize(text: str) -> list[str]:
+    """Return the lower-cased tokens of a text.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Runs of letters, numbers and marks, and single other visible characters, of the text in
+        canonical decomposition (NFD).
+
+    Source:
+        Karpukhin et al. 2020, DPR's simple tokenizer. Differs: nothing.
+    """
+    return _joined_tokens(_decompose(text)).split(_SEPARATOR)[1:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StringAnswer:
+    """An answer that must stand in a passage as a contiguous run of tokens."""
+
+    joined: str
+    # Substrings that a passage's lower-cased text must hold; a cheap test before tokenisation.
+    needed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegexAnswer:
+    """An answer that is a regular expression, as CuratedTREC's are."""
+
+    pattern: Any
+
+
+Answer = StringAnswer | RegexAnswer
+
+
+def prepare_answer(text: str, *, matching: Matching) -> Answer:
+    """Make an answer ready for many comparisons.
+
+    Args:
+        text: The answer, or a regular expression.
+        matching: Which of the two it is.
+
+    Returns:
+        The prepared answer.
+
+    Raises:
+        ValueError: If the answer has no token (as a sub-list, nothing is part of every passage),
+            or the expression is empty or broken.
+    """
+    if matching == "regex":
+        import regex
+
+        if not text:
+            raise ValueError("the expression is empty, it would match every passage")
+        flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
+        try:
+            return RegexAnswer(pattern=regex.compile(_decompose(text), flags=flags))
+        except regex.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    tokens = tokenize(text)
+    if not tokens:
+        raise ValueError("the answer has no letter, digit or sign, it would match every passage")
+    # A capital sigma is lower-cased by its neighbours, so a whole text may differ from its tokens.
+    needed = tuple(token for token in tokens if not re.search("[σς]", token))
+    return StringAnswer(joined=_join(tokens), needed=needed)
+
+
+def contains_answer(text: str, answers: Sequence[Answer]) -> bool:
+    """Return whether a passage's text contains one of the answers.
+
+    Args:
+        text: The passage's text; its title is not searched.
+        answers: Prepared answers.
+
+    Returns:
+        True if an answer's tokens stand in the text one after the other, or its expression is
+        found anywhere in the decomposed text.
+
+    Source:
+        Karpukhin et al. 2020, DPR's answer matching. Differs: nothing.
+    """
+    text = _decompose(text)
+    lowered = text.lower()
+    joined: str | None = None
+    for answer in answers:
+        if isinstance(answer, RegexAnswer):
+            if answer.pattern.search(text):
+                return True
+        elif all(token in lowered for token in answer.needed):
+            joined = joined or _joined_tokens(text)
+            if answer.joined in joined:
+                return True
+    return False
+
+
+def _decompose(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFD", text)
+
+
+def _joined_tokens(decomposed: str) -> str:
+    # Lower-cased after joining: the separator keeps tokens from changing one another.
+    return _join(_token_pattern().findall(decomposed)).lower()
+
+
+def _join(tokens: Sequence[str]) -> str:
+    """Return tokens between separators, so that a sub-list is a substring."""
+    return f"{_SEPARATOR}{_SEPARATOR.join(tokens)}{_SEPARATOR}" if tokens else _SEPARATOR
