@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from dptdr.data.beir import BeirCounts
     from dptdr.data.inspection import Inspection, TextStats
 
 app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
@@ -35,6 +36,35 @@ def inspect_command(
         write_json(json, found.as_json())
     if found.errors:
         raise typer.Exit(2)
+
+
+@app.command("sample")
+def sample_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="python-code (docstring to source, over the standard library) or "
+            "python-api (summary to documentation, over numpy, scipy, matplotlib, torch)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+    seed: Annotated[int, typer.Option(help="Decides the split by source file.")] = 0,
+) -> None:
+    """Build a sample data set from text on this machine: real, and no download."""
+    from dptdr.cli.progress import progress
+    from dptdr.data.samples import build_sample
+
+    with progress(f"sample {name}") as on_progress:
+        counts = build_sample(name, out=out, seed=seed, on_progress=on_progress)
+    typer.echo(_counts_line(out, counts))
+
+
+def _counts_line(out: Path, counts: "BeirCounts") -> str:
+    judged = ", ".join(f"{split} {count:,}" for split, count in counts.judgements.items())
+    return (
+        f"{out}: {counts.passages:,} passages, {counts.queries:,} queries, "
+        f"judgements: {judged or 'none'}"
+    )
 
 
 def _inspection_table(found: "Inspection") -> str:

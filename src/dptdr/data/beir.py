@@ -298,7 +298,7 @@ def write_beir(
     Passages and queries are streamed: memory does not grow with them.
 
     Args:
-        path: Where the folder shall stand; a folder there is replaced.
+        path: Where the folder shall stand; a BEIR folder there is replaced.
         passages: The corpus.
         queries: The queries of all splits.
         qrels: Split name to judgements.
@@ -309,9 +309,11 @@ def write_beir(
         What was written.
 
     Raises:
-        DataError: If an id is empty or holds a tab, or a text cannot be written as UTF-8.
+        DataError: If something else stands there, an id is empty or holds a tab, or a text cannot
+            be written as UTF-8.
     """
     path = Path(path)
+    _refuse_foreign(path)
     with atomic_folder(path) as folder:
         passage_count = _write_jsonl(
             folder / CORPUS,
@@ -329,6 +331,16 @@ def write_beir(
         said = meta(counts) if callable(meta) else meta
         write_json(folder / "meta.json", {**said, "counts": counts.as_json()})
     return counts
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Replacing a folder deletes it; only what this module wrote may be deleted."""
+    if path.exists() and not path.is_dir():
+        raise DataError("a file stands where the data folder shall be written", path=path)
+    if path.is_dir() and any(path.iterdir()) and not (path / CORPUS).is_file():
+        raise DataError(
+            f"this folder holds other files and no {CORPUS}; name a new or empty folder", path=path
+        )
 
 
 def _write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> int:

@@ -297,3 +297,18 @@ def test_gzip_is_unpacked_and_a_cut_archive_is_named(tmp_path: Path):
     assert list(raw_lines(whole)) == [(1, b"a"), (2, b"b\x0c"), (4, b"c")]
     with pytest.raises(DataError, match=r"cut.tsv.gz, line \d: cannot be read"):
         list(raw_lines(cut))
+
+
+def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").touch()
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(DataError, match=r"holds other files and no corpus.jsonl"):
+        write_beir(tmp_path / "home", passages=[], queries=[], qrels={}, meta={})
+    with pytest.raises(DataError, match="a file stands where"):
+        write_beir(tmp_path / "home" / "letter.txt", passages=[], queries=[], qrels={}, meta={})
+    write_beir(tmp_path / "empty", passages=[], queries=[], qrels={}, meta={})
+
+    assert [file.name for file in (tmp_path / "home").iterdir()] == ["letter.txt"]
+    assert (tmp_path / "empty" / "corpus.jsonl").exists()

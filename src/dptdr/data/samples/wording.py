@@ -1,0 +1,78 @@
+"""What of a docstring is fit to be a query, and what is boilerplate."""
+
+import re
+
+MIN_QUERY_WORDS = 3
+MAX_QUERY_WORDS = 40
+
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_BOILERPLATE = re.compile(
+    r"""^(
+        see\b | same\ as\b | alias\b | an?\ alias\b | deprecated\b | internal\b | implements?\b
+      | overrides?\b | overridden\b | undocumented\b | todo\b | fixme\b | inherit | refer\ to\b
+      | this\ (method|function|class)\ is\ (deprecated|internal|not|for\ internal)
+      | (private|helper|wrapper)\b | not\ implemented | copyright\b | generated\b | auto-?generated
+      | usage\b | arguments?:| args:| parameters?\b | returns?: | examples?:? | notes?: | warning
+      | \.\. | [-*=~#>|]
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Templates, and signatures that give the name away.
+_NO_PROSE = ("%(", "{", "->", ") --")
+# `name(arguments) -> type`: what C functions and add_docstr put before the summary.
+_SIGNATURE = re.compile(r"^[\w.]+\s*\([^()]*(\([^()]*\)[^()]*)*\)\s*(->\s*[\w\[\], .|()]+)?\s*\.?$")
+_MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(<[^`>]*>)?`|``?([^`]*)``?_{0,2}")
+
+
+def is_signature(paragraph: str) -> bool:
+    """Return whether a paragraph is a call signature and no sentence.
+
+    Args:
+        paragraph: One paragraph of a docstring.
+
+    Returns:
+        True for such as ``abs(input) -> Tensor``.
+    """
+    joined = " ".join(paragraph.split()).removesuffix(" --")
+    return bool(_SIGNATURE.match(joined))
+
+
+def as_query(paragraph: str) -> str | None:
+    """Return a paragraph as a query, or None if it says too little to search with.
+
+    Args:
+        paragraph: The summary of a docstring.
+
+    Returns:
+        The text on one line without reStructuredText's marks; None if it is too short, too long,
+        boilerplate, a template, or hardly English.
+    """
+    text = _MARKUP.sub(lambda match: match.group(1) or match.group(3) or "", paragraph)
+    text = " ".join(text.split(">>>")[0].split())
+    text = text.rstrip(": ")
+    words = text.split()
+    if not MIN_QUERY_WORDS <= len(words) <= MAX_QUERY_WORDS:
+        return None
+    if _BOILERPLATE.match(text) or any(mark in text for mark in _NO_PROSE):
+        return None
+    plain = sum(len(word) for word in _WORD.findall(text))
+    if len(_WORD.findall(text)) < MIN_QUERY_WORDS or plain < 0.6 * len("".join(words)):
+        return None
+    return text
+
+
+def cut(text: str, *, characters: int) -> str:
+    """Return a text cut at the end of a line, or else of a word, within a length.
+
+    Args:
+        text: The text.
+        characters: Most characters to keep.
+
+    Returns:
+        The text, or its beginning.
+    """
+    if len(text) <= characters:
+        return text
+    head = text[:characters]
+    at = max(head.rfind("\n"), head.rfind(" ") if "\n" not in head else -1)
+    return head[:at].rstrip() if at > characters // 2 else head.rstrip()
