@@ -1,7 +1,9 @@
 """Passages beside their vectors: texts, ids and metadata of one shard, found by row."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 import orjson
 from jaxtyping import Int64
 
-from dptdr.data.beir import CORPUS, parse_passage
+from dptdr.data.beir import CORPUS, BeirFolder, parse_passage
 from dptdr.data.lines import describe, parse_object, raw_lines
 from dptdr.errors import DataError, VectorsError
 from dptdr.records import Passage
@@ -22,6 +24,43 @@ class Document(NamedTuple):
 
     passage: Passage
     metadata: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which corpus is encoded."""
+
+    fingerprint: str
+    """Identifies the corpus: another one may not continue an unfinished folder."""
+    data: str | None = None
+    """Where it stands, for reference."""
+    count: int | None = None
+    """Passages in it where known, for progress."""
+
+
+def source_of(data: Path | str) -> Source:
+    """Return what identifies the corpus of a BEIR folder, and its number of passages.
+
+    Args:
+        data: The folder that holds ``corpus.jsonl``.
+
+    Returns:
+        SHA-256 of the corpus file (queries and judgements do not matter to its vectors), its
+        folder and its number of lines.
+
+    Raises:
+        DataError: If there is no such folder or no corpus in it.
+    """
+    path = BeirFolder(data).path / CORPUS
+    digest = hashlib.sha256()
+    lines = 0
+    last = b"\n"
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return Source(fingerprint=digest.hexdigest(), data=str(data), count=lines + (last != b"\n"))
 
 
 def read_documents(data: Path | str) -> Iterator[Document]:

@@ -23,7 +23,15 @@ from jaxtyping import Float32
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.files import atomic_file, recover_folder, write_json
 from dptdr.records import Passage
-from dptdr.search.documents import Document, as_documents, pack_documents, pack_ids
+from dptdr.search.documents import (
+    Document,
+    Source,
+    as_documents,
+    pack_documents,
+    pack_ids,
+    read_documents,
+    source_of,
+)
 from dptdr.search.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -68,18 +76,6 @@ class EncodeSettings:
             raise VectorsError(
                 f"expected a part from 0 to {self.parts - 1} of {self.parts}, got {self.part}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which corpus is encoded."""
-
-    fingerprint: str
-    """Identifies the corpus: another one may not continue an unfinished folder."""
-    data: str | None = None
-    """Where it stands, for reference."""
-    count: int | None = None
-    """Passages in it where known, for progress."""
 
 
 def partial_path(out: Path) -> Path:
@@ -143,6 +139,39 @@ def encode_folder(
         ) from error
     # Another part may have written the last record and put the folder in its place meanwhile.
     return VectorFolder(out) if not work.exists() and (out / MANIFEST).is_file() else None
+
+
+def encode_data(
+    encoder: TextEncoder,
+    data: Path | str,
+    *,
+    out: Path,
+    settings: EncodeSettings | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VectorFolder:
+    """Encode the corpus of a BEIR folder in one process.
+
+    Args:
+        encoder: Turns texts into vectors.
+        data: The BEIR folder.
+        out: The vector folder.
+        settings: Shard size and dtype; all parts are done here.
+        on_progress: Called with (passages done, passages).
+
+    Returns:
+        The finished folder.
+    """
+    folder = encode_folder(
+        encoder,
+        read_documents(data),
+        out=out,
+        source=source_of(data),
+        settings=settings,
+        on_progress=on_progress,
+    )
+    if folder is None:
+        raise VectorsError(f"{out}: other parts are not encoded yet; encode them, then run again")
+    return folder
 
 
 class _Worker:

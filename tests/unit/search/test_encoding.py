@@ -13,8 +13,8 @@ import pytest
 
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.records import Passage
-from dptdr.search.documents import Document
-from dptdr.search.encoding import EncodeSettings, Source, encode_folder, partial_path
+from dptdr.search.documents import Document, Source
+from dptdr.search.encoding import EncodeSettings, encode_folder, partial_path
 from dptdr.search.vectors import VectorFolder
 
 PASSAGES = [Passage(f"d{n}", f"word{n} " * (1 + n * 7 % 5), f"t{n}") for n in range(23)]
@@ -99,7 +99,8 @@ KILLED = """
     import sys, time
     sys.path.insert(0, {here!r})
     from conftest import HashEncoder
-    from dptdr.search.encoding import EncodeSettings, Source, encode_folder
+    from dptdr.search.documents import Source
+    from dptdr.search.encoding import EncodeSettings, encode_folder
     from pathlib import Path
     from dptdr.records import Passage
 

@@ -5,8 +5,8 @@ import pytest
 
 from dptdr.errors import VectorsError
 from dptdr.records import Passage
-from dptdr.search.documents import Document, Filter
-from dptdr.search.encoding import EncodeSettings, Source, encode_folder
+from dptdr.search.documents import Document, Filter, Source
+from dptdr.search.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors import VectorFolder
 
 

@@ -1,0 +1,202 @@
+"""``dptdr encode``: a corpus becomes a folder of vectors."""
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dptdr.model import Encoder
+    from dptdr.search.vectors import VectorFolder
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="BEIR folder; its corpus.jsonl is encoded.")],
+    out: Annotated[Path, typer.Option(help="Vector folder to write.")],
+    task: Annotated[Path | None, typer.Option(help="Task bundle that encodes.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Bare backbone that encodes (name, folder or minilm); with --task, where the "
+            "task's backbone lies."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            help="Passages in a shard: sorted by length inside, and what a kill loses at most."
+        ),
+    ] = 16_384,
+    dtype: Annotated[
+        str, typer.Option(help="Stored precision: float32, or float16 for half the bytes.")
+    ] = "float32",
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="Do part i of n (from 0), for several machines: i/n. They may share the folder, "
+            "or their OUT.partial folders are copied together and the command is run once more."
+        ),
+    ] = "0/1",
+    processes: Annotated[
+        int, typer.Option(help="Processes on this machine; each loads the encoder.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Precision of the backbone's weights: float32 or bfloat16.")
+    ] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write counts and speed to this file.")] = None,
+) -> None:
+    """Encode a corpus into a vector folder.
+
+    A killed run goes on where it was when the same command is given again.
+    """
+    from dptdr.cli.progress import progress
+    from dptdr.files import write_json
+    from dptdr.search.documents import read_documents, source_of
+    from dptdr.search.encoding import EncodeSettings, encode_folder, partial_path
+    from dptdr.search.workers import encode_in_processes
+
+    part, parts = parse_part(shard)
+    settings = EncodeSettings(
+        shard_size=shard_size, dtype=parse_dtype(dtype), part=part, parts=parts
+    )
+    load = functools.partial(
+        load_encoder_of, task=task, backbone=backbone, device=device, precision=precision
+    )
+    source = source_of(data)
+    started = time.perf_counter()
+    with progress("encode") as on_progress:
+        if processes == 1:
+            folder = encode_folder(
+                load(),
+                read_documents(data),
+                out=out,
+                source=source,
+                settings=settings,
+                on_progress=on_progress,
+            )
+        else:
+            folder = encode_in_processes(
+                load,
+                functools.partial(read_documents, data),
+                out=out,
+                source=source,
+                settings=settings,
+                processes=processes,
+                on_progress=on_progress,
+            )
+    if folder is None:
+        typer.echo(
+            f"part {shard} is done; {partial_path(out)} waits for the other parts, then run any of "
+            "them again"
+        )
+        return
+    report = encode_report(folder, seconds=time.perf_counter() - started)
+    typer.echo(
+        f"{out}: {folder.count:,} vectors of {folder.dim} numbers, {report['bytes'] / 1e6:.1f} MB, "
+        f"by {folder.manifest.origin.encoder}, {report['seconds']:.1f} s"
+    )
+    if json is not None:
+        write_json(json, report)
+
+
+def load_encoder_of(
+    *,
+    task: Path | None,
+    backbone: str | None,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> "Encoder":
+    """Return the encoder that the options name.
+
+    Args:
+        task: Task bundle.
+        backbone: Bare backbone, or where the task's backbone lies.
+        device: Torch device.
+        precision: Precision of the backbone's weights.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ConfigError: If neither is given.
+    """
+    from dptdr.errors import ConfigError
+
+    if task is None and backbone is None:
+        raise ConfigError(
+            "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
+            "training"
+        )
+    from dptdr.model import load_encoder
+
+    return load_encoder(task=task, backbone=backbone, device=device, dtype=precision)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Return part and parts of ``i/n``.
+
+    Args:
+        text: What the user wrote.
+
+    Returns:
+        Part from 0, and number of parts.
+
+    Raises:
+        ConfigError: If it is no such pair.
+    """
+    from dptdr.errors import ConfigError
+
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ConfigError(f"expected --shard i/n with i from 0 to n - 1, such as 0/4, got {text!r}")
+    return int(part), int(parts)
+
+
+def parse_dtype(text: str) -> Any:
+    """Return the stored precision, or refuse another word.
+
+    Args:
+        text: What the user wrote.
+
+    Returns:
+        The same text.
+
+    Raises:
+        ConfigError: If it is neither float32 nor float16.
+    """
+    from dptdr.errors import ConfigError
+    from dptdr.search.manifest import DTYPES
+
+    if text not in DTYPES:
+        raise ConfigError(f"expected --dtype {' or '.join(DTYPES)}, got {text!r}")
+    return text
+
+
+def encode_report(folder: "VectorFolder", *, seconds: float) -> dict[str, Any]:
+    """Return what ``--json`` writes of an encoded folder.
+
+    Args:
+        folder: The vector folder.
+        seconds: Wall-clock time it took.
+
+    Returns:
+        Counts, bytes, speed and fingerprints.
+    """
+    origin = folder.manifest.origin
+    return {
+        "vectors": str(folder.path),
+        "passages": folder.count,
+        "dim": folder.dim,
+        "dtype": origin.dtype,
+        "bytes": sum(file.bytes for shard in folder.manifest.shards for file in shard.files),
+        "vector_bytes": sum(shard.vectors.bytes for shard in folder.manifest.shards),
+        "seconds": seconds,
+        "passages_per_second": folder.count / seconds,
+        "encoder": origin.encoder,
+        "backbone_fingerprint": origin.backbone_fingerprint,
+        "passage_fingerprint": origin.passage_fingerprint,
+        "data_fingerprint": origin.data_fingerprint,
+    }
