@@ -1,1 +1,1 @@
-"""The training room."""
+"""The training room: losses, GradCache, processes, one loop, checkpoint selection."""

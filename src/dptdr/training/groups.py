@@ -1,0 +1,187 @@
+"""Training groups from a data folder: queries with their positives, mined negatives beside them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from dptdr.data.beir import BeirFolder
+from dptdr.errors import TrainingError
+from dptdr.records import Passage, Qrels, Query, TrainingGroup
+
+
+class Groups(Protocol):
+    """A numbered collection of training groups; texts may be read when asked for."""
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        ...
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        """Return one group."""
+        ...
+
+
+class QrelsGroups:
+    """Groups of judged queries; queries of the same text are one group.
+
+    Args:
+        queries: Query id to text.
+        passages: Passage id to content, for all positives.
+        qrels: Judgements; passages of grade ``min_grade`` and above are positives.
+        min_grade: Least grade of a positive.
+
+    Raises:
+        TrainingError: If no query has a positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        queries: Mapping[str, str],
+        passages: Mapping[str, str],
+        qrels: Qrels,
+        min_grade: int = 1,
+    ) -> None:
+        by_text: dict[str, tuple[str, dict[str, None]]] = {}
+        self.without_positive = 0
+        for query_id in sorted(qrels):
+            positives = [p for p, grade in qrels[query_id].items() if grade >= min_grade]
+            if not positives:
+                self.without_positive += 1
+                continue
+            text = queries[query_id]
+            _, found = by_text.setdefault(text, (query_id, {}))
+            found.update(dict.fromkeys(positives))
+        if not by_text:
+            raise TrainingError(
+                f"no query has a positive of grade {min_grade} or more, so there is nothing to "
+                "train on; check the train qrels with `dptdr data inspect`"
+            )
+        self._groups = [
+            TrainingGroup(
+                query_id=query_id,
+                query=text,
+                positives=tuple(passages[p] for p in positives),
+                positive_ids=tuple(positives),
+            )
+            for text, (query_id, positives) in by_text.items()
+        ]
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        """Return one group."""
+        return self._groups[item]
+
+    def sample_texts(self, count: int, *, seed: int) -> tuple[list[str], list[str]]:
+        """Return up to ``count`` queries and as many of their positives, for initialisation."""
+        order = np.random.default_rng([7, seed]).permutation(len(self))[:count]
+        groups = [self._groups[int(i)] for i in order]
+        return [g.query for g in groups], [g.positives[0] for g in groups]
+
+
+def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels, Qrels]:
+    """Split judged queries into (train, dev) where a data set has no dev split.
+
+    A tenth of the queries, at least ten and at most ``most_queries``, becomes dev; with fewer than
+    twenty queries a half.
+
+    Args:
+        qrels: The train judgements.
+        most_queries: Most dev queries.
+        seed: Decides which queries are held out.
+
+    Returns:
+        Judgements to train on and to select by.
+
+    Raises:
+        TrainingError: If there are fewer than two judged queries.
+    """
+    ids = sorted(qrels)
+    if len(ids) < 2:
+        raise TrainingError(
+            f"expected at least two judged train queries, got {len(ids)}: one to train on, one to "
+            "select the checkpoint by; add queries or a dev split"
+        )
+    count = min(most_queries, max(10, len(ids) // 10), len(ids) // 2)
+    order = np.random.default_rng([11, seed]).permutation(len(ids))
+    held = {ids[int(i)] for i in order[:count]}
+    train = {q: qrels[q] for q in ids if q not in held}
+    return train, {q: qrels[q] for q in ids if q in held}
+
+
+class DevSet:
+    """Queries and a small corpus by which checkpoints are compared.
+
+    Args:
+        queries: The dev queries.
+        passages: The corpus: all judged passages of the queries, and others drawn at random.
+        qrels: Judgements of the queries.
+    """
+
+    def __init__(
+        self, *, queries: Sequence[Query], passages: Sequence[Passage], qrels: Qrels
+    ) -> None:
+        self.queries = list(queries)
+        self.passages = list(passages)
+        self.qrels = qrels
+
+
+def load_texts(
+    folder: BeirFolder, *, query_ids: set[str], passage_ids: set[str]
+) -> tuple[dict[str, str], dict[str, Passage]]:
+    """Return the wanted queries' texts and passages, each file read once.
+
+    Raises:
+        TrainingError: If an id that the qrels name is missing.
+    """
+    queries = {q.id: q.text for q in folder.queries() if q.id in query_ids}
+    passages = {p.id: p for p in folder.passages() if p.id in passage_ids}
+    for kind, wanted, have in (
+        ("query", query_ids, queries.keys()),
+        ("passage", passage_ids, passages.keys()),
+    ):
+        missing = sorted(wanted - have)
+        if missing:
+            raise TrainingError(
+                f"{folder.path}: the qrels name {len(missing)} unknown {kind} ids, the first is "
+                f"'{missing[0]}'; see `dptdr data inspect`"
+            )
+    return queries, passages
+
+
+def draw_dev_ids(
+    qrels: Qrels, corpus_ids: Iterable[str], *, queries: int, passages: int, seed: int
+) -> tuple[Qrels, set[str]]:
+    """Return the dev judgements that are used and the ids of the dev corpus.
+
+    Args:
+        qrels: Dev judgements.
+        corpus_ids: All passage ids, in corpus order.
+        queries: Most dev queries.
+        passages: Size of the corpus; judged passages always belong to it, even beyond this.
+        seed: Decides the draw.
+
+    Returns:
+        Judgements of the drawn queries, and the passage ids.
+    """
+    generator = np.random.default_rng([13, seed])
+    ids = sorted(q for q, judged in qrels.items() if any(grade > 0 for grade in judged.values()))
+    chosen = [ids[int(i)] for i in generator.permutation(len(ids))[:queries]]
+    kept: Qrels = {}
+    wanted: dict[str, None] = {}
+    for query_id in chosen:
+        judged = qrels[query_id]
+        # A query with very many positives may bring in a few only; the others are not judged then.
+        taken = dict(sorted(judged.items(), key=lambda pair: -pair[1])[: max(1, passages // 10)])
+        kept[query_id] = taken
+        wanted.update(dict.fromkeys(taken))
+    # Positives that were not taken must not stand in the corpus unjudged.
+    banned = {p for q in chosen for p, grade in qrels[q].items() if grade > 0 and p not in kept[q]}
+    others = [p for p in corpus_ids if p not in wanted and p not in banned]
+    room = max(0, passages - len(wanted))
+    extra = generator.permutation(len(others))[:room]
+    return kept, set(wanted) | {others[int(i)] for i in extra}

@@ -1,0 +1,145 @@
+"""Losses: pure functions of vectors and masks.
+
+Layouts. ``query_vectors`` is ``[queries, dim]``, ``passage_vectors`` is ``[passages, dim]``, each
+passage once. ``positive`` is ``[queries, passages]``, true where the passage is a positive to be
+found. ``ignored`` is ``[queries, passages]``, true where a passage must not count for a query at
+all: another known positive, or a second copy of a passage.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def contrastive_terms(
+    scores: Float[Tensor, "queries passages"],
+    *,
+    positive: Bool[Tensor, "queries passages"],
+    ignored: Bool[Tensor, "queries passages"],
+) -> Float[Tensor, " queries"]:
+    """Return each query's cross entropy over its positives and all counted negatives.
+
+    With several positives, each is told apart from the negatives alone, not from the other
+    positives, and the mean over them is taken.
+
+    Args:
+        scores: Similarities, already divided by the temperature.
+        positive: Positives of each query; every row has at least one.
+        ignored: What must not count; where a cell is both, the positive wins.
+
+    Returns:
+        One loss per query.
+
+    Source:
+        Karpukhin et al., arXiv 2004.04906, equation 2. Differs: known positives and copies are
+        masked, several positives are averaged.
+    """
+    scores = scores.float()
+    negatives = scores.masked_fill(positive | ignored, float("-inf"))
+    # log(sum over negatives); a query without any counted negative gives -inf, a loss of 0.
+    rest = torch.logsumexp(negatives, dim=1, keepdim=True)
+    losses = torch.logaddexp(scores, rest) - scores
+    losses = losses.masked_fill(~positive, 0.0)
+    return losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)
+
+
+def similarity(
+    query_vectors: Float[Tensor, "queries dim"],
+    passage_vectors: Float[Tensor, "passages dim"],
+    *,
+    temperature: float | Tensor,
+) -> Float[Tensor, "queries passages"]:
+    """Return dot products over the temperature, in float32 whatever the vectors' type."""
+    return query_vectors.float() @ passage_vectors.float().T / temperature
+
+
+def margin_mse_terms(
+    scores: Float[Tensor, "queries passages"],
+    *,
+    positive: Bool[Tensor, "queries passages"],
+    teacher: Float[Tensor, "queries passages"],
+    taught: Bool[Tensor, "queries passages"],
+) -> Float[Tensor, " queries"]:
+    """Return each query's squared error of the margins between positive and negatives.
+
+    Args:
+        scores: The student's similarities, without temperature.
+        positive: The positives; the first of each row is the one compared with.
+        teacher: The teacher's scores where ``taught``.
+        taught: Cells that the teacher has scored.
+
+    Returns:
+        One loss per query, 0 for queries whose positive the teacher has not scored.
+
+    Source:
+        Hofstaetter et al., arXiv 2010.02666, equation 4.
+    """
+    first = positive.int().argmax(dim=1, keepdim=True)
+    student_margin = scores.gather(1, first) - scores
+    teacher_margin = teacher.gather(1, first) - teacher
+    counted = taught & ~positive & taught.gather(1, first)
+    errors = (student_margin - teacher_margin).square().masked_fill(~counted, 0.0)
+    return errors.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+def kl_terms(
+    scores: Float[Tensor, "queries passages"],
+    *,
+    teacher: Float[Tensor, "queries passages"],
+    taught: Bool[Tensor, "queries passages"],
+    teacher_temperature: float = 1.0,
+) -> Float[Tensor, " queries"]:
+    """Return each query's KL divergence from the teacher's distribution over taught passages.
+
+    Args:
+        scores: The student's similarities over its temperature.
+        teacher: The teacher's scores where ``taught``.
+        taught: Cells that the teacher has scored; rows with fewer than two give 0.
+        teacher_temperature: Divides the teacher's scores.
+
+    Returns:
+        One loss per query.
+
+    Source:
+        Hinton et al., arXiv 1503.02531, section 2, as used by Lin et al., arXiv 2010.11386.
+    """
+    enough = taught.sum(dim=1) >= 2
+    # Rows without a teacher get a harmless uniform problem, so that no NaN enters the gradient.
+    mask = torch.where(enough[:, None], taught, torch.ones_like(taught))
+    lowest = torch.finfo(torch.float32).min
+    target = (teacher.float() / teacher_temperature).masked_fill(~mask, lowest)
+    student = scores.float().masked_fill(~mask, lowest)
+    divergence = functional.kl_div(
+        functional.log_softmax(student, dim=1),
+        functional.log_softmax(target, dim=1),
+        reduction="none",
+        log_target=True,
+    )
+    return divergence.masked_fill(~mask, 0.0).sum(dim=1) * enough
+
+
+def cut_vectors(
+    vectors: Float[Tensor, "texts dim"], *, length: int, normalise: bool
+) -> Float[Tensor, "texts length"]:
+    """Return the first numbers of each vector, scaled to length 1 where the encoder does so.
+
+    Source:
+        Kusupati et al., Matryoshka representation learning, arXiv 2205.13147.
+    """
+    cut = vectors[:, :length]
+    return functional.normalize(cut, dim=-1) if normalise else cut
+
+
+def matryoshka_lengths(lengths: Sequence[int], *, dim: int) -> list[int]:
+    """Return the lengths to train on, the full one first.
+
+    Raises:
+        ValueError: If a length is not below the vector's own.
+    """
+    for length in lengths:
+        if not 1 <= length < dim:
+            raise ValueError(f"matryoshka length {length}: expected between 1 and {dim - 1}")
+    return [dim, *sorted(set(lengths), reverse=True)]
