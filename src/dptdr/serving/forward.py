@@ -1,0 +1,247 @@
+"""From rows of token ids, each with the prompt of its task, to vectors: one forward pass."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dptdr.errors import DptdrError
+from dptdr.model.backbone import Backbone, Tokens
+from dptdr.model.segments import Segment
+from dptdr.serving import packing
+from dptdr.serving.kernels import order_weights
+from dptdr.serving.packing import PackedCall, PromptRows, Run
+
+Layout = Literal["packed", "padded"]
+
+_TOLERANCE = 2e-5
+_PROBE_TOKENS = 300
+"""Longest probe: beyond the local windows that some encoders have."""
+
+
+class Row(NamedTuple):
+    """One text of a batch: its token ids and what its task puts before them."""
+
+    ids: list[int]
+    prompt: PromptRows | None = None
+
+
+class Forward:
+    """Runs batches whose rows differ in task, side and length.
+
+    Args:
+        backbone: The server's own backbone; it is put on the packed attention where that gives the
+            same vectors as the padded one, which is tried here.
+        layout: ``packed`` or ``padded`` to force one; by default packed where it can be.
+        ordered: Whether to exchange the linear layers for ordered ones where that changes nothing.
+
+    Raises:
+        DptdrError: If ``packed`` is demanded and the backbone cannot be packed.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, layout: Layout | None = None, ordered: bool = True
+    ) -> None:
+        self.backbone = backbone
+        self.ordered = ordered and order_weights(backbone)
+        self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
+        self._first_position = 0
+        self.layout: Layout = "padded"
+        reason = "asked for" if layout == "padded" else self._try_packing()
+        if layout == "packed" and reason:
+            raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
+        self.reason = reason
+
+    def vectors(
+        self, rows: Sequence[Row], *, merge: bool | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one float32 vector per row, in the given order.
+
+        Args:
+            rows: The texts, each with at least one token.
+            merge: Passed to :func:`dptdr.serving.packing.plan`.
+
+        Returns:
+            The vectors.
+        """
+        with torch.inference_mode():
+            if self.layout == "packed":
+                return self._packed(rows, merge=merge)
+            return self._padded(rows)
+
+    def single(self, row: Row) -> Float[Tensor, " dim"]:
+        """Return one row's vector by the model room's own path: the reference of all checks."""
+        prompts: tuple[Segment, ...] = ()
+        shift = 0
+        if row.prompt is not None:
+            keys, values = (
+                x.transpose(1, 2).unsqueeze(1) for x in (row.prompt.keys, row.prompt.values)
+            )
+            prompts = (Segment(keys, values, joint=row.prompt.joint),)
+            shift = row.prompt.shift
+        with torch.inference_mode():
+            tokens = self.backbone.pad([row.ids])
+            return self.backbone.vectors(tokens, prompts=prompts, position_shift=shift)[0]
+
+    def _packed(self, rows: Sequence[Row], *, merge: bool | None) -> Float[Tensor, "texts dim"]:
+        order = sorted(range(len(rows)), key=lambda i: (id(rows[i].prompt), len(rows[i].ids)))
+        chosen = [rows[i] for i in order]
+        lengths = [len(row.ids) for row in chosen]
+        runs, groups = packing.plan(lengths, [row.prompt for row in chosen], merge=merge)
+        device = self.backbone.device
+        ids = torch.tensor([i for row in chosen for i in row.ids], device=device)
+        positions = torch.cat(
+            [torch.arange(len(row.ids), device=device) + self._start(row) for row in chosen]
+        )
+        inputs: dict[str, Any] = {
+            "input_ids": ids.unsqueeze(0),
+            "position_ids": positions.unsqueeze(0),
+        }
+        if self._takes_types:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        output = self.backbone.injection(PackedCall(runs, groups), **inputs)
+        made = self._pool(output.last_hidden_state[0].float(), runs)
+        vectors = torch.empty_like(made)
+        vectors[torch.tensor(order, device=device)] = made
+        return vectors
+
+    def _start(self, row: Row) -> int:
+        shift = 0 if row.prompt is None else row.prompt.shift
+        if shift:
+            # Raises the model room's error where the shifted text does not fit.
+            last = torch.ones(1, len(row.ids), dtype=torch.long)
+            self.backbone.shifted_positions(Tokens(last, last), shift=shift)
+        return self._first_position + shift
+
+    def _pool(
+        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+    ) -> Float[Tensor, "texts dim"]:
+        pooling = self.backbone.pooling
+        parts = []
+        for run in runs:
+            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+            if pooling.pool == "mean":
+                parts.append(block.mean(dim=1))
+            else:
+                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+        vectors = torch.cat(parts)
+        if pooling.normalise:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors
+
+    def _padded(self, rows: Sequence[Row]) -> Float[Tensor, "texts dim"]:
+        vectors = torch.empty(len(rows), self.backbone.dim, device=self.backbone.device)
+        for shift in sorted({0 if row.prompt is None else row.prompt.shift for row in rows}):
+            places = [
+                i
+                for i, row in enumerate(rows)
+                if (0 if row.prompt is None else row.prompt.shift) == shift
+            ]
+            chosen = [rows[i] for i in places]
+            vectors[torch.tensor(places, device=vectors.device)] = self.backbone.vectors(
+                self.backbone.pad([row.ids for row in chosen]),
+                prompts=gather([row.prompt for row in chosen]),
+                position_shift=shift,
+            )
+        return vectors
+
+    def _try_packing(self) -> str:
+        """Switch to the packed layout if it gives the padded vectors; return why not, or ''."""
+        backbone = self.backbone
+        reason = _cannot_pack(backbone)
+        if reason:
+            return reason
+        try:
+            one = torch.ones(1, 1, dtype=torch.long)
+            first = backbone.shifted_positions(Tokens(one, one), shift=0)
+        except DptdrError as error:
+            return str(error)
+        self._first_position = int(first[0, 0])
+        packing.register()
+        backbone.model.set_attn_implementation(packing.NAME)
+        rows = _probe_rows(backbone)
+        try:
+            self.layout = "packed"
+            made = self.vectors(rows)
+            expected = torch.stack([self.single(row) for row in rows])
+        except (DptdrError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            self.layout = "padded"
+            return f"a packed pass failed with {type(error).__name__}: {error}"
+        scale = max(1.0, float(expected.abs().max()))
+        difference = float((made - expected).abs().max()) / scale
+        if not difference <= _TOLERANCE:
+            self.layout = "padded"
+            return f"packed vectors differ from padded ones by {difference:.1e}"
+        return ""
+
+
+def gather(prompts: Sequence[PromptRows | None]) -> tuple[Segment, ...]:
+    """Return the prompts of a padded batch as at most two segments: joint ones and added ones.
+
+    Args:
+        prompts: The prompt of each text.
+
+    Returns:
+        Segments with masks where texts have different prompts, shared rows where all have one.
+    """
+    first = prompts[0]
+    if all(prompt is first for prompt in prompts):
+        if first is None:
+            return ()
+        keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (first.keys, first.values))
+        return (Segment(keys, values, joint=first.joint),)
+    segments = []
+    for joint in (True, False):
+        taken = [p if p is not None and p.joint == joint else None for p in prompts]
+        some = next((p for p in taken if p is not None), None)
+        if some is None:
+            continue
+        longest = max(p.prompt_length for p in taken if p is not None)
+        layers, _, heads, head_dim = some.keys.shape
+        keys = some.keys.new_zeros(layers, len(taken), longest, heads, head_dim)
+        values = torch.zeros_like(keys)
+        visible = torch.zeros(len(taken), longest, dtype=torch.bool, device=keys.device)
+        for text, prompt in enumerate(taken):
+            if prompt is not None:
+                keys[:, text, : prompt.prompt_length] = prompt.keys
+                values[:, text, : prompt.prompt_length] = prompt.values
+                visible[text, : prompt.prompt_length] = True
+        segments.append(
+            Segment(keys.transpose(2, 3), values.transpose(2, 3), visible=visible, joint=joint)
+        )
+    return tuple(segments)
+
+
+def _cannot_pack(backbone: Backbone) -> str:
+    config = backbone.model.config
+    if backbone.injection.route != "registry":
+        return "its attention does not ask the registry"
+    if backbone.device.type != "cpu":
+        return "on an accelerator one padded call is cheaper than a call per text"
+    if any(getattr(module, "is_causal", False) for module in backbone.model.modules()):
+        return "it is causal"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or getattr(config, "sliding_window", None):
+        return "some of its layers see a local window only"
+    return ""
+
+
+def _probe_rows(backbone: Backbone) -> list[Row]:
+    """Return texts of several lengths and prompts, to compare both layouts on."""
+    generator = torch.Generator().manual_seed(0)
+    geometry = backbone.geometry
+    prompts: list[PromptRows | None] = [None]
+    for number, length in enumerate((3, 5)):
+        shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
+        keys, values = torch.randn(shape, generator=generator).to(backbone.device)
+        prompts.append(PromptRows(keys, values, joint=number == 0))
+    longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
+    vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
+    rows = []
+    for number, length in enumerate((7, 2, longest, 7, 7, 11)):
+        ids = torch.randint(min(5, vocabulary - 1), vocabulary, (length,), generator=generator)
+        rows.append(Row(ids.tolist(), prompts[number % 3]))
+    return rows
