@@ -1,10 +1,14 @@
+import json
 import tempfile
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptdr.data import jsonarray
 from dptdr.data.beir import BeirFolder, write_beir
+from dptdr.data.groups import GroupFile, read_groups
+from dptdr.data.store import PassageStore
 from dptdr.records import Passage, Query
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -28,3 +32,65 @@ def test_what_is_written_is_what_is_read(passages, queries, qrels):
         assert list(folder.passages()) == passages
         assert list(folder.queries()) == queries
         assert folder.qrels("test") == qrels
+
+
+@settings(max_examples=40, deadline=None)
+@given(passages=st.lists(st.builds(Passage, id=ids, text=texts, title=texts), max_size=8))
+def test_a_passage_by_id_is_the_first_of_that_id(passages):
+    with tempfile.TemporaryDirectory() as root:
+        path = Path(root) / "data"
+        write_beir(path, passages=passages, queries=[], qrels={}, meta={})
+        store = PassageStore(BeirFolder(path))
+
+        for passage in passages:
+            assert store[passage.id] == next(p for p in passages if p.id == passage.id)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    elements=st.lists(values, max_size=6),
+    indent=st.none() | st.integers(0, 2),
+    ascii_only=st.booleans(),
+    chunk=st.integers(1, 40),
+)
+def test_an_array_read_in_pieces_is_the_array_read_whole(elements, indent, ascii_only, chunk):
+    before = jsonarray._CHUNK_BYTES
+    jsonarray._CHUNK_BYTES = chunk
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            path = Path(root) / "array.json"
+            path.write_bytes(json.dumps(elements, indent=indent, ensure_ascii=ascii_only).encode())
+            assert [found.value for found in jsonarray.array_elements(path)] == elements
+    finally:
+        jsonarray._CHUNK_BYTES = before
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(
+        st.fixed_dictionaries(
+            {"query": texts, "positives": st.lists(texts, min_size=1, max_size=3)},
+            optional={"negatives": st.lists(texts, max_size=3), "query_id": ids},
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_groups_by_row_are_groups_in_order(groups):
+    with tempfile.TemporaryDirectory() as root:
+        path = Path(root) / "groups.jsonl"
+        lines = [json.dumps(group, ensure_ascii=False) + "\r\n" for group in groups]
+        path.write_bytes("".join(lines).encode())
+        file = GroupFile(path)
+
+        found = [file[row] for row in reversed(range(len(file)))][::-1]
+        assert found == list(read_groups(path))
+        assert [group.query for group in found] == [group["query"] for group in groups]
+        assert [list(group.positives) for group in found] == [g["positives"] for g in groups]

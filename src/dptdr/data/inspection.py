@@ -1,11 +1,10 @@
 """Looking a BEIR folder over: what is in it, and everything that is wrong with it, at once."""
 
-from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,14 +17,9 @@ from dptdr.data.beir import (
     parse_passage,
     parse_query,
 )
+from dptdr.data.intarray import IntArray, as_numbers, int_array
 from dptdr.data.lines import raw_lines
 from dptdr.errors import DataError
-
-if TYPE_CHECKING:
-    IntArray: TypeAlias = array[int]
-else:
-    # Python 3.11 cannot subscript it at run time.
-    IntArray = array
 
 Severity: TypeAlias = Literal["error", "warning"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -188,10 +182,10 @@ class _Texts:
     """Ids, lengths and hashes of the texts of one file; and for queries, their splits."""
 
     lines: dict[str, int] = field(default_factory=dict)
-    characters: IntArray = field(default_factory=lambda: array("l"))
-    words: IntArray = field(default_factory=lambda: array("l"))
+    characters: IntArray = field(default_factory=int_array)
+    words: IntArray = field(default_factory=int_array)
     # Python's own hash: 64 bits, so that two of ten million texts collide with chance 3e-6.
-    hashes: IntArray = field(default_factory=lambda: array("q"))
+    hashes: IntArray = field(default_factory=int_array)
     titled: int = 0
     splits: dict[str, list[str]] = field(default_factory=dict)
 
@@ -212,7 +206,7 @@ class _Texts:
 def _lengths(values: IntArray) -> Lengths:
     if not values:
         return Lengths(mean=0.0, median=0.0, percentile_95=0.0, max=0)
-    numbers = np.frombuffer(values, dtype=np.dtype("l"))
+    numbers = as_numbers(values)
     median, high = np.percentile(numbers, [50, 95])
     return Lengths(
         mean=round(float(numbers.mean()), 1),
@@ -225,7 +219,7 @@ def _lengths(values: IntArray) -> Lengths:
 def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
     file = folder.path / CORPUS
     texts = _Texts()
-    line_of_text: IntArray = array("q")
+    line_of_text = int_array()
     for number, line in raw_lines(file):
         ledger.advance(number, line)
         try:
@@ -253,7 +247,7 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
 def _find_duplicate_texts(texts: _Texts, line_of_text: IntArray, ledger: _Ledger) -> None:
     if not texts.hashes:
         return
-    hashes = np.frombuffer(texts.hashes, dtype=np.int64)
+    hashes = as_numbers(texts.hashes)
     order = np.argsort(hashes, kind="stable")
     repeated = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
     # A copy's neighbour in the sorted order is another copy that stands earlier in the file.
