@@ -127,6 +127,31 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
             yield row[0], row[1]
 
 
+def match_query_ids(questions: Sequence[Question], *, queries: Path) -> list[str]:
+    """Return the query id of each question, found by the question's text.
+
+    Args:
+        questions: The questions.
+        queries: A ``queries.jsonl`` with ``_id`` and ``text``; may hold more than the questions.
+
+    Returns:
+        Ids in the order of the questions; a text that stands several times gives its ids in turn.
+
+    Raises:
+        DataError: If the file is missing or broken, or a question has no query.
+    """
+    ids: dict[str, deque[str]] = {}
+    for query_id, text in _jsonl_texts(Path(queries)):
+        ids.setdefault(text.strip(), deque()).append(query_id)
+    matched: list[str] = []
+    for question in questions:
+        found = ids.get(question.text.strip())
+        if not found:
+            raise DataError(f"no query has the text of question '{question.text}'", path=queries)
+        matched.append(found.popleft())
+    return matched
+
+
 def prepare_questions(
     questions: Sequence[Question], *, matching: Matching, path: Path
 ) -> list[tuple[Answer, ...]]:

@@ -1,0 +1,199 @@
+"""Several systems on the same queries: tables of paired tests against the first."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dptdr.errors import EvaluationError
+from dptdr.evaluation.differences import query_differences
+from dptdr.evaluation.measures import DEFAULT_MEASURES
+from dptdr.evaluation.report import EvaluationReport
+from dptdr.evaluation.significance import PairedTest, holm, paired_test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One system against the baseline on one measure.
+
+    Attributes:
+        system: The system's name.
+        measure: The measure's name.
+        baseline: The baseline's mean.
+        value: The system's mean.
+        test: Paired test of system minus baseline.
+        p_holm: The randomisation test's p-value, adjusted over all systems on this measure.
+    """
+
+    system: str
+    measure: str
+    baseline: float
+    value: float
+    test: PairedTest
+    p_holm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Systems measured on the same queries of the same data.
+
+    Attributes:
+        data: Name of the data.
+        split: Name of the split.
+        queries: Number of queries.
+        measures: Measures that all reports hold, the usual ones first.
+        systems: Names, the baseline first; repeated names are told apart by numbers.
+        means: System to measure to mean.
+        contrasts: Each other system against the baseline, measure by measure.
+        largest_changes: System to the queries that gained and lost most on the first measure.
+    """
+
+    data: str
+    split: str
+    queries: int
+    measures: tuple[str, ...]
+    systems: tuple[str, ...]
+    means: dict[str, dict[str, float]]
+    contrasts: tuple[Contrast, ...]
+    largest_changes: dict[str, dict[str, list[dict[str, Any]]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as it stands in a JSON file."""
+        return asdict(self)
+
+
+def compare_reports(
+    reports: Sequence[EvaluationReport],
+    *,
+    measures: Sequence[str] | None = None,
+    seed: int = 0,
+    changes: int = 5,
+) -> Comparison:
+    """Compare systems with the first one by paired tests.
+
+    Args:
+        reports: At least two reports, the baseline first.
+        measures: Measures to compare; all that the reports share where None.
+        seed: Seed of the randomisation tests.
+        changes: Queries to list that gained and lost most, each.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        EvaluationError: If there are fewer than two reports, they stand for different data,
+            splits, judgements, protocols or queries, or share no measure.
+    """
+    if len(reports) < 2:
+        raise EvaluationError(f"expected at least two reports to compare, found {len(reports)}")
+    named = _with_distinct_names(reports)
+    baseline = named[0]
+    for other in named[1:]:
+        _check_comparable(baseline, other)
+    shared = _shared_measures(named, wanted=measures)
+    contrasts: list[Contrast] = []
+    for measure in shared:
+        tests = [
+            paired_test(other.per_query[measure], baseline.per_query[measure], seed=seed)
+            for other in named[1:]
+        ]
+        adjusted = holm([test.p_randomisation for test in tests])
+        for other, test, p_holm in zip(named[1:], tests, adjusted, strict=True):
+            contrasts.append(
+                Contrast(
+                    system=other.system,
+                    measure=measure,
+                    baseline=baseline.measures[measure],
+                    value=other.measures[measure],
+                    test=test,
+                    p_holm=p_holm,
+                )
+            )
+    return Comparison(
+        data=baseline.data,
+        split=baseline.split,
+        queries=baseline.queries,
+        measures=shared,
+        systems=tuple(report.system for report in named),
+        means={report.system: {m: report.measures[m] for m in shared} for report in named},
+        contrasts=tuple(contrasts),
+        largest_changes={
+            other.system: _largest_changes(other, baseline, measure=shared[0], count=changes)
+            for other in named[1:]
+        },
+    )
+
+
+def _with_distinct_names(reports: Sequence[EvaluationReport]) -> list[EvaluationReport]:
+    names: set[str] = set()
+    named: list[EvaluationReport] = []
+    for report in reports:
+        name, number = report.system, 1
+        while name in names:
+            number += 1
+            name = f"{report.system} ({number})"
+        names.add(name)
+        named.append(replace(report, system=name))
+    return named
+
+
+def _check_comparable(first: EvaluationReport, other: EvaluationReport) -> None:
+    for what, one, two in (
+        ("protocol", first.protocol, other.protocol),
+        ("data", first.data, other.data),
+        ("split", first.split, other.split),
+    ):
+        if one != two:
+            raise EvaluationError(
+                f"reports of different {what} cannot be compared: '{first.system}' has "
+                f"'{one}', '{other.system}' has '{two}'"
+            )
+    if first.judgements_fingerprint != other.judgements_fingerprint:
+        raise EvaluationError(
+            f"'{first.system}' and '{other.system}' were measured against different judgements "
+            f"of '{first.data}'; evaluate both again on the same folder"
+        )
+
+
+def _shared_measures(
+    reports: Sequence[EvaluationReport], *, wanted: Sequence[str] | None
+) -> tuple[str, ...]:
+    first = reports[0]
+    shared = [
+        measure
+        for measure in first.measures
+        if all(measure in report.measures and measure in report.per_query for report in reports)
+    ]
+    if wanted is None:
+        if not shared:
+            listed = "; ".join(f"{r.system}: {', '.join(r.measures)}" for r in reports)
+            raise EvaluationError(f"the reports share no measure ({listed})")
+        # A JSON file sorts its keys; the measures that everybody asks for come first.
+        order = {measure: place for place, measure in enumerate(DEFAULT_MEASURES)}
+        chosen = sorted(shared, key=lambda measure: order.get(measure, len(order)))
+    else:
+        missing = [measure for measure in wanted if measure not in shared]
+        if missing:
+            raise EvaluationError(
+                f"not in all reports: {', '.join(missing)}; they share {', '.join(shared)}"
+            )
+        chosen = list(wanted)
+    for measure in chosen:
+        for report in reports[1:]:
+            ours, theirs = first.per_query[measure].keys(), report.per_query[measure].keys()
+            if ours != theirs:
+                raise EvaluationError(
+                    f"'{first.system}' and '{report.system}' hold different queries for "
+                    f"{measure}: {len(ours - theirs)} only in the first, {len(theirs - ours)} "
+                    "only in the second"
+                )
+    return tuple(chosen)
+
+
+def _largest_changes(
+    other: EvaluationReport, baseline: EvaluationReport, *, measure: str, count: int
+) -> dict[str, list[dict[str, Any]]]:
+    entries = query_differences(other.per_query[measure], baseline.per_query[measure])
+    listed = [{"query": entry.query_id, "value": entry.a, "baseline": entry.b} for entry in entries]
+    gained = [item for item, entry in zip(listed, entries, strict=True) if entry.difference > 0]
+    lost = [item for item, entry in zip(listed, entries, strict=True) if entry.difference < 0]
+    return {"gained": gained[:count], "lost": lost[::-1][:count]}

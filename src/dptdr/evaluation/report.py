@@ -1,0 +1,143 @@
+"""The file that one evaluation leaves behind, and that comparisons read."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dptdr.errors import DataError
+from dptdr.files import read_json, write_json
+from dptdr.records import Qrels
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """One system measured on one split of one data set.
+
+    Attributes:
+        system: Readable name of what was measured.
+        data: Readable name of the data.
+        split: Name of the split, empty where a finished run was measured against a file.
+        judgements_fingerprint: SHA-256 over the judgements; equal means the same task.
+        protocol: ``ir_measures``, ``msmarco`` or ``nq``.
+        measures: Measure name to mean.
+        per_query: Measure name to query id to value.
+        queries: Number of queries that the means are over.
+        details: Whatever else describes the evaluation: depth, fingerprints, definitions.
+    """
+
+    system: str
+    data: str
+    split: str
+    judgements_fingerprint: str
+    protocol: str
+    measures: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    queries: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, atomically.
+
+        Args:
+            path: Where the file shall stand.
+        """
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "system": self.system,
+                "data": self.data,
+                "split": self.split,
+                "judgements_fingerprint": self.judgements_fingerprint,
+                "protocol": self.protocol,
+                "measures": self.measures,
+                "per_query": self.per_query,
+                "queries": self.queries,
+                **{key: value for key, value in self.details.items() if key not in _FIELDS},
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationReport":
+        """Read a report.
+
+        Args:
+            path: The file that :meth:`write` wrote.
+
+        Returns:
+            The report.
+
+        Raises:
+            DataError: If the file is missing, no JSON, or lacks a field; names file and field.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            found = value.get("format") if isinstance(value, dict) else type(value).__name__
+            raise DataError(
+                f"expected an evaluation report of format {FORMAT}, found {found}; "
+                "write it with `dptdr evaluate --json`",
+                path=path,
+            )
+        known = {name: _checked(value, name, path=path) for name in _FIELDS if name != "format"}
+        _check_values(known["per_query"], path=path)
+        details = {key: entry for key, entry in value.items() if key not in _FIELDS}
+        return cls(**known, details=details)
+
+
+_FIELDS: dict[str, type] = {
+    "format": int,
+    "system": str,
+    "data": str,
+    "split": str,
+    "judgements_fingerprint": str,
+    "protocol": str,
+    "measures": dict,
+    "per_query": dict,
+    "queries": int,
+}
+
+
+def judgements_fingerprint(qrels: Mapping[str, Mapping[str, int]] | Qrels) -> str:
+    """Return the SHA-256 of judgements, whatever the order of their lines.
+
+    Args:
+        qrels: Query id to passage id to grade.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for query_id in sorted(qrels):
+        for passage_id in sorted(qrels[query_id]):
+            line = f"{query_id}\t{passage_id}\t{qrels[query_id][passage_id]}\n"
+            digest.update(line.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def _checked(value: dict[str, Any], name: str, *, path: Path) -> Any:
+    entry = value.get(name)
+    if not isinstance(entry, _FIELDS[name]):
+        found = "nothing" if name not in value else repr(entry)[:60]
+        raise DataError(
+            f"expected {_FIELDS[name].__name__}, found {found}; write the report again with "
+            "`dptdr evaluate --json`",
+            path=path,
+            field=name,
+        )
+    return entry
+
+
+def _check_values(per_query: dict[str, Any], *, path: Path) -> None:
+    for measure, values in per_query.items():
+        good = isinstance(values, dict) and all(
+            isinstance(value, int | float) and math.isfinite(value) for value in values.values()
+        )
+        if not good:
+            raise DataError(
+                "expected one finite number per query", path=path, field=f"per_query.{measure}"
+            )

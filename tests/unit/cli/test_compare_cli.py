@@ -1,0 +1,88 @@
+"""``dptdr compare`` from the command line."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dptdr.cli.compare import command
+from dptdr.errors import EvaluationError
+from dptdr.evaluation.report import EvaluationReport
+
+
+def _report(path, system, values, **changes):
+    per_query = {f"q{index:02d}": value for index, value in enumerate(values)}
+    fields = {
+        "system": system,
+        "data": "animals",
+        "split": "test",
+        "judgements_fingerprint": "j",
+        "protocol": "ir_measures",
+        "measures": {"nDCG@10": sum(values) / len(values)},
+        "per_query": {"nDCG@10": per_query},
+        "queries": len(values),
+    }
+    EvaluationReport(**{**fields, **changes}).write(path)
+    return path
+
+
+def _invoke(*arguments):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_compare_prints_and_writes_differences_with_p_values(tmp_path):
+    base = _report(tmp_path / "a.json", "bm25", [0.0] * 8)
+    better = _report(tmp_path / "b.json", "task", [0.5] * 7 + [-0.5])
+    same = _report(tmp_path / "c.json", "task", [0.0] * 8)
+    result = _invoke(
+        base, better, same, "--json", tmp_path / "c", "--html", tmp_path / "c.html",
+        "--png", tmp_path / "c.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    comparison = json.loads((tmp_path / "c").read_text())
+    first, second = comparison["contrasts"]
+    # Of 256 sign patterns, 9 sums are at least 3 and 9 at most -3; with Holm, twice as much.
+    assert first["test"]["p_randomisation"] == pytest.approx(18 / 256)
+    assert first["p_holm"] == pytest.approx(36 / 256)
+    assert first["test"]["mean_difference"] == pytest.approx(0.375)
+    assert (second["system"], second["test"]["p_randomisation"]) == ("task (2)", 1.0)
+    assert comparison["largest_changes"]["task"]["lost"] == [
+        {"query": "q07", "value": -0.5, "baseline": 0.0}
+    ]
+    assert "+0.3750" in result.output
+    assert "0.0703" in result.output
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert "<code>q07</code>" in (tmp_path / "c.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "plants"}, "different data cannot be compared: 'a' has 'animals', 'b' has 'pl"),
+        ({"split": "dev"}, "different split cannot be compared: 'a' has 'test', 'b' has 'dev'"),
+        ({"protocol": "nq"}, "different protocol cannot be compared"),
+        ({"judgements_fingerprint": "k"}, "measured against different judgements of 'animals'"),
+        ({"measures": {"P@1": 1.0}}, "the reports share no measure"),
+        (
+            {"per_query": {"nDCG@10": {"q00": 0.0, "q77": 1.0}}},
+            "hold different queries for nDCG@10: 1 only in the first, 1 only in the second",
+        ),
+    ],
+)
+def test_compare_refuses_reports_that_do_not_belong_together(tmp_path, changes, message):
+    one = _report(tmp_path / "a.json", "a", [0.0, 1.0])
+    two = _report(tmp_path / "b.json", "b", [0.0, 1.0], **changes)
+    result = _invoke(one, two)
+    assert isinstance(result.exception, EvaluationError)
+    assert message in str(result.exception)
+
+
+def test_compare_refuses_one_report_and_unknown_measures(tmp_path):
+    one = _report(tmp_path / "a.json", "a", [0.0, 1.0])
+    assert "at least two reports" in str(_invoke(one).exception)
+    assert "not in all reports: RR@10; they share nDCG@10" in str(
+        _invoke(one, one, "--measure", "RR@10").exception
+    )
