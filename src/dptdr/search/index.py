@@ -1,0 +1,184 @@
+"""What every index is, wherever its vectors live: one protocol, and searching texts with it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Hit, Query, Run
+from dptdr.search.documents import Document, Filter
+from dptdr.search.manifest import Origin
+from dptdr.search.retrieval import TextEncoder
+
+_QUERIES_AT_ONCE = 1024
+
+
+class Found(NamedTuple):
+    """The hits of some queries, best first."""
+
+    scores: Float[np.ndarray, "queries depth"]
+    """Dot products as float32; minus infinity where a query has fewer hits than the widest."""
+    ids: list[list[str]]
+    """Passage ids; a query with few hits has a short list."""
+
+
+@runtime_checkable
+class Index(Protocol):
+    """A searchable collection of passages with their vectors."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind, such as ``hnsw`` or ``postgres``."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Passages in it."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    @property
+    def origin(self) -> Origin:
+        """What made the vectors."""
+        ...
+
+    def search(
+        self,
+        vectors: Float[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+    ) -> Found:
+        """Return the passages with the highest dot product that pass all filters.
+
+        Args:
+            vectors: One row for each query.
+            depth: Hits wanted for each query, at least 1.
+            filters: Conditions on metadata; all must hold.
+
+        Returns:
+            Scores and passage ids, best first.
+
+        Raises:
+            ValueError: If ``depth`` is below 1.
+            VectorsError: If a vector has another dimension or holds NaN.
+        """
+        ...
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return passages with their texts, in the given order.
+
+        Args:
+            ids: Passage ids that are in the index.
+
+        Returns:
+            One document for each id.
+        """
+        ...
+
+
+def check_encoder(origin: Origin, encoder: TextEncoder, *, where: Path | str) -> None:
+    """Refuse to search vectors with an encoder whose passages would look different.
+
+    A query-only task passes on the bare backbone's vectors: its passages are encoded by that.
+
+    Args:
+        origin: What made the vectors.
+        encoder: Who will encode the queries.
+        where: The index, for the message.
+
+    Raises:
+        WrongPrompt: If the vectors were made by another prompt or backbone.
+    """
+    if origin.passage_fingerprint == encoder.passage_fingerprint:
+        return
+    if origin.backbone_fingerprint == encoder.backbone_fingerprint:
+        what = "another prompt on the same backbone"
+    else:
+        what = (
+            f"another backbone ({origin.backbone_fingerprint}, not {encoder.backbone_fingerprint})"
+        )
+    raise WrongPrompt(
+        f"{where}: its vectors were made by '{origin.encoder}' with passage fingerprint "
+        f"{origin.passage_fingerprint}, but '{encoder.name}' makes {encoder.passage_fingerprint}: "
+        f"{what}. Search with the task that made them, or renew the index with "
+        "`dptdr index VECTORS --refresh INDEX --task TASK --data DATA`"
+    )
+
+
+def search_queries(
+    index: Index,
+    encoder: TextEncoder,
+    *,
+    queries: Sequence[Query],
+    depth: int,
+    filters: Sequence[Filter] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Encode queries and search them in an index.
+
+    Args:
+        index: Where the passages are.
+        encoder: The encoder that made them, or a query-only task on it.
+        queries: The queries.
+        depth: Hits for each query, at least 1.
+        filters: Conditions on metadata; all must hold.
+        on_progress: Called with (queries searched, queries).
+
+    Returns:
+        The hits of every query, best first.
+
+    Raises:
+        WrongPrompt: If the vectors were made by another prompt or backbone.
+        VectorsError: If two queries have the same id.
+    """
+    check_encoder(index.origin, encoder, where=f"{index.kind} index")
+    run: Run = {}
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        some = queries[start : start + _QUERIES_AT_ONCE]
+        vectors = encoder.encode_queries([query.text for query in some])
+        found = index.search(vectors, depth=depth, filters=filters)
+        for query, ids, scores in zip(some, found.ids, found.scores.tolist(), strict=True):
+            if query.id in run:
+                raise VectorsError(f"expected unique query ids, '{query.id}' stands twice")
+            run[query.id] = [Hit(*pair) for pair in zip(ids, scores, strict=False)]
+        if on_progress is not None:
+            on_progress(start + len(some), len(queries))
+    return run
+
+
+def check_query_vectors(
+    vectors: Float[np.ndarray, "queries dim"], *, dim: int, depth: int
+) -> Float[np.ndarray, "queries dim"]:
+    """Return query vectors as contiguous float32, or refuse them.
+
+    Args:
+        vectors: One row for each query.
+        dim: Numbers in a vector of the index.
+        depth: Hits wanted.
+
+    Returns:
+        The vectors.
+
+    Raises:
+        ValueError: If ``depth`` is below 1.
+        VectorsError: If they have another dimension or hold NaN or infinity.
+    """
+    if depth < 1:
+        raise ValueError(f"expected a depth of at least 1, got {depth}")
+    if vectors.shape[1] != dim:
+        raise VectorsError(
+            f"expected query vectors of {dim} numbers, got {vectors.shape[1]}; search with the "
+            "encoder that made the index"
+        )
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise VectorsError(f"expected finite numbers, query vector {row} holds NaN or infinity")
+    return np.ascontiguousarray(vectors, dtype=np.float32)

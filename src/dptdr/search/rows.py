@@ -1,0 +1,129 @@
+"""Search by row number: what stands between a vector folder and a local index."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from dptdr.search.exact import top_k_of_blocks
+from dptdr.search.vectors import VectorFolder
+
+
+@runtime_checkable
+class RowIndex(Protocol):
+    """Finds rows of a vector folder for query vectors."""
+
+    can_filter: bool
+    """Whether ``allowed`` is understood; if not, filters are answered by exact search."""
+
+    def search(
+        self,
+        vectors: Float32[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        allowed: Int64[np.ndarray, " rows"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return scores and row numbers, best first; row -1 where nothing was found.
+
+        Args:
+            vectors: Query vectors.
+            depth: Hits wanted.
+            allowed: Rows that may be found, in growing order; None for all.
+
+        Returns:
+            Scores and rows.
+        """
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file; exact search has none and writes nothing.
+
+        Args:
+            path: The file.
+        """
+        ...
+
+
+class ExactRows:
+    """Scores every vector, memory-mapped block by block."""
+
+    can_filter = True
+
+    def __init__(self, folder: VectorFolder) -> None:
+        self.folder = folder
+
+    def search(
+        self,
+        vectors: Float32[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        allowed: Int64[np.ndarray, " rows"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return the best rows; see :class:`RowIndex`."""
+        if allowed is None:
+            return top_k_of_blocks(vectors, self.folder.blocks(), depth=depth)
+        return exact_among(self.folder, vectors, allowed=allowed, depth=depth)
+
+    def save(self, path: Path) -> None:
+        """Write nothing: the vectors are the index."""
+
+
+def exact_among(
+    folder: VectorFolder,
+    vectors: Float32[np.ndarray, "queries dim"],
+    *,
+    allowed: Int64[np.ndarray, " rows"],
+    depth: int,
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Return the best of some rows by scoring all of them.
+
+    Args:
+        folder: Where the vectors are.
+        vectors: Query vectors.
+        allowed: Rows in growing order.
+        depth: Hits wanted.
+
+    Returns:
+        Scores and rows, best first.
+    """
+    step = 16_384
+    blocks = (
+        (start, folder.gather(allowed[start : start + step]))
+        for start in range(0, len(allowed), step)
+    )
+    scores, places = top_k_of_blocks(vectors, blocks, depth=depth)
+    return scores, allowed[places] if len(allowed) else places
+
+
+def rescore(
+    folder: VectorFolder,
+    vectors: Float32[np.ndarray, "queries dim"],
+    *,
+    candidates: Int64[np.ndarray, "queries candidates"],
+    depth: int,
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Score candidates again on the full vectors from disk and keep the best.
+
+    Args:
+        folder: Where the full vectors are.
+        vectors: Query vectors.
+        candidates: Row numbers for each query, -1 where there is none.
+        depth: Hits wanted.
+
+    Returns:
+        Scores and rows, best first; at equal score the lower row first; row -1 and minus infinity
+        where there are too few candidates.
+    """
+    wanted, places = np.unique(candidates, return_inverse=True)
+    places = places.reshape(candidates.shape)
+    full = np.zeros((len(wanted), folder.dim), dtype=np.float32)
+    real = wanted >= 0
+    full[real] = folder.gather(wanted[real])
+    # One matrix product per query over its own candidates: gathered rows, no full product.
+    scores = np.empty(candidates.shape, dtype=np.float32)
+    for query, row_places in enumerate(places):
+        scores[query] = full[row_places] @ vectors[query]
+    scores[candidates < 0] = -np.inf
+    order = np.lexsort((candidates, -scores), axis=1)[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)

@@ -1,0 +1,59 @@
+import pytest
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage, Query
+from dptdr.search.documents import Source
+from dptdr.search.encoding import encode_folder
+from dptdr.search.index import search_queries
+from dptdr.search.local import build_index
+from dptdr.search.retrieval import retrieve
+
+PASSAGES = [Passage(f"d{n}", f"w{n % 4} w{n % 7} w{n % 5}") for n in range(30)]
+QUERIES = [Query("q1", "w1 w2"), Query("q2", "w6")]
+
+
+@pytest.fixture
+def index(make_encoder, tmp_path):
+    folder = encode_folder(
+        make_encoder(), PASSAGES, out=tmp_path / "v", source=Source(fingerprint="f")
+    )
+    return build_index(folder, out=tmp_path / "i", kind="exact")[0]
+
+
+def test_searching_an_exact_index_equals_retrieval_in_memory(index, encoder):
+    seen = []
+    run = search_queries(
+        index,
+        encoder,
+        queries=QUERIES,
+        depth=8,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert run == retrieve(encoder, queries=QUERIES, passages=PASSAGES, depth=8)
+    assert seen == [(2, 2)]
+
+
+def test_another_prompt_is_refused_with_both_fingerprints_and_what_to_do(index, make_encoder):
+    with pytest.raises(WrongPrompt) as caught:
+        search_queries(index, make_encoder(prompt="p2"), queries=QUERIES, depth=1)
+    message = str(caught.value)
+    assert "passage-b1-p1" in message
+    assert "passage-b1-p2" in message
+    assert "another prompt on the same backbone" in message
+    assert "dptdr index VECTORS --refresh INDEX" in message
+
+
+def test_another_backbone_is_refused_by_name(index, make_encoder):
+    with pytest.raises(WrongPrompt, match=r"another backbone .backbone-b1, not backbone-b2"):
+        search_queries(index, make_encoder(backbone="b2"), queries=QUERIES, depth=1)
+
+
+def test_a_query_only_task_searches_the_bare_backbones_vectors(index, make_encoder):
+    task = make_encoder()
+    task.query_fingerprint = "tuned"
+    assert len(search_queries(index, task, queries=QUERIES, depth=3)["q1"]) == 3
+
+
+def test_doubled_query_ids_are_refused(index, encoder):
+    with pytest.raises(VectorsError, match="unique query ids, 'q1' stands twice"):
+        search_queries(index, encoder, queries=[QUERIES[0]] * 2, depth=1)
