@@ -203,16 +203,15 @@ def added_attention(
     # A text without any visible row must add exactly nothing, where softmax over nothing is NaN.
     anything = segment.visible.any(dim=-1)
     columns = segment.visible | ~anything[:, None]
-    added = _attend(
-        query, keys, values, mask=columns[:, None, None, :], dropout=0.0, scale=scale
-    )
+    added = _attend(query, keys, values, mask=columns[:, None, None, :], dropout=0.0, scale=scale)
     return added * anything[:, None, None, None].to(added.dtype)
 
 
 def prompted_mask(*arguments: Any, **options: Any) -> Tensor | None:
     """Return the token mask as SDPA would, but never leave causality to a kernel flag."""
     options["allow_is_causal_skip"] = False
-    return sdpa_mask(*arguments, **options)
+    mask: Tensor | None = sdpa_mask(*arguments, **options)
+    return mask
 
 
 def register() -> None:

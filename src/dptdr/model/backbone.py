@@ -1,7 +1,8 @@
 """The backbone: one frozen pretrained encoder with its tokenizer and pooling."""
 
-import contextlib
 import importlib.util
+import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
 from dptdr.model import fingerprints
-from dptdr.model.injection import Geometry, Injection
-from dptdr.model.pooling import Pooling, pool_states, read_pooling
+from dptdr.model.injection import Geometry, Injection, quiet_transformers
+from dptdr.model.pooling import Pooling, pool_states, read_pooling, transformer_folder
 from dptdr.model.segments import Observer, PromptCall, Segment
 
 MINILM = "minilm"
@@ -53,6 +54,7 @@ class Backbone:
         model.eval()
         self.injection = Injection(model)
         self._fingerprint: str | None = None
+        self._weights_hash: str | None = None
 
     @classmethod
     def load(
@@ -79,15 +81,21 @@ class Backbone:
             UnsupportedBackbone: If prompts cannot reach every layer of it.
         """
         folder = resolve(name)
-        model, tokenizer = _load_parts(str(folder or name), dtype=dtype)
+        source = name if folder is None else str(transformer_folder(folder))
+        weights = None
+        if dtype != "float32":
+            # The fingerprint speaks of the weights as stored, before they are rounded for use.
+            weights = _hash_weights(_load_parts(source, dtype="float32")[0])
+        model, tokenizer = _load_parts(source, dtype=dtype)
         if pooling is None:
-            source = folder or _downloaded_folder(name)
             pooling = read_pooling(
-                source,
+                folder or _downloaded_folder(name),
                 model_max_tokens=_max_positions(model, tokenizer),
                 decoder=bool(getattr(model.config, "is_decoder", False)) or _is_causal(model),
             )
-        return cls(model.to(device), tokenizer, name=name, pooling=pooling)
+        backbone = cls(model.to(device), tokenizer, name=name, pooling=pooling)
+        backbone._weights_hash = weights
+        return backbone
 
     @property
     def geometry(self) -> Geometry:
@@ -118,10 +126,9 @@ class Backbone:
         The device and number type in use do not count; the weights do, in float32.
         """
         if self._fingerprint is None:
-            weights = {name: tensor.float() for name, tensor in self.model.state_dict().items()}
             self._fingerprint = fingerprints.combine(
-                fingerprints.hash_tensors(weights),
-                fingerprints.hash_settings(self.tokenizer.backend_tokenizer.to_str()),
+                self._weights_hash or _hash_weights(self.model),
+                _hash_tokenizer(self.tokenizer),
                 fingerprints.hash_settings(self.pooling.__dict__),
             )
         return self._fingerprint
@@ -129,6 +136,7 @@ class Backbone:
     def forget_fingerprint(self) -> None:
         """Compute the fingerprint anew next time; for code that has changed the weights."""
         self._fingerprint = None
+        self._weights_hash = None
 
     def tokenize(
         self, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
@@ -226,8 +234,7 @@ class Backbone:
         Raises:
             BackboneError: If the encoder takes no positions, or too few for the longest text.
         """
-        config = self.model.config
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is None or not _takes_positions(self.model):
             raise BackboneError(
                 f"{self.name}: the position policy 'shifted' needs an encoder with absolute "
@@ -285,8 +292,10 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
             config.use_cache = False
         encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         factory = AutoModelForTextEncoding if encoder_decoder else AutoModel
-        with _quiet():
-            model = factory.from_pretrained(source, config=config, dtype=kinds[dtype])
+        with quiet_transformers():
+            model, info = factory.from_pretrained(
+                source, config=config, dtype=kinds[dtype], output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -294,25 +303,45 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
             f"backbone '{source}' cannot be loaded: {reason}; expected 'minilm', a folder with a "
             "Hugging Face encoder, or the name of one that is in the local cache"
         ) from error
+    _check_complete(source, info)
     if not getattr(tokenizer, "is_fast", False):
         raise BackboneError(f"backbone '{source}': expected a fast tokenizer (tokenizer.json)")
     return model, tokenizer
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Silence transformers' loading bars and reports (they list a dropped pooler as news)."""
-    from transformers.utils import logging
+def _check_complete(source: str, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint that leaves parts of the encoder at random numbers.
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    A missing pooler is no harm: vectors are made from token states.
+    """
+    missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
+    wrong = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or wrong:
+        shown = ", ".join([*missing, *wrong][:3])
+        raise BackboneError(
+            f"backbone '{source}': {len(missing) + len(wrong)} weights of the encoder are missing "
+            f"or of another shape in its checkpoint ({shown}, ...); they would be random"
+        )
+
+
+def _is_pooler(weight: str) -> bool:
+    return "pooler" in weight.split(".")
+
+
+def _hash_weights(model: Any) -> str:
+    """Return the hash of the weights that shape vectors, in float32."""
+    state = model.state_dict()
+    return fingerprints.hash_tensors(
+        {name: tensor for name, tensor in state.items() if not _is_pooler(name)},
+        dtype=torch.float32,
+    )
+
+
+def _hash_tokenizer(tokenizer: Any) -> str:
+    """Return the hash of a tokenizer without what single calls set (truncation, padding)."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings["truncation"] = settings["padding"] = None
+    return fingerprints.hash_settings(settings)
 
 
 def _downloaded_folder(name: str) -> Path:
@@ -349,9 +378,11 @@ def _position_padding(model: Any) -> int | None:
 
 
 def _takes_positions(model: Any) -> bool:
-    import inspect
-
-    return "position_ids" in inspect.signature(model.forward).parameters
+    """Say whether position numbers change anything; DeBERTa-v3 takes and ignores them."""
+    ignored = any(
+        getattr(module, "position_embeddings", module) is None for module in model.modules()
+    )
+    return "position_ids" in inspect.signature(model.forward).parameters and not ignored
 
 
 def _is_causal(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """The encoder: texts in, vectors out, for the bare backbone or any tuned task."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,7 +88,6 @@ class Encoder:
         self.token_budget = token_budget
         self.most_texts = most_texts
         self._base_fingerprint = backbone.fingerprint if method is None else method.base_fingerprint
-        self._fingerprints: dict[Side, str] = {}
 
     @property
     def dim(self) -> int:
@@ -110,21 +110,20 @@ class Encoder:
         return self._fingerprint("passage")
 
     def _fingerprint(self, side: Side) -> str:
-        if side not in self._fingerprints:
-            parts = [self._base_fingerprint, str(self.limits.of(side))]
-            method = self.method
-            if method is not None and method.changes(side):
-                state = method.state()
-                if "shared" not in state and side in state:
-                    state = {"shared": state[side]}
-                settings: dict[str, Any] = settings_of(method.config)
-                # How a prompt was started or regularised does not shape the vectors it makes.
-                shaping = ("attention", "position", "alpha")
-                kept = {k: v for k, v in settings.items() if k in shaping}
-                parts.append(fingerprints.hash_tensors(state))
-                parts.append(fingerprints.hash_settings({"method": method.name, **kept}))
-            self._fingerprints[side] = fingerprints.combine(*parts)
-        return self._fingerprints[side]
+        # Computed each time: the method may have been trained on since.
+        parts = [self._base_fingerprint, str(self.limits.of(side))]
+        method = self.method
+        if method is not None and method.changes(side):
+            state = method.state()
+            if "shared" not in state and side in state:
+                state = {"shared": state[side]}
+            settings: dict[str, Any] = settings_of(method.config)
+            # How a prompt was started or regularised does not shape the vectors it makes.
+            shaping = ("attention", "position", "alpha")
+            kept = {k: v for k, v in settings.items() if k in shaping}
+            parts.append(fingerprints.hash_tensors(state))
+            parts.append(fingerprints.hash_settings({"method": method.name, **kept}))
+        return fingerprints.combine(*parts)
 
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: OnProgress | None = None
@@ -162,10 +161,7 @@ class Encoder:
             return vectors
         ids = self.backbone.tokenize(texts, side=side, max_tokens=self.limits.of(side))
         done = 0
-        training = self.method is not None and self.method.module.training
-        if self.method is not None:
-            self.method.module.eval()
-        with torch.inference_mode():
+        with self._evaluating(), torch.inference_mode():
             for batch in length_sorted_batches(
                 [len(row) for row in ids],
                 token_budget=self.token_budget,
@@ -180,9 +176,20 @@ class Encoder:
                 done += len(batch)
                 if on_progress is not None:
                     on_progress(done, len(texts))
-        if self.method is not None and training:
-            self.method.module.train()
         return vectors
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put the method into eval mode, and back to what it was, also after an error."""
+        module = None if self.method is None else self.method.module
+        if module is None or not module.training:
+            yield
+            return
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train()
 
     def describe(self) -> dict[str, Any]:
         """Return what manifests record of this encoder."""

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order."""
+def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order.
+
+    Args:
+        tensors: The tensors by name.
+        dtype: Number type to hash them in, one tensor at a time; their own by default.
+
+    Returns:
+        Hexadecimal text.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().to(device="cpu", dtype=dtype).contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

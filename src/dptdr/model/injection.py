@@ -5,7 +5,9 @@ attention with torch calls that can be intercepted. What is neither is refused.
 """
 
 import contextlib
+import functools
 import threading
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,10 +63,12 @@ class Injection:
     def __init__(self, model: nn.Module) -> None:
         attention.register()
         self.model = model
+        self._forward: Callable[..., Any] = model
         self.route: Route = _choose_route(model)
         self.geometry = _probe(model, route=self.route)
         self._checkpointing = False
-        _prove_effect(self)
+        with _refusing(model):
+            _prove_effect(self)
 
     def __call__(self, call: PromptCall, **inputs: Any) -> Any:
         """Run the model's forward pass with a prompt.
@@ -79,11 +83,20 @@ class Injection:
         call.layer = 0
         with _activated(call, route=self.route):
             if self.route == "registry":
-                return self.model(**inputs, **{attention.KEYWORD: call})
-            if not call.segments and call.observer is None:
-                return self.model(**inputs)
-            with InterceptedAttention(call):
-                return self.model(**inputs)
+                output = self._forward(**inputs, **{attention.KEYWORD: call})
+            elif not call.segments and call.observer is None:
+                return self._forward(**inputs)
+            else:
+                with InterceptedAttention(call):
+                    output = self._forward(**inputs)
+        if call.segments and call.layer != self.geometry.layers:
+            # Some architectures change their attention with the length of the text.
+            raise UnsupportedBackbone(
+                f"{type(self.model).__name__}: the prompt reached {call.layer} layers of "
+                f"{self.geometry.layers} in this forward pass; deep prompts do not support this "
+                "architecture for texts of this length"
+            )
+        return output
 
     def enable_checkpointing(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -91,12 +104,27 @@ class Injection:
         Our own wrapper instead of transformers': it also works for architectures that have none
         (MPNet, ALBERT), in eval mode, and it runs a block again with the prompt of its forward
         pass and with the same layer number.
+
+        Raises:
+            UnsupportedBackbone: If the model has no list of blocks.
         """
         if self._checkpointing:
             return
         for block in _blocks(self.model):
-            block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
+            # A bound method, so that a deep copy of the model gets one bound to the copied block.
+            forward = types.MethodType(_checkpointed_forward, block)
+            block.forward = forward
         self._checkpointing = True
+
+    def compile(self, **options: Any) -> None:
+        """Run the model through ``torch.compile`` from now on.
+
+        Every supported architecture compiles into one graph (``fullgraph=True``).
+
+        Args:
+            options: As :func:`torch.compile` takes them.
+        """
+        self._forward = torch.compile(self.model, **options)
 
 
 @contextlib.contextmanager
@@ -109,35 +137,32 @@ def _activated(call: PromptCall, *, route: Route) -> Iterator[None]:
         _ACTIVE.call, _ACTIVE.route = before
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a block's forward so that backward runs it again under the same prompt call."""
+def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for a block's forward; backward runs it again under the same prompt call."""
+    forward = functools.partial(type(block).forward, block)
+    call, route = _ACTIVE.call, _ACTIVE.route
+    if call is None or not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    layer = call.layer
+    first = True
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        call, route = _ACTIVE.call, _ACTIVE.route
-        if call is None or not torch.is_grad_enabled():
+    def again(*args: Any, **kwargs: Any) -> Any:
+        nonlocal first
+        if first:
+            first = False
             return forward(*args, **kwargs)
-        layer = call.layer
-        first = True
+        after = call.layer
+        call.layer = layer
+        try:
+            with _activated(call, route=route):
+                if route == "registry":
+                    return forward(*args, **kwargs)
+                with InterceptedAttention(call):
+                    return forward(*args, **kwargs)
+        finally:
+            call.layer = after
 
-        def again(*args: Any, **kwargs: Any) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                return forward(*args, **kwargs)
-            after = call.layer
-            call.layer = layer
-            try:
-                with _activated(call, route=route):
-                    if route == "registry":
-                        return forward(*args, **kwargs)
-                    with InterceptedAttention(call):
-                        return forward(*args, **kwargs)
-            finally:
-                call.layer = after
-
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
-
-    return run
+    return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -161,7 +186,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return best
 
 
-def _expected_layers(model: nn.Module) -> int:
+def _expected_layers(model: Any) -> int:
     config = model.config
     layers = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", None)
     if not isinstance(layers, int):
@@ -169,13 +194,24 @@ def _expected_layers(model: nn.Module) -> int:
             f"{type(model).__name__}: the configuration states no number of layers "
             "(num_hidden_layers), so a prompt's reach cannot be checked"
         )
-    return layers
+    # ALBERT may run several attention layers for each layer that it counts.
+    return layers * int(getattr(config, "inner_group_num", None) or 1)
 
 
 def _choose_route(model: Any) -> Route:
-    try:
-        model.set_attn_implementation(attention.NAME)
-    except (ValueError, NotImplementedError, ImportError):
+    name = type(model).__name__
+    if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
+        raise UnsupportedBackbone(
+            f"{name}: expected a transformers encoder (PreTrainedModel); deep prompts cannot be "
+            "shown to reach every layer of anything else"
+        )
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        # BigBird quietly turns into full attention for good on the first short text.
+        raise UnsupportedBackbone(
+            f"{name}: deep prompts do not support block-sparse attention; set attention_type to "
+            "'original_full' in the encoder's configuration"
+        )
+    if not _set_attention(model, attention.NAME):
         return _intercepted(model)
     seen: list[str] = []
     call = PromptCall(observer=lambda *_: seen.append("layer"))
@@ -186,9 +222,34 @@ def _choose_route(model: Any) -> Route:
 
 def _intercepted(model: Any) -> Route:
     # Interception watches plain matrix products; a fused kernel would hide them.
-    with contextlib.suppress(ValueError, NotImplementedError, ImportError):
-        model.set_attn_implementation("eager")
+    _set_attention(model, "eager")
     return "interception"
+
+
+def _set_attention(model: Any, name: str) -> bool:
+    """Ask a model to use an attention function; say whether it took it."""
+    with quiet_transformers():
+        try:
+            model.set_attn_implementation(name)
+        except (ValueError, NotImplementedError, ImportError):
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' loading bars and its reports of what is expected here."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _probe_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -211,7 +272,7 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
         if hasattr(module, attention.LAYERS_ATTRIBUTE):
             delattr(module, attention.LAYERS_ATTRIBUTE)
     call = PromptCall(observer=observe, modules=[])
-    with torch.no_grad():
+    with torch.no_grad(), _refusing(model):
         if route == "registry":
             model(**_probe_inputs(model), **{attention.KEYWORD: call})
         else:
@@ -228,6 +289,21 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
     _number_modules(call.modules or [])
     heads, head_dim = shapes[0]
     return Geometry(layers=expected, heads=heads, head_dim=head_dim)
+
+
+@contextlib.contextmanager
+def _refusing(model: nn.Module) -> Iterator[None]:
+    """Turn whatever a probing pass stumbles over into a refusal of the architecture."""
+    try:
+        yield
+    except UnsupportedBackbone:
+        raise
+    except Exception as error:
+        raise UnsupportedBackbone(
+            f"{type(model).__name__}: a probing forward pass on token ids and mask failed "
+            f"({type(error).__name__}: {error}), so deep prompts cannot be shown to reach every "
+            "layer of it"
+        ) from error
 
 
 def _number_modules(modules: list[nn.Module]) -> None:
@@ -255,7 +331,8 @@ def _prove_effect(injection: Injection) -> None:
     with torch.no_grad():
         bare = injection(PromptCall(), **inputs).last_hidden_state
     with torch.enable_grad():
-        output = injection(PromptCall((Segment(*rows),)), **inputs).last_hidden_state
+        prompt = Segment(rows[0], rows[1])
+        output = injection(PromptCall((prompt,)), **inputs).last_hidden_state
         if torch.equal(output.detach(), bare):
             raise UnsupportedBackbone(
                 f"{name}: a random prompt did not change the output, so prompts have no effect"

@@ -91,7 +91,7 @@ class InterceptedAttention(TorchFunctionMode):
                 "the attention scores could not be traced to a query-key product, so a prompt "
                 "cannot be added to this architecture"
             )
-        texts, heads, tokens, columns = scores.shape
+        texts, heads, tokens = scores.shape[:3]
         query = query.reshape(texts, heads, tokens, query.shape[-1])
         layer = self.call.layer
         extra, self._prompt_probabilities = [], []

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,14 +23,19 @@ from dptdr.model.prompt import DeepPrompt, check_rows, random_rows
 from dptdr.model.segments import Observer, Segment
 
 
+@runtime_checkable
 class Method(Protocol):
     """What training, encoding and bundles need of a tuning method."""
 
     name: MethodName
-    config: MethodConfig
     backbone: Backbone
     base_fingerprint: str
     module: nn.Module
+
+    @property
+    def config(self) -> MethodConfig:
+        """Return the settings."""
+        ...
 
     def vectors(
         self, tokens: Tokens, *, side: Side, observer: Observer | None = None

@@ -1,17 +1,18 @@
 """From token states to one vector per text, as the encoder's own configuration says."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dptdr.errors import BackboneError
+from dptdr.errors import BackboneError, DataError
+from dptdr.files import read_json
 
 Pool = Literal["cls", "mean", "last"]
+MODULES_FILE = "modules.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +83,14 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
         BackboneError: If the folder asks for a module or pooling that dptdr does not have.
     """
     default: Pool = "last" if decoder else "cls"
-    modules_file = folder / "modules.json"
+    modules_file = folder / MODULES_FILE
     if not modules_file.is_file():
         return Pooling(pool=default, max_tokens=model_max_tokens)
+    prefixes = _read_prefixes(folder / "config_sentence_transformers.json")
     pool, normalise = default, False
-    for module in json.loads(modules_file.read_text(encoding="utf-8")):
-        kind = str(module["type"]).rsplit(".", maxsplit=1)[-1]
+    for kind, path in _modules(modules_file):
         if kind == "Pooling":
-            pool = _read_pool(folder / module["path"] / "config.json")
+            pool = _read_pool(folder / path / "config.json", prefixes=prefixes)
         elif kind == "Normalize":
             normalise = True
         elif kind != "Transformer":
@@ -97,23 +98,61 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
                 f"{modules_file}: module '{kind}' is not supported; expected Transformer, Pooling "
                 "and Normalize"
             )
-    max_tokens = model_max_tokens
-    settings = folder / "sentence_bert_config.json"
-    if settings.is_file():
-        limit = json.loads(settings.read_text(encoding="utf-8")).get("max_seq_length")
-        max_tokens = min(model_max_tokens, int(limit)) if limit else model_max_tokens
-    query_prefix, passage_prefix = _read_prefixes(folder / "config_sentence_transformers.json")
     return Pooling(
         pool=pool,
         normalise=normalise,
-        max_tokens=max_tokens,
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
+        max_tokens=_read_limit(
+            transformer_folder(folder) / "sentence_bert_config.json", most=model_max_tokens
+        ),
+        query_prefix=prefixes[0],
+        passage_prefix=prefixes[1],
     )
 
 
-def _read_pool(path: Path) -> Pool:
-    config = json.loads(path.read_text(encoding="utf-8"))
+def transformer_folder(folder: Path) -> Path:
+    """Return where an encoder's own files lie: early sentence-transformers made a folder inside.
+
+    Raises:
+        BackboneError: If ``modules.json`` is broken.
+    """
+    modules_file = folder / MODULES_FILE
+    if modules_file.is_file():
+        for kind, path in _modules(modules_file):
+            if kind == "Transformer":
+                return folder / path
+    return folder
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """Return kind and folder of each module."""
+    found = _read(path)
+    if not isinstance(found, list) or not all(
+        isinstance(module, dict) and {"type", "path"} <= set(module) for module in found
+    ):
+        raise BackboneError(f"{path}: expected a list of modules with 'type' and 'path'")
+    return [(str(m["type"]).rsplit(".", maxsplit=1)[-1], str(m["path"])) for m in found]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DataError as error:
+        raise BackboneError(f"{error}; the encoder's folder is broken, copy it again") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    if not isinstance(found, dict):
+        raise BackboneError(f"{path}: expected a JSON object")
+    return found
+
+
+def _read_pool(path: Path, *, prefixes: tuple[str, str]) -> Pool:
+    config = _read_object(path)
+    if config.get("include_prompt") is False and any(prefixes):
+        raise BackboneError(
+            f"{path}: pooling without the prefix's tokens (include_prompt false) is not supported"
+        )
     names: dict[str, Pool] = {
         "pooling_mode_cls_token": "cls",
         "pooling_mode_mean_tokens": "mean",
@@ -131,9 +170,23 @@ def _read_pool(path: Path) -> Pool:
     )
 
 
+def _read_limit(path: Path, *, most: int) -> int:
+    """Return the longest text in tokens; the folder may ask for less than positions allow."""
+    if not path.is_file():
+        return most
+    config = _read_object(path)
+    if config.get("do_lower_case"):
+        raise BackboneError(
+            f"{path}: 'do_lower_case' is not supported outside the tokenizer; set it to false and "
+            "use an uncased tokenizer"
+        )
+    limit = config.get("max_seq_length")
+    return min(most, int(limit)) if limit else most
+
+
 def _read_prefixes(path: Path) -> tuple[str, str]:
     if not path.is_file():
         return "", ""
-    prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
-    passage = prompts.get("passage") or prompts.get("document") or prompts.get("corpus") or ""
-    return str(prompts.get("query") or ""), str(passage)
+    prompts = _read_object(path).get("prompts") or {}
+    passage = next((prompts[n] for n in ("document", "passage", "corpus") if n in prompts), "")
+    return str(prompts.get("query") or ""), str(passage or "")

@@ -57,14 +57,14 @@ class DeepPrompt(nn.Module):
         if self.mlp is None:
             return rows
         layers, _, heads, prompt, head_dim = rows.shape
-        made = self.mlp(self.embedding).view(prompt, layers, 2, heads, head_dim)
+        made: Tensor = self.mlp(self.embedding).view(prompt, layers, 2, heads, head_dim)
         return rows + made.permute(1, 2, 3, 0, 4)
 
     def segment(self) -> Segment:
         """Return the rows as one segment shared by all texts of a batch."""
-        if self.mlp is None:
-            keys, values = self.keys, self.values
-        else:
+        keys: Tensor = self.keys
+        values: Tensor = self.values
+        if self.mlp is not None:
             rows = self.rows()
             keys, values = rows[:, 0], rows[:, 1]
         if self.training and self.dropout:

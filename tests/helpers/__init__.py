@@ -1,0 +1,1 @@
+"""Shared by the tests: tiny random encoders and hand-written references."""
