@@ -1,6 +1,7 @@
 """The list of commands. Each command lives in a module of its own and imports torch only inside."""
 
 import importlib
+import importlib.util
 
 import typer
 
@@ -52,6 +53,8 @@ def build_app() -> typer.Typer:
         del version
 
     for name, module in COMMANDS.items():
+        if importlib.util.find_spec(module) is None:
+            continue
         app.command(name)(importlib.import_module(module).command)
     for name, module in GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)

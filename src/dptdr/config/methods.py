@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from dptdr.errors import ConfigError
 
@@ -103,7 +103,13 @@ def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, Met
     if name not in METHOD_NAMES:
         raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
     method: MethodName = name
-    try:
-        return method, DEFAULT_CONFIGS[method](**settings)
-    except TypeError as error:
-        raise ConfigError(f"method '{name}': {error}") from None
+    kind = DEFAULT_CONFIGS[method]
+    hints = get_type_hints(kind)
+    wrong = [f"{key}: unknown setting" for key in sorted(set(settings) - set(hints))]
+    for key, hint in hints.items():
+        allowed = get_args(hint) if get_origin(hint) is Literal else ()
+        if allowed and key in settings and settings[key] not in allowed:
+            wrong.append(f"{key}: expected one of {', '.join(allowed)}, got '{settings[key]}'")
+    if wrong:
+        raise ConfigError(f"method '{name}': " + "; ".join(wrong))
+    return method, kind(**settings)

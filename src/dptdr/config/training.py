@@ -16,7 +16,7 @@ DEFAULT_LEARNING_RATES: dict[str, float] = {
     "bitfit": 1e-3,
     "full": 1e-4,
 }
-"""Learning rate per method where none is given; how they were found: docs/what-makes-prompts-work.md."""
+"""Learning rate per method where none is given; see docs/what-makes-prompts-work.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,16 +194,42 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     manifest = read_manifest(path)
     if backbone is None:
         backbone = Backbone.load(manifest.backbone, device=device)
+    _check_backbone(path, manifest, backbone)
+    method = build_method(manifest, backbone)
+    method.load(read_state(path, manifest))
+    method.module.eval()
+    return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
+
+
+def load_prompt_rows(path: Path, *, backbone: Backbone) -> dict[str, Tensor]:
+    """Return a deep-prompt task's rows, to start another task of the same backbone from.
+
+    Args:
+        path: The bundle's folder.
+        backbone: The backbone to train on.
+
+    Returns:
+        ``[layers, 2, heads, prompt, head_dim]`` by prompt name.
+
+    Raises:
+        BundleError: If the bundle is broken or holds no deep prompt.
+        WrongBackbone: If it belongs to another backbone.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.method != "deep-prompt":
+        raise BundleError(f"{path}: expected a deep prompt to start from, got '{manifest.method}'")
+    _check_backbone(path, manifest, backbone)
+    return read_state(path, manifest)
+
+
+def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> None:
     if backbone.fingerprint != manifest.backbone_fingerprint:
         raise WrongBackbone(
             f"{path}: the task was trained on backbone '{manifest.backbone}' with fingerprint "
             f"{manifest.backbone_fingerprint}, but '{backbone.name}' has fingerprint "
             f"{backbone.fingerprint}; load it on its own backbone, or train it anew on this one"
         )
-    method = build_method(manifest, backbone)
-    method.load(read_state(path, manifest))
-    method.module.eval()
-    return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
 
 
 def build_method(manifest: TaskManifest, backbone: Backbone) -> Method:

@@ -1,0 +1,349 @@
+"""Quality of tuning methods on real tasks, built in parts: results/quality/*.json, then a table.
+
+Each cell (data set, system, seed) is one process and one JSON file; a cell that has its file is not
+run again, so the command can be stopped and started at will::
+
+    python benchmarks/quality.py run --sets tldr medquad --systems bm25 bare deep-prompt full
+    python benchmarks/quality.py table
+
+Evaluation sets are capped and seeded; training uses the whole train split.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "quality"
+SAMPLES = ("python-code", "python-api")
+MEASURES = ("nDCG@10", "RR@10", "R@100")
+
+
+def main() -> None:
+    """Run cells, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "cell"):
+        sub = commands.add_parser(name)
+        sub.add_argument("--sets", nargs="+", required=name == "run", default=[])
+        sub.add_argument("--systems", nargs="+", required=name == "run", default=[])
+        sub.add_argument("--seeds", nargs="+", type=int, default=[0])
+        sub.add_argument("--set")
+        sub.add_argument("--system")
+        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+        sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
+        sub.add_argument("--steps", type=int, default=150)
+        sub.add_argument("--queries", type=int, default=500)
+        sub.add_argument("--passages", type=int, default=4000)
+        sub.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
+        sub.add_argument("--threads", type=int, default=1)
+        sub.add_argument("--jobs", type=int, default=1)
+        sub.add_argument("--option", nargs="*", default=[], help="key=value of the recipe")
+        sub.add_argument("--tag", default="", help="name of a variant of the recipe")
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments)
+    elif arguments.command == "cell":
+        cell(arguments)
+    else:
+        table()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run all missing cells, some at a time."""
+    waiting = []
+    for data in arguments.sets:
+        unpack(data, arguments)
+        for system in arguments.systems:
+            seeds = [0] if system in ("bm25", "bare") else arguments.seeds
+            for seed in seeds:
+                if not cell_path(data, system, seed, arguments).exists():
+                    waiting.append((data, system, seed))
+    running: list[subprocess.Popen[bytes]] = []
+    while waiting or running:
+        while waiting and len(running) < arguments.jobs:
+            data, system, seed = waiting.pop(0)
+            print(f"{time.strftime('%H:%M:%S')} {data} {system} seed {seed}", flush=True)
+            running.append(subprocess.Popen(cell_command(data, system, seed, arguments)))
+        time.sleep(0.5)
+        running = [process for process in running if process.poll() is None]
+    table()
+
+
+def cell_command(data: str, system: str, seed: int, arguments: argparse.Namespace) -> list[str]:
+    """Return the command of one cell."""
+    command = [sys.executable, __file__, "cell", "--set", data, "--system", system]
+    for name in ("steps", "queries", "passages", "precision", "threads", "data", "work", "tag"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    return [*command, "--seed", str(seed), "--option", *arguments.option]
+
+
+def cell_path(data: str, system: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return where a cell's result lies."""
+    caps = f"{arguments.queries}q-{arguments.passages}p"
+    trained = "" if system in ("bm25", "bare") else f"-{arguments.steps}steps"
+    tag = f"-{arguments.tag}" if arguments.tag and trained else ""
+    return RESULTS / f"{data}-{caps}" / f"{system}{tag}{trained}-seed{seed}.json"
+
+
+def unpack(name: str, arguments: argparse.Namespace) -> Path:
+    """Make a data set ready and return its folder."""
+    folder: Path = arguments.work / "data" / name
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if name in SAMPLES:
+        subprocess.run(
+            [sys.executable, "-m", "dptdr", "data", "sample", name, "--out", str(folder)],
+            check=True,
+        )
+        return folder
+    with tarfile.open(arguments.data / f"{name}.tar.xz") as archive:
+        archive.extractall(folder.parent, filter="data")
+    return folder
+
+
+def cell(arguments: argparse.Namespace) -> None:
+    """Train where there is something to train, evaluate, write the cell's file."""
+    import torch
+
+    from dptdr.data.beir import BeirFolder
+    from dptdr.data.capped import capped_test
+    from dptdr.evaluation import evaluate
+    from dptdr.files import write_json
+
+    torch.set_num_threads(arguments.threads)
+    folder = BeirFolder(unpack(arguments.set, arguments))
+    capped = capped_test(
+        folder, test_queries=arguments.queries, passages=arguments.passages, seed=0
+    )
+    record: dict[str, Any] = {
+        "set": arguments.set,
+        "system": arguments.system,
+        "tag": arguments.tag,
+        "seed": arguments.seed,
+        "queries": len(capped.queries),
+        "passages": len(capped.passages),
+        "precision": arguments.precision,
+        "threads": arguments.threads,
+        "machine": machine(),
+        "commit": commit(),
+    }
+    if arguments.system == "bm25":
+        from dptdr.negatives.bm25 import Bm25Index
+
+        run = Bm25Index.build(capped.passages).search(capped.queries, depth=100)
+    else:
+        encoder = tuned(arguments, folder, record)
+        run = searched(encoder, capped, precision=arguments.precision)
+    result = evaluate(run, capped.qrels, measures=MEASURES)
+    record["measures"] = dict(result.measures)
+    record["per_query"] = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
+    record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    path = cell_path(arguments.set, arguments.system, arguments.seed, arguments)
+    write_json(path, record)
+    print(path.name, {k: round(v, 4) for k, v in record["measures"].items()}, flush=True)
+
+
+def tuned(arguments: argparse.Namespace, folder: Any, record: dict[str, Any]) -> Any:
+    """Return the bare encoder, or one that was trained for this cell."""
+    from dptdr.config.methods import config_from
+    from dptdr.config.training import TrainingConfig
+    from dptdr.model import Backbone, Encoder, load_task
+    from dptdr.training.train import load_data, train_task
+
+    backbone = Backbone.load("minilm")
+    if arguments.system == "bare":
+        return Encoder(backbone)
+    recipe, settings = options(arguments.option)
+    config = TrainingConfig(
+        steps=arguments.steps, seed=arguments.seed, precision=arguments.precision, **recipe
+    )
+    method, method_config = config_from(arguments.system, settings)
+    name = f"{arguments.set}-{arguments.system}-{arguments.tag}-{arguments.steps}-{arguments.seed}"
+    out = arguments.work / "tasks" / name
+    began = time.monotonic()
+    result = train_task(
+        load_data(folder, config),
+        out,
+        backbone=backbone,
+        method_name=method,
+        method_config=method_config,
+        config=config,
+    )
+    # While training alone; the evaluation's memory comes on top in peak_memory_mb.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record |= {
+        "steps": arguments.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.rate_for(method),
+        "settings": result.manifest.settings,
+        "trained_parameters": result.manifest.trained_parameters,
+        "training_seconds": result.seconds,
+        "seconds_per_step": result.seconds / arguments.steps,
+        "wall_seconds": time.monotonic() - began,
+        "training_peak_memory_mb": peak,
+        "best_step": result.best_step,
+        "dev": {str(step): m["nDCG@10"] for step, m in result.history.items()},
+        "bare_dev": result.bare["nDCG@10"],
+    }
+    return load_task(out, backbone=backbone)
+
+
+def options(pairs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split key=value pairs into training settings and method settings."""
+    from dptdr.config.training import TrainingConfig
+
+    recipe, settings = {}, {}
+    for pair in pairs:
+        key, text = pair.split("=", 1)
+        value: Any = text
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(text)
+        (recipe if key in TrainingConfig.__dataclass_fields__ else settings)[key] = value
+    return recipe, settings
+
+
+def searched(encoder: Any, capped: Any, *, precision: str) -> Any:
+    """Return the run over the capped set."""
+    import torch
+
+    from dptdr.search.retrieval import retrieve
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        return retrieve(encoder, queries=capped.queries, passages=capped.passages, depth=100)
+
+
+def machine() -> str:
+    """Describe the processor."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def table() -> None:
+    """Write results/quality.md from all cells."""
+    from dptdr.evaluation import paired_test
+
+    cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*/*.json"))]
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for record in cells:
+        groups.setdefault((record["set"], record["queries"], record["passages"]), []).append(record)
+    lines = [
+        "# Quality",
+        "",
+        "Made by `python benchmarks/quality.py run` (cells in `results/quality/`), which can be "
+        "stopped and goes on. Encoder: MiniLM (`minilm`, 22.7 M parameters). Test sets are capped "
+        "(see each head; every judged passage of the kept queries is among the passages), so "
+        "figures are higher than over the full corpora and rows of different caps must not be "
+        "compared. Training uses the whole train split; checkpoints are chosen on dev queries. "
+        "p: paired randomisation test of per-query nDCG@10 (mean over seeds) against the bare "
+        "backbone, and against full fine-tuning with the same steps. Seconds and memory are of "
+        "one process on a shared machine: read them as ratios.",
+    ]
+    for (name, queries, passages), records in sorted(groups.items()):
+        lines += ["", f"## {name} ({queries} test queries, {passages} passages)", "", *HEAD]
+        systems: dict[str, list[dict[str, Any]]] = {}
+        for record in records:
+            systems.setdefault(label(record), []).append(record)
+        bare = mean_per_query(systems.get("bare", []))
+        for system in sorted(systems, key=lambda s: (order(systems[s][0]), s)):
+            own = systems[system]
+            full = mean_per_query(systems.get(f"full, {own[0].get('steps')} steps", []))
+            lines.append(row(system, own, bare=bare, full=full, paired_test=paired_test))
+    lines += ["", "## Origin", ""]
+    origins = sorted({f"commit {c['commit']}, {c['machine']}, {c['precision']}" for c in cells})
+    lines += [f"- {origin}" for origin in origins]
+    (ROOT / "results" / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+HEAD = [
+    "| system | nDCG@10 | RR@10 | R@100 | seeds | p vs bare | p vs full | trained | lr | s/step "
+    "| training peak MB |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+]
+
+
+def label(record: dict[str, Any]) -> str:
+    """Name a row."""
+    if "steps" not in record:
+        return str(record["system"])
+    tag = f" ({record['tag']})" if record["tag"] else ""
+    return f"{record['system']}{tag}, {record['steps']} steps"
+
+
+def order(record: dict[str, Any]) -> int:
+    """Sort rows: baselines first."""
+    known = ["bm25", "bare", "deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
+    return known.index(record["system"])
+
+
+def mean_per_query(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Return each query's mean over seeds."""
+    if not records:
+        return {}
+    return {
+        q: statistics.fmean(r["per_query"][q] for r in records) for q in records[0]["per_query"]
+    }
+
+
+def row(
+    system: str,
+    records: list[dict[str, Any]],
+    *,
+    bare: dict[str, float],
+    full: dict[str, float],
+    paired_test: Any,
+) -> str:
+    """Return one row of the table."""
+    own = mean_per_query(records)
+
+    def mean(measure: str) -> str:
+        values = [r["measures"][measure] for r in records]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.4f}{spread}"
+
+    def p_value(other: dict[str, float]) -> str:
+        if not other or other == own:
+            return ""
+        test = paired_test(own, other)
+        return f"{test.mean_difference:+.4f}, p {test.p_randomisation:.4f}"
+
+    first = records[0]
+    trained = "trained_parameters" in first
+    numbers = [
+        f"{first['trained_parameters']:,}" if trained else "",
+        f"{first['learning_rate']:g}" if trained else "",
+        f"{statistics.fmean(r['seconds_per_step'] for r in records):.2f}" if trained else "",
+        f"{max(r['training_peak_memory_mb'] for r in records):.0f}" if trained else "",
+    ]
+    cells = [system, *(mean(m) for m in MEASURES), str(len(records)), p_value(bare), p_value(full)]
+    return f"| {' | '.join([*cells, *numbers])} |"
+
+
+if __name__ == "__main__":
+    main()

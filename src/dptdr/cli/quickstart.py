@@ -1,0 +1,237 @@
+"""``dptdr quickstart``: the main job end to end, on text that every Python installation holds."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dptdr.cli.progress import progress
+from dptdr.config.methods import DeepPromptConfig
+from dptdr.config.training import TrainingConfig
+from dptdr.files import write_json
+
+if TYPE_CHECKING:
+    from dptdr.evaluation import Evaluation
+    from dptdr.model import Backbone, Encoder
+    from dptdr.records import Passage, Query, Run
+
+TASKS = ("python-code", "python-api")
+_SAMPLE_QUERIES = 2
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Folder for data, tasks, indexes and reports.")] = Path(
+        "quickstart"
+    ),
+    backbone: Annotated[str, typer.Option(help="The frozen encoder.")] = "minilm",
+    steps: Annotated[int, typer.Option(help="Optimiser steps per task.")] = 100,
+    test_queries: Annotated[int, typer.Option(help="Most test queries per task.")] = 500,
+    passages: Annotated[
+        int, typer.Option(help="Most passages that are searched, judged ones included.")
+    ] = 1200,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the table's figures to this file.")
+    ] = None,
+) -> None:
+    """Tune two tasks on one frozen encoder, index, evaluate and search them; no download."""
+    began = time.monotonic()
+    from dptdr.model import Backbone
+
+    encoder = Backbone.load(backbone)
+    typer.echo(
+        f"backbone {backbone}: {encoder.parameter_count:,} parameters, frozen, one for all tasks"
+    )
+    rows = [
+        _task(
+            name,
+            out,
+            backbone=encoder,
+            config=_config(steps=steps, seed=seed),
+            test_queries=test_queries,
+            passages=passages,
+        )
+        for name in TASKS
+    ]
+    _print_table(rows)
+    typer.echo(f"\ndone in {_clock(time.monotonic() - began)}; everything is in {out}/")
+    _print_next(out)
+    if json_out is not None:
+        write_json(json_out, {"tasks": rows, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _config(*, steps: int, seed: int) -> TrainingConfig:
+    # Shorter texts and a small dev set than by default: this shall take minutes on two cores.
+    return TrainingConfig(
+        steps=steps,
+        seed=seed,
+        max_passage_tokens=96,
+        evaluations=2,
+        dev_queries=100,
+        dev_passages=200,
+    )
+
+
+def _task(
+    name: str,
+    out: Path,
+    *,
+    backbone: "Backbone",
+    config: TrainingConfig,
+    test_queries: int,
+    passages: int,
+) -> dict[str, Any]:
+    """Go through all stages for one task and return its row of the table."""
+    from dptdr.data.beir import BeirFolder, write_beir
+    from dptdr.data.capped import capped_test
+    from dptdr.data.samples import build_sample
+    from dptdr.evaluation import evaluate, paired_test
+    from dptdr.model import Encoder, load_task
+    from dptdr.negatives.bm25 import Bm25Index
+    from dptdr.search.retrieval import retrieve
+
+    began = time.monotonic()
+    typer.echo(f"\n== {name}")
+    data = out / "data" / name
+    if not (data / "meta.json").is_file():
+        with progress("reading sources") as show:
+            build_sample(name, out=data, seed=config.seed, on_progress=show)
+    folder = BeirFolder(data)
+    test = capped_test(folder, test_queries=test_queries, passages=passages, seed=config.seed)
+    searched = out / "data" / f"{name}-test"
+    write_beir(
+        searched,
+        passages=test.passages,
+        queries=test.queries,
+        qrels={"test": test.qrels},
+        meta={"from": name, "cap": f"{test_queries} queries, {passages} passages"},
+    )
+    task, seconds = _tune(folder, out / "tasks" / name, backbone=backbone, config=config)
+    tuned = load_task(task, backbone=backbone)
+    prompt_run = _indexed_run(tuned, searched, out / "indexes" / name, queries=test.queries)
+    with progress("bare backbone") as show:
+        bare_run = retrieve(
+            Encoder(backbone),
+            queries=test.queries,
+            passages=test.passages,
+            depth=100,
+            on_progress=show,
+        )
+    bm25_run = Bm25Index.build(test.passages).search(test.queries, depth=100)
+    bare, prompt = evaluate(bare_run, test.qrels), evaluate(prompt_run, test.qrels)
+    _report(prompt, out / "reports" / f"{name}.json", system=f"task:{name}", data=searched)
+    _report(bare, out / "reports" / f"{name}-bare.json", system="backbone", data=searched)
+    paired = paired_test(prompt.per_query["nDCG@10"], bare.per_query["nDCG@10"])
+    _print_answers(test.queries, test.passages, bare=bare_run, tuned=prompt_run)
+    return {
+        "task": name,
+        "passages": len(test.passages),
+        "queries": len(test.queries),
+        "BM25": evaluate(bm25_run, test.qrels).measures["nDCG@10"],
+        "backbone": bare.measures["nDCG@10"],
+        "prompt": prompt.measures["nDCG@10"],
+        "p": paired.p_randomisation,
+        "bundle_bytes": sum(f.stat().st_size for f in task.iterdir() if f.is_file()),
+        "training_seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _tune(
+    folder: Any, task: Path, *, backbone: "Backbone", config: TrainingConfig
+) -> tuple[Path, float]:
+    from dptdr.cli.train import Watching
+    from dptdr.training.train import load_data, train_task
+
+    with Watching(config.dev_measure) as watch:
+        result = train_task(
+            load_data(folder, config),
+            task,
+            backbone=backbone,
+            method_name="deep-prompt",
+            method_config=DeepPromptConfig(),
+            config=config,
+            watch=watch,
+        )
+    return task, result.seconds
+
+
+def _indexed_run(encoder: "Encoder", data: Path, index: Path, *, queries: "list[Query]") -> "Run":
+    """Encode and index the passages as any later search will find them, and search them."""
+    import shutil
+
+    from dptdr.search.building import build_index
+    from dptdr.search.encoding import encode_data
+    from dptdr.search.index import search_queries
+
+    vectors = index.parent / f"{index.name}.vectors"
+    shutil.rmtree(vectors, ignore_errors=True)
+    with progress("encoding") as show:
+        folder = encode_data(encoder, data, out=vectors, on_progress=show)
+    built, _ = build_index(folder, out=index, kind="exact")
+    return search_queries(built, encoder, queries=queries, depth=100)
+
+
+def _report(evaluation: "Evaluation", path: Path, *, system: str, data: Path) -> None:
+    write_json(
+        path,
+        {
+            "measures": evaluation.measures,
+            "queries": evaluation.queries,
+            "per_query": evaluation.per_query,
+            "system": system,
+            "data": data.name,
+            "split": "test",
+        },
+    )
+
+
+def _print_answers(
+    queries: "list[Query]", passages: "list[Passage]", *, bare: "Run", tuned: "Run"
+) -> None:
+    """Show queries whose first hit the prompt has changed."""
+    texts = {passage.id: passage.content for passage in passages}
+    changed = [q for q in queries if tuned[q.id][0].passage_id != bare[q.id][0].passage_id]
+    for query in (changed or queries)[:_SAMPLE_QUERIES]:
+        typer.echo(f"\n  query    {query.text[:100]}")
+        for what, run in (("bare", bare), ("prompt", tuned)):
+            hit = run[query.id][0]
+            snippet = " ".join(texts[hit.passage_id].split())[:80]
+            typer.echo(f"  {what:8} {hit.passage_id}  {snippet}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    typer.echo("\nnDCG@10 on held-out test queries (p: paired randomisation test, prompt against")
+    typer.echo("backbone; time: training and all)")
+    head = ("task", "passages", "queries", "BM25", "backbone", "prompt", "p", "bundle", "time")
+    lines = [head]
+    for row in rows:
+        lines.append(
+            (
+                row["task"],
+                f"{row['passages']:,}",
+                str(row["queries"]),
+                f"{row['BM25']:.3f}",
+                f"{row['backbone']:.3f}",
+                f"{row['prompt']:.3f}",
+                f"{row['p']:.4f}",
+                f"{row['bundle_bytes'] / 1e6:.2f} MB",
+                f"{_clock(row['training_seconds'])} / {_clock(row['seconds'])}",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _print_next(out: Path) -> None:
+    task, index = out / "tasks" / TASKS[0], out / "indexes" / TASKS[0]
+    typer.echo("try next:")
+    typer.echo(f'  dptdr search {index} "read a zip archive" --task {task}')
+    typer.echo(f"  dptdr evaluate {out / 'data' / TASKS[0]}-test --task {task}")
+    typer.echo("  dptdr train YOUR_DATA --out YOUR_TASK    (your data: a BEIR folder)")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,359 @@
+"""``dptdr train``: tune a task on a frozen backbone."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dptdr.config.methods import METHOD_NAMES, DeepPromptConfig, config_from
+from dptdr.config.training import DEFAULT_LEARNING_RATES, TrainingConfig
+from dptdr.errors import ConfigError
+from dptdr.files import write_json
+
+if TYPE_CHECKING:
+    from dptdr.training.loop import Progress
+    from dptdr.training.train import TrainingResult
+
+_DEFAULTS = TrainingConfig()
+_PROMPT = DeepPromptConfig()
+_RATES = ", ".join(f"{name} {rate:g}" for name, rate in DEFAULT_LEARNING_RATES.items())
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="BEIR folder; trains on qrels/train.tsv.")],
+    out: Annotated[
+        Path, typer.Option(help="Task bundle to write; checkpoints and log go to OUT.training.")
+    ],
+    backbone: Annotated[
+        str, typer.Option(help="Frozen encoder: 'minilm', a folder, or a Hugging Face name.")
+    ] = "minilm",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHOD_NAMES)}.")] = "deep-prompt",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _DEFAULTS.steps,
+    batch_size: Annotated[
+        int, typer.Option(help="Queries per step; larger batches bring more in-batch negatives.")
+    ] = _DEFAULTS.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(help=f"Peak learning rate; 0 takes the method's own ({_RATES}).")
+    ] = _DEFAULTS.learning_rate,
+    negatives: Annotated[
+        Path | None,
+        typer.Option(help="Mined negatives or training groups (JSON lines), see `dptdr mine`."),
+    ] = None,
+    negatives_per_query: Annotated[
+        int, typer.Option(help="Mined negatives drawn per query and step.")
+    ] = _DEFAULTS.negatives_per_query,
+    prompt_length: Annotated[
+        int, typer.Option(help="Prompt rows per layer (deep and shallow prompts).")
+    ] = _PROMPT.prompt_length,
+    sharing: Annotated[
+        str,
+        typer.Option(
+            help="tied: queries and passages share the prompt; untied: one each; query-only: "
+            "passages are encoded by the bare backbone, so that tasks can share one index."
+        ),
+    ] = _PROMPT.sharing,
+    attention: Annotated[
+        str,
+        typer.Option(
+            help="joint: the prompt shares the tokens' softmax (prefix tuning, as in the paper); "
+            "added: a softmax of its own, added to the output."
+        ),
+    ] = _PROMPT.attention,
+    initialisation: Annotated[
+        str,
+        typer.Option(
+            help="tokens: keys and values of the task's own texts; random; identity: exactly the "
+            "backbone (needs attention 'added'); task: see --from-task."
+        ),
+    ] = _PROMPT.initialisation,
+    from_task: Annotated[
+        Path | None, typer.Option(help="Start from the prompt of this task bundle.")
+    ] = None,
+    prompt_dropout: Annotated[
+        float, typer.Option(help="Share of prompt numbers dropped in each training pass.")
+    ] = _PROMPT.dropout,
+    position: Annotated[
+        str, typer.Option(help="unshifted, or shifted: token positions move by the prompt length.")
+    ] = _PROMPT.position,
+    reparametrisation: Annotated[
+        int, typer.Option(help="Width of the MLP that makes the prompt while training; 0 is none.")
+    ] = _PROMPT.reparametrisation,
+    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA's updates.")] = 8,
+    temperature: Annotated[
+        float, typer.Option(help="Scores are divided by it; lower is sharper.")
+    ] = _DEFAULTS.temperature,
+    warmup_share: Annotated[
+        float, typer.Option(help="Share of the steps over which the learning rate rises.")
+    ] = _DEFAULTS.warmup_share,
+    schedule: Annotated[
+        str, typer.Option(help="How the learning rate falls: linear, cosine or constant.")
+    ] = _DEFAULTS.schedule,
+    clip_norm: Annotated[
+        float, typer.Option(help="Largest gradient norm; 0 never clips.")
+    ] = _DEFAULTS.clip_norm,
+    weight_decay: Annotated[
+        float, typer.Option(help="AdamW's decoupled weight decay.")
+    ] = _DEFAULTS.weight_decay,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the parameters' running mean that is saved; 0 is off.")
+    ] = _DEFAULTS.ema,
+    distillation: Annotated[
+        str, typer.Option(help="none, kl or margin-mse; needs scores in --negatives.")
+    ] = _DEFAULTS.distillation,
+    matryoshka: Annotated[
+        list[int] | None, typer.Option(help="Shorter vector length to train as well; repeatable.")
+    ] = None,
+    max_query_tokens: Annotated[
+        int, typer.Option(help="Longest query in tokens while training; 0: the backbone's limit.")
+    ] = _DEFAULTS.max_query_tokens,
+    max_passage_tokens: Annotated[
+        int, typer.Option(help="Longest passage in tokens while training; 0: the backbone's limit.")
+    ] = _DEFAULTS.max_passage_tokens,
+    chunk_texts: Annotated[
+        int, typer.Option(help="Texts per GradCache chunk; 0 keeps the whole batch in memory.")
+    ] = _DEFAULTS.chunk_texts,
+    checkpointing: Annotated[
+        bool, typer.Option(help="Recompute activations in the backward pass: less memory, slower.")
+    ] = _DEFAULTS.checkpointing,
+    precision: Annotated[
+        str, typer.Option(help="float32 or bfloat16 (forward pass; updates stay float32).")
+    ] = _DEFAULTS.precision,
+    evaluations: Annotated[
+        int, typer.Option(help="Dev measures taken in a run.")
+    ] = _DEFAULTS.evaluations,
+    dev_queries: Annotated[int, typer.Option(help="Most dev queries.")] = _DEFAULTS.dev_queries,
+    dev_passages: Annotated[
+        int, typer.Option(help="Passages in the dev corpus.")
+    ] = _DEFAULTS.dev_passages,
+    dev_measure: Annotated[
+        str, typer.Option(help="Measure that selects the checkpoint.")
+    ] = _DEFAULTS.dev_measure,
+    min_grade: Annotated[int, typer.Option(help="Least grade of a positive.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = _DEFAULTS.seed,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in OUT.training.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, mps.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's own choice.")] = 0,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write TensorBoard files to this folder.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML report of the run to this file.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write what was reached to this file.")
+    ] = None,
+) -> None:
+    """Tune a task on DATA and write its bundle; the backbone itself is not changed."""
+    config = _training_config(
+        {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "negatives_per_query": negatives_per_query,
+            "temperature": temperature,
+            "warmup_share": warmup_share,
+            "schedule": schedule,
+            "clip_norm": clip_norm,
+            "weight_decay": weight_decay,
+            "ema": ema,
+            "distillation": distillation,
+            "matryoshka": tuple(matryoshka or ()),
+            "max_query_tokens": max_query_tokens,
+            "max_passage_tokens": max_passage_tokens,
+            "chunk_texts": chunk_texts,
+            "checkpointing": checkpointing,
+            "precision": precision,
+            "evaluations": evaluations,
+            "dev_queries": dev_queries,
+            "dev_passages": dev_passages,
+            "dev_measure": dev_measure,
+            "seed": seed,
+        }
+    )
+    by_method: dict[str, dict[str, Any]] = {
+        "deep-prompt": {
+            "prompt_length": prompt_length,
+            "sharing": sharing,
+            "attention": attention,
+            "initialisation": "task" if from_task else initialisation,
+            "dropout": prompt_dropout,
+            "position": position,
+            "reparametrisation": reparametrisation,
+        },
+        "shallow-prompt": {"prompt_length": prompt_length, "sharing": sharing},
+        "lora": {"rank": lora_rank, "alpha": 2 * lora_rank},
+    }
+    result = _train(
+        data,
+        out,
+        config=config,
+        method=method,
+        settings=by_method.get(method, {}),
+        backbone=backbone,
+        negatives=negatives,
+        from_task=from_task,
+        min_grade=min_grade,
+        resume=resume,
+        device=device,
+        threads=threads,
+        tensorboard=tensorboard,
+    )
+    if result is None:
+        return
+    _print_result(result, out)
+    if report is not None:
+        from dptdr.reports.training import write_report
+
+        write_report(result.run_folder, report)
+        typer.echo(f"report: {report}")
+    if json_out is not None:
+        write_json(json_out, _summary(result, out))
+
+
+def _training_config(settings: dict[str, Any]) -> TrainingConfig:
+    choices = {
+        "schedule": ("linear", "cosine", "constant"),
+        "precision": ("float32", "bfloat16"),
+        "distillation": ("none", "kl", "margin-mse"),
+    }
+    wrong = [
+        f"{name}: expected one of {', '.join(allowed)}, got '{settings[name]}'"
+        for name, allowed in choices.items()
+        if settings[name] not in allowed
+    ]
+    if wrong:
+        raise ConfigError("training settings: " + "; ".join(wrong))
+    config = TrainingConfig(**settings)
+    config.check()
+    return config
+
+
+def _train(
+    data: Path,
+    out: Path,
+    *,
+    config: TrainingConfig,
+    method: str,
+    settings: dict[str, Any],
+    backbone: str,
+    negatives: Path | None,
+    from_task: Path | None,
+    min_grade: int,
+    resume: bool,
+    device: str,
+    threads: int,
+    tensorboard: Path | None,
+) -> "TrainingResult | None":
+    # Everything cheap is checked before torch is imported.
+    name, method_config = config_from(method, settings)
+    from dptdr.data.beir import BeirFolder
+
+    folder = BeirFolder(data)
+    folder.qrels("train")
+    from dptdr.model import Backbone
+    from dptdr.model.bundle import load_prompt_rows
+    from dptdr.training.train import load_data, set_threads, train_task
+
+    set_threads(threads)
+    encoder = Backbone.load(backbone, device=device)
+    rows = None if from_task is None else load_prompt_rows(from_task, backbone=encoder)
+    extra: dict[str, Any] = {} if negatives is None else {"negatives": negatives}
+    prepared = load_data(folder, config, min_grade=min_grade, **extra)
+    logged: dict[str, Any] = {} if tensorboard is None else {"tensorboard": tensorboard}
+    with Watching(config.dev_measure) as watch:
+        return train_task(
+            prepared,
+            out,
+            backbone=encoder,
+            method_name=name,
+            method_config=method_config,
+            config=config,
+            resume=resume,
+            start_rows=rows,
+            watch=watch,
+            **logged,
+        )
+
+
+class Watching:
+    """Show training as a bar on a terminal, as a line every ten seconds elsewhere."""
+
+    def __init__(self, measure: str) -> None:
+        self._measure = measure
+        self._bar: Any = None
+        self._task: Any = None
+        self._last = 0.0
+
+    def __enter__(self) -> "Watching":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=None, facts="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, now: "Progress") -> None:
+        """Show one step."""
+        dev = "" if now.dev is None else f"  dev {self._measure} {now.dev:.4f}"
+        facts = (
+            f"loss {now.loss:.4f}{dev}  {now.texts_per_second:.0f} texts/s  "
+            f"{_clock(now.seconds_left)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=now.step, total=now.steps, facts=facts)
+            return
+        import time
+
+        if time.monotonic() - self._last >= 10.0 or now.step == now.steps:
+            self._last = time.monotonic()
+            sys.stderr.write(f"step {now.step}/{now.steps}  {facts}\n")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _summary(result: "TrainingResult", out: Path) -> dict[str, Any]:
+    return {
+        "task": str(out),
+        "manifest": dataclasses.asdict(result.manifest),
+        "dev": {str(step): measures for step, measures in result.history.items()},
+        "bare_dev": result.bare,
+        "best_step": result.best_step,
+        "training_seconds": result.seconds,
+    }
+
+
+def _print_result(result: "TrainingResult", out: Path) -> None:
+    manifest = result.manifest
+    measure = str(manifest.training["dev_measure"])
+    best, bare = result.history[result.best_step][measure], result.bare[measure]
+    size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    typer.echo(
+        f"{out}: dev {measure} {best:.4f} (bare backbone {bare:.4f}), step {result.best_step}, "
+        f"{manifest.trained_parameters:,} trained parameters, {size / 1e6:.2f} MB, "
+        f"{result.seconds:.0f} s of training"
+    )
+    if best <= bare:
+        typer.echo(
+            "warning: not better than the bare backbone on dev; give it more steps, more data, or "
+            "another learning rate"
+        )
+    typer.echo(f"next: dptdr evaluate DATA --task {out}")
