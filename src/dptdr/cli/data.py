@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from dptdr.data.beir import BeirCounts
+    from dptdr.data.formats.conversion import Conversion
     from dptdr.data.inspection import Inspection, TextStats
 
 app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
@@ -57,6 +58,80 @@ def sample_command(
     with progress(f"sample {name}") as on_progress:
         counts = build_sample(name, out=out, seed=seed, on_progress=on_progress)
     typer.echo(_counts_line(out, counts))
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Folder or file in the format, or ir:NAME for ir_datasets "
+            "(several over one corpus: ir:msmarco-passage/train,msmarco-passage/dev/small).",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Data folder to write; a data set there is replaced. "
+            "For msmarco-triples: the training file."
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="beir (folder), msmarco (folder of collection.tsv, queries.*.tsv, qrels.*.tsv), "
+            "msmarco-top1000 (file), msmarco-triples (file of ids or texts), dpr (folder of "
+            "psgs_w100.tsv, biencoder-*.json, *.qa.csv), tevatron (.jsonl file or folder), "
+            "ir_datasets. All files may be .gz. Default: ir_datasets for ir:NAME.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail, and write nothing, if a number of records differs from the published one "
+            "or a judgement names a passage that is not there.",
+        ),
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write counts and remarks to this JSON file as well.")
+    ] = None,
+) -> None:
+    """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
+    from dptdr.cli.progress import progress
+    from dptdr.data.formats.conversion import convert
+    from dptdr.files import write_json
+
+    with progress("convert") as on_progress:
+        done = convert(source, format=format, out=out, strict=strict, on_progress=on_progress)
+    typer.echo(_conversion_lines(done))
+    if json is not None:
+        write_json(json, done.as_json())
+
+
+def _conversion_lines(done: "Conversion") -> str:
+    if done.counts is None:
+        lines = [f"{done.out}: {done.groups or 0:,} training groups"]
+    else:
+        lines = [_counts_line(done.out, done.counts), _titles_line(done.titled, done.counts)]
+    if done.dangling:
+        lines.append(f"warning: {done.dangling:,} judgements name passages that are not there")
+    for check in done.checks:
+        same = check.expected == check.found
+        lines.append(
+            f"{check.what}: {check.found:,} records, as published"
+            if same
+            else f"warning: {check.what}: {check.found:,} records, published {check.expected:,}"
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in done.notes)])
+
+
+def _titles_line(titled: int, counts: "BeirCounts") -> str:
+    if titled == 0:
+        return "titles: none"
+    return "titles: all" if titled == counts.passages else f"titles: {titled:,} passages"
 
 
 def _counts_line(out: Path, counts: "BeirCounts") -> str:

@@ -292,6 +292,7 @@ def write_beir(
     queries: Iterable[Query],
     qrels: Mapping[str, Qrels],
     meta: Mapping[str, Any] | Callable[[BeirCounts], Mapping[str, Any]],
+    also: Callable[[Path], None] | None = None,
 ) -> BeirCounts:
     """Write a BEIR folder; it appears whole or not at all.
 
@@ -304,6 +305,7 @@ def write_beir(
         qrels: Split name to judgements.
         meta: What ``meta.json`` shall say besides the counts, or a function that is given the
             counts and returns it.
+        also: Writes further files into the folder that it is given.
 
     Returns:
         What was written.
@@ -328,6 +330,8 @@ def write_beir(
             for split, grades in qrels.items()
         }
         counts = BeirCounts(passages=passage_count, queries=query_count, judgements=judged)
+        if also is not None:
+            also(folder)
         said = meta(counts) if callable(meta) else meta
         write_json(folder / "meta.json", {**said, "counts": counts.as_json()})
     return counts

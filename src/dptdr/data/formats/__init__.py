@@ -1,0 +1,1 @@
+"""Other projects' files, read as they are and turned into data folders."""

@@ -1,0 +1,142 @@
+"""What every converter hands over: streams of records, and counts of what was read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dptdr.errors import DataError
+from dptdr.records import Passage, Qrels, Query
+
+PUBLISHED: dict[str, int] = {
+    "collection.tsv": 8_841_823,
+    "queries.train.tsv": 808_731,
+    "queries.dev.tsv": 101_093,
+    "queries.dev.small.tsv": 6_980,
+    "qrels.train.tsv": 532_761,
+    "qrels.dev.tsv": 59_273,
+    "qrels.dev.small.tsv": 7_437,
+    "top1000.dev": 6_668_967,
+    "triples.train.small.tsv": 39_780_811,
+    "qidpidtriples.train.full.tsv": 269_919_004,
+    "qidpidtriples.train.full.2.tsv": 397_768_673,
+    "psgs_w100.tsv": 21_015_324,
+    "biencoder-nq-train.json": 58_880,
+    "biencoder-nq-dev.json": 6_515,
+    "nq-test.qa.csv": 3_610,
+}
+"""File name to the number of its records, as MS MARCO and DPR published them."""
+
+
+@dataclass(kw_only=True)
+class Material:
+    """Records of a source, streamed. ``counted`` fills while the streams are read.
+
+    ``counted`` holds the number of records of each file, ``expected`` the published ones of those
+    that have any. ``also`` writes files that a data folder has no place for.
+    """
+
+    passages: Iterable[Passage]
+    queries: Iterable[Query]
+    qrels: Mapping[str, Qrels]
+    files: list[Path] = field(default_factory=list)
+    counted: Counter[str] = field(default_factory=Counter)
+    expected: dict[str, int] = field(default_factory=dict)
+    also: Callable[[Path], None] | None = None
+    notes: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class UniqueIds:
+    """The ids seen so far; numbers take one bit each, so that 21 million fit in 3 MB."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+        self._others: set[str] = set()
+
+    def add(self, record_id: str) -> bool:
+        """Remember an id.
+
+        Args:
+            record_id: The id.
+
+        Returns:
+            True if it is new.
+        """
+        number = _small_number(record_id)
+        if number is None:
+            new = record_id not in self._others
+            self._others.add(record_id)
+            return new
+        byte, bit = number >> 3, 1 << (number & 7)
+        if byte >= len(self._bits):
+            # Grown by an eighth at a time, so that growing stays cheap.
+            self._bits.extend(bytes(byte + 1 - len(self._bits) + (byte >> 3)))
+        new = not self._bits[byte] & bit
+        self._bits[byte] |= bit
+        return new
+
+    def __contains__(self, record_id: object) -> bool:
+        """Return whether the id was added."""
+        if not isinstance(record_id, str):
+            return False
+        number = _small_number(record_id)
+        if number is None:
+            return record_id in self._others
+        byte = number >> 3
+        return byte < len(self._bits) and bool(self._bits[byte] & 1 << (number & 7))
+
+
+def _small_number(text: str) -> int | None:
+    """Return the number that a text is the only way to write, up to 2**30."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    if text[0] == "0" and text != "0":
+        return None
+    number = int(text)
+    return number if number < 1 << 30 else None
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without ``.gz``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The name under which it was published.
+    """
+    return path.name.removesuffix(".gz")
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """Return the first file of a folder that has one of the names, packed or not.
+
+    Args:
+        folder: The folder.
+        names: Names without ``.gz``.
+
+    Returns:
+        The file, or None.
+    """
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def need_folder(path: Path, *, holds: str) -> None:
+    """Check that a source is a folder.
+
+    Args:
+        path: The source.
+        holds: What it should hold, for the message.
+
+    Raises:
+        DataError: If it is not.
+    """
+    if not path.is_dir():
+        what = "this is a file" if path.exists() else "no such folder"
+        raise DataError(f"{what}; expected a folder with {holds}", path=path)

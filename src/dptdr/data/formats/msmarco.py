@@ -1,0 +1,239 @@
+"""MS MARCO's passage ranking files: collection, queries, qrels, top1000 and triples."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dptdr.data.formats.material import (
+    PUBLISHED,
+    Material,
+    UniqueIds,
+    find_file,
+    need_folder,
+    plain_name,
+)
+from dptdr.data.formats.tables import check_width, checked_id, judgement_rows, tab_rows
+from dptdr.data.lines import decode_line, raw_lines
+from dptdr.errors import DataError
+from dptdr.records import Passage, Qrels, Query
+
+_QUERIES = re.compile(r"queries\.(?P<split>[\w.-]+)\.tsv|msmarco-test(?P<year>\d{4})-queries\.tsv")
+_QRELS = re.compile(r"qrels\.(?P<split>[\w.-]+)\.tsv|(?P<year>\d{4})qrels-pass\.txt")
+_LAYOUT = "collection.tsv, queries.SPLIT.tsv and qrels.SPLIT.tsv (each may be .gz)"
+
+
+def read_msmarco(source: Path) -> Material:
+    """Return the records of a folder of MS MARCO's official files.
+
+    Splits are named as the files are: ``qrels.dev.small.tsv`` becomes ``dev.small``, TREC's
+    ``2019qrels-pass.txt`` becomes ``trec-dl-2019``.
+
+    Args:
+        source: The folder.
+
+    Returns:
+        The records, not yet read but for the judgements.
+
+    Raises:
+        DataError: If the folder or its collection is missing, or a judgement is broken.
+    """
+    need_folder(source, holds=_LAYOUT)
+    collection = find_file(source, "collection.tsv")
+    if collection is None:
+        raise DataError(f"no collection.tsv here; expected {_LAYOUT}", path=source)
+    queries = _matching(source, _QUERIES)
+    qrels = _matching(source, _QRELS)
+    counted: Counter[str] = Counter()
+    others = [*source.glob("top1000*"), *source.glob("*triples*")]
+    return Material(
+        passages=_passages(collection, counted),
+        queries=_queries([path for _, path in queries], counted),
+        qrels={split: _qrels(path, counted) for split, path in qrels},
+        files=[collection, *(path for _, path in queries), *(path for _, path in qrels)],
+        counted=counted,
+        expected=PUBLISHED,
+        notes=[
+            f"{path.name} is not part of a data folder; convert it with --format "
+            + ("msmarco-top1000" if path.name.startswith("top1000") else "msmarco-triples")
+            for path in sorted(others)
+        ],
+    )
+
+
+def _matching(source: Path, pattern: re.Pattern[str]) -> list[tuple[str, Path]]:
+    found: list[tuple[str, Path]] = []
+    for path in sorted(source.iterdir()):
+        match = pattern.fullmatch(plain_name(path))
+        if match:
+            found.append((match["split"] or f"trec-dl-{match['year']}", path))
+    return found
+
+
+def _passages(path: Path, counted: Counter[str]) -> Iterator[Passage]:
+    """Read ``id, text``, or ``id, title, text`` as the collection with titles has it."""
+    seen = UniqueIds()
+    columns: tuple[str, ...] = ()
+    for number, line in raw_lines(path):
+        fields = decode_line(line, path=path, number=number).split("\t")
+        if not columns:
+            columns = ("id", "title", "text") if len(fields) == 3 else ("id", "text")
+        check_width(fields, columns=columns, path=path, number=number)
+        passage_id = checked_id(fields[0], path=path, number=number, field="id")
+        if not seen.add(passage_id):
+            raise DataError(
+                f"passage id '{passage_id}' stands a second time", path=path, line=number
+            )
+        counted[plain_name(path)] += 1
+        title = fields[1] if len(columns) == 3 else ""
+        yield Passage(id=passage_id, text=fields[-1], title=title)
+
+
+def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
+    """Read queries; the small files repeat some of the large ones."""
+    seen: dict[str, int] = {}
+    for path in paths:
+        in_file = UniqueIds()
+        for number, (query_id, text) in tab_rows(path, columns=("id", "text")):
+            checked_id(query_id, path=path, number=number, field="id")
+            if not in_file.add(query_id):
+                raise DataError(
+                    f"query id '{query_id}' stands a second time", path=path, line=number
+                )
+            counted[plain_name(path)] += 1
+            known = seen.setdefault(query_id, hash(text))
+            if known != hash(text):
+                raise DataError(
+                    f"query '{query_id}' has another text than in an earlier file",
+                    path=path,
+                    line=number,
+                )
+            if len(seen) > counted["distinct queries"]:
+                counted["distinct queries"] += 1
+                yield Query(query_id, text)
+
+
+def _qrels(path: Path, counted: Counter[str]) -> Qrels:
+    qrels: Qrels = {}
+    for _, judgement in judgement_rows(path):
+        counted[plain_name(path)] += 1
+        qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
+    return qrels
+
+
+def read_top1000(source: Path) -> Material:
+    """Return queries, passages and candidates of a ``top1000`` file.
+
+    The candidates become a TREC run in the file's own order, which is not said to be a ranking.
+
+    Args:
+        source: The file: query id, passage id, query, passage.
+
+    Returns:
+        The records; the run is written beside them as ``candidates.trec``.
+
+    Raises:
+        DataError: If there is no such file.
+    """
+    if not source.is_file():
+        raise DataError("no such file; expected MS MARCO's top1000 file", path=source)
+    columns = ("query id", "passage id", "query", "passage")
+    counted: Counter[str] = Counter()
+
+    def passages() -> Iterator[Passage]:
+        seen = UniqueIds()
+        for number, (_, passage_id, _, text) in tab_rows(source, columns=columns):
+            counted[plain_name(source)] += 1
+            if seen.add(checked_id(passage_id, path=source, number=number, field="passage id")):
+                yield Passage(passage_id, text)
+
+    def queries() -> Iterator[Query]:
+        seen = UniqueIds()
+        for number, (query_id, _, query, _) in tab_rows(source, columns=columns):
+            if seen.add(checked_id(query_id, path=source, number=number, field="query id")):
+                yield Query(query_id, query)
+
+    def candidates(folder: Path) -> None:
+        ranks: Counter[str] = Counter()
+        with (folder / "candidates.trec").open("w", encoding="utf-8") as handle:
+            for _, (query_id, passage_id, _, _) in tab_rows(source, columns=columns):
+                ranks[query_id] += 1
+                rank = ranks[query_id]
+                handle.write(f"{query_id} Q0 {passage_id} {rank} {-rank} top1000\n")
+
+    return Material(
+        passages=passages(),
+        queries=queries(),
+        qrels={},
+        files=[source],
+        counted=counted,
+        expected=PUBLISHED,
+        also=candidates,
+        notes=["candidates.trec keeps the file's order; it is not a ranking"],
+    )
+
+
+def read_triples(source: Path, *, counted: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield training records of a triples file, of ids or of texts.
+
+    Neighbouring lines of the same query and positive become one record.
+
+    Args:
+        source: The file: query, positive, negative.
+        counted: Told how many lines were read.
+
+    Yields:
+        Records of the format ``mined`` (ids) or ``groups`` (texts).
+
+    Raises:
+        DataError: If the file is missing or a line is broken.
+    """
+    columns = ("query", "positive", "negative")
+    current: tuple[str, str] | None = None
+    negatives: list[str] = []
+    of_ids = True
+    for _, (query, positive, negative) in tab_rows(source, columns=columns):
+        if current is None:
+            of_ids = all(
+                field.isascii() and field.isdigit() for field in (query, positive, negative)
+            )
+        counted[plain_name(source)] += 1
+        if current != (query, positive):
+            if current is not None:
+                yield _triple(current, negatives, of_ids=of_ids)
+            current, negatives = (query, positive), []
+        negatives.append(negative)
+    if current is not None:
+        yield _triple(current, negatives, of_ids=of_ids)
+
+
+def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dict[str, Any]:
+    query, positive = pair
+    if not of_ids:
+        return {"query": query, "positives": [positive], "negatives": negatives}
+    return {
+        "query_id": query,
+        "positives": [positive],
+        "negatives": [{"id": negative, "sources": {"triples": {}}} for negative in negatives],
+    }
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write records as JSON lines.
+
+    Args:
+        path: The file.
+        records: The records.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    with path.open("wb") as handle:
+        for record in records:
+            handle.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            count += 1
+    return count

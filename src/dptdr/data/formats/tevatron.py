@@ -1,0 +1,137 @@
+"""Tevatron's JSON lines: training groups with passages inside, and corpora."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dptdr.data.formats.material import Material, UniqueIds, find_file, plain_name
+from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.groups import read_records
+from dptdr.data.lines import describe
+from dptdr.errors import DataError
+from dptdr.records import Passage, Qrels, Query
+
+_SIDES = ("positive_passages", "negative_passages")
+
+
+def read_tevatron(source: Path) -> Material:
+    """Return the records of a Tevatron file, or of a folder of them.
+
+    A file's name is its split. In a folder ``corpus.jsonl`` (``docid``, ``title``, ``text``) holds
+    the passages; without it they are collected from the groups. Negatives become
+    ``negatives-SPLIT.jsonl``.
+
+    Args:
+        source: A ``.jsonl`` file, or a folder of such.
+
+    Returns:
+        The records; the files are read once for the judgements.
+
+    Raises:
+        DataError: If there is no such file or a record is broken.
+    """
+    corpus = find_file(source, "corpus.jsonl") if source.is_dir() else None
+    paths = sorted(source.glob("*.jsonl")) + sorted(source.glob("*.jsonl.gz"))
+    paths = [path for path in paths if path != corpus] if source.is_dir() else [source]
+    if not paths or not all(path.is_file() for path in paths):
+        raise DataError("expected a .jsonl file of Tevatron's, or a folder of such", path=source)
+    splits = {plain_name(path).removesuffix(".jsonl"): path for path in paths}
+    counted: Counter[str] = Counter()
+
+    def also(folder: Path) -> None:
+        for split, path in splits.items():
+            write_lines(folder / f"negatives-{split}.jsonl", _negatives(path))
+
+    return Material(
+        passages=_corpus(corpus, counted) if corpus else _inner_passages(paths),
+        queries=_queries(paths, counted),
+        qrels={split: grades for split, path in splits.items() if (grades := _qrels(path))},
+        files=[*([corpus] if corpus else []), *paths],
+        counted=counted,
+        also=also,
+    )
+
+
+def _text(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> str:
+    value = record.get(name)
+    # Some files number their documents.
+    if type(value) is int and name in {"docid", "query_id"}:
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(
+            f"expected a string, got {describe(value)}", path=path, line=line, field=name
+        )
+    return value
+
+
+def _passage(record: object, *, path: Path, line: int) -> Passage:
+    if not isinstance(record, dict):
+        raise DataError(f"expected a passage object, got {describe(record)}", path=path, line=line)
+    return Passage(
+        id=_text(record, "docid", path=path, line=line),
+        text=_text(record, "text", path=path, line=line),
+        title=str(record.get("title") or ""),
+    )
+
+
+def _side(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> list[Passage]:
+    value = record.get(name) or []
+    if not isinstance(value, list):
+        raise DataError(f"expected a list, got {describe(value)}", path=path, line=line, field=name)
+    return [_passage(item, path=path, line=line) for item in value]
+
+
+def _corpus(path: Path, counted: Counter[str]) -> Iterator[Passage]:
+    seen = UniqueIds()
+    for line, record in read_records(path):
+        passage = _passage(record, path=path, line=line)
+        if not seen.add(passage.id):
+            raise DataError(f"passage id '{passage.id}' stands a second time", path=path, line=line)
+        counted[plain_name(path)] += 1
+        yield passage
+
+
+def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
+    seen = UniqueIds()
+    for path in paths:
+        for line, record in read_records(path):
+            for side in _SIDES:
+                for passage in _side(record, side, path=path, line=line):
+                    if seen.add(passage.id):
+                        yield passage
+
+
+def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
+    seen = UniqueIds()
+    for path in paths:
+        for line, record in read_records(path):
+            query_id = _text(record, "query_id", path=path, line=line)
+            if not seen.add(query_id):
+                raise DataError(f"query id '{query_id}' stands a second time", path=path, line=line)
+            counted[plain_name(path)] += 1
+            yield Query(query_id, _text(record, "query", path=path, line=line))
+
+
+def _qrels(path: Path) -> Qrels:
+    qrels: Qrels = {}
+    for line, record in read_records(path):
+        positives = _side(record, "positive_passages", path=path, line=line)
+        if positives:
+            query_id = _text(record, "query_id", path=path, line=line)
+            qrels[query_id] = {passage.id: 1 for passage in positives}
+    return qrels
+
+
+def _negatives(path: Path) -> Iterator[dict[str, Any]]:
+    for line, record in read_records(path):
+        sides = [_side(record, name, path=path, line=line) for name in _SIDES]
+        if all(sides):
+            yield {
+                "query_id": _text(record, "query_id", path=path, line=line),
+                "positives": [passage.id for passage in sides[0]],
+                "negatives": [
+                    {"id": passage.id, "sources": {"tevatron": {"rank": rank}}}
+                    for rank, passage in enumerate(sides[1], start=1)
+                ],
+            }

@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dptdr.data.beir import BeirFolder
+from dptdr.data.formats.conversion import convert
+from dptdr.data.groups import GroupFile
+from dptdr.errors import DataError
+from dptdr.records import Passage, Query
+
+
+def passage(docid: Any, text: str, title: str = "") -> dict[str, Any]:
+    return {"docid": docid, "title": title, "text": text}
+
+
+TRAIN = [
+    {
+        "query_id": "10",
+        "query": "what is zero",
+        "positive_passages": [passage("0", "Zero\u2028text\ttab.", "Zero")],
+        "negative_passages": [passage("4", "Four."), passage(5, "Five.")],
+    },
+    {
+        "query_id": 11,
+        "query": "what is four",
+        "positive_passages": [passage("4", "Four.")],
+        "negative_passages": [],
+    },
+]
+
+
+def write(path: Path, *records: object, ending: str = "\n") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    text = "".join(json.dumps(record, ensure_ascii=False) + ending for record in records)
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_a_training_file_alone_gives_corpus_queries_judgements_and_negatives(tmp_path: Path):
+    done = convert(
+        str(write(tmp_path / "train.jsonl", *TRAIN, ending="\r\n")),
+        format="tevatron",
+        out=tmp_path / "out",
+    )
+
+    folder = BeirFolder(tmp_path / "out")
+    assert list(folder.passages()) == [
+        Passage("0", "Zero\u2028text\ttab.", "Zero"),
+        Passage("4", "Four."),
+        Passage("5", "Five."),
+    ]
+    assert list(folder.queries()) == [Query("10", "what is zero"), Query("11", "what is four")]
+    assert folder.qrels("train") == {"10": {"0": 1}, "11": {"4": 1}}
+    assert done.titled == 1
+    (group,) = GroupFile(folder.path / "negatives-train.jsonl", folder=folder)
+    assert group.negative_ids == ("4", "5")
+    assert group.negatives == ("Four.", "Five.")
+
+
+def test_a_folder_with_a_corpus_and_queries_without_passages_is_read(tmp_path: Path):
+    source = tmp_path / "s"
+    write(source / "corpus.jsonl", passage("0", "Zero."), passage("4", "Four."), passage("8", "8."))
+    write(source / "dev.jsonl", TRAIN[1])
+    write(source / "test.jsonl", {"query_id": "12", "query": "no answer known"})
+
+    convert(str(source), format="tevatron", out=tmp_path / "out")
+
+    folder = BeirFolder(tmp_path / "out")
+    assert [item.id for item in folder.passages()] == ["0", "4", "8"]
+    assert [item.id for item in folder.queries()] == ["11", "12"]
+    assert folder.splits() == ["dev"]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"query": "x"}, "train.jsonl, line 3, field 'query_id': expected a string, got null"),
+        ({"query_id": "1"}, "line 3, field 'query': expected a string, got null"),
+        ({"query_id": "10", "query": "x"}, "line 3: query id '10' stands a second time"),
+        (
+            {"query_id": "1", "query": "x", "positive_passages": [{"docid": "1"}]},
+            "line 3, field 'text': expected a string, got null",
+        ),
+        (
+            {"query_id": "1", "query": "x", "positive_passages": ["x"]},
+            "line 3: expected a passage object, got the text 'x'",
+        ),
+        (
+            {"query_id": "1", "query": "x", "positive_passages": {}, "negative_passages": 3},
+            "line 3, field 'negative_passages': expected a list, got the number 3",
+        ),
+    ],
+)
+def test_a_broken_record_is_named_and_nothing_is_written(
+    tmp_path: Path, record: dict[str, Any], expected: str
+):
+    path = write(tmp_path / "train.jsonl", *TRAIN, record)
+
+    with pytest.raises(DataError) as error:
+        convert(str(path), format="tevatron", out=tmp_path / "out")
+
+    assert expected in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_a_corpus_with_an_id_twice_and_a_missing_file_are_refused(tmp_path: Path):
+    write(tmp_path / "s" / "corpus.jsonl", passage("0", "a"), passage("0", "b"))
+    write(tmp_path / "s" / "train.jsonl", TRAIN[0])
+
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: passage id '0' stands a second"):
+        convert(str(tmp_path / "s"), format="tevatron", out=tmp_path / "out")
+    with pytest.raises(DataError, match=r"expected a \.jsonl file of Tevatron's"):
+        convert(str(tmp_path / "gone.jsonl"), format="tevatron", out=tmp_path / "out")
