@@ -1,6 +1,7 @@
 """From rows of token ids, each with the prompt of its task, to vectors: one forward pass."""
 
 import inspect
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.errors import DptdrError
-from dptdr.model.backbone import Backbone, Tokens
+from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.segments import Segment
 from dptdr.serving import packing
 from dptdr.serving.kernels import order_weights
@@ -49,11 +50,29 @@ class Forward:
         self.ordered = ordered and order_weights(backbone)
         self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
         self._first_position = 0
+        self._tokenizer_lock = threading.Lock()
         self.layout: Layout = "padded"
         reason = "asked for" if layout == "padded" else self._try_packing()
         if layout == "packed" and reason:
             raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
         self.reason = reason
+
+    def tokenize(
+        self, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Return the token ids of each text; may be called from any thread.
+
+        Args:
+            texts: The texts.
+            side: Which prefix to put before them.
+            max_tokens: Where to cut.
+
+        Returns:
+            One list of ids per text.
+        """
+        # The limit is a setting inside the tokenizer, which may be borrowed by one thread only.
+        with self._tokenizer_lock:
+            return self.backbone.tokenize(texts, side=side, max_tokens=max_tokens)
 
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None

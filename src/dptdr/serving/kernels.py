@@ -94,7 +94,8 @@ def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
             except RuntimeError:
                 continue
             if fused:
-                undo.append((parent, "intermediate_act_fn", parent.intermediate_act_fn))
+                assert isinstance(activation, nn.Module)
+                undo.append((parent, "intermediate_act_fn", activation))
                 parent.intermediate_act_fn = nn.Identity()
     return undo
 

@@ -271,7 +271,7 @@ def _attention(
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if q.device.type == "cpu" and q.dtype == torch.float32:
         made, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=None, scale=scale
+            q, k, v, attn_mask=None, scale=scale
         )
         return made.transpose(1, 2), total
     if not sums:

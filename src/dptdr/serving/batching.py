@@ -1,0 +1,217 @@
+"""Which texts are computed together, and when: a queue over all tasks. No torch here.
+
+Texts wait in a list sorted by length, so that neighbours make a batch with little padding. The most
+urgent text starts each batch; its neighbours in length fill it. What is urgent follows from when
+a text arrived and how much work its request brings: a search with one line does not wait behind a
+thousand passages that came a moment earlier, and yet those wait no longer than their own size
+explains, whatever comes after them.
+"""
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dptdr.errors import ServingError
+
+
+class QueueFull(ServingError):
+    """More texts wait than the server has promised to hold; come back later.
+
+    Args:
+        message: What came and what the limit is.
+        retry_after_seconds: When there should be room.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """What one batch and the whole queue may hold.
+
+    Args:
+        batch_tokens: Most tokens per batch; one longer text stands alone.
+        batch_texts: Most texts per batch.
+        queue_tokens: Most tokens that may wait.
+        cost: ``packed`` counts tokens as they are, ``padded`` as if all texts of a batch were as
+            long as its longest.
+        tokens_per_second: Expected speed; sets how long a request's size holds it back, and
+            what a full queue answers.
+    """
+
+    batch_tokens: int = 4096
+    batch_texts: int = 256
+    queue_tokens: int = 400_000
+    cost: Literal["packed", "padded"] = "packed"
+    tokens_per_second: float = 4000.0
+
+
+class Waiting(NamedTuple):
+    """One text in the queue.
+
+    Args:
+        tokens: Its length.
+        request: Which request it belongs to; requests are cancelled as a whole.
+        arrived: When it came, in seconds.
+        deadline: When its answer is of no use any more.
+        request_tokens: Length of all texts of the request.
+        payload: What the caller computes with.
+    """
+
+    tokens: int
+    request: Hashable
+    arrived: float
+    deadline: float
+    request_tokens: int
+    payload: Any = None
+
+
+class _Entry:
+    __slots__ = ("alive", "due", "number", "waiting")
+
+    def __init__(self, waiting: Waiting, *, number: int, due: float) -> None:
+        self.waiting = waiting
+        self.number = number
+        self.due = due
+        self.alive = True
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.waiting.tokens, self.number
+
+    def __lt__(self, other: "_Entry") -> bool:
+        return (self.due, self.number) < (other.due, other.number)
+
+
+class Taken(NamedTuple):
+    """What leaves the queue at once: a batch to compute, and texts whose time ran out."""
+
+    batch: list[Waiting]
+    expired: list[Waiting]
+
+
+class BatchQueue:
+    """Texts of all tasks that wait to be computed. Not thread-safe: the engine holds a lock.
+
+    Args:
+        limits: Sizes of batches and of the queue.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self._by_length: list[_Entry] = []
+        self._by_due: list[_Entry] = []
+        self._requests: dict[Hashable, list[_Entry]] = {}
+        self._numbers = itertools.count()
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._by_length)
+
+    def put(self, texts: list[Waiting]) -> None:
+        """Take the texts of one request, all or none.
+
+        Args:
+            texts: The texts.
+
+        Raises:
+            QueueFull: If they do not fit; an empty queue takes any request.
+        """
+        coming = sum(text.tokens for text in texts)
+        if self._by_length and self.tokens + coming > self.limits.queue_tokens:
+            seconds = (self.tokens + coming - self.limits.queue_tokens) / (
+                self.limits.tokens_per_second
+            )
+            raise QueueFull(
+                f"{self.tokens:,} tokens wait already and the queue holds "
+                f"{self.limits.queue_tokens:,}: there is no room for {coming:,} more; try again "
+                "later, or with fewer texts",
+                retry_after_seconds=max(1.0, seconds),
+            )
+        for text in texts:
+            due = min(
+                text.arrived + text.request_tokens / self.limits.tokens_per_second, text.deadline
+            )
+            entry = _Entry(text, number=next(self._numbers), due=due)
+            bisect.insort(self._by_length, entry, key=lambda e: e.place)
+            heapq.heappush(self._by_due, entry)
+            self._requests.setdefault(text.request, []).append(entry)
+        self.tokens += coming
+
+    def cancel(self, request: Hashable) -> list[Waiting]:
+        """Drop what still waits of a request.
+
+        Args:
+            request: The request.
+
+        Returns:
+            The texts that were dropped; those already computed or under way are not among them.
+        """
+        dropped = [entry for entry in self._requests.get(request, []) if entry.alive]
+        self._drop(dropped)
+        return [entry.waiting for entry in dropped]
+
+    def take(self, now: float) -> Taken:
+        """Take the next batch out of the queue.
+
+        Args:
+            now: The time, on the clock of ``arrived`` and ``deadline``.
+
+        Returns:
+            The batch, empty if nothing waits; and the texts whose deadline has passed.
+        """
+        expired = [entry for entry in self._by_length if entry.waiting.deadline < now]
+        self._drop(expired)
+        batch: list[_Entry] = []
+        first = self._most_urgent()
+        if first is not None:
+            batch = list(self._around(first))
+            self._drop(batch)
+        return Taken([e.waiting for e in batch], [e.waiting for e in expired])
+
+    def _most_urgent(self) -> _Entry | None:
+        while self._by_due and not self._by_due[0].alive:
+            heapq.heappop(self._by_due)
+        return self._by_due[0] if self._by_due else None
+
+    def _around(self, first: _Entry) -> Iterator[_Entry]:
+        """Yield the first text and its neighbours in length, nearest first, while they fit."""
+        place = bisect.bisect_left(self._by_length, first.place, key=lambda e: e.place)
+        below, above = place - 1, place + 1
+        count, total, longest = 1, first.waiting.tokens, first.waiting.tokens
+        yield first
+        while count < self.limits.batch_texts and (below >= 0 or above < len(self._by_length)):
+            take_below = above >= len(self._by_length) or (
+                below >= 0
+                and longest - self._by_length[below].waiting.tokens
+                <= self._by_length[above].waiting.tokens - longest
+            )
+            entry = self._by_length[below if take_below else above]
+            reach = max(longest, entry.waiting.tokens)
+            cost = total + entry.waiting.tokens
+            if self.limits.cost == "padded":
+                cost = (count + 1) * reach
+            if cost > self.limits.batch_tokens:
+                return
+            count, total, longest = count + 1, total + entry.waiting.tokens, reach
+            if take_below:
+                below -= 1
+            else:
+                above += 1
+            yield entry
+
+    def _drop(self, entries: list[_Entry]) -> None:
+        if not entries:
+            return
+        for entry in entries:
+            entry.alive = False
+            self.tokens -= entry.waiting.tokens
+            mates = self._requests[entry.waiting.request]
+            if not any(mate.alive for mate in mates):
+                del self._requests[entry.waiting.request]
+        self._by_length = [entry for entry in self._by_length if entry.alive]

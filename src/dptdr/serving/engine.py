@@ -1,0 +1,516 @@
+"""The engine: three phases that overlap, one batch under way at any time.
+
+*Prepare* tokenises new requests, *compute* runs the batch that the queue gives, *finish* hands
+vectors back; each in a thread of its own, so that the processor's matrix units never wait for
+text or JSON. All three leave the interpreter lock while they do their work.
+"""
+
+import itertools
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dptdr.errors import DptdrError, ServingError
+from dptdr.model.backbone import Side
+from dptdr.serving.bank import Bank
+from dptdr.serving.batching import BatchLimits, BatchQueue, QueueFull, Waiting
+from dptdr.serving.forward import Row
+from dptdr.serving.prompts import TaskVersion
+from dptdr.serving.verification import TOLERANCE
+
+_CHARACTERS_PER_TOKEN = 3
+
+
+class Draining(ServingError):
+    """The server is stopping, or has not started: it takes no new requests."""
+
+
+class TooLate(ServingError):
+    """The request's time ran out before it could be computed."""
+
+
+class Encoded(NamedTuple):
+    """Vectors of one request, in the order of its texts.
+
+    Args:
+        vectors: The vectors.
+        tokens: Tokens of each text, cut to the task's limit.
+        waited_seconds: From arrival until the last text's batch began.
+        seconds: From arrival until all vectors were there.
+    """
+
+    vectors: Float[np.ndarray, "texts dim"]
+    tokens: list[int]
+    waited_seconds: float
+    seconds: float
+
+
+class BatchReport(NamedTuple):
+    """What one batch was; for metrics.
+
+    Args:
+        texts: Rows.
+        tokens: Tokens of all rows.
+        tasks: Different prompts (bare backbone counted as one).
+        share: Tokens over the budget.
+        seconds: Time of the compute phase.
+        waiting_tokens: Tokens left in the queue.
+    """
+
+    texts: int
+    tokens: int
+    tasks: int
+    share: float
+    seconds: float
+    waiting_tokens: int
+
+
+class CheckReport(NamedTuple):
+    """Outcome of a self-check.
+
+    Args:
+        rows: Vectors compared.
+        tasks: Different tasks among them.
+        difference: Largest difference, in units of the longest vector.
+        passed: Whether it is within 1e-5.
+    """
+
+    rows: int
+    tasks: int
+    difference: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How the engine works.
+
+    Args:
+        batch: Sizes of batches and queue.
+        threads: Processor threads of the compute phase, 0 for torch's own choice.
+        check_every: After so many batches one row is computed again alone and compared; 0: never.
+    """
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    threads: int = 0
+    check_every: int = 500
+
+
+class _Request:
+    """A request on its way: what it wants, and how much of it is done."""
+
+    __slots__ = (
+        "arrived",
+        "began",
+        "deadline",
+        "estimate",
+        "future",
+        "left",
+        "number",
+        "side",
+        "texts",
+        "tokens",
+        "vectors",
+        "version",
+    )
+
+    def __init__(
+        self, texts: list[str], *, number: int, version: TaskVersion, side: Side, deadline: float
+    ) -> None:
+        self.texts = texts
+        self.number = number
+        self.version = version
+        self.side: Side = side
+        self.deadline = deadline
+        self.arrived = time.monotonic()
+        self.began = self.arrived
+        self.left = len(texts)
+        limit = version.limits.of(side)
+        self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
+        self.tokens: list[int] = []
+        self.vectors = np.empty((0, 0), dtype=np.float32)
+        self.future: Future[Encoded] = Future()
+
+
+class _Work(NamedTuple):
+    """One text in the queue: where its vector goes."""
+
+    request: _Request
+    place: int
+    ids: list[int]
+
+
+class Engine:
+    """Encodes texts of all tasks of a bank.
+
+    Args:
+        bank: The tasks.
+        settings: How to work.
+        on_batch: Called after each batch, from the compute thread; must be quick.
+        on_check: Called after each self-check.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        *,
+        settings: EngineSettings | None = None,
+        on_batch: Callable[[BatchReport], None] | None = None,
+        on_check: Callable[[CheckReport], None] | None = None,
+    ) -> None:
+        self.bank = bank
+        self.forward = bank.forward
+        self.settings = settings or EngineSettings()
+        self.on_batch = on_batch
+        self.on_check = on_check
+        self._queue = BatchQueue(self.settings.batch)
+        self._changed = threading.Condition()
+        self._to_prepare: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._to_finish: queue.SimpleQueue[tuple[list[_Work], Any] | None] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._preparing_tokens = 0
+        self._open: set[_Request] = set()
+        self._accepting = False
+        self._stopping = False
+        self._batches = 0
+        self._random = random.Random(0)
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> "Engine":
+        """Start the three threads."""
+        for name in ("prepare", "compute", "finish"):
+            thread = threading.Thread(
+                target=getattr(self, f"_{name}_loop"), name=f"dptdr-{name}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+        self._accepting = True
+        return self
+
+    def __enter__(self) -> "Engine":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._accepting
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the queue, those of texts that are being tokenised estimated."""
+        return self._queue.tokens + self._preparing_tokens
+
+    def stop(self, *, timeout_seconds: float = 30.0) -> bool:
+        """Take no new requests, finish those taken, then end.
+
+        Args:
+            timeout_seconds: How long to wait; what is open then fails with :class:`Draining`.
+
+        Returns:
+            Whether all requests were finished.
+        """
+        with self._changed:
+            self._accepting = False
+            done = self._changed.wait_for(lambda: not self._open, timeout=timeout_seconds)
+            left = list(self._open)
+            self._stopping = True
+            self._changed.notify_all()
+        for request in left:
+            self._fail(request, Draining("the server stopped before the request was computed"))
+        self._to_prepare.put(None)
+        self._to_finish.put(None)
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+        return done
+
+    def submit(
+        self,
+        texts: Sequence[str],
+        *,
+        version: TaskVersion,
+        side: Side,
+        timeout_seconds: float = 60.0,
+    ) -> "Future[Encoded]":
+        """Queue texts of one task; the future may be cancelled.
+
+        Args:
+            texts: At least one text.
+            version: The task's version, from :meth:`Bank.resolve`.
+            side: Query or passage.
+            timeout_seconds: After this the answer is of no use; the request fails with
+                :class:`TooLate`.
+
+        Returns:
+            A future of the vectors.
+
+        Raises:
+            Draining: If the engine does not run.
+            QueueFull: If too much waits already.
+            ValueError: If there is no text.
+        """
+        if not texts:
+            raise ValueError("expected at least one text")
+        request = _Request(
+            list(texts),
+            number=next(self._numbers),
+            version=version,
+            side=side,
+            deadline=time.monotonic() + timeout_seconds,
+        )
+        with self._changed:
+            if not self._accepting:
+                raise Draining("the server is starting or stopping; try another one")
+            self._check_room(request)
+            self._preparing_tokens += request.estimate
+            self._open.add(request)
+        request.future.add_done_callback(lambda future: self._cancelled(request, future))
+        self._to_prepare.put(request)
+        return request.future
+
+    def encode(self, texts: Sequence[str], *, task: str, side: Side) -> Float[np.ndarray, "t dim"]:
+        """Return the vectors of texts; waits. For scripts and tests."""
+        if not texts:
+            return np.zeros((0, self.bank.backbone.dim), dtype=np.float32)
+        future = self.submit(
+            texts, version=self.bank.resolve(task), side=side, timeout_seconds=3600.0
+        )
+        return future.result().vectors
+
+    def _check_room(self, request: _Request) -> None:
+        limit = self.settings.batch.queue_tokens
+        waiting = self.waiting_tokens
+        if waiting and waiting + request.estimate > limit:
+            over = waiting + request.estimate - limit
+            raise QueueFull(
+                f"about {waiting:,} tokens wait already and the queue holds {limit:,}: there is "
+                f"no room for about {request.estimate:,} more; try again later, or with fewer "
+                "texts",
+                retry_after_seconds=max(1.0, over / self.settings.batch.tokens_per_second),
+            )
+
+    def _cancelled(self, request: _Request, future: "Future[Encoded]") -> None:
+        if future.cancelled():
+            with self._changed:
+                self._queue.cancel(request.number)
+            self._close(request)
+
+    def _close(self, request: _Request) -> None:
+        with self._changed:
+            self._open.discard(request)
+            self._changed.notify_all()
+
+    def _fail(self, request: _Request, error: BaseException) -> None:
+        with self._changed:
+            self._queue.cancel(request.number)
+        if not request.future.done() and request.future.set_running_or_notify_cancel():
+            request.future.set_exception(error)
+        self._close(request)
+
+    # Prepare
+
+    def _prepare_loop(self) -> None:
+        while True:
+            requests: list[_Request] = []
+            request = self._to_prepare.get()
+            while request is not None:
+                requests.append(request)
+                # All that came meanwhile is tokenised in one call.
+                if self._to_prepare.empty() or len(requests) >= 64:
+                    break
+                request = self._to_prepare.get()
+            kinds = {(r.side, r.version.limits.of(r.side)) for r in requests}
+            for side, limit in sorted(kinds):
+                self._prepare(
+                    [r for r in requests if (r.side, r.version.limits.of(r.side)) == (side, limit)],
+                    side=side,
+                    limit=limit,
+                )
+            if request is None:
+                return
+
+    def _prepare(self, requests: list[_Request], *, side: Side, limit: int) -> None:
+        try:
+            ids = self.forward.tokenize(
+                [text for request in requests for text in request.texts],
+                side=side,
+                max_tokens=limit,
+            )
+        except Exception as error:
+            for request in requests:
+                with self._changed:
+                    self._preparing_tokens -= request.estimate
+                self._fail(request, ServingError(f"a text cannot be tokenised: {error}"))
+            return
+        start = 0
+        for request in requests:
+            own = ids[start : start + len(request.texts)]
+            start += len(request.texts)
+            self._enqueue(request, own)
+
+    def _enqueue(self, request: _Request, ids: list[list[int]]) -> None:
+        request.texts = []
+        request.tokens = [len(row) for row in ids]
+        request.vectors = np.empty((len(ids), self.bank.backbone.dim), dtype=np.float32)
+        total = sum(request.tokens)
+        waiting = [
+            Waiting(
+                tokens=len(row),
+                request=request.number,
+                arrived=request.arrived,
+                deadline=request.deadline,
+                request_tokens=total,
+                payload=_Work(request, place, row),
+            )
+            for place, row in enumerate(ids)
+        ]
+        try:
+            with self._changed:
+                self._preparing_tokens -= request.estimate
+                if request.future.cancelled():
+                    return
+                self._queue.put(waiting)
+                self._changed.notify_all()
+        except QueueFull as error:
+            self._fail(request, error)
+
+    # Compute
+
+    def _compute_loop(self) -> None:
+        if self.settings.threads:
+            # The setting is per thread where OpenMP is used.
+            torch.set_num_threads(self.settings.threads)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._queue) > 0 or self._stopping)
+                if self._stopping:
+                    return
+                taken = self._queue.take(time.monotonic())
+                waiting = self._queue.tokens
+            for late in taken.expired:
+                self._fail(
+                    late.payload.request,
+                    TooLate("the request's time ran out while it waited; try again later"),
+                )
+            if taken.batch:
+                self._compute([w.payload for w in taken.batch], waiting_tokens=waiting)
+
+    def _compute(self, works: list[_Work], *, waiting_tokens: int) -> None:
+        began = time.monotonic()
+        for work in works:
+            work.request.began = began
+        rows: list[Row] = []
+        try:
+            rows = [Row(w.ids, self.bank.prompt(w.request.version, w.request.side)) for w in works]
+            vectors = self.forward.vectors(rows).float().cpu().numpy()
+        except Exception as error:
+            self._compute_apart(works, error)
+            return
+        self._to_finish.put((works, vectors))
+        self._batches += 1
+        if self.on_batch is not None:
+            tokens = sum(len(work.ids) for work in works)
+            self.on_batch(
+                BatchReport(
+                    texts=len(works),
+                    tokens=tokens,
+                    tasks=len({id(row.prompt) for row in rows}),
+                    share=tokens / self.settings.batch.batch_tokens,
+                    seconds=time.monotonic() - began,
+                    waiting_tokens=waiting_tokens,
+                )
+            )
+        every = self.settings.check_every
+        if every and self._batches % every == 0:
+            chosen = self._random.randrange(len(rows))
+            self._compare([rows[chosen]], vectors[chosen : chosen + 1])
+
+    def _compute_apart(self, works: list[_Work], error: Exception) -> None:
+        """Compute each row alone, so that one that cannot be computed fails alone."""
+        if len(works) == 1:
+            if not isinstance(error, DptdrError):
+                error = ServingError(f"the vector could not be computed: {error}")
+            self._fail(works[0].request, error)
+            return
+        for work in works:
+            if not work.request.future.done():
+                self._compute([work], waiting_tokens=self._queue.tokens)
+
+    # Finish
+
+    def _finish_loop(self) -> None:
+        while True:
+            item = self._to_finish.get()
+            if item is None:
+                return
+            works, vectors = item
+            for work, vector in zip(works, vectors, strict=True):
+                request = work.request
+                request.vectors[work.place] = vector
+                request.left -= 1
+                if request.left == 0:
+                    self._finish(request)
+
+    def _finish(self, request: _Request) -> None:
+        if not request.future.done() and request.future.set_running_or_notify_cancel():
+            request.future.set_result(
+                Encoded(
+                    vectors=request.vectors,
+                    tokens=request.tokens,
+                    waited_seconds=request.began - request.arrived,
+                    seconds=time.monotonic() - request.arrived,
+                )
+            )
+        self._close(request)
+
+    # Self-check
+
+    def check(self, texts: Sequence[str], *, rows: int = 24) -> CheckReport:
+        """Compare a random mixture of tasks, sides and lengths with each row computed alone.
+
+        Args:
+            texts: Some texts to take; lengths shall differ.
+            rows: Size of the mixture.
+
+        Returns:
+            What came out.
+        """
+        versions = [self.bank.bare]
+        tasks = list(self.bank.tasks().values())
+        for task in self._random.sample(tasks, min(len(tasks), rows)):
+            versions += list(task.versions.values())
+        mixture = []
+        for number in range(rows):
+            version = versions[number % len(versions)]
+            side: Side = self._random.choice(("query", "passage"))
+            ids = self.forward.tokenize(
+                [self._random.choice(texts)], side=side, max_tokens=version.limits.of(side)
+            )[0]
+            mixture.append(Row(ids, self.bank.prompt(version, side)))
+        return self._compare(mixture, self.forward.vectors(mixture).float().cpu().numpy())
+
+    def _compare(self, rows: list[Row], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:
+        alone = torch.stack([self.forward.single(row) for row in rows]).float().cpu().numpy()
+        scale = max(1.0, float(np.linalg.norm(alone, axis=1).max()))
+        difference = float(np.abs(alone - vectors).max()) / scale
+        report = CheckReport(
+            rows=len(rows),
+            tasks=len({id(row.prompt) for row in rows}),
+            difference=difference,
+            # Written so that NaN fails.
+            passed=difference <= TOLERANCE,
+        )
+        if self.on_check is not None:
+            self.on_check(report)
+        return report

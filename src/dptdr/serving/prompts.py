@@ -1,0 +1,151 @@
+"""Prompts of served tasks: mapped from disk, and kept in memory while they are asked for."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from dptdr.config.methods import DeepPromptConfig
+from dptdr.errors import BundleError
+from dptdr.model.backbone import Side
+from dptdr.model.bundle import TaskManifest
+from dptdr.model.encoder import Limits
+from dptdr.serving.packing import PromptRows
+
+
+class PromptFile:
+    """The prompts of one bundle, mapped from disk; pages come in when they are read.
+
+    Args:
+        path: The safetensors file. The mapping holds on to it, also when it is deleted.
+        key: Names the content.
+
+    Raises:
+        BundleError: If it is not a safetensors file.
+    """
+
+    def __init__(self, path: Path, *, key: str) -> None:
+        self.path = path
+        self.key = key
+        try:
+            self._file: Any = safetensors.safe_open(path, framework="pt")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise BundleError(f"{path}: {error}") from None
+
+    def rows(self, name: str) -> Tensor:
+        """Return ``[layers, 2, heads, prompt, head_dim]`` of one prompt."""
+        rows: Tensor = self._file.get_tensor(name)
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskVersion:
+    """One version of a task, ready to be asked for; never changes.
+
+    Args:
+        task: The task's name.
+        version: The version's name.
+        limits: Longest texts.
+        prompts: For each side the prompt's name in the file, ``None`` for the bare backbone.
+        fingerprints: For each side the fingerprint of the vectors.
+        config: The prompt's settings; ``None`` for the bare backbone.
+        file: The prompts; ``None`` for the bare backbone.
+        manifest: What ``task.json`` says; ``None`` for the bare backbone.
+        added: When it came.
+    """
+
+    task: str
+    version: str
+    limits: Limits
+    prompts: Mapping[Side, str | None]
+    fingerprints: Mapping[Side, str]
+    config: DeepPromptConfig | None = None
+    file: PromptFile | None = None
+    manifest: TaskManifest | None = None
+    added: str = ""
+
+    @property
+    def name(self) -> str:
+        """``task@version``."""
+        return f"{self.task}@{self.version}"
+
+
+class HotPrompts:
+    """Prompts in memory, least recently used out, within a budget of bytes.
+
+    Args:
+        budget_bytes: Most bytes kept. What a running batch holds is not counted.
+        device: Where the rows lie.
+        dtype: Their number type.
+    """
+
+    def __init__(self, budget_bytes: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.budget_bytes = budget_bytes
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._device = device
+        self._dtype = dtype
+        self._rows: OrderedDict[tuple[str, str], PromptRows] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, version: TaskVersion, side: Side) -> PromptRows | None:
+        """Return one side's rows, from memory or from the mapped file.
+
+        Args:
+            version: The task's version.
+            side: Query or passage.
+
+        Returns:
+            The rows, ``None`` where the side is encoded by the bare backbone.
+        """
+        name = version.prompts[side]
+        if name is None or version.file is None or version.config is None:
+            return None
+        key = (version.file.key, name)
+        with self._lock:
+            found = self._rows.get(key)
+            if found is not None:
+                self._rows.move_to_end(key)
+                self.hits += 1
+                return found
+            self.misses += 1
+        made = self.load(version.file.rows(name), version.config)
+        with self._lock:
+            # Another thread may have loaded the same rows: one object, so that rows group.
+            found = self._rows.setdefault(key, made)
+            self._rows.move_to_end(key)
+            if found is made:
+                self.bytes += made.bytes
+                self._evict()
+        return found
+
+    def load(self, rows: Tensor, config: DeepPromptConfig) -> PromptRows:
+        """Return rows of a file as attention takes them."""
+        # Token-major and contiguous, as attention takes it, once instead of in every pass.
+        keys, values = (
+            rows[:, part].transpose(1, 2).to(self._device, self._dtype).contiguous()
+            for part in (0, 1)
+        )
+        shift = rows.shape[3] if config.position == "shifted" else 0
+        return PromptRows(keys, values, joint=config.attention == "joint", shift=shift)
+
+    def _evict(self) -> None:
+        while self.bytes > self.budget_bytes and len(self._rows) > 1:
+            _, oldest = self._rows.popitem(last=False)
+            self.bytes -= oldest.bytes
+
+    def forget(self, keys: set[str]) -> None:
+        """Drop the rows of files that no version uses any more."""
+        with self._lock:
+            for key in [key for key in self._rows if key[0] in keys]:
+                self.bytes -= self._rows.pop(key).bytes
+
+    def __len__(self) -> int:
+        return len(self._rows)
