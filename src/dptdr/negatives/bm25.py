@@ -167,24 +167,40 @@ class Bm25Index:
         Raises:
             ValueError: If depth or threads is below 1.
         """
+        run: Run = {}
+        for query, (rows, scores) in zip(
+            queries, self.search_rows(queries, depth=depth, threads=threads), strict=True
+        ):
+            pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+            run[query.id] = [Hit(self._ids[row], score) for row, score in pairs]
+            if on_progress is not None and (len(run) % _BLOCK_QUERIES == 0):
+                on_progress(len(run), len(queries))
+        return run
+
+    def search_rows(
+        self, queries: Sequence[Query], *, depth: int, threads: int = 1
+    ) -> Iterator[tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]]:
+        """Yield corpus rows and scores of each query's best passages; see :meth:`search`.
+
+        Args:
+            queries: What to look for.
+            depth: Hits per query at most, at least 1.
+            threads: Threads to use; the result does not depend on it.
+
+        Yields:
+            Rows and scores of one query, best first.
+
+        Raises:
+            ValueError: If depth or threads is below 1.
+        """
         if depth < 1 or threads < 1:
             raise ValueError(f"expected depth and threads of at least 1, got {depth}, {threads}")
-        blocks = [
-            queries[start : start + _BLOCK_QUERIES]
-            for start in range(0, len(queries), _BLOCK_QUERIES)
-        ]
-        run: Run = {}
+        # Words are looked up here, before any thread starts: the tokenizer keeps a cache.
+        tokens = [self._query_tokens(query.text) for query in queries]
         with ThreadPoolExecutor(max_workers=threads) as pool:
-            # Words are looked up here, before any thread starts: the tokenizer keeps a cache.
-            tokens = [[self._query_tokens(query.text) for query in block] for block in blocks]
-            done: Iterator[list[list[Hit]]] = pool.map(
-                lambda block: [self._search_one(words, depth=depth) for words in block], tokens
-            )
-            for block, rankings in zip(blocks, done, strict=True):
-                run.update({query.id: hits for query, hits in zip(block, rankings, strict=True)})
-                if on_progress is not None:
-                    on_progress(len(run), len(queries))
-        return run
+            for start in range(0, len(tokens), _BLOCK_QUERIES * threads):
+                block = tokens[start : start + _BLOCK_QUERIES * threads]
+                yield from pool.map(partial(self._search_one, depth=depth), block)
 
     def _query_tokens(self, text: str) -> list[int]:
         """Return the token of each word of a query that the corpus knows, repeats kept."""
@@ -193,12 +209,14 @@ class Bm25Index:
         )
         return list(tokens)
 
-    def _search_one(self, tokens: list[int], *, depth: int) -> list[Hit]:
+    def _search_one(
+        self, tokens: list[int], *, depth: int
+    ) -> tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]:
         if not tokens:
-            return []
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         scores = self._retriever.get_scores_from_ids(tokens)
         rows = _top_rows(scores, depth=depth)
-        return [Hit(self._ids[int(row)], float(scores[row])) for row in rows]
+        return rows, scores[rows]
 
 
 def _tokenizer() -> Any:

@@ -1,0 +1,261 @@
+"""Runs and teachers for mining: BM25, encoders and files, each made once and found again."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dptdr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dptdr.data.beir import BeirFolder
+    from dptdr.model import Encoder
+    from dptdr.negatives.corpus import CorpusTable, JudgementTable
+    from dptdr.negatives.runtable import RunTable, RunTableWriter
+    from dptdr.negatives.settings import SourceSettings
+    from dptdr.negatives.teachers import Teacher
+    from dptdr.records import Query
+    from dptdr.search.vectors import VectorFolder
+
+TEACHERS = "cross-encoder:NAME, task:FOLDER[,FOLDER], backbone:NAME or file:RUN"
+_QUERIES_PER_PART = 4_096
+
+
+class Machine(NamedTuple):
+    """What encoders and BM25 run on."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """Where runs are made from one data folder and one split.
+
+    Attributes:
+        folder: The data.
+        fingerprint: Identifies its corpus, queries and judgements.
+        corpus_fingerprint: Identifies its corpus.
+        corpus: Its ids and text hashes.
+        judgements: The split's judgements.
+        work: Folder of the unfinished work.
+        cache: Folder where corpus vectors and the BM25 index are kept.
+        machine: What encoders run on.
+        show: Gives a progress callable for a piece of work.
+    """
+
+    folder: "BeirFolder"
+    fingerprint: str
+    corpus_fingerprint: str
+    corpus: "CorpusTable"
+    judgements: "JudgementTable"
+    work: Path
+    cache: Path
+    machine: Machine
+    show: Callable[[str], Any]
+
+    def run(self, source: "SourceSettings", *, split: str) -> "RunTable":
+        """Return the run of a source over the judged queries, made now or found finished.
+
+        Args:
+            source: The source.
+            split: Name of the split, so that runs of two splits do not meet.
+
+        Returns:
+            The run.
+        """
+        # A name may hold what no file name can; its hash always fits.
+        label = hashlib.sha256(source.name.encode("utf-8")).hexdigest()[:16]
+        path = self.work / "runs" / f"{split}-{label}"
+        if source.kind == "run":
+            return self._import(path, Path(source.value))
+        if source.kind == "bm25":
+            return self._bm25(path, depth=source.last_rank)
+        return self._dense(path, source)
+
+    def teacher(self, text: str) -> "Teacher":
+        """Return the teacher that an option names.
+
+        Args:
+            text: The option's value, one of :data:`TEACHERS`.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            ConfigError: If the option names none.
+        """
+        from dptdr.negatives.teachers import CrossEncoderTeacher, FileTeacher
+
+        kind, _, value = text.partition(":")
+        if not value or kind not in ("cross-encoder", "task", "backbone", "file"):
+            raise ConfigError(f"teacher '{text}': expected {TEACHERS}")
+        if kind == "cross-encoder":
+            return CrossEncoderTeacher(value, device=self.machine.device)
+        if kind == "file":
+            table = self._import(self.work / "runs" / "teacher", Path(value))
+            return FileTeacher(table, name=f"file:{Path(value).name}", corpus=self.corpus)
+        values = value.split(",") if kind == "task" else [value]
+        return self._encoder_teacher(kind, values)
+
+    def vectors(self, encoder: "Encoder") -> "VectorFolder":
+        """Return the corpus encoded; encoders that share their passage side share the vectors."""
+        from dptdr.search.encoding import encode_data
+
+        name = f"vectors-{encoder.passage_fingerprint[:16]}-{self.corpus_fingerprint[:16]}"
+        with self.show(f"encode with {encoder.name}") as on_progress:
+            return encode_data(
+                encoder, self.folder.path, out=self.cache / name, on_progress=on_progress
+            )
+
+    def _encoder_teacher(self, kind: str, values: list[str]) -> "Teacher":
+        from dptdr.negatives.teachers import EncoderTeacher
+
+        members = []
+        names = []
+        for value in values:
+            encoder = self._encoder(kind, value)
+            identity = f"{encoder.query_fingerprint} {encoder.passage_fingerprint}"
+            members.append((encoder.encode_queries, self.vectors(encoder), identity))
+            names.append(encoder.name)
+        return EncoderTeacher(members, name=f"{kind}:{','.join(names)}")
+
+    def _encoder(self, kind: str, value: str) -> "Encoder":
+        from dptdr.model import load_encoder
+
+        device, dtype = self.machine.device, self.machine.dtype
+        if kind == "task":
+            return load_encoder(task=Path(value), device=device, dtype=dtype)
+        return load_encoder(backbone=value, device=device, dtype=dtype)
+
+    def _import(self, path: Path, run: Path) -> "RunTable":
+        from dptdr.errors import DataError
+        from dptdr.files import sha256_file
+        from dptdr.negatives.runtable import import_run
+
+        if not run.is_file():
+            raise DataError("no such file", path=run)
+        with self.show(f"read {run.name}") as on_progress:
+            return import_run(
+                path,
+                run=run,
+                corpus=self.corpus,
+                fingerprint=_digest(self.fingerprint, sha256_file(run)),
+                on_progress=on_progress,
+            )
+
+    def _bm25(self, path: Path, *, depth: int) -> "RunTable":
+        from dptdr.negatives.bm25 import K1, B, Bm25Index
+        from dptdr.negatives.runtable import RunTable, RunTableWriter
+
+        writer = RunTableWriter(
+            path, fingerprint=_digest(self.fingerprint, "bm25", f"{K1} {B} {depth}")
+        )
+        if writer.finished:
+            return RunTable(path)
+        stored = self.cache / f"bm25-{self.corpus_fingerprint[:16]}"
+        if not stored.is_dir():
+            with self.show("index for BM25") as on_progress:
+                Bm25Index.build(self.folder.passages(), on_progress=on_progress).save(stored)
+        index = Bm25Index.load(stored)
+        with self.show("search with BM25") as on_progress:
+            for queries in self._parts(writer, on_progress=on_progress):
+                hits = index.search_rows(queries, depth=depth, threads=self.machine.threads)
+                writer.write_part(
+                    (query.id, rows, scores)
+                    for query, (rows, scores) in zip(queries, hits, strict=True)
+                )
+        return writer.finish()
+
+    def _dense(self, path: Path, source: "SourceSettings") -> "RunTable":
+        from dptdr.negatives.runtable import RunTable, RunTableWriter
+        from dptdr.search.exact import top_k_of_blocks
+
+        encoder = self._encoder(source.kind, source.value)
+        identity = f"{encoder.query_fingerprint} {encoder.passage_fingerprint}"
+        writer = RunTableWriter(
+            path, fingerprint=_digest(self.fingerprint, identity, str(source.last_rank))
+        )
+        if writer.finished:
+            return RunTable(path)
+        vectors = self.vectors(encoder)
+        with self.show(f"search with {encoder.name}") as on_progress:
+            for queries in self._parts(writer, on_progress=on_progress):
+                encoded = encoder.encode_queries([query.text for query in queries])
+                scores, rows = top_k_of_blocks(encoded, vectors.blocks(), depth=source.last_rank)
+                writer.write_part(
+                    (query.id, rows[at], scores[at]) for at, query in enumerate(queries)
+                )
+        return writer.finish()
+
+    def _parts(
+        self, writer: "RunTableWriter", *, on_progress: Callable[[int, int], None]
+    ) -> "Iterator[list[Query]]":
+        """Yield the judged queries in parts, from the first that is not written yet."""
+        judged = (q for q in self.folder.queries() if self.judgements.of(q.id) is not None)
+        left = itertools.islice(judged, writer.parts * _QUERIES_PER_PART, None)
+        while queries := list(itertools.islice(left, _QUERIES_PER_PART)):
+            yield queries
+            total = self.judgements.queries
+            on_progress(min(total, writer.parts * _QUERIES_PER_PART), total)
+
+
+def open_workshop(
+    folder: "BeirFolder",
+    *,
+    split: str,
+    work: Path,
+    cache: Path,
+    machine: Machine,
+    show: Callable[[str], Any],
+    corpus: "CorpusTable | None" = None,
+) -> Workshop:
+    """Read corpus and judgements once.
+
+    Args:
+        folder: The data.
+        split: Whose judgements.
+        work: Folder of the unfinished work.
+        cache: Folder where corpus vectors and the BM25 index are kept.
+        machine: What encoders run on.
+        show: Gives a progress callable for a piece of work.
+        corpus: The corpus table where it was read already.
+
+    Returns:
+        The workshop.
+
+    Raises:
+        DataError: If the split is missing or a file is broken.
+    """
+    from dptdr.data.beir import CORPUS, judgements
+    from dptdr.errors import DataError
+    from dptdr.files import sha256_file
+    from dptdr.negatives.corpus import CorpusTable, JudgementTable
+
+    if not folder.has_split(split):
+        have = ", ".join(folder.splits()) or "none"
+        raise DataError(
+            f"no split '{split}'; this folder has {have}", path=folder.qrels_path(split)
+        )
+    if corpus is None:
+        with show("read the corpus") as on_progress:
+            corpus = CorpusTable.build(folder.passages(), on_progress=on_progress)
+    triples = (judgement for _, judgement in judgements(folder.qrels_path(split)))
+    return Workshop(
+        folder=folder,
+        fingerprint=folder.fingerprint(),
+        corpus_fingerprint=sha256_file(folder.path / CORPUS),
+        corpus=corpus,
+        judgements=JudgementTable.build(triples, corpus=corpus),
+        work=work,
+        cache=cache,
+        machine=machine,
+        show=show,
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()

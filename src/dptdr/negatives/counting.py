@@ -1,0 +1,132 @@
+"""One query under way, and what the counts take from it."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from dptdr.negatives.cleaning import reference_score
+from dptdr.negatives.corpus import CorpusTable, JudgementTable
+from dptdr.negatives.runtable import RunTable
+from dptdr.negatives.selection import Candidates
+from dptdr.negatives.settings import MiningSettings
+from dptdr.negatives.statistics import Statistics, rank_bucket
+from dptdr.negatives.teachers import Teacher
+from dptdr.records import Passage, Query
+
+_EXAMPLE_CHARACTERS = 300
+
+
+@runtime_checkable
+class PassageRows(Protocol):
+    """Passages by corpus row, read when asked for."""
+
+    def at(self, row: int) -> Passage:
+        """Return the passage of a row."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What is mined from.
+
+    Attributes:
+        queries: All queries, streamed; those without judgement are passed over.
+        judgements: Who is a positive.
+        corpus: Ids and text hashes.
+        passages: Texts by row.
+        runs: Source name to run.
+        teacher: Scores pairs, or None.
+    """
+
+    queries: Callable[[], Iterable[Query]]
+    judgements: JudgementTable
+    corpus: CorpusTable
+    passages: PassageRows
+    runs: Mapping[str, RunTable]
+    teacher: Teacher | None = None
+
+
+@dataclass(kw_only=True)
+class QueryWork:
+    """One query under way: its positives, its candidates, and the teacher's scores so far."""
+
+    query: Query
+    positives: list[int]
+    candidates: Candidates
+    positive_scores: list[float]
+
+    def reference(self, settings: MiningSettings) -> float:
+        """Return the score of the positive that candidates are held against."""
+        return reference_score(self.positive_scores, which=settings.cleaning.positive_score)
+
+
+def count_dropped(
+    work: QueryWork,
+    text: int,
+    material: Material,
+    *,
+    settings: MiningSettings,
+    statistics: Statistics,
+) -> None:
+    """Count a candidate that the teacher's bounds removed, and keep it as an example, perhaps."""
+    candidates = work.candidates
+    reason = candidates.dropped[text]
+    for name, order in candidates.orders.items():
+        if text in candidates.provenance[name] and text in order:
+            dropped = statistics.sources[name].dropped
+            dropped[reason] = dropped.get(reason, 0) + 1
+    row = candidates.rows[text]
+
+    def _example() -> dict[str, object]:
+        return {
+            "query_id": work.query.id,
+            "query": work.query.text,
+            "positive": material.passages.at(work.positives[0]).content[:_EXAMPLE_CHARACTERS],
+            "dropped_id": material.corpus.ids[row],
+            "dropped": material.passages.at(row).content[:_EXAMPLE_CHARACTERS],
+            "teacher": rounded(candidates.scores[text]),
+            "positive_teacher": rounded(work.reference(settings)),
+            "reason": reason,
+            "sources": {name: entry.rank for name, entry in candidates.sources_of(text).items()},
+        }
+
+    statistics.examples.offer(f"{work.query.id}\t{row}", _example)
+
+
+def count_negative(
+    work: QueryWork,
+    text: int,
+    material: Material,
+    *,
+    settings: MiningSettings,
+    statistics: Statistics,
+) -> None:
+    """Count a chosen negative."""
+    candidates = work.candidates
+    statistics.negatives += 1
+    found = candidates.sources_of(text)
+    for name, entry in found.items():
+        counts = statistics.sources[name]
+        counts.negatives += 1
+        counts.alone += len(found) == 1
+        counts.ranks[rank_bucket(entry.rank)] += 1
+        best = candidates.best_positive[name]
+        counts.with_positive += best > 0
+        counts.above_positive += entry.rank < best
+    for one, other in itertools.combinations(found, 2):
+        pair = f"{one}|{other}"
+        statistics.overlap[pair] = statistics.overlap.get(pair, 0) + 1
+    row = candidates.rows[text]
+    key = f"{work.query.id}\t{row}"
+    length = int(material.corpus.characters[row])
+    statistics.negative_characters.offer(key, lambda: length)
+    score = candidates.scores.get(text)
+    if score is not None:
+        reference = work.reference(settings)
+        statistics.teacher.offer(key, lambda: [rounded(score), rounded(reference)])
+
+
+def rounded(score: float) -> float:
+    """Return a score with six significant digits: what a reader needs, and files stay small."""
+    return float(f"{score:.6g}")
