@@ -51,7 +51,8 @@ class Fake:
         return iter(self._qrels)
 
     def metadata(self):
-        return {part: {"count": count} for part, count in self._counts.items()}
+        known = {part: {"count": count} for part, count in self._counts.items()}
+        return {"docs": {}, "queries": {"fields": {}}, **known}
 
 
 DOCS = [Doc("0", "zero"), TitledDoc("1", "one", "Title"), OddDoc()]
