@@ -156,7 +156,23 @@ def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
         [_own_item(item, name, lookup, place) for item in _list(record, name, place)]
         for name in ("positives", "negatives")
     ]
-    return _group(query_id, query, sides[0], sides[1], place)
+    return _group(query_id, query, _with_teacher(record, sides[0], place), sides[1], place)
+
+
+def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Place) -> list[_Item]:
+    """Give positives the scores that stand beside them in ``positive_teacher``."""
+    scores = _list(record, "positive_teacher", place)
+    if not scores:
+        return positives
+    if len(scores) != len(positives):
+        raise place.error(
+            f"expected one score for each of {len(positives)} positives, got {len(scores)}",
+            "positive_teacher",
+        )
+    return [
+        item._replace(score=_score({"score": score}, "positive_teacher", place))
+        for item, score in zip(positives, scores, strict=True)
+    ]
 
 
 def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:

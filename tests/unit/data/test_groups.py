@@ -152,6 +152,7 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
     mined = {
         "query_id": "q",
         "positives": ["0"],
+        "positive_teacher": [0.75],
         "negatives": [
             {"id": "2", "sources": {"bm25": {"rank": 3, "score": 17.2}}, "teacher": 0.25},
             {"id": "1", "sources": {}, "teacher": -1},
@@ -168,6 +169,7 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
             negatives=("two", "one"),
             positive_ids=("0",),
             negative_ids=("2", "1"),
+            positive_scores=(0.75,),
             negative_scores=(0.25, -1.0),
         )
     ]
@@ -200,6 +202,10 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
         (
             {"query": "b", "positives": [{"text": "x", "score": "high"}]},
             "field 'positives': expected a number as score, got the text 'high'",
+        ),
+        (
+            {"query": "b", "positives": ["x"], "positive_teacher": [1, 2]},
+            "field 'positive_teacher': expected one score for each of 1 positives, got 2",
         ),
         (
             {"query": "b", "positives": ["x"], "negatives": [{"text": "y", "id": "1"}, "z"]},
