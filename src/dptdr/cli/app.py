@@ -25,7 +25,7 @@ GROUPS: dict[str, str] = {"data": "dptdr.cli.data"}
 """Group name to the module that holds a typer ``app`` with sub-commands."""
 
 
-def _print_version(value: bool) -> None:
+def _print_version(value: bool | None) -> None:
     if value:
         from dptdr import __version__
 
@@ -46,8 +46,8 @@ def build_app() -> typer.Typer:
 
     @app.callback()
     def _options(
-        version: bool = typer.Option(
-            False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+        version: bool | None = typer.Option(
+            None, "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ) -> None:
         del version

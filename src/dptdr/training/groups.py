@@ -1,7 +1,7 @@
 """Training groups from a data folder: queries with their positives, mined negatives beside them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from dptdr.errors import TrainingError
 from dptdr.records import Passage, Qrels, Query, TrainingGroup
 
 
+@runtime_checkable
 class Groups(Protocol):
     """A numbered collection of training groups; texts may be read when asked for."""
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class StepStats:
     query_ids: tuple[str, ...]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the loop trains: it leaves gradients on the parameters, summed over processes."""
 

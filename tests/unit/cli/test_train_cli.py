@@ -1,0 +1,117 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dptdr.cli.app import build_app
+from dptdr.errors import BackboneError, ConfigError, DataError, TrainingError
+from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
+
+SMALL = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("backbone") / "bert")
+
+
+def train(*arguments):
+    done = CliRunner().invoke(build_app(), ["train", *map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@pytest.mark.parametrize("method", ["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"])
+def test_train_writes_a_bundle_that_evaluate_takes(tmp_path, data, backbone, method):
+    task = tmp_path / "task"
+    train(data, "--backbone", backbone, "--out", task, "--method", method, *SMALL)
+    manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
+    assert manifest["method"] == method
+    assert manifest["training"]["steps"] == 4
+    report = tmp_path / "report.json"
+    arguments = ["evaluate", data, "--task", task, "--json", report]
+    CliRunner().invoke(build_app(), list(map(str, arguments)), catch_exceptions=False)
+    measured = json.loads(report.read_text(encoding="utf-8"))
+    assert measured["queries"] == 6
+    assert set(measured["measures"]) == {"nDCG@10", "RR@10", "R@100"}
+
+
+def test_same_command_gives_the_same_bytes(tmp_path, data, backbone):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        train(data, "--backbone", backbone, "--out", tmp_path / name / "task", *SMALL)
+    one = sorted(f for f in (tmp_path / "one" / "task").iterdir())
+    assert [f.name for f in one] == ["README.md", "prompt.safetensors", "task.json"]
+    for file in one:
+        assert file.read_bytes() == (tmp_path / "two" / "task" / file.name).read_bytes()
+
+
+def test_json_says_what_was_reached(tmp_path, data, backbone):
+    out = tmp_path / "summary.json"
+    done = train(data, "--backbone", backbone, "--out", tmp_path / "t", "--json", out, *SMALL)
+    summary = json.loads(out.read_text(encoding="utf-8"))
+    assert set(summary["dev"]) == {"2", "4"}
+    assert summary["best_step"] in (2, 4)
+    assert "bare backbone" in done.stdout
+
+
+def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
+    first = tmp_path / "first"
+    train(data, "--backbone", backbone, "--out", first, *SMALL)
+    args = ["--from-task", first, "--learning-rate", "1e-9"]
+    train(data, "--backbone", backbone, "--out", tmp_path / "second", *SMALL, *args)
+    from safetensors.torch import load_file
+
+    a = load_file(first / "prompt.safetensors")["shared"]
+    b = load_file(tmp_path / "second" / "prompt.safetensors")["shared"]
+    assert (a - b).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["--method", "magic"], ConfigError, "expected one of deep-prompt"),
+        (["--sharing", "both"], ConfigError, "sharing: expected one of tied, untied, query-only"),
+        (["--attention", "none"], ConfigError, "attention: expected one of joint, added"),
+        (["--initialisation", "identity"], ConfigError, "needs attention 'added'"),
+        (["--precision", "int3"], ConfigError, "precision: expected one of float32, bfloat16"),
+        (["--steps", "0", "--batch-size", "1"], ConfigError, "steps: expected at least 1, got 0"),
+        (["--prompt-length", "0"], ConfigError, "prompt_length: expected at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(tmp_path, data, backbone, arguments, error, words):
+    with pytest.raises(error, match="(?s).*".join(words.split("|"))):
+        train(data, "--backbone", backbone, "--out", tmp_path / "t", *arguments)
+    assert not (tmp_path / "t").exists()
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path, data, backbone):
+    wrong = ["--steps", "0", "--batch-size", "1", "--temperature", "0"]
+    with pytest.raises(ConfigError, match=r"steps.*batch_size.*temperature"):
+        train(data, "--backbone", backbone, "--out", tmp_path / "t", *wrong)
+
+
+def test_missing_backbone_folder_is_named(tmp_path, data):
+    with pytest.raises(BackboneError, match=r"nowhere.*no such folder"):
+        train(data, "--backbone", tmp_path / "nowhere", "--out", tmp_path / "t")
+
+
+def test_missing_train_split_is_named(tmp_path, backbone):
+    data = tiny_data(tmp_path / "tiny")
+    (data / "qrels" / "train.tsv").unlink()
+    with pytest.raises(DataError, match="train"):
+        train(data, "--backbone", backbone, "--out", tmp_path / "t", *SMALL)
+
+
+def test_resume_with_other_settings_names_the_difference(tmp_path, data, backbone):
+    arguments = [data, "--backbone", backbone, "--out", tmp_path / "t", *SMALL]
+    train(*arguments)
+    with pytest.raises(TrainingError, match=r"temperature: was 0\.05, is 0\.1"):
+        train(*arguments, "--temperature", "0.1", "--resume")
