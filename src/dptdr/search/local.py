@@ -1,47 +1,35 @@
-"""An index in a folder of this machine: built, saved whole or not at all, opened, searched."""
+"""An index in a folder of this machine: opened, checked and searched."""
 
 import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.files import atomic_folder, recover_folder, sha256_file, write_json
+from dptdr.files import sha256_file
 from dptdr.search.documents import Document, Filter
 from dptdr.search.index import Found, check_query_vectors
-from dptdr.search.kinds import Choice, Kind, available_memory, check_kind, choose_kind
+from dptdr.search.kinds import Kind, check_kind
 from dptdr.search.manifest import MANIFEST, Origin, check_format, read_record
 from dptdr.search.rows import ExactRows, RowIndex, exact_among, rescore
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.vectors import VectorFolder, settle
 
 FORMAT = "dptdr-index"
 FORMAT_VERSION = 1
 VECTORS = "vectors"
 GRAPH = "index.bin"
 
+Options: TypeAlias = tuple[tuple[str, int], ...]
+"""Options of a kind, such as ``(("links", 48), ("probes", 64))``."""
+
+_TRIES = 5
+
 _EXACT_WHEN_ALLOWED = 20_000
 """Filters that leave at most so many passages are answered by scoring all of those."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildSettings:
-    """How a local index is built."""
-
-    seed: int = 1234
-    """Decides training samples, clusters and rotations."""
-    threads: int = 0
-    """Threads, 0 for all cores; with 1 the same vectors give the same bytes."""
-    memory_bytes: int | None = None
-    """Memory that the index may take, for ``auto``; half of what is free by default."""
-    options: tuple[tuple[str, int], ...] = ()
-    """Options of the kind, such as ``(("links", 48), ("probes", 64))``."""
 
 
 class LocalIndex:
@@ -52,10 +40,20 @@ class LocalIndex:
         kind: Kind of the index.
         vectors: Full vectors, ids and texts.
         rows: What finds rows.
+        options: Options of the kind that it was built with.
     """
 
-    def __init__(self, path: Path, *, kind: Kind, vectors: VectorFolder, rows: RowIndex) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kind: Kind,
+        vectors: VectorFolder,
+        rows: RowIndex,
+        options: Options = (),
+    ) -> None:
         self.path = path
+        self.options = options
         self.vectors = vectors
         self.rows = rows
         self.rerank = kind.rerank
@@ -149,88 +147,6 @@ class LocalIndex:
         return self._allowed[filters]
 
 
-def build_index(
-    folder: VectorFolder,
-    *,
-    out: Path,
-    kind: str = "auto",
-    settings: BuildSettings | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[LocalIndex, Choice]:
-    """Build an index over a vector folder; an index at ``out`` stays until the new one is whole.
-
-    The vector folder becomes part of the index: as hard links where the disk allows, else copied.
-
-    Args:
-        folder: The vectors; checked against their checksums first.
-        out: The index folder.
-        kind: Name of a kind, or ``auto``.
-        settings: How to build.
-        on_progress: Called with (passages added, passages).
-
-    Returns:
-        The index, and why it is of this kind.
-
-    Raises:
-        VectorsError: If the vectors are damaged, the kind is unknown, or the disk is full.
-    """
-    settings = settings or BuildSettings()
-    out = Path(out)
-    folder.verify()
-    choice = Choice(kind, "as asked for")
-    if kind == "auto":
-        free = settings.memory_bytes
-        choice = choose_kind(
-            folder.count,
-            folder.dim,
-            memory_bytes=available_memory() // 2 if free is None else free,
-        )
-    chosen = check_kind(choice.kind)
-    started = time.perf_counter()
-    try:
-        with atomic_folder(out) as temporary:
-            rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)
-            rows.save(temporary / GRAPH)
-            seconds = time.perf_counter() - started
-            _link_folder(folder.path, temporary / VECTORS)
-            write_json(
-                temporary / MANIFEST,
-                _manifest(folder, choice, settings=settings, graph=temporary / GRAPH)
-                | {"build_seconds": round(seconds, 3)},
-            )
-    except OSError as error:
-        raise VectorsError(
-            f"{out}: cannot be written ({error.strerror or error}); what stood there is unchanged, "
-            "make room and build again"
-        ) from error
-    return open_index(out, verify=False), choice
-
-
-def _manifest(
-    folder: VectorFolder, choice: Choice, *, settings: BuildSettings, graph: Path
-) -> dict[str, Any]:
-    origin = folder.manifest.origin
-    file = None
-    if graph.is_file():
-        file = {"name": GRAPH, "bytes": graph.stat().st_size, "sha256": sha256_file(graph)}
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": choice.kind,
-        "reason": choice.reason,
-        "count": folder.count,
-        "dim": folder.dim,
-        "seed": settings.seed,
-        "threads": settings.threads,
-        "options": dict(settings.options),
-        "file": file,
-        "encoder": origin.encoder,
-        "backbone_fingerprint": origin.backbone_fingerprint,
-        "passage_fingerprint": origin.passage_fingerprint,
-        "data_fingerprint": origin.data_fingerprint,
-    }
-
-
 def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
     """Open an index folder.
 
@@ -245,7 +161,30 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
         VectorsError: If it is missing, damaged, or of an unknown format.
     """
     path = Path(path)
-    recover_folder(path)
+    for _ in range(_TRIES):
+        settle(path)
+        before = _identity(path)
+        try:
+            index = _open(path, verify=verify)
+        except VectorsError:
+            # Another process may have put a new index in its place meanwhile.
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return index
+    raise VectorsError(f"{path}: was replaced again and again while it was opened; try later")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells this folder from another that takes its place."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return (status.st_ino, status.st_ctime_ns)
+
+
+def _open(path: Path, *, verify: bool) -> LocalIndex:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise VectorsError(
@@ -255,6 +194,7 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
     check_format(record, path=manifest_path, expected=FORMAT, version=FORMAT_VERSION)
     kind = check_kind(str(record.get("kind")))
     vectors = VectorFolder(path / VECTORS)
+    vectors.pin()
     for field, value in (("count", vectors.count), ("dim", vectors.dim)):
         if record.get(field) != value:
             raise VectorsError(
@@ -264,9 +204,9 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
     file = record.get("file")
     if file is not None:
         _check_file(path / GRAPH, file, verify=verify)
-    return LocalIndex(
-        path, kind=kind, vectors=vectors, rows=_load_rows(path, kind, record, vectors)
-    )
+    options: Options = tuple((record.get("options") or {}).items())
+    rows = _load_rows(path, kind, options=options, vectors=vectors)
+    return LocalIndex(path, kind=kind, vectors=vectors, rows=rows, options=options)
 
 
 def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
@@ -284,27 +224,7 @@ def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
         )
 
 
-def _build_rows(
-    folder: VectorFolder,
-    kind: Kind,
-    *,
-    settings: BuildSettings,
-    on_progress: Callable[[int, int], None] | None,
-) -> RowIndex:
-    if kind.name == "exact":
-        return ExactRows(folder)
-    if kind.name == "usearch":
-        from dptdr.search.usearchrows import UsearchRows
-
-        return UsearchRows.build(folder, threads=settings.threads, on_progress=on_progress)
-    from dptdr.search.faissrows import FaissRows
-
-    return FaissRows.build(
-        folder, kind.name, settings=_faiss_settings(settings), on_progress=on_progress
-    )
-
-
-def _load_rows(path: Path, kind: Kind, record: dict[str, Any], vectors: VectorFolder) -> RowIndex:
+def _load_rows(path: Path, kind: Kind, *, options: Options, vectors: VectorFolder) -> RowIndex:
     if kind.name == "exact":
         return ExactRows(vectors)
     if kind.name == "usearch":
@@ -313,31 +233,29 @@ def _load_rows(path: Path, kind: Kind, record: dict[str, Any], vectors: VectorFo
         return UsearchRows.load(path / GRAPH)
     from dptdr.search.faissrows import FaissRows
 
-    settings = BuildSettings(options=tuple((record.get("options") or {}).items()))
-    return FaissRows.load(path / GRAPH, _faiss_settings(settings))
+    return FaissRows.load(path / GRAPH, faiss_settings(options))
 
 
-def _faiss_settings(settings: BuildSettings) -> Any:
+def faiss_settings(options: Options, *, seed: int = 1234, threads: int = 0) -> Any:
+    """Return the settings of a faiss kind.
+
+    Args:
+        options: Names and values that differ from the defaults.
+        seed: Decides samples, clusters and rotations.
+        threads: Threads while building, 0 for all cores.
+
+    Returns:
+        ``FaissSettings``.
+
+    Raises:
+        VectorsError: If an option is unknown.
+    """
     from dptdr.search.faissrows import FaissSettings
 
     try:
-        return replace(
-            FaissSettings(seed=settings.seed, threads=settings.threads), **dict(settings.options)
-        )
+        return replace(FaissSettings(seed=seed, threads=threads), **dict(options))
     except TypeError:
         known = ", ".join(asdict(FaissSettings()))
         raise VectorsError(
-            f"expected index options out of {known}, got {json.dumps(dict(settings.options))}"
+            f"expected index options out of {known}, got {json.dumps(dict(options))}"
         ) from None
-
-
-def _link_folder(source: Path, target: Path) -> None:
-    """Give a folder's files a second name; copy where the file systems differ."""
-
-    def link(here: str, there: str) -> None:
-        try:
-            os.link(here, there)
-        except OSError:
-            shutil.copy2(here, there)
-
-    shutil.copytree(source, target, copy_function=link)

@@ -1,6 +1,9 @@
 """A vector folder, memory-mapped: any number of passages, read by block or by row."""
 
 import hashlib
+import itertools
+import resource
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,12 +34,13 @@ class VectorFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        recover_folder(self.path)
+        settle(self.path)
         self.manifest = read_manifest(self.path)
         self.count = self.manifest.count
         self.dim = self.manifest.origin.dim
         self._starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])
         self._open: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._pinned = False
         for file in self._files():
             self._check_size(file)
 
@@ -60,6 +64,21 @@ class VectorFolder:
     def file(self, file: StoredFile) -> Path:
         """Return where a file of a shard stands."""
         return self.path / SHARDS / file.name
+
+    def pin(self) -> None:
+        """Open all files now, and keep them open.
+
+        Files are otherwise opened when they are first needed. A pinned folder goes on with what it
+        was even when another folder takes its place on disk.
+
+        Raises:
+            VectorsError: If the system allows too few open files.
+        """
+        files = list(self._files())
+        _allow_open_files(len(files) + 256)
+        self._pinned = True
+        for file in files:
+            self._mapped(file)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Check every file against its checksum, and that no id stands twice.
@@ -162,20 +181,18 @@ class VectorFolder:
         found = []
         for row in rows:
             shard = self._shard_of(int(row))
-            offsets = self._mapped(shard.offsets)
             local = int(row) - int(self._starts[shard.index])
-            with self.file(shard.documents).open("rb") as handle:
-                handle.seek(int(offsets[local]))
-                line = handle.read(int(offsets[local + 1] - offsets[local]))
-            found.append(unpack_document(line))
+            first, end = self._mapped(shard.offsets)[local : local + 2].tolist()
+            found.append(unpack_document(self._mapped(shard.documents)[first:end].tobytes()))
         return found
 
     def all_documents(self) -> Iterator[Document]:
         """Yield all documents in row order."""
         for shard in self.manifest.shards:
-            with self.file(shard.documents).open("rb") as handle:
-                for line in handle:
-                    yield unpack_document(line)
+            text = self._mapped(shard.documents)
+            offsets = self._mapped(shard.offsets).tolist()
+            for first, end in itertools.pairwise(offsets):
+                yield unpack_document(text[first:end].tobytes())
 
     def rows_where(self, filters: Sequence[Filter]) -> Int64[np.ndarray, " rows"]:
         """Return the rows whose metadata passes all filters, in growing order.
@@ -227,16 +244,45 @@ class VectorFolder:
         known = self._open.get(file.name)
         if known is not None:
             return known
+        path = self.file(file)
         try:
-            array: np.ndarray = np.load(self.file(file), mmap_mode="r", allow_pickle=False)
+            if path.suffix == ".npy":
+                array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            else:
+                array = np.memmap(path, mode="r", dtype=np.uint8)
         except (ValueError, OSError) as error:
-            raise VectorsError(
-                f"{self.file(file)}: cannot be read ({error}); encode again"
-            ) from None
+            raise VectorsError(f"{path}: cannot be read ({error}); encode again") from None
         self._open[file.name] = array
-        while len(self._open) > _OPEN_FILES:
+        while len(self._open) > _OPEN_FILES and not self._pinned:
             self._open.popitem(last=False)
         return array
+
+
+def settle(path: Path) -> None:
+    """Bring back a folder that a killed process had moved aside.
+
+    A folder may be missing for a moment while another process puts a new one in its place; so wait
+    a little before taking it for killed.
+
+    Args:
+        path: The folder.
+    """
+    if not path.exists():
+        time.sleep(0.1)
+        recover_folder(path)
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise this process's limit of open files where it is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise VectorsError(
+            f"expected to open {wanted} files, the system allows {hard} (`ulimit -Hn`); encode "
+            "with a larger --shard-size"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def id_hashes(ids: Sequence[str]) -> np.ndarray:

@@ -2,10 +2,10 @@ import pytest
 
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.records import Passage, Query
+from dptdr.search.building import build_index
 from dptdr.search.documents import Source
 from dptdr.search.encoding import encode_folder
 from dptdr.search.index import search_queries
-from dptdr.search.local import build_index
 from dptdr.search.retrieval import retrieve
 
 PASSAGES = [Passage(f"d{n}", f"w{n % 4} w{n % 7} w{n % 5}") for n in range(30)]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from dptdr.errors import VectorsError
+from dptdr.search.building import BuildSettings, build_index
 from dptdr.search.documents import Filter
 from dptdr.search.exact import exact_top_k
 from dptdr.search.index import Index
-from dptdr.search.local import BuildSettings, build_index, open_index
+from dptdr.search.local import open_index
 
 LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq", "usearch")
 FAISS = LOCAL[1:-1]
@@ -181,7 +182,7 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monk
     def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dptdr.search.local.write_json", full)
+    monkeypatch.setattr("dptdr.search.building.write_json", full)
     with pytest.raises(VectorsError, match=r"No space left.*what stood there is unchanged"):
         build_index(table_folder, out=tmp_path / "i", kind="ivf-sq")
     monkeypatch.undo()
@@ -192,7 +193,7 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monk
 
 
 def test_faiss_that_cannot_write_leaves_nothing(table_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dptdr.search.local.GRAPH", "no/such/folder/index.bin")
+    monkeypatch.setattr("dptdr.search.building.GRAPH", "no/such/folder/index.bin")
     with pytest.raises(VectorsError, match=r"cannot be written .*make room"):
         build_index(table_folder, out=tmp_path / "i", kind="hnsw")
     assert list(tmp_path.iterdir()) == []

@@ -132,3 +132,27 @@ def test_doubled_ids_in_two_shards_are_found(folder):
     (folder.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(VectorsError, match="'d0' stands twice"):
         VectorFolder(folder.path).verify()
+
+
+def test_a_pinned_folder_goes_on_after_another_took_its_place(folder, tmp_path):
+    import shutil
+
+    opened = VectorFolder(folder.path)
+    opened.pin()
+    shutil.rmtree(folder.path)
+    assert opened.ids(np.array([7])) == ["d7"]
+    assert opened.documents([7])[0].passage.text == "word7"
+    assert opened.gather(np.array([7])).shape == (1, 16)
+
+
+def test_a_folder_that_a_kill_left_aside_is_brought_back(folder):
+    folder.path.rename(folder.path.with_name(".v.old"))
+    assert VectorFolder(folder.path).count == 11
+
+
+def test_too_few_open_files_are_reported(folder, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 128))
+    with pytest.raises(VectorsError, match=r"open 268 files, the system allows 128.*--shard-size"):
+        folder.pin()

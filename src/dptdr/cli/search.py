@@ -1,0 +1,136 @@
+"""``dptdr search``: the passages of an index that answer a text, or all queries of a split."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dptdr.records import Hit, Query
+    from dptdr.search.documents import Document
+    from dptdr.search.local import LocalIndex
+
+
+def command(
+    index: Annotated[Path, typer.Argument(help="Index folder that `dptdr index` wrote.")],
+    text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
+    task: Annotated[Path | None, typer.Option(help="Task bundle that encodes the query.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Bare backbone that encodes the query.")
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option("--depth", "-k", min=1, help="Hits. Default: 10, for --queries 100."),
+    ] = None,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only passages whose metadata says so: field=value or field=a,b. May be given "
+            "several times; all must hold."
+        ),
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="BEIR folder: search all queries of its split instead.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --queries.")] = "test",
+    run_out: Annotated[
+        Path | None, typer.Option(help="TREC run file to write, with --queries.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write hits with their texts here.")] = None,
+) -> None:
+    """Search an index with a text, or with all queries of a split.
+
+    An index whose vectors another prompt or backbone made is refused.
+    """
+    from dptdr.errors import ConfigError
+
+    if (text is None) == (queries is None):
+        raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
+    if queries is not None and run_out is None:
+        raise ConfigError("expected --run-out FILE with --queries, got none")
+    from dptdr.cli.encode import load_encoder_of
+    from dptdr.records import Query
+    from dptdr.search.documents import Filter
+    from dptdr.search.index import check_encoder, search_queries
+    from dptdr.search.local import open_index
+
+    filters = [Filter.parse(condition) for condition in filter or []]
+    opened = open_index(index)
+    encoder = load_encoder_of(task=task, backbone=backbone, device=device)
+    check_encoder(opened.origin, encoder, where=index)
+    asked = [Query("query", text)] if text is not None else _queries_of(queries, split)
+    started = time.perf_counter()
+    run = search_queries(
+        opened,
+        encoder,
+        queries=asked,
+        depth=depth or (10 if text is not None else 100),
+        filters=filters,
+    )
+    seconds = time.perf_counter() - started
+    if text is not None:
+        _print_hits(opened, text, run["query"], json=json)
+        return
+    assert run_out is not None
+    _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)
+
+
+def _queries_of(data: Path | None, split: str) -> "Sequence[Query]":
+    """Return the judged queries of a split, in file order."""
+    from dptdr.data.beir import BeirFolder
+
+    assert data is not None
+    folder = BeirFolder(data)
+    judged = folder.qrels(split)
+    return [query for query in folder.queries() if query.id in judged]
+
+
+def _print_hits(index: "LocalIndex", text: str, hits: "list[Hit]", *, json: Path | None) -> None:
+    from dptdr.files import write_json
+
+    documents = index.documents([hit.passage_id for hit in hits])
+    for rank, (hit, document) in enumerate(zip(hits, documents, strict=True), start=1):
+        typer.echo(f"{rank:>3}  {hit.score:.4f}  {hit.passage_id}  {_line_of(document)}")
+    if not hits:
+        typer.echo("no passage was found")
+    if json is not None:
+        found = zip(hits, documents, strict=True)
+        write_json(json, {"query": text, "hits": [_as_json(*pair) for pair in found]})
+
+
+def _line_of(document: "Document", width: int = 120) -> str:
+    """Return title and beginning of the text in one line."""
+    passage, _ = document
+    snippet = " ".join(passage.text.split())
+    if len(snippet) > width:
+        snippet = snippet[: width - 1].rsplit(" ", 1)[0] + "…"
+    return f"{passage.title} | {snippet}" if passage.title else snippet
+
+
+def _as_json(hit: "Hit", document: "Document") -> dict[str, Any]:
+    passage, metadata = document
+    record: dict[str, Any] = {
+        "id": passage.id,
+        "score": hit.score,
+        "title": passage.title,
+        "text": passage.text,
+    }
+    return record | ({"metadata": dict(metadata)} if metadata else {})
+
+
+def _write_run(
+    path: Path, run: "dict[str, list[Hit]]", *, tag: str, seconds: float, json: Path | None
+) -> None:
+    from dptdr.evaluation import write_run
+    from dptdr.files import write_json
+
+    # A run file separates its fields by white space.
+    write_run(path, run, tag="_".join(tag.split()))
+    hits = sum(len(found) for found in run.values())
+    typer.echo(f"{path}: {len(run):,} queries, {hits:,} hits, {seconds:.1f} s")
+    if json is not None:
+        write_json(json, {"run": str(path), "queries": len(run), "hits": hits, "seconds": seconds})

