@@ -17,7 +17,7 @@ from dptdr.errors import BundleError, ServingError
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import read_manifest
 from dptdr.model.encoder import Encoder, Limits
-from dptdr.serving.catalogue import Catalogue, Entry
+from dptdr.serving.catalogue import Catalogue, Entry, bundle_key
 from dptdr.serving.forward import Forward
 from dptdr.serving.packing import PromptRows
 from dptdr.serving.prompts import HotPrompts, PromptFile, TaskVersion
@@ -122,6 +122,7 @@ class Bank:
         version: str | None = None,
         default: bool = True,
         replace: bool = False,
+        reuse: bool = False,
     ) -> TaskVersion:
         """Verify a bundle and make it a version of a task.
 
@@ -131,6 +132,7 @@ class Bank:
             version: The version's name; the next number by default.
             default: Whether the bare name shall mean this version from now on.
             replace: Whether the task may be there already.
+            reuse: Whether to return a version that holds this very bundle, if there is one.
 
         Returns:
             The new version.
@@ -142,18 +144,34 @@ class Bank:
             WrongBackbone: If it belongs to another backbone.
         """
         check_names(task, version)
-        self._check_free(self._tasks, task, version, replace=replace)
+        if reuse:
+            found = self._same(self.tasks(), task, bundle_key(bundle))
+            if found is not None:
+                return self.resolve(f"{task}@{found}")
+        self._check_free(self.tasks(), task, version, replace=replace)
+        key = bundle_key(bundle)
         manifest = self.verifier.verify(bundle)
-        key = self.catalogue.keep(
-            bundle, weights_file=manifest.weights_file, weights_sha256=manifest.weights_sha256
-        )
         with self._lock, self.catalogue.changing() as tasks:
-            named = self._check_free(tasks, task, version, replace=replace)
-            entry = tasks.get(task)
-            if entry is None:
-                entry = Entry(default=named)
-            tasks[task] = entry.with_version(named, key=key, default=default or not entry.versions)
+            if self.catalogue.keep(bundle, weights_file=manifest.weights_file) != key:
+                raise BundleError(f"{bundle}: the bundle changed while it was added; try again")
+            # Another worker may have been quicker.
+            same = self._same(tasks, task, key) if reuse else None
+            named = same or self._check_free(tasks, task, version, replace=replace)
+            entry = tasks.get(task, Entry(default=named))
+            if same is None:
+                first = default or not entry.versions
+                tasks[task] = entry.with_version(named, key=key, default=first)
         return self.resolve(f"{task}@{named}")
+
+    @staticmethod
+    def _same(tasks: Mapping[str, Any], task: str, key: str) -> str | None:
+        """Return the newest version that holds a bundle, if any does."""
+        known = tasks.get(task)
+        entry = known.entry if isinstance(known, Task) else known
+        if entry is None:
+            return None
+        found = [version for version, held in entry.versions.items() if held == key]
+        return found[-1] if found else None
 
     def _check_free(
         self, tasks: Mapping[str, Any], task: str, version: str | None, *, replace: bool

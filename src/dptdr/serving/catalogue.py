@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dptdr.errors import DataError, ServingError
+from dptdr.errors import BundleError, DataError, ServingError
 from dptdr.files import atomic_folder, read_json, write_json
 
 FORMAT_VERSION = 1
@@ -152,22 +152,40 @@ class Catalogue:
         """Return where the copy of a bundle lies."""
         return self.folder / "bundles" / key
 
-    def keep(self, source: Path, *, weights_file: str, weights_sha256: str) -> str:
+    def keep(self, source: Path, *, weights_file: str) -> str:
         """Copy a bundle's manifest and weights into the state folder.
 
         Args:
             source: The bundle.
             weights_file: Its weights file.
-            weights_sha256: Checksum of that file.
 
         Returns:
             The key of the copy; equal bundles have one.
         """
         manifest = (source / "task.json").read_bytes()
-        key = hashlib.sha256(manifest + weights_sha256.encode()).hexdigest()[:32]
+        key = _key(manifest)
         target = self.bundle(key)
         if not target.is_dir():
             with atomic_folder(target) as temporary:
                 shutil.copyfile(source / weights_file, temporary / weights_file)
                 (temporary / "task.json").write_bytes(manifest)
         return key
+
+
+def bundle_key(source: Path) -> str:
+    """Return the key that a bundle's copy would have.
+
+    Raises:
+        BundleError: If there is no bundle.
+    """
+    try:
+        return _key((source / "task.json").read_bytes())
+    except OSError:
+        raise BundleError(
+            f"{source}: expected a task bundle with a task.json, found none"
+        ) from None
+
+
+def _key(manifest: bytes) -> str:
+    # The manifest holds the checksum of the weights.
+    return hashlib.sha256(manifest).hexdigest()[:32]

@@ -1,0 +1,175 @@
+"""API keys: who may use which tasks, and who may change them. Only hashes are stored."""
+
+import fnmatch
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dptdr.errors import ConfigError, ServingError
+
+Scope = Literal["use", "administer"]
+SCOPES: tuple[Scope, ...] = ("use", "administer")
+
+
+class NoKey(ServingError):
+    """The request carries no key, or one that is not known."""
+
+
+class NotAllowed(ServingError):
+    """The key does not reach that far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key.
+
+    Args:
+        name: Who has it; stands in logs.
+        scopes: What it may do.
+        tasks: Patterns of task names it may touch, as in ``medical-*``.
+        requests_per_second: Its own rate, 0 for no limit; none: the server's.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    tasks: tuple[str, ...] = ("*",)
+    requests_per_second: float | None = None
+
+    def demand(self, scope: Scope, task: str | None = None) -> None:
+        """Refuse what the key does not allow.
+
+        Args:
+            scope: What is to be done.
+            task: With which task, where one is concerned.
+
+        Raises:
+            NotAllowed: If the key does not reach that far.
+        """
+        if scope not in self.scopes:
+            raise NotAllowed(f"the key '{self.name}' has no scope '{scope}'")
+        if task is not None and not self.reaches(task):
+            raise NotAllowed(f"the key '{self.name}' does not reach task '{task}'")
+
+    def reaches(self, task: str) -> bool:
+        """Say whether the key may touch a task."""
+        return any(fnmatch.fnmatchcase(task, pattern) for pattern in self.tasks)
+
+
+OPEN = Key(name="open", scopes=frozenset(SCOPES))
+"""What a server without keys gives to everyone."""
+
+USE_ONLY = Key(name="open", scopes=frozenset(["use"]))
+"""What a server without keys gives when its address is reachable from outside."""
+
+
+class Keyring:
+    """All keys of a server.
+
+    Args:
+        keys: SHA-256 of the key, hexadecimal, to what it allows; none: an open server.
+        anyone: What everyone may do on an open server.
+    """
+
+    def __init__(self, keys: dict[str, Key] | None = None, *, anyone: Key = OPEN) -> None:
+        self._keys = keys
+        self._anyone = anyone
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is needed."""
+        return self._keys is None
+
+    def find(self, secret: str | None) -> Key:
+        """Return what a request's key allows.
+
+        Args:
+            secret: The key, as the request brought it.
+
+        Returns:
+            The key's rights.
+
+        Raises:
+            NoKey: If a key is needed and this is none.
+        """
+        if self._keys is None:
+            return self._anyone
+        if not secret:
+            raise NoKey("expected an API key: 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+        # Looked up by hash: how long it takes says nothing about the key.
+        found = self._keys.get(hash_key(secret))
+        if found is None:
+            raise NoKey("the API key is not known")
+        return found
+
+    @classmethod
+    def read(cls, path: Path) -> "Keyring":
+        """Read keys from a TOML file.
+
+        Args:
+            path: ``[[key]]`` tables with ``name``, ``sha256``, ``scopes`` and, if wanted, ``tasks``
+                and ``requests_per_second``.
+
+        Returns:
+            The keys.
+
+        Raises:
+            ConfigError: If something is wrong with the file; lists all problems.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; expected API keys") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: expected TOML with [[key]] tables, {error}") from None
+        tables = values.get("key")
+        if not isinstance(tables, list) or not tables or set(values) != {"key"}:
+            raise ConfigError(f"{path}: expected one or more [[key]] tables and nothing else")
+        problems: list[str] = []
+        keys: dict[str, Key] = {}
+        for number, table in enumerate(tables, start=1):
+            found = _problems(table)
+            problems += [f"key {number}: {problem}" for problem in found]
+            if not found:
+                keys[table["sha256"].lower()] = Key(
+                    name=table["name"],
+                    scopes=frozenset(table["scopes"]),
+                    tasks=tuple(table.get("tasks", ["*"])),
+                    requests_per_second=table.get("requests_per_second"),
+                )
+        if problems:
+            raise ConfigError(f"{path}: " + "; ".join(problems))
+        return cls(keys)
+
+
+def hash_key(secret: str) -> str:
+    """Return how a key is stored."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _problems(table: Any) -> list[str]:
+    problems = []
+    allowed = {"name", "sha256", "scopes", "tasks", "requests_per_second"}
+    unknown = sorted(set(table) - allowed)
+    if unknown:
+        problems.append(f"unknown fields {unknown}, expected {sorted(allowed)}")
+    if not isinstance(table.get("name"), str) or not table.get("name"):
+        problems.append("field 'name': expected a text")
+    digest = table.get("sha256")
+    if not isinstance(digest, str) or len(digest) != 64 or not _is_hex(digest):
+        problems.append("field 'sha256': expected 64 hexadecimal digits (the key's hash)")
+    scopes = table.get("scopes")
+    if not isinstance(scopes, list) or not scopes or not set(scopes) <= set(SCOPES):
+        problems.append(f"field 'scopes': expected some of {list(SCOPES)}, got {scopes!r}")
+    tasks = table.get("tasks", ["*"])
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        problems.append("field 'tasks': expected a list of task names or patterns")
+    rate = table.get("requests_per_second", 0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
+        problems.append("field 'requests_per_second': expected a number of at least 0")
+    return problems
+
+
+def _is_hex(text: str) -> bool:
+    return all(character in "0123456789abcdefABCDEF" for character in text)

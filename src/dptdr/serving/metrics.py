@@ -1,0 +1,84 @@
+"""Prometheus metrics, for one worker or for all of them together."""
+
+import os
+from typing import Any
+
+from dptdr.serving.engine import BatchReport, CheckReport
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+_TASKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All that a server counts.
+
+    Labels are names of tasks that exist, so that nobody can fill the memory with invented ones.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = CollectorRegistry()
+        own: Any = {"registry": self.registry, "namespace": "dptdr"}
+        self.requests = Counter(
+            "requests", "Requests by what was asked and how it ended.", ["route", "status"], **own
+        )
+        self.task_requests = Counter("task_requests", "Requests for vectors.", ["task"], **own)
+        self.task_texts = Counter("task_texts", "Texts encoded.", ["task"], **own)
+        self.task_tokens = Counter("task_tokens", "Tokens encoded.", ["task"], **own)
+        self.task_seconds = Histogram(
+            "task_seconds", "From arrival to vectors.", ["task"], buckets=_SECONDS, **own
+        )
+        self.wait_seconds = Histogram(
+            "wait_seconds", "From arrival to the batch.", buckets=_SECONDS, **own
+        )
+        self.batches = Counter("batches", "Batches computed.", **own)
+        self.batch_seconds = Counter("batch_compute_seconds", "Time spent computing.", **own)
+        self.batch_share = Histogram(
+            "batch_fill", "Tokens of a batch over its budget.", buckets=_SHARES, **own
+        )
+        self.batch_tasks = Histogram(
+            "batch_tasks", "Different prompts in a batch.", buckets=_TASKS, **own
+        )
+        self.queue_tokens = Gauge(
+            "queue_tokens", "Tokens that wait.", multiprocess_mode="livesum", **own
+        )
+        self.tasks = Gauge("tasks", "Tasks known.", multiprocess_mode="livemax", **own)
+        self.prompt_bytes = Gauge(
+            "prompt_bytes", "Prompts in memory.", multiprocess_mode="livesum", **own
+        )
+        self.checks = Counter("self_checks", "Self-checks by outcome.", ["outcome"], **own)
+        self.check_difference = Gauge(
+            "self_check_difference",
+            "Largest difference of the last self-check, in units of the longest vector.",
+            multiprocess_mode="livemax",
+            **own,
+        )
+
+    def saw_batch(self, report: BatchReport) -> None:
+        """Count a batch."""
+        self.batches.inc()
+        self.batch_seconds.inc(report.seconds)
+        self.batch_share.observe(report.share)
+        self.batch_tasks.observe(report.tasks)
+        self.queue_tokens.set(report.waiting_tokens)
+
+    def saw_check(self, report: CheckReport) -> None:
+        """Count a self-check."""
+        self.checks.labels("passed" if report.passed else "failed").inc()
+        self.check_difference.set(report.difference)
+
+    def text(self) -> bytes:
+        """Return all metrics as Prometheus reads them; of all workers where there are several."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not folder:
+            made: bytes = generate_latest(self.registry)
+            return made
+        together = CollectorRegistry()
+        MultiProcessCollector(together, path=folder)
+        made = generate_latest(together)
+        return made
