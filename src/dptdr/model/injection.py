@@ -63,11 +63,11 @@ class Injection:
     def __init__(self, model: nn.Module) -> None:
         attention.register()
         self.model = model
-        self._forward: Callable[..., Any] = model
-        self.route: Route = _choose_route(model)
-        self.geometry = _probe(model, route=self.route)
+        self._forward: Callable[[PromptCall, dict[str, Any]], Any] = self._run
         self._checkpointing = False
         with _refusing(model):
+            self.route: Route = _choose_route(model)
+            self.geometry = _probe(model, route=self.route)
             _prove_effect(self)
 
     def __call__(self, call: PromptCall, **inputs: Any) -> Any:
@@ -82,13 +82,7 @@ class Injection:
         """
         call.layer = 0
         with _activated(call, route=self.route):
-            if self.route == "registry":
-                output = self._forward(**inputs, **{attention.KEYWORD: call})
-            elif not call.segments and call.observer is None:
-                return self._forward(**inputs)
-            else:
-                with InterceptedAttention(call):
-                    output = self._forward(**inputs)
+            output = self._forward(call, inputs)
         if call.segments and call.layer != self.geometry.layers:
             # Some architectures change their attention with the length of the text.
             raise UnsupportedBackbone(
@@ -97,6 +91,14 @@ class Injection:
                 "architecture for texts of this length"
             )
         return output
+
+    def _run(self, call: PromptCall, inputs: dict[str, Any]) -> Any:
+        if self.route == "registry":
+            return self.model(**inputs, **{attention.KEYWORD: call})
+        if not call.segments and call.observer is None:
+            return self.model(**inputs)
+        with InterceptedAttention(call):
+            return self.model(**inputs)
 
     def enable_checkpointing(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -124,7 +126,7 @@ class Injection:
         Args:
             options: As :func:`torch.compile` takes them.
         """
-        self._forward = torch.compile(self.model, **options)
+        self._forward = torch.compile(self._run, **options)
 
 
 @contextlib.contextmanager
@@ -272,7 +274,7 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
         if hasattr(module, attention.LAYERS_ATTRIBUTE):
             delattr(module, attention.LAYERS_ATTRIBUTE)
     call = PromptCall(observer=observe, modules=[])
-    with torch.no_grad(), _refusing(model):
+    with torch.no_grad():
         if route == "registry":
             model(**_probe_inputs(model), **{attention.KEYWORD: call})
         else:
