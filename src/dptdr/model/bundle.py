@@ -1,10 +1,9 @@
 """The task bundle: a folder with what was trained, its settings, fingerprints and measures."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 import dptdr
 from dptdr.config.methods import MethodConfig, MethodName, config_from, settings_of
-from dptdr.errors import BundleError, DataError, WrongBackbone
+from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.files import atomic_folder, read_json, recover_folder, sha256_file, write_json
-from dptdr.model.backbone import Backbone, resolve
+from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.methods import Method, MethodFactory
@@ -84,14 +83,30 @@ def save_task(
 
     Raises:
         ValueError: If the encoder is a bare backbone.
+        BundleError: If the bundle cannot be written; what stood at ``path`` is unchanged.
     """
-    method = encoder.method
-    if method is None:
+    if encoder.method is None:
         raise ValueError("a bare backbone has nothing to save as a task")
     path = Path(path)
+    try:
+        return _save(path, encoder, encoder.method, name=name, training=training, measures=measures)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(
+            f"{path}: the task cannot be written: {error}; what stood there is unchanged, make "
+            "room or choose another folder"
+        ) from error
+
+
+def _save(
+    path: Path,
+    encoder: Encoder,
+    method: Method,
+    *,
+    name: str | None,
+    training: Mapping[str, Any] | None,
+    measures: Mapping[str, Any] | None,
+) -> TaskManifest:
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
-    folder = resolve(method.backbone.name)
-    named = method.backbone.name if folder is None else _lasting_name(method.backbone.name)
     with atomic_folder(path) as temporary:
         state = method.state()
         safetensors.torch.save_file(state, temporary / weights_file)
@@ -99,7 +114,7 @@ def save_task(
             name=name or path.name,
             method=method.name,
             settings=settings_of(method.config),
-            backbone=named,
+            backbone=_lasting_name(method.backbone.name),
             backbone_fingerprint=encoder.backbone_fingerprint,
             limits=asdict(encoder.limits),
             weights_file=weights_file,
@@ -117,8 +132,8 @@ def save_task(
 
 def _lasting_name(name: str) -> str:
     """Return a backbone name that still holds from another working folder."""
-    folder = Path(name)
-    return str(folder.resolve()) if folder.is_dir() else name
+    folder = None if name == MINILM else resolve(name)
+    return name if folder is None else str(folder.resolve())
 
 
 def read_manifest(path: Path) -> TaskManifest:
@@ -144,15 +159,10 @@ def read_manifest(path: Path) -> TaskManifest:
             f"{path / TASK_FILE}, field 'format_version': expected {FORMAT_VERSION}, got "
             f"{version!r}; this version of dptdr ({dptdr.__version__}) cannot read it"
         )
-    known = set(TaskManifest.__dataclass_fields__)
-    missing = sorted(known - set(values))
-    unknown = sorted(set(values) - known)
-    if missing or unknown:
-        raise BundleError(f"{path / TASK_FILE}: missing fields {missing}, unknown fields {unknown}")
-    manifest = TaskManifest(**values)
+    manifest = _manifest_from(values, path=path / TASK_FILE)
     weights = path / manifest.weights_file
     if not weights.is_file():
-        raise BundleError(f"{weights}: the bundle's weights file is missing")
+        raise BundleError(f"{weights}: the bundle's weights file is missing, copy the bundle again")
     found = sha256_file(weights)
     if found != manifest.weights_sha256:
         raise BundleError(
@@ -160,6 +170,44 @@ def read_manifest(path: Path) -> TaskManifest:
             "damaged or was exchanged, copy the bundle again"
         )
     return manifest
+
+
+def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
+    """Check names and types of all fields, and report every problem at once."""
+    hints = get_type_hints(TaskManifest)
+    problems = [f"field '{name}' is missing" for name in sorted(set(hints) - set(values))]
+    problems += [f"unknown field '{name}'" for name in sorted(set(values) - set(hints))]
+    problems += [
+        f"field '{name}': expected {_wanted(hint)}, got {values[name]!r}"
+        for name, hint in hints.items()
+        if name in values and not _fits(values[name], hint)
+    ]
+    limits = values.get("limits")
+    if isinstance(limits, dict) and (
+        set(limits) != set(Limits.__dataclass_fields__)
+        or not all(isinstance(limit, int) and limit > 0 for limit in limits.values())
+    ):
+        problems.append(
+            f"field 'limits': expected positive {sorted(Limits.__dataclass_fields__)}, got {limits}"
+        )
+    weights = values.get("weights_file")
+    if isinstance(weights, str) and Path(weights).name != weights:
+        problems.append(f"field 'weights_file': expected a file of the bundle, got '{weights}'")
+    if problems:
+        raise BundleError(f"{path}: " + "; ".join(problems))
+    return TaskManifest(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _wanted(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return str((get_origin(hint) or hint).__name__)
 
 
 def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
@@ -171,7 +219,9 @@ def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = safetensors.torch.load_file(path / manifest.weights_file)
     except safetensors.SafetensorError as error:
-        raise BundleError(f"{path / manifest.weights_file}: {error}") from None
+        raise BundleError(
+            f"{path / manifest.weights_file}: expected a safetensors file: {error}"
+        ) from None
     return state
 
 
@@ -195,8 +245,12 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     if backbone is None:
         backbone = Backbone.load(manifest.backbone, device=device)
     _check_backbone(path, manifest, backbone)
-    method = build_method(manifest, backbone)
-    method.load(read_state(path, manifest))
+    state = read_state(path, manifest)
+    try:
+        method = build_method(manifest, backbone)
+        method.load(state)
+    except (BundleError, ConfigError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from None
     method.module.eval()
     return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
 
@@ -276,8 +330,3 @@ def load_encoder(
         return Encoder(Backbone.load(backbone, device=device, dtype=dtype))
     name = backbone if backbone is not None else read_manifest(task).backbone
     return load_task(task, backbone=Backbone.load(name, device=device, dtype=dtype))
-
-
-def manifest_text(manifest: TaskManifest) -> str:
-    """Return a manifest as it stands in ``task.json``."""
-    return json.dumps(asdict(manifest), indent=2, sort_keys=True)
