@@ -275,6 +275,9 @@ class WeightsMethod:
         config: Settings.
         name: Which method.
         choose: Prepares the copy and says by name which parameters are trained.
+
+    Raises:
+        ConfigError: If the encoder has no weights of the kind (BitFit without biases).
     """
 
     def __init__(
@@ -290,6 +293,11 @@ class WeightsMethod:
         self.base_fingerprint = backbone.fingerprint
         model = copy.deepcopy(backbone.model).float()
         chosen = choose(model)
+        if not chosen:
+            raise ConfigError(
+                f"method '{name}': {type(model).__name__} has no such weights to train; choose "
+                "another method"
+            )
         self.backbone = Backbone(
             model, backbone.tokenizer, name=backbone.name, pooling=backbone.pooling
         )
