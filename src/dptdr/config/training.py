@@ -10,7 +10,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 Distillation = Literal["none", "kl", "margin-mse"]
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {
-    "deep-prompt": 3e-2,
+    "deep-prompt": 1e-1,
     "shallow-prompt": 1e-2,
     "lora": 1e-3,
     "bitfit": 1e-3,
@@ -26,6 +26,8 @@ class TrainingConfig:
     Args:
         steps: Optimiser steps.
         batch_size: Queries per step, over all processes.
+        positives_per_query: Positives drawn for each query and step, where there are several; the
+            loss is averaged over them.
         negatives_per_query: Mined negatives drawn for each query and step, where there are any.
         learning_rate: Peak learning rate; 0 takes the method's own default.
         value_rate_factor: Factor on the learning rate of prompt values (keys take 1).
@@ -52,8 +54,9 @@ class TrainingConfig:
         seed: Decides initialisation, order and sampling.
     """
 
-    steps: int = 300
+    steps: int = 150
     batch_size: int = 32
+    positives_per_query: int = 1
     negatives_per_query: int = 1
     learning_rate: float = 0.0
     value_rate_factor: float = 1.0
@@ -67,14 +70,14 @@ class TrainingConfig:
     distillation_weight: float = 0.5
     matryoshka: tuple[int, ...] = ()
     max_query_tokens: int = 64
-    max_passage_tokens: int = 160
+    max_passage_tokens: int = 96
     chunk_texts: int = 0
     checkpointing: bool = False
     precision: Precision = "float32"
     ema: float = 0.0
-    evaluations: int = 4
+    evaluations: int = 3
     dev_queries: int = 200
-    dev_passages: int = 800
+    dev_passages: int = 400
     dev_measure: str = "nDCG@10"
     seed: int = 0
 
@@ -84,6 +87,7 @@ class TrainingConfig:
         at_least = {
             "steps": 1,
             "batch_size": 2,
+            "positives_per_query": 1,
             "negatives_per_query": 0,
             "max_query_tokens": 0,
             "max_passage_tokens": 0,
