@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
@@ -282,6 +283,7 @@ def resolve(name: str) -> Path | None:
 def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
     """Load model and tokenizer with transformers, with one clear error when that fails."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
@@ -290,14 +292,17 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(source)
         if hasattr(config, "use_cache"):
             config.use_cache = False
-        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
-        factory = AutoModelForTextEncoding if encoder_decoder else AutoModel
+        # AutoModel would put a random decoder on the encoder of a T5.
+        encoding = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING or getattr(
+            config, "is_encoder_decoder", False
+        )
+        factory = AutoModelForTextEncoding if encoding else AutoModel
         with quiet_transformers():
             model, info = factory.from_pretrained(
                 source, config=config, dtype=kinds[dtype], output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
             f"backbone '{source}' cannot be loaded: {reason}; expected 'minilm', a folder with a "
