@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dptdr.negatives.cleaning import reference_score
-from dptdr.negatives.corpus import CorpusTable, JudgementTable
+from dptdr.negatives.corpus import CorpusTable, JudgementTable, stable_hash
+from dptdr.negatives.records import rounded
 from dptdr.negatives.runtable import RunTable
-from dptdr.negatives.selection import Candidates
+from dptdr.negatives.selection import Candidates, Provenance
 from dptdr.negatives.settings import MiningSettings
 from dptdr.negatives.statistics import Statistics, rank_bucket
 from dptdr.negatives.teachers import Teacher
@@ -72,11 +73,11 @@ def count_dropped(
     """Count a candidate that the teacher's bounds removed, and keep it as an example, perhaps."""
     candidates = work.candidates
     reason = candidates.dropped[text]
-    for name, order in candidates.orders.items():
-        if text in candidates.provenance[name] and text in order:
+    for name, hits in candidates.sources.items():
+        if text in hits.order:
             dropped = statistics.sources[name].dropped
             dropped[reason] = dropped.get(reason, 0) + 1
-    row = candidates.rows[text]
+    row = candidates.row_of(text)
 
     def _example() -> dict[str, object]:
         return {
@@ -97,36 +98,37 @@ def count_dropped(
 def count_negative(
     work: QueryWork,
     text: int,
-    material: Material,
     *,
-    settings: MiningSettings,
+    found: Mapping[str, Provenance],
+    length: int,
+    reference: float,
     statistics: Statistics,
 ) -> None:
-    """Count a chosen negative."""
+    """Count a chosen negative.
+
+    Args:
+        work: Its query.
+        text: The candidate.
+        found: The sources that rank it.
+        length: Characters of it.
+        reference: The teacher's score of the positive; not looked at without a teacher.
+        statistics: Where it is counted.
+    """
     candidates = work.candidates
     statistics.negatives += 1
-    found = candidates.sources_of(text)
     for name, entry in found.items():
         counts = statistics.sources[name]
         counts.negatives += 1
         counts.alone += len(found) == 1
         counts.ranks[rank_bucket(entry.rank)] += 1
-        best = candidates.best_positive[name]
+        best = candidates.sources[name].best_positive
         counts.with_positive += best > 0
         counts.above_positive += entry.rank < best
     for one, other in itertools.combinations(found, 2):
         pair = f"{one}|{other}"
         statistics.overlap[pair] = statistics.overlap.get(pair, 0) + 1
-    row = candidates.rows[text]
-    key = f"{work.query.id}\t{row}"
-    length = int(material.corpus.characters[row])
-    statistics.negative_characters.offer(key, lambda: length)
+    key = stable_hash(f"{work.query.id}\t{text}")
+    statistics.negative_characters.offer_hashed(key, lambda: length)
     score = candidates.scores.get(text)
     if score is not None:
-        reference = work.reference(settings)
-        statistics.teacher.offer(key, lambda: [rounded(score), rounded(reference)])
-
-
-def rounded(score: float) -> float:
-    """Return a score with six significant digits: what a reader needs, and files stay small."""
-    return float(f"{score:.6g}")
+        statistics.teacher.offer_hashed(key, lambda: [rounded(score), rounded(reference)])

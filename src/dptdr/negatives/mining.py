@@ -21,7 +21,6 @@ from dptdr.negatives.counting import (
     QueryWork,
     count_dropped,
     count_negative,
-    rounded,
 )
 from dptdr.negatives.records import MinedQuery, Negative, format_record
 from dptdr.negatives.resumable import ResumableFile
@@ -185,8 +184,8 @@ def _begin(
     for name in rankings:
         counts = statistics.sources[name]
         counts.queries += 1
-        counts.candidates += len(candidates.orders[name])
-        counts.blocked += candidates.blocked[name]
+        counts.candidates += len(candidates.sources[name].order)
+        counts.blocked += candidates.sources[name].blocked
     return QueryWork(query=query, positives=positives, candidates=candidates, positive_scores=[])
 
 
@@ -208,12 +207,10 @@ def _score(
             statistics.percent_not_applied += 1
     quotas = {source.name: source.quota for source in settings.sources}
     while True:
-        wanted = [
-            (work, text) for work in works for text in work.candidates.wanted(quotas, scored=True)
-        ]
+        wanted = [(work, text) for work in works for text in work.candidates.wanted(quotas)]
         if not wanted:
             return
-        pairs = [(work.query, work.candidates.rows[text]) for work, text in wanted]
+        pairs = [(work.query, work.candidates.row_of(text)) for work, text in wanted]
         scored = score_pairs(teacher, pairs, rows=material.passages)
         for (work, text), score in zip(wanted, scored, strict=True):
             work.candidates.scores[text] = score
@@ -231,22 +228,27 @@ def _finish(
     candidates, corpus = work.candidates, material.corpus
     texts = settings.output == "tevatron"
     negatives: list[Negative] = []
+    reference = work.reference(settings) if work.positive_scores else 0.0
     for text in candidates.chosen({source.name: source.quota for source in settings.sources}):
-        row = candidates.rows[text]
-        sources = {
-            name: entry._replace(score=rounded(entry.score))
-            for name, entry in candidates.sources_of(text).items()
-        }
+        row = candidates.row_of(text)
+        found = candidates.sources_of(text)
         score = candidates.scores.get(text)
         negatives.append(
             Negative(
                 id=corpus.ids[row],
-                sources=sources,
-                teacher=None if score is None else rounded(score),
+                sources=found,
+                teacher=score,
                 passage=material.passages.at(row) if texts else None,
             )
         )
-        count_negative(work, text, material, settings=settings, statistics=statistics)
+        count_negative(
+            work,
+            text,
+            found=found,
+            length=int(corpus.characters[row]),
+            reference=reference,
+            statistics=statistics,
+        )
     if not negatives:
         statistics.without_negative_example = statistics.without_negative_example or work.query.id
         statistics.without_negative += 1
@@ -258,7 +260,7 @@ def _finish(
         query_id=work.query.id,
         query=work.query.text,
         positives=[corpus.ids[row] for row in work.positives],
-        positive_teacher=[rounded(score) for score in work.positive_scores],
+        positive_teacher=work.positive_scores,
         negatives=negatives,
         positive_passages=[material.passages.at(row) for row in work.positives] if texts else [],
     )

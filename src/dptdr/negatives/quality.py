@@ -141,7 +141,7 @@ def _judged_candidates(
         corpus=material.corpus,
         seed=settings.seed,
     )
-    texts = {text for order in candidates.orders.values() for text in order}
+    texts = {text for hits in candidates.sources.values() for text in hits.order}
     pairs = [
         (int(row), int(grade))
         for row, grade in zip(rows, grades, strict=True)

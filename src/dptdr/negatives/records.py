@@ -1,8 +1,9 @@
 """How mined negatives stand in a file, one query a line."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import orjson
 
 from dptdr.negatives.selection import Provenance
 from dptdr.negatives.settings import OutputFormat
@@ -43,13 +44,18 @@ def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
     if output == "tevatron" and not mined.negatives:
         return b""
     value = _own(mined) if output == "dptdr" else _tevatron(mined)
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8")
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def rounded(score: float) -> float:
+    """Return a score with six significant digits: what a reader needs, and files stay small."""
+    return float(f"{score:.6g}")
 
 
 def _own(mined: MinedQuery) -> dict[str, Any]:
     value: dict[str, Any] = {"query_id": mined.query_id, "positives": list(mined.positives)}
     if mined.positive_teacher:
-        value["positive_teacher"] = list(mined.positive_teacher)
+        value["positive_teacher"] = [rounded(score) for score in mined.positive_teacher]
     value["negatives"] = [_own_negative(negative) for negative in mined.negatives]
     return value
 
@@ -58,12 +64,12 @@ def _own_negative(negative: Negative) -> dict[str, Any]:
     value: dict[str, Any] = {
         "id": negative.id,
         "sources": {
-            source: {"rank": entry.rank, "score": entry.score}
+            source: {"rank": entry.rank, "score": rounded(entry.score)}
             for source, entry in negative.sources.items()
         },
     }
     if negative.teacher is not None:
-        value["teacher"] = negative.teacher
+        value["teacher"] = rounded(negative.teacher)
     return value
 
 

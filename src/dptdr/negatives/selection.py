@@ -1,7 +1,7 @@
 """One query's candidates: what may be a negative, in which order, and where it came from."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,27 @@ class Provenance(NamedTuple):
     score: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceHits:
+    """What one source ranks for one query.
+
+    Attributes:
+        order: Texts of its rank window that may be negatives, in the order of trial.
+        places: Text to the place (from 0) of its best rank, over the whole depth.
+        scores: Scores by place.
+        rows: Text to the corpus's first row that has it, of those ranked.
+        blocked: Texts of its window that are positives or their copies.
+        best_positive: Best rank of a positive or a copy, 0 where it ranks none.
+    """
+
+    order: list[int]
+    places: dict[int, int]
+    scores: list[float]
+    rows: dict[int, int]
+    blocked: int
+    best_positive: int
+
+
 @dataclass(kw_only=True)
 class Candidates:
     """Candidates of one query while its negatives are chosen.
@@ -28,39 +49,28 @@ class Candidates:
     ids it has.
 
     Attributes:
-        orders: Source to the texts of its rank window that may be negatives, in the order of trial.
-        rows: Text to the corpus row that stands for it.
-        provenance: Source to text to rank and score, over the whole depth that the source has.
-        blocked: Source to the number of texts of its window that are positives or their copies.
-        best_positive: Source to the best rank of a positive, 0 where it ranks none.
+        sources: Source name to what it ranks.
         scores: Text to the teacher's score, of those scored so far.
         dropped: Text to the reason for its removal.
     """
 
-    orders: dict[str, list[int]]
-    rows: dict[int, int]
-    provenance: dict[str, dict[int, Provenance]]
-    blocked: dict[str, int]
-    best_positive: dict[str, int]
+    sources: dict[str, SourceHits]
     scores: dict[int, float] = field(default_factory=dict)
     dropped: dict[int, str] = field(default_factory=dict)
 
-    def wanted(self, quotas: Mapping[str, int], *, scored: bool) -> list[int]:
+    def wanted(self, quotas: Mapping[str, int]) -> list[int]:
         """Return the texts that have to be scored before every quota can be filled.
 
         Args:
             quotas: Source to negatives wanted.
-            scored: Whether a teacher scores at all; without, nothing is wanted.
 
         Returns:
             Texts without a score, each once; empty where the choice is settled.
         """
-        if not scored:
-            return []
         wanted: dict[int, None] = {}
-        for source, order in self.orders.items():
+        for source, hits in self.sources.items():
             room = quotas[source]
-            for text in order:
+            for text in hits.order:
                 if room == 0:
                     break
                 if text in self.dropped:
@@ -80,17 +90,28 @@ class Candidates:
             Texts by best rank over all sources; equal ranks by corpus row.
         """
         taken: set[int] = set()
-        for source, order in self.orders.items():
-            kept = (text for text in order if text not in self.dropped)
-            taken.update(text for text, _ in zip(kept, range(quotas[source]), strict=False))
-        return sorted(taken, key=lambda text: (self._best_rank(text), self.rows[text]))
+        for source, hits in self.sources.items():
+            order = hits.order
+            if self.dropped:
+                order = [text for text in order if text not in self.dropped]
+            taken.update(order[: quotas[source]])
+        return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
+
+    def row_of(self, text: int) -> int:
+        """Return the corpus row that stands for a text: the first of those ranked."""
+        return min(hits.rows[text] for hits in self.sources.values() if text in hits.rows)
 
     def sources_of(self, text: int) -> dict[str, Provenance]:
         """Return rank and score of a text in each source that holds it."""
-        return {source: known[text] for source, known in self.provenance.items() if text in known}
+        found: dict[str, Provenance] = {}
+        for source, hits in self.sources.items():
+            place = hits.places.get(text)
+            if place is not None:
+                found[source] = Provenance(place + 1, hits.scores[place])
+        return found
 
-    def _best_rank(self, text: int) -> int:
-        return min(entry.rank for entry in self.sources_of(text).values())
+    def _best_place(self, text: int) -> int:
+        return min(hits.places[text] for hits in self.sources.values() if text in hits.places)
 
 
 def find_candidates(
@@ -116,7 +137,7 @@ def find_candidates(
         The candidates; none is a positive, or has the text of one.
     """
     positive_texts = corpus.text_hashes[np.asarray(positives, dtype=np.int64)]
-    found = Candidates(orders={}, rows={}, provenance={}, blocked={}, best_positive={})
+    found: dict[str, SourceHits] = {}
     for source in sources:
         ranking = rankings.get(source.name)
         if ranking is None:
@@ -124,22 +145,25 @@ def find_candidates(
         texts = corpus.text_hashes[ranking.rows]
         forbidden = np.isin(texts, positive_texts)
         hits = np.flatnonzero(forbidden)
-        found.best_positive[source.name] = int(hits[0]) + 1 if len(hits) else 0
-        found.provenance[source.name] = _provenance(texts, ranking.scores)
-        # Where several ids have one text, the corpus's first of those seen stands for it.
-        for text, row in zip(texts.tolist(), ranking.rows.tolist(), strict=True):
-            found.rows[text] = min(row, found.rows.get(text, row))
         window = slice(source.first_rank - 1, source.last_rank)
         free = ~forbidden[window]
-        found.blocked[source.name] = int((~free).sum())
         order = sampling_order(
             texts[window][free],
             ranking.scores[window][free],
             sampling=source.sampling,
             key=(seed, query_id, source.name),
         )
-        found.orders[source.name] = list(dict.fromkeys(order.tolist()))
-    return found
+        # Written from the last to the first: of a text's places and rows the lowest stays.
+        by_row = np.argsort(-ranking.rows)
+        found[source.name] = SourceHits(
+            order=list(dict.fromkeys(order.tolist())),
+            places=dict(zip(texts[::-1].tolist(), range(len(texts) - 1, -1, -1), strict=True)),
+            scores=ranking.scores.tolist(),
+            rows=dict(zip(texts[by_row].tolist(), ranking.rows[by_row].tolist(), strict=True)),
+            blocked=int((~free).sum()),
+            best_positive=int(hits[0]) + 1 if len(hits) else 0,
+        )
+    return Candidates(sources=found)
 
 
 def sampling_order(
@@ -178,19 +202,3 @@ def draw_generator(key: tuple[int, str, str]) -> np.random.Generator:
     """Return a generator that depends on the key alone, not on what was drawn before."""
     digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-
-
-def _provenance(
-    texts: UInt64[np.ndarray, " hits"], scores: Float[np.ndarray, " hits"]
-) -> dict[int, Provenance]:
-    """Return text to its best rank and that rank's score."""
-    known: dict[int, Provenance] = {}
-    for rank, (text, score) in enumerate(_pairs(texts, scores), start=1):
-        known.setdefault(text, Provenance(rank, score))
-    return known
-
-
-def _pairs(
-    texts: UInt64[np.ndarray, " hits"], scores: Float[np.ndarray, " hits"]
-) -> Iterator[tuple[int, float]]:
-    return zip(texts.tolist(), scores.tolist(), strict=True)

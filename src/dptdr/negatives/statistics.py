@@ -4,6 +4,7 @@ Everything here can be written as JSON and read back without loss, so that a min
 reports the same as one that was not.
 """
 
+import bisect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -66,7 +67,10 @@ class BottomSample:
             key: Identifies the item in the stream.
             make: Gives the item, anything that JSON can hold; called only where it is taken in.
         """
-        place = stable_hash(key)
+        self.offer_hashed(stable_hash(key), make)
+
+    def offer_hashed(self, place: int, make: Callable[[], Any]) -> None:
+        """Do as :meth:`offer`, for a key that was hashed already."""
         if place >= self._bound:
             return
         self.items.append((place, make()))
@@ -160,7 +164,7 @@ class Statistics:
 
 def rank_bucket(rank: int) -> int:
     """Return which of the counts in :attr:`SourceCounts.ranks` a rank belongs to."""
-    return sum(rank > bound for bound in RANK_BOUNDS)
+    return bisect.bisect_left(RANK_BOUNDS, rank)
 
 
 def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
