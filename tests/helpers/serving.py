@@ -1,6 +1,10 @@
 """Bundles and prompts for the serving tests."""
 
+import contextlib
+import json
 import random
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -46,3 +50,164 @@ def write_bundle(path: Path, backbone: Backbone, **options) -> Path:
     """Write a bundle with a random deep prompt."""
     save_task(path, task_encoder(backbone, **options), name=path.name)
     return path
+
+
+class EventList(list):
+    """A logger that keeps what it is told."""
+
+    def info(self, event, **facts):
+        self.append({"event": event, **facts})
+
+    error = info
+
+    def debug(self, event, **facts):
+        del event, facts
+
+
+class WebServer:
+    """A server in this process, with a tiny backbone, two tasks and an index."""
+
+    def __init__(self, folder: Path, **options):
+        from fastapi.testclient import TestClient
+
+        from dptdr.serving.http import build_app
+        from dptdr.serving.runtime import Runtime
+        from dptdr.serving.settings import ServerSettings
+        from helpers.tiny import save_tiny
+
+        self.folder = folder
+        self.log = EventList()
+        self.place = save_tiny(folder / "tiny")
+        self.backbone = Backbone.load(str(self.place))
+        self.bare = Encoder(self.backbone)
+        self._write_tasks()
+        self._write_indexes()
+        settings = {
+            "backbone": str(self.place),
+            "state_folder": folder / "state",
+            "tasks": (("one", folder / "tasks" / "one"), ("two", folder / "tasks" / "untied")),
+            "tasks_folder": folder / "tasks",
+            "indexes": (("one", folder / "one-index"), ("", folder / "bare-index")),
+            "max_body_bytes": 100_000,
+            "max_texts": 32,
+            "max_text_characters": 500,
+        } | options
+        self.runtime = Runtime(ServerSettings(**settings))
+        self.app = build_app(self.runtime, logger=self.log)
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, folder: Path, **options):
+        """Give a server that is ready."""
+        server = cls(folder, **options)
+        with server.client:
+            server.wait()
+            yield server
+
+    def wait(self, seconds: float = 60.0):
+        """Wait until texts are encoded."""
+        deadline = time.monotonic() + seconds
+        while self.client.get("/health").status_code != 200:
+            assert self.runtime.failure is None, self.runtime.failure
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _write_tasks(self):
+        from helpers.tiny import tiny_backbone
+
+        tasks = self.folder / "tasks"
+        write_bundle(tasks / "one", self.backbone, seed=1)
+        save_task(
+            tasks / "untied",
+            task_encoder(self.backbone, seed=2, sharing="untied"),
+            training={"matryoshka": [8, 16]},
+        )
+        self.fresh = task_encoder(self.backbone, seed=3)
+        save_task(tasks / "fresh", self.fresh)
+        write_bundle(tasks / "query-only", self.backbone, seed=4, sharing="query-only")
+        write_bundle(tasks / "foreign", tiny_backbone("bert", seed=9), seed=5)
+        write_bundle(tasks / "damaged", self.backbone, seed=6)
+        weights = tasks / "damaged" / "prompt.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(bytes(data))
+        (tasks / "empty").mkdir()
+        (tasks / "link").symlink_to(self.place)
+
+    def _write_indexes(self):
+        from dptdr.records import Passage
+        from dptdr.search.building import build_index
+        from dptdr.search.encoding import encode_data
+
+        texts = [sentence(5 + n, seed=n) for n in range(12)]
+        texts[5] += " zebra"
+        self.passages = [Passage(f"p{n}", text, f"title {n}") for n, text in enumerate(texts)]
+        data = self.folder / "data"
+        data.mkdir()
+        lines = [
+            {"_id": p.id, "title": p.title, "text": p.text, "metadata": {"kind": kind}}
+            for p, kind in zip(self.passages, ["even", "odd"] * 6, strict=True)
+        ]
+        (data / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for name, encoder in (("one", self.encoder("one")), ("bare", self.bare)):
+            vectors = encode_data(encoder, data, out=self.folder / f"{name}-vectors")
+            build_index(vectors, out=self.folder / f"{name}-index", kind="exact")
+
+    def encoder(self, task: str) -> Encoder:
+        """Return a task's own encoder."""
+        from dptdr.model.bundle import load_task
+
+        folder = {"one": "one", "two": "untied"}[task]
+        return load_task(self.folder / "tasks" / folder, backbone=self.backbone)
+
+    @contextlib.contextmanager
+    def listening(self):
+        """Give the address of the same application behind a real socket."""
+        import uvicorn
+
+        config = uvicorn.Config(
+            self.app, host="127.0.0.1", port=0, lifespan="off", log_level="error"
+        )
+        server = uvicorn.Server(config)
+        socket = config.bind_socket()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            socket.close()
+
+    @contextlib.contextmanager
+    def slow_engine(self, seconds: float = 0.6):
+        """Let each batch take its time, so that something waits."""
+        engine = self.runtime.engine
+        real = engine.forward
+
+        class Slow:
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+            def vectors(self, rows):
+                time.sleep(seconds)
+                return real.vectors(rows)
+
+        engine.forward = Slow()
+        try:
+            yield
+        finally:
+            engine.forward = real
+
+    def post_in_thread(self, address: str, body: dict) -> threading.Thread:
+        """Ask for vectors from a thread of its own."""
+        import httpx
+
+        thread = threading.Thread(
+            target=httpx.post, args=(f"{address}/v1/embeddings",), kwargs={"json": body}
+        )
+        thread.start()
+        return thread

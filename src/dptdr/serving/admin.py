@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from dptdr.serving import schemas
 from dptdr.serving.asking import demand, key_of, runtime_of
-from dptdr.serving.bank import Task
+from dptdr.serving.bank import Task, UnknownTask
 from dptdr.serving.prompts import TaskVersion
 from dptdr.serving.replies import json_response
 from dptdr.serving.routes import reply_of
@@ -102,8 +102,10 @@ async def self_check(request: Request) -> Response:
 
 
 def _described(task: str, runtime: Runtime, *, status: int = 200) -> Response:
-    runtime.bank.resolve(task)
-    return json_response(describe(task, runtime.bank.tasks()[task], runtime), status=status)
+    found = runtime.bank.tasks().get(task)
+    if found is None:
+        raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
+    return json_response(describe(task, found, runtime), status=status)
 
 
 def describe(name: str, task: Task, runtime: Runtime) -> dict[str, Any]:

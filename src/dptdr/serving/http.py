@@ -32,7 +32,7 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
     Returns:
         The application.
     """
-    log = logger or make_logger()
+    log = make_logger() if logger is None else logger
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -132,11 +132,12 @@ class Keyring:
             found = _problems(table)
             problems += [f"key {number}: {problem}" for problem in found]
             if not found:
+                rate = table.get("requests_per_second")
                 keys[table["sha256"].lower()] = Key(
                     name=table["name"],
                     scopes=frozenset(table["scopes"]),
                     tasks=tuple(table.get("tasks", ["*"])),
-                    requests_per_second=table.get("requests_per_second"),
+                    requests_per_second=None if rate is None else float(rate),
                 )
         if problems:
             raise ConfigError(f"{path}: " + "; ".join(problems))

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from dptdr.errors import (
     BackboneError,
@@ -109,4 +110,16 @@ def install(app: FastAPI) -> None:
         reply = problem(error.status_code, kind, str(error.detail), request=request)
         for name, value in (error.headers or {}).items():
             reply.headers[name] = value
+        if error.status_code == 405:
+            reply.headers["Allow"] = ", ".join(_methods(request))
         return reply
+
+
+def _methods(request: Request) -> list[str]:
+    """Return all methods that an address knows; the framework names those of one route."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches({**request.scope, "type": "http"})
+        if match != Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return sorted(found)

@@ -99,7 +99,7 @@ class SearchRequest(Request):
         Literal["dense", "hybrid"], Field(description="Vectors alone, or fused with BM25.")
     ] = "dense"
     filters: Annotated[
-        list[str],
+        list[Annotated[str, Field(pattern=r"^\s*[^=\s][^=]*=", max_length=1000)]],
         Field(description="Conditions on metadata: 'field=value' or 'field=a,b'.", max_length=20),
     ] = []
 
