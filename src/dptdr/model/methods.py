@@ -212,6 +212,9 @@ class ShallowPromptMethod:
         config: Settings.
         seed: Decides which word embeddings the rows start from.
 
+    Raises:
+        ConfigError: If the prompt leaves no room for a text.
+
     Source:
         Lester et al., arXiv 2104.08691: rows start from embeddings of random vocabulary entries.
     """
@@ -219,6 +222,11 @@ class ShallowPromptMethod:
     name: MethodName = "shallow-prompt"
 
     def __init__(self, backbone: Backbone, config: ShallowPromptConfig, *, seed: int = 0) -> None:
+        if not 1 <= config.prompt_length < backbone.pooling.max_tokens:
+            raise ConfigError(
+                f"prompt_length: {config.prompt_length} rows before the words leaves no room for a "
+                f"text; expected 1 to {backbone.pooling.max_tokens - 1}"
+            )
         self.backbone = backbone
         self.config: ShallowPromptConfig = config
         self.base_fingerprint = backbone.fingerprint
