@@ -12,9 +12,10 @@ from dptdr.config.training import TrainingConfig
 from dptdr.files import write_json
 
 if TYPE_CHECKING:
+    from dptdr.data.capped import CappedSet
     from dptdr.evaluation import Evaluation
     from dptdr.model import Backbone, Encoder
-    from dptdr.records import Passage, Query, Run
+    from dptdr.records import Qrels, Query, Run
 
 TASKS = ("python-code", "python-api")
 _SAMPLE_QUERIES = 2
@@ -119,16 +120,24 @@ def _task(
             on_progress=show,
         )
     bm25_run = Bm25Index.build(test.passages).search(test.queries, depth=100)
-    bare, prompt = evaluate(bare_run, test.qrels), evaluate(prompt_run, test.qrels)
-    _report(prompt, out / "reports" / f"{name}.json", system=f"task:{name}", data=searched)
-    _report(bare, out / "reports" / f"{name}-bare.json", system="backbone", data=searched)
+    runs = {"prompt": prompt_run, "backbone": bare_run, "bm25": bm25_run}
+    measured = {system: evaluate(run, test.qrels) for system, run in runs.items()}
+    for system, evaluation in measured.items():
+        _report(
+            evaluation,
+            out / "reports" / f"{name}-{system}.json",
+            system=system,
+            data=searched.name,
+            qrels=test.qrels,
+        )
+    bare, prompt = measured["backbone"], measured["prompt"]
     paired = paired_test(prompt.per_query["nDCG@10"], bare.per_query["nDCG@10"])
-    _print_answers(test.queries, test.passages, bare=bare_run, tuned=prompt_run)
+    _print_answers(test, bare=bare_run, tuned=prompt_run)
     return {
         "task": name,
         "passages": len(test.passages),
         "queries": len(test.queries),
-        "BM25": evaluate(bm25_run, test.qrels).measures["nDCG@10"],
+        "BM25": measured["bm25"].measures["nDCG@10"],
         "backbone": bare.measures["nDCG@10"],
         "prompt": prompt.measures["nDCG@10"],
         "p": paired.p_randomisation,
@@ -154,6 +163,7 @@ def _tune(
             config=config,
             watch=watch,
         )
+    assert result is not None  # One process trains here.
     return task, result.seconds
 
 
@@ -173,32 +183,36 @@ def _indexed_run(encoder: "Encoder", data: Path, index: Path, *, queries: "list[
     return search_queries(built, encoder, queries=queries, depth=100)
 
 
-def _report(evaluation: "Evaluation", path: Path, *, system: str, data: Path) -> None:
-    write_json(
-        path,
-        {
-            "measures": evaluation.measures,
-            "queries": evaluation.queries,
-            "per_query": evaluation.per_query,
-            "system": system,
-            "data": data.name,
-            "split": "test",
-        },
-    )
-
-
-def _print_answers(
-    queries: "list[Query]", passages: "list[Passage]", *, bare: "Run", tuned: "Run"
+def _report(
+    evaluation: "Evaluation", path: Path, *, system: str, data: str, qrels: "Qrels"
 ) -> None:
-    """Show queries whose first hit the prompt has changed."""
-    texts = {passage.id: passage.content for passage in passages}
+    """Write a report as `dptdr evaluate` does, so that `dptdr compare` can read it."""
+    from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
+
+    EvaluationReport(
+        system=system,
+        data=data,
+        split="test",
+        judgements_fingerprint=judgements_fingerprint(qrels),
+        protocol="ir_measures",
+        measures=evaluation.measures,
+        per_query=evaluation.per_query,
+        queries=evaluation.queries,
+    ).write(path)
+
+
+def _print_answers(test: "CappedSet", *, bare: "Run", tuned: "Run") -> None:
+    """Show the first queries whose first hit the prompt has changed; * marks the judged one."""
+    texts = {passage.id: passage.content for passage in test.passages}
+    queries = test.queries
     changed = [q for q in queries if tuned[q.id][0].passage_id != bare[q.id][0].passage_id]
+    typer.echo("\nfirst hits that the prompt has changed (* is the judged passage)")
     for query in (changed or queries)[:_SAMPLE_QUERIES]:
-        typer.echo(f"\n  query    {query.text[:100]}")
-        for what, run in (("bare", bare), ("prompt", tuned)):
-            hit = run[query.id][0]
-            snippet = " ".join(texts[hit.passage_id].split())[:80]
-            typer.echo(f"  {what:8} {hit.passage_id}  {snippet}")
+        typer.echo(f"\n  query     {query.text[:100]}")
+        for what, run in (("backbone", bare), ("prompt", tuned)):
+            hit = run[query.id][0].passage_id
+            mark = "*" if test.qrels[query.id].get(hit, 0) > 0 else " "
+            typer.echo(f"  {what:8}{mark} {hit}  {' '.join(texts[hit].split())[:80]}")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -37,3 +37,11 @@ def test_quickstart_goes_through_all_stages(tmp_path, monkeypatch):
     )
     assert searched.exit_code == 0
     assert "p" in searched.stdout
+    reports = tmp_path / "out" / "reports"
+    compared = CliRunner().invoke(
+        build_app(),
+        ["compare", *(str(reports / f"tiny-{s}.json") for s in ("backbone", "prompt", "bm25"))],
+        catch_exceptions=False,
+    )
+    assert compared.exit_code == 0
+    assert "bm25" in compared.stdout
