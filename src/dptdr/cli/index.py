@@ -37,6 +37,10 @@ def command(
         float | None,
         typer.Option(help="Gigabytes that auto may plan with. Default: half of what is free."),
     ] = None,
+    bm25: Annotated[
+        bool,
+        typer.Option("--bm25", help="Index the words as well, for `dptdr search --hybrid`."),
+    ] = False,
     refresh: Annotated[
         Path | None,
         typer.Option(
@@ -61,6 +65,7 @@ def command(
         threads=threads,
         memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
         options=parse_options(option or []),
+        bm25=bm25,
     )
     if out is not None:
         _build(vectors, out, kind=kind or "auto", settings=settings, json=json)
@@ -81,7 +86,7 @@ def command(
             vectors=vectors,
             index=refresh,
             kind=kind,
-            settings=settings if option else None,
+            settings=settings if option or bm25 else None,
             on_progress=on_progress,
         )
     what = "the index was built again" if done.rebuilt else "the index was up to date"

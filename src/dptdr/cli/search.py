@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dptdr.records import Hit, Query
     from dptdr.search.documents import Document
     from dptdr.search.local import LocalIndex
+    from dptdr.search.pipeline import Pipeline
 
 
 def command(
@@ -39,6 +40,30 @@ def command(
     run_out: Annotated[
         Path | None, typer.Option(help="TREC run file to write, with --queries.")
     ] = None,
+    hybrid: Annotated[
+        str | None,
+        typer.Option(
+            help="Merge with BM25 (of `dptdr index --bm25`): rrf (ranks), min-max or z-score "
+            "(scaled scores)."
+        ),
+    ] = None,
+    dense_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the vectors in --hybrid, 0 to 1.")
+    ] = 0.5,
+    tune_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of --queries on which --hybrid's weight is tuned (nDCG@10) beforehand, "
+            "such as dev."
+        ),
+    ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="Cross-encoder (name or folder) that scores the best hits again."),
+    ] = None,
+    rerank_top: Annotated[
+        int, typer.Option(min=1, help="Hits of each query that --rerank scores.")
+    ] = 50,
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write hits with their texts here.")] = None,
 ) -> None:
@@ -55,28 +80,50 @@ def command(
     from dptdr.cli.encode import load_encoder_of
     from dptdr.records import Query
     from dptdr.search.documents import Filter
-    from dptdr.search.index import check_encoder, search_queries
+    from dptdr.search.index import check_encoder
     from dptdr.search.local import open_index
+    from dptdr.search.pipeline import Pipeline, parse_fusion
+    from dptdr.search.reranking import cross_encoder
 
-    filters = [Filter.parse(condition) for condition in filter or []]
+    if tune_on is not None and (hybrid is None or queries is None):
+        raise ConfigError("expected --hybrid and --queries with --tune-on")
+    filters = tuple(Filter.parse(condition) for condition in filter or [])
+    fusion = None if hybrid is None else parse_fusion(hybrid)
     opened = open_index(index)
     encoder = load_encoder_of(task=task, backbone=backbone, device=device)
     check_encoder(opened.origin, encoder, where=index)
-    asked = [Query("query", text)] if text is not None else _queries_of(queries, split)
-    started = time.perf_counter()
-    run = search_queries(
+    pipeline = Pipeline(
         opened,
         encoder,
-        queries=asked,
-        depth=depth or (10 if text is not None else 100),
-        filters=filters,
+        fusion=fusion,
+        dense_weight=dense_weight,
+        scorer=None if rerank is None else cross_encoder(rerank, device=device),
+        rerank_top=rerank_top,
     )
+    if tune_on is not None and queries is not None:
+        typer.echo(_tune(pipeline, queries, tune_on))
+    asked = [Query("query", text)] if text is not None else _queries_of(queries, split)
+    started = time.perf_counter()
+    wanted = depth or (10 if text is not None else 100)
+    run = pipeline.search(asked, depth=wanted, filters=filters)
     seconds = time.perf_counter() - started
     if text is not None:
         _print_hits(opened, text, run["query"], json=json)
         return
     assert run_out is not None
     _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)
+
+
+def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
+    """Tune the weight on a split and say what came out."""
+    from dptdr.data.beir import BeirFolder
+
+    tuned = pipeline.tune(_queries_of(data, split), BeirFolder(data).qrels(split))
+    return (
+        f"dense weight {pipeline.dense_weight:g}, tuned on {split}: {tuned.measure} "
+        f"{tuned.value:.4f} (vectors alone {tuned.tried[1.0, 0.0]:.4f}, BM25 alone "
+        f"{tuned.tried[0.0, 1.0]:.4f})"
+    )
 
 
 def _queries_of(data: Path | None, split: str) -> "Sequence[Query]":

@@ -10,11 +10,13 @@ from typing import Any
 
 from dptdr.errors import VectorsError
 from dptdr.files import atomic_folder, sha256_file, write_json
+from dptdr.negatives.bm25 import Bm25Index
 from dptdr.search.kinds import Choice, Kind, available_memory, check_kind, choose_kind
 from dptdr.search.local import (
     FORMAT,
     FORMAT_VERSION,
     GRAPH,
+    LEXICAL,
     VECTORS,
     LocalIndex,
     Options,
@@ -38,6 +40,8 @@ class BuildSettings:
     """Memory that the index may take, for ``auto``; half of what is free by default."""
     options: Options = ()
     """Options of the kind."""
+    bm25: bool = False
+    """Build a BM25 index over the same passages as well, for hybrid search."""
 
 
 def build_index(
@@ -84,6 +88,9 @@ def build_index(
             rows.save(temporary / GRAPH)
             seconds = time.perf_counter() - started
             _link_folder(folder.path, temporary / VECTORS)
+            if settings.bm25:
+                texts = (document.passage for document in folder.all_documents())
+                Bm25Index.build(texts).save(temporary / LEXICAL)
             write_json(
                 temporary / MANIFEST,
                 _manifest(folder, choice, settings=settings, graph=temporary / GRAPH)

@@ -205,8 +205,10 @@ def _seed(index: Any, settings: FaissSettings) -> None:
     else:
         inner.cp.seed = settings.seed
         inner.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST
+        inner.cp.min_points_per_centroid = 1
     if isinstance(inner, faiss.IndexIVFPQ):
         inner.pq.cp.seed = settings.seed
+        inner.pq.cp.min_points_per_centroid = 1
 
 
 def _training_rows(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Int64
 
 from dptdr.errors import VectorsError
 from dptdr.files import sha256_file
+from dptdr.negatives.bm25 import Bm25Index
 from dptdr.search.documents import Document, Filter
 from dptdr.search.index import Found, check_query_vectors
 from dptdr.search.kinds import Kind, check_kind
@@ -22,6 +23,7 @@ FORMAT = "dptdr-index"
 FORMAT_VERSION = 1
 VECTORS = "vectors"
 GRAPH = "index.bin"
+LEXICAL = "bm25"
 
 Options: TypeAlias = tuple[tuple[str, int], ...]
 """Options of a kind, such as ``(("links", 48), ("probes", 64))``."""
@@ -138,6 +140,26 @@ class LocalIndex:
         if missing:
             raise VectorsError(f"{self.path}: no passage has the id '{missing[0]}'")
         return self.vectors.documents([self._row_of[identifier] for identifier in ids])
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether a BM25 index lies beside the vectors."""
+        return (self.path / LEXICAL).is_dir()
+
+    def lexical(self) -> Bm25Index:
+        """Return the BM25 index over the same passages.
+
+        Returns:
+            The index that was built with the vectors.
+
+        Raises:
+            VectorsError: If none was built.
+        """
+        if not self.has_lexical:
+            raise VectorsError(
+                f"{self.path}: has no BM25 index; build it with `dptdr index --bm25`"
+            )
+        return Bm25Index.load(self.path / LEXICAL)
 
     def _allowed_rows(self, filters: tuple[Filter, ...]) -> Int64[np.ndarray, " rows"]:
         if filters not in self._allowed:

@@ -63,7 +63,7 @@ def refresh_index(
     """
     old_folder = VectorFolder(vectors)
     old_index = open_index(index)
-    settings = settings or BuildSettings(options=old_index.options)
+    settings = settings or BuildSettings(options=old_index.options, bm25=old_index.has_lexical)
     source = source_of(data)
     before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)

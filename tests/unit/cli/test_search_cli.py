@@ -114,3 +114,15 @@ def test_bad_options_are_refused(built, options, error, message):
 def test_no_index_says_how_to_make_one(tmp_path):
     with pytest.raises(VectorsError, match="make it with `dptdr index`"):
         run("search", tmp_path / "none", "text", "--backbone", "minilm")
+
+
+def test_hybrid_search_tunes_its_weight_on_a_split(built, tmp_path):
+    run("index", built / "v", "--out", tmp_path / "i", "--bm25")
+    common = ["search", tmp_path / "i", "--backbone", "minilm", "--hybrid", "min-max"]
+    result = run(
+        *common, "--queries", built / "data", "--run-out", tmp_path / "run", "--tune-on", "test"
+    )
+    assert "tuned on test: nDCG@10 1.0000 (vectors alone 1.0000" in result.stdout
+    assert "cat  Cats | A cat" in run(*common, "hunts mice", "-k", "1").stdout
+    with pytest.raises(ConfigError, match="expected --hybrid and --queries with --tune-on"):
+        run(*common, "text", "--tune-on", "dev")

@@ -1,0 +1,149 @@
+"""Hybrid search: several rankings of the same queries become one."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from dptdr.errors import VectorsError
+from dptdr.evaluation import evaluate
+from dptdr.records import Hit, Qrels, Run
+
+Fusion: TypeAlias = Literal["rrf", "min-max", "z-score"]
+FUSIONS: tuple[str, ...] = get_args(Fusion)
+
+
+class Tuned(NamedTuple):
+    """Weights that were best on some judged queries."""
+
+    weights: tuple[float, ...]
+    measure: str
+    value: float
+    """Value of the measure with these weights, on the queries that they were tuned on."""
+    tried: dict[tuple[float, ...], float]
+    """Value of every combination of weights that was tried."""
+
+
+def fuse(
+    runs: Sequence[Mapping[str, Sequence[Hit]]],
+    *,
+    fusion: Fusion = "rrf",
+    weights: Sequence[float] | None = None,
+    depth: int = 1000,
+    constant: int = 60,
+) -> Run:
+    """Merge runs into one.
+
+    ``rrf`` adds up ``weight / (constant + rank)`` and looks at ranks only. The others bring each
+    query's scores to one scale, add up ``weight * score``, and give a passage that a run does not
+    list the lowest scaled score of that run: ``min-max`` scales to [0, 1], ``z-score`` to mean 0
+    and standard deviation 1.
+
+    Args:
+        runs: At least one run; a query may be missing in some.
+        fusion: How to merge.
+        weights: One for each run, not negative; equal ones by default.
+        depth: Hits kept for each query.
+        constant: The constant of reciprocal rank fusion.
+
+    Returns:
+        The merged run; at equal score the smaller passage id comes first.
+
+    Raises:
+        VectorsError: If weights and runs do not fit together.
+
+    Source:
+        Cormack, Clarke, Buettcher, Reciprocal Rank Fusion (SIGIR 2009), constant 60; Fox and Shaw,
+        Combination of Multiple Searches (TREC-2), CombSUM over scaled scores. Differs: weights,
+        and the lowest scaled score rather than 0 for what a run does not list.
+    """
+    shares = _check_weights(runs, weights)
+    fused: Run = {}
+    for query_id in dict.fromkeys(itertools.chain.from_iterable(runs)):
+        total: dict[str, float] = {}
+        rankings = [run.get(query_id, ()) for run in runs]
+        names = dict.fromkeys(hit.passage_id for hits in rankings for hit in hits)
+        for hits, share in zip(rankings, shares, strict=True):
+            if fusion == "rrf":
+                points = {hit.passage_id: 1 / (constant + r) for r, hit in enumerate(hits, start=1)}
+                missing = 0.0
+            else:
+                points = _scaled(hits, fusion)
+                missing = min(points.values(), default=0.0)
+            for name in names:
+                total[name] = total.get(name, 0.0) + share * points.get(name, missing)
+        best = sorted(total.items(), key=lambda item: (-item[1], item[0]))[:depth]
+        fused[query_id] = [Hit(name, score) for name, score in best]
+    return fused
+
+
+def tune_weights(
+    runs: Sequence[Mapping[str, Sequence[Hit]]],
+    qrels: Qrels,
+    *,
+    fusion: Fusion = "min-max",
+    measure: str = "nDCG@10",
+    steps: int = 10,
+    depth: int = 100,
+) -> Tuned:
+    """Return the weights, adding up to 1, that are best on judged queries.
+
+    Every combination of multiples of ``1 / steps`` is tried. Of equally good ones the most even
+    is taken. Tune on dev queries, never on those that are reported.
+
+    Args:
+        runs: The runs to merge.
+        qrels: Judgements of the dev queries.
+        fusion: How to merge.
+        measure: What to make best.
+        steps: Steps from 0 to 1.
+        depth: Hits kept for each query.
+
+    Returns:
+        Weights and what they reached.
+
+    Raises:
+        VectorsError: If ``steps`` is below 1.
+    """
+    if steps < 1:
+        raise VectorsError(f"expected at least 1 step, got {steps}")
+    judged = [{name: run[name] for name in qrels if name in run} for run in runs]
+    tried: dict[tuple[float, ...], float] = {}
+    for parts in itertools.product(range(steps + 1), repeat=len(runs)):
+        if sum(parts) != steps:
+            continue
+        weights = tuple(part / steps for part in parts)
+        fused = fuse(judged, fusion=fusion, weights=weights, depth=depth)
+        tried[weights] = evaluate(fused, qrels, measures=[measure]).measures[measure]
+    best = max(tried, key=lambda weights: (tried[weights], -sum(w * w for w in weights), weights))
+    return Tuned(best, measure, tried[best], tried)
+
+
+def _check_weights(
+    runs: Sequence[Mapping[str, Sequence[Hit]]], weights: Sequence[float] | None
+) -> list[float]:
+    if not runs:
+        raise VectorsError("expected at least one run to merge, got none")
+    if weights is None:
+        return [1.0] * len(runs)
+    if len(weights) != len(runs) or any(not weight >= 0 for weight in weights) or not any(weights):
+        raise VectorsError(
+            f"expected {len(runs)} weights of at least 0, not all 0, got {list(weights)}"
+        )
+    return list(weights)
+
+
+def _scaled(hits: Sequence[Hit], fusion: Fusion) -> dict[str, float]:
+    """Return the scores of one ranking on a common scale."""
+    if not hits:
+        return {}
+    scores = [hit.score for hit in hits]
+    if fusion == "min-max":
+        lowest, span = min(scores), max(scores) - min(scores)
+    else:
+        lowest = math.fsum(scores) / len(scores)
+        span = math.sqrt(math.fsum((score - lowest) ** 2 for score in scores) / len(scores))
+    # All scores equal: all as good as the best (min-max), or as the mean (z-score).
+    if span == 0:
+        return {hit.passage_id: 1.0 if fusion == "min-max" else 0.0 for hit in hits}
+    return {hit.passage_id: (hit.score - lowest) / span for hit in hits}

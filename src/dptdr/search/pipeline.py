@@ -1,0 +1,147 @@
+"""All stages of a search in a row: vectors, words, fusion, a second scorer."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from dptdr.errors import VectorsError
+from dptdr.records import Hit, Qrels, Query, Run
+from dptdr.search.documents import Filter
+from dptdr.search.fusion import FUSIONS, Fusion, Tuned, fuse, tune_weights
+from dptdr.search.index import search_queries
+from dptdr.search.local import LocalIndex
+from dptdr.search.reranking import Scorer, rerank
+from dptdr.search.retrieval import TextEncoder
+
+_FUSED_DEPTH = 100
+"""Hits that each ranking brings to a fusion at least."""
+
+_FILTERED_WORDS = 10
+"""How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
+
+
+class Pipeline:
+    """Searches an index with whatever stages are wanted.
+
+    Args:
+        index: The index.
+        encoder: Encodes the queries.
+        fusion: How BM25 is merged in; None for vectors alone.
+        dense_weight: Share of the vectors in a fusion, from 0 to 1.
+        scorer: Ranks the best hits again; None for none.
+        rerank_top: Hits of each query that the scorer sees.
+    """
+
+    def __init__(
+        self,
+        index: LocalIndex,
+        encoder: TextEncoder,
+        *,
+        fusion: Fusion | None = None,
+        dense_weight: float = 0.5,
+        scorer: Scorer | None = None,
+        rerank_top: int = 50,
+    ) -> None:
+        self.index = index
+        self.encoder = encoder
+        self.fusion = fusion
+        self.dense_weight = dense_weight
+        self.scorer = scorer
+        self.rerank_top = rerank_top
+        self._lexical = None if fusion is None else index.lexical()
+
+    def search(
+        self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter] = ()
+    ) -> Run:
+        """Return the hits of every query after all stages.
+
+        Args:
+            queries: The queries.
+            depth: Hits for each query.
+            filters: Conditions on metadata; all must hold.
+
+        Returns:
+            The run.
+        """
+        wanted = max(depth, self.rerank_top) if self.scorer is not None else depth
+        if self.fusion is None:
+            run = search_queries(
+                self.index, self.encoder, queries=queries, depth=wanted, filters=filters
+            )
+        else:
+            weights = (self.dense_weight, 1 - self.dense_weight)
+            run = fuse(
+                self._rankings(queries, depth=wanted, filters=filters),
+                fusion=self.fusion,
+                weights=weights,
+                depth=wanted,
+            )
+        if self.scorer is not None:
+            run = rerank(
+                run,
+                queries=queries,
+                contents=self._contents,
+                scorer=self.scorer,
+                top=self.rerank_top,
+            )
+        return {name: hits[:depth] for name, hits in run.items()}
+
+    def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
+        """Set the share of the vectors to what is best on judged queries.
+
+        Args:
+            queries: Dev queries.
+            qrels: Their judgements.
+
+        Returns:
+            What was tried and reached.
+
+        Raises:
+            VectorsError: If nothing is merged.
+        """
+        if self.fusion is None:
+            raise VectorsError("expected a fusion to tune the weight of, the search uses none")
+        rankings = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
+        tuned = tune_weights(rankings, qrels, fusion=self.fusion)
+        self.dense_weight = tuned.weights[0]
+        return tuned
+
+    def _rankings(
+        self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter]
+    ) -> tuple[Run, Run]:
+        assert self._lexical is not None
+        depth = max(depth, _FUSED_DEPTH)
+        dense = search_queries(
+            self.index, self.encoder, queries=queries, depth=depth, filters=filters
+        )
+        if not filters:
+            return dense, self._lexical.search(queries, depth=depth)
+        words = self._lexical.search(queries, depth=depth * _FILTERED_WORDS)
+        return dense, {name: self._kept(hits, filters)[:depth] for name, hits in words.items()}
+
+    def _kept(self, hits: Sequence[Hit], filters: Sequence[Filter]) -> list[Hit]:
+        documents = self.index.documents([hit.passage_id for hit in hits])
+        return [
+            hit
+            for hit, (_, metadata) in zip(hits, documents, strict=True)
+            if all(condition.keeps(metadata) for condition in filters)
+        ]
+
+    def _contents(self, ids: Sequence[str]) -> list[str]:
+        return [document.passage.content for document in self.index.documents(ids)]
+
+
+def parse_fusion(text: str) -> Fusion:
+    """Return the fusion of a name.
+
+    Args:
+        text: What the user wrote.
+
+    Returns:
+        The same text.
+
+    Raises:
+        VectorsError: If there is no such fusion.
+    """
+    if text not in FUSIONS:
+        raise VectorsError(f"expected a fusion out of {', '.join(FUSIONS)}, got '{text}'")
+    return cast(Fusion, text)

@@ -1,0 +1,115 @@
+"""Ranking the best hits again by a slower, better scorer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dptdr.errors import VectorsError
+from dptdr.records import Hit, Query, Run
+
+Scorer: TypeAlias = Callable[[str, list[str]], Any]
+"""From a query and passage contents to one score each, higher is better."""
+
+
+def rerank(
+    run: Mapping[str, Sequence[Hit]],
+    *,
+    queries: Sequence[Query],
+    contents: Callable[[Sequence[str]], Sequence[str]],
+    scorer: Scorer,
+    top: int = 100,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Score the best hits of each query again; those below keep their order beneath them.
+
+    Args:
+        run: Hits of the first stage.
+        queries: The queries; those that the run does not hold are left out.
+        contents: From passage ids to their contents.
+        scorer: The second stage.
+        top: Hits of each query that are scored again, at least 1.
+        on_progress: Called with (queries done, queries).
+
+    Returns:
+        The run in its new order; at equal score the old order stays.
+
+    Raises:
+        VectorsError: If the scorer gives another number of scores, or NaN, or ``top`` is below 1.
+    """
+    if top < 1:
+        raise VectorsError(f"expected to rank at least 1 hit again, got {top}")
+    asked = [query for query in queries if query.id in run]
+    ranked: Run = {}
+    for number, query in enumerate(asked, start=1):
+        hits = list(run[query.id])
+        first, rest = hits[:top], hits[top:]
+        ranked[query.id] = _rescored(query, first, contents=contents, scorer=scorer)
+        if ranked[query.id]:
+            # The two stages' scores are not on one scale: put the rest below, one apart.
+            lowest = ranked[query.id][-1].score
+            ranked[query.id] += [
+                Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1)
+            ]
+        if on_progress is not None:
+            on_progress(number, len(asked))
+    return ranked
+
+
+def _rescored(
+    query: Query,
+    hits: Sequence[Hit],
+    *,
+    contents: Callable[[Sequence[str]], Sequence[str]],
+    scorer: Scorer,
+) -> list[Hit]:
+    if not hits:
+        return []
+    texts = list(contents([hit.passage_id for hit in hits]))
+    scores = np.asarray(scorer(query.text, texts), dtype=np.float64).reshape(-1)
+    if len(scores) != len(hits):
+        raise VectorsError(
+            f"query '{query.id}': expected {len(hits)} scores from the scorer, got {len(scores)}"
+        )
+    if np.isnan(scores).any():
+        raise VectorsError(
+            f"query '{query.id}': the scorer gave NaN for passage "
+            f"'{hits[int(np.flatnonzero(np.isnan(scores))[0])].passage_id}'"
+        )
+    order = np.argsort(-scores, kind="stable")
+    return [Hit(hits[place].passage_id, float(scores[place])) for place in order.tolist()]
+
+
+def cross_encoder(model: str, *, device: str = "cpu", batch_size: int = 32) -> Scorer:
+    """Return a scorer that reads query and passage together.
+
+    Args:
+        model: Name or folder of a sentence-transformers cross-encoder.
+        device: Torch device.
+        batch_size: Pairs at once.
+
+    Returns:
+        The scorer.
+
+    Raises:
+        VectorsError: If sentence-transformers is not installed or the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import CrossEncoder
+    except ImportError:
+        raise VectorsError(
+            "a cross-encoder needs the package sentence-transformers; "
+            "run `pip install 'dptdr[crossencoder]'`"
+        ) from None
+    try:
+        loaded = CrossEncoder(model, device=device)
+    except (OSError, ValueError) as error:
+        raise VectorsError(
+            f"'{model}' cannot be loaded as a cross-encoder ({str(error).splitlines()[0]})"
+        ) from None
+
+    def score(query: str, texts: list[str]) -> Any:
+        pairs = [(query, text) for text in texts]
+        return loaded.predict(pairs, batch_size=batch_size, show_progress_bar=False)
+
+    return score

@@ -1,0 +1,76 @@
+import pytest
+
+from dptdr.errors import VectorsError
+from dptdr.records import Hit, Passage, Query
+from dptdr.search.building import BuildSettings, build_index
+from dptdr.search.documents import Document, Filter, Source
+from dptdr.search.encoding import encode_folder
+from dptdr.search.fusion import fuse
+from dptdr.search.index import search_queries
+from dptdr.search.pipeline import Pipeline, parse_fusion
+
+DOCUMENTS = [
+    Document(Passage("cats", "cats sleep and hunt mice"), {"kind": "animal"}),
+    Document(Passage("dogs", "dogs bark and chase cats"), {"kind": "animal"}),
+    Document(Passage("tea", "tea is brewed below boiling"), {"kind": "drink"}),
+    Document(Passage("sun", "the sun is a star")),
+]
+QUERIES = [Query("q1", "cats mice"), Query("q2", "brewed tea")]
+
+
+@pytest.fixture
+def index(encoder, tmp_path):
+    folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
+    settings = BuildSettings(bm25=True)
+    return build_index(folder, out=tmp_path / "i", kind="exact", settings=settings)[0]
+
+
+def test_without_more_stages_it_is_the_dense_search(index, encoder):
+    run = Pipeline(index, encoder).search(QUERIES, depth=2)
+    assert run == search_queries(index, encoder, queries=QUERIES, depth=2)
+
+
+def test_hybrid_search_is_the_fusion_of_both_rankings(index, encoder):
+    pipeline = Pipeline(index, encoder, fusion="min-max", dense_weight=0.3)
+    dense = search_queries(index, encoder, queries=QUERIES, depth=100)
+    words = index.lexical().search(QUERIES, depth=100)
+    expected = fuse([dense, words], fusion="min-max", weights=(0.3, 0.7), depth=3)
+    assert pipeline.search(QUERIES, depth=3) == expected
+
+
+def test_a_filter_holds_for_both_rankings(index, encoder):
+    pipeline = Pipeline(index, encoder, fusion="rrf")
+    run = pipeline.search(
+        [Query("q", "cats tea sun")], depth=4, filters=[Filter("kind", ("drink",))]
+    )
+    assert [hit.passage_id for hit in run["q"]] == ["tea"]
+
+
+def test_the_scorer_sees_contents_and_has_the_last_word(index, encoder):
+    def shortest_first(query, texts):
+        return [-float(len(text)) for text in texts]
+
+    run = Pipeline(index, encoder, scorer=shortest_first, rerank_top=4).search(QUERIES, depth=2)
+    assert [hit.passage_id for hit in run["q1"]] == ["sun", "cats"]
+    assert run["q1"][0] == Hit("sun", -17.0)
+
+
+def test_tuning_sets_the_weight(index, encoder):
+    pipeline = Pipeline(index, encoder, fusion="min-max")
+    tuned = pipeline.tune(QUERIES, {"q1": {"cats": 1}, "q2": {"tea": 1}})
+    assert pipeline.dense_weight == tuned.weights[0]
+    assert tuned.value == max(tuned.tried.values())
+
+
+def test_tuning_without_a_fusion_and_unknown_fusions_are_refused(index, encoder):
+    with pytest.raises(VectorsError, match="the search uses none"):
+        Pipeline(index, encoder).tune(QUERIES, {})
+    with pytest.raises(VectorsError, match="out of rrf, min-max, z-score, got 'sum'"):
+        parse_fusion("sum")
+
+
+def test_an_index_without_words_says_how_to_get_them(encoder, tmp_path):
+    folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
+    index, _ = build_index(folder, out=tmp_path / "i", kind="exact")
+    with pytest.raises(VectorsError, match="build it with `dptdr index --bm25`"):
+        Pipeline(index, encoder, fusion="rrf")
