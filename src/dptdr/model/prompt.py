@@ -36,6 +36,7 @@ class DeepPrompt(nn.Module):
         self.values = nn.Parameter(rows[:, 1].contiguous().clone())
         self.joint = joint
         self.dropout = dropout
+        self._kept: Tensor | None = None
         self.mlp: nn.Sequential | None = None
         if reparametrisation:
             layers, _, heads, prompt, head_dim = rows.shape
@@ -60,6 +61,23 @@ class DeepPrompt(nn.Module):
         made: Tensor = self.mlp(self.embedding).view(prompt, layers, 2, heads, head_dim)
         return rows + made.permute(1, 2, 3, 0, 4)
 
+    def draw_dropout(self, seed: int) -> None:
+        """Fix what dropout does in the coming training passes, as a function of the seed alone.
+
+        However a step's texts are cut into passes, chunks and processes, they then meet the same
+        prompt. Without this call each pass draws anew from torch's generator.
+
+        Args:
+            seed: Such as one drawn from the run's seed and the step.
+        """
+        if self.dropout:
+            self._kept = self._draw(torch.Generator().manual_seed(seed))
+
+    def _draw(self, generator: torch.Generator | None) -> Float[Tensor, "two ..."]:
+        """Return factors on keys and values: 0, or what makes up for the numbers dropped."""
+        drawn = torch.rand((2, *self.keys.shape), generator=generator) >= self.dropout
+        return (drawn / (1.0 - self.dropout)).to(self.keys.device)
+
     def segment(self) -> Segment:
         """Return the rows as one segment shared by all texts of a batch."""
         keys: Tensor = self.keys
@@ -68,8 +86,8 @@ class DeepPrompt(nn.Module):
             rows = self.rows()
             keys, values = rows[:, 0], rows[:, 1]
         if self.training and self.dropout:
-            keys = nn.functional.dropout(keys, self.dropout)
-            values = nn.functional.dropout(values, self.dropout)
+            kept = self._draw(None) if self._kept is None else self._kept
+            keys, values = keys * kept[0], values * kept[1]
         return Segment(keys.unsqueeze(1), values.unsqueeze(1), joint=self.joint)
 
     def extra_repr(self) -> str:

@@ -1,9 +1,10 @@
 """The working folder of a training run: checkpoints to choose from, a state to resume from."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -12,25 +13,67 @@ from torch import Tensor
 from dptdr.errors import TrainingError
 from dptdr.files import atomic_file, atomic_folder, read_json, recover_folder, write_json
 
+Record: TypeAlias = Mapping[str, Any]
+"""A line of the log; it has a ``kind`` (``step``, ``dev``, ``bare``, ``health``) and a ``step``."""
+
 
 class RunFolder:
     """Files of one training run, beside the bundle that it will write.
 
+    ::
+
+        run.json         settings and data of the run: what resuming demands to be the same
+        log.jsonl        one line per step, evaluation and health check
+        checkpoints/     step-0000075.safetensors: what was trained, nothing else
+        last/            state.safetensors, state.json: what resuming starts from
+        failed.json      step and batch of a loss that was not finite
+
     Args:
         path: The folder; made when first written to.
+        mirror: Also told of each line of the log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mirror: Callable[[Record], None] | None = None) -> None:
         self.path = Path(path)
+        self._mirror = mirror
+        self._opened = False
 
     @property
     def log_path(self) -> Path:
         """One JSON line per logged step and evaluation."""
         return self.path / "log.jsonl"
 
+    def clear(self) -> None:
+        """Start afresh: an old run's files must not be mixed with a new one's."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Write down what the run is, unless it has begun before."""
+        recover_folder(self.path / "last")
+        (self.path / "failed.json").unlink(missing_ok=True)
+        if not (self.path / "run.json").is_file():
+            write_json(self.path / "run.json", dict(identity))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what :meth:`begin` wrote.
+
+        Raises:
+            TrainingError: If there is no run in this folder.
+        """
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise TrainingError(f"{self.path}: expected a training run with a run.json, found none")
+        return dict(read_json(path))
+
     def checkpoint_path(self, step: int) -> Path:
         """Return where a checkpoint lies."""
         return self.path / "checkpoints" / f"step-{step:07d}.safetensors"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps of which there is a checkpoint."""
+        found = (self.path / "checkpoints").glob("step-*.safetensors")
+        return sorted(int(path.stem.removeprefix("step-")) for path in found)
 
     def save_checkpoint(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Write a checkpoint: what was trained, nothing else."""
@@ -38,8 +81,16 @@ class RunFolder:
             handle.write(safetensors.torch.save(dict(state)))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """Read a checkpoint."""
-        state: dict[str, Tensor] = safetensors.torch.load_file(self.checkpoint_path(step))
+        """Read a checkpoint.
+
+        Raises:
+            TrainingError: If there is none of this step.
+        """
+        path = self.checkpoint_path(step)
+        if not path.is_file():
+            steps = ", ".join(map(str, self.checkpoint_steps())) or "none"
+            raise TrainingError(f"{self.path}: no checkpoint of step {step}; there is {steps}")
+        state: dict[str, Tensor] = safetensors.torch.load_file(path)
         return state
 
     def drop_checkpoint(self, step: int) -> None:
@@ -58,17 +109,31 @@ class RunFolder:
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what :meth:`save_state` wrote, or ``None`` for a fresh run."""
         last = self.path / "last"
-        recover_folder(last)
         if not (last / "state.json").is_file():
             return None
         tensors: dict[str, Tensor] = safetensors.torch.load_file(last / "state.safetensors")
         return tensors, dict(read_json(last / "state.json"))
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         """Append one record to the log."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(dict(record), sort_keys=True) + "\n"
+        if not self._opened:
+            self._opened = True
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._ends_in_half_a_line():
+                line = "\n" + line
         with self.log_path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(dict(record), sort_keys=True) + "\n")
+            handle.write(line)
+        if self._mirror is not None:
+            self._mirror(record)
+
+    def _ends_in_half_a_line(self) -> bool:
+        """Say whether a kill has cut the last line short."""
+        if not self.log_path.is_file() or not self.log_path.stat().st_size:
+            return False
+        with self.log_path.open("rb") as handle:
+            handle.seek(-1, 2)
+            return handle.read() != b"\n"
 
     def records(self) -> list[dict[str, Any]]:
         """Return the log; a step that was done twice around a crash counts once, the later one."""
@@ -83,24 +148,57 @@ class RunFolder:
             found[(record["kind"], record["step"])] = record
         return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
 
+    def dev_history(self) -> dict[int, dict[str, float]]:
+        """Return the dev measures by step.
 
-def check_same_run(facts: Mapping[str, Any], identity: Mapping[str, Any], *, path: Path) -> None:
+        Raises:
+            TrainingError: If none was taken.
+        """
+        history = {
+            int(record["step"]): {k: v for k, v in record.items() if isinstance(v, float)}
+            for record in self.records()
+            if record["kind"] == "dev"
+        }
+        if not history:
+            raise TrainingError(
+                f"{self.path}: expected a training run with dev measures, found none"
+            )
+        return history
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
     """Refuse to resume a run that was started with other settings.
+
+    Args:
+        before: Settings that the run was started with.
+        now: Settings it shall go on with.
+        path: The run's folder, for the message.
 
     Raises:
         TrainingError: Listing each difference.
     """
-    before = facts.get("identity", {})
+    old, new = _flat(before), _flat(now)
     differences = [
-        f"{key}: was {before.get(key)!r}, is {identity.get(key)!r}"
-        for key in sorted(set(before) | set(identity))
-        if before.get(key) != identity.get(key)
+        f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(set(old) | set(new))
+        if old.get(key) != new.get(key)
     ]
     if differences:
         raise TrainingError(
             f"{path}: cannot resume, the run was started otherwise ({'; '.join(differences)}); "
             "use the same settings, or train into another folder"
         )
+
+
+def _flat(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted names, as they come back from JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(dict(values))).items():
+        if isinstance(value, dict):
+            flat |= _flat(value, prefix=f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -123,7 +221,8 @@ def restore_optimizer(
     for name, parameter in zip(names, parameters, strict=True):
         prefix = f"optimizer|{name}|"
         state = {
-            key.removeprefix(prefix): value.clone()
+            # Step counters stay on the CPU, where the optimiser keeps them.
+            key.removeprefix(prefix): value.clone().to(parameter.device if value.dim() else "cpu")
             for key, value in tensors.items()
             if key.startswith(prefix)
         }

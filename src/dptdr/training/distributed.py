@@ -70,6 +70,13 @@ class World:
         torch.distributed.all_reduce(total)
         return float(total)
 
+    def share_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by the first process's, in place."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
     def broadcast_object(self, value: Any) -> Any:
         """Return the first process's value in every process."""
         if self.size == 1:
@@ -113,6 +120,13 @@ def _gather(rows: Tensor, *, counts: list[int]) -> Tensor:
 
 def _device() -> str:
     return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Return the device of this process: with several on a machine each takes a GPU of its own."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Chunk = TypeVar("Chunk")
+Proceed = Callable[[Tensor], bool]
 
 
 class GeneratorState:
@@ -24,10 +25,17 @@ class GeneratorState:
             torch.cuda.set_rng_state(self._cuda)
 
 
+def is_finite(loss: Tensor) -> bool:
+    """Say whether a loss is a finite number."""
+    return bool(torch.isfinite(loss))
+
+
 def whole_backward(
     encode: Callable[[Chunk], Float[Tensor, "texts dim"]],
     chunks: Sequence[Chunk],
     loss_of: Callable[[list[Tensor]], Tensor],
+    *,
+    proceed: Proceed = is_finite,
 ) -> Tensor:
     """Encode all chunks with their activations kept, and run one backward pass.
 
@@ -35,12 +43,14 @@ def whole_backward(
         encode: Turns a chunk into vectors, with gradients to the trained parameters.
         chunks: The batch in pieces.
         loss_of: The loss of all vectors, one tensor per chunk.
+        proceed: Says of the loss whether there shall be a backward pass; several processes must
+            come to the same answer, or they would wait for each other for ever.
 
     Returns:
         The loss, detached; gradients are added to the parameters'.
     """
     loss = loss_of([encode(chunk) for chunk in chunks])
-    if torch.isfinite(loss):
+    if proceed(loss):
         loss.backward()
     return loss.detach()
 
@@ -49,39 +59,46 @@ def cached_backward(
     encode: Callable[[Chunk], Float[Tensor, "texts dim"]],
     chunks: Sequence[Chunk],
     loss_of: Callable[[list[Tensor]], Tensor],
+    *,
+    proceed: Proceed = is_finite,
 ) -> Tensor:
     """Do what :func:`whole_backward` does with the activations of one chunk at a time.
 
-    Every chunk is encoded twice: first without a graph, to know all vectors and the loss's
-    gradient on them; then with one, under the same random numbers, to carry that gradient on.
+    Every chunk but the last is encoded twice: first without a graph, to know all vectors and the
+    loss's gradient on them; then with one, under the same random numbers, to carry that gradient
+    on. The last chunk keeps its graph from the first pass.
 
     Args:
-        encode: Turns a chunk into vectors; called twice with each chunk.
-        chunks: The batch in pieces.
+        encode: Turns a chunk into vectors; called twice with each chunk but the last.
+        chunks: The batch in pieces, at least one.
         loss_of: The loss of all vectors, one tensor per chunk.
+        proceed: As for :func:`whole_backward`.
 
     Returns:
         The loss, detached; gradients are added to the parameters'.
 
     Source:
-        Gao et al., arXiv 2101.06983, section 3.2. Differs: nothing.
+        Gao et al., arXiv 2101.06983, section 3.2. Differs: the last chunk is encoded once.
     """
+    *cached, last = chunks
     states: list[GeneratorState] = []
     leaves: list[Tensor] = []
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in cached:
             states.append(GeneratorState())
             leaves.append(encode(chunk).detach())
+    kept = encode(last)
+    after = GeneratorState()
+    leaves.append(kept.detach())
     for leaf in leaves:
         leaf.requires_grad_()
     loss = loss_of(leaves)
-    if not torch.isfinite(loss):
+    if not proceed(loss):
         return loss.detach()
     loss.backward()
-    after = GeneratorState()
-    for chunk, state, leaf in zip(chunks, states, leaves, strict=True):
-        if leaf.grad is None:
-            continue
+    kept.backward(leaves[-1].grad)
+    del kept
+    for chunk, state, leaf in zip(cached, states, leaves[:-1], strict=True):
         state.restore()
         encode(chunk).backward(leaf.grad)
     after.restore()

@@ -77,11 +77,21 @@ class QrelsGroups:
         """Return one group."""
         return self._groups[item]
 
-    def sample_texts(self, count: int, *, seed: int) -> tuple[list[str], list[str]]:
-        """Return up to ``count`` queries and as many of their positives, for initialisation."""
-        order = np.random.default_rng([7, seed]).permutation(len(self))[:count]
-        groups = [self._groups[int(i)] for i in order]
-        return [g.query for g in groups], [g.positives[0] for g in groups]
+
+def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:
+    """Return up to ``count`` queries and as many of their positives, for initialisation.
+
+    Args:
+        groups: The training groups.
+        count: Most texts of each kind.
+        seed: Decides which.
+
+    Returns:
+        Queries, and one positive of each.
+    """
+    order = np.random.default_rng([7, seed]).permutation(len(groups))[:count]
+    chosen = [groups[int(item)] for item in order]
+    return [g.query for g in chosen], [g.positives[0] for g in chosen]
 
 
 def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels, Qrels]:

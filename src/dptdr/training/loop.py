@@ -1,8 +1,10 @@
 """The one training loop: no callbacks, an objective goes in, checkpoints come out."""
 
+import contextlib
 import math
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import TrainingError
+from dptdr.files import write_json
 from dptdr.training.checkpoints import (
     RunFolder,
     check_same_run,
@@ -19,6 +22,9 @@ from dptdr.training.checkpoints import (
 )
 from dptdr.training.distributed import World
 from dptdr.training.objective import Objective, StepStats
+
+# How often the state to resume from is saved between evaluations.
+SECONDS_BETWEEN_STATES = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +82,18 @@ class Trainable:
         if config.ema:
             self.mean = {n: p.detach().clone() for n, p in self.parameters.items()}
 
-    def update(self, step: int) -> float:
-        """Clip, take one optimiser step, and return the gradient's norm before clipping."""
+    def forget_gradients(self) -> None:
+        """Drop the last step's gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def clip(self) -> float:
+        """Scale a gradient down that is too large, and return its norm before that."""
         clip = self.config.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), clip))
+        return float(nn.utils.clip_grad_norm_(self.parameters.values(), clip))
+
+    def update(self, step: int) -> None:
+        """Take one optimiser step, at the step's learning rate."""
         factor = rate_factor(step, config=self.config)
         for group, rate in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = rate * factor
@@ -90,7 +104,6 @@ class Trainable:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     self.mean[name].lerp_(parameter, 1.0 - decay)
-        return norm
 
     def swap_mean(self) -> None:
         """Exchange the parameters with their running mean; calling it twice changes nothing."""
@@ -119,8 +132,8 @@ class Trainable:
 
 def rate_factor(step: int, *, config: TrainingConfig) -> float:
     """Return the learning rate of a step, counted from 0, as a share of the peak."""
-    warmup = max(1, round(config.warmup_share * config.steps))
-    if step < warmup and config.warmup_share > 0:
+    warmup = round(config.warmup_share * config.steps)
+    if step < warmup:
         return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
@@ -150,6 +163,9 @@ def train_loop(
 ) -> dict[int, dict[str, float]]:
     """Train, evaluate, keep checkpoints; go on where an earlier run with this identity stopped.
 
+    The state to resume from is saved at every evaluation, and every minute in between. Each step
+    is a pure function of its number and the parameters, so that it does not matter which one it is.
+
     Args:
         objective: Leaves gradients on the parameters.
         trainable: The parameters and their optimiser.
@@ -165,79 +181,141 @@ def train_loop(
         Dev measures by step.
 
     Raises:
-        TrainingError: If the loss is not finite; the last good checkpoint stays.
+        TrainingError: If the loss or the gradient is not finite, the last good checkpoint stays; or
+            if the run in the folder was started otherwise.
     """
     config = trainable.config
-    history: dict[int, dict[str, float]] = {}
-    start = 0
-    resumed = folder.load_state()
-    if resumed is not None:
-        tensors, facts = resumed
-        check_same_run(facts, identity, path=folder.path)
-        trainable.restore(tensors)
-        start = int(facts["step"])
-        history = {int(s): dict(m) for s, m in facts["history"].items()}
-    world.barrier()
+    start, history = _begin(trainable, folder=folder, identity=identity, world=world)
     due = evaluation_steps(config)
-    began, texts, waited = time.monotonic(), 0, 0.0
+    saver = _Saver(trainable, folder) if world.is_first else None
+    pace = _Pace(start=start, steps=config.steps)
     for step in range(start, config.steps):
         stepped = time.monotonic()
-        for parameter in trainable.parameters.values():
-            parameter.grad = None
+        trainable.forget_gradients()
         stats = objective.backward(step)
-        _check_finite(stats, step=step, history=history, folder=folder)
         layers = layer_norms(trainable.parameters)
-        norm = trainable.update(step)
-        texts += stats.texts
+        norm = trainable.clip()
+        _check_finite(stats, norm, step=step, folder=folder, writes=world.is_first)
+        trainable.update(step)
         done = step + 1
+        pace.count(stats.texts)
         if world.is_first:
             record = {"kind": "step", "step": done, "loss": stats.loss, "gradient_norm": norm}
             record |= {"seconds": time.monotonic() - stepped, "tokens": stats.tokens}
             folder.log({**record, "texts": stats.texts, "layer_gradient_norms": layers})
         if done in due:
-            paused = time.monotonic()
-            trainable.swap_mean()
-            history[done] = world.broadcast_object(evaluate() if world.is_first else None)
-            if world.is_first:
-                folder.save_checkpoint(done, state())
-                folder.log({"kind": "dev", "step": done, **history[done]})
-            trainable.swap_mean()
-            if world.is_first:
-                facts = {"step": done, "history": history, "identity": dict(identity)}
-                folder.save_state(trainable.tensors(), facts)
-                if not keep_all:
-                    _keep_best(history, folder=folder, measure=config.dev_measure)
-            waited += time.monotonic() - paused
+            with pace.paused():
+                trainable.swap_mean()
+                history[done] = world.broadcast_object(evaluate() if world.is_first else None)
+                if world.is_first:
+                    folder.save_checkpoint(done, state())
+                    folder.log({"kind": "dev", "step": done, **history[done]})
+                trainable.swap_mean()
+                if saver is not None:
+                    saver.save(done, history)
+                    if not keep_all:
+                        _keep_best(history, folder=folder, measure=config.dev_measure)
+        elif saver is not None:
+            saver.save_sometimes(done, history)
         if watch is not None and world.is_first:
-            seconds = max(1e-9, time.monotonic() - began - waited)
-            watch(
-                Progress(
-                    step=done,
-                    steps=config.steps,
-                    loss=stats.loss,
-                    dev=history[max(history)][config.dev_measure] if history else None,
-                    texts_per_second=texts / seconds,
-                    seconds_left=seconds / (done - start) * (config.steps - done),
-                )
-            )
+            watch(pace.progress(done, stats.loss, history=history, measure=config.dev_measure))
     world.barrier()
     return history
 
 
+def _begin(
+    trainable: Trainable, *, folder: RunFolder, identity: Mapping[str, Any], world: World
+) -> tuple[int, dict[int, dict[str, float]]]:
+    """Take over the state of an earlier run, if there is one: steps done, dev measures by step."""
+    if world.is_first:
+        folder.begin(identity)
+    world.barrier()
+    check_same_run(folder.identity(), identity, path=folder.path)
+    resumed = folder.load_state()
+    if resumed is None:
+        world.share_first(trainable.parameters.values())
+        return 0, {}
+    tensors, facts = resumed
+    trainable.restore(tensors)
+    return int(facts["step"]), {int(s): dict(m) for s, m in facts["history"].items()}
+
+
+class _Saver:
+    """Saves the state to resume from; between evaluations so seldom that it costs little."""
+
+    def __init__(self, trainable: Trainable, folder: RunFolder) -> None:
+        self._trainable = trainable
+        self._folder = folder
+        self._saved = time.monotonic()
+        self._cost = 0.0
+
+    def save(self, done: int, history: Mapping[int, Mapping[str, float]]) -> None:
+        began = time.monotonic()
+        self._folder.save_state(
+            self._trainable.tensors(),
+            {"step": done, "history": {str(s): dict(m) for s, m in history.items()}},
+        )
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def save_sometimes(self, done: int, history: Mapping[int, Mapping[str, float]]) -> None:
+        # The state of full fine-tuning is three times the encoder: at most a twentieth of the time.
+        if time.monotonic() - self._saved >= max(SECONDS_BETWEEN_STATES, 20.0 * self._cost):
+            self.save(done, history)
+
+
+class _Pace:
+    """Counts texts and time, evaluations left out."""
+
+    def __init__(self, *, start: int, steps: int) -> None:
+        self._start, self._steps = start, steps
+        self._began, self._texts, self._waited = time.monotonic(), 0, 0.0
+
+    def count(self, texts: int) -> None:
+        self._texts += texts
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def progress(
+        self, done: int, loss: float, *, history: Mapping[int, Mapping[str, float]], measure: str
+    ) -> Progress:
+        seconds = max(1e-9, time.monotonic() - self._began - self._waited)
+        return Progress(
+            step=done,
+            steps=self._steps,
+            loss=loss,
+            dev=history[max(history)][measure] if history else None,
+            texts_per_second=self._texts / seconds,
+            seconds_left=seconds / (done - self._start) * (self._steps - done),
+        )
+
+
 def _check_finite(
-    stats: StepStats, *, step: int, history: Mapping[int, Any], folder: RunFolder
+    stats: StepStats, norm: float, *, step: int, folder: RunFolder, writes: bool
 ) -> None:
-    if math.isfinite(stats.loss):
+    """Stop before a loss or gradient that is no number reaches the parameters."""
+    if math.isfinite(stats.loss) and math.isfinite(norm):
         return
-    last = (
-        f"the last checkpoint is step {max(history)} in {folder.path}"
-        if history
-        else ("there is no checkpoint yet")
+    steps = folder.checkpoint_steps()
+    kept = (
+        f"the last checkpoint is {folder.checkpoint_path(steps[-1])}"
+        if steps
+        else "there is no checkpoint yet"
     )
+    if writes:
+        failure = {"step": step + 1, "loss": str(stats.loss), "gradient_norm": str(norm)}
+        write_json(folder.path / "failed.json", {**failure, "query_ids": list(stats.query_ids)})
+    ids = ", ".join(stats.query_ids[:8]) + (" ..." if len(stats.query_ids) > 8 else "")
+    what = "loss" if not math.isfinite(stats.loss) else "gradient's norm"
+    value = stats.loss if what == "loss" else norm
     raise TrainingError(
-        f"step {step + 1}: the loss is {stats.loss}, expected a finite number; batch of queries "
-        f"{', '.join(stats.query_ids[:8])}{' ...' if len(stats.query_ids) > 8 else ''}; {last}; "
-        "lower the learning rate or train in float32"
+        f"step {step + 1}: the {what} is {value}, expected a finite number; batch of queries {ids} "
+        f"(all in {folder.path / 'failed.json'}); {kept}; lower the learning rate, or train in "
+        "float32"
     )
 
 
@@ -265,14 +343,23 @@ def _keep_best(
 
 
 def layer_norms(parameters: Mapping[str, nn.Parameter]) -> list[float]:
-    """Return the gradient's norm in each layer of deep prompts; empty for other methods."""
-    squares: Tensor | None = None
+    """Return the gradient's norm in each layer; parameters of no layer do not count."""
+    squares: dict[int, Tensor] = {}
     for name, parameter in parameters.items():
-        kind = name.rsplit(".", 1)[-1]
-        if kind in ("keys", "values") and parameter.grad is not None and parameter.dim() == 4:
-            own = parameter.grad.detach().float().square().flatten(1).sum(dim=1)
-            squares = own if squares is None else squares + own
-    return [] if squares is None else [round(v, 8) for v in squares.sqrt().tolist()]
+        if parameter.grad is None:
+            continue
+        square = parameter.grad.detach().float().square()
+        numbered = re.search(r"\b(?:layers?|blocks?|h)\.(\d+)\.", name)
+        if name.rsplit(".", 1)[-1] in ("keys", "values") and parameter.dim() == 4:
+            for layer, own in enumerate(square.flatten(1).sum(dim=1)):
+                squares[layer] = squares.get(layer, own.new_zeros(())) + own
+        elif numbered is not None:
+            layer = int(numbered[1])
+            squares[layer] = squares.get(layer, square.new_zeros(())) + square.sum()
+    if not squares:
+        return []
+    norms = torch.stack([squares[layer] for layer in sorted(squares)]).sqrt().tolist()
+    return [round(norm, 8) for norm in norms]
 
 
 def run_identity(config: TrainingConfig, **facts: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The contrastive objective: from a step's number to gradients on what is trained."""
 
-import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -8,19 +8,23 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dptdr.config.training import TrainingConfig
-from dptdr.model import Method, Side
+from dptdr.model import DeepPrompt, Method, Side
 from dptdr.model.encoder import length_sorted_batches
-from dptdr.records import TrainingGroup
 from dptdr.training import losses, sampling
 from dptdr.training.distributed import World
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.groups import Groups
+from dptdr.training.masks import Columns, Masks, Row, text_hash
 
 # Whole-batch training encodes in pieces of about this many tokens, so that short texts are not
 # padded to the longest of the batch; the gradient is the same.
 _TOKENS_PER_PIECE = 4096
+
+# The loss of a large batch is taken over blocks of queries of about this many scores each.
+_SCORES_PER_BLOCK = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,8 @@ class StepStats:
         loss: Mean loss over the global batch.
         texts: Texts encoded by this process.
         tokens: Their tokens, without padding.
-        query_ids: Queries of this process's share, for error messages.
+        query_ids: Queries of this process's share; where the loss is not finite, of all
+            processes. For error messages.
     """
 
     loss: float
@@ -54,24 +59,16 @@ class Piece(NamedTuple):
 
     side: Side
     places: tuple[int, ...]
-    rows: tuple[tuple[int, ...], ...]
+    rows: list[list[int]]
 
 
 class Batch(NamedTuple):
     """One process's share of a step; passages stand in it once each."""
 
-    groups: list[TrainingGroup]
+    query_ids: list[str]
     queries: list[str]
     passages: list[str]
-    positive: list[int]
-    known: list[set[int]]
-    teacher: list[dict[int, float]]
-
-
-def text_hash(text: str) -> int:
-    """Return 63 bits that stand for a text, to find copies across processes."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    rows: list[Row]
 
 
 class ContrastiveObjective:
@@ -111,30 +108,68 @@ class ContrastiveObjective:
             The step's statistics; where the loss is not finite no gradient was added.
         """
         config = self.config
-        pairs = sampling.batch_items(
-            items=len(self.groups), batch_size=config.batch_size, step=step, seed=config.seed
+        items = self._items(step)
+        batch = self.collect(
+            sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
         )
-        share = sampling.split_evenly(pairs, rank=self.world.rank, world=self.world.size)
-        batch = self.collect(share)
         pieces = self.pieces(batch)
-        # Dropout must not depend on what ran before: resuming then needs no generator state.
-        torch.manual_seed(_step_seed(config.seed, step=step, rank=self.world.rank))
-        run = cached_backward if config.chunk_texts else whole_backward
-        loss = run(self._encode, pieces, lambda vectors: self._loss(batch, pieces, vectors))
-        total = self.world.sum_scalar(float(loss))
+        self._seed_dropout(step)
+        loss = self._run(batch, pieces)
         self.world.sum_gradients(self.method.trained().values())
         return StepStats(
-            loss=total,
+            loss=loss,
             texts=len(batch.queries) + len(batch.passages),
             tokens=sum(len(row) for piece in pieces for row in piece.rows),
-            query_ids=tuple(group.query_id for group in batch.groups),
+            query_ids=tuple(batch.query_ids)
+            if math.isfinite(loss)
+            else tuple(self.groups[item].query_id for _, item in items[: config.batch_size]),
         )
+
+    def _items(self, step: int) -> list[tuple[int, int]]:
+        config = self.config
+        return sampling.batch_items(
+            items=len(self.groups), batch_size=config.batch_size, step=step, seed=config.seed
+        )
+
+    def _seed_dropout(self, step: int) -> None:
+        """Make dropout a function of the step, so that resuming needs no generator state."""
+        seed = self.config.seed
+        torch.manual_seed(_step_seed(seed, step=step, stream=1 + self.world.rank))
+        # One mask per step: neither chunks, nor repeated passes, nor processes change it.
+        for number, module in enumerate(self.method.module.modules()):
+            if isinstance(module, DeepPrompt):
+                module.draw_dropout(_step_seed(seed, step=step, stream=-1 - number))
+
+    def _run(self, batch: Batch, pieces: list[Piece]) -> float:
+        """Run forward and backward, and return the loss over all processes."""
+        trained = [p for p in pieces if self.method.changes(p.side)]
+        frozen = [p for p in pieces if not self.method.changes(p.side)]
+        # The passages of a query-only task pass the bare backbone, once, without a graph.
+        with torch.no_grad():
+            constants = [self._encode(piece) for piece in frozen]
+        total = math.nan
+
+        def proceed(loss: Tensor) -> bool:
+            nonlocal total
+            total = self.world.sum_scalar(float(loss.detach()))
+            return math.isfinite(total)
+
+        chunk = self.config.chunk_texts
+        run = cached_backward if 0 < chunk < sum(len(p.rows) for p in trained) else whole_backward
+        run(
+            self._encode,
+            trained,
+            lambda vectors: self._loss(batch, trained + frozen, vectors + constants),
+            proceed=proceed,
+        )
+        return total
 
     def collect(self, share: Sequence[tuple[int, int]]) -> Batch:
         """Draw positives and negatives, and put every passage into the batch once."""
         config = self.config
-        batch = Batch([], [], [], [], [], [])
+        batch = Batch([], [], [], [])
         places: dict[str, int] = {}
+        known: dict[str, set[int]] = {}
 
         def place(text: str) -> int:
             if text not in places:
@@ -145,23 +180,30 @@ class ContrastiveObjective:
         for epoch, item in share:
             group = self.groups[item]
             draw = {"seed": config.seed, "epoch": epoch, "item": item}
-            chosen = sampling.draw_positive(len(group.positives), **draw)
-            positive = place(group.positives[chosen])
             teacher = {}
-            if group.positive_scores:
-                teacher[positive] = group.positive_scores[chosen]
-            if group.negatives and config.negatives_per_query:
-                for number in sampling.draw_negatives(
-                    len(group.negatives), wanted=config.negatives_per_query, **draw
-                ):
-                    column = place(group.negatives[number])
-                    if group.negative_scores:
-                        teacher[column] = group.negative_scores[number]
-            batch.groups.append(group)
+            positives = []
+            for number in sampling.draw_positives(
+                len(group.positives), wanted=config.positives_per_query, **draw
+            ):
+                positives.append(place(group.positives[number]))
+                if group.positive_scores:
+                    teacher[positives[-1]] = group.positive_scores[number]
+            for number in sampling.draw_negatives(
+                len(group.negatives), wanted=config.negatives_per_query, **draw
+            ):
+                text = group.negatives[number]
+                if text in group.positives:
+                    continue
+                column = place(text)
+                if group.negative_scores:
+                    teacher[column] = group.negative_scores[number]
+            batch.query_ids.append(group.query_id)
             batch.queries.append(group.query)
-            batch.positive.append(positive)
-            batch.known.append({text_hash(text) for text in group.positives})
-            batch.teacher.append(teacher)
+            # The same question may stand in a training file twice, with other positives.
+            known.setdefault(group.query, set()).update(map(text_hash, group.positives))
+            batch.rows.append(Row(positives, frozenset(), teacher))
+        for number, query in enumerate(batch.queries):
+            batch.rows[number] = batch.rows[number]._replace(known=frozenset(known[query]))
         return batch
 
     def pieces(self, batch: Batch) -> list[Piece]:
@@ -174,13 +216,12 @@ class ContrastiveObjective:
         )
         for side, texts, limit in sides:
             rows = backbone.tokenize(texts, side=side, max_tokens=limit or None)
-            chunk = config.chunk_texts
             for places in length_sorted_batches(
                 [len(row) for row in rows],
-                token_budget=1 << 40 if chunk else _TOKENS_PER_PIECE,
-                most_texts=chunk or len(rows),
+                token_budget=_TOKENS_PER_PIECE,
+                most_texts=config.chunk_texts or len(rows),
             ):
-                pieces.append(Piece(side, tuple(places), tuple(tuple(rows[i]) for i in places)))
+                pieces.append(Piece(side, tuple(places), [rows[i] for i in places]))
         return pieces
 
     def _encode(self, piece: Piece) -> Tensor:
@@ -192,29 +233,41 @@ class ContrastiveObjective:
 
     def _loss(self, batch: Batch, pieces: list[Piece], vectors: list[Tensor]) -> Tensor:
         """Return this process's part of the global mean loss."""
-        sides: dict[Side, Tensor] = {
-            side: _in_order(pieces, vectors, side=side) for side in ("query", "passage")
-        }
-        queries = sides["query"]
-        passages = self.world.gather_rows(sides["passage"])
-        masks = self._masks(batch, device=queries.device)
-        # Each process sums over its own queries; gradients are added up over processes.
-        share = 1.0 / self.config.batch_size
+        queries = _in_order(pieces, vectors, side="query")
+        passages = self.world.gather_rows(_in_order(pieces, vectors, side="passage"))
+        columns = self._columns(batch, device=queries.device)
+        size = max(1, _SCORES_PER_BLOCK // len(columns))
+        if size >= len(queries):
+            return self._block_loss(queries, passages, columns, batch.rows)
+        # Scores, masks and their gradients of one block at a time are in memory.
+        parts = []
+        for start in range(0, len(queries), size):
+            rows = batch.rows[start : start + size]
+            block = queries[start : start + size]
+            part = checkpoint(self._block_loss, block, passages, columns, rows, use_reentrant=False)
+            parts.append(part)
+        return torch.stack(parts).sum()
+
+    def _block_loss(
+        self, queries: Tensor, passages: Tensor, columns: Columns, rows: Sequence[Row]
+    ) -> Tensor:
+        """Return the part of the global mean loss that some queries make up."""
+        masks = columns.masks(rows, device=queries.device)
         normalise = self.method.backbone.pooling.normalise
         total = queries.new_zeros(())
         for length in self.lengths:
-            if length == queries.shape[1]:
-                scores = queries.float() @ passages.float().T
-            else:
-                scores = losses.similarity(
+            sides = (queries, passages)
+            if length < queries.shape[1]:
+                sides = (
                     losses.cut_vectors(queries, length=length, normalise=normalise),
                     losses.cut_vectors(passages, length=length, normalise=normalise),
-                    temperature=1.0,
                 )
-            total = total + self._terms(scores, masks).sum() * share
-        return total / len(self.lengths)
+            scores = losses.similarity(*sides, temperature=1.0)
+            total = total + self._terms(scores, masks).sum()
+        # Each process sums over its own queries; gradients are added up over processes.
+        return total / (self.config.batch_size * len(self.lengths))
 
-    def _terms(self, scores: Tensor, masks: "Masks") -> Tensor:
+    def _terms(self, scores: Tensor, masks: Masks) -> Tensor:
         config = self.config
         scaled = scores / self.temperature
         terms = losses.contrastive_terms(scaled, positive=masks.positive, ignored=masks.ignored)
@@ -229,41 +282,12 @@ class ContrastiveObjective:
         weight = config.distillation_weight
         return (1.0 - weight) * terms + weight * taught
 
-    def _masks(self, batch: Batch, *, device: torch.device) -> "Masks":
-        """Build the masks over the columns of all processes."""
+    def _columns(self, batch: Batch, *, device: torch.device) -> Columns:
+        """Learn which passages the processes have brought."""
         own = torch.tensor([text_hash(text) for text in batch.passages], dtype=torch.long)
-        hashes = self.world.gather_rows(own.to(device)).cpu().numpy()
-        offset = sum(self.world.gather_integers(len(batch.passages))[: self.world.rank])
-        first: dict[int, int] = {}
-        copies = np.zeros(len(hashes), dtype=bool)
-        for column, value in enumerate(hashes.tolist()):
-            copies[column] = value in first
-            first.setdefault(value, column)
-        shape = (len(batch.queries), len(hashes))
-        positive, taught = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        ignored = np.zeros(shape, dtype=bool)
-        ignored |= copies[None, :]
-        teacher = np.zeros(shape, dtype=np.float32)
-        for row, known in enumerate(batch.known):
-            for value in known:
-                if value in first:
-                    ignored[row, first[value]] = True
-            positive[row, first[int(hashes[offset + batch.positive[row]])]] = True
-            for column, score in batch.teacher[row].items():
-                place = first[int(hashes[offset + column])]
-                teacher[row, place], taught[row, place] = score, True
-        return Masks(
-            *(torch.from_numpy(a).to(device) for a in (positive, ignored, teacher, taught))
-        )
-
-
-class Masks(NamedTuple):
-    """Masks and teacher scores over ``[queries, passages]``."""
-
-    positive: Tensor
-    ignored: Tensor
-    teacher: Tensor
-    taught: Tensor
+        hashes = self.world.gather_rows(own.to(device)).tolist()
+        counts = self.world.gather_integers(len(batch.passages))
+        return Columns(hashes, offset=sum(counts[: self.world.rank]))
 
 
 def _in_order(pieces: list[Piece], vectors: list[Tensor], *, side: Side) -> Tensor:
@@ -274,5 +298,7 @@ def _in_order(pieces: list[Piece], vectors: list[Tensor], *, side: Side) -> Tens
     return stacked[torch.argsort(places)]
 
 
-def _step_seed(seed: int, *, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([17, seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _step_seed(seed: int, *, step: int, stream: int) -> int:
+    # Seed sequences take no negative words.
+    words = [17, seed, step, abs(stream), int(stream < 0)]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)

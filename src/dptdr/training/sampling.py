@@ -51,9 +51,24 @@ def epoch_order(*, items: int, epoch: int, seed: int) -> Int[np.ndarray, " items
     return _CACHE[key]
 
 
-def draw_positive(count: int, *, seed: int, epoch: int, item: int) -> int:
-    """Return which of a query's positives this epoch trains on."""
-    return int(np.random.default_rng([_POSITIVE, seed, epoch, item]).integers(count))
+def draw_positives(count: int, *, wanted: int = 1, seed: int, epoch: int, item: int) -> list[int]:
+    """Return which of a query's positives this epoch trains on.
+
+    Args:
+        count: Positives there are, at least 1.
+        wanted: Positives asked for; fewer are all taken, once each.
+        seed: The run's seed.
+        epoch: The epoch.
+        item: The group's number.
+
+    Returns:
+        Different positions below ``count``; the first does not depend on ``wanted``.
+    """
+    generator = np.random.default_rng([_POSITIVE, seed, epoch, item])
+    first = int(generator.integers(count))
+    others = [place for place in range(count) if place != first]
+    more = generator.choice(len(others), size=min(len(others), wanted - 1), replace=False)
+    return [first, *sorted(others[int(place)] for place in more)]
 
 
 def draw_negatives(count: int, *, wanted: int, seed: int, epoch: int, item: int) -> list[int]:

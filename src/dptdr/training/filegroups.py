@@ -1,0 +1,80 @@
+"""Training groups from a file, by row, without the queries that checkpoints are selected by."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from dptdr.data.beir import BeirFolder
+from dptdr.data.groups import GroupFile, read_records
+from dptdr.data.intarray import as_numbers, int_array
+from dptdr.errors import TrainingError
+from dptdr.records import TrainingGroup
+
+_POSITIVE_FIELDS = ("positives", "positive_passages", "positive_ctxs")
+
+
+class FileGroups:
+    """Groups of a training file: mined negatives, our own groups, Tevatron's or DPR's format.
+
+    Left out are the dev queries, which would tell the answers, and queries without a positive,
+    which teach nothing; both are counted. The file is read once from first to last, so broken JSON
+    is found before training starts; after that each group is read when its turn comes.
+
+    Args:
+        path: The file.
+        folder: The data folder that ids refer to.
+        held_out: Id and text of the dev queries.
+
+    Raises:
+        DataError: If the file is missing or broken; names file, line and field.
+        TrainingError: If no group is left.
+    """
+
+    def __init__(self, path: Path, *, folder: BeirFolder, held_out: Mapping[str, str]) -> None:
+        self._file = GroupFile(path, folder=folder)
+        self.format = self._file.format
+        self.held_out = 0
+        self.without_positive = 0
+        texts = {_normal(text) for text in held_out.values()}
+        ids = set(held_out)
+        if self.format in ("mined", "groups"):
+            # A dev query's text may stand in the folder under a second id.
+            ids |= {query.id for query in folder.queries() if _normal(query.text) in texts}
+        rows = int_array()
+        for row, (_, record) in enumerate(read_records(path)):
+            if _is_held_out(record, ids=ids, texts=texts):
+                self.held_out += 1
+            elif not next((record[f] for f in _POSITIVE_FIELDS if f in record), None):
+                self.without_positive += 1
+            else:
+                rows.append(row)
+        self._rows: Int64[np.ndarray, " groups"] = as_numbers(rows)
+        if not len(self._rows):
+            raise TrainingError(
+                f"{path}: no group to train on is left: {self.held_out} belong to dev queries, "
+                f"{self.without_positive} have no positive"
+            )
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._rows)
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        """Return one group; a DataError names file, line and field if it is broken."""
+        return self._file[int(self._rows[item])]
+
+
+def _is_held_out(record: Mapping[str, Any], *, ids: set[str], texts: set[str]) -> bool:
+    text = record.get("query", record.get("question"))
+    if isinstance(text, str):
+        # Ids of a foreign file may be anything; its texts tell.
+        return _normal(text) in texts
+    return str(record.get("query_id")) in ids
+
+
+def _normal(text: str) -> str:
+    """Return a text without what does not make it another question."""
+    return " ".join(text.casefold().split())

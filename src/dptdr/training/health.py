@@ -1,0 +1,130 @@
+"""How a deep prompt fares: the share of attention that each layer and head gives to it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dptdr.model import Method, Segment, Side
+from dptdr.model.encoder import length_sorted_batches
+from dptdr.model.methods import DeepPromptMethod
+from dptdr.model.segments import layer_rows, repeat_heads
+
+_TOKENS_PER_BATCH = 2048
+
+
+def attention_mass(
+    method: Method, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+) -> Float[np.ndarray, "layers heads"] | None:
+    """Return the share of attention that each layer's heads give to the prompt.
+
+    The mean over all tokens of the texts. A prompt with a softmax of its own takes no share of the
+    tokens' attention: then it is the norm of what it adds, over that plus the norm of what it is
+    added to.
+
+    Args:
+        method: A tuned method.
+        texts: Some texts.
+        side: Which side they are.
+        max_tokens: Longest text.
+
+    Returns:
+        Numbers in [0, 1]; ``None`` where there is no deep prompt on this side, or the encoder
+        computes attention in a way that shows no scores.
+    """
+    if not isinstance(method, DeepPromptMethod) or not method.changes(side) or not texts:
+        return None
+    backbone = method.backbone
+    if backbone.injection.route != "registry":
+        return None
+    prompt = method.prompt(side)
+    assert prompt is not None
+    with torch.no_grad():
+        segment = prompt.segment()
+    rows = backbone.tokenize(texts, side=side, max_tokens=max_tokens)
+    sums: dict[int, Tensor] = {}
+    tokens_seen = 0
+    training = method.module.training
+    method.module.eval()
+    for places in length_sorted_batches(
+        [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
+    ):
+        tokens = backbone.pad([rows[i] for i in places])
+        real = tokens.mask[:, None, :].float()
+
+        def observe(
+            layer: int,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Tensor | None,
+            scale: float,
+            real: Tensor = real,
+        ) -> None:
+            shares = _shares(
+                segment, layer=layer, query=query, key=key, value=value, mask=mask, scale=scale
+            )
+            total = (shares * real).sum(dim=(0, 2))
+            sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
+
+        with torch.no_grad():
+            method.vectors(tokens, side=side, observer=observe)
+        tokens_seen += int(tokens.mask.sum())
+    method.module.train(training)
+    stacked = torch.stack([sums[layer] for layer in sorted(sums)]) / max(1, tokens_seen)
+    return stacked.cpu().numpy().astype(np.float32)
+
+
+def _shares(
+    segment: Segment,
+    *,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+) -> Float[Tensor, "texts heads tokens"]:
+    """Return what share of each token's attention the prompt gets."""
+    query = query.float()
+    times = query.shape[1] // key.shape[1]
+    keys, values = layer_rows(segment, layer, query=query)
+    to_prompt = query @ keys.float().transpose(-1, -2) * scale
+    to_tokens = query @ repeat_heads(key.float(), times=times).transpose(-1, -2) * scale
+    if mask is not None and mask.dtype == torch.bool:
+        to_tokens = to_tokens.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        to_tokens = to_tokens + mask.float()
+    if segment.joint:
+        prompt, tokens = to_prompt.logsumexp(dim=-1), to_tokens.logsumexp(dim=-1)
+        return torch.sigmoid(prompt - tokens)
+    added = (to_prompt.softmax(dim=-1) @ values.float()).norm(dim=-1)
+    plain = to_tokens.softmax(dim=-1).nan_to_num() @ repeat_heads(value.float(), times=times)
+    share: Tensor = added / (added + plain.norm(dim=-1)).clamp(min=1e-12)
+    return share
+
+
+def prompt_health(
+    method: Method, *, queries: Sequence[str], passages: Sequence[str], max_tokens: int | None
+) -> dict[str, Any]:
+    """Return the attention mass of both sides as JSON values; empty without a deep prompt.
+
+    Args:
+        method: A tuned method.
+        queries: Some queries.
+        passages: Some passages.
+        max_tokens: Longest text.
+
+    Returns:
+        ``{"query": [[share per head] per layer], "passage": ...}``.
+    """
+    sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("passage", passages))
+    found: dict[str, Any] = {}
+    for side, texts in sides:
+        mass = attention_mass(method, texts, side=side, max_tokens=max_tokens)
+        if mass is not None:
+            found[side] = [[round(float(share), 5) for share in row] for row in mass]
+    return found

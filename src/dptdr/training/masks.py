@@ -1,0 +1,92 @@
+"""Which passages of the joint batch count for which query."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def text_hash(text: str) -> int:
+    """Return 63 bits that stand for a text, to find copies across processes."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Masks(NamedTuple):
+    """Masks and teacher scores over ``[queries, passages]``."""
+
+    positive: Tensor
+    ignored: Tensor
+    teacher: Tensor
+    taught: Tensor
+
+
+class Row(NamedTuple):
+    """What one query knows of the batch.
+
+    Args:
+        positive: Columns, within this process's passages, of the positives to be found.
+        known: Hashes of all its positives, drawn or not.
+        teacher: The teacher's scores by column, within this process's passages.
+    """
+
+    positive: Sequence[int]
+    known: frozenset[int]
+    teacher: Mapping[int, float]
+
+
+class Columns:
+    """The passages of all processes, known by their hashes.
+
+    Args:
+        hashes: One per passage of the joint batch.
+        offset: Column of this process's first passage.
+    """
+
+    def __init__(self, hashes: Sequence[int], *, offset: int = 0) -> None:
+        self.hashes = list(hashes)
+        self.offset = offset
+        self._first: dict[int, int] = {}
+        self._copies = np.zeros(len(self.hashes), dtype=bool)
+        for column, value in enumerate(self.hashes):
+            # Of a passage that several processes brought, only the first copy counts.
+            self._copies[column] = value in self._first
+            self._first.setdefault(value, column)
+
+    def __len__(self) -> int:
+        """Number of passages in the joint batch."""
+        return len(self.hashes)
+
+    def place(self, column: int) -> int:
+        """Return the column of the joint batch that counts for one of this process's passages."""
+        return self._first[self.hashes[self.offset + column]]
+
+    def masks(self, rows: Sequence[Row], *, device: torch.device) -> Masks:
+        """Return the masks of some queries.
+
+        Args:
+            rows: The queries.
+            device: Where the masks shall lie.
+
+        Returns:
+            Masks over ``[queries, passages]``, the passages being those of all processes.
+        """
+        shape = (len(rows), len(self))
+        positive, taught = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        ignored = np.broadcast_to(self._copies, shape).copy()
+        teacher = np.zeros(shape, dtype=np.float32)
+        for number, row in enumerate(rows):
+            for value in row.known:
+                if value in self._first:
+                    ignored[number, self._first[value]] = True
+            for column in row.positive:
+                positive[number, self.place(column)] = True
+            for column, score in row.teacher.items():
+                place = self.place(column)
+                teacher[number, place], taught[number, place] = score, True
+        return Masks(
+            *(torch.from_numpy(made).to(device) for made in (positive, ignored, teacher, taught))
+        )

@@ -1,0 +1,174 @@
+"""From a data folder to what a run trains on and selects by."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dptdr.config.training import TrainingConfig
+from dptdr.data.beir import BeirFolder
+from dptdr.errors import ConfigError, TrainingError
+from dptdr.files import sha256_file
+from dptdr.records import Qrels, Query
+from dptdr.training.filegroups import FileGroups
+from dptdr.training.groups import (
+    DevSet,
+    Groups,
+    QrelsGroups,
+    draw_dev_ids,
+    held_out_split,
+    load_texts,
+    sample_texts,
+)
+
+_INITIALISATION_TEXTS = 128
+_GROUPS_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a run trains on and selects by.
+
+    Args:
+        groups: Training groups.
+        dev: Dev queries and corpus.
+        query_texts: Some queries, for initialisation.
+        passage_texts: Some positives, for initialisation.
+        facts: Counts and origin, for the bundle's card.
+    """
+
+    groups: Groups
+    dev: DevSet
+    query_texts: list[str]
+    passage_texts: list[str]
+    facts: dict[str, Any]
+
+
+def load_data(
+    folder: BeirFolder,
+    config: TrainingConfig,
+    *,
+    negatives: Path | None = None,
+    groups: Groups | None = None,
+    min_grade: int = 1,
+) -> TrainingData:
+    """Read what a run needs of a data folder.
+
+    Args:
+        folder: The data.
+        config: Sizes of the dev set, and the seed.
+        negatives: A training file that replaces the train qrels: mined negatives, groups, or a
+            file of Tevatron or DPR. Its dev queries are left out.
+        groups: Groups that replace the train qrels; the caller has left out dev queries.
+        min_grade: Least grade of a positive in the train qrels.
+
+    Returns:
+        Groups and dev set.
+
+    Raises:
+        ConfigError: If distillation is asked for and there are no scores to learn from.
+        DataError: If a file is missing or broken.
+        TrainingError: If there is nothing to train on, or nothing to select by.
+    """
+    from_qrels = negatives is None and groups is None
+    train, judged = _judgements(folder, config, needs_train=from_qrels)
+    dev, corpus_ids = draw_dev_ids(
+        judged,
+        [passage.id for passage in folder.passages()],
+        queries=config.dev_queries,
+        passages=config.dev_passages,
+        seed=config.seed,
+    )
+    if not dev:
+        raise TrainingError(f"{folder.path}: no dev query has a positive, so nothing to select by")
+    positives = _positives(train, min_grade=min_grade) if from_qrels else set()
+    queries, passages = load_texts(
+        folder,
+        query_ids={*(train if from_qrels else ()), *judged},
+        passage_ids=positives | corpus_ids,
+    )
+    made: Groups
+    facts: dict[str, Any] = {"data": folder.name, "data_fingerprint": folder.fingerprint()}
+    if groups is not None:
+        made = groups
+    elif negatives is not None:
+        made = FileGroups(negatives, folder=folder, held_out={q: queries[q] for q in judged})
+        facts |= _file_facts(negatives, made)
+    else:
+        made = QrelsGroups(
+            queries=queries,
+            passages={p: passages[p].content for p in positives},
+            qrels=_without_dev_texts(train, judged, queries),
+            min_grade=min_grade,
+        )
+        facts["train_queries_without_positive"] = made.without_positive
+    if config.distillation != "none":
+        _check_teacher(made, config)
+    query_texts, passage_texts = sample_texts(made, _INITIALISATION_TEXTS, seed=config.seed)
+    return TrainingData(
+        groups=made,
+        dev=DevSet(
+            queries=[Query(q, queries[q]) for q in sorted(dev)],
+            passages=[passages[p] for p in sorted(corpus_ids)],
+            qrels=dev,
+        ),
+        query_texts=query_texts,
+        passage_texts=passage_texts,
+        facts={
+            **facts,
+            "train_queries": len(made),
+            "dev_queries": len(dev),
+            "dev_passages": len(corpus_ids),
+            "dev_split": "dev" if folder.has_split("dev") else "held out from train",
+        },
+    )
+
+
+def _judgements(
+    folder: BeirFolder, config: TrainingConfig, *, needs_train: bool
+) -> tuple[Qrels, Qrels]:
+    """Return train and dev qrels; without a dev split some train queries are held out."""
+    given = folder.has_split("dev")
+    if given and not needs_train:
+        return {}, folder.qrels("dev")
+    train = folder.qrels("train")
+    if given:
+        return train, folder.qrels("dev")
+    return held_out_split(train, most_queries=config.dev_queries, seed=config.seed)
+
+
+def _positives(qrels: Qrels, *, min_grade: int) -> set[str]:
+    return {p for judged in qrels.values() for p, grade in judged.items() if grade >= min_grade}
+
+
+def _file_facts(path: Path, groups: FileGroups) -> dict[str, Any]:
+    return {
+        "training_file": path.name,
+        "training_file_format": groups.format,
+        "training_file_sha256": sha256_file(path),
+        "train_queries_without_positive": groups.without_positive,
+        "train_queries_left_out_as_dev": groups.held_out,
+    }
+
+
+def _without_dev_texts(train: Qrels, dev: Iterable[str], queries: Mapping[str, str]) -> Qrels:
+    """Drop train queries whose very text is a dev query: they would tell the answers."""
+    texts = {queries[q] for q in dev}
+    return {q: judged for q, judged in train.items() if queries[q] not in texts}
+
+
+def _check_teacher(groups: Groups, config: TrainingConfig) -> None:
+    """Refuse distillation without scores: its loss would be 0 and nobody would see it."""
+    for item in range(min(len(groups), _GROUPS_LOOKED_AT)):
+        group = groups[item]
+        positive, negative = len(group.positive_scores), len(group.negative_scores)
+        if config.distillation == "margin-mse" and positive and negative:
+            return
+        if config.distillation == "kl" and positive + negative >= 2:
+            return
+    needed = "positives and negatives" if config.distillation == "margin-mse" else "passages"
+    raise ConfigError(
+        f"distillation '{config.distillation}' needs a teacher's scores of {needed} in the "
+        f"training file; the first {min(len(groups), _GROUPS_LOOKED_AT)} groups have none: mine "
+        "with a teacher, or train without distillation"
+    )

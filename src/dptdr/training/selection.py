@@ -1,0 +1,178 @@
+"""Which checkpoint becomes the task: at the end of a run, and again whenever one likes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dptdr.config.methods import config_from
+from dptdr.errors import WrongBackbone
+from dptdr.evaluation import evaluate
+from dptdr.model import Backbone, Encoder, Limits, Method, MethodFactory, TaskManifest, save_task
+from dptdr.search.retrieval import retrieve
+from dptdr.training.checkpoints import RunFolder
+from dptdr.training.groups import DevSet
+from dptdr.training.loop import best_step
+
+_DEPTH = 100
+
+
+def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
+    """Return the dev measures of an encoder: the selecting one, and those that are always taken."""
+    names = list(dict.fromkeys([measure, "nDCG@10", "RR@10", "R@100"]))
+    return _measures(encoder, dev, names=names)
+
+
+def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[str, float]:
+    run = retrieve(encoder, queries=dev.queries, passages=dev.passages, depth=_DEPTH)
+    return {
+        name: float(value)
+        for name, value in evaluate(run, dev.qrels, measures=names).measures.items()
+    }
+
+
+def select_again(run_folder: Path, *, measure: str) -> int:
+    """Return which checkpoint of a finished run is best by another measure.
+
+    Args:
+        run_folder: ``TASK.training`` of the run.
+        measure: A measure that was taken, while training or by :func:`measure_again`.
+
+    Returns:
+        The step.
+
+    Raises:
+        TrainingError: If the run took no such measure.
+    """
+    return best_step(RunFolder(run_folder).dev_history(), measure=measure)
+
+
+def measure_again(
+    run_folder: Path, dev: DevSet, *, backbone: Backbone, measures: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """Take further dev measures of all checkpoints that were kept, and add them to the log.
+
+    Args:
+        run_folder: ``TASK.training`` of the run.
+        dev: Dev queries and corpus, such as ``load_data(...).dev`` of the run's data.
+        backbone: The backbone of the run.
+        measures: Names as ir_measures writes them; down to rank 100.
+
+    Returns:
+        All measures by step.
+
+    Raises:
+        TrainingError: If there is no finished run in the folder.
+        WrongBackbone: If the run was made on another backbone.
+    """
+    folder = RunFolder(run_folder)
+    history = folder.dev_history()
+    identity = folder.identity()
+    limits = training_limits(backbone, identity)
+    for step in folder.checkpoint_steps():
+        method = _rebuilt(identity, backbone, folder=folder, step=step)
+        encoder = Encoder(backbone, method=method, limits=limits)
+        taken = _measures(encoder, dev, names=measures)
+        history[step] = history.get(step, {}) | taken
+        folder.log({"kind": "dev", "step": step, **history[step]})
+    return history
+
+
+def write_bundle(
+    run_folder: Path, out: Path, *, backbone: Backbone, step: int | None = None
+) -> TaskManifest:
+    """Write a task bundle from a checkpoint of a run.
+
+    Args:
+        run_folder: ``TASK.training`` of the run.
+        out: The bundle's folder.
+        backbone: The backbone of the run.
+        step: The checkpoint; by default the best one by the run's own measure.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        TrainingError: If there is no such run or checkpoint.
+        WrongBackbone: If the run was made on another backbone.
+    """
+    folder = RunFolder(run_folder)
+    identity = folder.identity()
+    chosen = select_again(run_folder, measure=identity["dev_measure"]) if step is None else step
+    method = _rebuilt(identity, backbone, folder=folder, step=chosen)
+    return save_as_task(folder, out, method=method, step=chosen)
+
+
+def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> TaskManifest:
+    """Write the bundle of a method that holds a checkpoint.
+
+    Args:
+        folder: The run's files.
+        out: The bundle's folder.
+        method: The run's method, as it was at the checkpoint.
+        step: The checkpoint.
+
+    Returns:
+        The bundle's manifest.
+    """
+    out = Path(out)
+    # The bundle reads texts as long as the backbone can, whatever was cut while training.
+    encoder = Encoder(method.backbone, method=method, name=out.name)
+    training = folder.identity()
+    data = training.pop("data")
+    for known_elsewhere in ("method_settings", "backbone_fingerprint"):
+        training.pop(known_elsewhere)
+    measures = {f"dev {name}": v for name, v in folder.dev_history().get(step, {}).items()}
+    measures |= {
+        f"bare backbone dev {name}": value for name, value in bare_measures(folder).items()
+    }
+    return save_task(
+        out,
+        encoder,
+        name=out.name,
+        training={**data, **training, "best_step": step},
+        measures=measures,
+    )
+
+
+def bare_measures(folder: RunFolder) -> dict[str, float]:
+    """Return the dev measures of the bare backbone, empty if they were not taken yet."""
+    for record in folder.records():
+        if record["kind"] == "bare":
+            return {k: v for k, v in record.items() if isinstance(v, float)}
+    return {}
+
+
+def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
+    """Return how long texts may be while training.
+
+    Args:
+        backbone: The encoder.
+        settings: Holds ``max_query_tokens`` and ``max_passage_tokens``; 0 is the encoder's limit.
+
+    Returns:
+        The limits.
+    """
+    longest = backbone.pooling.max_tokens
+    return Limits(
+        max_query_tokens=min(settings["max_query_tokens"] or longest, longest),
+        max_passage_tokens=min(settings["max_passage_tokens"] or longest, longest),
+    )
+
+
+def _rebuilt(
+    identity: Mapping[str, Any], backbone: Backbone, *, folder: RunFolder, step: int
+) -> Method:
+    """Build the run's method anew, as it was at a checkpoint."""
+    if identity["backbone_fingerprint"] != backbone.fingerprint:
+        raise WrongBackbone(
+            f"{folder.path}: the run was made on a backbone with fingerprint "
+            f"{identity['backbone_fingerprint']}, but '{backbone.name}' has {backbone.fingerprint}"
+        )
+    state = folder.load_checkpoint(step)
+    name, config = config_from(identity["method"], identity["method_settings"])
+    # The checkpoint's rows take the place of an initialisation from texts.
+    factory = MethodFactory(rows=state if name == "deep-prompt" else None)
+    method = factory.build(name, backbone, config, seed=0)
+    method.load(state)
+    method.module.eval()
+    return method
