@@ -5,7 +5,7 @@ reports the same as one that was not.
 """
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ class BottomSample:
         items: Hash and item of what was kept before.
     """
 
-    def __init__(self, size: int, items: Iterable[tuple[int, Any]] = ()) -> None:
+    def __init__(self, size: int, items: Iterable[Sequence[Any]] = ()) -> None:
         self.size = size
         self.items: list[tuple[int, Any]] = [(int(key), item) for key, item in items]
         self._bound = 2**64
