@@ -44,6 +44,9 @@ def command(
     negatives_per_query: Annotated[
         int, typer.Option(help="Mined negatives drawn per query and step.")
     ] = _DEFAULTS.negatives_per_query,
+    positives_per_query: Annotated[
+        int, typer.Option(help="Positives drawn per query and step, where there are several.")
+    ] = _DEFAULTS.positives_per_query,
     prompt_length: Annotated[
         int, typer.Option(help="Prompt rows per layer (deep and shallow prompts).")
     ] = _PROMPT.prompt_length,
@@ -102,6 +105,12 @@ def command(
     distillation: Annotated[
         str, typer.Option(help="none, kl or margin-mse; needs scores in --negatives.")
     ] = _DEFAULTS.distillation,
+    distillation_weight: Annotated[
+        float, typer.Option(help="Share of the distillation loss; the rest is contrastive.")
+    ] = _DEFAULTS.distillation_weight,
+    value_rate_factor: Annotated[
+        float, typer.Option(help="Learning rate of prompt values as a multiple of the keys'.")
+    ] = _DEFAULTS.value_rate_factor,
     matryoshka: Annotated[
         list[int] | None, typer.Option(help="Shorter vector length to train as well; repeatable.")
     ] = None,
@@ -154,6 +163,9 @@ def command(
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "negatives_per_query": negatives_per_query,
+            "positives_per_query": positives_per_query,
+            "distillation_weight": distillation_weight,
+            "value_rate_factor": value_rate_factor,
             "temperature": temperature,
             "warmup_share": warmup_share,
             "schedule": schedule,
@@ -261,9 +273,7 @@ def _train(
     set_threads(threads)
     encoder = Backbone.load(backbone, device=device)
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=encoder)
-    extra: dict[str, Any] = {} if negatives is None else {"negatives": negatives}
-    prepared = load_data(folder, config, min_grade=min_grade, **extra)
-    logged: dict[str, Any] = {} if tensorboard is None else {"tensorboard": tensorboard}
+    prepared = load_data(folder, config, negatives=negatives, min_grade=min_grade)
     with Watching(config.dev_measure) as watch:
         return train_task(
             prepared,
@@ -275,7 +285,7 @@ def _train(
             resume=resume,
             start_rows=rows,
             watch=watch,
-            **logged,
+            tensorboard=tensorboard,
         )
 
 
