@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,13 +11,8 @@ import dptdr
 from dptdr.errors import DptdrError
 from dptdr.serving import admin, problems, routes
 from dptdr.serving.asking import HungUp
-from dptdr.serving.draining import announce
 from dptdr.serving.middleware import Surroundings, make_logger
 from dptdr.serving.runtime import Runtime
-from dptdr.serving.settings import ServerSettings
-
-SETTINGS_VARIABLE = "DPTDR_SERVER_SETTINGS"
-"""Where a worker process finds its settings."""
 
 
 def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
@@ -71,7 +64,8 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
 
 def _load(runtime: Runtime, log: Any) -> None:
     try:
-        runtime.load()
+        if not runtime.loaded:
+            runtime.load()
     except DptdrError as error:
         runtime.failure = error
     except Exception as error:
@@ -86,10 +80,3 @@ def _load(runtime: Runtime, log: Any) -> None:
         tasks=len(runtime.bank.tasks()),
         broken=len(runtime.bank.broken),
     )
-
-
-def worker_app() -> FastAPI:
-    """Return the application of a worker process, as its settings file says."""
-    runtime = Runtime(ServerSettings.read(Path(os.environ[SETTINGS_VARIABLE])))
-    announce(runtime)
-    return build_app(runtime)

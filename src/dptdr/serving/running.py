@@ -1,17 +1,15 @@
 """Running a server: one process, or several that share the catalogue on disk."""
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dptdr.errors import ServingError
+from dptdr.errors import DptdrError, ServingError
 from dptdr.serving.settings import ServerSettings
 
 _BACKLOG = 2048
@@ -41,8 +39,6 @@ def _config(app: Any, settings: ServerSettings, *, host: str, port: int) -> Any:
         app,
         host=host,
         port=port,
-        factory=isinstance(app, str),
-        workers=settings.workers,
         access_log=False,
         log_level="warning",
         backlog=_BACKLOG,
@@ -82,22 +78,45 @@ def _bind(config: Any, *, host: str, port: int) -> Any:
 
 
 def _serve_workers(settings: ServerSettings, *, host: str, port: int) -> None:
-    from uvicorn.supervisors import Multiprocess
-
-    from dptdr.serving.draining import DrainingServer
-    from dptdr.serving.http import SETTINGS_VARIABLE
+    from dptdr.serving.supervisor import Supervisor
 
     file = settings.state_folder / "settings.json"
     settings.write(file)
-    os.environ[SETTINGS_VARIABLE] = str(file)
+    config = _config(None, settings, host=host, port=port)
     with _metrics_folder():
-        _try_start(file)
-        config = _config("dptdr.serving.http:worker_app", settings, host=host, port=port)
-        server = DrainingServer(config)
-        with contextlib.suppress(KeyboardInterrupt):
-            Multiprocess(
-                config, target=server.run, sockets=[_bind(config, host=host, port=port)]
-            ).run()
+        Supervisor(
+            work,
+            (str(file), _bind(config, host=host, port=port)),
+            workers=settings.workers,
+            patience_seconds=settings.drain_seconds + settings.stop_seconds + 5.0,
+        ).run()
+
+
+def work(file: str, socket: Any, failures: Any) -> None:
+    """Be a worker process: load everything, then accept from the socket that all workers share.
+
+    Args:
+        file: The settings file.
+        socket: The listening socket. Nothing is accepted before the worker can answer, so that
+            a worker that takes another's place costs nobody an error.
+        failures: Where to say why nothing could be loaded.
+    """
+    from dptdr.serving.draining import DrainingServer, announce
+    from dptdr.serving.http import build_app
+    from dptdr.serving.runtime import Runtime
+    from dptdr.serving.supervisor import CANNOT_LOAD
+
+    settings = ServerSettings.read(Path(file))
+    try:
+        runtime = Runtime(settings)
+        runtime.load()
+    except DptdrError as error:
+        failures.put(str(error))
+        sys.exit(CANNOT_LOAD)
+    announce(runtime)
+    config = _config(build_app(runtime), settings, host="", port=0)
+    config.configure_logging()
+    DrainingServer(config).run(sockets=[socket])
 
 
 @contextlib.contextmanager
@@ -110,38 +129,3 @@ def _metrics_folder() -> Iterator[None]:
     finally:
         del os.environ["PROMETHEUS_MULTIPROC_DIR"]
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _try_start(file: Path) -> None:
-    """Load everything once in a process of its own, so that a mistake ends the server at once.
-
-    Without this a supervisor would start failing workers for ever.
-    """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_load_once, args=(str(file), theirs))
-    process.start()
-    theirs.close()
-    try:
-        message = ours.recv()
-    except EOFError:
-        message = "the process that loads the tasks ended; see above"
-    process.join()
-    if message is not None:
-        raise ServingError(message)
-
-
-def _load_once(file: str, pipe: Any) -> None:
-    from dptdr.errors import DptdrError
-    from dptdr.serving.runtime import Runtime
-
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    try:
-        settings = replace(ServerSettings.read(Path(file)), hybrid=False)
-        runtime = Runtime(settings)
-        runtime.load()
-        runtime.stop()
-    except DptdrError as error:
-        pipe.send(str(error))
-    else:
-        pipe.send(None)

@@ -93,9 +93,14 @@ class Runtime:
         self._loaded.set()
 
     @property
+    def loaded(self) -> bool:
+        """Whether everything is there."""
+        return self._loaded.is_set()
+
+    @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._loaded.is_set() and not self.draining
+        return self.loaded and not self.draining
 
     @property
     def bank(self) -> Bank:

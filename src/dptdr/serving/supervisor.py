@@ -1,0 +1,111 @@
+"""Keeps worker processes alive, and ends them together."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any
+
+from dptdr.errors import ServingError
+
+_SOON_SECONDS = 5.0
+_MOST_EARLY_DEATHS = 5
+
+
+CANNOT_LOAD = 3
+"""Exit code of a worker that says why it cannot start."""
+
+
+class Supervisor:
+    """Runs workers that accept from one socket; a worker that dies is replaced.
+
+    Args:
+        target: What a worker does; takes the arguments and a queue for its last words.
+        arguments: The arguments.
+        workers: How many processes.
+        patience_seconds: How long workers may take to end before they are killed.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        *,
+        workers: int,
+        patience_seconds: float,
+    ) -> None:
+        self.target = target
+        self.arguments = arguments
+        self.workers = workers
+        self.patience_seconds = patience_seconds
+        self._context = multiprocessing.get_context("spawn")
+        self._failures = self._context.SimpleQueue()
+        self._running: dict[SpawnProcess, float] = {}
+        self._early = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Run until a stop signal comes and all workers have ended.
+
+        Raises:
+            ServingError: If workers cannot load, or die again and again right after their start.
+        """
+        before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            for _ in range(self.workers):
+                self._start()
+            while not self._stopping:
+                sentinels = [process.sentinel for process in self._running]
+                multiprocessing.connection.wait(sentinels, timeout=0.2)
+                for process in [p for p in self._running if not p.is_alive()]:
+                    if not self._stopping:
+                        self._replace(process)
+        finally:
+            self._end()
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def _replace(self, process: SpawnProcess) -> None:
+        soon = time.monotonic() - self._running[process] < _SOON_SECONDS
+        self._early = self._early + 1 if soon else 0
+        self._bury(process)
+        if process.exitcode == CANNOT_LOAD:
+            raise ServingError(self._failures.get())
+        if self._early >= _MOST_EARLY_DEATHS:
+            raise ServingError(
+                f"{self._early} workers in a row died within {_SOON_SECONDS:g} seconds of their "
+                "start; the log above says why"
+            )
+        self._start()
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        del sig, frame
+        self._stopping = True
+
+    def _start(self) -> None:
+        process = self._context.Process(target=self.target, args=(*self.arguments, self._failures))
+        process.start()
+        self._running[process] = time.monotonic()
+
+    def _bury(self, process: SpawnProcess) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        del self._running[process]
+        sys.stderr.write(f"worker {process.pid} died with code {process.exitcode}, replacing it\n")
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            mark_process_dead(process.pid)
+
+    def _end(self) -> None:
+        for process in self._running:
+            process.terminate()
+        deadline = time.monotonic() + self.patience_seconds
+        for process in self._running:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
