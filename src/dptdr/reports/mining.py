@@ -51,8 +51,8 @@ def mining_report(
         "overlap": _overlap(statistics),
         "rank_bounds": list(RANK_BOUNDS),
         "characters": {
-            "negatives": quantiles(statistics.negative_characters.values()),
-            "positives": quantiles(statistics.positive_characters.values()),
+            "negatives": quantiles(_floats(statistics.negative_characters.values())),
+            "positives": quantiles(_floats(statistics.positive_characters.values())),
         },
         "teacher": teacher,
         "hardness": {
@@ -67,7 +67,7 @@ def mining_report(
         "removal": dict(removal) if removal is not None else None,
         "dropped_examples": statistics.examples.values(),
         "warnings": warnings_of(statistics, settings),
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "sources": [asdict(one) for one in settings.sources]},
     }
 
 
@@ -86,6 +86,10 @@ def quantiles(values: Sequence[float]) -> dict[str, float] | None:
     found = np.quantile(numbers, _QUANTILES)
     named = {f"p{round(100 * q):02d}": float(v) for q, v in zip(_QUANTILES, found, strict=True)}
     return {"mean": float(numbers.mean()), **named}
+
+
+def _floats(values: Sequence[int]) -> list[float]:
+    return [float(value) for value in values]
 
 
 def mining_tables(report: Mapping[str, Any]) -> str:

@@ -1,0 +1,208 @@
+"""``dptdr mine`` from the command line."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dptdr.cli.mine import command
+from dptdr.data.beir import BeirFolder, write_beir
+from dptdr.data.groups import GroupFile
+from dptdr.errors import ConfigError, DataError, NegativesError
+from dptdr.records import Passage, Query
+
+WORDS = ["fox", "dog", "cat", "sea"]
+
+
+class _WordEncoder:
+    dim = 4
+    name = "words"
+    backbone_fingerprint = "b" * 64
+    query_fingerprint = "q" * 64
+    passage_fingerprint = "p" * 64
+
+    def __init__(self):
+        self.passages = 0
+
+    def _encode(self, texts):
+        return np.array(
+            [[text.split().count(word) for word in WORDS] for text in texts], dtype=np.float32
+        ).reshape(len(texts), 4)
+
+    def encode_queries(self, texts, *, on_progress=None):
+        return self._encode(texts)
+
+    def encode_passages(self, texts, *, on_progress=None):
+        self.passages += len(texts)
+        return self._encode(texts)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    double = _WordEncoder()
+    room = SimpleNamespace(load_encoder=lambda **_: double)
+    monkeypatch.setitem(sys.modules, "dptdr.model", room)
+    return double
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_beir(
+        tmp_path / "animals",
+        passages=[
+            Passage("p0", "fox fox"),
+            Passage("p1", "fox dog"),
+            Passage("p2", "Fox  fox", title="copy"),
+            Passage("p3", "fox sea"),
+            Passage("p4", "dog dog cat"),
+        ],
+        queries=[Query("q0", "fox"), Query("q1", "dog"), Query("q2", "cat")],
+        qrels={
+            "train": {"q0": {"p0": 1}, "q1": {"p1": 1}},
+            "test": {"q2": {"p4": 2, "p3": 2, "p1": 0}},
+        },
+        meta={},
+    )
+    return tmp_path / "animals"
+
+
+def _invoke(*arguments):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_mine_writes_negatives_that_training_reads(data, tmp_path, encoder):
+    out = tmp_path / "negatives.jsonl"
+    result = _invoke(
+        data, "--source", "bm25", "--source", "backbone:minilm", "--out", out, "--quota", "2",
+        "--report", tmp_path / "report", "--json", tmp_path / "report.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    records = {record["query_id"]: record for record in _records(out)}
+    first = {item["id"]: item["sources"] for item in records["q0"]["negatives"]}
+    # p2 is a copy of the positive p0; p1 and p3 share the word.
+    assert set(first) == {"p1", "p3"}
+    # By dot product: p0 and p2 have 2, p1 and p3 have 1.
+    assert first["p3"]["backbone:minilm"] == {"rank": 4, "score": 1.0}
+    assert first["p3"]["bm25"]["rank"] in (3, 4)
+    (group, _) = GroupFile(out, folder=BeirFolder(data))
+    assert (group.query, group.positives) == ("fox", ("fox fox",))
+    assert set(group.negatives) == {"fox dog", "fox sea"}
+    assert not out.with_name("negatives.jsonl.partial").exists()
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["sources"]["bm25"]["queries"] == 2
+    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "negatives for 2 queries" in result.output
+
+
+def test_mine_gives_the_same_bytes_with_any_threads_and_a_cache(data, tmp_path, encoder):
+    options = ["--source", "bm25,sampling=uniform,quota=1", "--source", "backbone:minilm"]
+    contents = []
+    for number in ("1", "3"):
+        out = tmp_path / f"{number}.jsonl"
+        result = _invoke(
+            data, *options, "--out", out, "--threads", number, "--cache", tmp_path / "cache"
+        )
+        assert result.exit_code == 0, result.output
+        contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+    # The second run found the corpus vectors of the first.
+    assert encoder.passages == 5
+
+
+def test_mine_drops_by_a_teacher_and_measures_it_on_judged_data(data, tmp_path, encoder):
+    out = tmp_path / "n.jsonl"
+    result = _invoke(
+        data, "--source", "backbone:minilm", "--out", out, "--teacher", "backbone:minilm",
+        "--drop-above", "0.5", "--judged-split", "test", "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    records = {record["query_id"]: record for record in _records(out)}
+    # All that hold the word are dropped; p4 alone is left for the fox.
+    assert [item["id"] for item in records["q0"]["negatives"]] == ["p4"]
+    assert records["q0"]["positive_teacher"] == [2.0]
+    report = json.loads((tmp_path / "r.json").read_text())
+    # Known: p4. Hidden: p3, without the word, so kept. Other: p1, kept.
+    assert report["removal"]["recall"] == 0.0
+    assert report["removal"]["judged_candidates"] == 2
+    assert report["dropped"]["backbone:minilm"]["above"] > 0
+    assert {example["reason"] for example in report["dropped_examples"]} == {"above"}
+
+
+def test_mine_takes_scores_from_a_file_and_keeps_all_to_distil(data, tmp_path):
+    scores = tmp_path / "scores.trec"
+    lines = [f"{q} Q0 p{n} 1 {n / 10} t" for q in ("q0", "q1") for n in range(5)]
+    scores.write_text("\n".join(lines))
+    out = tmp_path / "n.jsonl"
+    result = _invoke(
+        data, "--source", "bm25", "--out", out, "--teacher", f"file:{scores}", "--keep-scores"
+    )
+    assert result.exit_code == 0, result.output
+    found = {item["id"]: item["teacher"] for item in _records(out)[0]["negatives"]}
+    assert found == {"p1": 0.1, "p3": 0.3}
+
+
+def test_mine_writes_for_tevatron(data, tmp_path):
+    out = tmp_path / "n.jsonl"
+    result = _invoke(data, "--source", "bm25", "--out", out, "--format", "tevatron")
+    assert result.exit_code == 0, result.output
+    groups = list(GroupFile(out))
+    assert groups[0].query == "fox"
+    assert groups[0].positives == ("fox fox",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--source", "bm52"], "source 'bm52': expected bm25"),
+        (["--source", "bm25", "--margin", "0.1"], "--keep-scores need a --teacher"),
+        (["--source", "bm25", "--teacher", "task:t"], "--teacher needs a bound to drop by"),
+        (
+            ["--source", "bm25", "--teacher", "task:t", "--margin", "1", "--keep-scores"],
+            "--keep-scores drops nothing",
+        ),
+        (["--source", "bm25", "--judged-split", "test"], "--judged-split measures a removal"),
+        (["--source", "bm25", "--source", "bm25"], "two sources are called 'bm25'"),
+        (["--source", "bm25", "--teacher", "judge", "--margin", "1"], "teacher 'judge': expected"),
+    ],
+)
+def test_mine_refuses_options_that_contradict(data, tmp_path, options, message):
+    result = _invoke(data, *options, "--out", tmp_path / "n.jsonl")
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "n.jsonl").exists()
+
+
+def test_mine_names_unknown_ids_of_a_run_and_missing_files(data, tmp_path):
+    run = tmp_path / "other.trec"
+    run.write_text("q0 Q0 p1 1 2 t\nq0 Q0 zz 2 1 t\n")
+    out = tmp_path / "n.jsonl"
+    error = _invoke(data, "--source", f"run:{run}", "--out", out).exception
+    assert isinstance(error, DataError)
+    assert f"{run}, line 2: passage 'zz' is not in the corpus" in str(error)
+    error = _invoke(data, "--source", "run:absent.trec", "--out", out).exception
+    assert "absent.trec: no such file" in str(error)
+    error = _invoke(data, "--source", "bm25", "--split", "dev", "--out", out).exception
+    assert "no split 'dev'; this folder has train, test" in str(error)
+    run.write_text("q9 Q0 p1 1 2 t\n")
+    error = _invoke(data, "--source", f"run:{run}", "--out", out).exception
+    assert isinstance(error, NegativesError)
+    assert "ranks none of the 2 judged queries" in str(error)
+
+
+def test_mine_tells_of_sources_and_queries_without_candidates(data, tmp_path):
+    run = tmp_path / "own.trec"
+    run.write_text("q0 Q0 p0 1 2 t\nq0 Q0 p2 2 1 t\n")
+    result = _invoke(data, "--source", f"run:{run}", "--source", "bm25", "--out", tmp_path / "n")
+    assert result.exit_code == 0, result.output
+    assert "warning: source 'run:own' finds only positives at ranks 1 to 200" in result.output
