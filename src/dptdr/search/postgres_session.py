@@ -1,0 +1,145 @@
+"""A connection to PostgreSQL that is made again when it breaks, and the one schema for all tasks.
+
+Every set of vectors is a *collection* with a number; rows carry that number, and through it the
+fingerprints of what made them. A name points to its active collection, so that a renewed one is
+loaded beside the old and takes its place in one transaction.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dptdr.errors import VectorsError
+
+_TRIES = 4
+_FIRST_PAUSE_SECONDS = 0.2
+
+Result = TypeVar("Result")
+
+SCHEMA = """
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE SCHEMA IF NOT EXISTS dptdr;
+CREATE TABLE IF NOT EXISTS dptdr.collections (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL,
+    active boolean NOT NULL DEFAULT false,
+    loaded bigint NOT NULL DEFAULT 0,
+    dim integer NOT NULL,
+    passage_fingerprint text NOT NULL,
+    origin jsonb NOT NULL,
+    created timestamptz NOT NULL DEFAULT now()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS one_active_collection ON dptdr.collections (name) WHERE active;
+CREATE TABLE IF NOT EXISTS dptdr.passages (
+    collection integer NOT NULL REFERENCES dptdr.collections (id) ON DELETE CASCADE,
+    id text NOT NULL,
+    title text NOT NULL,
+    text text NOT NULL,
+    metadata jsonb NOT NULL,
+    vector vector NOT NULL,
+    PRIMARY KEY (collection, id)
+);
+"""
+
+
+def import_psycopg() -> Any:
+    """Return the module psycopg.
+
+    Raises:
+        VectorsError: If the extra ``postgres`` is not installed.
+    """
+    try:
+        import pgvector.psycopg
+        import psycopg
+    except ImportError as error:
+        raise VectorsError(
+            f"PostgreSQL needs psycopg and pgvector ({error}); run `pip install 'dptdr[postgres]'`"
+        ) from None
+    del pgvector
+    return psycopg
+
+
+class Session:
+    """Runs work on a connection, and again on a new one when the connection broke.
+
+    Args:
+        dsn: Address of the database, such as ``postgresql://user@host/name``.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.reconnections = 0
+        self._psycopg = import_psycopg()
+        self._connection: Any = None
+
+    def run(self, work: Callable[[Any], Result]) -> Result:
+        """Run work in one transaction; after a broken connection it is run again.
+
+        Args:
+            work: Gets the connection. It must be safe to run twice: whether a transaction whose
+                connection broke was kept cannot be known.
+
+        Returns:
+            What the work returns.
+
+        Raises:
+            VectorsError: If the database does not answer after several tries, or refuses.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in range(1, _TRIES + 1):
+            try:
+                connection = self._connect()
+                with connection.transaction():
+                    return work(connection)
+            except self._psycopg.OperationalError as error:
+                # Disk full and out of memory are operational errors too, of a living connection.
+                broken = self._connection is None or self._connection.closed
+                if not broken or attempt == _TRIES:
+                    raise VectorsError(f"{self.where()}: {self._advice(error)}") from None
+                self.close()
+                self.reconnections += 1
+                time.sleep(pause)
+                pause *= 2
+            except self._psycopg.Error as error:
+                raise VectorsError(f"{self.where()}: refuses ({_one_line(error)})") from None
+        raise AssertionError("unreachable")
+
+    def _connect(self) -> Any:
+        if self._connection is None or self._connection.closed:
+            from pgvector.psycopg import register_vector
+
+            connection = self._psycopg.connect(self.dsn, autocommit=True, connect_timeout=10)
+            connection.execute("SET client_min_messages = warning")
+            # Two processes that make the schema at once would collide in the catalogue.
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(7305810)")
+                connection.execute(SCHEMA)
+            register_vector(connection)
+            self._connection = connection
+        return self._connection
+
+    def _advice(self, error: Exception) -> str:
+        return (
+            f"no answer after {_TRIES} tries ({_one_line(error)}); check that PostgreSQL runs and "
+            "can be reached, then do the same again: what was finished is kept"
+            if self._connection is None or self._connection.closed
+            else f"refuses ({_one_line(error)}); what was finished is kept"
+        )
+
+    def where(self) -> str:
+        """Return host and database for messages, without the password."""
+        try:
+            parts = self._psycopg.conninfo.conninfo_to_dict(self.dsn)
+        except self._psycopg.Error:
+            return "PostgreSQL"
+        return f"PostgreSQL at {parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
+
+    def close(self) -> None:
+        """Close the connection; the next work opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
