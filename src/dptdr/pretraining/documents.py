@@ -1,0 +1,251 @@
+"""The corpus as pretraining reads it: documents by number, two masked spans of each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from dptdr.config.pretraining import PretrainingConfig
+from dptdr.data.beir import BeirFolder
+from dptdr.data.store import PassageStore
+from dptdr.errors import BackboneError, ConfigError
+from dptdr.model import Backbone, Side
+from dptdr.pretraining.masking import Masked, mask_words
+from dptdr.pretraining.spans import cut_spans, distinct_spans, draw_spans, shorten
+from dptdr.pretraining.words import Words
+from dptdr.records import Passage
+from dptdr.training.masks import text_hash
+
+# Streams that must not be correlated get different first words in the seed sequence.
+_HELD_OUT, TRAIN, DEV, WARMUP = 21, 22, 23, 24
+
+_LOOK_AT = 4096
+
+SIDES: tuple[Side, Side] = ("query", "passage")
+"""The first span of a document is read as a query, the second as a passage."""
+
+
+class Text(NamedTuple):
+    """One span as the encoder reads it.
+
+    Args:
+        side: Whose prompt and prefix it gets.
+        ids: Tokens with special ones, masked.
+        places: Where in ``ids`` something is to be told.
+        targets: The true tokens there.
+    """
+
+    side: Side
+    ids: list[int]
+    places: list[int]
+    targets: list[int]
+
+
+class Document(NamedTuple):
+    """What a step takes from a document: two texts, or one if it is too short for two.
+
+    ``owner`` stands for the document's text: spans of equal texts are no negatives of each other.
+    """
+
+    id: str
+    owner: int
+    texts: list[Text]
+
+
+class Frame(NamedTuple):
+    """Tokens that stand around every text of a side: special tokens and the side's prefix."""
+
+    before: list[int]
+    after: list[int]
+
+
+class Documents:
+    """Training and held-out documents of a data folder; texts stay on disk.
+
+    Memory per document: 48 bytes, whatever its length.
+
+    Args:
+        folder: The data; only its corpus is read.
+        config: Sizes, shares and seed.
+
+    Raises:
+        ConfigError: If the corpus has fewer documents than a batch.
+        DataError: If a line of the corpus is broken.
+    """
+
+    def __init__(self, folder: BeirFolder, config: PretrainingConfig) -> None:
+        self.store = PassageStore(folder)
+        count = len(self.store)
+        held_out = min(config.dev_documents, count // 10)
+        if held_out < 2 or count - held_out < config.batch_size:
+            raise ConfigError(
+                f"{folder.path}: the corpus has {count:,} documents, of which {held_out:,} are "
+                f"held out; expected at least 2 of these and at least batch_size "
+                f"({config.batch_size}) others; use a smaller batch or a larger corpus"
+            )
+        order = np.random.default_rng([_HELD_OUT, config.seed]).permutation(count)
+        self.dev: Int[np.ndarray, " documents"] = np.sort(order[:held_out])
+        self.train: Int[np.ndarray, " documents"] = np.sort(order[held_out:])
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        """Return some documents."""
+        return [self.store.at(row) for row in rows]
+
+
+class Reader:
+    """Turns documents into masked spans: a pure function of (seed, step, document).
+
+    Args:
+        backbone: Its tokenizer, prefixes and limit.
+        documents: The corpus.
+        config: Settings.
+        masks: Whether tokens are masked; without, spans are read as they are.
+
+    Raises:
+        BackboneError: If the tokenizer has no mask token, or its words cannot be told.
+        ConfigError: If a span does not fit the encoder.
+    """
+
+    def __init__(
+        self, backbone: Backbone, documents: Documents, config: PretrainingConfig, *, masks: bool
+    ) -> None:
+        self.backbone = backbone
+        self.documents = documents
+        self.config = config
+        self.masks = masks
+        self.words = _words(backbone, needed=masks)
+        self.frames = {side: _frame(backbone, side) for side in SIDES}
+        frame = self.frames[SIDES[0]]
+        self.empty = [*frame.before, *frame.after] or [backbone.tokenizer.eos_token_id or 0]
+        around = max(len(frame.before) + len(frame.after) for frame in self.frames.values())
+        room = backbone.pooling.max_tokens - around
+        if config.span_tokens > room:
+            raise ConfigError(
+                f"span_tokens: expected at most {room} ('{backbone.name}' reads "
+                f"{backbone.pooling.max_tokens} tokens, {around} of them special ones and prefix), "
+                f"got {config.span_tokens}"
+            )
+
+    def read(self, rows: Sequence[int], *, step: int, stream: int = TRAIN) -> list[Document]:
+        """Return what a step takes from some documents.
+
+        Args:
+            rows: The documents' rows in the corpus.
+            step: The step; with the seed and the row it decides spans and masks.
+            stream: Which use of the documents it is.
+
+        Returns:
+            One entry for each row.
+        """
+        passages = self.documents.passages(rows)
+        encoded = self.backbone.tokenizer(
+            [passage.content for passage in passages],
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return [
+            Document(
+                passage.id,
+                text_hash(passage.content),
+                self._texts(ids, step=step, row=row, stream=stream),
+            )
+            for row, passage, ids in zip(rows, passages, encoded, strict=True)
+        ]
+
+    def _texts(self, tokens: list[int], *, step: int, row: int, stream: int) -> list[Text]:
+        config = self.config
+        ids = np.asarray(tokens, dtype=np.int64)
+        starts = np.ones(len(ids), dtype=bool) if self.words is None else self.words.starts(ids)
+        if len(ids) == 0:
+            # A document without words takes its place in the batch and teaches nothing.
+            return [Text(SIDES[0], self.empty, [], [])]
+        spans = cut_spans(
+            starts, span_tokens=config.span_tokens, least_span_tokens=config.least_span_tokens
+        )
+        generator = np.random.default_rng([stream, config.seed, step, row])
+        texts = []
+        drawn = draw_spans(distinct_spans(spans, ids), generator=generator)
+        for side, span in zip(SIDES, drawn, strict=False):
+            begin, stop = shorten(
+                span,
+                starts=starts,
+                share=config.short_span_share,
+                least_span_tokens=config.least_span_tokens,
+                generator=generator,
+            )
+            masked = self._masked(ids[begin:stop], starts[begin:stop], generator=generator)
+            texts.append(self._framed(masked, side=side))
+        return texts
+
+    def _masked(
+        self, ids: np.ndarray, starts: np.ndarray, *, generator: np.random.Generator
+    ) -> Masked:
+        if self.words is None or not self.masks:
+            none = np.zeros(0, dtype=ids.dtype)
+            return Masked(ids, none, none.copy())
+        starts = starts.copy()
+        starts[:1] = True
+        return mask_words(
+            ids,
+            starts=starts,
+            maskable=self.words.maskable(ids),
+            share=self.config.mask_share,
+            mask_id=int(self.backbone.tokenizer.mask_token_id),
+            ordinary=self.words.ordinary,
+            generator=generator,
+        )
+
+    def _framed(self, masked: Masked, *, side: Side) -> Text:
+        frame = self.frames[side]
+        return Text(
+            side=side,
+            ids=[*frame.before, *masked.ids.tolist(), *frame.after],
+            places=(masked.places + len(frame.before)).tolist(),
+            targets=masked.targets.tolist(),
+        )
+
+    @property
+    def looked_at(self) -> int:
+        """How many documents :meth:`has_pairs` looks at, at most."""
+        return min(_LOOK_AT, len(self.documents.train))
+
+    def has_pairs(self) -> bool:
+        """Say whether any of the first training documents can be cut in two different spans."""
+        rows = self.documents.train[: self.looked_at]
+        for start in range(0, len(rows), 64):
+            chosen = [int(row) for row in rows[start : start + 64]]
+            if any(len(document.texts) == 2 for document in self.read(chosen, step=0)):
+                return True
+        return False
+
+
+def _words(backbone: Backbone, *, needed: bool) -> Words | None:
+    """Return the word rule of a tokenizer; spans without masks can do without one."""
+    if needed and backbone.tokenizer.mask_token_id is None:
+        raise BackboneError(
+            f"backbone '{backbone.name}': its tokenizer has no mask token, which the objectives "
+            "mlm and condenser need; use --objectives contrastive, or another encoder"
+        )
+    vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
+    try:
+        return Words(backbone.tokenizer, vocabulary=vocabulary)
+    except BackboneError:
+        if needed:
+            raise
+        return None
+
+
+def _frame(backbone: Backbone, side: Side) -> Frame:
+    """Learn from one word what the tokenizer puts around a text."""
+    prefix = {"query": backbone.pooling.query_prefix, "passage": backbone.pooling.passage_prefix}
+    tokenizer = backbone.tokenizer
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
+    at = next(n for n in range(len(full)) if full[n : n + len(bare)] == bare)
+    words = tokenizer(prefix[side], add_special_tokens=False)["input_ids"] if prefix[side] else []
+    return Frame([*full[:at], *words], full[at + len(bare) :])

@@ -1,0 +1,226 @@
+"""What tells masked words from token states: the encoder's own head, or a new one."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dptdr.model import Backbone
+from dptdr.model.backbone import resolve
+from dptdr.model.injection import quiet_transformers
+from dptdr.model.pooling import transformer_folder
+
+Origin = Literal["checkpoint", "kept", "new"]
+"""Where a head's weights come from: the encoder's checkpoint, an earlier pretraining, or chance."""
+
+Predict: TypeAlias = Callable[[Tensor], Tensor]
+
+_INITIAL_SCALE = 0.02
+
+
+class MlmHead(nn.Module):
+    """Token states in, scores of all words out.
+
+    Args:
+        backbone: The encoder whose word embeddings the scores are made with.
+    """
+
+    kind: Literal["own", "tied"]
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        # In a list, so that the encoder's weights do not count as the head's.
+        self._encoder = [backbone.model]
+
+    def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Return the scores of each word for each state."""
+        raise NotImplementedError
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the head's weights by name, without those that it shares with the encoder."""
+        shared = {id(p) for p in self._encoder[0].parameters()}
+        return {n: p for n, p in self.named_parameters() if id(p) not in shared}
+
+
+class TiedHead(MlmHead):
+    """A new head as BERT's: dense layer, GELU, layer norm, the word embeddings, a bias.
+
+    Args:
+        backbone: The encoder.
+        seed: Decides where the dense layer starts.
+
+    Source:
+        Devlin et al., arXiv 1810.04805; tied embeddings: Press and Wolf, arXiv 1608.05859.
+    """
+
+    kind = "tied"
+
+    def __init__(self, backbone: Backbone, *, seed: int) -> None:
+        super().__init__(backbone)
+        words: Tensor = backbone.model.get_input_embeddings().weight
+        vocabulary, width = words.shape
+        self.dense = nn.Linear(backbone.dim, width)
+        self.norm = nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        initialise(self, seed=seed)
+
+    def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Return the scores of each word for each state."""
+        words: Tensor = self._encoder[0].get_input_embeddings().weight
+        made = self.norm(functional.gelu(self.dense(states)))
+        return functional.linear(made, words, self.bias.to(words.dtype))
+
+
+class OwnHead(MlmHead):
+    """The head that transformers has for an architecture, whatever it is made of.
+
+    The head has no name or form in common over architectures. So the whole masked-language model
+    is called with its encoder replaced by one that returns given states.
+
+    Args:
+        backbone: The encoder.
+        model: The architecture's masked-language model.
+    """
+
+    kind = "own"
+
+    def __init__(self, backbone: Backbone, model: Any) -> None:
+        super().__init__(backbone)
+        name = model.base_model_prefix
+        embeddings: Any = backbone.model.get_input_embeddings()
+        output = model.get_output_embeddings()
+        before: Any = model.get_input_embeddings()
+        if output is not None and output.weight is before.weight:
+            output.weight = embeddings.weight
+        self._given = _GivenStates(backbone.model)
+        setattr(model, name, self._given)
+        self.model: Any = model
+
+    def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Return the scores of each word for each state."""
+        ids = torch.zeros(1, states.shape[0], dtype=torch.long, device=states.device)
+        self._given.states = states.unsqueeze(0)
+        try:
+            scores: Tensor = self.model(input_ids=ids).logits[0]
+        finally:
+            self._given.states = None
+        return scores
+
+
+class _GivenStates(nn.Module):
+    """Stands where a masked-language model has its encoder, and returns what it was given."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self._encoder = [encoder]
+        self.states: Tensor | None = None
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=self.states)
+
+    def get_input_embeddings(self) -> Any:
+        return self._encoder[0].get_input_embeddings()
+
+
+def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead | None, bool]:
+    """Return the architecture's own head, and whether the encoder's checkpoint holds its weights.
+
+    Args:
+        backbone: The encoder that is trained.
+        source: Folder or name that it was loaded from; its own name by default.
+
+    Returns:
+        The head, ``None`` where transformers has none for the architecture; and whether all its
+        weights stand in the checkpoint.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    folder = resolve(source or backbone.name)
+    place = str(transformer_folder(folder)) if folder is not None else source or backbone.name
+    with quiet_transformers():
+        try:
+            # The backbone's own loading has checked the folder: only the architecture can fail.
+            config = AutoConfig.from_pretrained(place)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        except (ValueError, KeyError):
+            return None, False
+    encoder = f"{model.base_model_prefix}."
+    missing = [name for name in info["missing_keys"] if not name.startswith(encoder)]
+    complete = not missing and not info["mismatched_keys"]
+    return OwnHead(backbone, model.eval()).to(backbone.device), complete
+
+
+def initialise(module: nn.Module, *, seed: int) -> None:
+    """Draw a new head's weights as BERT's are drawn, a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() > 1:
+                drawn = torch.randn(parameter.shape, generator=generator) * _INITIAL_SCALE
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+class CondenserHead(nn.Module):
+    """Few new transformer layers over early token states and the text's late vector.
+
+    Early layers know words but little of the whole; so to tell a masked word the head must find
+    the text's meaning in the vector, which is thereby pressed into it.
+
+    Args:
+        dim: Numbers per state.
+        heads: Attention heads, a divisor of ``dim``.
+        layers: Number of layers.
+        seed: Decides where the weights start.
+
+    Source:
+        Gao and Callan, arXiv 2104.08253, section 3.2. Differs: for encoders that pool by the mean
+        the pooled vector, not normalised, takes the place of the first token's late state.
+    """
+
+    def __init__(self, *, dim: int, heads: int, layers: int, seed: int) -> None:
+        super().__init__()
+        # Not named as layers: the log counts the encoder's own by that name.
+        self.stack = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True
+            )
+            for _ in range(layers)
+        )
+        initialise(self, seed=seed)
+
+    def forward(
+        self,
+        early: Float[Tensor, "texts tokens dim"],
+        *,
+        vectors: Float[Tensor, "texts dim"],
+        mask: Tensor,
+    ) -> Float[Tensor, "texts tokens dim"]:
+        """Return token states made from early ones and each text's vector.
+
+        Args:
+            early: Token states after the early layer.
+            vectors: The text's vector from the last layer.
+            mask: 1 for tokens, 0 for padding on the right.
+
+        Returns:
+            States for the masked-language head.
+        """
+        states = torch.cat([vectors.to(early.dtype).unsqueeze(1), early[:, 1:]], dim=1)
+        padding = mask == 0
+        for layer in self.stack:
+            states = layer(states, src_key_padding_mask=padding)
+        return states
+
+
+def head_count(dim: int, *, wanted: int) -> int:
+    """Return the number of heads nearest below the encoder's that divides the width."""
+    return next(heads for heads in range(min(wanted, dim), 0, -1) if dim % heads == 0)

@@ -1,0 +1,230 @@
+"""Building the heads for a run, and keeping them beside a backbone to go on from there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dptdr.config.pretraining import ObjectiveName, PretrainingConfig
+from dptdr.errors import BackboneError, ConfigError
+from dptdr.model import Backbone
+from dptdr.model.backbone import resolve
+from dptdr.pretraining.heads import (
+    CondenserHead,
+    MlmHead,
+    Origin,
+    TiedHead,
+    head_count,
+    own_head,
+)
+from dptdr.pretraining.objective import Heads
+
+HEAD_FILE = "pretraining_head.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltHeads:
+    """Heads and where they come from; ``None`` for a head that no objective needs."""
+
+    heads: Heads
+    mlm: Origin | None
+    condenser: Origin | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptHeads:
+    """What stands in a head file: tensors by name, and the form of the heads."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    form: dict[str, str]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of one head, without its name before them."""
+        start = f"{name}."
+        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+
+
+def has_mlm_head(backbone: Backbone, *, source: str | None = None) -> bool:
+    """Say whether a masked-language head comes with the encoder, kept or in its checkpoint."""
+    kept = read_kept(source or backbone.name)
+    return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone, source=source)[1]
+
+
+def build_heads(
+    backbone: Backbone,
+    config: PretrainingConfig,
+    *,
+    objectives: Sequence[ObjectiveName],
+    frozen: bool,
+    source: str | None = None,
+) -> BuiltHeads:
+    """Build the heads that the objectives need.
+
+    Args:
+        backbone: The encoder that is trained.
+        config: Form of the Condenser head, and the seed.
+        objectives: Parts of the loss.
+        frozen: Whether heads stay as they are after their warm-up, for training a prompt alone.
+        source: Folder or name that the encoder was loaded from; its own name by default.
+
+    Returns:
+        The heads.
+
+    Raises:
+        BackboneError: If kept heads do not fit the encoder.
+        ConfigError: If the early layer is not one of the encoder's.
+    """
+    if not {"mlm", "condenser"} & set(objectives):
+        return BuiltHeads(heads=Heads(), mlm=None, condenser=None)
+    kept = read_kept(source or backbone.name)
+    mlm, mlm_origin = _mlm_head(backbone, kept, seed=config.seed, source=source)
+    condenser: CondenserHead | None = None
+    condenser_origin: Origin | None = None
+    if "condenser" in objectives:
+        condenser, condenser_origin = _condenser(backbone, kept, config)
+    trained: dict[str, nn.Parameter] = {}
+    new: dict[str, nn.Parameter] = {}
+    parts: list[tuple[str, dict[str, nn.Parameter], Origin | None]] = [
+        ("mlm", mlm.own_parameters(), mlm_origin)
+    ]
+    if condenser is not None:
+        parts.append(("condenser", dict(condenser.named_parameters()), condenser_origin))
+    for name, parameters, origin in parts:
+        named = {f"head.{name}.{key}": value for key, value in parameters.items()}
+        if origin == "new":
+            new |= named
+        if not frozen:
+            trained |= named
+        for parameter in named.values():
+            parameter.requires_grad = not frozen or origin == "new"
+    heads = Heads(mlm=mlm, condenser=condenser, trained=trained, new=new)
+    return BuiltHeads(heads=heads, mlm=mlm_origin, condenser=condenser_origin)
+
+
+def _mlm_head(
+    backbone: Backbone, kept: KeptHeads | None, *, seed: int, source: str | None
+) -> tuple[MlmHead, Origin]:
+    own, complete = own_head(backbone, source=source)
+    if kept is not None and "mlm_kind" in kept.form:
+        head: MlmHead
+        if kept.form["mlm_kind"] == "own" and own is not None:
+            head = own
+        else:
+            head = TiedHead(backbone, seed=seed).to(backbone.device)
+        copy_into(head.own_parameters(), kept.part("mlm"), path=kept.path)
+        return head, "kept"
+    if own is not None and complete:
+        return own, "checkpoint"
+    return TiedHead(backbone, seed=seed).to(backbone.device), "new"
+
+
+def _condenser(
+    backbone: Backbone, kept: KeptHeads | None, config: PretrainingConfig
+) -> tuple[CondenserHead, Origin]:
+    layers = backbone.geometry.layers
+    if config.skip_from >= layers:
+        raise ConfigError(
+            f"skip_from: expected a layer between 1 and {layers - 1} of '{backbone.name}', or 0 "
+            f"for half of its {layers} layers, got {config.skip_from}"
+        )
+    wanted = int(getattr(backbone.model.config, "num_attention_heads", backbone.geometry.heads))
+    head = CondenserHead(
+        dim=backbone.dim,
+        heads=head_count(backbone.dim, wanted=wanted),
+        layers=config.head_layers,
+        seed=config.seed + 1,
+    ).to(backbone.device)
+    if kept is not None and kept.part("condenser"):
+        copy_into(dict(head.named_parameters()), kept.part("condenser"), path=kept.path)
+        return head, "kept"
+    return head, "new"
+
+
+def copy_into(
+    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, path: Path
+) -> None:
+    """Overwrite a head's weights.
+
+    Args:
+        parameters: The head's weights by name.
+        tensors: What to put there.
+        path: Where the tensors come from, for the message.
+
+    Raises:
+        BackboneError: If names or shapes differ.
+    """
+    wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        different = sorted(
+            f"'{name}': expected {wanted.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
+            for name in set(wanted) | set(found)
+            if wanted.get(name) != found.get(name)
+        )
+        raise BackboneError(
+            f"{path}: the kept heads are of another shape ({'; '.join(different[:3])}); pretrain "
+            "with the settings that they were made with (--head-layers), or remove the file to "
+            "start new heads"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def head_tensors(heads: Heads) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the heads' weights and their form, as a head file holds them."""
+    tensors: dict[str, Tensor] = {}
+    form: dict[str, str] = {}
+    if heads.mlm is not None:
+        form["mlm_kind"] = heads.mlm.kind
+        tensors |= {f"mlm.{n}": p for n, p in heads.mlm.own_parameters().items()}
+    if heads.condenser is not None:
+        tensors |= {f"condenser.{n}": p for n, p in heads.condenser.named_parameters()}
+    return {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, form
+
+
+def write_kept(path: Path, heads: Heads) -> None:
+    """Write a head file."""
+    tensors, form = head_tensors(heads)
+    safetensors.torch.save_file(tensors, path, metadata=form)
+
+
+def read_kept(name: str) -> KeptHeads | None:
+    """Return the heads that an earlier pretraining has kept beside a backbone, if there are any.
+
+    Args:
+        name: The backbone: a folder, or a name.
+
+    Returns:
+        The heads.
+
+    Raises:
+        BackboneError: If the file is broken.
+    """
+    folder = resolve(name)
+    if folder is None or not (folder / HEAD_FILE).is_file():
+        return None
+    return read_head_file(folder / HEAD_FILE)
+
+
+def read_head_file(path: Path) -> KeptHeads:
+    """Read a head file.
+
+    Raises:
+        BackboneError: If the file is broken.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            form = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(
+            f"{path}: expected a safetensors file with kept heads: {error}; copy the backbone "
+            "again, or remove the file to start new heads"
+        ) from None
+    return KeptHeads(path=path, tensors=tensors, form=form)

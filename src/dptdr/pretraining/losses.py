@@ -1,0 +1,131 @@
+"""The span-contrastive loss: a pure function of vectors, siblings and owners."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+# Scores of about this many cells, with their gradients, are in memory at a time.
+_SCORES_PER_BLOCK = 1 << 21
+
+
+def ignored_columns(
+    rows: Int[Tensor, " rows"],
+    *,
+    siblings: Int[Tensor, " rows"],
+    owners: Int[Tensor, " columns"],
+) -> Bool[Tensor, "rows columns"]:
+    """Return which columns do not count: the row itself and other copies of its document.
+
+    Args:
+        rows: Each row's own column.
+        siblings: The column to be found.
+        owners: What stands for each column's document.
+
+    Returns:
+        True where a column is neither the sibling nor a negative.
+    """
+    ignored = owners[rows].unsqueeze(1) == owners.unsqueeze(0)
+    return ignored.scatter(1, siblings.unsqueeze(1), value=False)
+
+
+def span_terms(
+    vectors: Float[Tensor, "rows dim"],
+    columns: Float[Tensor, "columns dim"],
+    *,
+    rows: Int[Tensor, " rows"],
+    siblings: Int[Tensor, " rows"],
+    owners: Int[Tensor, " columns"],
+    temperature: float,
+) -> Float[Tensor, " rows"]:
+    """Return each span's cross entropy of finding its sibling among all spans of the batch.
+
+    Args:
+        vectors: Some spans' vectors.
+        columns: The vectors of all spans of all processes.
+        rows: Which columns the spans are.
+        siblings: Which columns hold the other span of the same document.
+        owners: What stands for each column's document.
+        temperature: Dot products are divided by it.
+
+    Returns:
+        One loss per row.
+
+    Source:
+        Gao and Callan, arXiv 2108.05540, equation 5. Differs: a temperature for encoders whose
+        vectors have length 1; a second copy of a document in the batch is no negative.
+    """
+    scores = vectors.float() @ columns.float().T / temperature
+    ignored = ignored_columns(rows, siblings=siblings, owners=owners)
+    return functional.cross_entropy(
+        scores.masked_fill(ignored, float("-inf")), siblings, reduction="none"
+    )
+
+
+def span_loss(
+    vectors: Float[Tensor, "rows dim"],
+    columns: Float[Tensor, "columns dim"],
+    *,
+    rows: Int[Tensor, " rows"],
+    siblings: Int[Tensor, " rows"],
+    owners: Int[Tensor, " columns"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return the sum of :func:`span_terms`, block by block, so that memory stays small.
+
+    Args:
+        vectors: Some spans' vectors.
+        columns: The vectors of all spans of all processes.
+        rows: Which columns the spans are.
+        siblings: Which columns hold the other span of the same document.
+        owners: What stands for each column's document.
+        temperature: Dot products are divided by it.
+
+    Returns:
+        The sum over the rows.
+    """
+    size = max(1, _SCORES_PER_BLOCK // max(1, len(columns)))
+
+    def block(part: Tensor, everything: Tensor, start: int) -> Tensor:
+        chosen = slice(start, start + size)
+        return span_terms(
+            part,
+            everything,
+            rows=rows[chosen],
+            siblings=siblings[chosen],
+            owners=owners,
+            temperature=temperature,
+        ).sum()
+
+    if size >= len(vectors):
+        # Without own rows there still must be a way back to the columns, where others wait.
+        return block(vectors, columns, 0) if len(vectors) else vectors.sum() + 0.0 * columns.sum()
+    parts = [
+        checkpoint(block, vectors[start : start + size], columns, start, use_reentrant=False)
+        for start in range(0, len(vectors), size)
+    ]
+    return torch.stack(parts).sum()
+
+
+def sibling_ranks(
+    vectors: Float[Tensor, "columns dim"],
+    *,
+    siblings: Int[Tensor, " columns"],
+    owners: Int[Tensor, " columns"],
+) -> Int[Tensor, " columns"]:
+    """Return at which rank, from 1, each span finds its sibling; equal scores count against it.
+
+    Args:
+        vectors: One vector per span.
+        siblings: Which row holds the other span of the same document.
+        owners: What stands for each row's document.
+
+    Returns:
+        One rank per span.
+    """
+    rows = torch.arange(len(vectors), device=vectors.device)
+    scores = vectors.float() @ vectors.float().T
+    own = scores.gather(1, siblings.unsqueeze(1))
+    ignored = ignored_columns(rows, siblings=siblings, owners=owners)
+    return ((scores >= own) & ~ignored).sum(dim=1)

@@ -1,0 +1,436 @@
+"""The pretraining objective: masked words, Condenser and span contrast, for the one loop."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dptdr.config.pretraining import ObjectiveName, PretrainingConfig
+from dptdr.model import DeepPrompt, Method, PromptCall, Segment, Side, Tokens
+from dptdr.model.encoder import length_sorted_batches
+from dptdr.model.methods import DeepPromptMethod
+from dptdr.model.pooling import pool_states
+from dptdr.pretraining.documents import DEV, SIDES, TRAIN, WARMUP, Document, Reader, Text
+from dptdr.pretraining.heads import CondenserHead, MlmHead
+from dptdr.pretraining.losses import sibling_ranks, span_loss
+from dptdr.training import sampling
+from dptdr.training.distributed import World
+from dptdr.training.gradcache import cached_backward, whole_backward
+from dptdr.training.objective import StepStats
+
+# Texts are encoded in pieces of at most about this many tokens; the gradient is the same.
+_TOKENS_PER_PIECE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What stands on the encoder while it is pretrained.
+
+    Args:
+        mlm: Tells words from states; ``None`` for span contrast alone.
+        condenser: ``None`` without that objective.
+        trained: Their parameters that are trained with the encoder, by name.
+        new: Their parameters that start by chance, which the warm-up trains alone.
+    """
+
+    mlm: MlmHead | None = None
+    condenser: CondenserHead | None = None
+    trained: dict[str, nn.Parameter] = field(default_factory=dict)
+    new: dict[str, nn.Parameter] = field(default_factory=dict)
+
+
+class Piece(NamedTuple):
+    """Texts of one side that are encoded together, and their places among the batch's texts."""
+
+    side: Side
+    places: tuple[int, ...]
+    texts: list[Text]
+
+
+class Pairs(NamedTuple):
+    """Which texts of this process's batch have a sibling, and what their documents are.
+
+    ``places`` are numbers of texts; ``siblings`` are positions within ``places``.
+    """
+
+    places: list[int]
+    siblings: list[int]
+    owners: list[int]
+
+
+class States(NamedTuple):
+    """What the encoder makes of a piece."""
+
+    early: Tensor
+    late: Tensor
+    mask: Tensor
+
+
+class PretrainingObjective:
+    """Gradients of one step, for a whole encoder or for a prompt alone.
+
+    Args:
+        method: What is trained: ``full`` or ``deep-prompt``.
+        reader: Makes masked spans of documents.
+        heads: Heads, as far as the objectives need them.
+        config: Settings.
+        objectives: Which parts the loss has.
+        temperature: Of the span contrast.
+        world: The processes.
+        on_parts: Told about the parts of each step's loss, on the first process.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        reader: Reader,
+        heads: Heads,
+        config: PretrainingConfig,
+        *,
+        objectives: Sequence[ObjectiveName],
+        temperature: float,
+        world: World | None = None,
+        on_parts: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.method = method
+        self.reader = reader
+        self.heads = heads
+        self.config = config
+        self.objectives = tuple(objectives)
+        self.temperature = temperature
+        self.world = world or World()
+        self._on_parts = on_parts
+        self._bare = False
+        self._early = config.skip_from or max(1, method.backbone.geometry.layers // 2)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return all that is trained, by name."""
+        return {**self.method.trained(), **self.heads.trained}
+
+    def backward(self, step: int) -> StepStats:
+        """Add the gradients of one step to the parameters.
+
+        Args:
+            step: Step, counted from 0.
+
+        Returns:
+            The step's statistics.
+        """
+        self._seed_dropout(step)
+        documents = self._documents(step, stream=TRAIN)
+        texts = [text for document in documents for text in document.texts]
+        pieces = self.pieces(texts)
+        run = _Run(self, documents=documents, texts=texts, pieces=pieces)
+        loss = run.backward()
+        self.world.sum_gradients(self.parameters().values())
+        if self._on_parts is not None:
+            self._on_parts(step, run.parts())
+        return StepStats(
+            loss=loss,
+            texts=len(texts),
+            tokens=sum(len(text.ids) for text in texts),
+            query_ids=tuple(document.id for document in documents),
+        )
+
+    def warm_up(self, step: int) -> float:
+        """Add the gradients of new heads alone, the encoder left as it is.
+
+        Args:
+            step: Step of the warm-up, counted from 0.
+
+        Returns:
+            The loss.
+        """
+        documents = self._documents(step, stream=WARMUP)
+        texts = [text for document in documents for text in document.texts]
+        masked = self.world.sum_scalar(float(sum(len(text.targets) for text in texts)))
+        total = 0.0
+        for piece in self.pieces(texts):
+            with torch.no_grad():
+                states = self.states(piece)
+            loss = sum(self.word_losses(piece, states).values()) / max(1.0, masked)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                loss.backward()
+                total += float(loss.detach())
+        self.world.sum_gradients(self.heads.new.values())
+        return self.world.sum_scalar(total)
+
+    @torch.no_grad()
+    def measure(self, *, bare: bool = False) -> dict[str, float]:
+        """Return the dev measures on the held-out documents, by this process alone.
+
+        Args:
+            bare: Leave the prompt out.
+
+        Returns:
+            ``negative loss`` and its parts, ``sibling R@1`` and ``sibling RR``.
+        """
+        rows = [int(row) for row in self.reader.documents.dev]
+        documents = self.reader.read(rows, step=0, stream=DEV)
+        texts = [text for document in documents for text in document.texts]
+        pieces = self.pieces(texts)
+        run = _Run(self, documents=documents, texts=texts, pieces=pieces, world=World())
+        self._bare = bare
+        try:
+            loss, ranks = run.measure()
+        finally:
+            self._bare = False
+        found = {f"loss of {name}": value for name, value in run.losses().items()}
+        if len(ranks):
+            found["sibling R@1"] = float((ranks == 1).float().mean())
+            found["sibling RR"] = float((1.0 / ranks.float()).mean())
+        else:
+            found |= {"sibling R@1": 0.0, "sibling RR": 0.0}
+        return {"negative loss": -loss, **found}
+
+    def _documents(self, step: int, *, stream: int) -> list[Document]:
+        train = self.reader.documents.train
+        items = sampling.batch_items(
+            items=len(train), batch_size=self.config.batch_size, step=step, seed=self.config.seed
+        )
+        share = sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
+        return self.reader.read([int(train[item]) for _, item in share], step=step, stream=stream)
+
+    def _seed_dropout(self, step: int) -> None:
+        """Make the prompt's dropout a function of the step, whatever is chunked or resumed."""
+        for number, module in enumerate(self.method.module.modules()):
+            if isinstance(module, DeepPrompt):
+                words = [18, self.config.seed, step, number]
+                state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+                module.draw_dropout(int(state[0] >> 1))
+
+    def pieces(self, texts: Sequence[Text]) -> list[Piece]:
+        """Cut a batch into pieces of texts of one side and of similar length."""
+        pieces = []
+        for side in SIDES:
+            own = [place for place, text in enumerate(texts) if text.side == side]
+            for chosen in length_sorted_batches(
+                [len(texts[place].ids) for place in own],
+                token_budget=_TOKENS_PER_PIECE,
+                most_texts=self.config.chunk_texts or max(1, len(own)),
+            ):
+                places = tuple(own[number] for number in chosen)
+                pieces.append(Piece(side, places, [texts[place] for place in places]))
+        return pieces
+
+    def states(self, piece: Piece) -> States:
+        """Run the encoder, prompt included, and return early and late token states."""
+        backbone = self.method.backbone
+        tokens = backbone.pad([text.ids for text in piece.texts])
+        inputs: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
+        segments = self._segments(piece.side, tokens, inputs=inputs)
+        enabled = self.config.precision == "bfloat16"
+        with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=enabled):
+            output = backbone.injection(
+                PromptCall(segments),
+                **inputs,
+                output_hidden_states=self.heads.condenser is not None,
+            )
+        late = output.last_hidden_state.float()
+        early = late if self.heads.condenser is None else output.hidden_states[self._early].float()
+        return States(early, late, tokens.mask)
+
+    def _segments(
+        self, side: Side, tokens: Tokens, *, inputs: dict[str, Any]
+    ) -> tuple[Segment, ...]:
+        method = self.method
+        if self._bare or not isinstance(method, DeepPromptMethod):
+            return ()
+        prompt = method.prompt(side)
+        if prompt is None:
+            return ()
+        if method.config.position == "shifted":
+            shift = prompt.prompt_length
+            inputs["position_ids"] = method.backbone.shifted_positions(tokens, shift=shift)
+        return (prompt.segment(),)
+
+    def vectors(self, states: States) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text, as the encoder makes them for retrieval."""
+        return pool_states(states.late, states.mask, pooling=self.method.backbone.pooling)
+
+    def word_losses(self, piece: Piece, states: States) -> dict[ObjectiveName, Tensor]:
+        """Return the sum over masked tokens of each masked-word loss; empty without such."""
+        rows = [number for number, text in enumerate(piece.texts) for _ in text.places]
+        places = [place for text in piece.texts for place in text.places]
+        head = self.heads.mlm
+        if head is None or not rows:
+            return {}
+        device = states.late.device
+        at = (torch.tensor(rows, device=device), torch.tensor(places, device=device))
+        targets = torch.tensor([t for text in piece.texts for t in text.targets], device=device)
+        found: dict[ObjectiveName, Tensor] = {}
+        enabled = self.config.precision == "bfloat16"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+            if "mlm" in self.objectives:
+                found["mlm"] = head(states.late[at])
+            if self.heads.condenser is not None:
+                plain = replace(self.method.backbone.pooling, normalise=False)
+                made = self.heads.condenser(
+                    states.early,
+                    vectors=pool_states(states.late, states.mask, pooling=plain),
+                    mask=states.mask,
+                )
+                found["condenser"] = head(made[at])
+        return {
+            name: functional.cross_entropy(scores.float(), targets, reduction="sum")
+            for name, scores in found.items()
+        }
+
+
+class _Run:
+    """One step or one measure: sums over pieces, and the contrast over all of them."""
+
+    def __init__(
+        self,
+        objective: PretrainingObjective,
+        *,
+        documents: Sequence[Document],
+        texts: Sequence[Text],
+        pieces: list[Piece],
+        world: World | None = None,
+    ) -> None:
+        self.objective = objective
+        self.world = world or objective.world
+        self.pieces = [piece for piece in pieces if objective.method.changes(piece.side)]
+        # The passages of a query-only prompt pass the bare encoder, once, without a graph.
+        self.fixed = [piece for piece in pieces if not objective.method.changes(piece.side)]
+        self.pairs = _pairs(documents)
+        self.count = len(documents)
+        self.single = sum(len(document.texts) < 2 for document in documents)
+        learned = [text for piece in self.pieces for text in piece.texts]
+        self.masked = max(1.0, self.world.sum_scalar(float(sum(len(t.targets) for t in learned))))
+        self.paired = max(1.0, self.world.sum_scalar(float(len(self.pairs.places))))
+        self.sums: dict[ObjectiveName, float] = {}
+        self.contrast = "contrastive" in objective.objectives
+
+    def backward(self) -> float:
+        """Run forward and backward, and return the loss over all processes."""
+        if not self.contrast:
+            for piece in self.pieces:
+                loss = self.encode(piece)[:, -1].sum()
+                if loss.requires_grad and torch.isfinite(loss):
+                    loss.backward()
+            return self.loss()
+        with torch.no_grad():
+            constants = [self.encode(piece) for piece in self.fixed]
+        chunk = self.objective.config.chunk_texts
+        texts = sum(len(piece.texts) for piece in self.pieces)
+        run = cached_backward if 0 < chunk < texts else whole_backward
+        run(
+            self.encode,
+            self.pieces,
+            lambda made: self.loss_of(self.pieces + self.fixed, made + constants),
+            proceed=self._proceed,
+        )
+        return self.loss()
+
+    def _proceed(self, loss: Tensor) -> bool:
+        return math.isfinite(self.world.sum_scalar(float(loss.detach())))
+
+    def measure(self) -> tuple[float, Tensor]:
+        """Return the loss and the ranks of siblings, without gradients."""
+        pieces = self.pieces + self.fixed
+        made = []
+        for piece in pieces:
+            states = self.objective.states(piece)
+            if self.objective.method.changes(piece.side):
+                self._add(self.objective.word_losses(piece, states))
+            made.append(self.objective.vectors(states))
+        vectors = _ordered(pieces, made)[self.pairs.places]
+        siblings, owners = self._columns(vectors.device)
+        if self.contrast:
+            self._contrast(vectors)
+        return self.loss(), sibling_ranks(vectors, siblings=siblings, owners=owners)
+
+    def encode(self, piece: Piece) -> Float[Tensor, "texts columns"]:
+        """Return vectors, with the piece's share of the masked-word loss in a further column.
+
+        That column lets the words' gradient travel with the contrast's through GradCache. In its
+        first pass, which has no gradients, the heads are left out.
+        """
+        states = self.objective.states(piece)
+        vectors = self.objective.vectors(states)
+        words = vectors.new_zeros(())
+        if torch.is_grad_enabled():
+            losses = self.objective.word_losses(piece, states)
+            self._add(losses)
+            words = words + sum(losses.values()) / self.masked
+        column = functional.pad(words.view(1, 1), (0, 0, 0, len(vectors) - 1))
+        return torch.cat([vectors, column], dim=1)
+
+    def loss_of(self, pieces: list[Piece], made: list[Tensor]) -> Tensor:
+        """Return this process's part of the loss: words and contrast."""
+        stacked = _ordered(pieces, made)
+        return stacked[:, -1].sum() + self._contrast(stacked[self.pairs.places, :-1])
+
+    def _contrast(self, vectors: Tensor) -> Tensor:
+        columns = self.world.gather_rows(vectors)
+        siblings, owners = self._columns(vectors.device)
+        counts = self.world.gather_integers(len(vectors))
+        offset = sum(counts[: self.world.rank])
+        total = span_loss(
+            vectors,
+            columns,
+            rows=torch.arange(offset, offset + len(vectors), device=vectors.device),
+            siblings=siblings + offset,
+            owners=self.world.gather_rows(owners),
+            temperature=self.objective.temperature,
+        )
+        self.sums["contrastive"] = float(total.detach())
+        return total / self.paired
+
+    def _columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        siblings = torch.tensor(self.pairs.siblings, dtype=torch.long, device=device)
+        owners = torch.tensor(self.pairs.owners, dtype=torch.long, device=device)
+        return siblings, owners
+
+    def _add(self, losses: dict[ObjectiveName, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean of each part over all processes."""
+        found = {}
+        for name in self.objective.objectives:
+            count = self.paired if name == "contrastive" else self.masked
+            found[str(name)] = self.world.sum_scalar(self.sums.get(name, 0.0)) / count
+        return found
+
+    def loss(self) -> float:
+        """Return the sum of the parts."""
+        return sum(self.losses().values())
+
+    def parts(self) -> dict[str, float]:
+        """Return the parts of the loss, and how many documents gave fewer than two spans."""
+        return {
+            **self.losses(),
+            "documents": self.world.sum_scalar(float(self.count)),
+            "single_span_documents": self.world.sum_scalar(float(self.single)),
+            "masked_tokens": self.masked,
+        }
+
+
+def _pairs(documents: Sequence[Document]) -> Pairs:
+    pairs = Pairs([], [], [])
+    place = 0
+    for document in documents:
+        if len(document.texts) == 2:
+            first = len(pairs.places)
+            pairs.places.extend((place, place + 1))
+            pairs.siblings.extend((first + 1, first))
+            pairs.owners.extend((document.owner, document.owner))
+        place += len(document.texts)
+    return pairs
+
+
+def _ordered(pieces: Sequence[Piece], made: Sequence[Tensor]) -> Tensor:
+    """Return rows in the order of the batch's texts."""
+    stacked = torch.cat(list(made))
+    places = torch.tensor([p for piece in pieces for p in piece.places], device=stacked.device)
+    return stacked[torch.argsort(places)]

@@ -1,0 +1,107 @@
+"""Writing a pretrained encoder as an ordinary Hugging Face folder that keeps its pooling."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dptdr.errors import BackboneError, ConfigError
+from dptdr.files import atomic_folder, recover_folder, write_json
+from dptdr.model import Backbone
+from dptdr.model.backbone import resolve
+from dptdr.model.injection import quiet_transformers
+from dptdr.pretraining.kept import HEAD_FILE, write_kept
+from dptdr.pretraining.objective import Heads
+
+FACTS_FILE = "pretraining.json"
+
+_POOLING_NAMES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
+
+
+def check_out(out: Path, *, backbone: Backbone, mark: str) -> None:
+    """Refuse to write where something else stands: what stands there would be replaced.
+
+    Args:
+        out: The folder to write.
+        backbone: The encoder that is read.
+        mark: The file by which an earlier result of the same kind is known.
+
+    Raises:
+        ConfigError: If the folder is the encoder's own, a file, or holds other things.
+    """
+    recover_folder(out)
+    source = resolve(backbone.name)
+    if source is not None and out.resolve() == source.resolve():
+        raise ConfigError(
+            f"--out {out}: this is the backbone that is read; choose another folder, so that tasks "
+            "trained on it stay usable"
+        )
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / mark).is_file()):
+        raise ConfigError(
+            f"--out {out}: something else stands there (no {mark} in it); choose a new or empty "
+            "folder"
+        )
+
+
+def save_backbone(
+    path: Path, backbone: Backbone, *, facts: Mapping[str, Any], heads: Heads | None = None
+) -> None:
+    """Write an encoder, its tokenizer and its pooling; the folder appears whole or not at all.
+
+    Args:
+        path: The folder.
+        backbone: The encoder.
+        facts: What ``pretraining.json`` shall say.
+        heads: Heads to keep beside it, to continue from.
+
+    Raises:
+        BackboneError: If the folder cannot be written; what stood there is unchanged.
+    """
+    try:
+        with atomic_folder(path) as folder:
+            with quiet_transformers():
+                backbone.model.save_pretrained(folder)
+                backbone.tokenizer.save_pretrained(folder)
+            _write_modules(folder, backbone)
+            if heads is not None:
+                write_kept(folder / HEAD_FILE, heads)
+            write_json(folder / FACTS_FILE, dict(facts))
+    except OSError as error:
+        raise BackboneError(
+            f"{path}: the encoder cannot be written: {error}; what stood there is unchanged, make "
+            "room or choose another folder"
+        ) from error
+
+
+def _write_modules(folder: Path, backbone: Backbone) -> None:
+    """Write the files by which sentence-transformers knows pooling, lengths and prefixes."""
+    pooling = backbone.pooling
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if pooling.normalise:
+        kinds.append(("2_Normalize", "Normalize"))
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": place,
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, (place, kind) in enumerate(kinds)
+    ]
+    write_json(folder / "modules.json", modules)
+    for place, _ in kinds[1:]:
+        (folder / place).mkdir()
+    chosen = _POOLING_NAMES[pooling.pool]
+    modes = {f"pooling_mode_{mode}": mode == chosen for mode in _POOLING_NAMES.values()}
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": backbone.dim, "include_prompt": True, **modes},
+    )
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": pooling.max_tokens, "do_lower_case": False},
+    )
+    prompts = {"query": pooling.query_prefix, "document": pooling.passage_prefix}
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "dot"},
+    )

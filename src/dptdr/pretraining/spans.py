@@ -1,0 +1,119 @@
+"""Cutting documents into spans, once: what is masked and what is read are the same tokens."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+class Span(NamedTuple):
+    """Tokens ``start`` up to, and without, ``stop`` of a document."""
+
+    start: int
+    stop: int
+
+
+def cut_spans(
+    starts: Bool[np.ndarray, " tokens"], *, span_tokens: int, least_span_tokens: int
+) -> list[Span]:
+    """Cut a document into spans of equal size that end between words.
+
+    Args:
+        starts: Which tokens of the document begin a word.
+        span_tokens: Most tokens of a span.
+        least_span_tokens: A shorter document is still cut in two if both halves reach this.
+
+    Returns:
+        Spans in reading order, without gaps or overlap; one for a document that is too short to be
+        cut in two, none for an empty one.
+    """
+    tokens = len(starts)
+    if tokens == 0:
+        return []
+    count = max(-(-tokens // span_tokens), 2 if tokens >= 2 * least_span_tokens else 1)
+    while True:
+        bounds = _bounds(starts, count=count, span_tokens=span_tokens)
+        # Moving the cuts to words may leave too much for the last span: cut all finer then.
+        if tokens - bounds[-1] <= span_tokens:
+            break
+        count += 1
+    return [Span(a, b) for a, b in zip(bounds, [*bounds[1:], tokens], strict=True)]
+
+
+def _bounds(starts: Bool[np.ndarray, " tokens"], *, count: int, span_tokens: int) -> list[int]:
+    bounds = [0]
+    for number in range(1, count):
+        wanted = max(bounds[-1] + 1, round(len(starts) * number / count))
+        bounds.append(_word_start(starts, wanted, after=bounds[-1], span_tokens=span_tokens))
+    return bounds
+
+
+def _word_start(
+    starts: Bool[np.ndarray, " tokens"], wanted: int, *, after: int, span_tokens: int
+) -> int:
+    """Return the last word start up to ``wanted``; where a word is too long, cut it."""
+    wanted = min(wanted, after + span_tokens)
+    candidates = np.flatnonzero(starts[after + 1 : wanted + 1])
+    return after + 1 + int(candidates[-1]) if len(candidates) else wanted
+
+
+def distinct_spans(spans: list[Span], ids: Int[np.ndarray, " tokens"]) -> list[Span]:
+    """Return the spans without those that repeat an earlier one's tokens.
+
+    Args:
+        spans: Spans of a document.
+        ids: The document's tokens.
+
+    Returns:
+        The first of each, in reading order.
+    """
+    first: dict[bytes, Span] = {}
+    for span in spans:
+        first.setdefault(ids[span.start : span.stop].tobytes(), span)
+    return list(first.values())
+
+
+def draw_spans(spans: list[Span], *, generator: np.random.Generator) -> list[Span]:
+    """Return two different spans in random order, or the only one.
+
+    Args:
+        spans: Spans of a document.
+        generator: The only source of chance.
+
+    Returns:
+        Two spans, one, or none if there are none.
+    """
+    if len(spans) < 2:
+        return list(spans)
+    chosen = generator.choice(len(spans), size=2, replace=False)
+    return [spans[int(number)] for number in chosen]
+
+
+def shorten(
+    span: Span,
+    *,
+    starts: Bool[np.ndarray, " tokens"],
+    share: float,
+    least_span_tokens: int,
+    generator: np.random.Generator,
+) -> Span:
+    """Cut a span to a random length, in a share of the cases; it ends between words.
+
+    Args:
+        span: The span.
+        starts: Which tokens of the document begin a word.
+        share: How often.
+        least_span_tokens: Not shorter than this, but for the rest of a word.
+        generator: The only source of chance.
+
+    Returns:
+        The span or its beginning.
+    """
+    short = generator.random() < share
+    whole = span.stop - span.start
+    length = int(generator.integers(least_span_tokens, max(least_span_tokens, whole) + 1))
+    if not short or length >= whole:
+        return span
+    bounds = span.start + np.flatnonzero(starts[span.start : span.stop + 1])
+    later = bounds[bounds >= span.start + length]
+    return Span(span.start, int(later[0])) if len(later) else span

@@ -1,0 +1,129 @@
+"""Where words begin in a sequence of tokens, for each kind of tokenizer."""
+
+import json
+import unicodedata
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import decoders
+
+from dptdr.errors import BackboneError
+
+Kind = Literal["wordpiece", "byte-level", "sentencepiece", "end-of-word", "word"]
+
+# What a token's end is made of: letters and digits, other signs, or nothing that could tell.
+_LETTER, _SIGN, _UNKNOWN = 1, 2, 0
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space so.
+_BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # Space, line feed, tab, return as bytes.
+
+
+class Words:
+    """Says which tokens begin a word, and which tokens may be masked.
+
+    * WordPiece marks what goes on (``##ing``).
+    * Byte-level BPE and SentencePiece mark what follows a space; a change from letters to other
+      signs begins a word as well, so that a comma is not masked with the word before it.
+    * Older BPE marks the end of a word (``</w>``).
+
+    Args:
+        tokenizer: A fast tokenizer.
+        vocabulary: Number of token ids that the encoder knows; ids beyond are never drawn.
+
+    Raises:
+        BackboneError: If the tokenizer is of none of these kinds.
+    """
+
+    def __init__(self, tokenizer: Any, *, vocabulary: int) -> None:
+        size = max(vocabulary, len(tokenizer))
+        tokens: list[str] = [""] * size
+        for token, number in tokenizer.get_vocab().items():
+            tokens[number] = token
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        self.kind: Kind = _kind(settings, tokens)
+        special = np.ones(size, dtype=bool)
+        special[[number for number, token in enumerate(tokens) if token]] = False
+        special[list(tokenizer.all_special_ids)] = True
+        self._special: np.ndarray = special
+        marks = _marks(settings, tokens, self.kind)
+        self._begins, self._ends, self._first, self._last = marks
+        ordinary = np.flatnonzero(~special)
+        self.ordinary: Int[np.ndarray, " ordinary"] = ordinary[ordinary < vocabulary]
+
+    def starts(self, ids: Int[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
+        """Return which tokens begin a word; special tokens are words of their own.
+
+        Args:
+            ids: Tokens in reading order.
+
+        Returns:
+            True where a word begins; the first token always does.
+        """
+        starts: Bool[np.ndarray, " tokens"] = self._begins[ids].copy()
+        if len(ids) == 0:
+            return starts
+        starts[0] = True
+        before, here = ids[:-1], ids[1:]
+        starts[1:] |= self._ends[before]
+        starts[1:] |= self._special[before] | self._special[here]
+        last, first = self._last[before], self._first[here]
+        starts[1:] |= (last != first) & (last != _UNKNOWN) & (first != _UNKNOWN)
+        return starts
+
+    def maskable(self, ids: Int[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
+        """Return which tokens are ordinary ones, neither special nor unknown."""
+        maskable: Bool[np.ndarray, " tokens"] = ~self._special[ids]
+        return maskable
+
+
+def _kind(settings: dict[str, Any], tokens: list[str]) -> Kind:
+    model = settings["model"]
+    if model.get("type") == "WordLevel":
+        return "word"
+    if model.get("type") == "WordPiece" or model.get("continuing_subword_prefix"):
+        return "wordpiece"
+    if model.get("end_of_word_suffix"):
+        return "end-of-word"
+    byte_level = sum(token.startswith(_BYTE_SPACES) for token in tokens)
+    marked = sum(token.startswith(_SPACE_MARK) for token in tokens)
+    if max(byte_level, marked) == 0:
+        raise BackboneError(
+            f"the tokenizer (model {model.get('type')}) marks words neither as WordPiece ('##'), "
+            f"nor as byte-level BPE ('{_BYTE_SPACES[0]}'), nor as SentencePiece ('{_SPACE_MARK}'), "
+            "so whole words cannot be masked; use --objectives contrastive"
+        )
+    return "byte-level" if byte_level >= marked else "sentencepiece"
+
+
+def _marks(
+    settings: dict[str, Any], tokens: list[str], kind: Kind
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return per token: begins a word, ends one, and what its first and last characters are."""
+    size = len(tokens)
+    begins, ends = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    first, last = np.zeros(size, dtype=np.int8), np.zeros(size, dtype=np.int8)
+    if kind == "word":
+        begins[:] = True
+    elif kind == "wordpiece":
+        prefix = settings["model"].get("continuing_subword_prefix") or "##"
+        begins[:] = [not token.startswith(prefix) for token in tokens]
+    elif kind == "end-of-word":
+        suffix = settings["model"]["end_of_word_suffix"]
+        ends[:] = [token.endswith(suffix) for token in tokens]
+    else:
+        marks = _BYTE_SPACES if kind == "byte-level" else (_SPACE_MARK,)
+        decoder = decoders.ByteLevel()
+        for number, token in enumerate(tokens):
+            begins[number] = token.startswith(marks)
+            text = decoder.decode([token]) if kind == "byte-level" else token
+            text = text.strip(_SPACE_MARK + " \n\t\r")
+            if text:
+                first[number], last[number] = _class(text[0]), _class(text[-1])
+    return begins, ends, first, last
+
+
+def _class(character: str) -> int:
+    # Half of a character's bytes decode to the replacement sign: it could be anything.
+    if character == "\ufffd":
+        return _UNKNOWN
+    return _LETTER if unicodedata.category(character)[0] in "LNM" else _SIGN
