@@ -28,10 +28,13 @@ class Evaluation:
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
-    """Return name to ir_measures object for each name, in order.
+    """Turn names into measures.
 
     Args:
         names: Names as ir_measures writes them, such as ``nDCG@10``.
+
+    Returns:
+        Name to ir_measures object, in order.
 
     Raises:
         EvaluationError: If there is no name, or some cannot be read; lists all of those.

@@ -60,6 +60,9 @@ class FileTeacher:
         table: The imported file.
         name: Readable name.
         corpus: The corpus, for messages.
+
+    Attributes:
+        needs_texts: Never.
     """
 
     needs_texts = False
@@ -118,6 +121,9 @@ class EncoderTeacher:
         members: For each encoder, its query side, the vectors of the corpus, and what identifies
             both.
         name: Readable name.
+
+    Attributes:
+        needs_texts: Never: passages come as vectors.
     """
 
     needs_texts = False
@@ -164,6 +170,9 @@ class CrossEncoderTeacher:
     Raises:
         NegativesError: If sentence-transformers is not installed, the model cannot be loaded, has
             more than one output, or its tokenizer is another model's.
+
+    Attributes:
+        needs_texts: Always.
     """
 
     needs_texts = True
