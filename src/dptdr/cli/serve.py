@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -89,6 +89,13 @@ def command(
     layout: Annotated[
         str | None, typer.Option(help="Force 'packed' or 'padded' batches; default: the faster.")
     ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `dptdr export` wrote: compute with ONNX Runtime."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Take the 8-bit graph of --onnx; its cost stands in export.json.")
+    ] = False,
 ) -> None:
     """Serve many tasks on one encoder: vectors, search, and a page to compare results.
 
@@ -100,7 +107,9 @@ def command(
     if layout not in (None, "packed", "padded"):
         raise ConfigError(f"--layout: expected 'packed' or 'padded', got '{layout}'")
     named = tuple(_named(given) for given in tasks or [])
-    for option, folder in (("--tasks-folder", tasks_folder), ("--keys", keys)):
+    if int8 and onnx is None:
+        raise ConfigError("--int8 needs --onnx FOLDER; make it with `dptdr export --int8`")
+    for option, folder in (("--tasks-folder", tasks_folder), ("--keys", keys), ("--onnx", onnx)):
         if folder is not None and not folder.exists():
             raise ConfigError(f"{option} {folder}: no such file or folder")
     _check_installed()
@@ -131,7 +140,9 @@ def command(
             burst_requests=burst,
             drain_seconds=drain,
             check_every=check_every,
-            layout=layout or "",
+            layout=cast("Literal['packed', 'padded'] | None", layout),
+            onnx=onnx,
+            precision="int8" if int8 else "fp32",
         )
         _run(settings, host=host, port=port)
 

@@ -25,7 +25,6 @@ from dptdr.serving.bank import Bank
 from dptdr.serving.batching import BatchLimits, BatchQueue, QueueFull, Waiting
 from dptdr.serving.forward import Row
 from dptdr.serving.prompts import TaskVersion
-from dptdr.serving.verification import TOLERANCE
 
 _CHARACTERS_PER_TOKEN = 3
 
@@ -81,7 +80,7 @@ class CheckReport(NamedTuple):
         rows: Vectors compared.
         tasks: Different tasks among them.
         difference: Largest difference, in units of the longest vector.
-        passed: Whether it is within 1e-5.
+        passed: Whether it is within what the forward pass promises (1e-5 in float32).
     """
 
     rows: int
@@ -509,7 +508,7 @@ class Engine:
             tasks=len({id(row.prompt) for row in rows}),
             difference=difference,
             # Written so that NaN fails.
-            passed=difference <= TOLERANCE,
+            passed=difference <= self.forward.tolerance,
         )
         if self.on_check is not None:
             self.on_check(report)

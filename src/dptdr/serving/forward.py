@@ -18,7 +18,10 @@ from dptdr.serving.packing import PackedCall, PromptRows, Run
 
 Layout = Literal["packed", "padded"]
 
-_TOLERANCE = 2e-5
+TOLERANCE = 1e-5
+"""How far a vector may be from that of its row alone, in units of the longest vector."""
+
+_LAYOUT_TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
 """Longest probe: beyond the local windows that some encoders have."""
 
@@ -47,6 +50,7 @@ class Forward:
         self, backbone: Backbone, *, layout: Layout | None = None, ordered: bool = True
     ) -> None:
         self.backbone = backbone
+        self.tolerance = TOLERANCE
         self.ordered = ordered and order_weights(backbone)
         self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
         self._first_position = 0
@@ -191,7 +195,7 @@ class Forward:
             return f"a packed pass failed with {type(error).__name__}: {error}"
         scale = max(1.0, float(expected.abs().max()))
         difference = float((made - expected).abs().max()) / scale
-        if not difference <= _TOLERANCE:
+        if not difference <= _LAYOUT_TOLERANCE:
             self.layout = "padded"
             return f"packed vectors differ from padded ones by {difference:.1e}"
         return ""

@@ -60,8 +60,7 @@ class Runtime:
             import torch
 
             torch.set_num_threads(settings.threads)
-        layout = settings.layout or None
-        forward = Forward(Backbone.load(settings.backbone), layout=layout)  # type: ignore[arg-type]
+        forward = _forward(settings)
         bank = Bank(forward, state=settings.state_folder, budget_bytes=settings.prompt_memory_bytes)
         for name, bundle in settings.tasks:
             bank.add(name, bundle, replace=True, reuse=True)
@@ -141,6 +140,17 @@ class Runtime:
         if self._engine is None:
             return True
         return self._engine.stop(timeout_seconds=self.settings.stop_seconds)
+
+
+def _forward(settings: ServerSettings) -> Forward:
+    backbone = Backbone.load(settings.backbone)
+    if settings.onnx is None:
+        return Forward(backbone, layout=settings.layout or None)
+    from dptdr.serving.onnxforward import OnnxForward
+
+    return OnnxForward(
+        backbone, settings.onnx, precision=settings.precision, threads=settings.threads
+    )
 
 
 def allowed_bundle(name: str, *, folder: Path | None) -> Path:

@@ -11,15 +11,13 @@ from jaxtyping import Float
 
 from dptdr.errors import ServingError, VectorsError, WrongPrompt
 from dptdr.negatives.bm25 import Bm25Index
-from dptdr.records import Passage, Query
+from dptdr.records import Hit, Passage, Query
 from dptdr.search.documents import Filter
+from dptdr.search.fusion import fuse
 from dptdr.search.local import LocalIndex, open_index
 from dptdr.serving.prompts import TaskVersion
 
 Mode = Literal["dense", "hybrid"]
-
-RANK_CONSTANT = 60
-"""Of reciprocal rank fusion, as published."""
 
 _POOL = 100
 """Hits that each side brings to the fusion, at least."""
@@ -83,7 +81,7 @@ class ServedIndex:
             vector: The query's vector.
             text: The query's text, for BM25.
             depth: Most hits.
-            mode: ``dense``, or ``hybrid`` to fuse with BM25.
+            mode: ``dense``, or ``hybrid`` to fuse with BM25 by reciprocal ranks.
             filters: Conditions on metadata.
 
         Returns:
@@ -120,27 +118,9 @@ class ServedIndex:
         if filters:
             kept = self.index.documents(lexical)
             lexical = [d.passage.id for d in kept if all(f.keeps(d.metadata) for f in filters)]
-        fused = reciprocal_ranks([dense, lexical])[:depth]
-        return [name for name, _ in fused], [score for _, score in fused]
-
-
-def reciprocal_ranks(rankings: Sequence[Sequence[str]]) -> list[tuple[str, float]]:
-    """Fuse rankings by reciprocal rank.
-
-    Args:
-        rankings: Passage ids, best first.
-
-    Returns:
-        Ids and fused scores, best first; ties in the order of the first ranking that has them.
-
-    Source:
-        Cormack, Clarke, Büttcher, *Reciprocal rank fusion*, SIGIR 2009; constant 60.
-    """
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, name in enumerate(ranking, start=1):
-            scores[name] = scores.get(name, 0.0) + 1.0 / (RANK_CONSTANT + rank)
-    return sorted(scores.items(), key=lambda item: -item[1])
+        rankings = [{"q": [Hit(name, 0.0) for name in names]} for names in (dense, lexical)]
+        fused = fuse(rankings, depth=depth)["q"]
+        return [hit.passage_id for hit in fused], [hit.score for hit in fused]
 
 
 class Searcher:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dptdr.errors import ConfigError
 from dptdr.files import read_json, write_json
@@ -38,6 +38,8 @@ class ServerSettings:
         stop_seconds: How long to finish what was taken.
         check_every: After so many batches one row is computed again alone and compared.
         layout: ``packed`` or ``padded`` to force one.
+        onnx: Folder that ``dptdr export`` wrote, to compute with ONNX Runtime.
+        precision: Which of its graphs.
     """
 
     backbone: str
@@ -64,7 +66,9 @@ class ServerSettings:
     drain_seconds: float = 0.0
     stop_seconds: float = 30.0
     check_every: int = 500
-    layout: str = ""
+    layout: Literal["packed", "padded"] | None = None
+    onnx: Path | None = None
+    precision: Literal["fp32", "int8"] = "fp32"
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense, all at once."""
@@ -92,7 +96,7 @@ class ServerSettings:
     def read(cls, path: Path) -> "ServerSettings":
         """Read what :meth:`write` wrote."""
         values = read_json(path)
-        for name in ("state_folder", "tasks_folder", "keys_file"):
+        for name in ("state_folder", "tasks_folder", "keys_file", "onnx"):
             if name in values:
                 values[name] = Path(values[name])
         for name in ("tasks", "indexes"):

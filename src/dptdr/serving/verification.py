@@ -16,9 +16,6 @@ from dptdr.model.prompt import check_rows
 from dptdr.serving.forward import Forward, Row
 from dptdr.serving.prompts import HotPrompts, PromptFile
 
-TOLERANCE = 1e-5
-"""How far a vector may be from that of its task alone, in units of the longest vector."""
-
 _NO_EFFECT = 1e-7
 _PROBE_TEXT = "which side effects does this have?"
 
@@ -90,7 +87,7 @@ class Verifier:
             scale = max(1.0, float(alone.norm()))
             if not torch.isfinite(served).all():
                 raise BundleError(f"{bundle}: prompt '{name}' makes vectors of NaN or infinity")
-            if float((served - alone).abs().max()) > TOLERANCE * scale:
+            if float((served - alone).abs().max()) > self.forward.tolerance * scale:
                 raise BundleError(
                     f"{bundle}: prompt '{name}' gives other vectors when served than alone, by "
                     f"{float((served - alone).abs().max()):.1e}; please report this"

@@ -1,0 +1,380 @@
+"""Mixed load on a server of several workers while tasks come and go; every vector is checked.
+
+    python benchmarks/serving_soak.py --minutes 3 --out soak.json
+
+Clients ask for vectors of many tasks, sides and lengths, and compare each with the vector of the
+task alone, computed beforehand by the model room. Meanwhile tasks are added, replaced, rolled back
+and removed, a worker is killed now and then, clients hang up, and broken requests come in. Ends
+with code 1 if a vector is wrong, if an error comes that was not asked for, or if memory grows.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+TOLERANCE = 1e-5
+WORDS = ["fever", "rain", "list", "files", "boat", "river", "drug", "dose", "copy", "heart"]
+
+
+def texts(count: int) -> list[str]:
+    """Return texts of 1 to 150 words, short ones more often."""
+    generator = random.Random(0)
+    return [
+        " ".join(generator.choice(WORDS) for _ in range(int(1 + 150 * generator.random() ** 3)))
+        for _ in range(count)
+    ]
+
+
+class Truth:
+    """Bundles, and the vectors that each makes alone.
+
+    Args:
+        folder: Where bundles are written.
+        bundles: How many.
+        texts: What is asked.
+    """
+
+    def __init__(self, folder: Path, *, bundles: int, texts: list[str]) -> None:
+        import torch
+
+        from dptdr.config.methods import DeepPromptConfig
+        from dptdr.model import Backbone, Encoder
+        from dptdr.model.bundle import save_task
+        from dptdr.model.methods import DeepPromptMethod
+
+        torch.set_num_threads(1)
+        backbone = Backbone.load("minilm")
+        self.texts = texts
+        self.vectors: dict[str, dict[str, np.ndarray]] = {}
+        kinds = ["tied", "untied", "query-only"]
+        for number in range(bundles):
+            config = DeepPromptConfig(
+                prompt_length=4 + 9 * (number % 5),
+                sharing=kinds[number % 3],
+                attention="added" if number % 4 == 3 else "joint",
+                initialisation="random",
+                random_scale=0.4,
+            )
+            encoder = Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=number))
+            save_task(folder / f"b{number}", encoder)
+            self._know(f"b{number}", encoder)
+        self._know("backbone", Encoder(backbone))
+
+    def _know(self, name: str, encoder: Any) -> None:
+        self.vectors[name] = {
+            "query": encoder.encode_queries(self.texts),
+            "passage": encoder.encode_passages(self.texts),
+        }
+
+
+class Soak:
+    """One run.
+
+    Args:
+        address: The server.
+        truth: What is right.
+        seconds: How long.
+    """
+
+    def __init__(self, address: str, truth: Truth, *, seconds: float) -> None:
+        self.address = address
+        self.truth = truth
+        self.end = time.monotonic() + seconds
+        self.counts: Counter[str] = Counter()
+        self.unasked: list[str] = []
+        self.wrong: list[str] = []
+        self.largest = 0.0
+        self.lock = threading.Lock()
+        # Which bundle a fixed name may mean: steady tasks never change, moving ones do.
+        self.steady = {f"s{n}": f"b{n}" for n in range(6)}
+        self.killed_at = -1e9
+
+    def running(self) -> bool:
+        """Return whether there is time left."""
+        return time.monotonic() < self.end
+
+    def count(self, what: str) -> None:
+        """Count an event."""
+        with self.lock:
+            self.counts[what] += 1
+
+    def add(self, client: httpx.Client, task: str, bundle: str, method: str = "POST") -> int:
+        """Add or replace a task."""
+        path = "/v1/tasks" if method == "POST" else f"/v1/tasks/{task}"
+        body = {"bundle": bundle} | ({"task": task} if method == "POST" else {})
+        return client.request(method, path, json=body).status_code
+
+    def compare(self, found: Any, bundle: str, side: str, places: list[int]) -> bool:
+        """Compare vectors with those of a bundle alone."""
+        made = np.array([item["embedding"] for item in found["data"]], dtype=np.float32)
+        right = self.truth.vectors[bundle][side][places]
+        difference = float(np.abs(made - right).max())
+        if difference <= TOLERANCE:
+            with self.lock:
+                self.largest = max(self.largest, difference)
+            return True
+        return False
+
+    def ask(self, seed: int) -> None:
+        """Ask for vectors of steady and moving tasks, and check all of them."""
+        generator = random.Random(seed)
+        client = httpx.Client(base_url=self.address, timeout=60)
+        while self.running():
+            moving = generator.random() < 0.3
+            names = [f"m{n}" for n in range(4)] if moving else [*self.steady, "backbone"]
+            name, side = generator.choice(names), generator.choice(["query", "passage"])
+            count = len(self.truth.texts)
+            places = [generator.randrange(count) for _ in range(generator.choice([1, 1, 2, 8]))]
+            body = {"model": f"{name}:{side}", "input": [self.truth.texts[i] for i in places]}
+            try:
+                reply = client.post("/v1/embeddings", json=body)
+            except httpx.TransportError as error:
+                self.broken(f"{type(error).__name__}: {error}")
+                continue
+            if reply.status_code == 404 and moving:
+                self.count("moving task was away (404)")
+                continue
+            if reply.status_code != 200:
+                self.complain(f"{reply.status_code}: {reply.text[:200]}")
+                continue
+            self.count("answers")
+            with self.lock:
+                self.counts["vectors"] += len(places)
+            may = [f"b{n}" for n in range(6, 12)] if moving else [self.steady.get(name, name)]
+            if not any(self.compare(reply.json(), bundle, side, places) for bundle in may):
+                self.wrong.append(f"{reply.json()['model']} {side} {places}")
+
+    def broken(self, what: str) -> None:
+        """A connection broke: expected where a worker was killed a moment ago."""
+        if time.monotonic() - self.killed_at < 10:
+            self.count("connections lost with a killed worker")
+        else:
+            self.complain(what)
+
+    def complain(self, what: str) -> None:
+        """Note an error that nobody asked for."""
+        with self.lock:
+            self.unasked.append(what)
+
+    def administer(self) -> None:
+        """Add, replace, roll back and remove moving tasks all along."""
+        generator = random.Random(99)
+        client = httpx.Client(base_url=self.address, timeout=60)
+        while self.running():
+            task, bundle = f"m{generator.randrange(4)}", f"b{generator.randrange(6, 12)}"
+            action = generator.choice(["add", "replace", "replace", "rollback", "remove"])
+            try:
+                if action == "add":
+                    status = self.add(client, task, bundle)
+                elif action == "replace":
+                    status = self.add(client, task, bundle, "PUT")
+                elif action == "rollback":
+                    status = client.post(f"/v1/tasks/{task}/rollback").status_code
+                else:
+                    status = client.delete(f"/v1/tasks/{task}").status_code
+            except httpx.TransportError as error:
+                self.broken(f"{action}: {error}")
+                continue
+            self.count(f"{action}: {status}")
+            if status not in (200, 201, 204, 404, 409):
+                self.complain(f"{action} gave {status}")
+            time.sleep(0.2)
+
+    def disturb(self) -> None:
+        """Send what must be refused, and hang up in the middle."""
+        expected = [
+            ({"json": {"model": "none", "input": "x"}}, 404),
+            ({"json": {"model": "s0", "input": ["x"] * 3000}}, 422),
+            ({"json": {"model": "s0", "input": "x" * 1_000_000}}, 422),
+            ({"json": {"model": "s0", "input": ""}}, 200),
+            ({"content": b'{"model": "s0", "input": "\xff"}'}, 400),
+            ({"content": b" " * 9_000_000}, 413),
+        ]
+        client = httpx.Client(base_url=self.address, timeout=60)
+        host, port = self.address.removeprefix("http://").split(":")
+        headers = {"content-type": "application/json"}
+        while self.running():
+            for request, status in expected:
+                try:
+                    reply = client.post("/v1/embeddings", headers=headers, **request)
+                except httpx.TransportError as error:
+                    # A body that is too long may be cut off while it is still being sent.
+                    if status != 413:
+                        self.broken(str(error))
+                    continue
+                self.count(f"refused as asked: {reply.status_code}")
+                if reply.status_code != status:
+                    self.complain(f"expected {status}, got {reply.status_code}: {reply.text[:200]}")
+            for bundle, task in (("damaged", "bad"), ("foreign", "bad"), ("../b1", "bad")):
+                with contextlib.suppress(httpx.TransportError):
+                    status = self.add(client, task, bundle)
+                    self.count(f"bundle refused: {status}")
+                    if status not in (409, 422):
+                        self.complain(f"bundle '{bundle}' gave {status}")
+            body = json.dumps({"model": "s1", "input": self.truth.texts[:32]}).encode()
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as wire:
+                wire.sendall(
+                    b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+                    b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+                )
+                time.sleep(0.05)
+                self.count("hung up")
+            time.sleep(1.0)
+
+    def kill(self, supervisor: int, *, every: float) -> None:
+        """Kill a worker now and then."""
+        # The first death comes when half of the first period is over.
+        pause = every / 2
+        while self.running():
+            time.sleep(min(pause, max(0.0, self.end - time.monotonic())))
+            pause = every
+            if self.end - time.monotonic() < 20:
+                return
+            victims = workers(supervisor)
+            if len(victims) > 1:
+                self.killed_at = time.monotonic()
+                os.kill(random.choice(victims), signal.SIGKILL)
+                self.count("workers killed")
+
+
+def workers(supervisor: int) -> list[int]:
+    """Return the server's worker processes."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            command = (folder / "cmdline").read_bytes()
+            if parent == supervisor and b"spawn_main" in command and b"resource_tracker" not in command:
+                found.append(int(folder.name))
+    return found
+
+
+def resident(pid: int) -> float:
+    """Return a process's memory in MB."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1000
+    return 0.0
+
+
+def write_bad_bundles(folder: Path) -> None:
+    """Write a damaged bundle and one of another backbone, to be refused."""
+    import shutil
+
+    for name in ("damaged", "foreign"):
+        shutil.copytree(folder / "b0", folder / name)
+    weights = folder / "damaged" / "prompt.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    manifest = folder / "foreign" / "task.json"
+    values = json.loads(manifest.read_text()) | {"backbone_fingerprint": "0" * 64}
+    manifest.write_text(json.dumps(values))
+
+
+@contextlib.contextmanager
+def server(folder: Path, *, worker_count: int, log: Path) -> Any:
+    """Give a running server: process and address."""
+    tasks = [f"s{n}={folder / f'b{n}'}" for n in range(6)]
+    with log.open("w") as out:
+        options = f"--port 0 --threads 1 --check-every 20 --timeout 120 --workers {worker_count}"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dptdr", "serve", *tasks, *options.split()),
+                *("--tasks-folder", str(folder)),
+            ],
+            stderr=out,
+        )
+    try:
+        while True:
+            found = re.search(r"listening on (http://\S+)", log.read_text())
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            with contextlib.suppress(httpx.TransportError):
+                if found and httpx.get(found[1] + "/health", timeout=120).status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield process, found[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def main() -> None:
+    """Run, report, and say whether all was well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kill-every-seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "bundles"
+        truth = Truth(folder, bundles=12, texts=texts(120))
+        write_bad_bundles(folder)
+        log = Path(name) / "server.log"
+        with server(folder, worker_count=options.workers, log=log) as (process, address):
+            soak = Soak(address, truth, seconds=60 * options.minutes)
+            jobs: list[Any] = [lambda n=n: soak.ask(n) for n in range(options.clients)]
+            jobs += [soak.administer, soak.disturb]
+            jobs.append(lambda: soak.kill(process.pid, every=options.kill_every_seconds))
+            threads = [threading.Thread(target=job) for job in jobs]
+            for thread in threads:
+                thread.start()
+            memory = []
+            while soak.running():
+                time.sleep(5)
+                memory.append(max((resident(pid) for pid in workers(process.pid)), default=0.0))
+            for thread in threads:
+                thread.join()
+            metrics = httpx.get(address + "/metrics").text
+        lines = log.read_text()
+    checks = {
+        outcome: sum(
+            float(line.split()[-1])
+            for line in metrics.splitlines()
+            if line.startswith(f'dptdr_self_checks_total{{outcome="{outcome}"}}')
+        )
+        for outcome in ("passed", "failed")
+    }
+    third = max(1, len(memory) // 3)
+    early, late = max(memory[third : 2 * third] or memory), max(memory[-third:])
+    report = {
+        "minutes": options.minutes,
+        "clients": options.clients,
+        "workers": options.workers,
+        "counts": dict(sorted(soak.counts.items())),
+        "wrong vectors": soak.wrong[:20],
+        "largest difference": soak.largest,
+        "errors not asked for": soak.unasked[:20],
+        "self-checks": checks,
+        "tracebacks in the log": lines.count("Traceback"),
+        "largest worker, MB": {"second third": early, "last third": late},
+    }
+    flat = late <= 1.1 * early + 20
+    good = not soak.wrong and not soak.unasked and not checks["failed"] and flat
+    report["all well"] = good
+    print(json.dumps(report, indent=1))
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""``dptdr export``: a backbone as an ONNX graph that takes any task's prompt as an input."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dptdr.model.backbone import Backbone
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    task: Annotated[
+        Path | None,
+        typer.Option(help="Task bundle: its backbone and kind of attention, and --data's judge."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Encoder: minilm, a folder or a name.")
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="How prompts meet the graph: 'joint' or 'added'. Default: the task's."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Write an 8-bit graph as well; needs --data to show its cost.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="BEIR folder: measure nDCG@10 of torch and of each graph on its split."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "test",
+    json: Annotated[Path | None, typer.Option(help="Write what was found here as well.")] = None,
+) -> None:
+    """Export a backbone to ONNX, with the prompt as an input of the graph.
+
+    The graph serves all tasks of the backbone (`dptdr serve --onnx`). It is compared with torch on
+    random mixtures, and with --data by retrieval quality too.
+    """
+    from dptdr.errors import ConfigError
+
+    if task is None and backbone is None:
+        raise ConfigError("expected --task or --backbone, got neither")
+    if attention not in (None, "joint", "added"):
+        raise ConfigError(f"--attention: expected 'joint' or 'added', got '{attention}'")
+    if int8 and data is None:
+        raise ConfigError(
+            "--int8 changes the vectors; give --data DATA to measure what that costs in nDCG@10"
+        )
+    from dptdr.files import write_json
+    from dptdr.model.backbone import Backbone
+    from dptdr.model.bundle import read_manifest
+    from dptdr.serving.exporting import MANIFEST, export
+
+    manifest = None if task is None else read_manifest(task)
+    kind: Any = attention or ("joint" if manifest is None else manifest.settings["attention"])
+    name = backbone or (manifest.backbone if manifest is not None else "")
+    found = export(Backbone.load(name), out, kind=kind, int8=int8)
+    if data is not None:
+        found["ndcg_at_10"] = _measured(Backbone.load(name), out, task=task, data=data, split=split)
+        found["measured_on"] = {"data": data.name, "split": split}
+        write_json(out / MANIFEST, found)
+    _print(found, out)
+    if json is not None:
+        write_json(json, found)
+
+
+def _measured(
+    backbone: "Backbone", out: Path, *, task: Path | None, data: Path, split: str
+) -> dict[str, float]:
+    """Return nDCG@10 of torch and of each graph, all with the same task."""
+    import tempfile
+
+    from dptdr.serving.measuring import ndcg_of
+
+    with tempfile.TemporaryDirectory(prefix="dptdr-export-") as folder:
+        return ndcg_of(backbone, out, task=task, data=data, split=split, state=Path(folder))
+
+
+def _print(found: dict[str, Any], out: Path) -> None:
+    typer.echo(
+        f"{out}: '{found['backbone']}' with prompts of attention {found['prompt_attention']}"
+    )
+    for precision, difference in found["largest_difference"].items():
+        cosine = found["least_cosine"][precision]
+        line = f"{precision}: differs from torch by at most {difference:.1e}, cosine {cosine:.4f}"
+        measured = found.get("ndcg_at_10")
+        if measured is not None:
+            cost = measured["torch"] - measured[precision]
+            line += f", nDCG@10 {measured[precision]:.4f} (torch {measured['torch']:.4f}, "
+            line += f"cost {cost:+.4f})"
+        typer.echo(line)
+    typer.echo(f"serve it: dptdr serve TASK --onnx {out}")
