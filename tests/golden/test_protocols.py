@@ -12,7 +12,9 @@ from dptdr.evaluation import read_qrels
 from dptdr.evaluation.answers import contains_answer, prepare_answer, tokenize
 from dptdr.evaluation.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
 from dptdr.evaluation.nq import (
+    Question,
     evaluate_nq,
+    match_query_ids,
     prepare_questions,
     read_passage_texts,
     read_questions,
@@ -220,6 +222,21 @@ def test_nq_looks_at_a_hundred_passages_and_no_more(tmp_path):
 def test_nq_reads_the_texts_of_a_beir_corpus_too(tmp_path):
     path = _file(tmp_path / "corpus.jsonl", '{"_id": "3", "title": "1815", "text": "in 1816"}\n')
     assert list(read_passage_texts(path)) == [("3", "in 1816")]
+
+
+def test_nq_finds_query_ids_by_text_and_prefers_those_of_the_run(tmp_path):
+    path = _file(
+        tmp_path / "queries.jsonl",
+        "".join(
+            f'{{"_id": "{key}", "text": "{text}"}}\n'
+            for key, text in [("train-0", "who"), ("test-1", "where"), ("test-0", "who ")]
+        ),
+    )
+    questions = [Question("who", ("a",)), Question("where", ("b",)), Question("who", ("a",))]
+    ids = match_query_ids(questions, queries=path, ranked={"test-0", "test-1"})
+    assert ids == ["test-0", "test-1", "train-0"]
+    with pytest.raises(DataError, match="no query has the text of question 'when'"):
+        match_query_ids([Question("when", ("c",))], queries=path, ranked=())
 
 
 @pytest.mark.parametrize(

@@ -317,10 +317,10 @@ def _nq(
 
     questions = nq.read_questions(qrels)
     answers = nq.prepare_questions(questions, matching=matching, path=qrels)
+    ranking = read_run(run)
     ids = [str(number) for number in range(len(questions))]
     if queries is not None:
-        ids = nq.match_query_ids(questions, queries=queries)
-    ranking = read_run(run)
+        ids = nq.match_query_ids(questions, queries=queries, ranked=ranking.keys())
     with progress("match") as on_progress:
         result = nq.evaluate_nq(
             ranking,

@@ -10,7 +10,7 @@ import csv
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -127,12 +127,15 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
             yield row[0], row[1]
 
 
-def match_query_ids(questions: Sequence[Question], *, queries: Path) -> list[str]:
+def match_query_ids(
+    questions: Sequence[Question], *, queries: Path, ranked: Collection[str]
+) -> list[str]:
     """Return the query id of each question, found by the question's text.
 
     Args:
         questions: The questions.
         queries: A ``queries.jsonl`` with ``_id`` and ``text``; may hold more than the questions.
+        ranked: Query ids of the run: where several queries have one text, these come first.
 
     Returns:
         Ids in the order of the questions; a text that stands several times gives its ids in turn.
@@ -141,8 +144,14 @@ def match_query_ids(questions: Sequence[Question], *, queries: Path) -> list[str
         DataError: If the file is missing or broken, or a question has no query.
     """
     ids: dict[str, deque[str]] = {}
+    others: dict[str, list[str]] = {}
     for query_id, text in _jsonl_texts(Path(queries)):
-        ids.setdefault(text.strip(), deque()).append(query_id)
+        if query_id in ranked:
+            ids.setdefault(text.strip(), deque()).append(query_id)
+        else:
+            others.setdefault(text.strip(), []).append(query_id)
+    for text, left in others.items():
+        ids.setdefault(text, deque()).extend(left)
     matched: list[str] = []
     for question in questions:
         found = ids.get(question.text.strip())
