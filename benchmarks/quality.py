@@ -331,7 +331,8 @@ def row(
         if not other or other == own:
             return ""
         test = paired_test(own, other)
-        return f"{test.mean_difference:+.4f}, p {test.p_randomisation:.4f}"
+        p = test.p_randomisation
+        return f"{test.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'}"
 
     first = records[0]
     trained = "trained_parameters" in first
