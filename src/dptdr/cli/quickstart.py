@@ -1,5 +1,6 @@
 """``dptdr quickstart``: the main job end to end, on text that every Python installation holds."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ import typer
 
 from dptdr.cli.progress import progress
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.config.training import TrainingConfig
+from dptdr.config.training import Precision, TrainingConfig
 from dptdr.files import write_json
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def command(
 
     encoder = Backbone.load(backbone)
     typer.echo(
-        f"backbone {backbone}: {encoder.parameter_count:,} parameters, frozen, one for all tasks"
+        f"backbone {backbone}: {encoder.parameter_count:,} parameters, frozen, one for all tasks; "
+        f"training in {_precision()}"
     )
     rows = [
         _task(
@@ -67,11 +69,19 @@ def _config(*, steps: int, seed: int) -> TrainingConfig:
     return TrainingConfig(
         steps=steps,
         seed=seed,
-        max_passage_tokens=96,
+        precision=_precision(),
         evaluations=2,
         dev_queries=100,
         dev_passages=200,
     )
+
+
+def _precision() -> Precision:
+    """Return bfloat16 where the processor computes in it (nearly twice as fast), else float32."""
+    flags = ""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def _task(
