@@ -1,7 +1,6 @@
 """The list of commands. Each command lives in a module of its own and imports torch only inside."""
 
 import importlib
-import importlib.util
 
 import typer
 
@@ -17,7 +16,6 @@ COMMANDS: dict[str, str] = {
     "pretrain": "dptdr.cli.pretrain",
     "serve": "dptdr.cli.serve",
     "export": "dptdr.cli.export",
-    "run": "dptdr.cli.run",
 }
 """Command name to the module that holds a function ``command``."""
 
@@ -53,8 +51,6 @@ def build_app() -> typer.Typer:
         del version
 
     for name, module in COMMANDS.items():
-        if importlib.util.find_spec(module) is None:
-            continue
         app.command(name)(importlib.import_module(module).command)
     for name, module in GROUPS.items():
         app.add_typer(importlib.import_module(module).app, name=name)
