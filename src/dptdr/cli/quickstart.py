@@ -31,7 +31,7 @@ def command(
     test_queries: Annotated[int, typer.Option(help="Most test queries per task.")] = 500,
     passages: Annotated[
         int, typer.Option(help="Most passages that are searched, judged ones included.")
-    ] = 1200,
+    ] = 800,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the table's figures to this file.")
