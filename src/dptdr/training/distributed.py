@@ -131,7 +131,7 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes that ``torchrun`` has started; outside of it, be alone.
+    """Join the processes that ``torchrun`` has started; without others, be alone.
 
     Args:
         device: ``cuda`` takes nccl, everything else gloo.
@@ -139,6 +139,10 @@ def joined(device: str) -> Iterator[World]:
     Yields:
         The world.
     """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # A caller's process group: used as it is, and left open.
+        yield World(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size())
+        return
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()

@@ -42,13 +42,14 @@ def attention_mass(
         return None
     prompt = method.prompt(side)
     assert prompt is not None
+    training = method.module.training
+    # Before the rows are taken: dropout must not blur what is looked at.
+    method.module.eval()
     with torch.no_grad():
         segment = prompt.segment()
     rows = backbone.tokenize(texts, side=side, max_tokens=max_tokens)
     sums: dict[int, Tensor] = {}
     tokens_seen = 0
-    training = method.module.training
-    method.module.eval()
     for places in length_sorted_batches(
         [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
     ):

@@ -109,9 +109,8 @@ class ContrastiveObjective:
         """
         config = self.config
         items = self._items(step)
-        batch = self.collect(
-            sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
-        )
+        share = sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
+        batch = self.share_known(self.collect(share))
         pieces = self.pieces(batch)
         self._seed_dropout(step)
         loss = self._run(batch, pieces)
@@ -169,7 +168,6 @@ class ContrastiveObjective:
         config = self.config
         batch = Batch([], [], [], [])
         places: dict[str, int] = {}
-        known: dict[str, set[int]] = {}
 
         def place(text: str) -> int:
             if text not in places:
@@ -199,12 +197,32 @@ class ContrastiveObjective:
                     teacher[column] = group.negative_scores[number]
             batch.query_ids.append(group.query_id)
             batch.queries.append(group.query)
-            # The same question may stand in a training file twice, with other positives.
-            known.setdefault(group.query, set()).update(map(text_hash, group.positives))
-            batch.rows.append(Row(positives, frozenset(), teacher))
-        for number, query in enumerate(batch.queries):
-            batch.rows[number] = batch.rows[number]._replace(known=frozenset(known[query]))
+            known = frozenset(map(text_hash, group.positives))
+            batch.rows.append(Row(positives, known, teacher))
         return batch
+
+    def share_known(self, batch: Batch) -> Batch:
+        """Let the same question, twice in the joint batch, know the positives of both.
+
+        Training files may hold a question twice, with other positives.
+        """
+        own = [text_hash(query) for query in batch.queries]
+        pairs = [
+            (query, value)
+            for query, row in zip(own, batch.rows, strict=True)
+            for value in sorted(row.known)
+        ]
+        gathered = self.world.gather_rows(
+            torch.tensor(pairs, dtype=torch.long, device=self.method.backbone.device)
+        )
+        known: dict[int, set[int]] = {}
+        for query, value in gathered.tolist():
+            known.setdefault(query, set()).add(value)
+        rows = [
+            row._replace(known=frozenset(known[query]))
+            for query, row in zip(own, batch.rows, strict=True)
+        ]
+        return batch._replace(rows=rows)
 
     def pieces(self, batch: Batch) -> list[Piece]:
         """Cut a batch into pieces of texts of similar length."""

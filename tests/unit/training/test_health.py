@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+from dptdr.config.methods import DeepPromptConfig
+from helpers.tiny import tiny_backbone
+from helpers.training import made_method
+
+TEXTS = ["red car in the garden", "old house", "who does paint the boat in the river"]
+
+
+def expected_mass(method, *, joint):
+    """Shares from one text at a time, so that nothing is padded, by plain softmax over columns."""
+    backbone = method.backbone
+    prompt = method.module["shared"].segment()
+    sums, tokens_seen = np.zeros((3, 4)), 0
+    for text in TEXTS:
+        tokens = backbone.pad(backbone.tokenize([text], side="query"))
+
+        def observe(layer, query, key, value, mask, scale):
+            keys, values = prompt.keys[layer], prompt.values[layer]
+            columns = torch.cat([keys, key], dim=2)
+            scores = query @ columns.transpose(-1, -2) * scale
+            rows = keys.shape[2]
+            if joint:
+                share = scores.softmax(dim=-1)[..., :rows].sum(dim=-1)
+            else:
+                added = (scores[..., :rows].softmax(dim=-1) @ values).norm(dim=-1)
+                plain = (scores[..., rows:].softmax(dim=-1) @ value).norm(dim=-1)
+                share = added / (added + plain)
+            sums[layer] += share.sum(dim=(0, 2)).detach().numpy()
+
+        with torch.no_grad():
+            method.vectors(tokens, side="query", observer=observe)
+        tokens_seen += tokens.ids.shape[1]
+    return sums / tokens_seen
+
+
+@pytest.mark.parametrize("attention", ["joint", "added"])
+def test_attention_mass_is_the_softmax_share_of_the_prompts_columns(attention):
+    from dptdr.training.health import attention_mass
+
+    config = DeepPromptConfig(prompt_length=3, attention=attention)
+    method = made_method("deep-prompt", config=config)
+    found = attention_mass(method, TEXTS, side="query")
+    assert found == pytest.approx(expected_mass(method, joint=attention == "joint"), rel=1e-4)
+    assert method.module.training
+
+
+def test_there_is_no_mass_without_a_deep_prompt_or_a_view_into_attention():
+    from dptdr.training.health import attention_mass
+
+    assert attention_mass(made_method("lora"), TEXTS, side="query") is None
+    query_only = made_method("deep-prompt", config=DeepPromptConfig(sharing="query-only"))
+    assert attention_mass(query_only, TEXTS, side="passage") is None
+    intercepted = made_method("deep-prompt", backbone=tiny_backbone("mpnet"))
+    assert attention_mass(intercepted, TEXTS, side="query") is None
+
+
+def test_grouped_query_heads_and_causal_masks_are_followed():
+    from dptdr.training.health import attention_mass
+
+    method = made_method("deep-prompt", backbone=tiny_backbone("qwen3", pool="last"))
+    alone = [attention_mass(method, [text], side="query") for text in TEXTS]
+    lengths = [len(row) for row in method.backbone.tokenize(TEXTS, side="query")]
+    expected = sum(n * mass for n, mass in zip(lengths, alone, strict=True)) / sum(lengths)
+    assert attention_mass(method, TEXTS, side="query") == pytest.approx(expected, rel=1e-4)

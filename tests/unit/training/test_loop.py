@@ -1,0 +1,229 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dptdr.config.training import TrainingConfig
+from dptdr.errors import TrainingError
+from helpers.training import METHODS, made_method
+
+
+class Parabola:
+    """An objective for the loop alone: half the squared distance to a target that moves."""
+
+    def __init__(self, parameter, *, bad_step=None, bad_gradient_step=None):
+        self.parameter = parameter
+        self.bad_step = bad_step
+        self.bad_gradient_step = bad_gradient_step
+        self.steps = []
+
+    def backward(self, step):
+        from dptdr.training.objective import StepStats
+
+        self.steps.append(step)
+        target = torch.tensor([math.sin(step), math.cos(step), 1.0])
+        difference = self.parameter.detach() - target
+        loss = float((difference**2).sum() / 2)
+        if step == self.bad_step:
+            loss = math.nan
+        else:
+            self.parameter.grad = difference
+        if step == self.bad_gradient_step:
+            self.parameter.grad = difference * math.inf
+        ids = tuple(f"q{step}-{number}" for number in range(10))
+        return StepStats(loss=loss, texts=10, tokens=50, query_ids=ids)
+
+
+def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=None, **settings):
+    from dptdr.training.checkpoints import RunFolder
+    from dptdr.training.distributed import World
+    from dptdr.training.loop import Trainable, run_identity, train_loop
+
+    bad = {name: settings.pop(name, None) for name in ("bad_step", "bad_gradient_step")}
+    config = TrainingConfig(**{"steps": 12, "evaluations": 4} | settings)
+    parameter = nn.Parameter(torch.zeros(3))
+    objective = Parabola(parameter, **bad)
+    trainable = Trainable({"keys": parameter}, config, rate=0.1)
+
+    def evaluate():
+        if stop is not None and len(objective.steps) >= stop:
+            raise KeyboardInterrupt
+        return {"nDCG@10": float(parameter.detach().sum()), "R@100": -float(parameter[0].detach())}
+
+    history = train_loop(
+        objective,
+        trainable,
+        state=lambda: {"keys": parameter.detach().clone()},
+        evaluate=evaluate,
+        folder=RunFolder(folder, mirror=mirror),
+        identity=run_identity(config) if identity is None else identity,
+        world=World(),
+        keep_all=keep_all,
+        watch=watch,
+    )
+    return history, parameter.detach().clone(), objective.steps
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_at_the_same_bytes(tmp_path):
+    history, whole, _ = run(tmp_path / "whole", ema=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", ema=0.5, stop=9)
+    resumed_history, resumed, steps = run(tmp_path / "cut", ema=0.5)
+    assert steps[0] == 6  # The state of the second evaluation.
+    assert torch.equal(resumed, whole)
+    assert resumed_history == history
+    names = [f"checkpoints/step-00000{step:02d}.safetensors" for step in (3, 6, 9, 12)]
+    for name in [*names, "last/state.safetensors", "last/state.json"]:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_state_is_saved_between_evaluations_too(tmp_path, monkeypatch):
+    from dptdr.training import loop
+
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(loop._Saver, "_cost", 0.0, raising=False)
+    seen = []
+
+    def watch(progress):
+        state = json.loads((tmp_path / "run" / "last" / "state.json").read_text(encoding="utf-8"))
+        seen.append(state["step"] == progress.step)
+
+    original = loop._Saver.save
+
+    def save(self, *arguments):
+        original(self, *arguments)
+        self._cost = 0.0
+
+    monkeypatch.setattr(loop._Saver, "save", save)
+    run(tmp_path / "run", watch=watch)
+    assert seen == [True] * 12
+
+
+def test_steps_that_were_repeated_count_once_in_the_log(tmp_path):
+    from dptdr.training.checkpoints import RunFolder
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", stop=9)
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"kind": "step", "st')  # A line that a kill cut short.
+    run(tmp_path / "run")
+    records = RunFolder(tmp_path / "run").records()
+    assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, 13))
+    assert [r["step"] for r in records if r["kind"] == "dev"] == [3, 6, 9, 12]
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > len(records)
+
+
+def test_watcher_and_mirror_are_told_of_every_step(tmp_path):
+    seen, mirrored = [], []
+    run(tmp_path / "run", watch=seen.append, mirror=mirrored.append)
+    assert [progress.step for progress in seen] == list(range(1, 13))
+    assert seen[0].dev is None
+    assert seen[-1].dev is not None
+    assert seen[-1].seconds_left == 0.0
+    assert seen[-1].texts_per_second > 0.0
+    assert [r["step"] for r in mirrored if r["kind"] == "step"] == list(range(1, 13))
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"cannot resume.*\(ema: was 0\.0, is 0\.5\); use the"):
+        run(tmp_path / "run", ema=0.5)
+
+
+def test_nested_settings_are_refused_with_the_difference(tmp_path):
+    first = {"data": {"name": "a", "queries": 5}, "world_size": 1}
+    run(tmp_path / "run", identity=first)
+    second = {"data": {"name": "a", "queries": 6}, "world_size": 2}
+    words = r"data\.queries: was 5, is 6; world_size: was 1, is 2"
+    with pytest.raises(TrainingError, match=words):
+        run(tmp_path / "run", identity=second)
+
+
+def test_other_settings_are_refused_before_the_first_state(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", stop=1)
+    assert not (tmp_path / "run" / "last").exists()
+    with pytest.raises(TrainingError, match="cannot resume"):
+        run(tmp_path / "run", seed=1)
+
+
+@pytest.mark.parametrize("kind", ["bad_step", "bad_gradient_step"])
+def test_loss_or_gradient_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path, kind):
+    what = "the loss is nan" if kind == "bad_step" else "the gradient's norm is (inf|nan)"
+    kept = "the last checkpoint is .*step-0000006.safetensors"
+    with pytest.raises(TrainingError, match=f"step 8: {what}.*q7-0, q7-1.*{kept}.*lower the"):
+        run(tmp_path / "run", **{kind: 7})
+    from dptdr.training.checkpoints import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [3, 6]
+    assert torch.isfinite(folder.load_checkpoint(6)["keys"]).all()
+    failure = json.loads((tmp_path / "run" / "failed.json").read_text(encoding="utf-8"))
+    assert failure["step"] == 8
+    assert failure["query_ids"] == [f"q7-{number}" for number in range(10)]
+    _, _, steps = run(tmp_path / "run")
+    assert steps == list(range(6, 12))
+    assert not (tmp_path / "run" / "failed.json").exists()
+
+
+def test_only_the_best_checkpoint_is_kept_where_they_are_large(tmp_path):
+    from dptdr.training.checkpoints import RunFolder
+    from dptdr.training.loop import best_step
+
+    history, *_ = run(tmp_path / "run", keep_all=False)
+    assert RunFolder(tmp_path / "run").checkpoint_steps() == [best_step(history, measure="nDCG@10")]
+
+
+def test_best_step_takes_the_earliest_of_equals_and_names_missing_measures():
+    from dptdr.training.loop import best_step
+
+    history = {30: {"RR@10": 0.5}, 10: {"RR@10": 0.5}, 20: {"RR@10": 0.4}}
+    assert best_step(history, measure="RR@10") == 10
+    with pytest.raises(TrainingError, match="has no measure 'AP'; there is RR@10"):
+        best_step(history, measure="AP")
+
+
+def test_warmup_of_zero_starts_at_the_peak():
+    from dptdr.training.loop import rate_factor
+
+    config = TrainingConfig(steps=4, warmup_share=0.0)
+    assert [rate_factor(step, config=config) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    config = TrainingConfig(steps=4, warmup_share=0.5)
+    assert [rate_factor(step, config=config) for step in range(4)] == [0.5, 1.0, 1.0, 0.5]
+
+
+def test_values_learn_at_their_own_rate():
+    from dptdr.training.loop import Trainable
+
+    keys, values = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    config = TrainingConfig(steps=1, warmup_share=0.0, value_rate_factor=0.1, clip_norm=0.0)
+    trainable = Trainable({"p.keys": keys, "p.values": values}, config, rate=0.1)
+    keys.grad, values.grad = torch.ones(2), torch.ones(2)
+    assert trainable.clip() == pytest.approx(2.0)
+    trainable.update(0)
+    # Adam's first step is the learning rate, whatever the gradient's size.
+    assert keys.tolist() == pytest.approx([-0.1, -0.1], rel=1e-4)
+    assert values.tolist() == pytest.approx([-0.01, -0.01], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_gradient_norms_are_told_per_layer(name):
+    from dptdr.training.loop import layer_norms
+    from helpers.training import gradients, made_groups
+
+    method = made_method(name)
+    _, whole = gradients(method, made_groups(4))
+    norms = layer_norms(method.trained())
+    if name == "shallow-prompt":
+        assert norms == []
+        return
+    assert len(norms) == 3
+    assert all(norm > 0.0 for norm in norms)
+    squares = sum(norm**2 for norm in norms)
+    if name in ("deep-prompt", "lora"):
+        assert squares == pytest.approx(float(whole.square().sum()), rel=1e-4)
+    else:
+        assert squares < float(whole.square().sum())
