@@ -76,8 +76,9 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     """Return a running engine on the packaged encoder."""
     from dptdr.model import Backbone
     from dptdr.serving.bank import Bank
-    from dptdr.serving.engine import Engine, EngineSettings
+    from dptdr.serving.engine import Engine
     from dptdr.serving.forward import Forward
+    from dptdr.serving.pending import EngineSettings
 
     bank = Bank(Forward(Backbone.load("minilm")), state=folder, budget_bytes=budget)
     return Engine(bank, settings=EngineSettings(threads=threads, check_every=0)).start()

@@ -260,7 +260,11 @@ def workers(supervisor: int) -> list[int]:
         with contextlib.suppress(OSError, ValueError):
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
             command = (folder / "cmdline").read_bytes()
-            if parent == supervisor and b"spawn_main" in command and b"resource_tracker" not in command:
+            if (
+                parent == supervisor
+                and b"spawn_main" in command
+                and b"resource_tracker" not in command
+            ):
                 found.append(int(folder.name))
     return found
 

@@ -1,6 +1,7 @@
 """Bundles and prompts for the serving tests."""
 
 import contextlib
+import copy
 import json
 import random
 import threading
@@ -50,6 +51,47 @@ def write_bundle(path: Path, backbone: Backbone, **options) -> Path:
     """Write a bundle with a random deep prompt."""
     save_task(path, task_encoder(backbone, **options), name=path.name)
     return path
+
+
+class Held:
+    """An engine whose batches wait until they are let go, so that something waits behind them.
+
+    Args:
+        engine: The engine.
+        batches: How many batches are held; later ones pass.
+    """
+
+    def __init__(self, engine, *, batches: int = 1):
+        self.engine = engine
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self._real = engine.forward
+        self._left = batches
+        self._copy = copy.copy(engine.forward)
+        self._copy.vectors = self._vectors
+
+    def _vectors(self, rows, **options):
+        self._left -= 1
+        if self._left >= 0:
+            self.entered.set()
+            assert self.release.wait(60)
+        return self._real.vectors(rows, **options)
+
+    def __enter__(self):
+        self.engine.forward = self._copy
+        return self
+
+    def __exit__(self, *_):
+        self.release.set()
+        self.engine.forward = self._real
+
+
+def wait_for(condition, *, seconds: float = 60.0):
+    """Wait until something is true; a busy machine may take its time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
 
 
 class EventList(list):
@@ -181,26 +223,6 @@ class WebServer:
             server.should_exit = True
             thread.join(10)
             socket.close()
-
-    @contextlib.contextmanager
-    def slow_engine(self, seconds: float = 0.6):
-        """Let each batch take its time, so that something waits."""
-        engine = self.runtime.engine
-        real = engine.forward
-
-        class Slow:
-            def __getattr__(self, name):
-                return getattr(real, name)
-
-            def vectors(self, rows):
-                time.sleep(seconds)
-                return real.vectors(rows)
-
-        engine.forward = Slow()
-        try:
-            yield
-        finally:
-            engine.forward = real
 
     def post_in_thread(self, address: str, body: dict) -> threading.Thread:
         """Ask for vectors from a thread of its own."""

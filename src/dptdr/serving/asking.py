@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from dptdr.model.backbone import Side
 from dptdr.serving.bank import BARE
-from dptdr.serving.engine import Encoded
 from dptdr.serving.keys import Key, Scope
+from dptdr.serving.pending import Encoded
 from dptdr.serving.problems import Invalid
 from dptdr.serving.prompts import TaskVersion
 from dptdr.serving.runtime import Runtime

@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,130 +21,20 @@ from jaxtyping import Float
 from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Side
 from dptdr.serving.bank import Bank
-from dptdr.serving.batching import BatchLimits, BatchQueue, QueueFull, Waiting
+from dptdr.serving.batching import BatchQueue, QueueFull, Waiting
 from dptdr.serving.forward import Row
+from dptdr.serving.pending import (
+    BatchReport,
+    CheckReport,
+    Draining,
+    Encoded,
+    EngineSettings,
+    PendingRequest,
+    TooLate,
+    Work,
+)
 from dptdr.serving.prompts import TaskVersion
-
-_CHARACTERS_PER_TOKEN = 3
-
-
-class Draining(ServingError):
-    """The server is stopping, or has not started: it takes no new requests."""
-
-
-class TooLate(ServingError):
-    """The request's time ran out before it could be computed."""
-
-
-class Encoded(NamedTuple):
-    """Vectors of one request, in the order of its texts.
-
-    Args:
-        vectors: The vectors.
-        tokens: Tokens of each text, cut to the task's limit.
-        waited_seconds: From arrival until the last text's batch began.
-        seconds: From arrival until all vectors were there.
-    """
-
-    vectors: Float[np.ndarray, "texts dim"]
-    tokens: list[int]
-    waited_seconds: float
-    seconds: float
-
-
-class BatchReport(NamedTuple):
-    """What one batch was; for metrics.
-
-    Args:
-        texts: Rows.
-        tokens: Tokens of all rows.
-        tasks: Different prompts (bare backbone counted as one).
-        share: Tokens over the budget.
-        seconds: Time of the compute phase.
-        waiting_tokens: Tokens left in the queue.
-    """
-
-    texts: int
-    tokens: int
-    tasks: int
-    share: float
-    seconds: float
-    waiting_tokens: int
-
-
-class CheckReport(NamedTuple):
-    """Outcome of a self-check.
-
-    Args:
-        rows: Vectors compared.
-        tasks: Different tasks among them.
-        difference: Largest difference, in units of the longest vector.
-        passed: Whether it is within what the forward pass promises (1e-5 in float32).
-    """
-
-    rows: int
-    tasks: int
-    difference: float
-    passed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How the engine works.
-
-    Args:
-        batch: Sizes of batches and queue.
-        threads: Processor threads of the compute phase, 0 for torch's own choice.
-        check_every: After so many batches one row is computed again alone and compared; 0: never.
-    """
-
-    batch: BatchLimits = field(default_factory=BatchLimits)
-    threads: int = 0
-    check_every: int = 500
-
-
-class _Request:
-    """A request on its way: what it wants, and how much of it is done."""
-
-    __slots__ = (
-        "arrived",
-        "began",
-        "deadline",
-        "estimate",
-        "future",
-        "left",
-        "number",
-        "side",
-        "texts",
-        "tokens",
-        "vectors",
-        "version",
-    )
-
-    def __init__(
-        self, texts: list[str], *, number: int, version: TaskVersion, side: Side, deadline: float
-    ) -> None:
-        self.texts = texts
-        self.number = number
-        self.version = version
-        self.side: Side = side
-        self.deadline = deadline
-        self.arrived = time.monotonic()
-        self.began = self.arrived
-        self.left = len(texts)
-        limit = version.limits.of(side)
-        self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
-        self.tokens: list[int] = []
-        self.vectors = np.empty((0, 0), dtype=np.float32)
-        self.future: Future[Encoded] = Future()
-
-
-class _Work(NamedTuple):
-    """One text in the queue: where its vector goes."""
-
-    request: _Request
-    place: int
-    ids: list[int]
+from dptdr.serving.selfcheck import compare, mixture
 
 
 class Engine:
@@ -173,11 +62,11 @@ class Engine:
         self.on_check = on_check
         self._queue = BatchQueue(self.settings.batch)
         self._changed = threading.Condition()
-        self._to_prepare: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._to_finish: queue.SimpleQueue[tuple[list[_Work], Any] | None] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[PendingRequest | None] = queue.SimpleQueue()
+        self._to_finish: queue.SimpleQueue[tuple[list[Work], Any] | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._preparing_tokens = 0
-        self._open: set[_Request] = set()
+        self._open: set[PendingRequest] = set()
         self._accepting = False
         self._stopping = False
         self._batches = 0
@@ -261,7 +150,7 @@ class Engine:
         """
         if not texts:
             raise ValueError("expected at least one text")
-        request = _Request(
+        request = PendingRequest(
             list(texts),
             number=next(self._numbers),
             version=version,
@@ -287,7 +176,7 @@ class Engine:
         )
         return future.result().vectors
 
-    def _check_room(self, request: _Request) -> None:
+    def _check_room(self, request: PendingRequest) -> None:
         limit = self.settings.batch.queue_tokens
         waiting = self.waiting_tokens
         if waiting and waiting + request.estimate > limit:
@@ -299,18 +188,18 @@ class Engine:
                 retry_after_seconds=max(1.0, over / self.settings.batch.tokens_per_second),
             )
 
-    def _cancelled(self, request: _Request, future: "Future[Encoded]") -> None:
+    def _cancelled(self, request: PendingRequest, future: "Future[Encoded]") -> None:
         if future.cancelled():
             with self._changed:
                 self._queue.cancel(request.number)
             self._close(request)
 
-    def _close(self, request: _Request) -> None:
+    def _close(self, request: PendingRequest) -> None:
         with self._changed:
             self._open.discard(request)
             self._changed.notify_all()
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, request: PendingRequest, error: BaseException) -> None:
         with self._changed:
             self._queue.cancel(request.number)
         if not request.future.done() and request.future.set_running_or_notify_cancel():
@@ -321,7 +210,7 @@ class Engine:
 
     def _prepare_loop(self) -> None:
         while True:
-            requests: list[_Request] = []
+            requests: list[PendingRequest] = []
             request = self._to_prepare.get()
             while request is not None:
                 requests.append(request)
@@ -339,7 +228,7 @@ class Engine:
             if request is None:
                 return
 
-    def _prepare(self, requests: list[_Request], *, side: Side, limit: int) -> None:
+    def _prepare(self, requests: list[PendingRequest], *, side: Side, limit: int) -> None:
         try:
             ids = self.forward.tokenize(
                 [text for request in requests for text in request.texts],
@@ -358,7 +247,7 @@ class Engine:
             start += len(request.texts)
             self._enqueue(request, own)
 
-    def _enqueue(self, request: _Request, ids: list[list[int]]) -> None:
+    def _enqueue(self, request: PendingRequest, ids: list[list[int]]) -> None:
         request.texts = []
         request.tokens = [len(row) for row in ids]
         request.vectors = np.empty((len(ids), self.bank.backbone.dim), dtype=np.float32)
@@ -370,7 +259,7 @@ class Engine:
                 arrived=request.arrived,
                 deadline=request.deadline,
                 request_tokens=total,
-                payload=_Work(request, place, row),
+                payload=Work(request, place, row),
             )
             for place, row in enumerate(ids)
         ]
@@ -405,7 +294,7 @@ class Engine:
             if taken.batch:
                 self._compute([w.payload for w in taken.batch], waiting_tokens=waiting)
 
-    def _compute(self, works: list[_Work], *, waiting_tokens: int) -> None:
+    def _compute(self, works: list[Work], *, waiting_tokens: int) -> None:
         began = time.monotonic()
         for work in works:
             work.request.began = began
@@ -433,9 +322,13 @@ class Engine:
         every = self.settings.check_every
         if every and self._batches % every == 0:
             chosen = self._random.randrange(len(rows))
-            self._compare([rows[chosen]], vectors[chosen : chosen + 1])
+            try:
+                self._compare([rows[chosen]], vectors[chosen : chosen + 1])
+            except Exception:
+                # The vectors are on their way already; a check that breaks is one that failed.
+                self._report(CheckReport(rows=1, tasks=1, difference=float("nan"), passed=False))
 
-    def _compute_apart(self, works: list[_Work], error: Exception) -> None:
+    def _compute_apart(self, works: list[Work], error: Exception) -> None:
         """Compute each row alone, so that one that cannot be computed fails alone."""
         if len(works) == 1:
             if not isinstance(error, DptdrError):
@@ -461,7 +354,7 @@ class Engine:
                 if request.left == 0:
                     self._finish(request)
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: PendingRequest) -> None:
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_result(
                 Encoded(
@@ -473,8 +366,6 @@ class Engine:
             )
         self._close(request)
 
-    # Self-check
-
     def check(self, texts: Sequence[str], *, rows: int = 24) -> CheckReport:
         """Compare a random mixture of tasks, sides and lengths with each row computed alone.
 
@@ -485,31 +376,14 @@ class Engine:
         Returns:
             What came out.
         """
-        versions = [self.bank.bare]
-        tasks = list(self.bank.tasks().values())
-        for task in self._random.sample(tasks, min(len(tasks), rows)):
-            versions += list(task.versions.values())
-        mixture = []
-        for number in range(rows):
-            version = versions[number % len(versions)]
-            side: Side = self._random.choice(("query", "passage"))
-            ids = self.forward.tokenize(
-                [self._random.choice(texts)], side=side, max_tokens=version.limits.of(side)
-            )[0]
-            mixture.append(Row(ids, self.bank.prompt(version, side)))
-        return self._compare(mixture, self.forward.vectors(mixture).float().cpu().numpy())
+        mixed = mixture(self.bank, texts, rows=rows, generator=self._random)
+        return self._compare(mixed, self.forward.vectors(mixed).float().cpu().numpy())
 
     def _compare(self, rows: list[Row], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:
-        alone = torch.stack([self.forward.single(row) for row in rows]).float().cpu().numpy()
-        scale = max(1.0, float(np.linalg.norm(alone, axis=1).max()))
-        difference = float(np.abs(alone - vectors).max()) / scale
-        report = CheckReport(
-            rows=len(rows),
-            tasks=len({id(row.prompt) for row in rows}),
-            difference=difference,
-            # Written so that NaN fails.
-            passed=difference <= self.forward.tolerance,
-        )
+        report = compare(self.forward, rows, vectors)
+        self._report(report)
+        return report
+
+    def _report(self, report: CheckReport) -> None:
         if self.on_check is not None:
             self.on_check(report)
-        return report

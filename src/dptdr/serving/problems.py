@@ -19,8 +19,8 @@ from dptdr.errors import (
 )
 from dptdr.serving.bank import TaskExists, UnknownTask
 from dptdr.serving.batching import QueueFull
-from dptdr.serving.engine import Draining, TooLate
 from dptdr.serving.keys import NoKey, NotAllowed
+from dptdr.serving.pending import Draining, TooLate
 from dptdr.serving.rates import TooMany
 from dptdr.serving.replies import json_response
 

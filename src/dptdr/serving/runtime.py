@@ -8,10 +8,11 @@ from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import read_manifest
 from dptdr.serving.bank import Bank
 from dptdr.serving.batching import BatchLimits
-from dptdr.serving.engine import Draining, Engine, EngineSettings
+from dptdr.serving.engine import Engine
 from dptdr.serving.forward import Forward
 from dptdr.serving.keys import OPEN, USE_ONLY, Keyring
 from dptdr.serving.metrics import Metrics
+from dptdr.serving.pending import Draining, EngineSettings
 from dptdr.serving.rates import Rates
 from dptdr.serving.searching import Searcher
 from dptdr.serving.settings import ServerSettings

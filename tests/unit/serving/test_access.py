@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from helpers.serving import WebServer
+from helpers.serving import Held, WebServer, wait_for
 
 
 def key_file(folder):
@@ -154,28 +154,29 @@ def test_while_starting_and_draining_the_answer_is_503(tmp_path, monkeypatch):
 
 def test_a_full_queue_is_429_and_a_late_answer_504(tmp_path):
     with WebServer.start(tmp_path, queue_tokens=30, batch_tokens=8, timeout_seconds=0.3) as web:
-        results = []
+        late = []
 
         def ask(texts):
-            reply = post(web, "/v1/embeddings", ASK | {"input": texts})
-            results.append((*kind(reply), reply.headers.get("retry-after")))
+            return post(web, "/v1/embeddings", ASK | {"input": texts})
 
-        with web.slow_engine(0.4):
-            first = threading.Thread(
-                target=lambda: post(web, "/v1/embeddings", ASK | {"input": "moon"})
-            )
-            first.start()
-            time.sleep(0.1)
-            late = threading.Thread(target=ask, args=(["the big old dog"] * 2,))
-            late.start()
-            time.sleep(0.1)
-            ask(["the big old dog"] * 8)
-            late.join()
-            first.join()
+        with Held(web.runtime.engine) as held:
+            threads = [
+                threading.Thread(target=ask, args=("moon",)),
+                threading.Thread(target=lambda: late.append(ask(["the big old dog"] * 2))),
+            ]
+            threads[0].start()
+            held.entered.wait(60)
+            threads[1].start()
+            wait_for(lambda: web.runtime.engine.waiting_tokens == 12)
+            full = ask(["the big old dog"] * 8)
+            time.sleep(0.4)
+            held.release.set()
+            for thread in threads:
+                thread.join()
 
-    assert results[0][:2] == (429, "queue_full")
-    assert int(results[0][2]) >= 1
-    assert results[1][:2] == (504, "too_late")
+    assert kind(full) == (429, "queue_full")
+    assert int(full.headers["retry-after"]) >= 1
+    assert kind(late[0]) == (504, "too_late")
 
 
 def test_a_server_that_cannot_load_says_why(tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import threading
 import time
 
@@ -7,9 +8,10 @@ import pytest
 from dptdr.errors import ServingError
 from dptdr.model.bundle import load_task
 from dptdr.serving.batching import BatchLimits, QueueFull
-from dptdr.serving.engine import Draining, Engine, EngineSettings, TooLate
+from dptdr.serving.engine import Engine
 from dptdr.serving.forward import Forward
-from helpers.serving import sentence, write_bundle
+from dptdr.serving.pending import Draining, EngineSettings, TooLate
+from helpers.serving import Held, sentence, wait_for, write_bundle
 from helpers.tiny import tiny_backbone
 
 
@@ -82,26 +84,15 @@ def test_encode_many_threads_get_their_own_vectors(engine, bank, bundle):
     assert wrong == []
 
 
-def slow(engine, seconds=0.15):
-    """Make each batch take its time, so that something waits."""
-    real = engine.forward.vectors
-
-    class Slow:
-        def __getattr__(self, name):
-            return getattr(engine.bank.forward, name)
-
-        def vectors(self, rows):
-            time.sleep(seconds)
-            return real(rows)
-
-    engine.forward = Slow()
+def small_batches(**limits):
+    return EngineSettings(batch=BatchLimits(batch_tokens=8, **limits))
 
 
 def test_submit_a_full_queue_refuses_and_says_when_to_come_back(bank):
-    limits = BatchLimits(batch_tokens=8, queue_tokens=60, tokens_per_second=10.0)
-    with Engine(bank, settings=EngineSettings(batch=limits)) as engine:
-        slow(engine)
-        taken = []
+    settings = small_batches(queue_tokens=60, tokens_per_second=10.0)
+    with Engine(bank, settings=settings) as engine, Held(engine) as held:
+        taken = [engine.submit([sentence(9)], version=bank.bare, side="query")]
+        held.entered.wait(60)
 
         def fill():
             for _ in range(20):
@@ -112,68 +103,72 @@ def test_submit_a_full_queue_refuses_and_says_when_to_come_back(bank):
 
         assert len(taken) >= 3
         assert caught.value.retry_after_seconds >= 1.0
+        held.release.set()
         for future in taken:
-            assert future.result(30).vectors.shape == (1, 32)
+            assert future.result(60).vectors.shape == (1, 32)
 
 
 def test_submit_what_waits_too_long_fails_alone(bank):
-    limits = BatchLimits(batch_tokens=8, tokens_per_second=1e6)
-    with Engine(bank, settings=EngineSettings(batch=limits)) as engine:
-        slow(engine)
+    settings = small_batches(tokens_per_second=1e6)
+    with Engine(bank, settings=settings) as engine, Held(engine) as held:
         first = engine.submit([sentence(9)], version=bank.bare, side="query")
-        time.sleep(0.05)
+        held.entered.wait(60)
         late = engine.submit(
             [sentence(9)] * 3, version=bank.bare, side="query", timeout_seconds=0.01
         )
         other = engine.submit([sentence(9)], version=bank.bare, side="query")
+        wait_for(lambda: engine.waiting_tokens >= 40)
+        time.sleep(0.02)
+        held.release.set()
 
         with pytest.raises(TooLate, match="time ran out"):
-            late.result(30)
-        assert first.result(30).vectors.shape == (1, 32)
-        assert other.result(30).vectors.shape == (1, 32)
+            late.result(60)
+        assert first.result(60).vectors.shape == (1, 32)
+        assert other.result(60).vectors.shape == (1, 32)
 
 
 def test_cancel_a_request_leaves_the_queue_at_once(bank):
-    with Engine(bank, settings=EngineSettings(batch=BatchLimits(batch_tokens=8))) as engine:
-        slow(engine)
+    with Engine(bank, settings=small_batches()) as engine, Held(engine) as held:
         first = engine.submit([sentence(9)], version=bank.bare, side="query")
-        time.sleep(0.05)
+        held.entered.wait(60)
         given_up = engine.submit([sentence(9)] * 50, version=bank.bare, side="query")
-        time.sleep(0.05)
-        waiting = engine.waiting_tokens
+        wait_for(lambda: engine.waiting_tokens == 550)
 
         assert given_up.cancel()
 
-        assert waiting >= 400
         assert engine.waiting_tokens == 0
-        assert first.result(30).vectors.shape == (1, 32)
+        held.release.set()
+        assert first.result(60).vectors.shape == (1, 32)
 
 
 def test_stop_finishes_what_was_taken_and_refuses_what_comes(bank):
-    engine = Engine(bank, settings=EngineSettings(batch=BatchLimits(batch_tokens=8))).start()
-    slow(engine, 0.05)
-    futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(5)]
-    stopping = threading.Thread(target=engine.stop)
-    stopping.start()
-    time.sleep(0.05)
+    engine = Engine(bank, settings=small_batches()).start()
+    with Held(engine) as held:
+        futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(5)]
+        held.entered.wait(60)
+        stopping = threading.Thread(target=engine.stop)
+        stopping.start()
+        wait_for(lambda: not engine.ready)
 
-    with pytest.raises(Draining, match="starting or stopping"):
-        engine.submit(["late"], version=bank.bare, side="query")
+        with pytest.raises(Draining, match="starting or stopping"):
+            engine.submit(["late"], version=bank.bare, side="query")
 
-    stopping.join(30)
+        held.release.set()
+        stopping.join(60)
     assert all(future.done() and future.result().vectors.shape == (1, 32) for future in futures)
-    assert not engine.ready
 
 
 def test_stop_after_its_time_fails_what_is_left(bank):
-    engine = Engine(bank, settings=EngineSettings(batch=BatchLimits(batch_tokens=8))).start()
-    slow(engine, 0.2)
-    futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(9)]
+    engine = Engine(bank, settings=small_batches()).start()
+    with Held(engine) as held:
+        futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(9)]
+        held.entered.wait(60)
 
-    assert not engine.stop(timeout_seconds=0.1)
+        threading.Timer(0.5, held.release.set).start()
+        assert not engine.stop(timeout_seconds=0.1)
 
-    with pytest.raises(Draining, match="stopped before"):
-        futures[-1].result(1)
+        with pytest.raises(Draining, match="stopped before"):
+            futures[-1].result(1)
 
 
 def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, bank, bundle):
@@ -206,26 +201,28 @@ def test_check_passes_on_mixtures_of_all_tasks(engine, bank, bundle):
     assert report.tasks >= 6
 
 
-def test_check_notices_a_wrong_vector(bank, bundle):
+@pytest.mark.parametrize("fault", ["wrong", "broken"])
+def test_check_notices_a_wrong_vector_and_survives_its_own_failure(bank, bundle, fault):
     bank.add("medical", bundle())
     seen = []
     settings = EngineSettings(check_every=1)
     with Engine(bank, settings=settings, on_check=seen.append) as engine:
         engine.encode(["the red boat"], task="medical", side="query")
-        real = engine.forward.vectors
-
-        class Wrong:
-            def __getattr__(self, name):
-                return getattr(bank.forward, name)
-
-            def vectors(self, rows):
-                return real([row._replace(prompt=None) for row in rows])
-
-        engine.forward = Wrong()
+        real = engine.forward
+        engine.forward = copy.copy(real)
+        if fault == "wrong":
+            engine.forward.vectors = lambda rows: real.vectors(
+                [row._replace(prompt=None) for row in rows]
+            )
+        else:
+            engine.forward.single = lambda row: 1 / 0
         engine.encode(["the red boat"], task="medical", side="query")
+        engine.forward = real
+        made = engine.encode(["the red boat"], task="medical", side="query")
         engine.stop()
 
-    assert [report.passed for report in seen] == [True, False]
+    assert [report.passed for report in seen] == [True, False, True]
+    assert np.isfinite(made).all()
 
 
 def test_on_batch_reports_what_was_in_it(bank, bundle):

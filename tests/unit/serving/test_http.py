@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from helpers.serving import WebServer
+from helpers.serving import Held, WebServer, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -379,29 +379,24 @@ def test_openai_client_package(web):
 
 def test_a_client_that_hangs_up_leaves_the_queue(web):
     import socket
-    import time
     from urllib.parse import urlsplit
 
     engine = web.runtime.engine
-    with web.listening() as address:
+    body = json.dumps({"model": "one", "input": ["the cat"] * 8}).encode()
+    web.log.clear()
+    with web.listening() as address, Held(engine) as held:
         where = urlsplit(address)
-        body = json.dumps({"model": "one", "input": ["the cat"] * 8}).encode()
-        with web.slow_engine():
-            holder = web.post_in_thread(address, {"model": "one", "input": "first"})
-            time.sleep(0.1)
-            with socket.create_connection((where.hostname, where.port)) as connection:
-                connection.sendall(
-                    b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
-                    b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
-                )
-                time.sleep(0.2)
-                waiting = engine.waiting_tokens
-            deadline = time.monotonic() + 5
-            while engine.waiting_tokens and time.monotonic() < deadline:
-                time.sleep(0.01)
-            left = engine.waiting_tokens
-            holder.join()
+        first = web.post_in_thread(address, {"model": "one", "input": "first"})
+        held.entered.wait(60)
+        with socket.create_connection((where.hostname, where.port)) as connection:
+            connection.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+                b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+            )
+            wait_for(lambda: engine.waiting_tokens == 32)
 
-    assert waiting > 0
-    assert left == 0
-    assert any(entry["status"] == 499 for entry in web.log)
+        wait_for(lambda: engine.waiting_tokens == 0)
+        wait_for(lambda: any(entry["status"] == 499 for entry in web.log))
+        held.release.set()
+        first.join()
+    assert web.log[-1]["status"] == 200
