@@ -108,10 +108,9 @@ def test_the_answers_can_be_evaluated_against_the_folder(source: Path, tmp_path:
         ("Wilhelm Röntgen",),
         ("it's", "two"),
     ]
-    assert match_query_ids(questions, queries=tmp_path / "out" / "queries.jsonl") == [
-        "test-0",
-        "test-1",
-    ]
+    ids = ["test-0", "test-1"]
+    queries = tmp_path / "out" / "queries.jsonl"
+    assert match_query_ids(questions, queries=queries, ranked=ids) == ids
 
 
 def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: Path):
