@@ -61,7 +61,7 @@ class Browser:
         """Run JavaScript in the page and return its value."""
         return self.ask("POST", "/execute/sync", {"script": script, "args": []})
 
-    def wait(self, script: str, *, seconds: float = 20.0) -> Any:
+    def wait(self, script: str, *, seconds: float = 60.0) -> Any:
         """Run JavaScript until it gives something true."""
         deadline = time.monotonic() + seconds
         while True:
@@ -132,7 +132,9 @@ def main() -> None:
     address, query, out = sys.argv[1:4]
     with chromium(width=1400, height=1000) as browser:
         browser.open(address)
-        browser.wait("return document.querySelectorAll('#tasks input').length > 1")
+        browser.wait("return document.querySelectorAll('#tasks input').length > 1", seconds=120)
+        # Few enough hits for the load panel to be in the picture.
+        browser.run("document.getElementById('k').value = 3")
         for _ in range(3):
             browser.run("document.getElementById('query').value = ''")
             browser.run("document.getElementById('query').focus()")
