@@ -13,7 +13,6 @@ COMMANDS: dict[str, str] = {
     "evaluate": "dptdr.cli.evaluate",
     "compare": "dptdr.cli.compare",
     "mine": "dptdr.cli.mine",
-    "pretrain": "dptdr.cli.pretrain",
     "serve": "dptdr.cli.serve",
     "export": "dptdr.cli.export",
 }
