@@ -113,6 +113,11 @@ class _Best:
 
     def offer(self, scores: np.ndarray, *, first_row: int, depth: int) -> None:
         """Take what is among the best of the block that begins at ``first_row``."""
+        head = max(1024, 4 * depth)
+        if not len(self.scores) and len(scores) > 2 * head:
+            # A first idea of the threshold from few scores spares sorting all of them.
+            self.offer(scores[:head], first_row=first_row, depth=depth)
+            scores, first_row = scores[head:], first_row + head
         if len(self.scores) < depth:
             columns = np.arange(len(scores))
         else:

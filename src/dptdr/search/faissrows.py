@@ -62,6 +62,8 @@ class FaissRows:
         self.graph = isinstance(inner, faiss.IndexHNSW)
         self.rabitq = isinstance(inner, faiss.IndexIVFRaBitQ)
         self.lists = 0 if self.graph else int(inner.nlist)
+        # Making them costs as much as a small search: keep those of each depth.
+        self._usual: dict[int, Any] = {}
 
     @classmethod
     def build(
@@ -142,7 +144,9 @@ class FaissRows:
     ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
         """Return the best rows; see :class:`dptdr.search.rows.RowIndex`."""
         if allowed is None:
-            scores, rows = self.index.search(vectors, depth, params=self._parameters(depth, None))
+            if depth not in self._usual:
+                self._usual[depth] = self._parameters(depth, None)
+            scores, rows = self.index.search(vectors, depth, params=self._usual[depth])
             return scores, rows
         bits = np.zeros(self.index.ntotal, dtype=bool)
         bits[allowed] = True

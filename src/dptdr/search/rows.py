@@ -9,6 +9,8 @@ from jaxtyping import Float32, Int64
 from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.vectors import VectorFolder
 
+_RESCORED_AT_ONCE = 2048
+
 
 @runtime_checkable
 class RowIndex(Protocol):
@@ -115,15 +117,14 @@ def rescore(
         Scores and rows, best first; at equal score the lower row first; row -1 and minus infinity
         where there are too few candidates.
     """
-    wanted, places = np.unique(candidates, return_inverse=True)
-    places = places.reshape(candidates.shape)
-    full = np.zeros((len(wanted), folder.dim), dtype=np.float32)
-    real = wanted >= 0
-    full[real] = folder.gather(wanted[real])
-    # One matrix product per query over its own candidates: gathered rows, no full product.
     scores = np.empty(candidates.shape, dtype=np.float32)
-    for query, row_places in enumerate(places):
-        scores[query] = full[row_places] @ vectors[query]
+    # A few queries at once, so that their candidates' vectors stay in the cache.
+    step = max(1, _RESCORED_AT_ONCE // candidates.shape[1])
+    for start in range(0, len(candidates), step):
+        some = slice(start, start + step)
+        rows = np.maximum(candidates[some], 0)
+        full = folder.gather(rows.ravel()).reshape(*rows.shape, folder.dim)
+        scores[some] = np.matmul(full, vectors[some, :, None])[:, :, 0]
     scores[candidates < 0] = -np.inf
     order = np.lexsort((candidates, -scores), axis=1)[:, :depth]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)

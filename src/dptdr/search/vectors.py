@@ -143,6 +143,10 @@ class VectorFolder:
         Returns:
             One vector for each row number.
         """
+        if len(self.manifest.shards) == 1:
+            whole = self._vectors(self.manifest.shards[0])
+            picked: np.ndarray = whole[rows].astype(np.float32, copy=False)
+            return picked
         found = np.empty((len(rows), self.dim), dtype=np.float32)
         for shard, places in self._places(rows):
             local = rows[places] - self._starts[shard.index]
@@ -158,6 +162,8 @@ class VectorFolder:
         Returns:
             One id for each row number.
         """
+        if len(self.manifest.shards) == 1:
+            return unpack_ids(self._mapped(self.manifest.shards[0].ids)[rows])
         found = np.empty(len(rows), dtype=object)
         for shard, places in self._places(rows):
             packed = self._mapped(shard.ids)
@@ -221,9 +227,6 @@ class VectorFolder:
 
     def _places(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
         """Yield each shard that some rows lie in, and where in the list they stand."""
-        if len(self.manifest.shards) == 1:
-            yield self.manifest.shards[0], np.arange(len(rows))
-            return
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -247,11 +250,13 @@ class VectorFolder:
         path = self.file(file)
         try:
             if path.suffix == ".npy":
-                array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+                mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
             else:
-                array = np.memmap(path, mode="r", dtype=np.uint8)
+                mapped = np.memmap(path, mode="r", dtype=np.uint8)
         except (ValueError, OSError) as error:
             raise VectorsError(f"{path}: cannot be read ({error}); encode again") from None
+        # A plain view: every step of a memmap object costs more than that of an array.
+        array = np.asarray(mapped)
         self._open[file.name] = array
         while len(self._open) > _OPEN_FILES and not self._pinned:
             self._open.popitem(last=False)
