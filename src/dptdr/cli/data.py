@@ -111,6 +111,51 @@ def convert_command(
         write_json(json, done.as_json())
 
 
+@app.command("join")
+def join_command(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="BEIR folders, 2 or more.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+) -> None:
+    """Join data sets over one corpus: ids become NAME:ID, splits of the same name are united."""
+    from dptdr.data.joining import join_folders
+
+    typer.echo(_counts_line(out, join_folders(sources, out=out)))
+
+
+@app.command("cap")
+def cap_command(
+    data: Annotated[Path, typer.Argument(help="BEIR folder.")],
+    queries: Annotated[
+        list[str],
+        typer.Option(help="Most queries of a split as SPLIT=NUMBER; repeat it for each split."),
+    ],
+    passages: Annotated[
+        int, typer.Option(min=1, help="Most passages; every judged one of a kept query is kept.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+    seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
+) -> None:
+    """Make a small data set out of a large one, for trials; measures are higher over it."""
+    from dptdr.data.joining import cap_folder
+
+    most = _numbers_of(queries)
+    typer.echo(
+        _counts_line(out, cap_folder(data, queries=most, passages=passages, seed=seed, out=out))
+    )
+
+
+def _numbers_of(queries: list[str]) -> dict[str, int]:
+    from dptdr.errors import ConfigError
+
+    pairs = {text: text.partition("=")[::2] for text in queries}
+    wrong = [text for text, (name, count) in pairs.items() if not name or not count.isdecimal()]
+    if wrong:
+        raise ConfigError(f"expected --queries SPLIT=NUMBER, got {', '.join(wrong)}")
+    return {name: int(count) for name, count in pairs.values()}
+
+
 def _conversion_lines(done: "Conversion") -> str:
     if done.counts is None:
         lines = [f"{done.out}: {done.groups or 0:,} training groups"]
