@@ -7,6 +7,7 @@ import typer
 COMMANDS: dict[str, str] = {
     "quickstart": "dptdr.cli.quickstart",
     "train": "dptdr.cli.train",
+    "pretrain": "dptdr.cli.pretrain",
     "encode": "dptdr.cli.encode",
     "index": "dptdr.cli.index",
     "search": "dptdr.cli.search",

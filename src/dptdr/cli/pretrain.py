@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dptdr.config.methods import DeepPromptConfig, config_from
-from dptdr.config.pretraining import DEV_MEASURES, OBJECTIVE_NAMES, PretrainingConfig
+from dptdr.config.pretraining import (
+    DEV_MEASURES,
+    OBJECTIVE_NAMES,
+    PretrainingConfig,
+    pretraining_config,
+)
 from dptdr.config.training import DEFAULT_LEARNING_RATES
 from dptdr.errors import ConfigError
 from dptdr.files import write_json
@@ -157,32 +162,32 @@ def command(
     ] = None,
 ) -> None:
     """Pretrain on the bare texts of DATA (masked words, Condenser, two spans of one document)."""
-    chosen: Any = tuple(name.strip() for name in objectives.split(",") if name.strip())
-    config = PretrainingConfig(
-        objectives=chosen,
-        steps=steps,
-        batch_size=batch_size,
-        chunk_texts=chunk_texts,
-        span_tokens=span_tokens,
-        least_span_tokens=least_span_tokens,
-        short_span_share=short_span_share,
-        mask_share=mask_share,
-        skip_from=skip_from,
-        head_layers=head_layers,
-        head_warmup_steps=head_warmup_steps,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        warmup_share=warmup_share,
-        schedule=schedule,  # type: ignore[arg-type]
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        precision=precision,  # type: ignore[arg-type]
-        evaluations=evaluations,
-        dev_documents=dev_documents,
-        dev_measure=dev_measure,
-        seed=seed,
+    config = pretraining_config(
+        {
+            "objectives": [name.strip() for name in objectives.split(",") if name.strip()],
+            "steps": steps,
+            "batch_size": batch_size,
+            "chunk_texts": chunk_texts,
+            "span_tokens": span_tokens,
+            "least_span_tokens": least_span_tokens,
+            "short_span_share": short_span_share,
+            "mask_share": mask_share,
+            "skip_from": skip_from,
+            "head_layers": head_layers,
+            "head_warmup_steps": head_warmup_steps,
+            "learning_rate": learning_rate,
+            "temperature": temperature,
+            "warmup_share": warmup_share,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "precision": precision,
+            "evaluations": evaluations,
+            "dev_documents": dev_documents,
+            "dev_measure": dev_measure,
+            "seed": seed,
+        }
     )
-    config.check()
     if prompt_only and keep_head:
         raise ConfigError("--keep-head keeps heads beside a backbone; --prompt-only writes none")
     prompt: dict[str, Any] = {

@@ -1,7 +1,8 @@
 """Settings of intermediate pretraining."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from dptdr.config.training import DEFAULT_LEARNING_RATES, Precision, Schedule, TrainingConfig
 from dptdr.errors import ConfigError
@@ -81,7 +82,6 @@ class PretrainingConfig:
 
     def problems(self) -> list[str]:
         """Return all that is wrong, one line each; empty when all is well."""
-        found = []
         at_least = {
             "steps": 1,
             "batch_size": 2,
@@ -89,20 +89,25 @@ class PretrainingConfig:
             "skip_from": 0,
             "head_layers": 1,
             "head_warmup_steps": -1,
+            "learning_rate": 0.0,
+            "temperature": 0.0,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
             "chunk_texts": 0,
             "evaluations": 1,
             "dev_documents": 2,
             "seed": 0,
         }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value < least:
-                found.append(f"{name}: expected at least {least}, got {value}")
-        if self.span_tokens < self.least_span_tokens:
-            found.append(
-                f"span_tokens: expected at least least_span_tokens ({self.least_span_tokens}), "
-                f"got {self.span_tokens}"
-            )
+        found = [
+            f"{name}: expected at least {least}, got {getattr(self, name)}"
+            for name, least in at_least.items()
+            # A comparison with NaN is false, so it is refused as well.
+            if not getattr(self, name) >= least
+        ]
+        return found + self._wrong_shares() + self._wrong_choices()
+
+    def _wrong_shares(self) -> list[str]:
+        found = []
         for name in ("warmup_share", "short_span_share"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
@@ -111,29 +116,21 @@ class PretrainingConfig:
             found.append(f"mask_share: expected a share between 0 and 1, got {self.mask_share}")
         if not self.head_learning_rate > 0.0:
             found.append(f"head_learning_rate: expected above 0, got {self.head_learning_rate}")
-        for name in ("learning_rate", "temperature", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0.0:
-                found.append(f"{name}: expected at least 0, got {getattr(self, name)}")
-        return found + self._wrong_choices()
+        return found
 
     def _wrong_choices(self) -> list[str]:
-        found = [
-            f"objectives: expected some of {', '.join(OBJECTIVE_NAMES)}, got '{name}'"
-            for name in self.objectives
-            if name not in OBJECTIVE_NAMES
-        ]
+        found = []
+        if self.span_tokens < self.least_span_tokens:
+            found.append(
+                f"span_tokens: expected at least least_span_tokens ({self.least_span_tokens}), "
+                f"got {self.span_tokens}"
+            )
         if len(set(self.objectives)) != len(self.objectives):
             found.append(f"objectives: expected each once, got {', '.join(self.objectives)}")
-        choices = {
-            "schedule": ("linear", "cosine", "constant"),
-            "precision": ("float32", "bfloat16"),
-            "dev_measure": DEV_MEASURES,
-        }
-        found += [
-            f"{name}: expected one of {', '.join(allowed)}, got '{getattr(self, name)}'"
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
-        ]
+        if self.dev_measure not in DEV_MEASURES:
+            found.append(
+                f"dev_measure: expected one of {', '.join(DEV_MEASURES)}, got '{self.dev_measure}'"
+            )
         return found
 
     def check(self) -> None:
@@ -177,3 +174,37 @@ class PretrainingConfig:
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be resumed, as JSON values."""
         return {**asdict(self), "objectives": list(self.objectives)}
+
+
+def pretraining_config(values: Mapping[str, Any]) -> PretrainingConfig:
+    """Return settings from plain values, such as a command line's or a recipe's.
+
+    Args:
+        values: Setting by name; what is not given takes its default.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: With every problem, unknown names among them.
+    """
+    hints = get_type_hints(PretrainingConfig)
+    found = [f"{name}: unknown setting" for name in sorted(set(values) - set(hints))]
+    kept = {name: value for name, value in values.items() if name in hints}
+    choices: dict[str, tuple[str, ...]] = {
+        "schedule": get_args(Schedule),
+        "precision": get_args(Precision),
+    }
+    for name, allowed in choices.items():
+        if name in kept and kept[name] not in allowed:
+            found.append(f"{name}: expected one of {', '.join(allowed)}, got '{kept.pop(name)}'")
+    objectives = kept.pop("objectives", ())
+    for name in objectives:
+        if name not in OBJECTIVE_NAMES:
+            found.append(f"objectives: expected some of {', '.join(OBJECTIVE_NAMES)}, got '{name}'")
+    known: Any = tuple(name for name in objectives if name in OBJECTIVE_NAMES)
+    config = PretrainingConfig(objectives=known, **kept)
+    found += config.problems()
+    if found:
+        raise ConfigError("pretraining settings: " + "; ".join(found))
+    return config

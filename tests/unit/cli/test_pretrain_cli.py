@@ -1,0 +1,114 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dptdr.cli.app import build_app
+from dptdr.errors import BackboneError, ConfigError, DataError
+from helpers.pretraining import topic_corpus
+from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
+
+SMALL = [
+    *("--steps", "3", "--batch-size", "6", "--span-tokens", "20", "--least-span-tokens", "5"),
+    *("--evaluations", "1", "--dev-documents", "4", "--chunk-texts", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return topic_corpus(tmp_path_factory.mktemp("data") / "topics")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("labelled") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("backbone") / "bert")
+
+
+def call(*arguments):
+    done = CliRunner().invoke(build_app(), list(map(str, arguments)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done
+
+
+TRAIN = ["--steps", "2", "--batch-size", "4", "--evaluations", "1", "--dev-passages", "10"]
+
+
+def test_pretrained_backbone_is_taken_by_train(tmp_path, data, labelled, backbone):
+    out, summary = tmp_path / "adapted", tmp_path / "summary.json"
+    said = call("pretrain", data, "--backbone", backbone, "--out", out, "--json", summary, *SMALL)
+    assert "none in the checkpoint, so a new one tied to the word embeddings" in said.output
+    assert "warmed up first, loss" in said.output
+    assert "gave fewer than two spans: used for masked words only" in said.output
+    assert "--keep-head keeps them" in said.output
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    assert found["objectives"] == ["mlm", "condenser", "contrastive"]
+    assert set(found["dev"]) == {"3"}
+    assert found["tokens"] > 0
+    call("train", labelled, "--backbone", out, "--out", tmp_path / "task", *TRAIN)
+    manifest = json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8"))
+    assert manifest["backbone_fingerprint"] == found["backbone_fingerprint"]
+
+
+def test_pretrained_prompt_is_a_task_and_a_start(tmp_path, data, labelled, backbone):
+    out = tmp_path / "start"
+    options = ["--prompt-only", "--prompt-length", "3", "--sharing", "untied", *SMALL]
+    said = call("pretrain", data, "--backbone", backbone, "--out", out, *options)
+    assert "no masked words" in said.output
+    assert f"dptdr train DATA --from-task {out}" in said.output
+    call("evaluate", labelled, "--task", out, "--json", tmp_path / "report.json")
+    options = ["--from-task", out, "--prompt-length", "3", "--sharing", "untied", *TRAIN]
+    call("train", labelled, "--backbone", backbone, "--out", tmp_path / "task", *options)
+    manifest = json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["initialisation"] == "task"
+
+
+def test_resume_of_a_finished_run_writes_the_same(tmp_path, data, backbone):
+    arguments = ["pretrain", data, "--backbone", backbone, "--out", tmp_path / "out", *SMALL]
+    arguments += ["--objectives", "contrastive"]
+    call(*arguments)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    call(*arguments, "--resume")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objectives", "mlm,tsdae"], r"objectives: expected some of mlm, .*, got 'tsdae'"),
+        (["--objectives", "mlm,mlm"], r"objectives: expected each once"),
+        (["--steps", "0", "--batch-size", "1"], r"steps: .* got 0; batch_size: .* 2, got 1"),
+        (["--mask-share", "1"], r"mask_share: expected a share between 0 and 1, got 1\.0"),
+        (["--span-tokens", "4"], r"span_tokens: expected at least least_span_tokens \(16\), got 4"),
+        (["--dev-measure", "nDCG@10"], r"dev_measure: expected one of negative loss, sibling R@1"),
+        (["--precision", "int8"], r"precision: expected one of float32, bfloat16, got 'int8'"),
+        (["--schedule", "up", "--seed", "-1"], r"schedule: .* got 'up'; seed: .* 0, got -1"),
+        (["--prompt-only", "--keep-head"], r"--keep-head keeps heads beside a backbone"),
+        (["--prompt-length", "4"], r"prompt-length: only with --prompt-only"),
+        (["--prompt-only", "--sharing", "all"], r"sharing: expected one of tied, untied"),
+    ],
+)
+def test_wrong_setting_is_named_before_anything_loads(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        call("pretrain", tmp_path / "none", "--out", tmp_path / "out", *options)
+
+
+def test_missing_data_and_backbone_are_named(tmp_path, data):
+    with pytest.raises(DataError, match=r"no such folder; expected a BEIR folder"):
+        call("pretrain", tmp_path / "none", "--out", tmp_path / "out", *SMALL)
+    with pytest.raises(BackboneError, match=r"no such folder"):
+        call("pretrain", data, "--backbone", "./none", "--out", tmp_path / "out", *SMALL)
+
+
+def test_corpus_smaller_than_the_batch_leaves_nothing_behind(tmp_path, data, backbone):
+    arguments = ["pretrain", data, "--backbone", backbone, "--out", tmp_path / "out"]
+    with pytest.raises(ConfigError, match=r"batch_size \(64\) others; use a smaller batch"):
+        call(*arguments)
+    assert list(tmp_path.iterdir()) == []
