@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -49,6 +48,8 @@ def main() -> None:
         sub.add_argument("--passages", type=int, default=4000)
         sub.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
         sub.add_argument("--threads", type=int, default=1)
+        sub.add_argument("--device", default="cpu")
+        sub.add_argument("--encoder", default="minilm", help="name or folder of the backbone")
         sub.add_argument("--jobs", type=int, default=1)
         sub.add_argument("--option", nargs="*", default=[], help="key=value of the recipe")
         sub.add_argument("--tag", default="", help="name of a variant of the recipe")
@@ -86,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
 def cell_command(data: str, system: str, seed: int, arguments: argparse.Namespace) -> list[str]:
     """Return the command of one cell."""
     command = [sys.executable, __file__, "cell", "--set", data, "--system", system]
-    for name in ("steps", "queries", "passages", "precision", "threads", "data", "work", "tag"):
+    names = ("steps", "queries", "passages", "precision", "threads", "data", "work", "tag")
+    for name in (*names, "device", "encoder"):
         command += [f"--{name}", str(getattr(arguments, name))]
     return [*command, "--seed", str(seed), "--option", *arguments.option]
 
@@ -94,6 +96,8 @@ def cell_command(data: str, system: str, seed: int, arguments: argparse.Namespac
 def cell_path(data: str, system: str, seed: int, arguments: argparse.Namespace) -> Path:
     """Return where a cell's result lies."""
     caps = f"{arguments.queries}q-{arguments.passages}p"
+    if arguments.encoder != "minilm":
+        caps += f"-{Path(arguments.encoder).name}"
     trained = "" if system in ("bm25", "bare") else f"-{arguments.steps}steps"
     tag = f"-{arguments.tag}" if arguments.tag and trained else ""
     return RESULTS / f"{data}-{caps}" / f"{system}{tag}{trained}-seed{seed}.json"
@@ -139,6 +143,8 @@ def cell(arguments: argparse.Namespace) -> None:
         "passages": len(capped.passages),
         "precision": arguments.precision,
         "threads": arguments.threads,
+        "encoder": Path(arguments.encoder).name,
+        "device": arguments.device,
         "machine": machine(),
         "commit": commit(),
     }
@@ -148,7 +154,7 @@ def cell(arguments: argparse.Namespace) -> None:
         run = Bm25Index.build(capped.passages).search(capped.queries, depth=100)
     else:
         encoder = tuned(arguments, folder, record)
-        run = searched(encoder, capped, precision=arguments.precision)
+        run = searched(encoder, capped, arguments)
     result = evaluate(run, capped.qrels, measures=MEASURES)
     record["measures"] = dict(result.measures)
     record["per_query"] = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
@@ -165,17 +171,19 @@ def tuned(arguments: argparse.Namespace, folder: Any, record: dict[str, Any]) ->
     from dptdr.model import Backbone, Encoder, load_task
     from dptdr.training.train import load_data, train_task
 
-    backbone = Backbone.load("minilm")
+    backbone = Backbone.load(arguments.encoder, device=arguments.device)
     if arguments.system == "bare":
         return Encoder(backbone)
     recipe, settings = options(arguments.option)
     config = TrainingConfig(
         steps=arguments.steps, seed=arguments.seed, precision=arguments.precision, **recipe
     )
+    if arguments.system == "peft-prefix":
+        return peft_tuned(backbone, folder, config, record)
     method, method_config = config_from(arguments.system, settings)
     name = f"{arguments.set}-{arguments.system}-{arguments.tag}-{arguments.steps}-{arguments.seed}"
-    out = arguments.work / "tasks" / name
-    began = time.monotonic()
+    out = arguments.work / "tasks" / f"{name}-{record['encoder']}"
+    began, cpu = time.monotonic(), time.process_time()
     result = train_task(
         load_data(folder, config),
         out,
@@ -195,12 +203,42 @@ def tuned(arguments: argparse.Namespace, folder: Any, record: dict[str, Any]) ->
         "training_seconds": result.seconds,
         "seconds_per_step": result.seconds / arguments.steps,
         "wall_seconds": time.monotonic() - began,
+        "processor_seconds": time.process_time() - cpu,
         "training_peak_memory_mb": peak,
         "best_step": result.best_step,
         "dev": {str(step): m["nDCG@10"] for step, m in result.history.items()},
         "bare_dev": result.bare["nDCG@10"],
     }
     return load_task(out, backbone=backbone)
+
+
+def peft_tuned(backbone: Any, folder: Any, config: Any, record: dict[str, Any]) -> Any:
+    """Return an encoder with PEFT's prefix, of as many rows as the default prompt."""
+    from dataclasses import replace
+
+    from dptdr.config.methods import DeepPromptConfig
+    from dptdr.model import Encoder
+    from dptdr.training.train import load_data
+    from peft_prefix import train_peft_prefix
+
+    config = replace(config, learning_rate=config.learning_rate or 1e-2)
+    rows = DeepPromptConfig().prompt_length
+    method, history, seconds = train_peft_prefix(
+        backbone, load_data(folder, config), config, prompt_length=rows
+    )
+    record |= {
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "settings": {"prompt_length": rows},
+        "trained_parameters": sum(p.numel() for p in method.trained().values()),
+        "training_seconds": seconds,
+        "seconds_per_step": seconds / config.steps,
+        "training_peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "dev": {str(step): value for step, value in history.items()},
+    }
+    encoder: Any = Encoder(backbone, method=method)
+    return encoder
 
 
 def options(pairs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,13 +255,15 @@ def options(pairs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return recipe, settings
 
 
-def searched(encoder: Any, capped: Any, *, precision: str) -> Any:
+def searched(encoder: Any, capped: Any, arguments: argparse.Namespace) -> Any:
     """Return the run over the capped set."""
     import torch
 
     from dptdr.search.retrieval import retrieve
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    kind = arguments.device.split(":")[0]
+    enabled = arguments.precision == "bfloat16"
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
         return retrieve(encoder, queries=capped.queries, passages=capped.passages, depth=100)
 
 
@@ -246,104 +286,10 @@ def commit() -> str:
 
 
 def table() -> None:
-    """Write results/quality.md from all cells."""
-    from dptdr.evaluation import paired_test
+    """Write the pages from all cells."""
+    import quality_pages
 
-    cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*/*.json"))]
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for record in cells:
-        groups.setdefault((record["set"], record["queries"], record["passages"]), []).append(record)
-    lines = [
-        "# Quality",
-        "",
-        "Made by `python benchmarks/quality.py run` (cells in `results/quality/`), which can be "
-        "stopped and goes on. Encoder: MiniLM (`minilm`, 22.7 M parameters). Test sets are capped "
-        "(see each head; every judged passage of the kept queries is among the passages), so "
-        "figures are higher than over the full corpora and rows of different caps must not be "
-        "compared. Training uses the whole train split; checkpoints are chosen on dev queries. "
-        "p: paired randomisation test of per-query nDCG@10 (mean over seeds) against the bare "
-        "backbone, and against full fine-tuning with the same steps. Seconds and memory are of "
-        "one process on a shared machine: read them as ratios.",
-    ]
-    for (name, queries, passages), records in sorted(groups.items()):
-        lines += ["", f"## {name} ({queries} test queries, {passages} passages)", "", *HEAD]
-        systems: dict[str, list[dict[str, Any]]] = {}
-        for record in records:
-            systems.setdefault(label(record), []).append(record)
-        bare = mean_per_query(systems.get("bare", []))
-        for system in sorted(systems, key=lambda s: (order(systems[s][0]), s)):
-            own = systems[system]
-            full = mean_per_query(systems.get(f"full, {own[0].get('steps')} steps", []))
-            lines.append(row(system, own, bare=bare, full=full, paired_test=paired_test))
-    lines += ["", "## Origin", ""]
-    origins = sorted({f"commit {c['commit']}, {c['machine']}, {c['precision']}" for c in cells})
-    lines += [f"- {origin}" for origin in origins]
-    (ROOT / "results" / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-HEAD = [
-    "| system | nDCG@10 | RR@10 | R@100 | seeds | p vs bare | p vs full | trained | lr | s/step "
-    "| training peak MB |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-]
-
-
-def label(record: dict[str, Any]) -> str:
-    """Name a row."""
-    if "steps" not in record:
-        return str(record["system"])
-    tag = f" ({record['tag']})" if record["tag"] else ""
-    return f"{record['system']}{tag}, {record['steps']} steps"
-
-
-def order(record: dict[str, Any]) -> int:
-    """Sort rows: baselines first."""
-    known = ["bm25", "bare", "deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
-    return known.index(record["system"])
-
-
-def mean_per_query(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Return each query's mean over seeds."""
-    if not records:
-        return {}
-    return {
-        q: statistics.fmean(r["per_query"][q] for r in records) for q in records[0]["per_query"]
-    }
-
-
-def row(
-    system: str,
-    records: list[dict[str, Any]],
-    *,
-    bare: dict[str, float],
-    full: dict[str, float],
-    paired_test: Any,
-) -> str:
-    """Return one row of the table."""
-    own = mean_per_query(records)
-
-    def mean(measure: str) -> str:
-        values = [r["measures"][measure] for r in records]
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.4f}{spread}"
-
-    def p_value(other: dict[str, float]) -> str:
-        if not other or other == own:
-            return ""
-        test = paired_test(own, other)
-        p = test.p_randomisation
-        return f"{test.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'}"
-
-    first = records[0]
-    trained = "trained_parameters" in first
-    numbers = [
-        f"{first['trained_parameters']:,}" if trained else "",
-        f"{first['learning_rate']:g}" if trained else "",
-        f"{statistics.fmean(r['seconds_per_step'] for r in records):.2f}" if trained else "",
-        f"{max(r['training_peak_memory_mb'] for r in records):.0f}" if trained else "",
-    ]
-    cells = [system, *(mean(m) for m in MEASURES), str(len(records)), p_value(bare), p_value(full)]
-    return f"| {' | '.join([*cells, *numbers])} |"
+    quality_pages.write(RESULTS, ROOT / "results" / "quality.md")
 
 
 if __name__ == "__main__":
