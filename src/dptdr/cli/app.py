@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "compare": "dptdr.cli.compare",
     "mine": "dptdr.cli.mine",
     "serve": "dptdr.cli.serve",
+    "run": "dptdr.cli.run",
     "export": "dptdr.cli.export",
 }
 """Command name to the module that holds a function ``command``."""

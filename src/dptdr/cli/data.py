@@ -135,15 +135,21 @@ def cap_command(
         int, typer.Option(min=1, help="Most passages; every judged one of a kept query is kept.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+    judged: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Most judgements kept of each query, one of them positive; 0 keeps all."
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
 ) -> None:
     """Make a small data set out of a large one, for trials; measures are higher over it."""
     from dptdr.data.joining import cap_folder
 
-    most = _numbers_of(queries)
-    typer.echo(
-        _counts_line(out, cap_folder(data, queries=most, passages=passages, seed=seed, out=out))
+    counts = cap_folder(
+        data, queries=_numbers_of(queries), passages=passages, seed=seed, out=out, judged=judged
     )
+    typer.echo(_counts_line(out, counts))
 
 
 def _numbers_of(queries: list[str]) -> dict[str, int]:

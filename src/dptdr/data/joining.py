@@ -76,12 +76,19 @@ def _united(folders: Sequence[BeirFolder]) -> dict[str, Qrels]:
 
 
 def cap_folder(
-    source: Path, *, queries: Mapping[str, int], passages: int, seed: int, out: Path
+    source: Path,
+    *,
+    queries: Mapping[str, int],
+    passages: int,
+    seed: int,
+    out: Path,
+    judged: int = 0,
 ) -> BeirCounts:
     """Write a seeded sample of a folder: some queries of each split, over fewer passages.
 
-    Every passage that is judged for a kept query is kept, whatever its grade; random others fill
-    the room. Over fewer passages measures are higher than over all of them.
+    Every passage that is judged for a kept query is kept, whatever its grade (or a sample of them,
+    see ``judged``); random others fill the room. Over fewer passages measures are higher than over
+    all of them.
 
     Args:
         source: The folder.
@@ -89,6 +96,7 @@ def cap_folder(
         passages: Most passages.
         seed: Decides which.
         out: The folder to write.
+        judged: Most judgements kept of each query, at least one of them positive; 0 keeps all.
 
     Returns:
         What was written.
@@ -101,7 +109,11 @@ def cap_folder(
         raise ConfigError("expected at least 1 passage, and at least 1 query of each split named")
     folder = BeirFolder(source)
     qrels = {
-        split: _sampled(folder.qrels(split), most=most, seed=f"{split} {seed}")
+        split: _thinned(
+            _sampled(folder.qrels(split), most=most, seed=f"{split} {seed}"),
+            judged=judged,
+            seed=f"{split} {seed}",
+        )
         for split, most in queries.items()
     }
     needed = {p for judged in qrels.values() for grades in judged.values() for p in grades}
@@ -130,7 +142,7 @@ def cap_folder(
         meta={
             "from": folder.name,
             "fingerprint": folder.fingerprint(),
-            "kept": {**queries, "passages": passages, "seed": seed},
+            "kept": {**queries, "passages": passages, "judged": judged, "seed": seed},
         },
     )
 
@@ -142,3 +154,17 @@ def _sampled(qrels: Qrels, *, most: int, seed: str) -> Qrels:
     random.Random(f"queries {seed}").shuffle(order)
     kept = set(order[:most])
     return {query_id: qrels[query_id] for query_id in answered if query_id in kept}
+
+
+def _thinned(qrels: Qrels, *, judged: int, seed: str) -> Qrels:
+    """Return some judgements of each query: a random positive, then random others."""
+    if not judged:
+        return qrels
+    thinned: Qrels = {}
+    for query_id, grades in qrels.items():
+        order = sorted(grades)
+        random.Random(f"judged {seed} {query_id}").shuffle(order)
+        first = next(passage_id for passage_id in order if grades[passage_id] > 0)
+        kept = {first, *[passage_id for passage_id in order if passage_id != first][: judged - 1]}
+        thinned[query_id] = {p: grade for p, grade in grades.items() if p in kept}
+    return thinned

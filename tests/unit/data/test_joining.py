@@ -77,3 +77,13 @@ def test_cap_refuses_what_does_not_fit_and_unknown_ids(tmp_path):
         handle.write("q\t77\t1\n")
     with pytest.raises(DataError, match="'77'"):
         cap_folder(source, queries={"test": 1}, passages=9, seed=0, out=tmp_path / "x")
+
+
+def test_capped_judgements_keep_a_positive_of_every_query(tmp_path):
+    qrels = {"test": {f"q{i}": {str(j): int(j == 7) for j in range(20)} for i in range(4)}}
+    source = made(tmp_path / "all", passages=30, qrels=qrels)
+    cap_folder(source, queries={"test": 4}, passages=30, seed=0, out=tmp_path / "c", judged=3)
+    kept = BeirFolder(tmp_path / "c").qrels("test")
+    assert len(kept) == 4
+    assert all(len(grades) == 3 and grades["7"] == 1 for grades in kept.values())
+    assert len({frozenset(grades) for grades in kept.values()}) > 1
