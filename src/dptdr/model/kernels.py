@@ -1,0 +1,111 @@
+"""Linear layers in the layout that the processor likes best, for a backbone that only encodes.
+
+The library that PyTorch calls for matrix products re-orders a weight on every call. A frozen
+encoder needs that once. The exchanged layers are opaque: such a backbone can neither be trained nor
+saved any more, so only a copy that nothing else uses is treated like this.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dptdr.model.backbone import Backbone, Tokens
+
+_TOLERANCE = 2e-5
+
+
+class OrderedLinear(nn.Module):
+    """A linear layer whose weight lies in the order of the processor's matrix kernel.
+
+    Args:
+        linear: The layer to replace; its weight is not kept.
+        gelu: Whether the exact GELU is applied to the result while it is in registers.
+    """
+
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.gelu = gelu
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 0)
+
+    def forward(self, inputs: Float[Tensor, "*rows in_features"]) -> Tensor:
+        """Return ``inputs @ weight.T + bias``, through GELU where that was asked for."""
+        activation, kind = ("gelu", "none") if self.gelu else ("none", "")
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self.ordered, self.bias, activation, [], kind
+        )
+        return made
+
+
+def order_weights(backbone: Backbone) -> bool:
+    """Exchange a backbone's linear layers for ordered ones, if the vectors stay the same.
+
+    Args:
+        backbone: A backbone that only encodes, in float32 on the processor; its fingerprint is
+            computed before its weights become opaque.
+
+    Returns:
+        Whether the layers were exchanged. They are not where the kernel is missing, where the
+        number type is another, or where a vector would move by more than 2e-5.
+    """
+    if backbone.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if any(p.dtype != torch.float32 for p in backbone.model.parameters()):
+        return False
+    _ = backbone.fingerprint
+    probe = Tokens(torch.arange(5, 29).view(2, 12), torch.ones(2, 12, dtype=torch.long))
+    with torch.inference_mode():
+        before = backbone.vectors(probe)
+    undo = _exchange(backbone.model)
+    try:
+        with torch.inference_mode():
+            after = backbone.vectors(probe)
+        scale = max(1.0, float(before.abs().max()))
+        good = bool(torch.allclose(before, after, rtol=0.0, atol=_TOLERANCE * scale))
+    except (RuntimeError, AttributeError, TypeError):
+        good = False
+    if not good or not undo:
+        for parent, name, module in undo:
+            setattr(parent, name, module)
+        return False
+    return True
+
+
+def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Exchange all layers; return what stood where, for going back."""
+    undo: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in list(model.modules()):
+        # A block of a dense layer and its activation, as BERT and its kin write it.
+        activation = getattr(parent, "intermediate_act_fn", None)
+        fuse = _is_exact_gelu(activation)
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear:
+                continue
+            undo.append((parent, name, child))
+            fused = fuse and name == "dense"
+            try:
+                setattr(parent, name, OrderedLinear(child, gelu=fused))
+            except RuntimeError:
+                continue
+            if fused:
+                assert isinstance(activation, nn.Module)
+                undo.append((parent, "intermediate_act_fn", activation))
+                parent.intermediate_act_fn = nn.Identity()
+    return undo
+
+
+def _is_exact_gelu(activation: Any) -> bool:
+    """Tell the exact GELU by what it computes, not by what it is called."""
+    if not isinstance(activation, nn.Module):
+        return False
+    points = torch.tensor([-2.0, -0.5, 0.3, 1.7])
+    exact = torch.tensor([x * 0.5 * (1.0 + math.erf(x / math.sqrt(2.0))) for x in points.tolist()])
+    with torch.inference_mode():
+        made = activation(points)
+    return isinstance(made, Tensor) and bool(torch.allclose(made, exact, rtol=0.0, atol=1e-6))

@@ -1,0 +1,287 @@
+"""Attention over a batch without padding: texts lie one behind the other in one long row.
+
+Everything token-wise (projections, feed-forward, norms) sees one matrix of real tokens and cares
+neither for tasks nor for lengths. Only attention cuts the row into texts, and only there does a
+text meet the prompt of its task.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from dptdr.errors import UnsupportedBackbone
+from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
+from dptdr.model.segments import PromptCall
+
+NAME = "dptdr-packed"
+
+SHORT_TEXT = 16
+"""Up to so many tokens per text, merging beats joining where a task has several texts."""
+
+
+class PromptRows(NamedTuple):
+    """One side of one task as it enters attention.
+
+    Args:
+        keys: Key rows, laid out as token keys are: the heads of a row lie together.
+        values: Value rows.
+        joint: Whether prompt and tokens share one softmax.
+        shift: Positions by which the tokens are moved.
+    """
+
+    keys: Float[Tensor, "layers prompt heads head_dim"]
+    values: Float[Tensor, "layers prompt heads head_dim"]
+    joint: bool = True
+    shift: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """Rows per layer."""
+        return int(self.keys.shape[1])
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the rows take."""
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+
+class Run(NamedTuple):
+    """Neighbouring texts of equal length; ``prompt`` rows are joined to each text's own."""
+
+    start: int
+    texts: int
+    tokens: int
+    prompt: PromptRows | None
+
+    @property
+    def stop(self) -> int:
+        """Where the run ends in the long row."""
+        return self.start + self.texts * self.tokens
+
+
+class Group(NamedTuple):
+    """Neighbouring texts of one prompt that meet it in one call, apart from their own tokens."""
+
+    start: int
+    stop: int
+    prompt: PromptRows
+
+
+class PackedCall(PromptCall):
+    """What a forward pass over one long row carries to its attention layers.
+
+    Args:
+        runs: Cover the row without gaps, in order.
+        groups: Parts of the row whose prompt is merged or added afterwards.
+    """
+
+    __slots__ = ("groups", "runs")
+
+    def __init__(self, runs: tuple[Run, ...], groups: tuple[Group, ...]) -> None:
+        super().__init__()
+        self.runs = runs
+        self.groups = groups
+
+
+def plan(
+    lengths: Sequence[int], prompts: Sequence[PromptRows | None], *, merge: bool | None = None
+) -> tuple[tuple[Run, ...], tuple[Group, ...]]:
+    """Decide, for texts that lie side by side, how each meets its prompt.
+
+    Joining copies the prompt once per text; merging calls attention once more per task and blends
+    two results. Merging pays for short texts that share a task; figures in ``results/serving.md``.
+
+    Args:
+        lengths: Tokens of each text, in the order of the row.
+        prompts: The prompt of each text; texts of one task shall be neighbours.
+        merge: Force merging (true) or joining (false) of joint prompts; by default decided here.
+
+    Returns:
+        The runs and the groups.
+    """
+    runs: list[Run] = []
+    groups: list[Group] = []
+    first = start = 0
+    while first < len(lengths):
+        prompt = prompts[first]
+        last = first
+        while last < len(lengths) and prompts[last] is prompt:
+            last += 1
+        stop = start + sum(lengths[first:last])
+        apart = prompt is not None and (
+            not prompt.joint
+            or (
+                merge
+                if merge is not None
+                else last - first >= 2 and stop - start <= SHORT_TEXT * (last - first)
+            )
+        )
+        if apart and prompt is not None:
+            groups.append(Group(start, stop, prompt))
+        while first < last:
+            texts = 1
+            while first + texts < last and lengths[first + texts] == lengths[first]:
+                texts += 1
+            runs.append(Run(start, texts, lengths[first], None if apart else prompt))
+            start += texts * lengths[first]
+            first += texts
+    return tuple(runs), tuple(groups)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "texts heads tokens head_dim"],
+    key: Float[Tensor, "texts kv_heads tokens head_dim"],
+    value: Float[Tensor, "texts kv_heads tokens head_dim"],
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Float[Tensor, "texts tokens heads head_dim"], None]:
+    """Attend within each text of one long row; other calls go to the padded attention.
+
+    Args:
+        module: The attention module.
+        query: Token queries; one text where the call is a :class:`PackedCall`.
+        key: Token keys.
+        value: Token values.
+        attention_mask: Not looked at for a packed call: the runs say who sees whom.
+        options: As transformers passes them, with the call under ``dptdr_prompt``.
+
+    Returns:
+        Attention output, and no weights.
+
+    Raises:
+        UnsupportedBackbone: If a packed call meets an attention that needs more than runs say.
+    """
+    call = options.get(KEYWORD)
+    if not isinstance(call, PackedCall):
+        return prompted_attention(module, query, key, value, attention_mask, **options)
+    if options.get("position_bias") is not None or options.get("softcap") is not None:
+        raise UnsupportedBackbone("position biases and soft caps cannot be packed")
+    if query.shape[0] != 1 or query.shape[1] != key.shape[1]:
+        raise UnsupportedBackbone("shared key heads cannot be packed")
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    layer = _layer_of(module, call=call)
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    output = attend(call, layer, query=rows[0], key=rows[1], value=rows[2], scale=scale)
+    return output.unsqueeze(0), None
+
+
+def _layer_of(module: nn.Module, *, call: PackedCall) -> int:
+    layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
+    if len(layers) == 1:
+        return layers[0]
+    layer = call.layer
+    call.layer = layer + 1
+    return layer
+
+
+def attend(
+    call: PackedCall,
+    layer: int,
+    *,
+    query: Float[Tensor, "tokens heads head_dim"],
+    key: Float[Tensor, "tokens heads head_dim"],
+    value: Float[Tensor, "tokens heads head_dim"],
+    scale: float,
+) -> Float[Tensor, "tokens heads head_dim"]:
+    """Return the attention output of one layer over one long row.
+
+    Args:
+        call: Runs and groups.
+        layer: Which layer's prompt rows to take.
+        query: Queries of all texts, one behind the other.
+        key: Keys likewise.
+        value: Values likewise.
+        scale: Factor on the products of queries and keys.
+
+    Returns:
+        The output, in the order of the row.
+
+    Source:
+        Merging: Milakov & Gimelshein, *Online normalizer calculation for softmax*,
+        arXiv 1805.02867: two partial softmaxes are blended by their log-sum-exp.
+    """
+    needs_sums = any(group.prompt.joint for group in call.groups)
+    outputs: list[Tensor] = []
+    sums: list[Tensor] = []
+    for run in call.runs:
+        shape = (run.texts, run.tokens)
+        cut = slice(run.start, run.stop)
+        keys, values = key[cut].unflatten(0, shape), value[cut].unflatten(0, shape)
+        if run.prompt is not None:
+            shared = (run.texts, -1, -1, -1)
+            keys = torch.cat([run.prompt.keys[layer].expand(shared), keys], dim=1)
+            values = torch.cat([run.prompt.values[layer].expand(shared), values], dim=1)
+        made, total = _attention(
+            query[cut].unflatten(0, shape), keys, values, scale=scale, sums=needs_sums
+        )
+        outputs.append(made.flatten(0, 1))
+        if total is not None:
+            sums.append(total.transpose(1, 2).flatten(0, 1))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if call.groups:
+        all_sums = torch.cat(sums) if sums else None
+        _meet_groups(call, layer, query=query, output=output, sums=all_sums, scale=scale)
+    return output
+
+
+def _meet_groups(
+    call: PackedCall,
+    layer: int,
+    *,
+    query: Tensor,
+    output: Tensor,
+    sums: Tensor | None,
+    scale: float,
+) -> None:
+    """Blend or add the prompts' attention into the output, in place."""
+    for group in call.groups:
+        cut = slice(group.start, group.stop)
+        joint = group.prompt.joint
+        made, total = _attention(
+            query[cut].unsqueeze(0),
+            group.prompt.keys[layer].unsqueeze(0),
+            group.prompt.values[layer].unsqueeze(0),
+            scale=scale,
+            sums=joint,
+        )
+        if not joint:
+            output[cut] += made[0]
+            continue
+        assert total is not None
+        assert sums is not None
+        share = torch.sigmoid(total[0].transpose(0, 1) - sums[cut]).unsqueeze(-1)
+        output[cut] = torch.lerp(output[cut], made[0], share)
+
+
+def _attention(
+    query: Float[Tensor, "texts tokens heads head_dim"],
+    key: Float[Tensor, "texts rows heads head_dim"],
+    value: Float[Tensor, "texts rows heads head_dim"],
+    *,
+    scale: float,
+    sums: bool,
+) -> tuple[Float[Tensor, "texts tokens heads head_dim"], Tensor | None]:
+    """Return plain attention, and where asked for its log-sum-exp ``[texts, heads, tokens]``."""
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if q.device.type == "cpu" and q.dtype == torch.float32:
+        made, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=None, scale=scale
+        )
+        return made.transpose(1, 2), total
+    if not sums:
+        made = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        return made.transpose(1, 2), None
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2), scores.logsumexp(-1).to(q.dtype)
+
+
+def register() -> None:
+    """Make the packed attention known to transformers, with the padded one's mask function."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, prompted_mask)
