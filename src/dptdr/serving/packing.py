@@ -1,4 +1,4 @@
-"""Packed attention, as the server uses it; it lives in the model room, where encoding uses it too."""
+"""Packed attention, as the server uses it; it lives in the model room."""
 
 from dptdr.model.packing import (
     NAME,
