@@ -12,10 +12,9 @@ from dptdr.recipes.estimates import Estimate, Estimator
 from dptdr.recipes.fingerprints import MISSING, FileHashes, backbone_fingerprint, digest
 from dptdr.recipes.kinds import MACHINE_OPTIONS, TABLE
 from dptdr.recipes.options import Options
-from dptdr.recipes.recipe import Recipe, Stage
+from dptdr.recipes.recipe import REFERENCE, Recipe, Stage
 from dptdr.recipes.store import Place, place_of
 
-_AT = re.compile(r"@([a-z0-9][a-z0-9.-]*)((?:/[^,]+)?)")
 _KEY_FORMAT = 1
 
 
@@ -166,7 +165,7 @@ class _Planner:
             texts = [
                 text
                 for text in (value if isinstance(value, list) else [value])
-                if isinstance(text, str) and not _AT.search(text)
+                if isinstance(text, str) and not REFERENCE.match(text)
             ]
             if name == "backbone":
                 found |= {text: backbone_fingerprint(text, self.hashes) for text in texts}
@@ -205,7 +204,7 @@ class _Planner:
                 return value
             if value in keys:
                 return keys[value]
-            return _AT.sub(lambda match: self._key(match, keys), value)
+            return REFERENCE.sub(lambda match: self._key(match, keys), value)
 
         settings = stage.settings
         if stage.do == TABLE:
@@ -215,8 +214,9 @@ class _Planner:
         return {name: plain(name, value) for name, value in settings.items()}
 
     def _key(self, match: "re.Match[str]", keys: Mapping[str, str]) -> str:
-        below = match[2].removeprefix("/")
-        return f"{keys[f'@{match[1]}/{below}']}/{below}"
+        below = match["below"].removeprefix("/")
+        stage = match["stage"]
+        return f"{match['kind']}{keys[f'@{stage}/{below}']}/{below}"
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -224,7 +224,12 @@ class _Planner:
         if isinstance(value, list):
             return [self._resolved(item) for item in value]
         if isinstance(value, str):
-            return _AT.sub(lambda match: f"{self.places[match[1]].output}{match[2]}", value)
+            return REFERENCE.sub(
+                lambda match: (
+                    f"{match['kind']}{self.places[match['stage']].output}{match['below']}"
+                ),
+                value,
+            )
         return value
 
     def _arguments(self, stage: Stage, place: Place, settings: dict[str, Any]) -> list[str]:

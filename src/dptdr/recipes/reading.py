@@ -1,6 +1,5 @@
 """Reading a recipe: all that is wrong with it is found before anything starts."""
 
-import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 from dptdr.errors import ConfigError, DataError
 from dptdr.recipes.checks import check_stage
-from dptdr.recipes.expansion import Tables, expand, known_kinds
+from dptdr.recipes.expansion import Tables, expand, known_kinds, replaced
 from dptdr.recipes.kinds import GIVEN, KINDS, MACHINE_OPTIONS, TABLE
 from dptdr.recipes.options import Options, unknown
 from dptdr.recipes.recipe import (
+    REFERENCE,
     Assumptions,
     Expected,
     Machine,
@@ -25,11 +25,8 @@ from dptdr.recipes.table import check_table, table_cells
 OptionsOf = Callable[[tuple[str, ...]], Options]
 """Gives the options of a command by its words."""
 
-_TOP = ("name", "about", "work", "machine", "assume", "lists", "defaults", "vary", "stages")
+_TOP = ("name", "about", "work", "machine", "assume", "vars", "lists", "defaults", "vary", "stages")
 _META = ("do", "expect")
-_REFERENCE = re.compile(
-    r"(?:(?P<kind>task|backbone|run):)?@(?P<stage>[a-z0-9][a-z0-9.-]*)(?P<below>(?:/[^,]+)?)"
-)
 
 
 def read_recipe(
@@ -67,6 +64,7 @@ def read_recipe(
     assume = plain_settings(
         Assumptions, values.get("assume", {}), where="assume", problems=problems
     )
+    values = _with_vars(values, problems)
     singles = expand(_tables(values, problems))
     stages = {
         name: _stage(name, table, options_of=options_of, problems=problems)
@@ -119,6 +117,15 @@ def _apply(values: dict[str, Any], change: str, problems: list[str]) -> None:
             return
         table = inner
     table[parts[-1]] = value
+
+
+def _with_vars(values: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Put the texts of ``[vars]`` wherever the recipe says ``{name}``."""
+    names = values.get("vars", {})
+    if not isinstance(names, dict) or any(isinstance(v, dict | list) for v in names.values()):
+        problems.append("[vars]: expected a table of single values")
+        return values
+    return {key: replaced(value, names) for key, value in values.items() if key != "vars"}
 
 
 def _tables(values: dict[str, Any], problems: list[str]) -> Tables:
@@ -202,14 +209,14 @@ def _references(settings: dict[str, Any]) -> list[Reference]:
     found = []
     for name, value in settings.items():
         for text in _texts(value):
-            match = _REFERENCE.match(text)
+            match = REFERENCE.match(text)
             if match:
                 found.append(
                     Reference(
                         setting=name,
                         stage=match["stage"],
                         below=match["below"].removeprefix("/"),
-                        kind=match["kind"] or "",
+                        kind=match["kind"].removesuffix(":"),
                     )
                 )
     return found

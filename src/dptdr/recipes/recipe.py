@@ -1,10 +1,16 @@
 """What a recipe says, after all of it was read and checked."""
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dptdr.recipes.kinds import KINDS, Kind
+
+REFERENCE = re.compile(
+    r"^(?P<kind>(?:(?:task|backbone|run):)?)@(?P<stage>[a-z0-9][a-z0-9.-]*)(?P<below>(?:/[^,]+)?)"
+)
+"""``@stage``, ``@stage/path/inside`` or ``task:@stage`` at the beginning of a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
