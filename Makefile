@@ -35,7 +35,8 @@ bench: install
 	$(BIN)/python benchmarks/quality.py run --sets python-code python-api \
 		--systems bm25 bare deep-prompt full
 	$(BIN)/python benchmarks/encoding.py --data bench/data --work bench/encoding
-	$(BIN)/python benchmarks/search.py --data bench/data --work bench/search
+	$(BIN)/python benchmarks/search.py run --data bench/data --work bench/search \
+		--json bench/search.json
 	$(BIN)/python benchmarks/mining.py scale --data bench/data --work bench/mining
 	$(BIN)/python benchmarks/serving.py --data bench/data
 

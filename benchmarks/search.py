@@ -1,30 +1,32 @@
 """Measure every kind of index against exact search, and against raw faiss and usearch.
 
-    python benchmarks/search.py --data DATA [DATA ...] --backbone minilm --rows 10000 100000 \
-        --work FOLDER --json results/search.json
+    python benchmarks/search.py run --data DATA [DATA ...] --rows 10000 100000 --work FOLDER
+    python benchmarks/search.py table
 
 Real passages of several data sets are encoded once (resumable) and joined; where more rows are
-asked for, they are repeated with noise. Queries are other real passages with noise, so that none
-is its own answer. Raw libraries are measured in the same run, in turns with ours, with the same
-parameters, on the same vectors.
+asked for, they are repeated with noise. Queries are other such rows with noise of their own, so
+that none is its own answer. Raw libraries are measured in the same run, in turns with ours, with
+the same parameters, on the same vectors, for the same answers: where our kind scores candidates
+again on the full vectors, so does the raw one, by the lines that a user of the library would write.
+Each pair of rows and kind is one record of results/search.json; one that is there is not measured
+again, so the command can be stopped and started at will.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptdr.files import write_json
+from dptdr.files import read_json, write_json
 from dptdr.records import Passage
 from dptdr.search.building import BuildSettings, build_index
 from dptdr.search.documents import Source, read_documents, source_of
@@ -35,6 +37,17 @@ from dptdr.search.local import GRAPH, LocalIndex
 from dptdr.search.vectors import VectorFolder
 
 DEPTH = 100
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "search.json"
+
+
+class Prepared(NamedTuple):
+    """Vectors of one size with queries and their true answers."""
+
+    folder: VectorFolder
+    real_rows: int
+    queries: np.ndarray
+    exact: np.ndarray
 
 
 class TableEncoder:
@@ -73,18 +86,42 @@ def real_vectors(args: argparse.Namespace) -> np.ndarray:
 
 
 def grown(vectors: np.ndarray, rows: int, *, seed: int) -> np.ndarray:
-    """Return so many rows: the real ones first, then noisy copies of them."""
+    """Return so many rows: real ones first, then noisy copies of them."""
     generator = np.random.default_rng(seed)
-    copies = [vectors[:rows]]
-    have = len(copies[0])
     spread = vectors.std(axis=0)
+    joined = np.empty((rows, vectors.shape[1]), dtype=np.float32)
+    have = 0
     while have < rows:
         take = vectors[generator.permutation(len(vectors))[: rows - have]]
-        noise = generator.standard_normal(take.shape).astype(np.float32) * spread * 0.7
-        copies.append(take + noise)
+        if have:
+            take = noisy(take, spread, generator)
+        joined[have : have + len(take)] = take
         have += len(take)
-    joined = np.concatenate(copies)
-    return (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32)
+    return joined
+
+
+def noisy(vectors: np.ndarray, spread: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return vectors moved by 0.7 standard deviations of each dimension, at unit length."""
+    noise = generator.standard_normal(vectors.shape, dtype=np.float32) * spread * np.float32(0.7)
+    moved = vectors + noise
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+
+def prepared(args: argparse.Namespace, rows: int) -> Prepared:
+    """Return vectors, queries and true answers of one size; made once and kept."""
+    out = args.work / f"table-{rows}"
+    truth = args.work / f"truth-{rows}.npz"
+    vectors = real_vectors(args)
+    if not truth.is_file():
+        table = grown(vectors, rows, seed=args.seed)
+        generator = np.random.default_rng(args.seed + 1)
+        picked = table[generator.choice(rows, size=min(args.queries, rows), replace=False)]
+        queries = noisy(picked, vectors.std(axis=0), generator).astype(np.float32)
+        _, exact = exact_top_k(queries, table, depth=DEPTH)
+        make_folder(table, out)
+        np.savez(truth, queries=queries, exact=exact)
+    with np.load(truth) as kept:
+        return Prepared(VectorFolder(out), min(rows, len(vectors)), kept["queries"], kept["exact"])
 
 
 def make_folder(table: np.ndarray, out: Path) -> VectorFolder:
@@ -124,45 +161,72 @@ def seconds_in_turns(
     return times
 
 
-def raw_search(index: LocalIndex, queries: np.ndarray, *, depth: int) -> Callable[[], object]:
-    """Return a call that does the same search by the library alone, with the same parameters."""
+def raw_search(
+    index: LocalIndex, full: np.ndarray, *, depth: int, threads: int
+) -> Callable[[np.ndarray], object]:
+    """Return the same search by the library alone, with the same parameters and re-ranking."""
     rows: Any = index.rows
     wanted = min(index.count, depth * max(1, index.rerank))
-    if index.kind == "usearch":
-        return lambda: rows.index.search(queries, wanted, threads=0)
     if index.kind == "exact":
         import faiss
 
         flat = faiss.IndexFlatIP(index.dim)
-        for _, block in index.vectors.blocks():
-            flat.add(np.ascontiguousarray(block, dtype=np.float32))
-        return lambda: flat.search(queries, depth)
-    parameters = rows._parameters(wanted, None)
-    return lambda: rows.index.search(queries, wanted, params=parameters)
+        flat.add(full)
+        return lambda queries: flat.search(queries, depth)
+    if index.kind == "usearch":
+
+        def first(queries: np.ndarray) -> np.ndarray:
+            keys = rows.index.search(queries, wanted, threads=threads).keys
+            return np.atleast_2d(keys).astype(np.int64)
+
+    else:
+        parameters = rows._parameters(wanted, None)
+
+        def first(queries: np.ndarray) -> np.ndarray:
+            return rows.index.search(queries, wanted, params=parameters)[1]
+
+    def both(queries: np.ndarray) -> object:
+        found = first(queries)
+        if not index.rerank:
+            return found
+        scores = np.einsum("qd,qcd->qc", queries, full[found])
+        best = np.argsort(-scores, axis=1)[:, :depth]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
+
+    return both
 
 
-def measure(index: LocalIndex, queries: np.ndarray, exact: np.ndarray, *, rounds: int) -> dict:
+def measure(index: LocalIndex, at: Prepared, *, rounds: int, threads: int) -> dict[str, Any]:
     """Return recall, throughput and latency of one index, and of the library under it."""
-    record: dict[str, Any] = {"kind": index.kind, "rerank": index.rerank}
-    found = index.search(queries, depth=DEPTH)
-    record["recall@100"] = recall(found.ids, exact, 100)
-    record["recall@10"] = recall(index.search(queries, depth=10).ids, exact, 10)
-    ours, raw = seconds_in_turns(
-        lambda: index.search(queries, depth=10),
-        raw_search(index, queries, depth=10),
-        rounds=rounds,
+    if index.kind == "usearch":
+        index.rows.threads = threads  # type: ignore[attr-defined]
+    full = np.ascontiguousarray(
+        at.folder.gather(np.arange(at.folder.count))
+        if index.kind == "exact" or index.rerank
+        else np.empty((0, index.dim), dtype=np.float32)
     )
-    record["queries_per_second"] = len(queries) / statistics.median(ours)
-    record["library_queries_per_second"] = len(queries) / statistics.median(raw)
-    ratios = [a / b for a, b in zip(ours, raw, strict=True)]
-    record["time_over_library"] = statistics.median(ratios)
-    singles = []
-    for row in range(min(200, len(queries))):
-        started = time.perf_counter()
-        index.search(queries[row : row + 1], depth=10)
-        singles.append((time.perf_counter() - started) * 1000)
-    record["latency_ms_median"] = statistics.median(singles)
-    record["latency_ms_p95"] = sorted(singles)[int(len(singles) * 0.95)]
+    queries = at.queries
+    record: dict[str, Any] = {"rerank": index.rerank}
+    record["recall@100"] = recall(index.search(queries, depth=DEPTH).ids, at.exact, 100)
+    record["recall@10"] = recall(index.search(queries, depth=10).ids, at.exact, 10)
+    alone = raw_search(index, full, depth=10, threads=threads)
+    some = queries[: max(100, min(len(queries), 200_000_000 // index.count))]
+    ours, raw = seconds_in_turns(
+        lambda: index.search(some, depth=10), lambda: alone(some), rounds=rounds
+    )
+    record["queries_per_second"] = len(some) / statistics.median(ours)
+    record["library_queries_per_second"] = len(some) / statistics.median(raw)
+    record["time_over_library"] = statistics.median(a / b for a, b in zip(ours, raw, strict=True))
+    singles: tuple[list[float], list[float]] = ([], [])
+    for row in range(min(200 if index.kind != "exact" else 30, len(queries))):
+        one = queries[row : row + 1]
+        for place, call in enumerate((lambda q: index.search(q, depth=10), alone)):
+            started = time.perf_counter()
+            call(one)
+            singles[place].append((time.perf_counter() - started) * 1000)
+    for name, times in zip(("", "library_"), singles, strict=True):
+        record[f"{name}latency_ms_median"] = statistics.median(times)
+        record[f"{name}latency_ms_p95"] = sorted(times)[int(len(times) * 0.95)]
     file = index.path / GRAPH
     record["bytes_in_memory"] = file.stat().st_size if file.is_file() else 0
     record["bytes_of_vectors_on_disk"] = index.count * index.dim * 4
@@ -170,87 +234,146 @@ def measure(index: LocalIndex, queries: np.ndarray, exact: np.ndarray, *, rounds
 
 
 def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
-    return {
-        "commit": commit,
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
+    return {"commit": commit, "cpu": model, "cores": os.cpu_count()}
 
 
-def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    vectors = real_vectors(args)
-    generator = np.random.default_rng(args.seed)
+def run(args: argparse.Namespace) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(args.threads)
+    found = read_json(args.json) if args.json.is_file() else []
     for rows in args.rows:
-        table = grown(vectors, rows, seed=args.seed)
-        picked = table[generator.choice(len(table), size=min(args.queries, rows), replace=False)]
-        noise = generator.standard_normal(picked.shape).astype(np.float32) * table.std(axis=0) * 0.7
-        queries = (picked + noise).astype(np.float32)
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        _, exact = exact_top_k(queries, table, depth=DEPTH)
-        folder = make_folder(table, args.work / f"table-{rows}")
-        for kind in args.kinds:
+        kinds = [
+            k for k in args.kinds if not any((r["rows"], r["kind"]) == (rows, k) for r in found)
+        ]
+        if not kinds:
+            continue
+        at = prepared(args, rows)
+        for kind in kinds:
             out = args.work / f"index-{rows}-{kind}"
+            settings = BuildSettings(threads=args.threads, seed=args.seed, options=options(args))
             started = time.perf_counter()
-            index, _ = build_index(
-                folder, out=out, kind=kind, settings=BuildSettings(threads=args.threads)
-            )
-            manifest = json.loads((out / "manifest.json").read_text())
+            index, _ = build_index(at.folder, out=out, kind=kind, settings=settings)
             record = {
                 "rows": rows,
-                "real_rows": min(rows, len(vectors)),
+                "kind": kind,
+                "real_rows": at.real_rows,
                 "dim": index.dim,
-                "build_seconds": manifest["build_seconds"],
+                "queries": len(at.queries),
+                "data": [data.name for data in args.data],
+                "threads": args.threads,
+                "seed": args.seed,
+                "options": args.option,
+                "rounds": args.rounds,
+                "build_seconds": read_json(out / "manifest.json")["build_seconds"],
                 "whole_build_seconds": time.perf_counter() - started,
+                **measure(index, at, rounds=args.rounds, threads=args.threads),
+                "load_average": os.getloadavg()[0],
+                **machine(),
             }
-            yield record | measure(index, queries, exact, rounds=args.rounds)
             del index
             shutil.rmtree(out)
-        shutil.rmtree(folder.path)
+            print(json.dumps(record), flush=True)
+            found = [*(read_json(args.json) if args.json.is_file() else []), record]
+            write_json(args.json, found)
+    if args.json == RESULTS:
+        table(args)
 
 
-def table_of(rows: list[dict[str, Any]]) -> str:
+def options(args: argparse.Namespace) -> tuple[tuple[str, int], ...]:
+    pairs = [text.split("=", 1) for text in args.option]
+    return tuple((name, int(value)) for name, value in pairs)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Write results/search.md from the records."""
+    records = sorted(read_json(args.json), key=lambda r: (r["rows"], list(KINDS).index(r["kind"])))
     lines = [
-        "| passages | kind | recall@10 | recall@100 | queries/s | library alone "
-        "| time over library | ms, median | ms, 95 % | build, s | MB in memory |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "# Search",
+        "",
+        "Made by `python benchmarks/search.py run --data ... --work ...` (records in "
+        "`results/search.json`). Vectors of real passages by `minilm`, repeated with noise where "
+        "more are wanted; queries are such vectors with noise of their own. Library: raw faiss or "
+        "usearch with the same parameters, in turns with ours in one run; where a kind scores "
+        "candidates again on the full vectors, so does the raw side, in plain numpy. For `exact` "
+        "the library is faiss' flat index. Memory: the index beside the vectors, which stay "
+        "memory-mapped on disk.",
     ]
-    lines += [
-        f"| {r['rows']:,} | {r['kind']} | {r['recall@10']:.3f} | {r['recall@100']:.3f} "
+    for rows in sorted({r["rows"] for r in records}):
+        some = [r for r in records if r["rows"] == rows]
+        first = some[0]
+        lines += [
+            "",
+            f"## {rows:,} passages ({first['real_rows']:,} real, {first['dim']} numbers, "
+            f"{first['bytes_of_vectors_on_disk'] / 1e6:,.0f} MB of vectors, "
+            f"{first['queries']:,} queries)",
+            "",
+            *HEAD,
+            *map(line, some),
+        ]
+    origins = sorted({origin(r) for r in records})
+    lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
+    page = args.json.with_suffix(".md")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+HEAD = [
+    "| kind | recall@10 | recall@100 | queries/s | library | time over library | ms, median "
+    "(95 %) | library | build, s | MB in memory | options |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+]
+
+
+def line(r: dict[str, Any]) -> str:
+    return (
+        f"| {r['kind']} | {r['recall@10']:.3f} | {r['recall@100']:.3f} "
         f"| {r['queries_per_second']:,.0f} | {r['library_queries_per_second']:,.0f} "
-        f"| {r['time_over_library']:.2f} | {r['latency_ms_median']:.2f} "
-        f"| {r['latency_ms_p95']:.2f} | {r['build_seconds']:.1f} "
-        f"| {r['bytes_in_memory'] / 1e6:.1f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+        f"| {r['time_over_library']:.2f} "
+        f"| {r['latency_ms_median']:.2f} ({r['latency_ms_p95']:.2f}) "
+        f"| {r['library_latency_ms_median']:.2f} ({r['library_latency_ms_p95']:.2f}) "
+        f"| {r['build_seconds']:.1f} | {r['bytes_in_memory'] / 1e6:.1f} "
+        f"| {' '.join(r['options'])} |"
+    )
+
+
+def origin(r: dict[str, Any]) -> str:
+    return (
+        f"commit {r['commit']}, {r['cpu']}, {r['cores']} cores of which {r['threads']} used, "
+        f"seed {r['seed']}, data sets {', '.join(r['data'])}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    parser.add_argument("--backbone", default="minilm")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each pair")
-    parser.add_argument("--threads", type=int, default=0, help="build threads, 0 for all cores")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes")
-    parser.add_argument("--json", type=Path, help="write all figures here")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("run")
+    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
+    sub.add_argument("--backbone", default="minilm")
+    sub.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
+    sub.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    sub.add_argument("--queries", type=int, default=1000)
+    sub.add_argument("--rounds", type=int, default=5, help="timed rounds of each pair")
+    sub.add_argument("--threads", type=int, default=1, help="of building and searching")
+    sub.add_argument("--option", nargs="*", default=[], help="name=number, as of dptdr index")
+    sub.add_argument("--seed", type=int, default=7)
+    sub.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes")
+    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+    sub.set_defaults(call=run)
+    sub = commands.add_parser("table")
+    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+    sub.set_defaults(call=table)
     args = parser.parse_args()
-    found = []
-    for record in records(args):
-        found.append(record)
-        print(json.dumps(record), flush=True)
-        if args.json:
-            settings = {name: str(value) for name, value in vars(args).items()}
-            write_json(args.json, {"machine": machine(), "settings": settings, "records": found})
-    print(table_of(found))
+    args.call(args)
 
 
 if __name__ == "__main__":
