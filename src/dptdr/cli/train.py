@@ -129,6 +129,22 @@ def command(
     precision: Annotated[
         str, typer.Option(help="float32 or bfloat16 (forward pass; updates stay float32).")
     ] = _DEFAULTS.precision,
+    refresh_every: Annotated[
+        int,
+        typer.Option(
+            help="Mine negatives anew with the current checkpoint every so many steps; 0: never."
+        ),
+    ] = _DEFAULTS.refresh_every,
+    refresh_depth: Annotated[
+        int, typer.Option(help="Ranks that a refresh draws its 30 negatives per query from.")
+    ] = _DEFAULTS.refresh_depth,
+    refresh_percent: Annotated[
+        float,
+        typer.Option(
+            help="A refresh leaves out candidates above this percentage (0-100) of the positive's "
+            "score; 0: none."
+        ),
+    ] = _DEFAULTS.refresh_percent,
     evaluations: Annotated[
         int, typer.Option(help="Dev measures taken in a run.")
     ] = _DEFAULTS.evaluations,
@@ -179,6 +195,9 @@ def command(
             "chunk_texts": chunk_texts,
             "checkpointing": checkpointing,
             "precision": precision,
+            "refresh_every": refresh_every,
+            "refresh_depth": refresh_depth,
+            "refresh_percent": refresh_percent,
             "evaluations": evaluations,
             "dev_queries": dev_queries,
             "dev_passages": dev_passages,

@@ -47,6 +47,11 @@ class TrainingConfig:
         checkpointing: Whether to recompute activations in the backward pass.
         precision: Number type of the forward pass; vectors, loss and updates are float32.
         ema: Decay of the running mean of the parameters that is evaluated and saved; 0 is off.
+        refresh_every: Steps after which the run mines its negatives anew with its own current
+            parameters, again and again; 0 never does.
+        refresh_depth: Ranks from which a refresh draws 30 negatives a query.
+        refresh_percent: A refresh leaves out candidates above this percentage of the positive's
+            score, as false negatives; 0 leaves out none.
         evaluations: How often in a run the dev measure is taken.
         dev_queries: Most dev queries.
         dev_passages: Most passages of the dev corpus, judged ones included.
@@ -75,6 +80,9 @@ class TrainingConfig:
     checkpointing: bool = False
     precision: Precision = "float32"
     ema: float = 0.0
+    refresh_every: int = 0
+    refresh_depth: int = 100
+    refresh_percent: float = 95.0
     evaluations: int = 3
     dev_queries: int = 200
     dev_passages: int = 400
@@ -83,7 +91,7 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Return all that is wrong, one line each; empty when all is well."""
-        found = []
+        found = self._contradictions()
         at_least = {
             "steps": 1,
             "batch_size": 2,
@@ -92,6 +100,8 @@ class TrainingConfig:
             "max_query_tokens": 0,
             "max_passage_tokens": 0,
             "chunk_texts": 0,
+            "refresh_every": 0,
+            "refresh_depth": 1,
             "evaluations": 1,
             "dev_queries": 1,
             "dev_passages": 2,
@@ -103,10 +113,11 @@ class TrainingConfig:
                 found.append(f"{name}: expected at least {least}, got {value}")
         if not self.temperature > 0.0:
             found.append(f"temperature: expected a number above 0, got {self.temperature}")
-        for name in ("warmup_share", "distillation_weight"):
+        shares = {"warmup_share": 1, "distillation_weight": 1, "refresh_percent": 100}
+        for name, most in shares.items():
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                found.append(f"{name}: expected a share in [0, 1], got {value}")
+            if not 0.0 <= value <= most:
+                found.append(f"{name}: expected a share in [0, {most}], got {value}")
         if not 0.0 <= self.ema < 1.0:
             found.append(f"ema: expected a decay in [0, 1), got {self.ema}")
         for name in ("learning_rate", "weight_decay", "clip_norm", "score_scale"):
@@ -115,6 +126,14 @@ class TrainingConfig:
         if any(length < 1 for length in self.matryoshka):
             found.append(f"matryoshka: expected lengths of at least 1, got {self.matryoshka}")
         return found
+
+    def _contradictions(self) -> list[str]:
+        if not self.refresh_every or self.distillation == "none":
+            return []
+        return [
+            "refresh_every: expected 0 with distillation, as negatives that are mined while "
+            f"training have no teacher's scores; got {self.refresh_every}"
+        ]
 
     def check(self) -> None:
         """Refuse bad settings.

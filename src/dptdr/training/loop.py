@@ -50,6 +50,7 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Evaluate = Callable[[], dict[str, float]]
+BeforeStep = Callable[[int], None]
 
 
 class Trainable:
@@ -159,6 +160,7 @@ def train_loop(
     identity: Mapping[str, Any],
     world: World,
     keep_all: bool = True,
+    before_step: BeforeStep | None = None,
     watch: Watch | None = None,
 ) -> dict[int, dict[str, float]]:
     """Train, evaluate, keep checkpoints; go on where an earlier run with this identity stopped.
@@ -175,6 +177,7 @@ def train_loop(
         identity: Settings that must be the same to resume.
         world: The processes.
         keep_all: Whether to keep every checkpoint, or only the best.
+        before_step: Called with the steps done before each step; not counted as training time.
         watch: Told about every step.
 
     Returns:
@@ -190,6 +193,9 @@ def train_loop(
     saver = _Saver(trainable, folder) if world.is_first else None
     pace = _Pace(start=start, steps=config.steps)
     for step in range(start, config.steps):
+        if before_step is not None:
+            with pace.paused():
+                before_step(step)
         stepped = time.monotonic()
         trainable.forget_gradients()
         stats = objective.backward(step)
