@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ import quality
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "negatives"
 SETS = ("tldr", "scifact", "msmarco-dl", "nq-oracle", "medquad")
-CONDITIONS = ("none", "bm25", "own", "union", "cleaned", "two-rounds")
+CONDITIONS = ("none", "bm25", "own", "union", "cleaned", "two-rounds", "refreshed")
 RANKS = "ranks=1-100,quota=30,sampling=uniform"
 PERCENT = 95.0
 MEASURES = ("nDCG@10", "RR@10", "R@100")
@@ -62,6 +62,7 @@ def main() -> None:
         sub.add_argument("--steps", type=int, default=100)
         sub.add_argument("--batch", type=int, default=32)
         sub.add_argument("--sharing", default="query-only", choices=["query-only", "tied"])
+        sub.add_argument("--seconds", type=float, default=200, help="no cell begins after so long")
         sub.add_argument("--wrap", default="", help="run: command that each process is put behind")
     commands.add_parser("table")
     arguments = parser.parse_args()
@@ -87,8 +88,9 @@ def run(arguments: argparse.Namespace) -> None:
                 or not base(name, arguments).is_dir()
             ):
                 call("prepare", arguments, name=name)
-            for condition in wanted:
-                call("cell", arguments, name=name, condition=condition, seed=seed)
+            while wanted:
+                call("cell", arguments, name=name, conditions=wanted, seed=seed)
+                wanted = [c for c in wanted if not cell_path(name, c, seed, arguments).exists()]
                 table()
 
 
@@ -97,13 +99,13 @@ def call(
     arguments: argparse.Namespace,
     *,
     name: str,
-    condition: str = "none",
+    conditions: Sequence[str] = CONDITIONS,
     seed: int = 0,
 ) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {command} {name} {condition} {seed}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {command} {name}, seed {seed}", flush=True)
     words = [*shlex.split(arguments.wrap), sys.executable, str(Path(__file__)), command]
-    words += ["--sets", name, "--conditions", condition, "--seeds", str(seed)]
-    for option in ("data", "work", "steps", "batch", "sharing"):
+    words += ["--sets", name, "--conditions", *conditions, "--seeds", str(seed)]
+    for option in ("data", "work", "steps", "batch", "sharing", "seconds"):
         words += [f"--{option}", str(getattr(arguments, option))]
     subprocess.run(words, check=True)
 
@@ -188,6 +190,7 @@ class OpenSet:
     folder: Any
     backbone: Any
     encoder: Any
+    stored: Path
     vectors: np.ndarray
     passages: list[Any]
     test_queries: list[Any]
@@ -244,6 +247,7 @@ def opened(folder: Any, name: str, arguments: argparse.Namespace) -> OpenSet:
         folder=folder,
         backbone=backbone,
         encoder=encoder,
+        stored=stored.path.resolve(),
         vectors=np.concatenate([np.asarray(block) for _, block in stored.blocks()]),
         passages=list(folder.passages()),
         test_queries=[query for query in folder.queries() if query.id in test],
@@ -290,13 +294,22 @@ def searched(encoder: Any, queries: list[Any], vectors: np.ndarray, passages: li
 
 
 def cell(arguments: argparse.Namespace) -> None:
-    """Mine, train and evaluate one condition with one seed."""
+    """Mine, train and evaluate conditions of one set and seed, as many as the time allows."""
+    name, seed = arguments.sets[0], arguments.seeds[0]
+    began = time.monotonic()
+    task = opened(capped(name, arguments), name, arguments)
+    for number, condition in enumerate(arguments.conditions):
+        if number == 0 or time.monotonic() - began < arguments.seconds:
+            one_cell(task, condition, seed=seed)
+
+
+def one_cell(task: OpenSet, condition: str, *, seed: int) -> None:
+    """Mine, train and evaluate."""
     from dptdr.files import write_json
     from dptdr.model import Encoder
 
-    name, condition, seed = arguments.sets[0], arguments.conditions[0], arguments.seeds[0]
+    name, arguments = task.name, task.arguments
     began = time.monotonic()
-    task = opened(capped(name, arguments), name, arguments)
     record: dict[str, Any] = {
         **task.facts(),
         "condition": condition,
@@ -322,8 +335,10 @@ def trained(task: OpenSet, condition: str, *, seed: int, record: dict[str, Any])
     if condition in ("bm25", "own", "union", "cleaned"):
         negatives = mined(task, condition, record=record)
         return train(task, negatives, steps=steps, seed=seed, record=record)
-    # Begins with the cleaned union, goes on with negatives of the retriever of half-time.
+    # Both begin with the cleaned union and go on with negatives of the retriever of half-time.
     negatives = mined(task, "cleaned", record=record)
+    if condition == "refreshed":
+        return train(task, negatives, steps=steps, seed=seed, record=record, refresh=steps // 2)
     first = train(task, negatives, steps=steps // 2, seed=seed, record=record)
     again = mined(task, "second-round", record=record, seed=seed, method=first)
     return train(task, again, steps=steps - steps // 2, seed=seed, record=record, start=first)
@@ -386,6 +401,7 @@ def train(
     seed: int,
     record: dict[str, Any],
     start: Any = None,
+    refresh: int = 0,
 ) -> Any:
     """Train for some steps and return the method as it is after the last."""
     from dptdr.config.methods import config_from
@@ -406,6 +422,8 @@ def train(
         evaluations=1,
         dev_queries=100,
         score_scale=1.0,
+        refresh_every=refresh,
+        refresh_percent=PERCENT,
     )
     data = load_data(task.folder, config, negatives=negatives, min_grade=min_grade(task.name))
     factory = MethodFactory(
@@ -423,17 +441,26 @@ def train(
         return dict(evaluate(run, data.dev.qrels, measures=["nDCG@10"]).measures)
 
     place = base(task.name, task.arguments) / "training" / f"{os.getpid()}"
+    refresher = refresher_of(task, method, data, config, place=place) if refresh else None
+
+    def before_step(step: int) -> None:
+        if refresher is not None and refresher.is_due(step):
+            with autocast():
+                refresher.before_step(step)
+
     set_training_mode(method)
     began = time.monotonic()
     history = train_loop(
-        objective_of(task, method, data, config),
+        objective_of(task, method, refresher.groups if refresher else data.groups, config),
         Trainable(method.trained(), config, rate=config.rate_for(name)),
         state=method.state,
         evaluate=dev,
         folder=RunFolder(place),
         identity=run_identity(config, learning_rate=config.rate_for(name)),
         world=World(),
+        before_step=before_step,
     )
+    record |= {r["kind"]: r for r in RunFolder(place).records() if r["kind"] == "refresh"}
     shutil.rmtree(place, ignore_errors=True)
     method.module.eval()
     record.setdefault("training_seconds", []).append(time.monotonic() - began)
@@ -443,14 +470,30 @@ def train(
     return method
 
 
-def objective_of(task: OpenSet, method: Any, data: Any, config: Any) -> Any:
+def refresher_of(task: OpenSet, method: Any, data: Any, config: Any, *, place: Path) -> Any:
+    """Return what mines anew while training; a bare passage side takes the stored vectors."""
+    from dptdr.model import Encoder
+    from dptdr.training.checkpoints import RunFolder
+    from dptdr.training.distributed import World
+    from dptdr.training.refresh import Refresher
+
+    encoder = Encoder(task.backbone, method=method)
+    if not method.changes("passage"):
+        (place / "refresh").mkdir(parents=True)
+        name = f"vectors-{encoder.passage_fingerprint[:16]}"
+        (place / "refresh" / name).symlink_to(task.stored)
+    folder, world = RunFolder(place), World()
+    return Refresher(task.folder, data.groups, config, encoder=encoder, folder=folder, world=world)
+
+
+def objective_of(task: OpenSet, method: Any, groups: Any, config: Any) -> Any:
     """Return the contrastive objective; passages that are not trained take their stored vectors."""
     import torch
 
     from dptdr.training.objective import ContrastiveObjective
 
     if method.changes("passage"):
-        return ContrastiveObjective(method, data.groups, config)
+        return ContrastiveObjective(method, groups, config)
     backbone = task.backbone
     contents = [passage.content for passage in task.passages]
     tokens = backbone.tokenize(contents, side="passage", max_tokens=config.max_passage_tokens)
@@ -465,7 +508,7 @@ def objective_of(task: OpenSet, method: Any, data: Any, config: Any) -> Any:
             rows = [places[tuple(row)] for row in piece.rows]
             return torch.from_numpy(np.array(task.vectors[rows], dtype=np.float32))
 
-    return StoredPassages(method, data.groups, config)
+    return StoredPassages(method, groups, config)
 
 
 # --- table -------------------------------------------------------------------------------------
@@ -505,6 +548,8 @@ HEAD = [
     "the untuned retriever",
     "- two-rounds: half the steps on cleaned; the tuned retriever mines and cleans anew (with "
     "BM25); the other half from its prompt",
+    "- refreshed: cleaned; at half-time the run goes on with what its checkpoint finds, cleaned "
+    "by itself (`dptdr train --refresh-every`)",
 ]  # fmt: skip
 
 
