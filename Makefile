@@ -34,7 +34,8 @@ bench: install
 	test -d bench/data || $(BIN)/dptdr data sample python-code --out bench/data
 	$(BIN)/python benchmarks/quality.py run --sets python-code python-api \
 		--systems bm25 bare deep-prompt full
-	$(BIN)/python benchmarks/encoding.py --data bench/data --work bench/encoding
+	$(BIN)/python benchmarks/encoding.py run --data bench/data --work bench/encoding \
+		--json bench/encoding.json
 	$(BIN)/python benchmarks/search.py run --data bench/data --work bench/search \
 		--json bench/search.json
 	$(BIN)/python benchmarks/mining.py scale --data bench/data --work bench/mining

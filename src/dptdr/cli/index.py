@@ -73,12 +73,12 @@ def command(
     assert refresh is not None
     if data is None:
         raise ConfigError("expected --data DATA with --refresh, got none")
-    from dptdr.cli.encode import load_encoder_of
+    from dptdr.cli.encode import load_corpus_encoder
     from dptdr.cli.progress import progress
     from dptdr.files import write_json
     from dptdr.search.refresh import refresh_index
 
-    encoder = load_encoder_of(task=task, backbone=backbone, device=device)
+    encoder = load_corpus_encoder(task=task, backbone=backbone, device=device)
     with progress("encode") as on_progress:
         done = refresh_index(
             encoder,

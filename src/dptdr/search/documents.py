@@ -77,19 +77,36 @@ def read_documents(data: Path | str) -> Iterator[Document]:
     """
     path = Path(data) / CORPUS
     for number, line in raw_lines(path):
-        passage = parse_passage(line, path=path, number=number)
-        metadata: Any = None
-        # Most corpora have no metadata: look for the word before parsing the line again.
-        if b'"metadata"' in line:
-            metadata = parse_object(line, path=path, number=number).get(METADATA_FIELD)
-        if metadata is not None and not isinstance(metadata, dict):
-            raise DataError(
-                f'expected an object such as {{"lang": "en"}}, got {describe(metadata)}',
-                path=path,
-                line=number,
-                field=METADATA_FIELD,
-            )
-        yield Document(passage, metadata or {})
+        yield parse_document(line, path=path, number=number)
+
+
+def parse_document(line: bytes, *, path: Path, number: int) -> Document:
+    """Return the passage of one line of a corpus with its ``metadata`` object.
+
+    Args:
+        line: The bytes of the line.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The document.
+
+    Raises:
+        DataError: If the line is broken.
+    """
+    passage = parse_passage(line, path=path, number=number)
+    metadata: Any = None
+    # Most corpora have no metadata: look for the word before parsing the line again.
+    if b'"metadata"' in line:
+        metadata = parse_object(line, path=path, number=number).get(METADATA_FIELD)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise DataError(
+            f'expected an object such as {{"lang": "en"}}, got {describe(metadata)}',
+            path=path,
+            line=number,
+            field=METADATA_FIELD,
+        )
+    return Document(passage, metadata or {})
 
 
 def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:

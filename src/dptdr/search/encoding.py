@@ -9,26 +9,19 @@ manifest is written and the folder takes the place of ``OUT``.
 
 import contextlib
 import fcntl
-import hashlib
-import io
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
 from dptdr.errors import VectorsError, WrongPrompt
-from dptdr.files import atomic_file, recover_folder, write_json
+from dptdr.files import recover_folder, write_json
 from dptdr.records import Passage
 from dptdr.search.documents import (
     Document,
     Source,
     as_documents,
-    pack_documents,
-    pack_ids,
     read_documents,
     source_of,
 )
@@ -40,16 +33,15 @@ from dptdr.search.manifest import (
     DType,
     Origin,
     Shard,
-    StoredFile,
     VectorManifest,
     origin_from_json,
     read_record,
-    shard_as_json,
     shard_from_json,
 )
 from dptdr.search.retrieval import TextEncoder
 from dptdr.search.reuse import KnownVectors
-from dptdr.search.vectors import VectorFolder, id_hashes
+from dptdr.search.vectors import VectorFolder
+from dptdr.search.windows import PassageIds, check_record, encode_window, record_path
 
 SHARD_SIZE = 16_384
 PLAN = "plan.json"
@@ -118,27 +110,66 @@ def encode_folder(
     """
     settings = settings or EncodeSettings()
     out = Path(out)
-    recover_folder(out)
+    renewed = reuse is not None and reuse.path == out
+    work = begin_folder(encoder, out=out, source=source, settings=settings, renewed=renewed)
+    if work is None:
+        return VectorFolder(out)
     origin = _origin(encoder, source=source, settings=settings)
-    if (out / MANIFEST).is_file() and not (reuse is not None and reuse.path == out):
-        folder = VectorFolder(out)
-        check_same_origin(folder.manifest.origin, origin, where=out, finished=True)
-        return folder
-    work = partial_path(out)
     known = KnownVectors(reuse, encoder=encoder, dtype=settings.dtype)
     try:
-        _open_plan(work, origin)
         worker = _Worker(encoder, work=work, settings=settings, known=known)
         complete = worker.go_through(passages, total=source.count or 0, on_progress=on_progress)
         if complete:
             return _finish(work, out=out, origin=origin)
     except OSError as error:
-        raise VectorsError(
-            f"{work}: cannot be written ({error.strerror or error}); what was finished is kept, "
-            "make room and run again to go on"
-        ) from error
+        raise _full(work, error) from error
     # Another part may have written the last record and put the folder in its place meanwhile.
     return VectorFolder(out) if not work.exists() and (out / MANIFEST).is_file() else None
+
+
+def begin_folder(
+    encoder: TextEncoder,
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    renewed: bool = False,
+) -> Path | None:
+    """Begin an unfinished folder, or find the one that an earlier call began.
+
+    Args:
+        encoder: Who encodes.
+        out: The vector folder that is wanted.
+        source: Identifies the corpus.
+        settings: Shard size and dtype.
+        renewed: Whether a finished folder at ``out`` is to be replaced.
+
+    Returns:
+        The unfinished folder, or None where ``out`` is finished and holds what is wanted.
+
+    Raises:
+        WrongPrompt: If either was made by another encoder.
+        VectorsError: If it was made from other data or with other settings, or the disk is full.
+    """
+    recover_folder(out)
+    origin = _origin(encoder, source=source, settings=settings)
+    if (out / MANIFEST).is_file() and not renewed:
+        finished = VectorFolder(out)
+        check_same_origin(finished.manifest.origin, origin, where=out, finished=True)
+        return None
+    work = partial_path(out)
+    try:
+        _open_plan(work, origin)
+    except OSError as error:
+        raise _full(work, error) from error
+    return work
+
+
+def _full(work: Path, error: OSError) -> VectorsError:
+    return VectorsError(
+        f"{work}: cannot be written ({error.strerror or error}); what was finished is kept, make "
+        "room and run again to go on"
+    )
 
 
 def encode_data(
@@ -184,7 +215,7 @@ class _Worker:
         self.work = work
         self.settings = settings
         self.known = known
-        self.hashes: list[np.ndarray] = []
+        self.ids = PassageIds()
 
     def go_through(
         self,
@@ -197,14 +228,20 @@ class _Worker:
         done = count = 0
         windows = _windows(as_documents(passages), self.settings.shard_size)
         for index, window in enumerate(windows):
-            self._check_ids(window)
-            mine = index % self.settings.parts == self.settings.part
-            record = self.work / SHARDS / f"{index:05d}.json"
-            report = _shifted(on_progress, done=done, total=total)
+            self.ids.add([document.passage.id for document in window])
+            record = record_path(self.work, index)
             if record.is_file():
-                self._check_record(record, window)
-            elif mine:
-                self._encode(index, window, on_progress=report)
+                check_record(record, window, work=self.work)
+            elif index % self.settings.parts == self.settings.part:
+                encode_window(
+                    self.encoder,
+                    window,
+                    index=index,
+                    work=self.work,
+                    dtype=self.settings.dtype,
+                    known=self.known,
+                    on_progress=_shifted(on_progress, done=done, total=total),
+                )
             done += len(window)
             count = index + 1
             if on_progress is not None:
@@ -212,87 +249,7 @@ class _Worker:
         if done == 0:
             raise VectorsError("expected at least one passage, the corpus has none")
         # Asked at the end: whoever writes the last record finds all of them.
-        return all((self.work / SHARDS / f"{index:05d}.json").is_file() for index in range(count))
-
-    def _check_ids(self, window: Sequence[Document]) -> None:
-        ids = [document.passage.id for document in window]
-        hashes = id_hashes(ids)
-        earlier = np.zeros(len(ids), dtype=bool)
-        for block in self.hashes:
-            earlier |= np.isin(hashes, block, kind="sort")
-        values, counts = np.unique(hashes, return_counts=True)
-        earlier |= np.isin(hashes, values[counts > 1])
-        self.hashes.append(values)
-        if len(self.hashes) > 1 and len(self.hashes[-1]) >= len(self.hashes[-2]):
-            # Merge neighbours of equal size, so that few sorted blocks have to be looked into.
-            self.hashes[-2:] = [np.union1d(self.hashes[-2], self.hashes[-1])]
-        if earlier.any():
-            raise VectorsError(
-                f"expected unique passage ids, '{ids[int(np.flatnonzero(earlier)[-1])]}' stands "
-                "twice; check the data with `dptdr data inspect`"
-            )
-
-    def _check_record(self, path: Path, window: Sequence[Document]) -> None:
-        shard = shard_from_json(read_record(path), path=path)
-        text, _ = pack_documents(window)
-        if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
-            raise VectorsError(
-                f"{path}: was made from other passages than shard {shard.index} of this data; "
-                f"give the data that it was begun with, or remove {self.work} to begin anew"
-            )
-
-    def _encode(
-        self, index: int, window: Sequence[Document], *, on_progress: Callable[[int, int], None]
-    ) -> None:
-        contents = [document.passage.content for document in window]
-        vectors = self.known.take(contents)
-        missing = np.flatnonzero(np.isnan(vectors[:, 0]))
-        if len(missing):
-            fresh = self.encoder.encode_passages(
-                [contents[row] for row in missing.tolist()], on_progress=on_progress
-            )
-            self._check_vectors(fresh, [window[row] for row in missing.tolist()])
-            vectors[missing] = fresh
-        with np.errstate(over="ignore"):
-            stored = vectors.astype(self.settings.dtype)
-        if not np.isfinite(stored).all():
-            row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-            raise VectorsError(
-                f"the vector of passage '{window[row].passage.id}' does not fit "
-                f"{self.settings.dtype}; use float32"
-            )
-        text, offsets = pack_documents(window)
-        name = f"{index:05d}"
-        folder = self.work / SHARDS
-        shard = Shard(
-            index=index,
-            rows=len(window),
-            vectors=_write(folder / f"{name}.npy", _npy(stored)),
-            ids=_write(
-                folder / f"{name}.ids.npy",
-                _npy(pack_ids([document.passage.id for document in window])),
-            ),
-            documents=_write(folder / f"{name}.jsonl", text),
-            offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
-        )
-        # Last of all: only a window with a record counts as done.
-        write_json(folder / f"{name}.json", shard_as_json(shard))
-
-    def _check_vectors(
-        self, vectors: Float32[np.ndarray, "texts dim"], window: Sequence[Document]
-    ) -> None:
-        if vectors.shape != (len(window), self.encoder.dim):
-            raise VectorsError(
-                f"expected {len(window)} vectors of {self.encoder.dim} numbers from "
-                f"'{self.encoder.name}', got the shape {vectors.shape}"
-            )
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            raise VectorsError(
-                f"the vector of passage '{window[int(broken[0])].passage.id}' holds NaN or "
-                f"infinity; the prompt or backbone of '{self.encoder.name}' is broken, train it "
-                "again"
-            )
+        return all(record_path(self.work, index).is_file() for index in range(count))
 
 
 def _windows(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
@@ -310,18 +267,6 @@ def _shifted(
             on_progress(done + inside, total)
 
     return report
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> StoredFile:
-    with atomic_file(path) as handle:
-        handle.write(content)
-    return StoredFile(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -> Origin:

@@ -1,0 +1,157 @@
+"""A forward pass without padding over texts that share one prompt: how corpora are encoded.
+
+Texts lie one behind the other in one long row, as in :mod:`dptdr.model.packing`, and the linear
+layers may be ordered, as in :mod:`dptdr.model.kernels`. Whether a backbone gives the same vectors
+this way is tried once, with and without a prompt; where it does not, encoding stays padded.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dptdr.errors import DptdrError
+from dptdr.model import packing
+from dptdr.model.backbone import Backbone, Tokens
+from dptdr.model.kernels import order_weights
+from dptdr.model.packing import PackedCall, PromptRows, Run
+from dptdr.model.segments import Segment
+
+_TOLERANCE = 2e-5
+_PROBE_TOKENS = 300
+"""Longest probe: beyond the local windows that some encoders have."""
+
+
+class Unpadded:
+    """Encodes batches of one task without padding.
+
+    Args:
+        backbone: A backbone that nothing else uses: it is put on the packed attention, and its
+            linear layers are ordered, after which it can neither be trained nor saved.
+
+    Raises:
+        DptdrError: If this backbone cannot be packed; says why, and leaves it as it was.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        reason = cannot_pack(backbone)
+        if reason:
+            raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
+        self.backbone = backbone
+        self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
+        one = torch.ones(1, 1, dtype=torch.long)
+        first = backbone.shifted_positions(Tokens(one, one), shift=0)
+        self._first_position = int(first[0, 0])
+        before = backbone.model.config._attn_implementation
+        packing.register()
+        backbone.model.set_attn_implementation(packing.NAME)
+        reason = self._differs()
+        if reason:
+            backbone.model.set_attn_implementation(before)
+            raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
+        self.ordered = order_weights(backbone)
+
+    def vectors(
+        self, ids: Sequence[Sequence[int]], *, prompt: PromptRows | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one float32 vector per text; call it in inference mode.
+
+        Args:
+            ids: Token ids of each text, at least one each; texts of equal length shall be
+                neighbours, since they attend in one call.
+            prompt: What all of them meet.
+
+        Returns:
+            The vectors.
+
+        Raises:
+            BackboneError: If a shifted text does not fit the encoder.
+        """
+        lengths = [len(row) for row in ids]
+        shift = 0 if prompt is None else prompt.shift
+        if shift:
+            # Raises where the longest shifted text does not fit.
+            last = torch.ones(1, max(lengths), dtype=torch.long)
+            self.backbone.shifted_positions(Tokens(last, last), shift=shift)
+        runs, groups = packing.plan(lengths, [prompt] * len(ids), merge=False)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[number for row in ids for number in row]]),
+            "position_ids": (positions + self._first_position + shift).unsqueeze(0),
+        }
+        if self._takes_types:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        output = self.backbone.injection(PackedCall(runs, groups), **inputs)
+        return self._pool(output.last_hidden_state[0].float(), runs)
+
+    def _pool(
+        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+    ) -> Float[Tensor, "texts dim"]:
+        pooling = self.backbone.pooling
+        parts = []
+        for run in runs:
+            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+            if pooling.pool == "mean":
+                parts.append(block.mean(dim=1))
+            else:
+                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+        vectors = torch.cat(parts)
+        return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
+
+    def _differs(self) -> str:
+        """Return in what a packed pass differs from padded ones, or ''."""
+        ids, prompts = _probe(self.backbone)
+        worst = 0.0
+        try:
+            with torch.inference_mode():
+                for prompt in prompts:
+                    made = self.vectors(ids, prompt=prompt)
+                    expected = torch.cat([self._padded(row, prompt=prompt) for row in ids])
+                    scale = max(1.0, float(expected.abs().max()))
+                    worst = max(worst, float((made - expected).abs().max()) / scale)
+        except (DptdrError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            return f"a packed pass failed with {type(error).__name__}: {error}"
+        return "" if worst <= _TOLERANCE else f"its vectors differ from padded ones by {worst:.1e}"
+
+    def _padded(self, row: list[int], *, prompt: PromptRows | None) -> Float[Tensor, "1 dim"]:
+        segments: tuple[Segment, ...] = ()
+        if prompt is not None:
+            keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (prompt.keys, prompt.values))
+            segments = (Segment(keys, values, joint=prompt.joint),)
+        return self.backbone.vectors(self.backbone.pad([row]), prompts=segments)
+
+
+def cannot_pack(backbone: Backbone) -> str:
+    """Return why a backbone cannot be packed, as far as its settings tell, or ''."""
+    config = backbone.model.config
+    if backbone.injection.route != "registry":
+        return "its attention does not ask the registry"
+    if backbone.device.type != "cpu":
+        return "on an accelerator one padded call is cheaper than a call per length"
+    if any(getattr(module, "is_causal", False) for module in backbone.model.modules()):
+        return "it is causal"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or getattr(config, "sliding_window", None):
+        return "some of its layers see a local window only"
+    return ""
+
+
+def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]]:
+    """Return texts of several lengths, and prompts to compare them under."""
+    generator = torch.Generator().manual_seed(0)
+    geometry = backbone.geometry
+    prompts: list[PromptRows | None] = [None]
+    for joint in (True, False):
+        shape = (2, geometry.layers, 3, geometry.heads, geometry.head_dim)
+        keys, values = torch.randn(shape, generator=generator)
+        prompts.append(PromptRows(keys, values, joint=joint))
+    longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
+    vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
+    ids = [
+        torch.randint(min(5, vocabulary - 1), vocabulary, (length,), generator=generator).tolist()
+        for length in (longest, 7, 7, 2)
+    ]
+    return ids, prompts
