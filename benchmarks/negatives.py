@@ -63,6 +63,7 @@ def main() -> None:
         sub.add_argument("--batch", type=int, default=32)
         sub.add_argument("--sharing", default="query-only", choices=["query-only", "tied"])
         sub.add_argument("--seconds", type=float, default=200, help="no cell begins after so long")
+        sub.add_argument("--budget", type=float, default=0, help="run: the same; 0: no end")
         sub.add_argument("--wrap", default="", help="run: command that each process is put behind")
     commands.add_parser("table")
     arguments = parser.parse_args()
@@ -73,7 +74,8 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepare data sets and run all missing cells, one after the other."""
+    """Prepare data sets and run all missing cells, one after the other, while time is left."""
+    ends = time.monotonic() + (arguments.budget or float("inf"))
     for seed in arguments.seeds:
         for name in arguments.sets:
             wanted = [
@@ -81,14 +83,15 @@ def run(arguments: argparse.Namespace) -> None:
                 for condition in arguments.conditions
                 if not cell_path(name, condition, seed, arguments).exists()
             ]
-            if not wanted:
+            if not wanted or time.monotonic() > ends:
                 continue
             if (
                 not (RESULTS / name / "bm25-search.json").exists()
                 or not base(name, arguments).is_dir()
             ):
                 call("prepare", arguments, name=name)
-            while wanted:
+            while wanted and time.monotonic() < ends:
+                arguments.seconds = min(arguments.seconds, ends - time.monotonic())
                 call("cell", arguments, name=name, conditions=wanted, seed=seed)
                 wanted = [c for c in wanted if not cell_path(name, c, seed, arguments).exists()]
                 table()
