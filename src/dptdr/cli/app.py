@@ -16,6 +16,8 @@ COMMANDS: dict[str, str] = {
     "mine": "dptdr.cli.mine",
     "serve": "dptdr.cli.serve",
     "run": "dptdr.cli.run",
+    "import": "dptdr.cli.importing",
+    "export-peft": "dptdr.cli.export_peft",
     "export": "dptdr.cli.export",
 }
 """Command name to the module that holds a function ``command``."""

@@ -15,19 +15,30 @@ from typer.models import ArgumentInfo, OptionInfo
 from dptdr.recipes.options import Option, Options, Type
 
 _TYPES: dict[Any, Type] = {int: "int", float: "float", bool: "flag", str: "text", Path: "text"}
+_INTERRUPTED = 130
 _MODULES = {"import": "importing"}
 
 
-def run_command(words: tuple[str, ...], arguments: Sequence[str]) -> None:
+def run_command(words: tuple[str, ...], arguments: Sequence[str]) -> int:
     """Run one command in this process; errors are raised, not printed.
 
     Args:
         words: The words that call it, such as ``("data", "convert")``.
         arguments: All further words.
+
+    Returns:
+        The exit code that the command asked for, 0 if all went well.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted.
     """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(words[-1])(_function(words))
-    get_command(app).main(list(arguments), prog_name="dptdr", standalone_mode=False)
+    code = get_command(app).main(list(arguments), prog_name="dptdr", standalone_mode=False)
+    # Typer turns an interruption into the exit code that shells know it by.
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
 @cache

@@ -77,13 +77,9 @@ def _run(planned: "PlannedStage", plan: "Plan") -> None:
     if planned.stage.kind.processes and processes > 1:
         _run_processes(planned, processes=processes)
         return
-    try:
-        run_command(planned.words, planned.arguments)
-    except typer.Exit as ended:
-        if ended.exit_code:
-            raise ConfigError(
-                f"stage '{planned.stage.name}' ended with {ended.exit_code}"
-            ) from None
+    code = run_command(planned.words, planned.arguments)
+    if code:
+        raise ConfigError(f"stage '{planned.stage.name}' ended with exit code {code}")
 
 
 def _run_processes(planned: "PlannedStage", *, processes: int) -> None:

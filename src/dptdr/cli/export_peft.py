@@ -1,0 +1,33 @@
+"""``dptdr export-peft``: a deep-prompt task as PEFT prefix-tuning adapters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    task: Annotated[Path, typer.Argument(help="Task bundle of a deep prompt.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; untied tasks give OUT/query and OUT/passage.")
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the task's backbone lies. Default: as it says.")
+    ] = None,
+    accept_shift: Annotated[
+        bool,
+        typer.Option(
+            "--accept-shift",
+            help="Export a task that was trained without shifted positions; PEFT shifts them, so "
+            "its vectors there are others.",
+        ),
+    ] = False,
+) -> None:
+    """Export a deep prompt for use with PEFT (joint attention; positions shifted there)."""
+    from dptdr.model.backbone import Backbone
+    from dptdr.model.bundle import read_manifest
+    from dptdr.model.interchange import export_peft
+
+    encoder = Backbone.load(backbone or read_manifest(task).backbone)
+    for folder in export_peft(task, out, backbone=encoder, accept_shift=accept_shift):
+        typer.echo(f"{folder}: load it with peft.PeftModel.from_pretrained(encoder, FOLDER)")

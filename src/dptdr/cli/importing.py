@@ -1,0 +1,78 @@
+"""``dptdr import``: checkpoints of other programs become a backbone and a task bundle."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="Folder of the checkpoint: the authors' saved model (or its query_model and "
+            "passage_model folders together), or a PEFT prefix-tuning adapter.",
+        ),
+    ],
+    format: Annotated[
+        Literal["dptdr-authors", "peft"], typer.Option(help="Whose checkpoint it is.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write. dptdr-authors: OUT/backbone and OUT/task; peft: the task bundle."
+        ),
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="peft: the encoder. Default: the one the adapter names.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="dptdr-authors: folder of the tokenizer, if the checkpoint has none."),
+    ] = None,
+    max_query_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest query; the authors' MS MARCO recipe has 32.")
+    ] = 32,
+    max_passage_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest passage; the authors' MS MARCO recipe has 128.")
+    ] = 128,
+    json: Annotated[Path | None, typer.Option(help="Write what was made to this file.")] = None,
+) -> None:
+    """Import a deep prompt that another program trained.
+
+    Token positions stay shifted by the prompt's length, as they were in training.
+    """
+    from dptdr.errors import ConfigError
+    from dptdr.files import write_json
+
+    if format == "peft" and tokenizer is not None:
+        raise ConfigError("--tokenizer is for dptdr-authors; a PEFT adapter uses its encoder's")
+    if format == "dptdr-authors" and backbone is not None:
+        raise ConfigError("--backbone is for peft; the authors' checkpoint brings its own")
+    from dptdr.model.encoder import Limits
+    from dptdr.model.interchange import import_authors, import_peft
+
+    limits = Limits(max_query_tokens=max_query_tokens, max_passage_tokens=max_passage_tokens)
+    if format == "peft":
+        done = import_peft(source, out, backbone=backbone, limits=limits)
+    else:
+        done = import_authors(source, out, limits=limits, tokenizer=tokenizer)
+    settings = done.manifest.settings
+    typer.echo(
+        f"{done.task}: {settings['sharing']} prompt of {settings['prompt_length']} rows, "
+        f"{done.manifest.trained_parameters:,} numbers, {done.task_bytes / 1e6:.2f} MB (checkpoint "
+        f"{done.checkpoint_bytes / 1e6:.1f} MB), on the backbone {done.backbone}"
+    )
+    typer.echo(f"next: dptdr evaluate DATA --task {done.task}")
+    if json is not None:
+        write_json(
+            json,
+            {
+                "task": str(done.task),
+                "backbone": done.backbone,
+                "settings": settings,
+                "checkpoint_bytes": done.checkpoint_bytes,
+                "task_bytes": done.task_bytes,
+            },
+        )
