@@ -4,9 +4,12 @@
 
     python benchmarks/mining.py scale --data tldr --sizes 10000 100000 1000000
     python benchmarks/mining.py peer --data tldr --passages 2000 --queries 500
+    python benchmarks/mining.py removal --data msmarco-dl
     python benchmarks/mining.py table
 
-The second needs the package `datasets`, which sentence-transformers' mining works on.
+`peer` needs the package `datasets`, which sentence-transformers' mining works on. `build` writes
+the synthetic corpora alone, so that only mining is left to measure. `removal` works on the capped
+set that benchmarks/negatives.py prepares, and takes its tuned bundles as teachers.
 
 Corpora of a wanted size are a real one's texts repeated, each with a number word of its own, so
 that no two passages are the same text. Every measurement is a process of its own: its time and its
@@ -29,6 +32,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import quality
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mining"
 QUOTA = 30
@@ -40,7 +45,7 @@ def main() -> None:
     """Measure, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("scale", "peer", "one-scale", "one-peer"):
+    for name in ("build", "scale", "peer", "removal", "one-scale", "one-peer"):
         sub = commands.add_parser(name)
         sub.add_argument("--data", default="tldr", help="name of a packed data set, or a folder")
         sub.add_argument("--source", type=Path, default=ROOT.parent / "shared" / "data")
@@ -52,11 +57,25 @@ def main() -> None:
         sub.add_argument("--system", default="")
     commands.add_parser("table")
     arguments = parser.parse_args()
-    steps = {"scale": scale, "peer": peer, "one-scale": one_scale, "one-peer": one_peer}
+    steps = {
+        "build": build,
+        "scale": scale,
+        "peer": peer,
+        "removal": removal,
+        "one-scale": one_scale,
+        "one-peer": one_peer,
+    }
     if arguments.command == "table":
         table()
     else:
         steps[arguments.command](arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Write the corpora of `scale`."""
+    for size in arguments.sizes:
+        for queries in arguments.queries:
+            print(synthetic(arguments, passages=size, queries=queries), flush=True)
 
 
 def scale(arguments: argparse.Namespace) -> None:
@@ -85,26 +104,23 @@ def measure(
     call += ["--work", str(arguments.work), "--threads", threads, "--system", system]
     print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
     done = subprocess.run(call, env=environment, check=True, stdout=subprocess.PIPE)
-    found = json.loads(done.stdout.splitlines()[-1])
+    keep(name, {**json.loads(done.stdout.splitlines()[-1]), "threads": int(threads)})
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Write a result with all that tells how it was made."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    found |= {"name": name, "command": " ".join(sys.argv), **machine(), "threads": int(threads)}
+    command = " ".join(["benchmarks/mining.py", *sys.argv[1:]])
+    found |= {"name": name, "command": command, **machine()}
     text = json.dumps(found, indent=2, sort_keys=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
-        "commit": commit,
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
+        "commit": quality.commit(),
+        "machine": quality.machine(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
     }
@@ -207,6 +223,7 @@ def one_scale(arguments: argparse.Namespace) -> None:
         "negatives": report["negatives"],
         "output_mb": size / 1e6,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds(),
         "peak_mb": peak_megabytes(),
         "stages": stages,
     }
@@ -221,7 +238,11 @@ def one_peer(arguments: argparse.Namespace) -> None:
     mined = _mine_here if arguments.system == "dptdr" else _mine_there
     started = time.perf_counter()
     found |= mined(data, arguments)
-    found |= {"seconds": time.perf_counter() - started, "peak_mb": peak_megabytes()}
+    found |= {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds(),
+        "peak_mb": peak_megabytes(),
+    }
     print(json.dumps(found))
 
 
@@ -292,61 +313,199 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def cpu_seconds() -> float:
+    """Return this process's processor time: what other processes on the machine change least."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+# --- precision and recall of the removal --------------------------------------------------------
+
+
+def removal(arguments: argparse.Namespace) -> None:
+    """Hold bounds and teachers against graded judgements; see `dptdr mine --judged-split`."""
+    import negatives
+
+    arguments.work = arguments.work.with_name("dptdr-quality")
+    arguments.sharing, arguments.data = "query-only", arguments.source
+    name = "msmarco-dl"
+    task = negatives.opened(negatives.capped(name, arguments), name, arguments)
+    bundles = [
+        negatives.base(other, arguments) / "mined" / "round-one-query-only-0"
+        for other in ("nq-oracle", "scifact", "medquad", "tldr")
+    ]
+    tuned = [bundle for bundle in bundles if bundle.is_dir()]
+    teachers = {"untuned minilm": "backbone:minilm"}
+    teachers |= {f"tuned on {bundle.parent.parent.name}": f"task:{bundle}" for bundle in tuned[:1]}
+    if len(tuned) > 1:
+        together = ", ".join(bundle.parent.parent.name for bundle in tuned)
+        teachers[f"ensemble: {together}"] = "task:" + ",".join(map(str, tuned))
+    rows = []
+    with negatives.autocast():
+        for split in ("train", "test"):
+            for teacher, option in teachers.items():
+                rows += removal_rows(task, split, teacher=teacher, option=option)
+    keep(f"removal-{name}", {"rows": rows, "passages": len(task.passages), "kind": "removal"})
+
+
+def removal_rows(task: Any, split: str, *, teacher: str, option: str) -> list[dict[str, Any]]:
+    """Measure one teacher under several bounds."""
+    from contextlib import nullcontext
+
+    import negatives
+    from dptdr.cli.mine_sources import Machine, open_workshop
+    from dptdr.data.store import PassageStore
+    from dptdr.negatives.counting import Material
+    from dptdr.negatives.quality import measure_removal
+    from dptdr.negatives.settings import CleaningSettings, MiningSettings, parse_source
+
+    place = negatives.base(task.name, task.arguments)
+    shop = open_workshop(
+        task.folder,
+        split=split,
+        work=place / "work",
+        cache=place / "cache",
+        machine=Machine(),
+        show=lambda what: nullcontext(lambda done, total: None),
+    )
+    sources = tuple(
+        parse_source(source, depth=DEPTH, quota=QUOTA) for source in ("bm25", "backbone:minilm")
+    )
+    material = Material(
+        queries=task.folder.queries,
+        judgements=shop.judgements,
+        corpus=shop.corpus,
+        passages=PassageStore(task.folder),
+        runs={source.name: shop.run(source, split=split) for source in sources},
+        teacher=shop.teacher(option),
+    )
+    bounds = [{"percent": float(percent)} for percent in (85, 90, 95, 98, 100)]
+    bounds += [{"margin": margin} for margin in (0.1, 0.05)]
+    rows = []
+    for bound in bounds:
+        settings = MiningSettings(sources=sources, cleaning=CleaningSettings(**bound), min_grade=2)
+        found = measure_removal(material, settings).as_json()
+        rows.append({"split": split, "teacher": teacher, "bound": bound, **found})
+    return rows
+
+
+# --- table -------------------------------------------------------------------------------------
+
+
 def table() -> None:
     """Write results/mining.md from the files of results/mining."""
     cells = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    scales = sorted(
-        (cell for cell in cells if cell["name"].startswith("scale")),
-        key=lambda cell: (cell["passages"], cell["queries"]),
-    )
-    lines = ["# Mining: time and memory", ""]
-    if scales:
-        lines += [
-            f"BM25 at two rank windows, {QUOTA} negatives a query and source of the best {DEPTH}, "
-            "united; every stage counted. Texts repeated with a number word each.",
-            "",
-            "| passages | queries | seconds | read corpus | index | search | unite | peak MB |",
-            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for cell in scales:
-            stage = {name: entry["seconds"] for name, entry in cell["stages"].items()}
-            search = sum(value for name, value in stage.items() if name.startswith("search"))
-            columns = [
-                f"{cell['passages']:,}",
-                f"{cell['queries']:,}",
-                f"{cell['seconds']:.1f}",
-                f"{stage['read the corpus']:.1f}",
-                f"{stage['index for BM25']:.1f}",
-                f"{search:.1f}",
-                f"{stage['mine']:.1f}",
-                f"{cell['peak_mb']:,.0f}",
-            ]
-            lines.append(f"| {' | '.join(columns)} |")
-        lines += ["", *slopes(scales)]
-    peers = [cell for cell in cells if cell["name"].startswith("peer")]
-    if peers:
-        lines += [
-            "",
-            f"The same encoder (minilm), corpus and settings: top {QUOTA} of {DEPTH}, those above "
-            f"{PERCENT:.0f} % of the positive's score dropped; loading the model is counted.",
-            "",
-            "| system | passages | queries | seconds | peak MB | negatives |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for cell in sorted(peers, key=lambda entry: (entry["passages"], entry["system"])):
-            lines.append(
-                f"| {cell['system']} | {cell['passages']:,} | {cell['queries']:,} | "
-                f"{cell['seconds']:.1f} | {cell['peak_mb']:,.0f} | {cell['negatives']:,} |"
-            )
-    origins = sorted(
-        {
-            f"{cell['commit']}, {cell['cores']} cores, load before "
-            f"{cell['load_before']:.1f}, `{cell['command']}`"
-            for cell in cells
-        }
-    )
-    lines += ["", "Made by:", "", *(f"- {origin}" for origin in origins)]
+    lines = ["# Mining: time, memory, and what is removed", ""]
+    lines += scale_lines([cell for cell in cells if cell["name"].startswith("scale")])
+    lines += peer_lines([cell for cell in cells if cell["name"].startswith("peer")])
+    for cell in cells:
+        if cell.get("kind") == "removal":
+            lines += removal_lines(cell)
+    origins = {
+        f"- commit {cell['commit']}, {cell['machine']}, load before {cell['load_before']:.1f}, "
+        f"`python {cell['command']}`"
+        for cell in cells
+    }
+    lines += ["## Origin", "", *sorted(origins)]
     (ROOT / "results" / "mining.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def scale_lines(cells: list[dict[str, Any]]) -> list[str]:
+    if not cells:
+        return []
+    lines = [
+        "## Scale",
+        "",
+        f"BM25 at two rank windows, {QUOTA} negatives a query and source of the best {DEPTH}, "
+        "united; every stage counted. Texts repeated with a number word each. Seconds are of a "
+        "shared machine; processor seconds are what the process itself used.",
+        "",
+        "| passages | queries | seconds | processor s | read corpus | index | search | unite "
+        "| peak MB |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    cells = sorted(cells, key=lambda cell: (cell["passages"], cell["queries"]))
+    for cell in cells:
+        stage = {name: entry["seconds"] for name, entry in cell["stages"].items()}
+        search = sum(value for name, value in stage.items() if name.startswith("search"))
+        columns = [
+            f"{cell['passages']:,}",
+            f"{cell['queries']:,}",
+            f"{cell['seconds']:.1f}",
+            f"{cell['cpu_seconds']:.1f}",
+            f"{stage['read the corpus']:.1f}",
+            f"{stage['index for BM25']:.1f}",
+            f"{search:.1f}",
+            f"{stage['mine']:.1f}",
+            f"{cell['peak_mb']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    return [*lines, "", *slopes(cells), ""]
+
+
+def peer_lines(cells: list[dict[str, Any]]) -> list[str]:
+    if not cells:
+        return []
+    lines = [
+        "## Beside sentence-transformers",
+        "",
+        f"`mine_hard_negatives` and `dptdr mine`, one after the other in one run: the same encoder "
+        f"(minilm), corpus and settings, top {QUOTA} of {DEPTH}, those above {PERCENT:.0f} % of "
+        "the positive's score dropped; loading the model is counted.",
+        "",
+        "| system | passages | queries | seconds | processor s | peak MB | negatives |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for cell in sorted(cells, key=lambda entry: (entry["passages"], entry["system"])):
+        version = f" {cell['version']}" if "version" in cell else ""
+        lines.append(
+            f"| {cell['system']}{version} | {cell['passages']:,} | {cell['queries']:,} | "
+            f"{cell['seconds']:.1f} | {cell['cpu_seconds']:.1f} | {cell['peak_mb']:,.0f} | "
+            f"{cell['negatives']:,} |"
+        )
+    return [*lines, "", *CANNOT, ""]
+
+
+CANNOT = [
+    "What it cannot do (read from its code): BM25, run files or several sources in one call; say "
+    "where a negative came from; judgements with grades; recognise a copy of a positive that "
+    "differs in case or spacing; a bundle or an ensemble as teacher apart from the retriever (a "
+    "cross-encoder it takes); measure its removal on judged data; go on after a kill (vectors can "
+    "be cached, the rest is done again); corpora larger than memory (texts, vectors, and scores "
+    "of a block of queries with the whole corpus are held).",
+]
+
+
+def removal_lines(cell: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Removal of false negatives, against graded judgements",
+        "",
+        f"msmarco-dl (TREC DL 2019 as train, 2020 as test; {cell['passages']:,} passages cut to 64 "
+        f"words). Of each query one passage of the highest grade is known; every other judged "
+        f"passage among ranks 1-{DEPTH} of BM25 or the untuned retriever is a candidate, a false "
+        "negative where its grade is 2 or 3. Precision of dropping all is the share of false "
+        "negatives.",
+        "",
+        "| split | teacher | bound | judged | false negatives | dropped | precision | recall "
+        "| dropped of grade 0 / 1 / 2 / 3 |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in cell["rows"]:
+        ((kind, value),) = row["bound"].items()
+        shares = [
+            f"{counts['dropped'] / max(1, counts['judged']):.0%}"
+            for _, counts in sorted(row["by_grade"].items())
+        ]
+        precision, recall = (
+            "-" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall")
+        )
+        lines.append(
+            f"| {row['split']} | {row['teacher']} | {kind} {value:g} | "
+            f"{row['judged_candidates']:,} | {row['share_of_false_negatives']:.1%} | "
+            f"{row['dropped_relevant'] + row['dropped_other']:,} | {precision} | {recall} | "
+            f"{' / '.join(shares)} |"
+        )
+    return [*lines, ""]
 
 
 def slopes(cells: list[dict[str, Any]]) -> list[str]:
