@@ -37,6 +37,12 @@ def command(
         Path | None, typer.Option(help="BEIR folder: search all queries of its split instead.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --queries.")] = "test",
+    id_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Search the queries whose ids begin so instead of a split's, judged or not."
+        ),
+    ] = None,
     run_out: Annotated[
         Path | None, typer.Option(help="TREC run file to write, with --queries.")
     ] = None,
@@ -102,7 +108,7 @@ def command(
     )
     if tune_on is not None and queries is not None:
         typer.echo(_tune(pipeline, queries, tune_on))
-    asked = [Query("query", text)] if text is not None else _queries_of(queries, split)
+    asked = [Query("query", text)] if text is not None else _queries_of(queries, split, id_prefix)
     started = time.perf_counter()
     wanted = depth or (10 if text is not None else 100)
     run = pipeline.search(asked, depth=wanted, filters=filters)
@@ -126,12 +132,18 @@ def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
     )
 
 
-def _queries_of(data: Path | None, split: str) -> "Sequence[Query]":
-    """Return the judged queries of a split, in file order."""
+def _queries_of(data: Path | None, split: str, begin: str | None = None) -> "Sequence[Query]":
+    """Return the judged queries of a split, or those of a beginning, in file order."""
     from dptdr.data.beir import BeirFolder
+    from dptdr.errors import ConfigError
 
     assert data is not None
     folder = BeirFolder(data)
+    if begin is not None:
+        found = [query for query in folder.queries() if query.id.startswith(begin)]
+        if not found:
+            raise ConfigError(f"--id-prefix {begin}: no query of {data} has such an id")
+        return found
     judged = folder.qrels(split)
     return [query for query in folder.queries() if query.id in judged]
 

@@ -87,6 +87,13 @@ def command(
     temperature: Annotated[
         float, typer.Option(help="Scores are divided by it; lower is sharper.")
     ] = _DEFAULTS.temperature,
+    score_scale: Annotated[
+        float,
+        typer.Option(
+            help="Dot products are multiplied by it before --temperature: 1 for raw ones (the "
+            "paper's); 0 measures it so that scores are of order 1."
+        ),
+    ] = _DEFAULTS.score_scale,
     warmup_share: Annotated[
         float, typer.Option(help="Share of the steps over which the learning rate rises.")
     ] = _DEFAULTS.warmup_share,
@@ -183,6 +190,7 @@ def command(
             "distillation_weight": distillation_weight,
             "value_rate_factor": value_rate_factor,
             "temperature": temperature,
+            "score_scale": score_scale,
             "warmup_share": warmup_share,
             "schedule": schedule,
             "clip_norm": clip_norm,

@@ -74,6 +74,7 @@ class Estimator:
 
     recipe: Recipe
     _data: dict[str, Expected] = field(default_factory=dict)
+    _shapes: dict[str, _Shape] = field(default_factory=dict)
 
     def of(self, stage: Stage, *, done: Place | None) -> Estimate:
         """Return what a stage costs.
@@ -125,13 +126,24 @@ class Estimator:
         return _counts(Path(text)) or Expected()
 
     def _shape(self, stage: Stage) -> _Shape | None:
-        """Return the encoder's shape, that of ``[assume]`` where its folder is not at hand."""
-        name = str(stage.settings.get("backbone", "minilm"))
-        found = None if name.startswith("@") else _local_shape(name)
+        """Return the encoder's shape: another stage's, its folder's, or that of ``[assume]``."""
+        found = self._known_shape(stage)
+        if found is not None:
+            self._shapes[stage.name] = found
+        return found
+
+    def _known_shape(self, stage: Stage) -> _Shape | None:
+        for reference in stage.references:
+            if reference.stage in self._shapes:
+                return self._shapes[reference.stage]
+        default = "minilm" if stage.do in ("train", "pretrain") else ""
+        name = str(stage.settings.get("backbone", default))
         assume = self.recipe.assume
-        if found is None and assume.layers and assume.dim:
-            found = _Shape(layers=assume.layers, dim=assume.dim, vocabulary=assume.vocabulary)
-        return found or _local_shape("minilm")
+        if name and not name.startswith("@") and (found := _local_shape(name)) is not None:
+            return found
+        if assume.layers and assume.dim:
+            return _Shape(layers=assume.layers, dim=assume.dim, vocabulary=assume.vocabulary)
+        return None
 
     def _hours(self, flops: float, *, cards: int = 1) -> float:
         speed = self.recipe.assume.teraflops * 1e12 * max(1, cards)
@@ -221,6 +233,7 @@ class Estimator:
         return self._hours(shape.flops(size.passages * self.recipe.assume.passage_tokens))
 
     def _index(self, stage: Stage) -> Estimate:
+        self._shape(stage)
         return Estimate(what=f"kind {stage.settings.get('kind', 'auto')}")
 
     def _searching_hours(self, shape: _Shape, *, queries: int, passages: int) -> float:
@@ -233,10 +246,11 @@ class Estimator:
         depth = stage.settings.get("depth", 100)
         if shape is None:
             return Estimate()
+        queries = size.test_queries or size.queries
         return Estimate(
-            disk_bytes=size.queries * depth * 45,
-            hours=self._searching_hours(shape, queries=size.queries, passages=size.passages),
-            what=f"at most {size.queries:,} queries, depth {depth}",
+            disk_bytes=queries * depth * 45,
+            hours=self._searching_hours(shape, queries=queries, passages=size.passages),
+            what=f"{queries:,} queries, depth {depth}",
         )
 
     def _mine(self, stage: Stage) -> Estimate:

@@ -64,11 +64,13 @@ class Expected:
         passages: Passages.
         queries: Queries of all splits.
         train_queries: Queries with a positive in train.
+        test_queries: Queries that are searched for.
     """
 
     passages: int = 0
     queries: int = 0
     train_queries: int = 0
+    test_queries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

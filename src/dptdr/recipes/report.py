@@ -113,3 +113,42 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} B"
+
+
+def cost_lines(many: Plan, one: Plan) -> list[str]:
+    """Return what stands in a shipped recipe's comment on its costs.
+
+    Args:
+        many: The plan on a machine with several cards.
+        one: The same plan on one card.
+
+    Returns:
+        A line for each stage that costs anything, and one for all.
+    """
+    cards = many.recipe.machine.processes
+    rows = [("stage", f"{cards} cards", "one card", "disk", "memory of a card")]
+    for left, right in zip(many.stages, one.stages, strict=True):
+        costs = left.estimate
+        if costs.hours or costs.disk_bytes:
+            rows.append(
+                (
+                    left.stage.name,
+                    _hours(costs.hours),
+                    _hours(right.estimate.hours),
+                    _bytes(costs.disk_bytes),
+                    _bytes(costs.memory_bytes),
+                )
+            )
+    (disk, several), (_, single) = totals(many), totals(one)
+    rows.append(("all", _hours(several), _hours(single), _bytes(disk), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _hours(hours: float) -> str:
+    if not hours:
+        return ""
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{hours:.2f} h"
