@@ -52,7 +52,7 @@ class Forward:
         self.backbone = backbone
         self.tolerance = TOLERANCE
         self.ordered = ordered and order_weights(backbone)
-        self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
+        self.takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
         self._first_position = 0
         self._tokenizer_lock = threading.Lock()
         self.layout: Layout = "padded"
@@ -116,14 +116,12 @@ class Forward:
         runs, groups = packing.plan(lengths, [row.prompt for row in chosen], merge=merge)
         device = self.backbone.device
         ids = torch.tensor([i for row in chosen for i in row.ids], device=device)
-        positions = torch.cat(
-            [torch.arange(len(row.ids), device=device) + self._start(row) for row in chosen]
-        )
+        positions = torch.tensor([p for row in chosen for p in self.positions(row)], device=device)
         inputs: dict[str, Any] = {
             "input_ids": ids.unsqueeze(0),
             "position_ids": positions.unsqueeze(0),
         }
-        if self._takes_types:
+        if self.takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         output = self.backbone.injection(PackedCall(runs, groups), **inputs)
         made = self._pool(output.last_hidden_state[0].float(), runs)
@@ -131,13 +129,28 @@ class Forward:
         vectors[torch.tensor(order, device=device)] = made
         return vectors
 
-    def _start(self, row: Row) -> int:
+    def positions(self, row: Row) -> range:
+        """Return the positions of a row's tokens where it does not stand in a padded batch.
+
+        Raises:
+            BackboneError: If the shifted text does not fit the encoder.
+        """
         shift = 0 if row.prompt is None else row.prompt.shift
         if shift:
             # Raises the model room's error where the shifted text does not fit.
             last = torch.ones(1, len(row.ids), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
-        return self._first_position + shift
+        first = self._first_position + shift
+        return range(first, first + len(row.ids))
+
+    def find_first_position(self) -> int:
+        """Return the position that the encoder gives the first token.
+
+        Raises:
+            BackboneError: If it takes no positions as an input.
+        """
+        one = torch.ones(1, 1, dtype=torch.long)
+        return int(self.backbone.shifted_positions(Tokens(one, one), shift=0)[0, 0])
 
     def _pool(
         self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
@@ -178,14 +191,12 @@ class Forward:
         if reason:
             return reason
         try:
-            one = torch.ones(1, 1, dtype=torch.long)
-            first = backbone.shifted_positions(Tokens(one, one), shift=0)
+            self._first_position = self.find_first_position()
         except DptdrError as error:
             return str(error)
-        self._first_position = int(first[0, 0])
         packing.register()
         backbone.model.set_attn_implementation(packing.NAME)
-        rows = _probe_rows(backbone)
+        rows = probe_rows(backbone)
         try:
             self.layout = "packed"
             made = self.vectors(rows)
@@ -252,14 +263,15 @@ def _cannot_pack(backbone: Backbone) -> str:
     return ""
 
 
-def _probe_rows(backbone: Backbone) -> list[Row]:
+def probe_rows(backbone: Backbone) -> list[Row]:
     """Return texts of several lengths and prompts, to compare both layouts on."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
     prompts: list[PromptRows | None] = [None]
+    kind = next(backbone.model.parameters()).dtype
     for number, length in enumerate((3, 5)):
         shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
-        keys, values = torch.randn(shape, generator=generator).to(backbone.device)
+        keys, values = torch.randn(shape, generator=generator).to(backbone.device, kind)
         prompts.append(PromptRows(keys, values, joint=number == 0))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])

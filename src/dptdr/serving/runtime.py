@@ -145,6 +145,10 @@ class Runtime:
 
 def _forward(settings: ServerSettings) -> Forward:
     backbone = Backbone.load(settings.backbone)
+    if settings.compiled:
+        from dptdr.serving.compiled import CompiledForward
+
+        return CompiledForward(backbone)
     if settings.onnx is None:
         return Forward(backbone, layout=settings.layout or None)
     from dptdr.serving.onnxforward import OnnxForward
