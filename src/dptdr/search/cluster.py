@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dptdr import errors
 from dptdr.data.beir import CORPUS
 from dptdr.data.lines import UTF8_MARK, open_bytes
 from dptdr.errors import DptdrError, VectorsError
@@ -82,7 +83,9 @@ def encode_on_ray(
     if missing:
         _connect(ray, cluster)
         done = len(windows) - len(missing)
-        for _ in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
+        for row in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
+            if row["error"]:
+                raise getattr(errors, row["kind"])(row["error"])
             done += 1
             if on_progress is not None:
                 on_progress(min(done * settings.shard_size, source.count or 0), source.count or 0)
@@ -206,14 +209,15 @@ class WindowWorker:
         self.dtype = dtype
         self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)
 
-    def __call__(self, window: dict[str, int]) -> dict[str, int]:
+    def __call__(self, window: dict[str, int]) -> dict[str, Any]:
         """Encode one window and write it.
 
         Args:
             window: The fields of :class:`Window`.
 
         Returns:
-            Its number.
+            Its number, and kind and text of the error that stopped it. Errors do not survive the
+            way through Ray, so they travel as texts.
         """
         here = Window(**{name: int(window[name]) for name in Window._fields})
         try:
@@ -229,14 +233,15 @@ class WindowWorker:
                 known=self.known,
             )
         except DptdrError as error:
-            # Errors with fields of their own do not survive the way between processes.
-            raise type(error)(str(error)) from None
+            return {"index": here.index, "kind": type(error).__name__, "error": str(error)}
         except OSError as error:
-            raise VectorsError(
-                f"{self.work}: cannot be written ({error.strerror or error}); what was finished "
-                "is kept, make room and run again to go on"
-            ) from error
-        return {"index": here.index}
+            return {
+                "index": here.index,
+                "kind": VectorsError.__name__,
+                "error": f"{self.work}: cannot be written ({error.strerror or error}); what was "
+                "finished is kept, make room and run again to go on",
+            }
+        return {"index": here.index, "kind": "", "error": ""}
 
 
 def _encoded(
@@ -262,15 +267,8 @@ def _encoded(
     try:
         yield from dataset.iter_rows()
     except ray.exceptions.RayError as error:
-        raise _cause(error) from None
-
-
-def _cause(error: BaseException) -> DptdrError:
-    """Return our own error from within Ray's, else one that says what Ray says."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, DptdrError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return VectorsError(f"a worker failed ({lines[-1].strip()[:300] if lines else error!r})")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise VectorsError(
+            f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); what was "
+            "finished is kept, run again to go on"
+        ) from None

@@ -1,15 +1,20 @@
 """Search by row number: what stands between a vector folder and a local index."""
 
+import importlib
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from dptdr.errors import VectorsError
 from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.vectors import VectorFolder
 
 _RESCORED_AT_ONCE = 2048
+
+_MERGED_AT_ONCE = 8
+"""Blocks whose best rows are held before they are cut to the best of all."""
 
 
 @runtime_checkable
@@ -54,6 +59,7 @@ class ExactRows:
 
     def __init__(self, folder: VectorFolder) -> None:
         self.folder = folder
+        self._finite = False
 
     def search(
         self,
@@ -63,12 +69,62 @@ class ExactRows:
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
         """Return the best rows; see :class:`RowIndex`."""
-        if allowed is None:
-            return top_k_of_blocks(vectors, self.folder.blocks(), depth=depth)
-        return exact_among(self.folder, vectors, allowed=allowed, depth=depth)
+        if allowed is not None:
+            return exact_among(self.folder, vectors, allowed=allowed, depth=depth)
+        self._check_finite()
+        return _best_of_all(self.folder, vectors, depth=depth)
+
+    def _check_finite(self) -> None:
+        """Look once whether a vector holds NaN, which would otherwise never be found."""
+        if self._finite:
+            return
+        for start, block in self.folder.blocks():
+            broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            if len(broken):
+                raise VectorsError(
+                    f"{self.folder.path}: expected finite numbers, the vector of row "
+                    f"{start + broken[0]} holds NaN or infinity; encode again"
+                )
+        self._finite = True
 
     def save(self, path: Path) -> None:
         """Write nothing: the vectors are the index."""
+
+
+def _best_of_all(
+    folder: VectorFolder, vectors: Float32[np.ndarray, "queries dim"], *, depth: int
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Return the best rows of a folder, by faiss' kernels; at equal score the lower row first."""
+    faiss: Any = importlib.import_module("faiss")
+    scores = np.empty((len(vectors), 0), dtype=np.float32)
+    rows = np.empty((len(vectors), 0), dtype=np.int64)
+    unclear = np.zeros(len(vectors), dtype=bool)
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for start, block in folder.blocks():
+        # One more than wanted shows whether the last place was given among equal scores.
+        wanted = min(depth + 1, len(block))
+        passages = np.ascontiguousarray(block, dtype=np.float32)
+        found = faiss.knn(vectors, passages, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        if wanted > depth:
+            unclear |= found[0][:, depth - 1] == found[0][:, depth]
+        held.append((found[0][:, :depth], found[1][:, :depth] + start))
+        if len(held) == _MERGED_AT_ONCE:
+            scores, rows = _merged([(scores, rows), *held], depth=depth)
+            held = []
+    scores, rows = _merged([(scores, rows), *held], depth=depth)
+    if unclear.any():
+        again = top_k_of_blocks(vectors[unclear], folder.blocks(), depth=depth)
+        scores[unclear], rows[unclear] = again
+    return scores, rows
+
+
+def _merged(
+    parts: list[tuple[np.ndarray, np.ndarray]], *, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([part[0] for part in parts], axis=1)
+    rows = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.lexsort((rows, -scores), axis=1)[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def exact_among(

@@ -10,6 +10,8 @@ from dptdr.search.documents import Filter
 from dptdr.search.exact import exact_top_k
 from dptdr.search.index import Index
 from dptdr.search.local import open_index
+from dptdr.search.rows import ExactRows
+from dptdr.search.vectors import VectorFolder
 
 LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq", "usearch")
 FAISS = LOCAL[1:-1]
@@ -221,3 +223,17 @@ def test_options_reach_search_after_opening(table_folder, tmp_path, table, queri
         return np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])
 
     assert recall(few) < 0.97 < 0.99 < recall(all_of_them)
+
+
+def test_exact_search_names_the_passage_whose_vector_holds_nan(tmp_path):
+    class Folder(VectorFolder):
+        def __init__(self):
+            self.path = tmp_path
+
+        def blocks(self):
+            yield 0, np.ones((3, 4), dtype=np.float32)
+            yield 3, np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], dtype=np.float32)
+
+    rows = ExactRows(Folder())
+    with pytest.raises(VectorsError, match="the vector of row 4 holds NaN or infinity"):
+        rows.search(np.ones((1, 4), dtype=np.float32), depth=1, allowed=None)
