@@ -15,13 +15,15 @@ from dptdr.model import DeepPrompt, Method, Side
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.training import losses, sampling
 from dptdr.training.distributed import World
+from dptdr.training.frozen import FrozenLinears
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.groups import Groups
 from dptdr.training.masks import Columns, Masks, Row, text_hash
 
-# Whole-batch training encodes in pieces of about this many tokens, so that short texts are not
-# padded to the longest of the batch; the gradient is the same.
-_TOKENS_PER_PIECE = 4096
+# A batch is encoded in pieces of about this many tokens, so that short texts are not padded to the
+# longest; the gradient is the same. A CPU is as fast with small matrices, a GPU is not.
+_TOKENS_PER_PIECE = {"cpu": 512}
+_TOKENS_PER_PIECE_ELSEWHERE = 32768
 
 # The loss of a large batch is taken over blocks of queries of about this many scores each.
 _SCORES_PER_BLOCK = 1 << 21
@@ -97,6 +99,8 @@ class ContrastiveObjective:
         self.world = world or World()
         self.temperature = config.temperature / score_scale
         self.lengths = losses.matryoshka_lengths(config.matryoshka, dim=method.backbone.dim)
+        kind = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        self.frozen = FrozenLinears(method.backbone.model, kind=kind)
 
     def backward(self, step: int) -> StepStats:
         """Add the gradients of one step to the parameters.
@@ -113,7 +117,8 @@ class ContrastiveObjective:
         batch = self.share_known(self.collect(share))
         pieces = self.pieces(batch)
         self._seed_dropout(step)
-        loss = self._run(batch, pieces)
+        with self.frozen.active():
+            loss = self._run(batch, pieces)
         self.world.sum_gradients(self.method.trained().values())
         return StepStats(
             loss=loss,
@@ -227,6 +232,7 @@ class ContrastiveObjective:
     def pieces(self, batch: Batch) -> list[Piece]:
         """Cut a batch into pieces of texts of similar length."""
         config, backbone = self.config, self.method.backbone
+        budget = _TOKENS_PER_PIECE.get(backbone.device.type, _TOKENS_PER_PIECE_ELSEWHERE)
         pieces = []
         sides: tuple[tuple[Side, list[str], int], ...] = (
             ("query", batch.queries, config.max_query_tokens),
@@ -236,7 +242,7 @@ class ContrastiveObjective:
             rows = backbone.tokenize(texts, side=side, max_tokens=limit or None)
             for places in length_sorted_batches(
                 [len(row) for row in rows],
-                token_budget=_TOKENS_PER_PIECE,
+                token_budget=budget,
                 most_texts=config.chunk_texts or len(rows),
             ):
                 pieces.append(Piece(side, tuple(places), [rows[i] for i in places]))
