@@ -1,0 +1,241 @@
+"""Show what smaller vectors cost in quality: bytes a vector against nDCG@10, as table and plot.
+
+    python benchmarks/compression.py run --data DATA [DATA ...] --work FOLDER [--task TASK]
+    python benchmarks/compression.py table
+
+The whole corpus of each data set is encoded once (into the work folder, resumable) and compressed
+in every way; the same test queries are searched exactly in what is stored, and where said again on
+the full vectors for the best 40. With ``--task`` the vectors are those of a tuned task, such as one
+trained with ``--matryoshka``. Records stand in results/compression.json, the plot in
+docs/images/compression.png.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptdr.data.beir import BeirFolder
+from dptdr.evaluation import evaluate
+from dptdr.files import read_json, write_json
+from dptdr.records import Hit, Query
+from dptdr.search.compression import compress
+from dptdr.search.documents import read_documents, source_of
+from dptdr.search.encoding import encode_folder
+from dptdr.search.vectors import VectorFolder
+from search import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "compression.json"
+PLOT = ROOT / "docs" / "images" / "compression.png"
+
+# Compression, share of the dimensions, candidates for each hit that are scored again.
+WAYS = [
+    ("float32", 1.0, 0),
+    ("float16", 1.0, 0),
+    ("int8", 1.0, 0),
+    ("binary", 1.0, 0),
+    ("binary", 1.0, 4),
+    ("float32", 0.5, 0),
+    ("float32", 0.25, 0),
+    ("float32", 0.125, 0),
+    ("float32", 0.125, 4),
+    ("int8", 0.5, 0),
+    ("int8", 0.25, 0),
+    ("binary", 0.5, 4),
+]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every way on every data set."""
+    import torch
+
+    from dptdr.model import load_encoder
+
+    torch.set_num_threads(args.threads)
+    encoder = load_encoder(task=args.task, backbone=args.backbone)
+    encoder.only_encode()
+    for data in args.data:
+        kind = f"-{args.name}" if args.task else ""
+        out = args.work / f"vectors-{data.name}{kind}"
+        if not (out / "manifest.json").is_file():
+            encode_folder(encoder, read_documents(data), out=out, source=source_of(data))
+        folder = VectorFolder(out)
+        full = np.concatenate([block for _, block in folder.blocks()])
+        queries, qrels = sampled(data, args.queries, seed=args.seed)
+        query_vectors = encoder.encode_queries([query.text for query in queries])
+        ids = list(folder.all_ids())
+        common = {
+            "data": data.name,
+            "encoder": args.name if args.task else args.backbone,
+            "passages": len(ids),
+            "queries": len(queries),
+            "full_dim": full.shape[1],
+            "seed": args.seed,
+            **machine(),
+        }
+        records = [
+            common | measured(full, query_vectors, way, queries=queries, ids=ids, qrels=qrels)
+            for way in WAYS
+        ]
+        known = read_json(args.json) if args.json.is_file() else []
+        same = (common["data"], common["encoder"])
+        write_json(args.json, [r for r in known if (r["data"], r["encoder"]) != same] + records)
+        print(json.dumps([(label(r), round(r["nDCG@10"], 4)) for r in records]), flush=True)
+    table(args)
+
+
+def sampled(data: Path, count: int, *, seed: int) -> tuple[list[Query], Any]:
+    """Return judged test queries, at most so many, the same for the same seed."""
+    folder = BeirFolder(data)
+    judged = folder.qrels("test")
+    chosen = sorted(judged)
+    random.Random(f"compression {seed}").shuffle(chosen)
+    kept = set(chosen[:count])
+    queries = [query for query in folder.queries() if query.id in kept]
+    return queries, {query.id: judged[query.id] for query in queries}
+
+
+def measured(
+    full: np.ndarray,
+    query_vectors: np.ndarray,
+    way: tuple[str, float, int],
+    *,
+    queries: list[Query],
+    ids: list[str],
+    qrels: Any,
+) -> dict[str, Any]:
+    """Return bytes and nDCG@10 of one way."""
+    compression, share, factor = way
+    small = compress(full, compression=compression, dim=round(full.shape[1] * share))
+    scores, rows = small.search(
+        query_vectors, depth=10, full=full if factor else None, factor=factor or 4
+    )
+    run = {
+        query.id: [Hit(ids[row], score) for row, score in zip(r.tolist(), s.tolist(), strict=True)]
+        for query, r, s in zip(queries, rows, scores, strict=True)
+    }
+    return {
+        "compression": compression,
+        "dim": small.dim,
+        "rescored": factor,
+        "bytes": small.bytes / len(full),
+        "nDCG@10": evaluate(run, qrels, measures=["nDCG@10"]).measures["nDCG@10"],
+    }
+
+
+def label(r: dict[str, Any]) -> str:
+    """Name a way."""
+    cut = f", {r['dim']} of {r['full_dim']} numbers" if r["dim"] < r["full_dim"] else ""
+    return f"{r['compression']}{cut}{', rescored' if r['rescored'] else ''}"
+
+
+def table(args: argparse.Namespace) -> None:
+    """Write page and plot from the records."""
+    records = read_json(args.json)
+    sets = list(dict.fromkeys((r["data"], r["encoder"]) for r in records))
+    ways = list(dict.fromkeys(map(label, records)))
+    lines = [
+        "# Compression",
+        "",
+        "Made by `python benchmarks/compression.py run --data ... --work ...` (records in "
+        "`results/compression.json`). nDCG@10 over the whole corpus, exact search in what is "
+        "stored; in brackets the difference from full vectors. Rescored: the best 40 are scored "
+        "again on the full vectors, which then stay on disk. Fewer numbers: the first ones, at "
+        "the full length; `matryoshka` is a prompt trained for 384, 192, 96 and 48 numbers.",
+        "",
+        f"| vectors | bytes each | {' | '.join(f'{data}, {name}' for data, name in sets)} |",
+        f"| --- | --- | {' | '.join('---' for _ in sets)} |",
+    ]
+    for way in ways:
+        found = {(r["data"], r["encoder"]): r for r in records if label(r) == way}
+        cells = []
+        for which in sets:
+            r = found[which]
+            base = next(x for x in records if (x["data"], x["encoder"]) == which)
+            cells.append(f"{r['nDCG@10']:.4f} ({r['nDCG@10'] - base['nDCG@10']:+.4f})")
+        lines.append(f"| {way} | {found[sets[0]]['bytes']:,.0f} | {' | '.join(cells)} |")
+    origins = sorted(
+        {
+            f"{r['data']}: {r['passages']:,} passages, {r['queries']} test queries, seed "
+            f"{r['seed']}, commit {r['commit']}, {r['cpu']}, {r['cores']} cores"
+            for r in records
+        }
+    )
+    plotted = f"![Bytes against nDCG@10](../docs/images/{PLOT.name})"
+    lines += ["", plotted, "", "## Origin", "", *(f"- {text}" for text in origins)]
+    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(records, sets, args.plot)
+
+
+def plot(records: list[dict[str, Any]], sets: list[tuple[str, str]], path: Path) -> None:
+    """Draw bytes against nDCG@10, one panel for each data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles = {"float32": "o", "float16": "s", "int8": "D", "binary": "^"}
+    figure, panels = pyplot.subplots(1, len(sets), figsize=(4.2 * len(sets), 4), squeeze=False)
+    for panel, which in zip(panels[0], sets, strict=True):
+        for r in (r for r in records if (r["data"], r["encoder"]) == which):
+            panel.plot(
+                r["bytes"],
+                r["nDCG@10"],
+                styles[r["compression"]],
+                color="tab:orange" if r["rescored"] else "tab:blue",
+                fillstyle="full" if r["dim"] == r["full_dim"] else "none",
+            )
+        panel.set(
+            xscale="log",
+            xticks=[24, 48, 96, 192, 384, 768, 1536],
+            xlabel="bytes a vector",
+            title=f"{which[0]}, {which[1]}",
+        )
+        panel.set_xticklabels(["24", "48", "96", "192", "384", "768", "1536"])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("nDCG@10")
+    marks = [
+        pyplot.Line2D([], [], marker=mark, ls="", color="tab:blue", label=name)
+        for name, mark in styles.items()
+    ]
+    marks += [
+        pyplot.Line2D([], [], marker="o", ls="", color="tab:orange", label="rescored on full"),
+        pyplot.Line2D([], [], marker="o", ls="", mfc="none", color="k", label="fewer numbers"),
+    ]
+    panels[0][-1].legend(handles=marks, fontsize=8, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date inside: the same records give the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("run")
+    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
+    sub.add_argument("--backbone", default="minilm")
+    sub.add_argument("--task", type=Path, help="tuned task instead of the bare backbone")
+    sub.add_argument("--name", default="task", help="what to call the task")
+    sub.add_argument("--queries", type=int, default=500, help="test queries of each data set")
+    sub.add_argument("--threads", type=int, default=1, help="torch threads")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
+    sub.set_defaults(call=run)
+    sub = commands.add_parser("table")
+    sub.set_defaults(call=table)
+    for sub in commands.choices.values():
+        sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+        sub.add_argument("--plot", type=Path, default=PLOT, help="where the plot goes")
+    args = parser.parse_args()
+    args.call(args)
+
+
+if __name__ == "__main__":
+    main()
