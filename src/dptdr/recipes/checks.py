@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from dptdr.config.methods import DEFAULT_CONFIGS, METHOD_NAMES, config_from
-from dptdr.config.pretraining import pretraining_config
+from dptdr.config.pretraining import PretrainingConfig, pretraining_config
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
 from dptdr.negatives.settings import check_sources, parse_source
@@ -37,6 +37,7 @@ def _train(settings: dict[str, Any]) -> list[str]:
         if isinstance(value, str) and choices and value not in choices:
             found.append(f"{key}: expected one of {', '.join(choices)}, got '{value}'")
             del known[key]
+    known = {key: float(v) if hints[key] is float else v for key, v in known.items()}
     if "matryoshka" in known:
         known["matryoshka"] = tuple(known["matryoshka"])
     found += TrainingConfig(**known).problems()
@@ -53,10 +54,11 @@ def _train(settings: dict[str, Any]) -> list[str]:
 
 
 def _pretrain(settings: dict[str, Any]) -> list[str]:
-    from dptdr.config.pretraining import PretrainingConfig
-
+    hints = get_type_hints(PretrainingConfig)
     known = {
-        key: value for key, value in settings.items() if key in get_type_hints(PretrainingConfig)
+        key: float(value) if hints[key] is float else value
+        for key, value in settings.items()
+        if key in hints
     }
     objectives = [name.strip() for name in str(known.pop("objectives", "")).split(",")]
     known["objectives"] = [name for name in objectives if name]

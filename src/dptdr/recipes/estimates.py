@@ -54,11 +54,11 @@ class _Shape:
     def weights(self) -> int:
         return self.body + (self.vocabulary + 512) * self.dim
 
-    def flops(self, tokens: float) -> float:
+    def flops(self, tokens: int) -> float:
         """Return the operations of one forward pass."""
         return 2.0 * self.body * tokens
 
-    def activations(self, tokens: float, *, longest: int) -> int:
+    def activations(self, tokens: int, *, longest: int) -> int:
         """Bytes kept for a backward pass, at 2 bytes a number.
 
         Source:
@@ -177,7 +177,7 @@ class Estimator:
             f"{trained:,} trained numbers",
         )
 
-    def _tokens(self, stage: Stage, *, passages: int) -> float:
+    def _tokens(self, stage: Stage, *, passages: int) -> int:
         """Return tokens that a query and its passages have together, cut to the limits."""
         assume = self.recipe.assume
         get = stage.settings.get

@@ -35,8 +35,8 @@ class Option:
     repeated: bool = False
     required: bool = False
     choices: tuple[str, ...] = ()
-    least: float | None = None
-    most: float | None = None
+    least: int | float | None = None
+    most: int | float | None = None
 
     def problem(self, value: Any) -> str:
         """Return what is wrong with a value, an empty text if nothing is."""

@@ -132,7 +132,8 @@ class _Planner:
                 "version": dptdr.__version__,
                 "do": stage.do,
                 "settings": self._without_paths(stage),
-                "inputs": inputs,
+                # What is read counts, not where it lies or how a stage is called.
+                "inputs": sorted(inputs.values()),
             }
         )
         place = place_of(self.recipe.work, do=stage.do, key=key, output=self._output(stage))

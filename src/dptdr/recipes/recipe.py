@@ -169,5 +169,5 @@ def plain_settings(kind: type, values: Any, *, where: str, problems: list[str]) 
         elif not isinstance(value, str) and value < 0:
             problems.append(f"[{where}] {name}: expected at least 0, got {value}")
         else:
-            good[name] = value
+            good[name] = float(value) if wanted is float else value
     return kind(**good)
