@@ -1,11 +1,13 @@
 """Mixed load on a server of several workers while tasks come and go; every vector is checked.
 
     python benchmarks/serving_soak.py --minutes 3 --out soak.json
+    python benchmarks/serving_soak.py --minutes 30 --out results/serving/soak.json
 
 Clients ask for vectors of many tasks, sides and lengths, and compare each with the vector of the
 task alone, computed beforehand by the model room. Meanwhile tasks are added, replaced, rolled back
-and removed, a worker is killed now and then, clients hang up, and broken requests come in. Ends
-with code 1 if a vector is wrong, if an error comes that was not asked for, or if memory grows.
+and removed, a worker is killed (SIGKILL) now and then, clients hang up, and broken requests come.
+Ends with code 1 if a vector is wrong, if an error comes that was not asked for, or if memory grows.
+The oldest worker is never killed, so that its memory is seen from the beginning to the end.
 """
 
 import argparse
@@ -28,7 +30,12 @@ from typing import Any
 import httpx
 import numpy as np
 
+import quality
+
 TOLERANCE = 1e-5
+PATIENCE = 180.0
+"""Seconds that a client waits; the machine may be busy with other things."""
+
 WORDS = ["fever", "rain", "list", "files", "boat", "river", "drug", "dose", "copy", "heart"]
 
 
@@ -90,11 +97,17 @@ class Soak:
         address: The server.
         truth: What is right.
         seconds: How long.
+        rate: Most requests for vectors per second, of all clients together.
+        clients: How many share that rate.
     """
 
-    def __init__(self, address: str, truth: Truth, *, seconds: float) -> None:
+    def __init__(
+        self, address: str, truth: Truth, *, seconds: float, rate: float, clients: int
+    ) -> None:
         self.address = address
         self.truth = truth
+        self.pause = clients / rate
+        self.milliseconds: list[float] = []
         self.end = time.monotonic() + seconds
         self.counts: Counter[str] = Counter()
         self.unasked: list[str] = []
@@ -134,14 +147,19 @@ class Soak:
     def ask(self, seed: int) -> None:
         """Ask for vectors of steady and moving tasks, and check all of them."""
         generator = random.Random(seed)
-        client = httpx.Client(base_url=self.address, timeout=60)
+        client = httpx.Client(base_url=self.address, timeout=PATIENCE)
+        due = time.monotonic() + self.pause * generator.random()
         while self.running():
+            time.sleep(max(0.0, due - time.monotonic()))
+            # Who is late does not catch up: a slow server is not asked more.
+            due = max(due, time.monotonic() - self.pause) + self.pause
             moving = generator.random() < 0.3
             names = [f"m{n}" for n in range(4)] if moving else [*self.steady, "backbone"]
             name, side = generator.choice(names), generator.choice(["query", "passage"])
             count = len(self.truth.texts)
             places = [generator.randrange(count) for _ in range(generator.choice([1, 1, 2, 8]))]
             body = {"model": f"{name}:{side}", "input": [self.truth.texts[i] for i in places]}
+            began = time.monotonic()
             try:
                 reply = client.post("/v1/embeddings", json=body)
             except httpx.TransportError as error:
@@ -156,6 +174,7 @@ class Soak:
             self.count("answers")
             with self.lock:
                 self.counts["vectors"] += len(places)
+                self.milliseconds.append(1000 * (time.monotonic() - began))
             may = [f"b{n}" for n in range(6, 12)] if moving else [self.steady.get(name, name)]
             if not any(self.compare(reply.json(), bundle, side, places) for bundle in may):
                 self.wrong.append(f"{reply.json()['model']} {side} {places}")
@@ -175,7 +194,7 @@ class Soak:
     def administer(self) -> None:
         """Add, replace, roll back and remove moving tasks all along."""
         generator = random.Random(99)
-        client = httpx.Client(base_url=self.address, timeout=60)
+        client = httpx.Client(base_url=self.address, timeout=PATIENCE)
         while self.running():
             task, bundle = f"m{generator.randrange(4)}", f"b{generator.randrange(6, 12)}"
             action = generator.choice(["add", "replace", "replace", "rollback", "remove"])
@@ -194,7 +213,7 @@ class Soak:
             self.count(f"{action}: {status}")
             if status not in (200, 201, 204, 404, 409):
                 self.complain(f"{action} gave {status}")
-            time.sleep(0.2)
+            time.sleep(1.0)
 
     def disturb(self) -> None:
         """Send what must be refused, and hang up in the middle."""
@@ -206,7 +225,7 @@ class Soak:
             ({"content": b'{"model": "s0", "input": "\xff"}'}, 400),
             ({"content": b" " * 9_000_000}, 413),
         ]
-        client = httpx.Client(base_url=self.address, timeout=60)
+        client = httpx.Client(base_url=self.address, timeout=PATIENCE)
         host, port = self.address.removeprefix("http://").split(":")
         headers = {"content-type": "application/json"}
         while self.running():
@@ -235,7 +254,7 @@ class Soak:
                 )
                 time.sleep(0.05)
                 self.count("hung up")
-            time.sleep(1.0)
+            time.sleep(5.0)
 
     def kill(self, supervisor: int, *, every: float) -> None:
         """Kill a worker now and then."""
@@ -246,27 +265,28 @@ class Soak:
             pause = every
             if self.end - time.monotonic() < 20:
                 return
-            victims = workers(supervisor)
-            if len(victims) > 1:
+            victims = workers(supervisor)[1:]
+            if victims:
                 self.killed_at = time.monotonic()
                 os.kill(random.choice(victims), signal.SIGKILL)
                 self.count("workers killed")
 
 
 def workers(supervisor: int) -> list[int]:
-    """Return the server's worker processes."""
-    found = []
+    """Return the server's worker processes, oldest first."""
+    found: list[tuple[int, int]] = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            parent, started = int(fields[1]), int(fields[19])
             command = (folder / "cmdline").read_bytes()
             if (
                 parent == supervisor
                 and b"spawn_main" in command
                 and b"resource_tracker" not in command
             ):
-                found.append(int(folder.name))
-    return found
+                found.append((started, int(folder.name)))
+    return [pid for _, pid in sorted(found)]
 
 
 def resident(pid: int) -> float:
@@ -326,29 +346,72 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kill-every-seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=6.0, help="requests for vectors per second")
+    parser.add_argument("--texts", type=int, default=60, help="different texts that are asked")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "bundles"
-        truth = Truth(folder, bundles=12, texts=texts(120))
+        truth = Truth(folder, bundles=12, texts=texts(options.texts))
         write_bad_bundles(folder)
         log = Path(name) / "server.log"
         with server(folder, worker_count=options.workers, log=log) as (process, address):
-            soak = Soak(address, truth, seconds=60 * options.minutes)
-            jobs: list[Any] = [lambda n=n: soak.ask(n) for n in range(options.clients)]
-            jobs += [soak.administer, soak.disturb]
-            jobs.append(lambda: soak.kill(process.pid, every=options.kill_every_seconds))
-            threads = [threading.Thread(target=job) for job in jobs]
-            for thread in threads:
-                thread.start()
-            memory = []
-            while soak.running():
-                time.sleep(5)
-                memory.append(max((resident(pid) for pid in workers(process.pid)), default=0.0))
-            for thread in threads:
-                thread.join()
-            metrics = httpx.get(address + "/metrics").text
+            soak = Soak(
+                address,
+                truth,
+                seconds=60 * options.minutes,
+                rate=options.rate,
+                clients=options.clients,
+            )
+            memory = run(soak, process.pid, options)
+            metrics = httpx.get(address + "/metrics", timeout=PATIENCE).text
         lines = log.read_text()
+    report = {
+        "command": "python benchmarks/serving_soak.py " + " ".join(sys.argv[1:]),
+        "began": began,
+        "commit": quality.commit(),
+        "machine": quality.machine(),
+        "seed": 0,
+        **vars(options),
+        **summary(soak, memory, metrics),
+        "tracebacks in the log": lines.count("Traceback"),
+    }
+    report.pop("out")
+    print(json.dumps(report, indent=1))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.exit(0 if report["all well"] else 1)
+
+
+def run(soak: Soak, supervisor: int, options: argparse.Namespace) -> list[float]:
+    """Let all clients go; return the oldest worker's memory in MB, every ten seconds."""
+    jobs: list[Any] = [lambda n=n: soak.ask(n) for n in range(options.clients)]
+    jobs += [soak.administer, soak.disturb]
+    jobs.append(lambda: soak.kill(supervisor, every=options.kill_every_seconds))
+
+    def guarded(job: Any) -> None:
+        try:
+            job()
+        except Exception as error:
+            # A client that ends early would make the run look better than it was.
+            soak.complain(f"a client of this program failed: {error!r}")
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    memory = []
+    while soak.running():
+        time.sleep(min(10.0, max(0.1, soak.end - time.monotonic())))
+        memory.append(resident(workers(supervisor)[0]))
+    for thread in threads:
+        thread.join()
+    return memory
+
+
+def summary(soak: Soak, memory: list[float], metrics: str) -> dict[str, Any]:
+    """Return what came out, and whether all was well."""
     checks = {
         outcome: sum(
             float(line.split()[-1])
@@ -359,25 +422,28 @@ def main() -> None:
     }
     third = max(1, len(memory) // 3)
     early, late = max(memory[third : 2 * third] or memory), max(memory[-third:])
-    report = {
-        "minutes": options.minutes,
-        "clients": options.clients,
-        "workers": options.workers,
+    flat = late <= 1.05 * early + 5
+    times = sorted(soak.milliseconds) or [0.0]
+    return {
         "counts": dict(sorted(soak.counts.items())),
-        "wrong vectors": soak.wrong[:20],
+        "wrong vectors": len(soak.wrong),
+        "the first of them": soak.wrong[:5],
         "largest difference": soak.largest,
-        "errors not asked for": soak.unasked[:20],
+        "errors not asked for": len(soak.unasked),
+        "the first of those": soak.unasked[:5],
         "self-checks": checks,
-        "tracebacks in the log": lines.count("Traceback"),
-        "largest worker, MB": {"second third": early, "last third": late},
+        "milliseconds per request": {
+            "median": round(times[len(times) // 2], 1),
+            "95 %": round(times[int(0.95 * len(times))], 1),
+        },
+        "memory of the oldest worker, MB": {
+            "every five minutes": [round(value) for value in memory[::30]],
+            "most, second third": round(early, 1),
+            "most, last third": round(late, 1),
+        },
+        "memory flat": flat,
+        "all well": not soak.wrong and not soak.unasked and not checks["failed"] and flat,
     }
-    flat = late <= 1.1 * early + 20
-    good = not soak.wrong and not soak.unasked and not checks["failed"] and flat
-    report["all well"] = good
-    print(json.dumps(report, indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
