@@ -1,0 +1,214 @@
+"""What pretraining adds: cells results/pretraining/cells/SET/BACKBONE-METHOD-seedN.json.
+
+A cell (data set, backbone, method, seed) that has its file is not run again, so the command can be
+stopped and started at will; the backbones are made by ``benchmarks/pretraining_raw.py``::
+
+    python benchmarks/pretraining_quality.py run --sets tldr scifact --backbones mlm rip
+    python benchmarks/pretraining_page.py
+
+Methods: ``zero-shot`` (nothing is trained; for ``minilm-prompt`` the pretrained prompt itself),
+``deep-prompt``, ``full``. All cells read texts cut at the lengths that training reads. The test
+sets are capped and seeded; training uses the train split, the checkpoint is chosen on dev.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import quality
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "pretraining" / "cells"
+SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
+BACKBONES = ("mlm", "rip", "more", "minilm", "minilm-rip", "minilm-prompt")
+METHODS = ("zero-shot", "deep-prompt", "full")
+MEASURES = ("nDCG@10", "RR@10", "R@100")
+# A small encoder whose knowledge is young needs larger steps than MiniLM; chosen on tldr's dev set.
+RAW_FULL_RATE = 5e-4
+
+
+def main() -> None:
+    """Run cells."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "cells"])
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--backbones", nargs="+", default=["mlm", "rip"], choices=BACKBONES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
+    parser.add_argument("--sets-work", type=Path, help="where data sets lie unpacked; default WORK")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--passages", type=int, default=4000)
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=240, help="no cell begins after so long")
+    parser.add_argument("--wrap", default="", help="run: command that each process is put behind")
+    arguments = parser.parse_args()
+    run(arguments) if arguments.command == "run" else cells(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run all missing cells in processes of some minutes each, one after the other."""
+    for seed in arguments.seeds:
+        for name in arguments.sets:
+            unpacked(name, arguments)
+            while missing([name], [seed], arguments):
+                print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}", flush=True)
+                words = [*shlex.split(arguments.wrap), sys.executable, str(Path(__file__)), "cells"]
+                words += ["--sets", name, "--seeds", str(seed)]
+                words += ["--backbones", *arguments.backbones, "--methods", *arguments.methods]
+                for option in ("data", "work", "steps", "queries", "passages", "precision"):
+                    words += [f"--{option}", str(getattr(arguments, option))]
+                words += ["--threads", str(arguments.threads)]
+                words += ["--seconds", str(arguments.seconds)]
+                if arguments.sets_work:
+                    words += ["--sets-work", str(arguments.sets_work)]
+                subprocess.run(words, check=True)
+
+
+def missing(
+    names: list[str], seeds: list[int], arguments: argparse.Namespace
+) -> list[tuple[str, str, str, int]]:
+    """Return the cells that have no file."""
+    return [
+        (name, backbone, method, seed)
+        for seed in seeds
+        for name in names
+        for backbone in arguments.backbones
+        for method in arguments.methods
+        # Nothing is drawn without training; a prompt of its own is no start for full fine-tuning.
+        if not (method == "zero-shot" and seed != 0)
+        and not (method == "full" and backbone == "minilm-prompt")
+        and not cell_path(name, backbone, method, seed).is_file()
+    ]
+
+
+def cell_path(name: str, backbone: str, method: str, seed: int) -> Path:
+    """Return where a cell's result lies."""
+    return RESULTS / name / f"{backbone}-{method}-seed{seed}.json"
+
+
+def unpacked(name: str, arguments: argparse.Namespace) -> Path:
+    """Return a data set's folder."""
+    work = arguments.sets_work or arguments.work
+    return quality.unpack(name, argparse.Namespace(data=arguments.data, work=work))
+
+
+def cells(arguments: argparse.Namespace) -> None:
+    """Run missing cells one after the other, until the time is up."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    began = time.monotonic()
+    for name, backbone, method, seed in missing(arguments.sets, arguments.seeds, arguments):
+        if time.monotonic() - began > arguments.seconds:
+            return
+        cell(name, backbone, method, seed, arguments)
+
+
+def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Train where there is something to train, evaluate, write the cell's file."""
+    from dptdr.data.beir import BeirFolder
+    from dptdr.data.capped import capped_test
+    from dptdr.evaluation import evaluate
+    from dptdr.files import write_json
+
+    began = time.process_time()
+    folder = BeirFolder(unpacked(name, arguments))
+    capped = capped_test(
+        folder, test_queries=arguments.queries, passages=arguments.passages, seed=0
+    )
+    record: dict[str, Any] = {
+        "set": name,
+        "backbone": backbone,
+        "method": method,
+        "seed": seed,
+        "queries": len(capped.queries),
+        "passages": len(capped.passages),
+        "precision": arguments.precision,
+        "threads": arguments.threads,
+        "machine": quality.machine(),
+        "commit": quality.commit(),
+    }
+    encoder = made(folder, backbone, method, seed, arguments, record=record)
+    result = evaluate(
+        quality.searched(encoder, capped, precision=arguments.precision),
+        capped.qrels,
+        measures=MEASURES,
+    )
+    record["measures"] = dict(result.measures)
+    record["per_query"] = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
+    record["processor_seconds"] = round(time.process_time() - began, 1)
+    path = cell_path(name, backbone, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    shown = {k: round(v, 4) for k, v in record["measures"].items()}
+    print(f"{time.strftime('%H:%M:%S')} {name} {path.name}", shown, flush=True)
+
+
+def made(
+    folder: Any,
+    backbone: str,
+    method: str,
+    seed: int,
+    arguments: argparse.Namespace,
+    *,
+    record: dict[str, Any],
+) -> Any:
+    """Return the cell's encoder."""
+    from dptdr.config.methods import config_from
+    from dptdr.config.training import TrainingConfig
+    from dptdr.model import Backbone, Encoder, load_task
+    from dptdr.model.bundle import load_prompt_rows
+    from dptdr.model.encoder import Limits
+    from dptdr.training.train import load_data, train_task
+
+    prompted = backbone == "minilm-prompt"
+    source = "minilm" if prompted or backbone == "minilm" else str(arguments.work / backbone)
+    loaded = Backbone.load(source)
+    rate = RAW_FULL_RATE if method == "full" and not backbone.startswith("minilm") else 0.0
+    config = TrainingConfig(
+        steps=arguments.steps, seed=seed, precision=arguments.precision, learning_rate=rate
+    )
+    limits = Limits(
+        max_query_tokens=config.max_query_tokens, max_passage_tokens=config.max_passage_tokens
+    )
+    task = arguments.work / "minilm-prompt"
+    if method == "zero-shot":
+        tuned = load_task(task, backbone=loaded).method if prompted else None
+        return Encoder(loaded, method=tuned, limits=limits)
+    settings = {"initialisation": "task"} if prompted else {}
+    method_name, method_config = config_from(method, settings)
+    out = arguments.work / "tasks" / f"{folder.name}-{backbone}-{method}-{seed}"
+    result = train_task(
+        load_data(folder, config),
+        out,
+        backbone=loaded,
+        method_name=method_name,
+        method_config=method_config,
+        config=config,
+        start_rows=load_prompt_rows(task, backbone=loaded) if prompted else None,
+    )
+    assert result is not None
+    record |= {
+        "steps": arguments.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.rate_for(method_name),
+        "trained_parameters": result.manifest.trained_parameters,
+        "training_seconds": round(result.seconds, 1),
+        "best_step": result.best_step,
+        "dev": {str(step): m["nDCG@10"] for step, m in result.history.items()},
+        "bare_dev": result.bare["nDCG@10"],
+    }
+    return load_task(out, backbone=loaded)
+
+
+if __name__ == "__main__":
+    main()
