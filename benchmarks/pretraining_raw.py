@@ -42,10 +42,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "init",
         "--objectives mlm --steps 1000 --learning-rate 1e-3 --mask-share 0.2 --keep-head",
     ),
-    "rip": ("mlm", "--steps 330 --learning-rate 5e-4"),
-    "more": ("mlm", "--objectives mlm --steps 480 --learning-rate 5e-4 --mask-share 0.2"),
-    "minilm-rip": ("minilm", "--steps 120 --learning-rate 3e-5 --head-warmup-steps 30"),
-    "minilm-prompt": ("minilm", "--prompt-only --steps 120"),
+    "rip": ("mlm", "--steps 240 --learning-rate 5e-4"),
+    "more": ("mlm", "--objectives mlm --steps 390 --learning-rate 5e-4 --mask-share 0.2"),
+    "minilm-rip": ("minilm", "--steps 80 --learning-rate 3e-5 --head-warmup-steps 30"),
+    "minilm-prompt": ("minilm", "--prompt-only --steps 80"),
 }
 """What each backbone starts from, and how it is pretrained."""
 
