@@ -1,0 +1,193 @@
+"""How fast Natural Questions' answer matching is: passages a minute, file to accuracy.
+
+Passages of 100 words are cut from real text in DPR's layout (``psgs_w100.tsv``), every one named by
+a run of 100 passages a question, and half of the questions get an answer that stands in one of
+their passages. What is timed is what ``dptdr evaluate --protocol nq`` does after it has read the
+run: reading the passage file, matching in several processes, the measures::
+
+    python benchmarks/protocols.py --data FOLDER --work WORK --passages 1000000 --workers 1 2
+
+``FOLDER`` is any BEIR folder; results/protocols.json and results/protocols.md are written.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSAGE_WORDS = 100
+PASSAGES_OF_A_QUESTION = 100
+
+
+def main() -> None:
+    """Make the files, time the matching, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--passages", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    arguments = parser.parse_args()
+    file = make_passages(arguments)
+    answers, run, answered = make_run(file, seed=arguments.seed)
+    rows = []
+    for workers in arguments.workers:
+        seconds, accuracy = timed(file, answers, run, workers=workers)
+        rows.append(
+            {
+                "workers": workers,
+                "seconds": round(seconds, 2),
+                "passages": arguments.passages,
+                "passages_per_minute": round(60 * arguments.passages / seconds),
+                "top-100": accuracy,
+            }
+        )
+        print(rows[-1], flush=True)
+    result = {
+        "command": (
+            f"python benchmarks/protocols.py --data {arguments.data.name} --work WORK --passages "
+            f"{arguments.passages} --workers {' '.join(map(str, arguments.workers))}"
+        ),
+        "commit": commit(),
+        "machine": machine(),
+        "seed": arguments.seed,
+        "data": arguments.data.name,
+        "questions": len(answers),
+        "questions_with_an_answer_in_their_passages": answered,
+        "rows": rows,
+    }
+    write(result, arguments.out)
+
+
+def make_passages(arguments: argparse.Namespace) -> Path:
+    """Write a passage file in DPR's layout; words in the data's own order, from changing starts."""
+    from dptdr.data.beir import BeirFolder
+
+    file: Path = arguments.work / f"psgs-{arguments.passages}.tsv"
+    if file.exists():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    words = [
+        word
+        for passage in BeirFolder(arguments.data).passages()
+        for word in passage.content.replace('"', "").split()
+    ]
+    starts = random.Random(arguments.seed)
+    partial = file.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        handle.write("id\ttext\ttitle\n")
+        for number in range(1, arguments.passages + 1):
+            start = starts.randrange(len(words) - PASSAGE_WORDS)
+            handle.write(f"{number}\t{' '.join(words[start : start + PASSAGE_WORDS])}\tTitle\n")
+    partial.rename(file)
+    return file
+
+
+def texts(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield ids and texts of the passage file."""
+    from dptdr.evaluation.nq import read_passage_texts
+
+    return read_passage_texts(file)
+
+
+def make_run(file: Path, *, seed: int) -> tuple[list, dict, int]:
+    """Return prepared answers, a run that names every passage once, and how many are answered."""
+    from dptdr.evaluation.answers import prepare_answer
+    from dptdr.records import Hit
+
+    draw = random.Random(seed + 1)
+    answers, run, answered = [], {}, 0
+    passages = texts(file)
+    while group := list(itertools.islice(passages, PASSAGES_OF_A_QUESTION)):
+        found = []
+        if len(answers) % 2 == 0:
+            words = draw.choice(group)[1].split()
+            start = draw.randrange(len(words) - 3)
+            # A text without a single letter or digit can be no answer.
+            with contextlib.suppress(ValueError):
+                text = " ".join(words[start : start + draw.randint(1, 3)])
+                found.append(prepare_answer(text, matching="string"))
+                answered += 1
+        found.append(prepare_answer(f"no such answer {len(answers)}", matching="string"))
+        run[str(len(answers))] = [Hit(key, -float(rank)) for rank, (key, _) in enumerate(group)]
+        answers.append(tuple(found))
+    return answers, run, answered
+
+
+def timed(file: Path, answers: list, run: dict, *, workers: int) -> tuple[float, float]:
+    """Return seconds and top-100 accuracy."""
+    from dptdr.evaluation.nq import evaluate_nq
+
+    began = time.perf_counter()
+    result = evaluate_nq(
+        run,
+        answers,
+        query_ids=[str(number) for number in range(len(answers))],
+        passages=texts(file),
+        workers=workers,
+    )
+    return time.perf_counter() - began, result.measures["top-100"]
+
+
+def machine() -> str:
+    """Describe the processor."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def write(result: dict, out: Path) -> None:
+    """Write data and page."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "protocols.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    lines = [
+        "# Official protocols: speed of answer matching",
+        "",
+        f"Natural Questions' top-k accuracy by answer match over {result['questions']:,} "
+        f"questions, {PASSAGES_OF_A_QUESTION} passages of {PASSAGE_WORDS} words each, every "
+        f"passage named once; {result['questions_with_an_answer_in_their_passages']:,} questions "
+        "got an answer from one of their passages. Timed from opening the passage file to the "
+        "measures.",
+        "",
+        "| processes | passages | seconds | passages a minute | top-100 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['workers']} | {row['passages']:,} | {row['seconds']:.1f} | "
+        f"{row['passages_per_minute']:,} | {row['top-100']:.4f} |"
+        for row in result["rows"]
+    ]
+    best = max(row["passages_per_minute"] for row in result["rows"])
+    reached = "reached" if best >= 1_000_000 else "not reached"
+    lines += [
+        "",
+        f"Goal, a million passages a minute on two cores: {reached}.",
+        "",
+        f"Made by `{result['command']}` at commit {result['commit']} on {result['machine']}, seed "
+        f"{result['seed']}, text of {result['data']}.",
+    ]
+    (out / "protocols.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
