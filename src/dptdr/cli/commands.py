@@ -73,9 +73,10 @@ def _function(words: tuple[str, ...]) -> Callable[..., Any]:
     if len(words) == 1:
         function: Callable[..., Any] = module.command
         return function
-    return next(
-        command.callback for command in module.app.registered_commands if command.name == words[1]
-    )
+    named: dict[str, Callable[..., Any]] = {
+        command.name: command.callback for command in module.app.registered_commands
+    }
+    return named[words[1]]
 
 
 def _words(name: str, info: OptionInfo, *, flag: bool) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class Tables:
     lists: dict[str, list[Any]] = field(default_factory=dict)
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     vary: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 

@@ -53,9 +53,10 @@ class Option:
             return f"expected {name}, got {value!r}"
         if self.choices and value not in self.choices:
             return f"expected one of {', '.join(self.choices)}, got '{value}'"
-        if self.least is not None and value < self.least:
+        number: Any = value
+        if self.least is not None and number < self.least:
             return f"expected at least {self.least:g}, got {value}"
-        if self.most is not None and value > self.most:
+        if self.most is not None and number > self.most:
             return f"expected at most {self.most:g}, got {value}"
         return ""
 

@@ -1,9 +1,9 @@
 """What a recipe says, after all of it was read and checked."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dptdr.recipes.kinds import KINDS, Kind
 
@@ -156,7 +156,7 @@ def plain_settings(kind: type, values: Any, *, where: str, problems: list[str]) 
     if not isinstance(values, dict):
         problems.append(f"[{where}]: expected a table, got {values!r}")
         return kind()
-    known = {item.name: item.type for item in fields(kind)}
+    known: dict[str, Any] = get_type_hints(kind)
     good: dict[str, Any] = {}
     for name, value in values.items():
         wanted = known.get(name)

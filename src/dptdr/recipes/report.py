@@ -15,7 +15,8 @@ def plan_lines(plan: Plan) -> list[str]:
         The lines.
     """
     recipe = plan.recipe
-    rows = [("stage", "does", "state", "disk", "memory", "hours", "what")]
+    head: tuple[str, ...] = ("stage", "does", "state", "disk", "memory", "hours", "what")
+    rows = [head]
     rows += [_row(planned) for planned in plan.stages]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"{recipe.name}: {recipe.about}" if recipe.about else recipe.name]
