@@ -1,0 +1,357 @@
+"""The results page of the server's benchmarks, made of what each part wrote."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Found = dict[str, Any]
+
+
+def write_page(folder: Path) -> None:
+    """Write ``FOLDER.md`` from the files in a folder."""
+    parts = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    lines = [
+        "# Serving",
+        "",
+        "Made by `python benchmarks/serving.py page` from the files in `results/serving/`, one for "
+        "each part, with the command, commit, machine and load of each. Encoder: MiniLM "
+        "(`minilm`), float32, one thread. Systems take turns at the same texts inside one run; "
+        "ratios are medians over rounds (lowest to highest) of processor seconds of whole "
+        "processes. The machine was shared with other work all the time: read ratios, not seconds.",
+    ]
+    for name, section in SECTIONS.items():
+        if name in parts:
+            lines += ["", *section(parts[name]), "", origin(parts[name])]
+    folder.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def origin(part: Found) -> str:
+    """Return where a part's figures come from."""
+    said = f"*`{part['command']}`, commit {part['commit']}, {part['machine']}"
+    if "rounds" in part:
+        said += f", {part['rounds']} rounds"
+    load = part.get("load average before and after")
+    if load:
+        said += f", load average {load[0]} before and {load[1]} after"
+    return said + "*"
+
+
+def of(ratio: dict[str, float]) -> str:
+    """Return a ratio with its range."""
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    """Return a table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def verdict(good: bool, goal: str, found: str) -> str:  # noqa: FBT001
+    """Return whether a goal was reached."""
+    return f"Goal: {goal}. {'Reached' if good else '**Missed**'}: {found}."
+
+
+def peers(part: Found) -> list[str]:
+    """(a) The bare encoder against its peers."""
+    systems = part["systems"]
+    own = systems["dptdr"]["texts per processor second"]
+    best = max(s["texts per processor second"] for n, s in systems.items() if n != "dptdr")
+    lines = [
+        "## (a) One encoder, against other servers of it",
+        "",
+        f"{part['texts']} real texts of mixed lengths (queries and passages of two data sets, cut "
+        "at 256 tokens). Ours: the engine with its queue, requests of 1 to 16 texts; "
+        "sentence-transformers: `encode`, batches of 32 sorted by length; ONNX Runtime: "
+        "sentence-transformers' graph, batched likewise; fastembed: its own batching, with that "
+        "graph. Difference: largest of any number of any vector from sentence-transformers'.",
+        "",
+        *table(
+            ("system", "texts/s", "its time over ours", "wall clock", "difference"),
+            (
+                (
+                    name,
+                    f"{s['texts per processor second']:.1f}",
+                    of(s["time over dptdr"]),
+                    of(s["wall time over dptdr"]),
+                    f"{s['largest difference']:.0e}",
+                )
+                for name, s in sorted(
+                    systems.items(), key=lambda item: -item[1]["texts per processor second"]
+                )
+            ),
+        ),
+        "",
+    ]
+    lines += [f"{name} could not run: {why}.\n" for name, why in part["could not run"].items()]
+    plain = systems["sentence-transformers"]["time over dptdr"]
+    lines.append(
+        verdict(
+            plain["median"] >= 1.3,
+            "at least 1.3 times sentence-transformers' throughput",
+            f"{plain['median']:.2f} times",
+        )
+    )
+    lines.append(verdict(own > best, "the fastest of all", f"{own:.1f} against {best:.1f} texts/s"))
+    return lines
+
+
+def prompts(part: Found) -> list[str]:
+    """(b) Prompts against none."""
+    found = part["time over no prompt"]
+    goals = {"32 rows": 1.05, "128 rows": 1.12}
+    return [
+        "## (b) A prompt against none",
+        "",
+        f"One task, {part['texts']} texts, against the bare encoder in the same engine.",
+        "",
+        *table(("prompt", "time over no prompt"), ((n, of(r)) for n, r in found.items())),
+        "",
+        *(
+            verdict(
+                found[name]["median"] <= most,
+                f"{name} within {100 * (most - 1):.0f} %",
+                f"{100 * (found[name]['median'] - 1):+.1f} %",
+            )
+            for name, most in goals.items()
+        ),
+    ]
+
+
+def tasks(part: Found) -> list[str]:
+    """(b) and (e) Many tasks."""
+    found, adding = part["time over one task"], part["milliseconds to add a task"]
+    check = part["self-check"]
+    lines = [
+        "## (b) Many tasks mixed against one, (e) adding one",
+        "",
+        f"{part['texts']} requests of one text, tasks in turn, prompts of "
+        f"{part['rows of a prompt']} rows: batches in which each text has a task of its own where "
+        "there are that many.",
+        "",
+        *table(("tasks", "time over one task"), ((n, of(r)) for n, r in found.items())),
+        "",
+        f"Self-check at the end: {check['rows']} rows of {check['tasks']} tasks, largest "
+        f"difference from each row alone {check['difference']:.0e}. All prompts in memory take "
+        f"{part['prompts in memory, MB']} MB.",
+        "",
+        f"Adding a task (copying, checking and proving its effect): median {adding['median']} ms, "
+        f"90 % within {adding['90 %']} ms, of {adding['tasks']} (wall clock).",
+        "",
+    ]
+    if "100" in found:
+        more = 100 * (found["100"]["median"] - 1)
+        lines.append(verdict(more <= 5, "100 tasks within 5 % of one", f"{more:+.1f} %"))
+    lines.append(
+        verdict(adding["median"] < 50, "added in under 50 ms", f"{adding['median']} ms, median")
+    )
+    return lines
+
+
+def lora(part: Found) -> list[str]:
+    """(c) PEFT's mixed LoRA."""
+    names = [name for name in part if isinstance(part[name], dict)]
+    return [
+        "## (c) Against PEFT's LoRA of mixed batches",
+        "",
+        f"{part['tasks']} tasks, {part['texts']} texts. PEFT: rank 8 on queries and values, "
+        "`adapter_names`, batches of 32 sorted by length, without tokenising; ours: prompts of 16 "
+        "rows, the engine with tokenising.",
+        "",
+        *table(("ratio of times", ""), ((name, of(part[name])) for name in names)),
+    ]
+
+
+def memory(part: Found) -> list[str]:
+    """(d) Memory and start."""
+    key = "100 tasks over one model, resident"
+    return [
+        "## (d) Memory and start",
+        "",
+        "Each a process of its own, three times: medians of memory, least time to start "
+        "(processor seconds until ready, imports included). Prompts of 32 rows, all in memory.",
+        "",
+        *table(
+            ("process", "resident MB", "private MB", "start, s"),
+            (
+                (
+                    name,
+                    p["resident MB"],
+                    p["private MB"],
+                    p["processor seconds to start"],
+                )
+                for name, p in part["processes"].items()
+            ),
+        ),
+        "",
+        f"100 fully fine-tuned models (computed from one): "
+        f"{part['100 fine-tuned models in one process, MB (computed)']} MB in one process, "
+        f"{part['100 fine-tuned models on disk, MB (computed)']} MB on disk; 100 tasks take "
+        f"{part['100 tasks on disk, MB']} MB on disk.",
+        "",
+        verdict(
+            part[key] < 1.2,
+            "100 tasks in less than 1.2 times the memory of one model",
+            f"{part[key]:.2f} times resident, {part['100 tasks over one model, private']:.2f} "
+            f"private; start {part['100 tasks over one model, start']:.2f} times",
+        ),
+    ]
+
+
+def backends(part: Found) -> list[str]:
+    """Backends."""
+    return [
+        "## Backends",
+        "",
+        f"{part['texts']} texts, 16 tasks of 32 rows in each batch, without the queue; batches of "
+        "at most 4,096 padded tokens. Difference: from each row alone in torch.",
+        "",
+        *table(
+            ("backend", "time over packed", "difference", "to get ready, s"),
+            (
+                (
+                    name,
+                    of(s["time over packed"]),
+                    f"{s['largest difference from each row alone']:.0e}",
+                    s["processor seconds to get ready"],
+                )
+                for name, s in part["systems"].items()
+            ),
+        ),
+    ]
+
+
+def joining(part: Found) -> list[str]:
+    """Joining and merging."""
+    return [
+        "## Joining a prompt to each text, or merging it by log-sum-exp",
+        "",
+        "Batches of 32 texts of one length. Below 1 merging is cheaper. The server merges where a "
+        "task has two texts or more and they have at most 16 tokens on average; the last column "
+        "is what that choice gives.",
+        "",
+        *table(
+            ("prompt rows", "tokens", "texts per task", "merged over joined", "chosen over joined"),
+            (
+                (
+                    cell["rows"],
+                    cell["tokens"],
+                    cell["texts per task"],
+                    f"{cell['merged over joined']:.2f}",
+                    f"{cell['chosen over joined']:.2f}",
+                )
+                for cell in part["cells"]
+            ),
+        ),
+    ]
+
+
+def int8(part: Found) -> list[str]:
+    """Cost of the 8-bit graph."""
+    settings = part["task"] or {}
+    who = "the bare encoder"
+    if settings:
+        who = f"a tuned task ({settings['sharing']}, {settings['prompt_length']} rows)"
+    return [
+        "## What the graphs cost in nDCG@10",
+        "",
+        f"{part['data']}; {who}. Least cosine: of random mixtures with random prompts, at export.",
+        "",
+        *table(
+            ("backend", "nDCG@10", "cost", "least cosine"),
+            (
+                (
+                    name,
+                    f"{value:.4f}",
+                    f"{part['cost'][name]:+.4f}",
+                    f"{part['least cosine'][name]:.4f}" if name in part["least cosine"] else "",
+                )
+                for name, value in part["nDCG@10"].items()
+            ),
+        ),
+    ]
+
+
+def soak(part: Found) -> list[str]:
+    """Mixed load."""
+    counts, times = part["counts"], part["milliseconds per request"]
+    grown = part["memory of the oldest worker, MB"]
+    return [
+        f"## {part['minutes']:g} minutes of mixed load",
+        "",
+        f"{part['workers']} worker processes; {part['clients']} clients at {part['rate']:g} "
+        "requests a second together, so that the rest of the machine could work; tasks added, "
+        "replaced, rolled back and removed all along; a worker killed by SIGKILL every "
+        f"{part['kill_every_seconds']:g} s; damaged and foreign bundles, unknown tasks, 1 MB "
+        "texts, invalid UTF-8, bodies that are too long, clients that hang up. Every vector is "
+        "compared with that of its task alone.",
+        "",
+        *table(
+            ("", ""),
+            (
+                ("vectors, all compared", f"{counts['vectors']:,}"),
+                ("wrong vectors", part["wrong vectors"]),
+                ("largest difference", f"{part['largest difference']:.0e}"),
+                ("errors not asked for", part["errors not asked for"]),
+                ("workers killed", counts.get("workers killed", 0)),
+                (
+                    "connections that broke with a killed worker",
+                    counts.get("connections lost with a killed worker", 0),
+                ),
+                (
+                    "self-checks passed, failed",
+                    f"{part['self-checks']['passed']:g}, {part['self-checks']['failed']:g}",
+                ),
+                ("tracebacks in the log", part["tracebacks in the log"]),
+                ("milliseconds, median and 95 %", f"{times['median']}, {times['95 %']}"),
+                (
+                    "memory of the worker that was never killed, every five minutes, MB",
+                    ", ".join(map(str, grown["every five minutes"])),
+                ),
+                (
+                    "most in the second third, in the last, MB",
+                    f"{grown['most, second third']}, {grown['most, last third']}",
+                ),
+            ),
+        ),
+        "",
+        "All counts: "
+        + "; ".join(f"{name} × {count}" for name, count in counts.items())
+        + f". {'All was well.' if part['all well'] else '**Not all was well.**'}",
+        *(f"\n- {what}" for what in part["the first of those"]),
+    ]
+
+
+def gpu(part: Found) -> list[str]:
+    """The GPU."""
+    lines = [
+        "## On a GPU",
+        "",
+        f"{part['card']}, bfloat16; limit: a large matrix product at {part['limit, TFLOP/s']} "
+        "TFLOP/s.",
+        "",
+    ]
+    for shape, found in part["shapes"].items():
+        lines += [
+            f"### {shape}",
+            "",
+            *table(("system", "time over bare", "texts/s", "share of the limit"), found["rows"]),
+            "",
+        ]
+    return lines
+
+
+SECTIONS: dict[str, Callable[[Found], list[str]]] = {
+    "peers": peers,
+    "prompts": prompts,
+    "tasks": tasks,
+    "lora": lora,
+    "memory": memory,
+    "backends": backends,
+    "joining": joining,
+    "int8": int8,
+    "soak": soak,
+    "gpu": gpu,
+}
