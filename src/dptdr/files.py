@@ -69,6 +69,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         for file in temporary.rglob("*"):
             if file.is_file():
+                # safetensors writes for the owner alone; a server may run as someone else.
+                file.chmod(0o666 & ~umask)
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():
