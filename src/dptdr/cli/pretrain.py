@@ -266,7 +266,12 @@ def _pretrain(
             keep_head=keep_head,
             resume=resume,
             watch=watch,
+            note=_note,
         )
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _summary(result: "PretrainingResult") -> dict[str, Any]:
@@ -305,9 +310,10 @@ def _print_result(result: "PretrainingResult", *, keep_head: bool) -> None:
     )
     typer.echo(f"held-out documents, before -> at step {result.best_step}: {measures}")
     if result.single_span_documents:
+        use = "used for masked words only" if result.mlm_head is not None else "of no use here"
         typer.echo(
             f"{result.single_span_documents:,} of {result.documents:,} documents drawn gave fewer "
-            "than two spans: used for masked words only"
+            f"than two spans: {use}"
         )
     if "contrastive" in result.objectives:
         typer.echo(f"span contrast: dot products over a temperature of {result.temperature:g}")
@@ -325,7 +331,7 @@ def _print_result(result: "PretrainingResult", *, keep_head: bool) -> None:
 
 def _head_line(result: "PretrainingResult") -> str:
     if result.mlm_head is None:
-        return "no masked words: no head needed"
+        return "no words were masked, so no head was needed"
     origins = {
         "checkpoint": "the encoder's own",
         "kept": "kept from an earlier pretraining",

@@ -1,9 +1,9 @@
 """From the bare texts of a corpus to a pretrained encoder, or to a pretrained prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from dptdr.training.loop import Trainable, Watch, best_step, train_loop
 from dptdr.training.train import set_training_mode
 
 _INITIALISATION_TEXTS = 128
+
+Note: TypeAlias = Callable[[str], None]
+"""Told in a line what a run does before its first step, which may take a while."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ def pretrain(
     keep_head: bool = False,
     resume: bool = False,
     watch: Watch | None = None,
+    note: Note | None = None,
 ) -> PretrainingResult | None:
     """Pretrain an encoder, or with ``prompt`` a deep prompt alone, on a corpus without labels.
 
@@ -108,6 +112,7 @@ def pretrain(
         keep_head: Write the heads beside the backbone, to continue from them later.
         resume: Go on with the run found in ``OUT.pretraining``, or start one if there is none.
         watch: Told about every step.
+        note: Told, on the first process, about what comes before the first step.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -140,7 +145,7 @@ def pretrain(
             start_rows=start_rows,
             world=world,
         )
-        run.begin(resume=resume)
+        run.begin(resume=resume, note=note if world.is_first else None)
         history = train_loop(
             run.objective,
             Trainable(
@@ -268,7 +273,7 @@ class _Run:
             world=world,
         )
 
-    def begin(self, *, resume: bool) -> None:
+    def begin(self, *, resume: bool, note: Note | None) -> None:
         """Clear or check the run's folder, warm new heads up, and measure the start."""
         if self.world.is_first:
             if not resume:
@@ -276,13 +281,13 @@ class _Run:
             self.folder.begin(self.identity)
         self.world.barrier()
         check_same_run(self.folder.identity(), self.identity, path=self.folder.path)
-        self._warm_up()
+        self._warm_up(note=note)
         set_training_mode(self.method)
         if self.world.is_first and not _records(self.folder, "bare"):
             measures = self._measure(bare=True)
             self.folder.log({"kind": "bare", "step": 0, **measures})
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, *, note: Note | None) -> None:
         """Train new heads alone; after a kill take what was reached, or do it again."""
         heads = self.built.heads
         steps = self.config.warmup_steps_of_heads
@@ -294,6 +299,8 @@ class _Run:
             if done.is_file():
                 self._load_heads(done)
             else:
+                if note is not None:
+                    note(_warm_up_line(self.built, steps=steps))
                 self._train_heads(heads.new, steps=steps)
                 if self.world.is_first:
                     self._save_heads(done)
@@ -427,6 +434,12 @@ class _Run:
 
     def _losses(self, record: Mapping[str, Any]) -> dict[str, float]:
         return {str(name): float(record[name]) for name in self.objective.objectives}
+
+
+def _warm_up_line(built: BuiltHeads, *, steps: int) -> str:
+    found = {"masked-language head": built.mlm, "Condenser layers": built.condenser}
+    new = " and ".join(name for name, origin in found.items() if origin == "new")
+    return f"new {new}: the checkpoint has none; trained alone first (--head-warmup-steps {steps})"
 
 
 def _part_log(folder: RunFolder) -> Any:

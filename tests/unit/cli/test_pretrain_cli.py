@@ -45,6 +45,10 @@ def test_pretrained_backbone_is_taken_by_train(tmp_path, data, labelled, backbon
     out, summary = tmp_path / "adapted", tmp_path / "summary.json"
     said = call("pretrain", data, "--backbone", backbone, "--out", out, "--json", summary, *SMALL)
     assert "none in the checkpoint, so a new one tied to the word embeddings" in said.output
+    assert (
+        "new masked-language head and Condenser layers: the checkpoint has none; trained alone "
+        "first (--head-warmup-steps 1)"
+    ) in said.output
     assert "warmed up first, loss" in said.output
     assert "gave fewer than two spans: used for masked words only" in said.output
     assert "--keep-head keeps them" in said.output
@@ -61,7 +65,8 @@ def test_pretrained_prompt_is_a_task_and_a_start(tmp_path, data, labelled, backb
     out = tmp_path / "start"
     options = ["--prompt-only", "--prompt-length", "3", "--sharing", "untied", *SMALL]
     said = call("pretrain", data, "--backbone", backbone, "--out", out, *options)
-    assert "no masked words" in said.output
+    assert "no words were masked, so no head was needed" in said.output
+    assert "gave fewer than two spans: of no use here" in said.output
     assert f"dptdr train DATA --from-task {out}" in said.output
     call("evaluate", labelled, "--task", out, "--json", tmp_path / "report.json")
     options = ["--from-task", out, "--prompt-length", "3", "--sharing", "untied", *TRAIN]

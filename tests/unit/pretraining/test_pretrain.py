@@ -226,6 +226,8 @@ def test_saved_encoder_keeps_its_pooling(tmp_path, pool, normalise, prefixes):
     )
     backbone = Backbone(tiny_model(), tiny_tokenizer(), name="tiny", pooling=pooling)
     save_backbone(tmp_path / "b", backbone, facts={})
+    modes = {file.stat().st_mode for file in (tmp_path / "b").iterdir() if file.is_file()}
+    assert len(modes) == 1
     again = Backbone.load(str(tmp_path / "b"))
     assert again.pooling == pooling
     assert again.fingerprint == backbone.fingerprint
