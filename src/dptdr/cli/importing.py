@@ -50,8 +50,9 @@ def command(
         raise ConfigError("--tokenizer is for dptdr-authors; a PEFT adapter uses its encoder's")
     if format == "dptdr-authors" and backbone is not None:
         raise ConfigError("--backbone is for peft; the authors' checkpoint brings its own")
+    from dptdr.model.authors import import_authors
     from dptdr.model.encoder import Limits
-    from dptdr.model.interchange import import_authors, import_peft
+    from dptdr.model.peftprefix import import_peft
 
     limits = Limits(max_query_tokens=max_query_tokens, max_passage_tokens=max_passage_tokens)
     if format == "peft":

@@ -7,14 +7,10 @@ import torch
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.errors import BundleError
 from dptdr.model import Backbone, Encoder, Limits, load_task, read_manifest, save_task
-from dptdr.model.interchange import (
-    export_peft,
-    import_authors,
-    import_peft,
-    matrix_of_rows,
-    rows_of_matrix,
-)
+from dptdr.model.authors import import_authors
 from dptdr.model.methods import DeepPromptMethod
+from dptdr.model.peftprefix import export_peft, import_peft
+from dptdr.model.prefixes import matrix_of_rows, rows_of_matrix
 from helpers.authors import authors_vectors, save_authors
 from helpers.tiny import save_tiny, tiny_tokenizer
 
