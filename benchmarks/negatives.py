@@ -585,12 +585,18 @@ def set_lines(
         if condition != "none" and seeds:
             mine = [cell for cell in own if cell["seed"] in seeds]
             none = [cell for cell in by_condition["none"] if cell["seed"] in seeds]
-            test = paired_test(quality.mean_per_query(mine), quality.mean_per_query(none))
+            test = paired_test(mean_per_query(mine), mean_per_query(none))
             p = test.p_randomisation
             shown = f"{test.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'}"
         values = [spread([cell["measures"][measure] for cell in own]) for measure in MEASURES]
         lines.append(f"| {condition} | {' | '.join(values)} | {len(own)} | {shown} |")
     return lines
+
+
+def mean_per_query(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """Return each query's mean over seeds."""
+    queries = cells[0]["per_query"]
+    return {query: statistics.fmean(c["per_query"][query] for c in cells) for query in queries}
 
 
 def spread(values: list[float]) -> str:
