@@ -1,0 +1,534 @@
+"""Measure what a training step costs, in seconds and in memory, beside full fine-tuning and peers.
+
+    python benchmarks/training.py                  # all parts: results/training.json and .md
+    python benchmarks/training.py --parts seconds  # some of the parts
+    python benchmarks/training.py --small          # a quick try with tiny sizes, writes nothing
+
+Each figure is a ratio within one run: systems take turns at the same batches, texts, token limits,
+weights and one thread. Seconds are CPU seconds, which a busy machine does not stretch. Memory is
+the highest resident set while training, less what the process held before any encoder was loaded
+(the libraries of all systems, and the texts); each system has a process of its own.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "training.json"
+PARTS = ("seconds", "gradient", "memory", "batches")
+Step = Callable[[int], None]
+
+LENGTHS = {
+    # Means and spreads of the logarithm of a text's length in words.
+    "short": {"query": (1.9, 0.35), "passage": (2.9, 0.5)},
+    "long": {"query": (2.3, 0.4), "passage": (4.2, 0.6)},
+    "tiny": {"query": (1.4, 0.3), "passage": (1.8, 0.3)},
+}
+MAX_TOKENS = {"query": 64, "passage": 160}
+CHUNK = 16
+SMALL_CHUNK = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system, after one")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=32, help=argparse.SUPPRESS)
+    parser.add_argument("--chunk", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", default="long", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if arguments.memory:
+        print(json.dumps(measure_memory(arguments)))
+        return
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.small else {}
+    for part in arguments.parts:
+        began = time.monotonic()
+        facts = {"command": f"python benchmarks/training.py --parts {part}", "commit": commit()}
+        measured = measure(part, small=arguments.small, rounds=arguments.rounds)
+        wall = round(time.monotonic() - began)
+        found[part] = {**facts, "machine": machine(), "wall_seconds": wall, "figures": measured}
+        if not arguments.small:
+            write(RESULTS, json.dumps(found, indent=1) + "\n")
+            write(RESULTS.with_suffix(".md"), page(found))
+    if arguments.small:
+        print(page(found))
+
+
+def measure(part: str, *, small: bool, rounds: int) -> Any:
+    batch = 8 if small else 32
+    if part == "seconds":
+        chosen = ("short",) if small else ("short", "long")
+        return {
+            lengths: step_times(lengths, batch=batch, rounds=1 if small else rounds)
+            for lengths in chosen
+        }
+    if part == "gradient":
+        return gradient_differences(batch=batch)
+    if part == "memory":
+        return memory_by_system(batch=batch)
+    return memory_by_batch((8, 16) if small else (64, 256, 1024, 4096))
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+# --- what is trained on
+
+
+def made_texts(count: int, lengths: str) -> list[tuple[str, str]]:
+    """Return pairs of query and passage of random words, whose lengths vary as real ones do."""
+    from transformers import AutoTokenizer
+
+    from dptdr.model.backbone import resolve
+
+    vocabulary = AutoTokenizer.from_pretrained(str(resolve("minilm"))).get_vocab()
+    words = sorted(word for word in vocabulary if word.isalpha())
+    generator = np.random.default_rng(0)
+
+    def text(side: str) -> str:
+        mean, spread = LENGTHS[lengths][side]
+        return " ".join(
+            generator.choice(words, size=max(1, int(generator.lognormal(mean, spread))))
+        )
+
+    return [(text("query"), text("passage")) for _ in range(count)]
+
+
+_BACKBONE: list[Any] = []
+
+
+def backbone() -> Any:
+    if not _BACKBONE:
+        import torch
+
+        from dptdr.model import Backbone
+
+        torch.set_num_threads(1)
+        _BACKBONE.append(Backbone.load("minilm"))
+    return _BACKBONE[0]
+
+
+# --- the systems: each returns a function that trains on one batch
+
+
+def objective(method: str, *, batch: int, lengths: str, **settings: Any) -> Any:
+    """Return what leaves the gradients of a step on the parameters, and what it trains."""
+    from dptdr.config.methods import DEFAULT_CONFIGS
+    from dptdr.config.training import TrainingConfig
+    from dptdr.model import MethodFactory
+    from dptdr.records import TrainingGroup
+    from dptdr.training.objective import ContrastiveObjective
+    from dptdr.training.train import set_training_mode
+
+    pairs = made_texts(batch, lengths)
+    groups = [TrainingGroup(str(i), q, (p,)) for i, (q, p) in enumerate(pairs)]
+    factory = MethodFactory(
+        query_texts=[q for q, _ in pairs[:64]], passage_texts=[p for _, p in pairs[:64]]
+    )
+    made = factory.build(method, backbone(), DEFAULT_CONFIGS[method](), seed=0)  # type: ignore
+    set_training_mode(made)
+    config = TrainingConfig(
+        steps=1000,
+        batch_size=batch,
+        max_query_tokens=MAX_TOKENS["query"],
+        max_passage_tokens=MAX_TOKENS["passage"],
+        **settings,
+    )
+    return ContrastiveObjective(made, groups, config)
+
+
+def ours(method: str, *, batch: int, lengths: str, **settings: Any) -> Step:
+    from dptdr.training.loop import Trainable
+
+    made = objective(method, batch=batch, lengths=lengths, **settings)
+    trainable = Trainable(made.method.trained(), made.config, rate=1e-4)
+
+    def step(number: int) -> None:
+        trainable.forget_gradients()
+        made.backward(number)
+        trainable.clip()
+        trainable.update(number)
+
+    return step
+
+
+def peft_prefix(*, batch: int, lengths: str, alone: bool = False) -> Step:
+    """PEFT's prefix tuning of the same encoder, in-batch negatives, one padded pass per side.
+
+    Alone in a process it takes the encoder that is loaded, else a copy.
+    """
+    import copy
+
+    import peft
+    import torch
+
+    base = backbone().model if alone else copy.deepcopy(backbone().model)
+    base.set_attn_implementation("sdpa")
+    settings = peft.PrefixTuningConfig(
+        task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=16
+    )
+    model = peft.get_peft_model(base, settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    pairs = made_texts(batch, lengths)
+
+    def vectors(texts: list[str], side: str) -> Any:
+        rows = backbone().tokenize(texts, side=side, max_tokens=MAX_TOKENS[side])
+        tokens = backbone().pad(rows)
+        states = model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
+        mask = tokens.mask[:, :, None].float()
+        pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    def step(number: int) -> None:
+        del number
+        optimizer.zero_grad(set_to_none=True)
+        queries = vectors([q for q, _ in pairs], "query")
+        passages = vectors([p for _, p in pairs], "passage")
+        scores = queries @ passages.T / 0.05
+        torch.nn.functional.cross_entropy(scores, torch.arange(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    step(0)
+    if not any(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters):
+        raise RuntimeError("PEFT's prefix gets no gradient on this encoder")
+    return step
+
+
+def sentence_transformers(*, batch: int, lengths: str, chunk: int) -> Step:
+    """Full fine-tuning by sentence-transformers' cached loss, at the same chunk size."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+    )
+
+    from dptdr.model.backbone import resolve
+
+    model = SentenceTransformer(str(resolve("minilm")), device="cpu")
+    loss = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=chunk)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    pairs = made_texts(batch, lengths)
+    model.train()
+
+    def features(texts: list[str], side: str) -> Any:
+        model.max_seq_length = MAX_TOKENS[side]
+        prepare = getattr(model, "preprocess", None) or model.tokenize
+        return prepare(texts)
+
+    def step(number: int) -> None:
+        del number
+        optimizer.zero_grad(set_to_none=True)
+        sides = [
+            features([q for q, _ in pairs], "query"),
+            features([p for _, p in pairs], "passage"),
+        ]
+        loss(sides, torch.zeros(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
+    """Return name to a function that makes the system ready."""
+    both: dict[str, Any] = {"batch": batch, "lengths": lengths}
+    return {
+        "deep prompt": lambda: ours("deep-prompt", **both),
+        "deep prompt, bfloat16": lambda: ours("deep-prompt", precision="bfloat16", **both),
+        "LoRA": lambda: ours("lora", **both),
+        "full fine-tuning": lambda: ours("full", **both),
+        "full fine-tuning, bfloat16": lambda: ours("full", precision="bfloat16", **both),
+        "PEFT prefix tuning": lambda: peft_prefix(**both),
+        f"deep prompt, chunks of {CHUNK}": lambda: ours("deep-prompt", chunk_texts=CHUNK, **both),
+        f"deep prompt, bfloat16, chunks of {CHUNK}": lambda: ours(
+            "deep-prompt", chunk_texts=CHUNK, precision="bfloat16", **both
+        ),
+        f"full fine-tuning, chunks of {CHUNK}": lambda: ours("full", chunk_texts=CHUNK, **both),
+        f"sentence-transformers cached loss, chunks of {CHUNK}": lambda: sentence_transformers(
+            chunk=CHUNK, **both
+        ),
+    }
+
+
+# --- seconds
+
+PAIRS = [
+    ("deep prompt", "full fine-tuning"),
+    ("deep prompt, bfloat16", "full fine-tuning"),
+    ("deep prompt, bfloat16", "full fine-tuning, bfloat16"),
+    ("LoRA", "full fine-tuning"),
+    ("deep prompt", "PEFT prefix tuning"),
+    (
+        f"full fine-tuning, chunks of {CHUNK}",
+        f"sentence-transformers cached loss, chunks of {CHUNK}",
+    ),
+    (
+        f"deep prompt, chunks of {CHUNK}",
+        f"sentence-transformers cached loss, chunks of {CHUNK}",
+    ),
+    (
+        f"deep prompt, bfloat16, chunks of {CHUNK}",
+        f"sentence-transformers cached loss, chunks of {CHUNK}",
+    ),
+]
+
+
+def step_times(lengths: str, *, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Return CPU seconds of each system's turns; all take one turn before the next round."""
+    ready = {name: make() for name, make in systems(batch=batch, lengths=lengths).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for number in range(rounds + 1):
+        for name, step in ready.items():
+            began = time.process_time()
+            step(number)
+            if number:
+                seconds[name].append(time.process_time() - began)
+    return seconds
+
+
+# --- gradients
+
+
+def gradient_differences(*, batch: int) -> dict[str, float]:
+    """Return how far a deep prompt's gradient is from that of the whole batch in float32."""
+    import torch
+
+    def gradient(**settings: Any) -> Any:
+        made = objective("deep-prompt", batch=batch, lengths="short", **settings)
+        made.backward(0)
+        return torch.cat([p.grad.reshape(-1) for p in made.method.trained().values()]).double()
+
+    whole = gradient()
+    steps = {
+        f"float32, chunks of {CHUNK}": gradient(chunk_texts=CHUNK),
+        "bfloat16": gradient(precision="bfloat16"),
+        f"bfloat16, chunks of {CHUNK}": gradient(precision="bfloat16", chunk_texts=CHUNK),
+    }
+    return {name: float((g - whole).norm() / whole.norm()) for name, g in steps.items()}
+
+
+# --- memory
+
+
+def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """Train in this process and return the peak above what it held before any encoder."""
+    import torch
+
+    for name in ("sentence_transformers.sentence_transformer.losses", "dptdr.training.train"):
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    batch, lengths = arguments.batch, arguments.lengths
+    texts = made_texts(batch, lengths)
+    before = resident("VmRSS")
+    method, _, kind = str(arguments.memory).partition(" ")
+    if method == "peft":
+        step = peft_prefix(batch=batch, lengths=lengths, alone=True)
+    elif method == "sentence-transformers":
+        step = sentence_transformers(batch=batch, lengths=lengths, chunk=arguments.chunk)
+    else:
+        precision = kind or "float32"
+        chunk = arguments.chunk
+        step = ours(method, batch=batch, lengths=lengths, chunk_texts=chunk, precision=precision)
+    assert len(texts) == batch
+    # Loading may have needed more for a moment: the peak is set back to what is held now.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    began = time.process_time()
+    steps = 1 if batch > 500 else 2
+    for number in range(steps):
+        step(number)
+    seconds = (time.process_time() - began) / steps
+    return {"megabytes": resident("VmHWM") - before, "seconds": seconds}
+
+
+def resident(field: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def in_process(name: str, *, batch: int, lengths: str, chunk: int = 0) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory", name, "--batch", str(batch)]
+    command += ["--lengths", lengths, "--chunk", str(chunk)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+MEMORY = {
+    "deep prompt": ("deep-prompt", 0),
+    "deep prompt, bfloat16": ("deep-prompt bfloat16", 0),
+    "LoRA": ("lora", 0),
+    "full fine-tuning": ("full", 0),
+    "PEFT prefix tuning": ("peft", 0),
+    f"deep prompt, chunks of {CHUNK}": ("deep-prompt", CHUNK),
+    f"full fine-tuning, chunks of {CHUNK}": ("full", CHUNK),
+    f"sentence-transformers cached loss, chunks of {CHUNK}": ("sentence-transformers", CHUNK),
+}
+
+
+def memory_by_system(*, batch: int) -> dict[str, float]:
+    """Return the peak of each system at the same batch, in megabytes."""
+    return {
+        name: in_process(system, batch=batch, lengths="long", chunk=chunk)["megabytes"]
+        for name, (system, chunk) in MEMORY.items()
+    }
+
+
+def memory_by_batch(batches: tuple[int, ...]) -> list[dict[str, float | None]]:
+    """Return megabytes with chunks and without, by queries a step, for deep prompts."""
+    rows: list[dict[str, float | None]] = []
+    for batch in batches:
+        name = "deep-prompt bfloat16"
+        chunked = in_process(name, batch=batch, lengths="tiny", chunk=SMALL_CHUNK)
+        whole = in_process(name, batch=batch, lengths="tiny") if batch <= 1024 else None
+        rows.append(
+            {
+                "queries": batch,
+                "chunked": chunked["megabytes"],
+                "whole": None if whole is None else whole["megabytes"],
+                "seconds": chunked["seconds"],
+            }
+        )
+    return rows
+
+
+# --- the page
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = ["# What a training step costs", "", INTRODUCTION]
+    for part, section in (
+        ("seconds", seconds_section),
+        ("gradient", gradient_section),
+        ("memory", memory_section),
+        ("batches", batches_section),
+    ):
+        if part not in found:
+            continue
+        facts = found[part]
+        lines += section(facts["figures"])
+        lines += [
+            "",
+            f"`{facts['command']}` at commit {facts['commit']} on {facts['machine']}, one thread, "
+            f"seed 0, {facts['wall_seconds']} s.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+INTRODUCTION = (
+    "Made by `python benchmarks/training.py`. Encoder: MiniLM (22.7 M parameters, 6 layers x 384), "
+    "prompt of 16 rows; 32 queries and 32 passages a step of random words in lengths that vary as "
+    "real texts' do, in-batch negatives. The systems take turns in one process, one round to warm "
+    "up; a ratio is the median over the rounds, with the lowest and the highest. Seconds are CPU "
+    "seconds. Peers train the same weights on the same texts and token limits, and pad as they do "
+    "by themselves.\n\n"
+    "In products of matrices alone a deep prompt cannot be cheaper than two thirds of full "
+    "fine-tuning: both carry gradients through every layer, and only those of the weights are "
+    "saved. What is better than that comes from frozen weights being arranged and rounded once, "
+    "from the optimiser, and from bfloat16."
+)
+
+
+def gradient_section(figures: dict[str, float]) -> list[str]:
+    return [
+        "",
+        "## What bfloat16 and chunks do to a deep prompt's gradient",
+        "",
+        "Length of the difference over the length of the float32 gradient of the whole batch, for "
+        "one step with short texts.",
+        "",
+        "| step | difference |",
+        "| --- | ---: |",
+        *(f"| {name} | {value:.1e} |" for name, value in figures.items()),
+    ]
+
+
+def seconds_section(figures: dict[str, dict[str, list[float]]]) -> list[str]:
+    lines = []
+    for lengths, times in figures.items():
+        q, p = (round(float(np.exp(LENGTHS[lengths][side][0]))) for side in ("query", "passage"))
+        rounds = len(next(iter(times.values())))
+        lines += ["", f"## Seconds, {lengths} texts", ""]
+        lines += [f"Queries of {q} and passages of {p} words (medians), {rounds} rounds.", ""]
+        lines += ["| system | seconds per step |", "| --- | ---: |"]
+        lines += [f"| {name} | {statistics.median(t):.3f} |" for name, t in times.items()]
+        lines += ["", "| ratio | median | lowest | highest |", "| --- | ---: | ---: | ---: |"]
+        for first, second in PAIRS:
+            ratios = [a / b for a, b in zip(times[first], times[second], strict=True)]
+            lines.append(
+                f"| {first} / {second} | {statistics.median(ratios):.2f} | {min(ratios):.2f} "
+                f"| {max(ratios):.2f} |"
+            )
+    return lines
+
+
+def memory_section(figures: dict[str, float]) -> list[str]:
+    full = figures["full fine-tuning"]
+    lines = ["", "## Memory, long texts", "", "The encoder itself, 90 MB, is part of it.", ""]
+    lines += ["| system | MB | of full fine-tuning |", "| --- | ---: | ---: |"]
+    return lines + [f"| {name} | {mb:.0f} | {mb / full:.2f} |" for name, mb in figures.items()]
+
+
+def batches_section(figures: list[dict[str, Any]]) -> list[str]:
+    first, last = figures[0], figures[-1]
+    lines = [
+        "",
+        "## Memory of deep prompts as the batch grows",
+        "",
+        f"bfloat16, texts of 4 and 6 words. From {first['queries']:,} to {last['queries']:,} "
+        f"queries the peak grows by a factor of {last['chunked'] / first['chunked']:.2f} in chunks "
+        f"of {SMALL_CHUNK} texts.",
+        "",
+        f"| queries (and as many passages) | MB, chunks of {SMALL_CHUNK} | MB, whole batch "
+        "| seconds per step, chunks |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    return lines + [
+        f"| {row['queries']:,} | {row['chunked']:.0f} "
+        f"| {'' if row['whole'] is None else format(row['whole'], '.0f')} | {row['seconds']:.1f} |"
+        for row in figures
+    ]
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
+        model = found[1] if found else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
