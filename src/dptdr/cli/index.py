@@ -48,6 +48,15 @@ def command(
             "prompt changed), then exchange both. The old ones serve until then."
         ),
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="Load VECTORS into this database instead: postgresql://USER@HOST/DATABASE "
+            "(pgvector), http://HOST:6333 (Qdrant; key from QDRANT_API_KEY) or qdrant:FOLDER. "
+            "What --name stood for serves until then."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the index in --database.")] = None,
     task: Annotated[Path | None, typer.Option(help="Task bundle, for --refresh.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone, for --refresh.")] = None,
     data: Annotated[Path | None, typer.Option(help="BEIR folder, for --refresh.")] = None,
@@ -58,8 +67,15 @@ def command(
     from dptdr.errors import ConfigError
     from dptdr.search.building import BuildSettings
 
-    if (out is None) == (refresh is None):
-        raise ConfigError("expected either --out INDEX to build or --refresh INDEX to renew")
+    if sum(where is not None for where in (out, refresh, database)) != 1:
+        raise ConfigError(
+            "expected one of --out INDEX to build, --refresh INDEX to renew, and --database ADDRESS"
+        )
+    if (database is None) != (name is None):
+        raise ConfigError("expected --database ADDRESS and --name NAME together")
+    if database is not None and name is not None:
+        _load(vectors, database, name, json=json)
+        return
     settings = BuildSettings(
         seed=seed,
         threads=threads,
@@ -130,6 +146,27 @@ def _build(
             "seconds": seconds,
         }
         write_json(json, report)
+
+
+def _load(vectors: Path, database: str, name: str, *, json: Path | None) -> None:
+    import time
+
+    from dptdr.cli.progress import progress
+    from dptdr.files import write_json
+    from dptdr.search.databases import load_database
+    from dptdr.search.vectors import VectorFolder
+
+    started = time.perf_counter()
+    with progress("load") as on_progress:
+        index = load_database(
+            VectorFolder(vectors), address=database, name=name, on_progress=on_progress
+        )
+    seconds = time.perf_counter() - started
+    report = {"index": name, "kind": index.kind, "passages": index.count, "dim": index.dim}
+    index.close()
+    typer.echo(f"{name}: {report['kind']} over {report['passages']:,} passages, {seconds:.1f} s")
+    if json is not None:
+        write_json(json, {**report, "seconds": seconds})
 
 
 def parse_options(options: list[str]) -> tuple[tuple[str, int], ...]:

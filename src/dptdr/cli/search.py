@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
     from dptdr.records import Hit, Query
     from dptdr.search.documents import Document
-    from dptdr.search.local import LocalIndex
+    from dptdr.search.index import Index
     from dptdr.search.pipeline import Pipeline
 
 
 def command(
-    index: Annotated[Path, typer.Argument(help="Index folder that `dptdr index` wrote.")],
+    context: typer.Context,
+    index: Annotated[
+        Path, typer.Argument(help="Index folder that `dptdr index` wrote, or name in --database.")
+    ],
     text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     task: Annotated[Path | None, typer.Option(help="Task bundle that encodes the query.")] = None,
     backbone: Annotated[
@@ -45,6 +48,10 @@ def command(
     ] = None,
     run_out: Annotated[
         Path | None, typer.Option(help="TREC run file to write, with --queries.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="Database that holds the index, as for `dptdr index --database`."),
     ] = None,
     hybrid: Annotated[
         str | None,
@@ -85,8 +92,9 @@ def command(
         raise ConfigError("expected --run-out FILE with --queries, got none")
     from dptdr.cli.encode import load_encoder_of
     from dptdr.records import Query
+    from dptdr.search.databases import open_database
     from dptdr.search.documents import Filter
-    from dptdr.search.index import check_encoder
+    from dptdr.search.index import Index, check_encoder
     from dptdr.search.local import open_index
     from dptdr.search.pipeline import Pipeline, parse_fusion
     from dptdr.search.reranking import cross_encoder
@@ -95,7 +103,12 @@ def command(
         raise ConfigError("expected --hybrid and --queries with --tune-on")
     filters = tuple(Filter.parse(condition) for condition in filter or [])
     fusion = None if hybrid is None else parse_fusion(hybrid)
-    opened = open_index(index)
+    opened: Index
+    if database is None:
+        opened = open_index(index)
+    else:
+        opened = open_database(database, str(index))
+        context.call_on_close(opened.close)
     encoder = load_encoder_of(task=task, backbone=backbone, device=device)
     check_encoder(opened.origin, encoder, where=index)
     pipeline = Pipeline(
@@ -148,7 +161,7 @@ def _queries_of(data: Path | None, split: str, begin: str | None = None) -> "Seq
     return [query for query in folder.queries() if query.id in judged]
 
 
-def _print_hits(index: "LocalIndex", text: str, hits: "list[Hit]", *, json: Path | None) -> None:
+def _print_hits(index: "Index", text: str, hits: "list[Hit]", *, json: Path | None) -> None:
     from dptdr.files import write_json
 
     documents = index.documents([hit.passage_id for hit in hits])

@@ -7,7 +7,7 @@ from dptdr.errors import VectorsError
 from dptdr.records import Hit, Qrels, Query, Run
 from dptdr.search.documents import Filter
 from dptdr.search.fusion import FUSIONS, Fusion, Tuned, fuse, tune_weights
-from dptdr.search.index import search_queries
+from dptdr.search.index import Index, search_queries
 from dptdr.search.local import LocalIndex
 from dptdr.search.reranking import Scorer, rerank
 from dptdr.search.retrieval import TextEncoder
@@ -25,15 +25,18 @@ class Pipeline:
     Args:
         index: The index.
         encoder: Encodes the queries.
-        fusion: How BM25 is merged in; None for vectors alone.
+        fusion: How BM25 is merged in; None for vectors alone. Needs an index in a folder.
         dense_weight: Share of the vectors in a fusion, from 0 to 1.
         scorer: Ranks the best hits again; None for none.
         rerank_top: Hits of each query that the scorer sees.
+
+    Raises:
+        VectorsError: If BM25 is wanted and the index has none.
     """
 
     def __init__(
         self,
-        index: LocalIndex,
+        index: Index,
         encoder: TextEncoder,
         *,
         fusion: Fusion | None = None,
@@ -47,7 +50,13 @@ class Pipeline:
         self.dense_weight = dense_weight
         self.scorer = scorer
         self.rerank_top = rerank_top
-        self._lexical = None if fusion is None else index.lexical()
+        self._lexical = None
+        if fusion is not None:
+            if not isinstance(index, LocalIndex):
+                raise VectorsError(
+                    f"BM25 lies beside an index in a folder; a {index.kind} index has none"
+                )
+            self._lexical = index.lexical()
 
     def search(
         self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter] = ()

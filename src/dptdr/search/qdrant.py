@@ -160,6 +160,10 @@ class QdrantIndex:
         _again(lambda: self.client.delete(self.name, points_selector=points))
         return len(there)
 
+    def close(self) -> None:
+        """Close the client."""
+        self.client.close()
+
 
 def load_qdrant(
     folder: VectorFolder,

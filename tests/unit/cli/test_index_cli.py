@@ -57,8 +57,8 @@ def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "either --out INDEX to build or --refresh INDEX to renew"),
-        (["--out", "a", "--refresh", "b"], "either --out INDEX to build or --refresh"),
+        ([], "expected one of --out INDEX to build, --refresh INDEX to renew"),
+        (["--out", "a", "--refresh", "b"], "expected one of --out INDEX"),
         (["--refresh", "b"], "expected --data DATA with --refresh"),
         (["--out", "a", "--option", "links", "--option", "x=y"], "name=number, got links, x=y"),
     ],

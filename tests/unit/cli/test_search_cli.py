@@ -126,3 +126,34 @@ def test_hybrid_search_tunes_its_weight_on_a_split(built, tmp_path):
     assert "cat  Cats | A cat" in run(*common, "hunts mice", "-k", "1").stdout
     with pytest.raises(ConfigError, match="expected --hybrid and --queries with --tune-on"):
         run(*common, "text", "--tune-on", "dev")
+
+
+def test_a_database_takes_vectors_and_answers_by_name(built, tmp_path):
+    pytest.importorskip("qdrant_client", reason="the extra 'qdrant' is not installed")
+    where = f"qdrant:{tmp_path / 'database'}"
+    result = run("index", built / "v", "--database", where, "--name", "pets")
+    assert result.stdout.startswith("pets: qdrant over 3 passages, ")
+    there = run("search", "pets", "an animal", "--database", where, "--backbone", "minilm")
+    here = run("search", built / "i", "an animal", "--backbone", "minilm")
+    assert there.stdout == here.stdout
+    filtered = ("--filter", "topic=drink")
+    result = run("search", "pets", "cat", "--database", where, "--backbone", "minilm", *filtered)
+    assert [line.split()[2] for line in result.stdout.splitlines()] == ["tea"]
+    with pytest.raises(VectorsError, match="BM25 lies beside an index in a folder"):
+        run("search", "pets", "x", "--database", where, "--backbone", "minilm", "--hybrid", "rrf")
+    with pytest.raises(VectorsError, match="no index 'dogs'"):
+        run("search", "dogs", "x", "--database", where, "--backbone", "minilm")
+
+
+def test_a_database_that_is_away_or_unknown_is_a_clear_error(built):
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    away = "postgresql://nobody:secret@127.0.0.1:9/none"
+    with pytest.raises(VectorsError, match="no answer after 4 tries") as caught:
+        run("index", built / "v", "--database", away, "--name", "pets")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(VectorsError, match="expected a database such as postgresql://"):
+        run("search", "pets", "x", "--database", "mysql://host", "--backbone", "minilm")
+    with pytest.raises(ConfigError, match="--database ADDRESS and --name NAME together"):
+        run("index", built / "v", "--database", away)
+    with pytest.raises(ConfigError, match="expected one of --out INDEX to build"):
+        run("index", built / "v", "--database", away, "--name", "pets", "--out", built / "i")
