@@ -1,0 +1,177 @@
+"""Show what BM25 beside the vectors brings, its weight tuned on queries that are not reported.
+
+    python benchmarks/hybrid.py run --data DATA [DATA ...] --work FOLDER
+    python benchmarks/hybrid.py table
+
+Vectors of the bare backbone over the whole corpus (encoded once into the work folder). Every way of
+fusion gets its weight on queries of the train split and is reported on test queries, with a paired
+test against the vectors alone. Records stand in results/hybrid.json.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from dptdr.data.beir import BeirFolder
+from dptdr.evaluation import evaluate, paired_test
+from dptdr.files import read_json, write_json
+from dptdr.records import Hit, Qrels, Query, Run
+from dptdr.search.documents import read_documents, source_of
+from dptdr.search.encoding import encode_folder
+from dptdr.search.exact import top_k_of_blocks
+from dptdr.search.fusion import FUSIONS, fuse, tune_weights
+from dptdr.search.vectors import VectorFolder
+from search import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "hybrid.json"
+DEPTH = 100
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from dptdr.model import load_encoder
+    from dptdr.negatives.bm25 import Bm25Index
+
+    torch.set_num_threads(args.threads)
+    encoder = load_encoder(backbone=args.backbone)
+    encoder.only_encode()
+    for data in args.data:
+        out = args.work / f"vectors-{data.name}"
+        if not (out / "manifest.json").is_file():
+            encode_folder(encoder, read_documents(data), out=out, source=source_of(data))
+        folder = VectorFolder(out)
+        words = Bm25Index.build(document.passage for document in folder.all_documents())
+        runs: dict[str, tuple[Run, Run]] = {}
+        judged: dict[str, Qrels] = {}
+        for split in ("train", "test"):
+            queries, judged[split] = sampled(data, split, args.queries, seed=args.seed)
+            dense = searched(folder, encoder, queries)
+            runs[split] = (dense, words.search(queries, depth=DEPTH))
+        record = {
+            "data": data.name,
+            "backbone": args.backbone,
+            "passages": folder.count,
+            "tuned_on": len(judged["train"]),
+            "queries": len(judged["test"]),
+            "seed": args.seed,
+            "systems": systems(runs, judged),
+            **machine(),
+        }
+        known = read_json(args.json) if args.json.is_file() else []
+        write_json(args.json, [*(r for r in known if r["data"] != data.name), record])
+        print(json.dumps(record), flush=True)
+    table(args)
+
+
+def sampled(data: Path, split: str, count: int, *, seed: int) -> tuple[list[Query], Qrels]:
+    """Return queries of a split with a positive, at most so many."""
+    folder = BeirFolder(data)
+    judged = {name: g for name, g in folder.qrels(split).items() if max(g.values()) > 0}
+    chosen = sorted(judged)
+    random.Random(f"hybrid {split} {seed}").shuffle(chosen)
+    kept = set(chosen[:count])
+    queries = [query for query in folder.queries() if query.id in kept]
+    return queries, {query.id: judged[query.id] for query in queries}
+
+
+def searched(folder: VectorFolder, encoder: Any, queries: list[Query]) -> Run:
+    vectors = encoder.encode_queries([query.text for query in queries])
+    scores, rows = top_k_of_blocks(vectors, folder.blocks(), depth=DEPTH)
+    return {
+        query.id: [Hit(*pair) for pair in zip(folder.ids(r), s.tolist(), strict=True)]
+        for query, r, s in zip(queries, rows, scores, strict=True)
+    }
+
+
+def systems(runs: dict[str, tuple[Run, Run]], judged: dict[str, Qrels]) -> list[dict[str, Any]]:
+    """Return nDCG@10 of vectors, words, and every fusion, even and tuned."""
+    dense, words = runs["test"]
+    base = evaluate(dense, judged["test"], measures=["nDCG@10"])
+    found = [
+        {"system": "vectors", "weight": 1.0, "nDCG@10": base.measures["nDCG@10"]},
+        one("BM25", 0.0, words, judged["test"], base=base),
+    ]
+    for fusion in FUSIONS:
+        tuned = tune_weights(runs["train"], judged["train"], fusion=fusion)  # type: ignore[arg-type]
+        for name, weight in (("even", 0.5), ("tuned", tuned.weights[0])):
+            merged = fuse(
+                runs["test"],
+                fusion=fusion,  # type: ignore[arg-type]
+                weights=(weight, 1 - weight),
+                depth=DEPTH,
+            )
+            found.append(one(f"{fusion}, {name}", weight, merged, judged["test"], base=base))
+    return found
+
+
+def one(name: str, weight: float, run: Run, qrels: Qrels, *, base: Any) -> dict[str, Any]:
+    result = evaluate(run, qrels, measures=["nDCG@10"])
+    test = paired_test(result.per_query["nDCG@10"], base.per_query["nDCG@10"])
+    return {
+        "system": name,
+        "weight": weight,
+        "nDCG@10": result.measures["nDCG@10"],
+        "difference": test.mean_difference,
+        "p": test.p_randomisation,
+    }
+
+
+def table(args: argparse.Namespace) -> None:
+    """Write the page beside the records."""
+    records = read_json(args.json)
+    lines = [
+        "# Hybrid search",
+        "",
+        "Made by `python benchmarks/hybrid.py run --data ... --work ...` (records in "
+        "`results/hybrid.json`). nDCG@10 over the whole corpus, depth 100 from each side; the "
+        "weight (share of the vectors) is tuned on queries of the train split. In brackets the "
+        "weight, then the difference from the vectors alone and the paired randomisation test's p.",
+        "",
+        f"| system | {' | '.join(r['data'] for r in records)} |",
+        f"| --- | {' | '.join('---' for _ in records)} |",
+    ]
+    for place, first in enumerate(records[0]["systems"]):
+        cells = []
+        for r in records:
+            s = r["systems"][place]
+            more = ""
+            if "p" in s:
+                p = "< 0.0001" if s["p"] < 5e-5 else f"{s['p']:.4f}"
+                more = f" ({s['weight']:g}; {s['difference']:+.4f}, p {p})"
+            cells.append(f"{s['nDCG@10']:.4f}{more}")
+        lines.append(f"| {first['system']} | {' | '.join(cells)} |")
+    lines += ["", "## Origin", ""]
+    lines += [
+        f"- {r['data']}: {r['passages']:,} passages, {r['queries']} test queries, {r['tuned_on']} "
+        f"to tune on, seed {r['seed']}, `{r['backbone']}`, commit {r['commit']}, {r['cpu']}, "
+        f"{r['cores']} cores"
+        for r in records
+    ]
+    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("run")
+    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
+    sub.add_argument("--backbone", default="minilm")
+    sub.add_argument("--queries", type=int, default=500, help="queries of each split at most")
+    sub.add_argument("--threads", type=int, default=1, help="torch threads")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
+    sub.set_defaults(call=run)
+    sub = commands.add_parser("table")
+    sub.set_defaults(call=table)
+    for sub in commands.choices.values():
+        sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
+    args = parser.parse_args()
+    args.call(args)
+
+
+if __name__ == "__main__":
+    main()
