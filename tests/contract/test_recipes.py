@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 
-def planned(recipe, *changes):
+def planned_of(recipe, *changes):
     read = read_recipe(recipe, options_of=options_of, changes=changes, work=Path("no-such-work"))
     return make_plan(read, options_of=options_of)
 
@@ -58,7 +59,7 @@ def test_dry_run_plans_every_stage_without_torch(recipe, tmp_path):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_command_of_a_recipe_parses(recipe):
     root = get_command(build_app())
-    for stage in planned(recipe).stages:
+    for stage in planned_of(recipe).stages:
         if not stage.words:
             continue
         command = root
@@ -70,7 +71,7 @@ def test_every_command_of_a_recipe_parses(recipe):
 @pytest.mark.parametrize("name", ["msmarco", "nq"])
 def test_costs_in_the_comment_are_those_of_the_plan(name):
     recipe = ROOT / "recipes" / f"{name}.toml"
-    lines = cost_lines(*(planned(recipe, f"machine.processes={count}") for count in (8, 1)))
+    lines = cost_lines(*(planned_of(recipe, f"machine.processes={count}") for count in (8, 1)))
     comment = [
         line.removeprefix("#   ").rstrip() for line in recipe.read_text("utf-8").splitlines()
     ]
@@ -100,6 +101,35 @@ def test_authors_settings_are_the_defaults():
         "steps": 60 * 58_880 // 128,
     }
     assert wanted.items() <= questions.settings.items()
+
+
+PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for block in blocks("sh") for line in block.splitlines() if line.startswith("dptdr ")],
+)
+def test_shown_command_parses(line):
+    words = shlex.split(line)[1:]
+    command = get_command(build_app())
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context("dptdr", words)
+
+
+def test_shown_recipe_is_one(tmp_path):
+    (block,) = blocks("toml")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(block, encoding="utf-8")
+    names = [planned.stage.name for planned in planned_of(recipe).stages]
+    assert names[-1] == "compared"
+    assert names.count("unm") == 1
+    assert {"prompt-16", "prompt-64", "unm-mine-2"} <= set(names)
 
 
 MINI = """
