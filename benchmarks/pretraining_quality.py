@@ -7,8 +7,8 @@ stopped and started at will; the backbones are made by ``benchmarks/pretraining_
     python benchmarks/pretraining_page.py
 
 Methods: ``zero-shot`` (nothing is trained; for ``minilm-prompt`` the pretrained prompt itself),
-``deep-prompt``, ``full``. All cells read texts cut at the lengths that training reads. The test
-sets are capped and seeded; training uses the train split, the checkpoint is chosen on dev.
+``deep-prompt``, ``full``. All cells read texts cut at 64 tokens. The test sets are capped and
+seeded; training uses the train split, the checkpoint is chosen on dev.
 """
 
 import argparse
@@ -28,8 +28,11 @@ SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
 BACKBONES = ("mlm", "rip", "more", "minilm", "minilm-rip", "minilm-prompt")
 METHODS = ("zero-shot", "deep-prompt", "full")
 MEASURES = ("nDCG@10", "RR@10", "R@100")
-# A small encoder whose knowledge is young needs larger steps than MiniLM; chosen on tldr's dev set.
+# The raw encoder was trained for minutes: it is far from where it goes, and takes larger steps than
+# the default of 1e-4, which is for encoders that were trained long.
 RAW_FULL_RATE = 5e-4
+# Spans of this length are what the raw encoder was trained on.
+MOST_TOKENS = 64
 
 
 def main() -> None:
@@ -139,7 +142,7 @@ def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.N
     }
     encoder = made(folder, backbone, method, seed, arguments, record=record)
     result = evaluate(
-        quality.searched(encoder, capped, precision=arguments.precision),
+        searched(encoder, capped, precision=arguments.precision),
         capped.qrels,
         measures=MEASURES,
     )
@@ -151,6 +154,16 @@ def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.N
     write_json(path, record)
     shown = {k: round(v, 4) for k, v in record["measures"].items()}
     print(f"{time.strftime('%H:%M:%S')} {name} {path.name}", shown, flush=True)
+
+
+def searched(encoder: Any, capped: Any, *, precision: str) -> Any:
+    """Return the run over the capped set."""
+    import torch
+
+    from dptdr.search.retrieval import retrieve
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        return retrieve(encoder, queries=capped.queries, passages=capped.passages, depth=100)
 
 
 def made(
@@ -175,11 +188,15 @@ def made(
     loaded = Backbone.load(source)
     rate = RAW_FULL_RATE if method == "full" and not backbone.startswith("minilm") else 0.0
     config = TrainingConfig(
-        steps=arguments.steps, seed=seed, precision=arguments.precision, learning_rate=rate
+        steps=arguments.steps,
+        seed=seed,
+        precision=arguments.precision,
+        learning_rate=rate,
+        max_query_tokens=MOST_TOKENS,
+        max_passage_tokens=MOST_TOKENS,
+        evaluations=2,
     )
-    limits = Limits(
-        max_query_tokens=config.max_query_tokens, max_passage_tokens=config.max_passage_tokens
-    )
+    limits = Limits(max_query_tokens=MOST_TOKENS, max_passage_tokens=MOST_TOKENS)
     task = arguments.work / "minilm-prompt"
     if method == "zero-shot":
         tuned = load_task(task, backbone=loaded).method if prompted else None

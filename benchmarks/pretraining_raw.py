@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
     parser.add_argument("--sets-work", type=Path, help="where data sets lie unpacked; default WORK")
     parser.add_argument("--minutes", type=float, default=7.5, help="stop a run after so long")
+    parser.add_argument("--once", action="store_true", help="stop with the first run, not go on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wrap", default="", help="command that each run is put behind")
     arguments = parser.parse_args()
@@ -94,7 +95,7 @@ def make(name: str, arguments: argparse.Namespace) -> Path:
         code = subprocess.run(wrapped, stdout=sys.stderr).returncode
         if code == 0:
             break
-        if code != 124:
+        if code != 124 or arguments.once:
             raise SystemExit(f"{name}: the run ended with {code}")
     record(name, base=base, options=options, said=said)
     return out
