@@ -1,5 +1,6 @@
 """``dptdr search``: the passages of an index that answer a text, or all queries of a split."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dptdr.records import Hit, Query
     from dptdr.search.documents import Document
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def command(
-    context: typer.Context,
     index: Annotated[
         Path, typer.Argument(help="Index folder that `dptdr index` wrote, or name in --database.")
     ],
@@ -92,10 +92,8 @@ def command(
         raise ConfigError("expected --run-out FILE with --queries, got none")
     from dptdr.cli.encode import load_encoder_of
     from dptdr.records import Query
-    from dptdr.search.databases import open_database
     from dptdr.search.documents import Filter
-    from dptdr.search.index import Index, check_encoder
-    from dptdr.search.local import open_index
+    from dptdr.search.index import check_encoder
     from dptdr.search.pipeline import Pipeline, parse_fusion
     from dptdr.search.reranking import cross_encoder
 
@@ -103,34 +101,47 @@ def command(
         raise ConfigError("expected --hybrid and --queries with --tune-on")
     filters = tuple(Filter.parse(condition) for condition in filter or [])
     fusion = None if hybrid is None else parse_fusion(hybrid)
-    opened: Index
+    with _opened(index, database) as opened:
+        encoder = load_encoder_of(task=task, backbone=backbone, device=device)
+        check_encoder(opened.origin, encoder, where=index)
+        pipeline = Pipeline(
+            opened,
+            encoder,
+            fusion=fusion,
+            dense_weight=dense_weight,
+            scorer=None if rerank is None else cross_encoder(rerank, device=device),
+            rerank_top=rerank_top,
+        )
+        if tune_on is not None and queries is not None:
+            typer.echo(_tune(pipeline, queries, tune_on))
+        asked = (
+            [Query("query", text)] if text is not None else _queries_of(queries, split, id_prefix)
+        )
+        started = time.perf_counter()
+        wanted = depth or (10 if text is not None else 100)
+        run = pipeline.search(asked, depth=wanted, filters=filters)
+        seconds = time.perf_counter() - started
+        if text is not None:
+            _print_hits(opened, text, run["query"], json=json)
+            return
+        assert run_out is not None
+        _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)
+
+
+@contextlib.contextmanager
+def _opened(index: Path, database: str | None) -> "Iterator[Index]":
+    """Open an index folder, or an index in a database until the block ends."""
+    from dptdr.search.databases import open_database
+    from dptdr.search.local import open_index
+
     if database is None:
-        opened = open_index(index)
-    else:
-        opened = open_database(database, str(index))
-        context.call_on_close(opened.close)
-    encoder = load_encoder_of(task=task, backbone=backbone, device=device)
-    check_encoder(opened.origin, encoder, where=index)
-    pipeline = Pipeline(
-        opened,
-        encoder,
-        fusion=fusion,
-        dense_weight=dense_weight,
-        scorer=None if rerank is None else cross_encoder(rerank, device=device),
-        rerank_top=rerank_top,
-    )
-    if tune_on is not None and queries is not None:
-        typer.echo(_tune(pipeline, queries, tune_on))
-    asked = [Query("query", text)] if text is not None else _queries_of(queries, split, id_prefix)
-    started = time.perf_counter()
-    wanted = depth or (10 if text is not None else 100)
-    run = pipeline.search(asked, depth=wanted, filters=filters)
-    seconds = time.perf_counter() - started
-    if text is not None:
-        _print_hits(opened, text, run["query"], json=json)
+        yield open_index(index)
         return
-    assert run_out is not None
-    _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)
+    found = open_database(database, str(index))
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
