@@ -116,6 +116,7 @@ def count_negative(
     """
     candidates = work.candidates
     statistics.negatives += 1
+    key = stable_hash(f"{work.query.id}\t{text}")
     for name, entry in found.items():
         counts = statistics.sources[name]
         counts.negatives += 1
@@ -124,10 +125,12 @@ def count_negative(
         best = candidates.sources[name].best_positive
         counts.with_positive += best > 0
         counts.above_positive += entry.rank < best
+        if best:
+            positive = candidates.sources[name].scores[best - 1]
+            statistics.offer_source_score(name, key, (rounded(entry.score), rounded(positive)))
     for one, other in itertools.combinations(found, 2):
         pair = f"{one}|{other}"
         statistics.overlap[pair] = statistics.overlap.get(pair, 0) + 1
-    key = stable_hash(f"{work.query.id}\t{text}")
     statistics.negative_characters.offer_hashed(key, lambda: length)
     score = candidates.scores.get(text)
     if score is not None:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from dptdr.errors import NegativesError
 from dptdr.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 class ResumableFile:

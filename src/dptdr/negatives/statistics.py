@@ -14,6 +14,7 @@ from dptdr.negatives.settings import MiningSettings
 
 RANK_BOUNDS = (1, 10, 20, 50, 100, 200, 500)
 SAMPLE_SIZE = 2_000
+SOURCE_SAMPLE_SIZE = 500
 EXAMPLES = 20
 
 
@@ -106,6 +107,8 @@ class Statistics:
             negatives that both rank.
         negative_characters: Sample of the lengths of chosen negatives.
         positive_characters: Sample of the lengths of positives.
+        source_scores: Source name to a sample of its own scores: of chosen negatives, and of the
+            best positive that it ranks for the query.
         teacher: Sample of teacher's score and positive's score of chosen negatives.
         examples: Sample of dropped candidates, to be read.
     """
@@ -120,6 +123,7 @@ class Statistics:
     overlap: dict[str, int] = field(default_factory=dict)
     negative_characters: BottomSample = field(default_factory=lambda: BottomSample(SAMPLE_SIZE))
     positive_characters: BottomSample = field(default_factory=lambda: BottomSample(SAMPLE_SIZE))
+    source_scores: dict[str, BottomSample] = field(default_factory=dict)
     teacher: BottomSample = field(default_factory=lambda: BottomSample(SAMPLE_SIZE))
     examples: BottomSample = field(default_factory=lambda: BottomSample(EXAMPLES))
 
@@ -133,6 +137,10 @@ class Statistics:
                 value[name] = entry.items
             elif name == "sources":
                 value[name] = {source: asdict(counts) for source, counts in entry.items()}
+            elif name == "source_scores":
+                for sample in entry.values():
+                    sample.trim()
+                value[name] = {source: sample.items for source, sample in entry.items()}
             else:
                 value[name] = entry
         return value
@@ -159,7 +167,22 @@ class Statistics:
         fields["sources"] = {
             source: SourceCounts(**counts) for source, counts in fields["sources"].items()
         }
+        fields["source_scores"] = {
+            source: BottomSample(SOURCE_SAMPLE_SIZE, [tuple(item) for item in items])
+            for source, items in fields["source_scores"].items()
+        }
         return cls(**fields)
+
+    def offer_source_score(self, source: str, key: int, scores: tuple[float, float]) -> None:
+        """Take a source's score of a negative and of the positive into its sample, perhaps.
+
+        Args:
+            source: The source.
+            key: The negative's place in the sample, as :func:`stable_hash` gives it.
+            scores: Of the negative, and of the best positive.
+        """
+        sample = self.source_scores.setdefault(source, BottomSample(SOURCE_SAMPLE_SIZE))
+        sample.offer_hashed(key, lambda: list(scores))
 
 
 def rank_bucket(rank: int) -> int:

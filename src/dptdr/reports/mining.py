@@ -32,7 +32,9 @@ def mining_report(
         removal: Precision and recall of the removal on judged data, or None.
 
     Returns:
-        The report. Lengths and scores are quantiles over a uniform sample of 2,000.
+        The report. Lengths and scores are quantiles over a uniform sample of 2,000, a source's own
+        scores over one of 500; a share is the negative's score by the positive's, where that is
+        above 0.
     """
     scores = statistics.teacher.values()
     dropped = {
@@ -59,6 +61,13 @@ def mining_report(
             "teacher_negatives": quantiles([score for score, _ in scores]),
             "teacher_positives": quantiles([positive for _, positive in scores]),
             "teacher_margin": quantiles([positive - score for score, positive in scores]),
+            "teacher_share": quantiles(_shares(scores)),
+            "source_share": {
+                name: quantiles(_shares(statistics.source_scores[name].values()))
+                if name in statistics.source_scores
+                else None
+                for name in statistics.sources
+            },
             "above_positive": {
                 name: counts.above_positive / counts.with_positive if counts.with_positive else None
                 for name, counts in statistics.sources.items()
@@ -88,6 +97,10 @@ def quantiles(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": float(numbers.mean()), **named}
 
 
+def _shares(pairs: Sequence[Sequence[float]]) -> list[float]:
+    return [score / positive for score, positive in pairs if positive > 0]
+
+
 def _floats(values: Sequence[int]) -> list[float]:
     return [float(value) for value in values]
 
@@ -113,7 +126,7 @@ def mining_tables(report: Mapping[str, Any]) -> str:
     ]
     if report["overlap"]:
         lines += ["", "Negatives that two sources share:", "", *_overlap_table(report)]
-    lines += ["", "Characters, and the teacher's scores:", "", *_quantile_table(report)]
+    lines += ["", "Lengths and hardness:", "", *_quantile_table(report)]
     if report["removal"] is not None:
         lines += ["", *_removal_lines(report["removal"])]
     lines += [f"warning: {line}" for line in report["warnings"]]
@@ -204,6 +217,8 @@ def _quantile_table(report: Mapping[str, Any]) -> list[str]:
     entries = {f"characters, {name}": value for name, value in report["characters"].items()}
     for name in ("teacher_negatives", "teacher_positives", "teacher_margin"):
         entries[name.replace("_", ", ")] = report["hardness"][name]
+    for name, value in report["hardness"]["source_share"].items():
+        entries[f"score by the positive's, {name}"] = value
     rows = [["", "mean", *(f"{q:.0%}" for q in _QUANTILES)]]
     for name, value in entries.items():
         if value is not None:
@@ -244,17 +259,35 @@ def _one_line(text: str) -> str:
 def _plot(path: Path, report: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    (ranks, counts, overlap), (lengths, hardness, teacher) = figure.subplots(2, 3)
+    _plot_ranks(ranks, report)
+    _plot_counts(counts, report)
+    _plot_overlap(overlap, report)
+    lengths.set_title("length in characters")
+    _plot_boxes(lengths, report["characters"])
+    hardness.set_title("source's score by that of its best positive")
+    _plot_boxes(hardness, report["hardness"]["source_share"])
+    teacher.set_title("teacher's score")
+    keys = ("teacher_negatives", "teacher_positives", "teacher_margin")
+    named = {key.removeprefix("teacher_"): report["hardness"][key] for key in keys}
+    _plot_boxes(teacher, named)
+    save_figure(path, figure)
+
+
+def _plot_ranks(axes: Any, report: Mapping[str, Any]) -> None:
     labels = rank_labels(report["rank_bounds"])
     width = 0.8 / len(report["sources"])
     for number, (name, counts) in enumerate(report["sources"].items()):
         places = np.arange(len(labels)) + number * width
-        left.bar(places, counts["ranks"], width=width, label=name)
-    left.set_xticks(np.arange(len(labels)) + 0.4 - width / 2, labels, rotation=30)
-    left.set_xlabel("rank in the source")
-    left.set_ylabel("negatives")
-    left.legend()
+        axes.bar(places, counts["ranks"], width=width, label=name)
+    axes.set_xticks(np.arange(len(labels)) + 0.4 - width / 2, labels, rotation=30)
+    axes.set_xlabel("rank in the source")
+    axes.set_ylabel("negatives")
+    axes.legend()
+
+
+def _plot_counts(axes: Any, report: Mapping[str, Any]) -> None:
     names = list(report["sources"])
     groups = {
         "negatives": [report["sources"][name]["negatives"] for name in names],
@@ -262,7 +295,40 @@ def _plot(path: Path, report: Mapping[str, Any]) -> None:
         "dropped": [report["dropped"][name]["total"] for name in names],
     }
     for number, (label, values) in enumerate(groups.items()):
-        right.barh(np.arange(len(names)) + 0.27 * number, values, height=0.25, label=label)
-    right.set_yticks(np.arange(len(names)) + 0.27, names)
-    right.legend()
-    save_figure(path, figure)
+        axes.barh(np.arange(len(names)) + 0.27 * number, values, height=0.25, label=label)
+    axes.set_yticks(np.arange(len(names)) + 0.27, names)
+    axes.legend()
+
+
+def _plot_overlap(axes: Any, report: Mapping[str, Any]) -> None:
+    names = list(report["sources"])
+    shares = np.eye(len(names))
+    for entry in report["overlap"]:
+        one, other = (names.index(name) for name in entry["sources"])
+        shares[one, other] = shares[other, one] = entry["jaccard"]
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(column, row, f"{share:.0%}", ha="center", va="center")
+    axes.set_xticks(range(len(names)), names, rotation=30)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("negatives that both rank, of the union")
+
+
+def _plot_boxes(axes: Any, entries: Mapping[str, Mapping[str, float] | None]) -> None:
+    """Draw quantiles as boxes: the middle half, the median, whiskers at 5 and 95 %."""
+    boxes = [
+        {
+            "label": name,
+            "whislo": value["p05"],
+            "q1": value["p25"],
+            "med": value["p50"],
+            "q3": value["p75"],
+            "whishi": value["p95"],
+        }
+        for name, value in entries.items()
+        if value is not None
+    ]
+    if boxes:
+        axes.bxp(boxes, showfliers=False)
+    else:
+        axes.text(0.5, 0.5, "no scores", ha="center", va="center", transform=axes.transAxes)

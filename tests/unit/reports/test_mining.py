@@ -32,6 +32,7 @@ def report():
     for number in range(5):
         statistics.negative_characters.offer(str(number), lambda number=number: 10 * number)
         statistics.teacher.offer(str(number), lambda number=number: [number / 10, 0.9])
+        statistics.offer_source_score("bm25", number, (3.0 + number, 10.0 if number else 0.0))
     statistics.examples.offer(
         "x",
         lambda: {
@@ -50,6 +51,10 @@ def test_report_counts_overlap_dropped_and_hardness(report):
     assert report["dropped"]["bm25"] == {"total": 3, "margin": 3}
     assert report["hardness"]["above_positive"] == {"bm25": 0.25, "own": None}
     assert report["hardness"]["teacher_margin"]["p50"] == pytest.approx(0.7)
+    assert report["hardness"]["teacher_share"]["p50"] == pytest.approx(0.2 / 0.9)
+    # A positive's score of 0 has no share.
+    assert report["hardness"]["source_share"]["bm25"]["p50"] == pytest.approx(0.55)
+    assert report["hardness"]["source_share"]["own"] is None
     assert report["characters"]["negatives"]["mean"] == 20.0
     assert report["characters"]["positives"] is None
     assert json.loads(json.dumps(report)) == report
@@ -60,6 +65,7 @@ def test_tables_hold_the_numbers(report):
     assert "5 negatives for 2 queries, 2.5 each" in text
     assert "| bm25 and own |      2 |        40.0% |" in text
     assert "25.0%" in text
+    assert "| score by the positive's, bm25 |" in text
 
 
 def test_files_hold_examples_to_read_and_the_same_plot_each_time(report, tmp_path):
