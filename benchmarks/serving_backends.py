@@ -29,7 +29,7 @@ class Peer:
         self.name = name
         command = [interpreter(options, name), str(Path(__file__).with_name("serving_peers.py"))]
         self.process = subprocess.Popen(
-            [*command, name, str(options.work), str(options.threads)],
+            [*command, name, str(options.work), str(options.threads), str(options.texts)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -70,7 +70,7 @@ def peers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         peer.process.wait()
     expected = vectors["sentence-transformers"]
     best = {name: min(value["cpu"]) for name, value in times.items()}
-    texts = len(json.loads((options.work / "texts.json").read_text()))
+    texts = len(texts_of(options))
     return {
         "texts": texts,
         "could not run": absent,

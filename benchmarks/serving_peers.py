@@ -1,6 +1,6 @@
 """One encoder in a process of its own, that encodes when it is told to: our server's peers.
 
-    PYTHON benchmarks/serving_peers.py SYSTEM FOLDER THREADS
+    PYTHON benchmarks/serving_peers.py SYSTEM FOLDER THREADS TEXTS
 
 Peers need packages that do not go together, so each may have another Python; the benchmark lets
 them take turns. FOLDER holds ``texts.json`` and what ``serving.py prepare`` made. Each line on
@@ -165,7 +165,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     # What packages print must not come between the answers.
     os.dup2(2, 1)
-    texts = json.loads((folder / "texts.json").read_text())
+    texts = json.loads((folder / "texts.json").read_text())[: int(sys.argv[4])]
     encode = SYSTEMS[name](folder, threads)
     encode(texts[:4])
     print(json.dumps({"ready": name}), file=answers, flush=True)
