@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.main import get_command
@@ -56,7 +56,11 @@ def options_of(words: tuple[str, ...]) -> Options:
     arguments: dict[str, Option] = {}
     options: dict[str, Option] = {}
     for parameter in inspect.signature(function).parameters.values():
-        kind, info = hints[parameter.name].__origin__, hints[parameter.name].__metadata__[0]
+        hint = hints[parameter.name]
+        if get_origin(hint) is not Annotated:
+            # Such as the context, which typer itself gives.
+            continue
+        kind, info = hint.__origin__, hint.__metadata__[0]
         required = parameter.default is inspect.Parameter.empty
         if isinstance(info, ArgumentInfo):
             arguments[parameter.name] = _option(kind, info, words=(), required=required)
