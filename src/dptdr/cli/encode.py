@@ -77,6 +77,7 @@ def command(
     )
     source = source_of(data)
     started = time.perf_counter()
+    folder: VectorFolder | None
     with progress("encode") as on_progress:
         if ray is not None:
             if parts > 1:

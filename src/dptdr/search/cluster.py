@@ -6,6 +6,7 @@ all machines see under the same path. A worker that dies is replaced, and its wi
 as every window is written whole or not at all, nothing is lost or doubled.
 """
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from dptdr.search.reuse import KnownVectors
 from dptdr.search.vectors import VectorFolder
 from dptdr.search.windows import PassageIds, encode_window, record_path
 
+_KNOCK_SECONDS = 10
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -79,7 +81,7 @@ def encode_on_ray(
     if work is None:
         return VectorFolder(out)
     windows = list(corpus_windows(data, settings.shard_size))
-    missing = [window for window in windows if not record_path(work, window.index).is_file()]
+    missing = [window for window in windows if not record_path(work, window.number).is_file()]
     if missing:
         _connect(ray, cluster)
         done = len(windows) - len(missing)
@@ -89,7 +91,7 @@ def encode_on_ray(
             done += 1
             if on_progress is not None:
                 on_progress(min(done * settings.shard_size, source.count or 0), source.count or 0)
-    unseen = [window for window in windows if not record_path(work, window.index).is_file()]
+    unseen = [window for window in windows if not record_path(work, window.number).is_file()]
     if unseen:
         raise VectorsError(
             f"{work}: the workers wrote {len(unseen)} windows that are not seen here; give --out "
@@ -119,12 +121,13 @@ def _connect(ray: Any, cluster: Cluster) -> None:
     if ray.is_initialized():
         return
     try:
+        _knock(cluster.address)
         if cluster.address == "local":
             cores = max(1, round(cluster.workers * cluster.cpus))
             ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
         else:
             ray.init(address=cluster.address, **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise VectorsError(
             f"no Ray cluster at '{cluster.address}' ({' '.join(str(error).split())[:200]}); start "
             "one with `ray start --head`, or take --ray local"
@@ -134,7 +137,7 @@ def _connect(ray: Any, cluster: Cluster) -> None:
 class Window(NamedTuple):
     """Where the passages of a window stand in the corpus file."""
 
-    index: int
+    number: int
     """Which window, from 0."""
     start: int
     """First byte."""
@@ -142,6 +145,17 @@ class Window(NamedTuple):
     """Byte after the last."""
     line: int
     """Number of the first line, from 1."""
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens at once; Ray would wait for minutes.
+
+    Raises:
+        OSError: If nobody answers.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
@@ -161,20 +175,20 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
     path = data / CORPUS
     ids = PassageIds()
     held: list[str] = []
-    index = end = 0
+    number = end = 0
     start, first = 0, 1
     with open_bytes(path) as handle:
-        for number, line in enumerate(handle, start=1):
+        for at, line in enumerate(handle, start=1):
             end += len(line)
-            held += [document.passage.id for document in _parsed(line, path=path, first=number)]
+            held += [document.passage.id for document in _parsed(line, path=path, first=at)]
             if len(held) == shard_size:
                 ids.add(held)
-                yield Window(index, start, end, first)
-                held, index, start, first = [], index + 1, end, number + 1
+                yield Window(number, start, end, first)
+                held, number, start, first = [], number + 1, end, at + 1
     if held:
         ids.add(held)
-        yield Window(index, start, end, first)
-    elif index == 0:
+        yield Window(number, start, end, first)
+    elif number == 0:
         raise VectorsError(f"{path}: expected at least one passage, the corpus has none")
 
 
@@ -227,21 +241,21 @@ class WindowWorker:
             encode_window(
                 self.encoder,
                 _parsed(text, path=self.path, first=here.line),
-                index=here.index,
+                index=here.number,
                 work=self.work,
                 dtype=self.dtype,
                 known=self.known,
             )
         except DptdrError as error:
-            return {"index": here.index, "kind": type(error).__name__, "error": str(error)}
+            return {"number": here.number, "kind": type(error).__name__, "error": str(error)}
         except OSError as error:
             return {
-                "index": here.index,
+                "number": here.number,
                 "kind": VectorsError.__name__,
                 "error": f"{self.work}: cannot be written ({error.strerror or error}); what was "
                 "finished is kept, make room and run again to go on",
             }
-        return {"index": here.index, "kind": "", "error": ""}
+        return {"number": here.number, "kind": "", "error": ""}
 
 
 def _encoded(

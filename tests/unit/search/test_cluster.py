@@ -132,7 +132,7 @@ def test_windows_cover_the_corpus_and_workers_write_what_one_process_writes(
     helpers, data, tmp_path
 ):
     windows = list(corpus_windows(data, 4))
-    assert [window.index for window in windows] == list(range(9))
+    assert [window.number for window in windows] == list(range(9))
     assert [window.line for window in windows[:3]] == [1, 5, 11]
     assert windows[0].start == 0
     assert all(a.end == b.start for a, b in itertools.pairwise(windows))
@@ -141,7 +141,7 @@ def test_windows_cover_the_corpus_and_workers_write_what_one_process_writes(
         helpers.Double(), out=tmp_path / "v", source=source_of(data), settings=SMALL
     )
     worker = WindowWorker(helpers.Double, data, work, "float32")
-    assert [worker(window._asdict())["index"] for window in reversed(windows)] == list(range(9))[
+    assert [worker(window._asdict())["number"] for window in reversed(windows)] == list(range(9))[
         ::-1
     ]
     made = whole(helpers, data, tmp_path / "v")
@@ -206,6 +206,19 @@ def test_no_worker_is_refused(helpers, data, tmp_path):
             source=source_of(data),
             settings=SMALL,
             cluster=Cluster(workers=0),
+        )
+
+
+@needs_ray
+def test_an_address_where_nobody_listens_is_refused_at_once(helpers, data, tmp_path):
+    with pytest.raises(VectorsError, match=r"no Ray cluster at '127.0.0.1:9' .*ray start --head"):
+        encode_on_ray(
+            helpers.Double,
+            data,
+            out=tmp_path / "v",
+            source=source_of(data),
+            settings=SMALL,
+            cluster=Cluster("127.0.0.1:9"),
         )
 
 
