@@ -163,7 +163,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     weights = engine.bank.backbone.parameter_count * 4 / 1e6
     engine.stop()
     found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(3):
+    for _ in range(min(3, options.rounds)):
         for name, arguments in {
             "one model in sentence-transformers": ("model", str(state), "0"),
             "dptdr, bare backbone": ("dptdr", str(folder / "empty"), "0"),

@@ -180,7 +180,7 @@ def memory(part: Found) -> list[str]:
     return [
         "## (d) Memory and start",
         "",
-        "Each a process of its own, three times: medians of memory, least time to start "
+        "Each a process of its own, up to three times: medians of memory, least time to start "
         "(processor seconds until ready, imports included). Prompts of 32 rows, all in memory.",
         "",
         *table(
