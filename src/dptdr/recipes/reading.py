@@ -25,7 +25,19 @@ from dptdr.recipes.table import check_table, table_cells
 OptionsOf = Callable[[tuple[str, ...]], Options]
 """Gives the options of a command by its words."""
 
-_TOP = ("name", "about", "work", "machine", "assume", "vars", "lists", "defaults", "vary", "stages")
+_TOP = (
+    "name",
+    "about",
+    "work",
+    "first",
+    "machine",
+    "assume",
+    "vars",
+    "lists",
+    "defaults",
+    "vary",
+    "stages",
+)
 _META = ("do", "expect")
 
 
@@ -72,7 +84,11 @@ def read_recipe(
     }
     known = {name: stage for name, stage in stages.items() if stage is not None}
     _check_references(known, set(singles), problems)
-    order = _ordered(known, problems)
+    first = values.get("first", [])
+    if not isinstance(first, list) or any(name not in singles for name in first):
+        problems.append(f"first: expected a list of stages, got {first!r}")
+        first = []
+    order = _ordered(known, problems, first=[name for name in first if name in known])
     if not singles:
         problems.append("expected at least one stage in [stages]")
     if problems:
@@ -254,8 +270,10 @@ def other_role(stage: Stage) -> str:
     return stage.kind.role
 
 
-def _ordered(stages: dict[str, Stage], problems: list[str]) -> list[Stage]:
-    """Return stages in the order of the file, each after those that it needs."""
+def _ordered(
+    stages: dict[str, Stage], problems: list[str], *, first: Sequence[str] = ()
+) -> list[Stage]:
+    """Return some stages first, the others in the order of the file, each after what it needs."""
     order: list[Stage] = []
     done: set[str] = set()
 
@@ -272,6 +290,6 @@ def _ordered(stages: dict[str, Stage], problems: list[str]) -> list[Stage]:
         done.add(stage.name)
         order.append(stage)
 
-    for stage in stages.values():
+    for stage in [*(stages[name] for name in first), *stages.values()]:
         visit(stage, ())
     return order

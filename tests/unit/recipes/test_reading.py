@@ -220,3 +220,14 @@ def test_table_needs_its_reports(read):
         read(table)
     with pytest.raises(ConfigError, match="no stage 'gone-x'"):
         read(table.replace('baseline = "C"', ""))
+
+
+def test_some_stages_may_come_first_with_what_they_need(read):
+    text = "".join(
+        f'[stages.{name}]\ndo = "train"\ndata = "DATA"\n{more}'
+        for name, more in (("a", ""), ("b", ""), ("c", 'from_task = "@b"\n'))
+    )
+    recipe = read('first = ["c"]\n' + text)
+    assert [stage.name for stage in recipe.stages] == ["b", "c", "a"]
+    with pytest.raises(ConfigError, match="first: expected a list of stages"):
+        read('first = ["x"]\n' + text)
