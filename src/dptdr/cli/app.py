@@ -7,6 +7,7 @@ import typer
 COMMANDS: dict[str, str] = {
     "quickstart": "dptdr.cli.quickstart",
     "train": "dptdr.cli.train",
+    "select": "dptdr.cli.select",
     "pretrain": "dptdr.cli.pretrain",
     "encode": "dptdr.cli.encode",
     "index": "dptdr.cli.index",

@@ -9,7 +9,7 @@ from dptdr.config.training import TrainingConfig
 from dptdr.data.beir import BeirFolder
 from dptdr.errors import ConfigError, TrainingError
 from dptdr.files import sha256_file
-from dptdr.records import Qrels, Query
+from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
 from dptdr.training.groups import (
     DevSet,
@@ -74,15 +74,7 @@ def load_data(
     """
     from_qrels = negatives is None and groups is None
     train, judged = _judgements(folder, config, needs_train=from_qrels)
-    dev, corpus_ids = draw_dev_ids(
-        judged,
-        [passage.id for passage in folder.passages()],
-        queries=config.dev_queries,
-        passages=config.dev_passages,
-        seed=config.seed,
-    )
-    if not dev:
-        raise TrainingError(f"{folder.path}: no dev query has a positive, so nothing to select by")
+    dev, corpus_ids = _drawn_dev(folder, judged, config)
     positives = _positives(train, min_grade=min_grade) if from_qrels else set()
     queries, passages = load_texts(
         folder,
@@ -109,11 +101,7 @@ def load_data(
     query_texts, passage_texts = sample_texts(made, _INITIALISATION_TEXTS, seed=config.seed)
     return TrainingData(
         groups=made,
-        dev=DevSet(
-            queries=[Query(q, queries[q]) for q in sorted(dev)],
-            passages=[passages[p] for p in sorted(corpus_ids)],
-            qrels=dev,
-        ),
+        dev=_dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)]),
         query_texts=query_texts,
         passage_texts=passage_texts,
         facts={
@@ -125,6 +113,51 @@ def load_data(
         },
         source=folder,
     )
+
+
+def load_dev(folder: BeirFolder, identity: Mapping[str, Any]) -> DevSet:
+    """Return the dev set that a run was selected by, from the data folder of the run.
+
+    Args:
+        folder: The data.
+        identity: The run's own settings, as :meth:`RunFolder.identity` returns them.
+
+    Returns:
+        The same queries and passages that the run took.
+
+    Raises:
+        TrainingError: If the folder holds other data than the run's.
+    """
+    expected, found = identity["data"]["data_fingerprint"], folder.fingerprint()
+    if found != expected:
+        raise TrainingError(
+            f"{folder.path}: the run was trained on data with fingerprint {expected}, this folder "
+            f"has {found}; give the folder of the run"
+        )
+    names = ("dev_queries", "dev_passages", "seed")
+    config = TrainingConfig(**{name: identity[name] for name in names})
+    _, judged = _judgements(folder, config, needs_train=False)
+    dev, corpus_ids = _drawn_dev(folder, judged, config)
+    queries, passages = load_texts(folder, query_ids=set(dev), passage_ids=corpus_ids)
+    return _dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)])
+
+
+def _drawn_dev(folder: BeirFolder, judged: Qrels, config: TrainingConfig) -> tuple[Qrels, set[str]]:
+    """Draw dev queries and the ids of the dev corpus."""
+    dev, corpus_ids = draw_dev_ids(
+        judged,
+        [passage.id for passage in folder.passages()],
+        queries=config.dev_queries,
+        passages=config.dev_passages,
+        seed=config.seed,
+    )
+    if not dev:
+        raise TrainingError(f"{folder.path}: no dev query has a positive, so nothing to select by")
+    return dev, corpus_ids
+
+
+def _dev_set(dev: Qrels, queries: Mapping[str, str], passages: list[Passage]) -> DevSet:
+    return DevSet(queries=[Query(q, queries[q]) for q in sorted(dev)], passages=passages, qrels=dev)
 
 
 def _judgements(

@@ -1,5 +1,6 @@
 """Which checkpoint becomes the task: at the end of a run, and again whenever one likes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, fl
 
 
 def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[str, float]:
-    run = retrieve(encoder, queries=dev.queries, passages=dev.passages, depth=_DEPTH)
+    depth = max(
+        [_DEPTH, *(int(cutoff) for name in names for cutoff in re.findall(r"@(\d+)", name))]
+    )
+    run = retrieve(encoder, queries=dev.queries, passages=dev.passages, depth=depth)
     return {
         name: float(value)
         for name, value in evaluate(run, dev.qrels, measures=names).measures.items()
@@ -55,7 +59,7 @@ def measure_again(
         run_folder: ``TASK.training`` of the run.
         dev: Dev queries and corpus, such as ``load_data(...).dev`` of the run's data.
         backbone: The backbone of the run.
-        measures: Names as ir_measures writes them; down to rank 100.
+        measures: Names as ir_measures writes them.
 
     Returns:
         All measures by step.

@@ -144,3 +144,22 @@ def test_attention_to_the_prompt_is_logged_at_the_start_and_at_the_chosen_step(r
             assert all(0.0 < share < 1.0 for heads in layers for share in heads)
     lora = (made["lora"].run_folder / "log.jsonl").read_text(encoding="utf-8")
     assert '"kind": "health"' not in lora
+
+
+def test_ranks_are_searched_as_deep_as_the_measure_asks(runs, monkeypatch):
+    from dptdr.training import selection
+
+    data, made = runs
+    depths = []
+
+    def spied(encoder, *, queries, passages, depth):
+        depths.append(depth)
+        return {query.id: [] for query in queries}
+
+    monkeypatch.setattr(selection, "retrieve", spied)
+    folder = made["lora"].run_folder
+    log = (folder / "log.jsonl").read_bytes()
+    for names in (["R@3"], ["nDCG@10", "R@250"]):
+        selection.measure_again(folder, data.dev, backbone=tiny_backbone("bert"), measures=names)
+    (folder / "log.jsonl").write_bytes(log)
+    assert sorted(set(depths)) == [100, 250]

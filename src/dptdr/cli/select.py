@@ -1,0 +1,67 @@
+"""``dptdr select``: choose a checkpoint of a finished run again, by other measures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dptdr.errors import ConfigError
+from dptdr.files import write_json
+
+
+def command(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a training run: OUT.training of `dptdr train`.")
+    ],
+    data: Annotated[Path, typer.Option(help="Data folder that the run was trained on.")],
+    measure: Annotated[
+        list[str],
+        typer.Option(
+            help="Measure to take of each checkpoint on dev, such as R@20; repeatable. The first "
+            "one chooses."
+        ),
+    ],
+    backbone: Annotated[
+        str, typer.Option(help="The run's encoder: 'minilm', a folder, or a Hugging Face name.")
+    ] = "minilm",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the chosen checkpoint as a task bundle.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Choose this checkpoint, whatever was measured.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all measures to this file.")
+    ] = None,
+) -> None:
+    """Measure every checkpoint of a run again, and say (and write) which one is best."""
+    if out is not None and out.exists():
+        raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
+    from dptdr.data.beir import BeirFolder
+    from dptdr.model import Backbone
+    from dptdr.training.checkpoints import RunFolder
+    from dptdr.training.preparation import load_dev
+    from dptdr.training.selection import measure_again, select_again, write_bundle
+
+    dev = load_dev(BeirFolder(data), RunFolder(run).identity())
+    encoder = Backbone.load(backbone)
+    history = measure_again(run, dev, backbone=encoder, measures=measure)
+    best = select_again(run, measure=measure[0]) if step is None else step
+    typer.echo(_table(history, measures=measure, best=best))
+    if out is not None:
+        write_bundle(run, out, backbone=encoder, step=best)
+        typer.echo(f"{out}: the checkpoint of step {best}")
+    if json is not None:
+        by_step = {str(number): dict(taken) for number, taken in sorted(history.items())}
+        write_json(json, {"run": str(run), "best_step": best, "dev": by_step})
+
+
+def _table(
+    history: Mapping[int, Mapping[str, float]], *, measures: Sequence[str], best: int
+) -> str:
+    lines = ["step  " + "  ".join(f"{name:>10}" for name in measures)]
+    for step, taken in sorted(history.items()):
+        cells = "  ".join(f"{taken[name]:>10.4f}" for name in measures)
+        lines.append(f"{step:>4}  {cells}" + ("  chosen" if step == best else ""))
+    return "\n".join(lines)
