@@ -1,0 +1,196 @@
+"""Compute time, memory and cost for large corpora from measured figures: docs/scale.md.
+
+    python benchmarks/scale.py --tokens msmarco=DATA wikipedia=DATA
+
+Reads results/encoding.json, results/search.json and results/compression.json. ``--tokens`` measures
+the mean tokens of passages like those of a corpus; they are kept in results/scale.json.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from dptdr.files import read_json, write_json
+from dptdr.search.documents import read_documents
+from dptdr.search.kinds import KINDS
+from search import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+PAGE = ROOT / "docs" / "scale.md"
+SAMPLE = 2000
+
+CORPORA = [
+    ("MS MARCO passages", 8_841_823, "msmarco"),
+    ("Wikipedia in 100 words", 21_015_324, "wikipedia"),
+    ("a billion passages", 1_000_000_000, "wikipedia"),
+]
+
+
+def measure_tokens(pairs: list[str]) -> None:
+    """Measure passages that stand for a corpus: tokens, and bytes of text with its id."""
+    from dptdr.model import Backbone
+    from dptdr.search.documents import pack_documents
+
+    backbone = Backbone.load("minilm")
+    path = RESULTS / "scale.json"
+    known = read_json(path) if path.is_file() else {}
+    for pair in pairs:
+        name, _, data = pair.partition("=")
+        documents = list(itertools.islice(read_documents(Path(data)), SAMPLE))
+        ids = backbone.tokenize([d.passage.content for d in documents], side="passage")
+        known[name] = {
+            "data": Path(data).name,
+            "passages": len(documents),
+            "mean_tokens": statistics.fmean(len(row) for row in ids),
+            "text_bytes": len(pack_documents(documents)[0]) / len(documents) + 8,
+            **machine(),
+        }
+    write_json(path, known)
+
+
+def tokens_per_second(records: list[dict[str, Any]], system: str, tokens: float) -> float:
+    """Return tokens a second of one core at a mean length, between the measured lengths."""
+    points = sorted((r["mean_tokens"], r["per_second"][system] * r["mean_tokens"]) for r in records)
+    if tokens <= points[0][0]:
+        return points[0][1]
+    for (short, low), (long, high) in itertools.pairwise(points):
+        if tokens <= long:
+            return low + (high - low) * (tokens - short) / (long - short)
+    return points[-1][1]
+
+
+def build_core_seconds(record: dict[str, Any], count: int) -> float:
+    """Return core-seconds to build: graphs n log n; lists n to the 1.5 (lists grow as root n)."""
+    rows, seconds = record["rows"], record["build_seconds"] * record["threads"]
+    if record["kind"].startswith(("ivf", "rabitq")):
+        return seconds * (count / rows) ** 1.5
+    return seconds * count / rows * math.log(count) / math.log(rows)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the unit that suits it."""
+    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds / 60:,.1f} minutes"
+
+
+def size(count: float) -> str:
+    """Write bytes in the unit that suits them."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return f"{count / 1e6:,.1f} MB"
+
+
+def page(args: argparse.Namespace) -> list[str]:
+    """Return the lines of the page."""
+    encoding = read_json(RESULTS / "encoding.json")
+    search = read_json(RESULTS / "search.json")
+    texts = read_json(RESULTS / "scale.json")
+    dim = search[0]["dim"]
+    largest = {
+        kind: max((r for r in search if r["kind"] == kind), key=lambda r: r["rows"], default=None)
+        for kind in KINDS
+    }
+    measured = [r for r in largest.values() if r is not None]
+    lines = [
+        "# What a large corpus takes",
+        "",
+        f"Computed by `python benchmarks/scale.py` from figures measured on {encoding[0]['cpu']}, "
+        f"one core of {encoding[0]['cores']} (`results/encoding.md`; index "
+        "kinds, `results/search.md`), for `minilm` "
+        f"({dim} numbers a vector) with a deep prompt of 16 rows. Nothing on this page was run at "
+        "its size; each table says how it is reckoned. No accelerator was measured.",
+        "",
+        "## Encoding",
+        "",
+        "Time is passages x mean tokens / measured tokens a second of a core at that length; "
+        "machines share the work without waiting for each other (`--shard`, `--processes`, "
+        f"`--ray`). Money assumes {args.price} a core-hour: put your own in with `--price`.",
+        "",
+        "| corpus | passages | tokens, mean | core-time | on 64 cores | money | vectors, float32 "
+        "| float16 | texts and ids |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, count, like in CORPORA:
+        text = texts[like]
+        rate = tokens_per_second(encoding, "dptdr, prompt of 16", text["mean_tokens"])
+        seconds = count * text["mean_tokens"] / rate
+        lines.append(
+            f"| {name} | {count:,} | {text['mean_tokens']:.0f} | {duration(seconds)} "
+            f"| {duration(seconds / 64)} | {seconds / 3600 * args.price:,.1f} "
+            f"| {size(count * dim * 4)} | {size(count * dim * 2)} "
+            f"| {size(count * text['text_bytes'])} |"
+        )
+    lines += [
+        "",
+        "Mean tokens and bytes of text are those of "
+        + " and ".join(
+            f"{t['passages']:,} passages of {t['data']} ({name})" for name, t in texts.items()
+        )
+        + ".",
+        "",
+        "## Memory of an index",
+        "",
+        "Bytes a passage as measured at the largest size of each kind; the full vectors stay on "
+        "disk and are read for re-ranking.",
+        "",
+        f"| kind | measured at | bytes a passage | {' | '.join(name for name, _, _ in CORPORA)} |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in CORPORA)} |",
+    ]
+    for r in measured:
+        each = r["bytes_in_memory"] / r["rows"]
+        cells = [size(count * each) if each else "none" for _, count, _ in CORPORA]
+        lines.append(f"| {r['kind']} | {r['rows']:,} | {each:,.0f} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Building and searching",
+        "",
+        "Core-time of building: graphs grow as n log n, kinds with lists as n to the 1.5 (lists "
+        "grow as root n, and every passage is compared with all of them). `exact` needs none; "
+        "its time a query grows with n.",
+        "",
+        f"| kind | {' | '.join(name for name, _, _ in CORPORA)} |",
+        f"| --- | {' | '.join('---' for _ in CORPORA)} |",
+    ]
+    for r in measured:
+        if r["kind"] == "exact":
+            each = 1 / r["queries_per_second"] / r["rows"] * r["threads"]
+            cells = [f"{count * each:,.2f} s a query" for _, count, _ in CORPORA]
+        else:
+            cells = [duration(build_core_seconds(r, count)) for _, count, _ in CORPORA]
+        lines.append(f"| {r['kind']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## What follows",
+        "",
+        "- Up to some ten million passages one machine holds an `hnsw-sq` or `rabitq` index; "
+        "`dptdr index --kind auto` chooses by the memory that is free and says why.",
+        "- For a billion passages, cut the corpus over machines (one index each; the best of all "
+        "is the best of their bests), or load it into a database cluster ([search](search.md)).",
+        "- `--dtype float16` halves the disk at no measured loss; what smaller forms cost is in "
+        "`results/compression.md`.",
+        "- Query-only tasks share all of it: a further task costs its prompt, not another corpus "
+        "(`results/query-only.md`).",
+    ]
+    return lines
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", nargs="*", default=[], help="NAME=BEIR folder")
+    parser.add_argument("--price", type=float, default=0.04, help="money for a core-hour")
+    args = parser.parse_args()
+    if args.tokens:
+        measure_tokens(args.tokens)
+    PAGE.write_text("\n".join(page(args)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
