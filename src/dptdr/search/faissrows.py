@@ -117,7 +117,7 @@ class FaissRows:
         try:
             return cls(faiss.read_index(str(path)), settings)
         except RuntimeError as error:
-            raise VectorsError(f"{path}: faiss cannot read it ({_first_line(error)})") from None
+            raise VectorsError(f"{path}: faiss cannot read it ({_reason(error)})") from None
 
     def save(self, path: Path) -> None:
         """Write the index to a file.
@@ -132,7 +132,7 @@ class FaissRows:
             faiss.write_index(self.index, str(path))
         except RuntimeError as error:
             raise VectorsError(
-                f"{path}: cannot be written ({_first_line(error)}); make room and build again"
+                f"{path}: cannot be written ({_reason(error)}); make room and build again"
             ) from None
 
     def search(
@@ -226,7 +226,8 @@ def _training_rows(
     return folder.gather(rows.astype(np.int64))
 
 
-def _first_line(error: Exception) -> str:
-    """Return what faiss says went wrong, without its source line."""
-    text = str(error).strip().splitlines()
-    return text[0].split(" at /")[0][:200] if text else "no reason given"
+def _reason(error: Exception) -> str:
+    """Return what faiss says went wrong, without its function, source line and condition."""
+    text = " ".join(str(error).split())
+    _, failed, reason = text.rpartition(" failed: ")
+    return (reason if failed else text.split(" at /")[0])[:200] or "no reason given"

@@ -237,3 +237,15 @@ def test_exact_search_names_the_passage_whose_vector_holds_nan(tmp_path):
     rows = ExactRows(Folder())
     with pytest.raises(VectorsError, match="the vector of row 4 holds NaN or infinity"):
         rows.search(np.ones((1, 4), dtype=np.float32), depth=1, allowed=None)
+
+
+def test_the_reason_of_faiss_is_told_without_its_source_lines():
+    from dptdr.search.faissrows import _reason
+
+    full = (
+        "Error in void faiss::write_index(const Index*, IOWriter*, int) at /project/x.cpp:499:"
+        " Error: 'ret == (size * 4)' failed: write error in x: 6 != 8 (No space left on device)"
+    )
+    assert _reason(RuntimeError(full)) == "write error in x: 6 != 8 (No space left on device)"
+    assert _reason(RuntimeError("could not open x at /project/y.cpp:3")) == "could not open x"
+    assert _reason(RuntimeError()) == "no reason given"
