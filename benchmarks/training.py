@@ -56,12 +56,14 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(measure_memory(arguments)))
         return
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.small else {}
+    found: dict[str, Any] = {}
     for part in arguments.parts:
         began = time.monotonic()
         facts = {"command": f"python benchmarks/training.py --parts {part}", "commit": commit()}
         measured = measure(part, small=arguments.small, rounds=arguments.rounds)
         wall = round(time.monotonic() - began)
+        if RESULTS.is_file() and not arguments.small:
+            found = json.loads(RESULTS.read_text(encoding="utf-8"))
         found[part] = {**facts, "machine": machine(), "wall_seconds": wall, "figures": measured}
         if not arguments.small:
             write(RESULTS, json.dumps(found, indent=1) + "\n")
