@@ -376,7 +376,7 @@ def removal_rows(task: Any, split: str, *, teacher: str, option: str) -> list[di
         judgements=shop.judgements,
         corpus=shop.corpus,
         passages=PassageStore(task.folder),
-        runs={source.name: shop.run(source, split=split) for source in sources},
+        runs=shop.runs(sources, split=split),
         teacher=shop.teacher(option),
     )
     bounds = [{"percent": float(percent)} for percent in (85, 90, 95, 98, 100)]

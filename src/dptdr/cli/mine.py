@@ -175,7 +175,7 @@ def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str
         judgements=shop.judgements,
         corpus=shop.corpus,
         passages=PassageStore(folder),
-        runs={source.name: shop.run(source, split=request.split) for source in sources},
+        runs=shop.runs(sources, split=request.split),
         teacher=teacher,
     )
     removal = None
@@ -189,14 +189,14 @@ def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str
             show=show,
             corpus=shop.corpus,
         )
-        runs = {source.name: judged.run(source, split=request.judged_split) for source in sources}
+        judged.encoders.update(shop.encoders)
         removal = measure_removal(
             Material(
                 queries=folder.queries,
                 judgements=judged.judgements,
                 corpus=shop.corpus,
                 passages=material.passages,
-                runs=runs,
+                runs=judged.runs(sources, split=request.judged_split),
                 teacher=teacher,
             ),
             request.settings,

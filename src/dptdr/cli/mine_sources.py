@@ -2,8 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,8 @@ class Workshop:
         cache: Folder where corpus vectors and the BM25 index are kept.
         machine: What encoders run on.
         show: Gives a progress callable for a piece of work.
+        encoders: Kind and value to the teachers' encoders; a source that is one of them is not
+            loaded again.
     """
 
     folder: "BeirFolder"
@@ -56,25 +58,36 @@ class Workshop:
     cache: Path
     machine: Machine
     show: Callable[[str], Any]
+    encoders: "dict[tuple[str, str], Encoder]" = field(default_factory=dict)
 
-    def run(self, source: "SourceSettings", *, split: str) -> "RunTable":
-        """Return the run of a source over the judged queries, made now or found finished.
+    def runs(self, sources: "Sequence[SourceSettings]", *, split: str) -> "dict[str, RunTable]":
+        """Return the runs of sources over the judged queries, made now or found finished.
+
+        Sources that differ in their ranks alone share one run, as deep as the deepest.
 
         Args:
-            source: The source.
+            sources: The sources.
             split: Name of the split, so that runs of two splits do not meet.
 
         Returns:
-            The run.
+            Source name to run.
         """
-        # A name may hold what no file name can; its hash always fits.
-        label = hashlib.sha256(source.name.encode("utf-8")).hexdigest()[:16]
+        depths: dict[tuple[str, str], int] = {}
+        for source in sources:
+            key = (source.kind, source.value)
+            depths[key] = max(depths.get(key, 0), source.last_rank)
+        made = {key: self._run(*key, depth=depth, split=split) for key, depth in depths.items()}
+        return {source.name: made[source.kind, source.value] for source in sources}
+
+    def _run(self, kind: str, value: str, *, depth: int, split: str) -> "RunTable":
+        # A value may hold what no file name can; its hash always fits.
+        label = hashlib.sha256(f"{kind}:{value}".encode()).hexdigest()[:16]
         path = self.work / "runs" / f"{split}-{label}"
-        if source.kind == "run":
-            return self._import(path, Path(source.value))
-        if source.kind == "bm25":
-            return self._bm25(path, depth=source.last_rank)
-        return self._dense(path, source)
+        if kind == "run":
+            return self._import(path, Path(value))
+        if kind == "bm25":
+            return self._bm25(path, depth=depth)
+        return self._dense(path, kind, value, depth=depth)
 
     def teacher(self, text: str) -> "Teacher":
         """Return the teacher that an option names.
@@ -117,7 +130,7 @@ class Workshop:
         members = []
         names = []
         for value in values:
-            encoder = self._encoder(kind, value)
+            encoder = self.encoders[kind, value] = self._encoder(kind, value)
             identity = f"{encoder.query_fingerprint} {encoder.passage_fingerprint}"
             members.append((encoder.encode_queries, self.vectors(encoder), identity))
             names.append(encoder.name)
@@ -127,6 +140,8 @@ class Workshop:
         from dptdr.model import load_encoder
 
         device, dtype = self.machine.device, self.machine.dtype
+        if (kind, value) in self.encoders:
+            return self.encoders[kind, value]
         if kind == "task":
             return load_encoder(task=Path(value), device=device, dtype=dtype)
         return load_encoder(backbone=value, device=device, dtype=dtype)
@@ -170,22 +185,20 @@ class Workshop:
                 )
         return writer.finish()
 
-    def _dense(self, path: Path, source: "SourceSettings") -> "RunTable":
+    def _dense(self, path: Path, kind: str, value: str, *, depth: int) -> "RunTable":
         from dptdr.negatives.runtable import RunTable, RunTableWriter
         from dptdr.search.exact import top_k_of_blocks
 
-        encoder = self._encoder(source.kind, source.value)
+        encoder = self._encoder(kind, value)
         identity = f"{encoder.query_fingerprint} {encoder.passage_fingerprint}"
-        writer = RunTableWriter(
-            path, fingerprint=_digest(self.fingerprint, identity, str(source.last_rank))
-        )
+        writer = RunTableWriter(path, fingerprint=_digest(self.fingerprint, identity, str(depth)))
         if writer.finished:
             return RunTable(path)
         vectors = self.vectors(encoder)
         with self.show(f"search with {encoder.name}") as on_progress:
             for queries in self._parts(writer, on_progress=on_progress):
                 encoded = encoder.encode_queries([query.text for query in queries])
-                scores, rows = top_k_of_blocks(encoded, vectors.blocks(), depth=source.last_rank)
+                scores, rows = top_k_of_blocks(encoded, vectors.blocks(), depth=depth)
                 writer.write_part(
                     (query.id, rows[at], scores[at]) for at, query in enumerate(queries)
                 )

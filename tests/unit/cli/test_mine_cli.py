@@ -206,3 +206,47 @@ def test_mine_tells_of_sources_and_queries_without_candidates(data, tmp_path):
     result = _invoke(data, "--source", f"run:{run}", "--source", "bm25", "--out", tmp_path / "n")
     assert result.exit_code == 0, result.output
     assert "warning: source 'run:own' finds only positives at ranks 1 to 200" in result.output
+
+
+def test_sources_that_differ_in_ranks_alone_are_searched_once(data, encoder, tmp_path, monkeypatch):
+    from dptdr.negatives.bm25 import Bm25Index
+
+    searched = []
+    search = Bm25Index.search_rows
+    monkeypatch.setattr(
+        Bm25Index,
+        "search_rows",
+        lambda self, queries, *, depth, threads=1: (
+            searched.append(depth) or search(self, queries, depth=depth, threads=threads)
+        ),
+    )
+    one, two = "bm25,ranks=1-2,name=one", "bm25,ranks=2-3,name=two"
+    for name, sources in (("both", [one, two]), ("first", [one]), ("second", [two])):
+        arguments = [str(data), "--out", str(tmp_path / f"{name}.jsonl")]
+        for source in sources:
+            arguments += ["--source", source]
+        assert _invoke(*arguments).exit_code == 0
+    assert searched == [3, 2, 3]
+    ids = {
+        name: [
+            {negative["id"] for negative in json.loads(line)["negatives"]}
+            for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("both", "first", "second")
+    }
+    together = [a | b for a, b in zip(ids["first"], ids["second"], strict=True)]
+    assert ids["both"] == together
+
+
+def test_an_encoder_that_is_teacher_and_source_is_loaded_once(data, monkeypatch, tmp_path):
+    loaded = []
+
+    def load_encoder(**_):
+        loaded.append(_WordEncoder())
+        return loaded[-1]
+
+    monkeypatch.setitem(sys.modules, "dptdr.model", SimpleNamespace(load_encoder=load_encoder))
+    arguments = [str(data), "--out", str(tmp_path / "n.jsonl"), "--source", "backbone:words"]
+    arguments += ["--teacher", "backbone:words", "--margin", "0"]
+    assert _invoke(*arguments).exit_code == 0
+    assert len(loaded) == 1
