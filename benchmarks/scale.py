@@ -146,12 +146,13 @@ def page(args: argparse.Namespace) -> list[str]:
     for r in measured:
         each = r["bytes_in_memory"] / r["rows"]
         cells = [size(count * each) if each else "none" for _, count, _ in CORPORA]
-        lines.append(f"| {r['kind']} | {r['rows']:,} | {each:,.0f} | {' | '.join(cells)} |")
+        at = f"{r['rows']:,}" + "".join(f", {option}" for option in r["options"])
+        lines.append(f"| {r['kind']} | {at} | {each:,.0f} | {' | '.join(cells)} |")
     lines += [
         "",
         "## Building and searching",
         "",
-        "Core-time of building: graphs grow as n log n, kinds with lists as n to the 1.5 (lists "
+        "Core-time of building: graphs at least as n log n, kinds with lists as n to the 1.5 (lists "
         "grow as root n, and every passage is compared with all of them). `exact` needs none; "
         "its time a query grows with n.",
         "",
