@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as name:
             found = PARTS[part](options, Path(name))
         record = {
-            "command": "python benchmarks/serving.py " + " ".join(sys.argv[1:]),
+            "command": f"python benchmarks/serving.py run {part} --texts {options.texts} "
+            f"--rounds {options.rounds}",
             "commit": quality.commit(),
             "machine": quality.machine(),
             "threads": options.threads,
