@@ -152,8 +152,8 @@ def page(args: argparse.Namespace) -> list[str]:
         "",
         "## Building and searching",
         "",
-        "Core-time of building: graphs at least as n log n, kinds with lists as n to the 1.5 (lists "
-        "grow as root n, and every passage is compared with all of them). `exact` needs none; "
+        "Core-time of building: graphs as n log n at least, kinds with lists as n to the 1.5 ("
+        "4 root n lists, and every passage is compared with all of them). `exact` needs none; "
         "its time a query grows with n.",
         "",
         f"| kind | {' | '.join(name for name, _, _ in CORPORA)} |",
