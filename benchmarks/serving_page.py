@@ -289,7 +289,7 @@ def soak(part: Found) -> list[str]:
     counts, times = part["counts"], part["milliseconds per request"]
     grown = part["memory of the oldest worker, MB"]
     return [
-        f"## {part['minutes']:g} minutes of mixed load",
+        f"## {part['minutes done']:.0f} minutes of mixed load",
         "",
         f"{part['workers']} worker processes; {part['clients']} clients at {part['rate']:g} "
         "requests a second together, so that the rest of the machine could work; tasks added, "
@@ -314,7 +314,7 @@ def soak(part: Found) -> list[str]:
                     "self-checks passed, failed",
                     f"{part['self-checks']['passed']:g}, {part['self-checks']['failed']:g}",
                 ),
-                ("tracebacks in the log", part["tracebacks in the log"]),
+                ("tracebacks in the log", part.get("tracebacks in the log", "not counted")),
                 ("milliseconds, median and 95 %", f"{times['median']}, {times['95 %']}"),
                 (
                     "memory of the worker that was never killed, every five minutes, MB",

@@ -107,6 +107,8 @@ class Soak:
         self.address = address
         self.truth = truth
         self.pause = clients / rate
+        self.began = time.monotonic()
+        self.memory: list[float] = []
         self.milliseconds: list[float] = []
         self.end = time.monotonic() + seconds
         self.counts: Counter[str] = Counter()
@@ -336,7 +338,10 @@ def server(folder: Path, *, worker_count: int, log: Path) -> Any:
         yield process, found[1]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        # What was found is worth more than an orderly end on a machine that is busy.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
 
 
 def main() -> None:
@@ -364,29 +369,35 @@ def main() -> None:
                 rate=options.rate,
                 clients=options.clients,
             )
-            memory = run(soak, process.pid, options)
+            report = {
+                "command": "python benchmarks/serving_soak.py " + " ".join(sys.argv[1:]),
+                "began": began,
+                "commit": quality.commit(),
+                "machine": quality.machine(),
+                "seed": 0,
+                **{name: value for name, value in vars(options).items() if name != "out"},
+            }
+            run(soak, process.pid, options, report=report)
             metrics = httpx.get(address + "/metrics", timeout=PATIENCE).text
-        lines = log.read_text()
-    report = {
-        "command": "python benchmarks/serving_soak.py " + " ".join(sys.argv[1:]),
-        "began": began,
-        "commit": quality.commit(),
-        "machine": quality.machine(),
-        "seed": 0,
-        **vars(options),
-        **summary(soak, memory, metrics),
-        "tracebacks in the log": lines.count("Traceback"),
-    }
-    report.pop("out")
+            report |= summary(soak, metrics) | {
+                "tracebacks in the log": log.read_text().count("Traceback")
+            }
+            write(report, options.out)
     print(json.dumps(report, indent=1))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit(0 if report["all well"] else 1)
 
 
-def run(soak: Soak, supervisor: int, options: argparse.Namespace) -> list[float]:
-    """Let all clients go; return the oldest worker's memory in MB, every ten seconds."""
+def write(report: dict[str, Any], out: Path | None) -> None:
+    """Write what is known so far."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def run(
+    soak: Soak, supervisor: int, options: argparse.Namespace, *, report: dict[str, Any]
+) -> None:
+    """Let all clients go; watch the oldest worker's memory every ten seconds; report meanwhile."""
     jobs: list[Any] = [lambda n=n: soak.ask(n) for n in range(options.clients)]
     jobs += [soak.administer, soak.disturb]
     jobs.append(lambda: soak.kill(supervisor, every=options.kill_every_seconds))
@@ -401,17 +412,19 @@ def run(soak: Soak, supervisor: int, options: argparse.Namespace) -> list[float]
     threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
-    memory = []
     while soak.running():
         time.sleep(min(10.0, max(0.1, soak.end - time.monotonic())))
-        memory.append(resident(workers(supervisor)[0]))
+        soak.memory.append(resident(workers(supervisor)[0]))
+        if len(soak.memory) % 6 == 0:
+            with soak.lock:
+                write(report | summary(soak, ""), options.out)
     for thread in threads:
         thread.join()
-    return memory
 
 
-def summary(soak: Soak, memory: list[float], metrics: str) -> dict[str, Any]:
+def summary(soak: Soak, metrics: str) -> dict[str, Any]:
     """Return what came out, and whether all was well."""
+    memory = soak.memory or [0.0]
     checks = {
         outcome: sum(
             float(line.split()[-1])
@@ -425,6 +438,7 @@ def summary(soak: Soak, memory: list[float], metrics: str) -> dict[str, Any]:
     flat = late <= 1.05 * early + 5
     times = sorted(soak.milliseconds) or [0.0]
     return {
+        "minutes done": round((time.monotonic() - soak.began) / 60, 1),
         "counts": dict(sorted(soak.counts.items())),
         "wrong vectors": len(soak.wrong),
         "the first of them": soak.wrong[:5],
