@@ -61,6 +61,7 @@ def command(
     ] = 400_000,
     max_body: Annotated[int, typer.Option(min=1, help="Longest request body, in kB.")] = 8000,
     max_texts: Annotated[int, typer.Option(min=1, help="Most texts per request.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per request.")] = 300_000,
     max_text_characters: Annotated[
         int, typer.Option(min=1, help="Longest text, in characters.")
     ] = 200_000,
@@ -141,6 +142,7 @@ def command(
             queue_tokens=queue_tokens,
             max_body_bytes=max_body * 1000,
             max_texts=max_texts,
+            max_tokens=max_tokens,
             max_text_characters=max_text_characters,
             timeout_seconds=timeout,
             requests_per_second=rate,

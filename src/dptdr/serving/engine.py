@@ -31,6 +31,7 @@ from dptdr.serving.pending import (
     EngineSettings,
     PendingRequest,
     TooLate,
+    TooManyTokens,
     Work,
 )
 from dptdr.serving.prompts import TaskVersion
@@ -268,10 +269,18 @@ class Engine:
                 self._preparing_tokens -= request.estimate
                 if request.future.cancelled():
                     return
+                self._check_size(total)
                 self._queue.put(waiting)
                 self._changed.notify_all()
-        except QueueFull as error:
+        except (QueueFull, TooManyTokens) as error:
             self._fail(request, error)
+
+    def _check_size(self, tokens: int) -> None:
+        most = self.settings.request_tokens
+        if tokens > most:
+            raise TooManyTokens(
+                f"expected at most {most:,} tokens in one request, got {tokens:,}; send fewer texts"
+            )
 
     # Compute
 

@@ -24,6 +24,10 @@ class TooLate(ServingError):
     """The request's time ran out before it could be computed."""
 
 
+class TooManyTokens(ServingError):
+    """One request brings more tokens than one may."""
+
+
 class Encoded(NamedTuple):
     """Vectors of one request, in the order of its texts.
 
@@ -82,11 +86,13 @@ class EngineSettings:
 
     Args:
         batch: Sizes of batches and queue.
+        request_tokens: Most tokens of one request.
         threads: Processor threads of the compute phase, 0 for torch's own choice.
         check_every: After so many batches one row is computed again alone and compared; 0: never.
     """
 
     batch: BatchLimits = field(default_factory=BatchLimits)
+    request_tokens: int = 300_000
     threads: int = 0
     check_every: int = 500
 

@@ -20,7 +20,7 @@ from dptdr.errors import (
 from dptdr.serving.bank import TaskExists, UnknownTask
 from dptdr.serving.batching import QueueFull
 from dptdr.serving.keys import NoKey, NotAllowed
-from dptdr.serving.pending import Draining, TooLate
+from dptdr.serving.pending import Draining, TooLate, TooManyTokens
 from dptdr.serving.rates import TooMany
 from dptdr.serving.replies import json_response
 
@@ -40,6 +40,7 @@ STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (BundleError, 422, "broken_bundle"),
     (BackboneError, 422, "cannot_encode"),
     (Invalid, 422, "invalid"),
+    (TooManyTokens, 422, "too_many_tokens"),
     (QueueFull, 429, "queue_full"),
     (TooMany, 429, "rate"),
     (Draining, 503, "not_ready"),

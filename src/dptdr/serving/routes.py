@@ -82,6 +82,7 @@ async def info(request: Request) -> Response:
             "max_input_length": bank.bare.limits.max_passage_tokens,
             "max_batch_tokens": settings.batch_tokens,
             "max_client_batch_size": settings.max_texts,
+            "max_request_tokens": settings.max_tokens,
             "max_concurrent_tokens": settings.queue_tokens,
             "dim": bank.backbone.dim,
             "layout": bank.forward.layout,

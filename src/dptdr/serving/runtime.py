@@ -75,6 +75,7 @@ class Runtime:
                     queue_tokens=settings.queue_tokens,
                     cost=forward.layout,
                 ),
+                request_tokens=settings.max_tokens,
                 threads=settings.threads,
                 check_every=settings.check_every,
             ),

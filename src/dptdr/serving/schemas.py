@@ -224,6 +224,7 @@ class Info(BaseModel):
     max_input_length: int
     max_batch_tokens: int
     max_client_batch_size: int
+    max_request_tokens: int
     max_concurrent_tokens: int
     dim: int
     layout: str

@@ -28,6 +28,7 @@ class ServerSettings:
         queue_tokens: Most tokens that may wait.
         max_body_bytes: Longest request body.
         max_texts: Most texts per request.
+        max_tokens: Most tokens per request, texts cut to their task's limit.
         max_text_characters: Longest text.
         max_hits: Most hits per search.
         timeout_seconds: How long a request may wait for its vectors.
@@ -58,6 +59,7 @@ class ServerSettings:
     queue_tokens: int = 400_000
     max_body_bytes: int = 8_000_000
     max_texts: int = 2048
+    max_tokens: int = 300_000
     max_text_characters: int = 200_000
     max_hits: int = 1000
     timeout_seconds: float = 60.0
@@ -75,7 +77,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense, all at once."""
         problems = []
-        for name in ("workers", "batch_tokens", "queue_tokens", "max_texts", "burst_requests"):
+        for name in (
+            "workers",
+            "batch_tokens",
+            "queue_tokens",
+            "max_texts",
+            "max_tokens",
+            "burst_requests",
+        ):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("timeout_seconds", "stop_seconds", "max_body_bytes", "prompt_memory_bytes"):

@@ -179,6 +179,17 @@ def test_a_full_queue_is_429_and_a_late_answer_504(tmp_path):
     assert kind(late[0]) == (504, "too_late")
 
 
+def test_more_tokens_than_one_request_may_bring_are_422_and_harm_nobody(tmp_path):
+    with WebServer.start(tmp_path, max_tokens=12) as web:
+        many = post(web, "/v1/embeddings", ASK | {"input": ["the big old dog"] * 4})
+        few = post(web, "/v1/embeddings", ASK | {"input": ["the big old dog"] * 2})
+
+        assert kind(many) == (422, "too_many_tokens")
+        assert "at most 12 tokens in one request, got 24" in many.json()["error"]["message"]
+        assert few.status_code == 200
+        assert web.runtime.engine.waiting_tokens == 0
+
+
 def test_a_server_that_cannot_load_says_why(tmp_path):
     server = WebServer(tmp_path, tasks=(("bad", tmp_path / "tasks" / "damaged"),))
     with server.client:
