@@ -129,9 +129,9 @@ def goals(cells: Cells) -> list[str]:
         "## What was wanted, and what was found",
         "",
         "Wanted: RIP gives a significant gain for deep prompts on the raw encoder in every set, "
-        "and on average on MiniLM; RIP with deep prompts reaches at least full fine-tuning without it. "
-        "Differences of nDCG@10 and p of the paired randomisation test over queries (each query's "
-        f"mean over seeds); better and worse at p < {ALPHA}.",
+        "and on average on MiniLM; RIP with deep prompts reaches at least full fine-tuning without "
+        "it. Differences of nDCG@10 and p of the paired randomisation test over queries (each "
+        f"query's mean over seeds); better and worse at p < {ALPHA}.",
         "",
         *table(["comparison", "outcome", *SETS], rows),
     ]
