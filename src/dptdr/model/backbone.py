@@ -298,8 +298,13 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
         )
         factory = AutoModelForTextEncoding if encoding else AutoModel
         with quiet_transformers():
+            # Shapes that differ are told by name below; transformers' own error names none.
             model, info = factory.from_pretrained(
-                source, config=config, dtype=kinds[dtype], output_loading_info=True
+                source,
+                config=config,
+                dtype=kinds[dtype],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -320,9 +325,12 @@ def _check_complete(source: str, info: dict[str, Any]) -> None:
     A missing pooler is no harm: vectors are made from token states.
     """
     missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
-    wrong = sorted(str(key) for key in info["mismatched_keys"])
+    wrong = sorted(
+        f"{key}: expected {tuple(wanted)}, got {tuple(found)}"
+        for key, found, wanted in info["mismatched_keys"]
+    )
     if missing or wrong:
-        shown = ", ".join([*missing, *wrong][:3])
+        shown = "; ".join([*missing, *wrong][:3])
         raise BackboneError(
             f"backbone '{source}': {len(missing) + len(wrong)} weights of the encoder are missing "
             f"or of another shape in its checkpoint ({shown}, ...); they would be random"

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dptdr.errors import BackboneError
 from dptdr.model import Backbone
 from dptdr.model.backbone import resolve
 from dptdr.model.injection import quiet_transformers
@@ -137,6 +138,9 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
     Returns:
         The head, ``None`` where transformers has none for the architecture; and whether all its
         weights stand in the checkpoint.
+
+    Raises:
+        BackboneError: If they are of another shape there.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -147,14 +151,27 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
             # The backbone's own loading has checked the folder: only the architecture can fail.
             config = AutoConfig.from_pretrained(place)
             model, info = AutoModelForMaskedLM.from_pretrained(
-                place, config=config, dtype=torch.float32, output_loading_info=True
+                place,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         except (ValueError, KeyError):
             return None, False
     encoder = f"{model.base_model_prefix}."
     missing = [name for name in info["missing_keys"] if not name.startswith(encoder)]
-    complete = not missing and not info["mismatched_keys"]
-    return OwnHead(backbone, model.eval()).to(backbone.device), complete
+    wrong = sorted(
+        f"{name}: expected {tuple(wanted)}, got {tuple(found)}"
+        for name, found, wanted in info["mismatched_keys"]
+    )
+    if wrong:
+        raise BackboneError(
+            f"backbone '{source or backbone.name}': the masked-language head in its checkpoint is "
+            f"of another shape ({'; '.join(wrong[:3])}); it belongs to another encoder or "
+            "vocabulary: save the two together, or the encoder alone"
+        )
+    return OwnHead(backbone, model.eval()).to(backbone.device), not missing
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:

@@ -119,6 +119,16 @@ def test_checkpoint_without_all_weights_is_refused(tmp_path):
         Backbone.load(str(tmp_path))
 
 
+def test_checkpoint_of_another_shape_is_refused_by_name(tmp_path):
+    save_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = r"layer\.0\.intermediate\.dense\.bias: expected \(49,\), got \(48,\); .* be random"
+    with pytest.raises(BackboneError, match=said):
+        Backbone.load(str(tmp_path))
+
+
 def test_fingerprint_changes_with_weights_tokenizer_and_pooling_only(tmp_path):
     base = tiny_backbone()
     known = {base.fingerprint}

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from dptdr.errors import BackboneError, ConfigError
 from dptdr.model import Backbone, PromptCall
@@ -38,6 +39,16 @@ def test_own_head_does_not_count_the_encoders_weights(lm):
 
 def test_head_is_missing_in_an_encoders_checkpoint(plain):
     assert own_head(Backbone.load(str(plain)))[1] is False
+
+
+def test_head_of_another_shape_in_the_checkpoint_is_refused(tmp_path):
+    save_lm(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "cls.predictions.transform.dense.weight"
+    save_file(weights | {name: weights[name][:5].clone()}, tmp_path / "model.safetensors")
+    said = r"transform\.dense\.weight: expected \(32, 32\), got \(5, 32\)\); .* encoder alone"
+    with pytest.raises(BackboneError, match=said):
+        own_head(Backbone.load(str(tmp_path)))
 
 
 def test_architecture_without_a_masked_language_model_has_no_own_head(tmp_path):
