@@ -184,13 +184,18 @@ def _initial_rows(
     rows: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Tensor:
+    length = config.prompt_length
     if rows is not None:
         # A tied prompt may start an untied task: both sides take the shared rows.
         found = rows.get(name, rows.get("shared", rows.get("query")))
         if found is None:
             raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(rows)}")
+        if found.shape[3] != length:
+            raise ConfigError(
+                f"prompt_length: the task to start from has {found.shape[3]} rows per layer, got "
+                f"{length}; use --prompt-length {found.shape[3]}"
+            )
         return found
-    length = config.prompt_length
     if config.initialisation == "random" or not texts:
         start = random_rows(
             backbone.geometry, prompt_length=length, scale=config.random_scale, seed=seed

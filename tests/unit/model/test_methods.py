@@ -168,6 +168,9 @@ def test_rows_of_another_task_start_a_prompt_and_foreign_ones_are_refused(tiny_b
     assert torch.equal(method.state()["shared"], rows)
     with pytest.raises(ConfigError, match="no prompt 'shared' to start from; there is"):
         build(tiny_bert, "deep-prompt", config, rows={"passage": rows})
+    other = DeepPromptConfig(prompt_length=4, initialisation="task")
+    with pytest.raises(ConfigError, match=r"has 5 rows per layer, got 4; use --prompt-length 5"):
+        build(tiny_bert, "deep-prompt", other, rows={"shared": rows})
     with pytest.raises(ValueError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 0, 8\)"):
         check_rows(rows[:, :, :, :0], geometry=tiny_bert.geometry)
 
