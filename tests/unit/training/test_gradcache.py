@@ -66,6 +66,19 @@ def test_chunked_gradient_with_checkpointing_is_the_whole_gradient(float64, name
     assert relative_error(chunked, expected) < 1e-12
 
 
+@pytest.mark.parametrize(("precision", "close"), [("float32", ROUNDING), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("name", ["deep-prompt", "lora", "bitfit"])
+def test_chunks_with_checkpointing_on_arranged_weights_have_the_plain_gradient(
+    monkeypatch, name, precision, close
+):
+    method = made_method(name)
+    method.backbone.injection.enable_checkpointing()
+    _, found = gradients(method, GROUPS, chunk_texts=4, precision=precision)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    _, expected = gradients(made_method(name), GROUPS)
+    assert relative_error(found, expected) < close
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_chunked_gradient_in_bfloat16_is_near_the_whole_gradient(name):
     method = made_method(name)
