@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
 from dptdr.model import fingerprints
+from dptdr.model.caches import bound_kernel_caches
 from dptdr.model.injection import Geometry, Injection, quiet_transformers
 from dptdr.model.pooling import Pooling, pool_states, read_pooling, transformer_folder
 from dptdr.model.segments import Observer, PromptCall, Segment
@@ -81,6 +82,7 @@ class Backbone:
             BackboneError: If the encoder cannot be found or loaded.
             UnsupportedBackbone: If prompts cannot reach every layer of it.
         """
+        bound_kernel_caches()
         folder = resolve(name)
         source = name if folder is None else str(transformer_folder(folder))
         weights = None

@@ -1,0 +1,34 @@
+"""Memory stays flat over texts of many lengths."""
+
+import subprocess
+import sys
+
+_MEASURE = """
+import random
+from pathlib import Path
+from dptdr.model import Backbone
+from dptdr.serving.forward import Forward, Row
+
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) // 1000
+
+forward = Forward(Backbone.load("minilm"))
+generator = random.Random(0)
+found = []
+for number in range(120):
+    count = generator.choice([1, 1, 2, 4])
+    rows = [Row([1000] * generator.randrange(1, 90)) for _ in range(count)]
+    forward.vectors(rows)
+    if number in (49, 119):
+        found.append(resident())
+print(*found)
+"""
+
+
+def test_kernels_of_many_lengths_do_not_pile_up():
+    made = subprocess.run(
+        [sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, made.stdout.split())
+    # Without bounds the process grows by more than 60 MB here, and goes on growing.
+    assert after - before < 25
