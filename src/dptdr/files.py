@@ -91,9 +91,15 @@ def recover_folder(path: Path) -> None:
         aside.rename(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write ``value`` as JSON with sorted keys, atomically.
+
+    Args:
+        path: The file.
+        value: What to write.
+        indent: Spaces per level; ``None`` for one line, written many times as quickly.
+    """
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic_file(path) as handle:
         handle.write(text.encode("utf-8"))
 

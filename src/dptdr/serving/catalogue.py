@@ -146,7 +146,8 @@ class Catalogue:
             }
             for name, entry in tasks.items()
         }
-        write_json(self.file, {"format_version": FORMAT_VERSION, "tasks": values})
+        # Written at every change, whole: with a thousand tasks indenting would be most of it.
+        write_json(self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None)
 
     def bundle(self, key: str) -> Path:
         """Return where the copy of a bundle lies."""
