@@ -26,7 +26,9 @@ _TOKENS_PER_PIECE = {"cpu": 512}
 _TOKENS_PER_PIECE_ELSEWHERE = 32768
 
 # The loss of a large batch is taken over blocks of queries of about this many scores each.
-_SCORES_PER_BLOCK = 1 << 21
+# A block needs about sixteen numbers per score, backward pass included.
+_SCORES_PER_BLOCK = {"cpu": 1 << 18}
+_SCORES_PER_BLOCK_ELSEWHERE = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +262,8 @@ class ContrastiveObjective:
         queries = _in_order(pieces, vectors, side="query")
         passages = self.world.gather_rows(_in_order(pieces, vectors, side="passage"))
         columns = self._columns(batch, device=queries.device)
-        size = max(1, _SCORES_PER_BLOCK // len(columns))
+        scores = _SCORES_PER_BLOCK.get(queries.device.type, _SCORES_PER_BLOCK_ELSEWHERE)
+        size = max(1, scores // len(columns))
         if size >= len(queries):
             return self._block_loss(queries, passages, columns, batch.rows)
         # Scores, masks and their gradients of one block at a time are in memory.
