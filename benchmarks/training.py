@@ -39,6 +39,7 @@ LENGTHS = {
 }
 MAX_TOKENS = {"query": 64, "passage": 160}
 CHUNK = 16
+QUERY_ONLY = "deep prompt, query-only, bfloat16"
 SMALL_CHUNK = 32
 
 
@@ -133,7 +134,14 @@ def backbone() -> Any:
 # --- the systems: each returns a function that trains on one batch
 
 
-def objective(method: str, *, batch: int, lengths: str, **settings: Any) -> Any:
+def objective(
+    method: str,
+    *,
+    batch: int,
+    lengths: str,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
     """Return what leaves the gradients of a step on the parameters, and what it trains."""
     from dptdr.config.methods import DEFAULT_CONFIGS
     from dptdr.config.training import TrainingConfig
@@ -147,7 +155,8 @@ def objective(method: str, *, batch: int, lengths: str, **settings: Any) -> Any:
     factory = MethodFactory(
         query_texts=[q for q, _ in pairs[:64]], passage_texts=[p for _, p in pairs[:64]]
     )
-    made = factory.build(method, backbone(), DEFAULT_CONFIGS[method](), seed=0)  # type: ignore
+    chosen = DEFAULT_CONFIGS[method](**(options or {}))  # type: ignore[index]
+    made = factory.build(method, backbone(), chosen, seed=0)  # type: ignore
     set_training_mode(made)
     config = TrainingConfig(
         steps=1000,
@@ -259,6 +268,9 @@ def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
     return {
         "deep prompt": lambda: ours("deep-prompt", **both),
         "deep prompt, bfloat16": lambda: ours("deep-prompt", precision="bfloat16", **both),
+        QUERY_ONLY: lambda: ours(
+            "deep-prompt", precision="bfloat16", options={"sharing": "query-only"}, **both
+        ),
         "LoRA": lambda: ours("lora", **both),
         "full fine-tuning": lambda: ours("full", **both),
         "full fine-tuning, bfloat16": lambda: ours("full", precision="bfloat16", **both),
@@ -280,6 +292,7 @@ PAIRS = [
     ("deep prompt", "full fine-tuning"),
     ("deep prompt, bfloat16", "full fine-tuning"),
     ("deep prompt, bfloat16", "full fine-tuning, bfloat16"),
+    (QUERY_ONLY, "full fine-tuning, bfloat16"),
     ("LoRA", "full fine-tuning"),
     ("deep prompt", "PEFT prefix tuning"),
     (
