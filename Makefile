@@ -39,7 +39,9 @@ bench: install
 	$(BIN)/python benchmarks/search.py run --data bench/data --work bench/search \
 		--json bench/search.json
 	$(BIN)/python benchmarks/mining.py scale --data bench/data --work bench/mining
-	$(BIN)/python benchmarks/serving.py --data bench/data
+	$(BIN)/python benchmarks/serving.py prepare --data bench/data --work bench/serving
+	$(BIN)/python benchmarks/serving.py run prompts tasks lora memory backends joining \
+		--work bench/serving --tasks 100 --texts 120 --out bench/serving
 
 docs: install
 	$(BIN)/mkdocs build --strict
