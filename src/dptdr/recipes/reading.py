@@ -93,7 +93,8 @@ def read_recipe(
         problems.append("expected at least one stage in [stages]")
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(problems))
-        raise ConfigError(f"{path}: {len(set(problems))} problems, nothing was started:{lines}")
+        count = f"{len(set(problems))} problem{'s' * (len(set(problems)) > 1)}"
+        raise ConfigError(f"{path}: {count}, nothing was started:{lines}")
     name = str(values.get("name", path.stem))
     return Recipe(
         name=name,
