@@ -64,8 +64,8 @@ def main() -> None:
     text = [
         "# Kernels kept for the shapes of matrix products",
         "",
-        "Made by `python benchmarks/kernel_caches.py`. A process encodes batches of 1 to 8 texts of",
-        "1 to 150 random tokens (MiniLM, packed, one thread) and keeps at most so many kernels in",
+        "Made by `python benchmarks/kernel_caches.py`. A process encodes batches of 1 to 8 texts",
+        "of 1 to 150 random tokens (MiniLM, packed, one thread) and keeps at most so many kernels in",
         "each of two caches. Memory is resident; seconds are the processor's, for all batches.",
         "",
         f"| kernels kept | {heads} | seconds |",

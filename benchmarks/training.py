@@ -464,8 +464,8 @@ INTRODUCTION = (
     "In products of matrices alone a deep prompt cannot be cheaper than two thirds of full "
     "fine-tuning: both carry gradients through every layer, and only those of the weights are "
     "saved. What is better than that comes from frozen weights being arranged and rounded once, "
-    "from the optimiser, and from bfloat16. A query-only prompt is cheaper by far, because passages "
-    "pass the bare encoder without a gradient.\n\n"
+    "from the optimiser, and from bfloat16. A query-only prompt is cheaper by far, as its "
+    "passages pass the bare encoder without a gradient.\n\n"
     "On a GPU nothing was measured: there was no card. `python benchmarks/gpu_training.py` does it "
     "in one call."
 )
