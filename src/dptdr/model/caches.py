@@ -11,8 +11,8 @@ def bound_kernel_caches() -> None:
 
     They make a kernel per shape of a matrix product. Lengths of texts give thousands of shapes, and
     the kernels kept for them grow a process by a gigabyte over minutes of mixed load, while making
-    one anew costs nothing that can be measured (``results/kernel-caches.md``). Values that the user has
-    set stay. Without effect where the process has multiplied matrices on the processor before.
+    one anew costs nothing that can be measured (``results/kernel-caches.md``). Values that the user
+    has set stay. Without effect where the process has multiplied matrices on the processor before.
     """
     for name in _BOUNDS:
         os.environ.setdefault(name, MOST_KERNELS)
