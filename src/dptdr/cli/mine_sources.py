@@ -143,8 +143,11 @@ class Workshop:
         if (kind, value) in self.encoders:
             return self.encoders[kind, value]
         if kind == "task":
-            return load_encoder(task=Path(value), device=device, dtype=dtype)
-        return load_encoder(backbone=value, device=device, dtype=dtype)
+            encoder = load_encoder(task=Path(value), device=device, dtype=dtype)
+        else:
+            encoder = load_encoder(backbone=value, device=device, dtype=dtype)
+        encoder.only_encode()
+        return encoder
 
     def _import(self, path: Path, run: Path) -> "RunTable":
         from dptdr.errors import DataError
