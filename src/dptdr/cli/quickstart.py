@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dptdr.records import Qrels, Query, Run
 
 TASKS = ("python-code", "python-api")
-_SAMPLE_QUERIES = 2
 
 
 def command(
@@ -213,16 +212,24 @@ def _report(
 
 
 def _print_answers(test: "CappedSet", *, bare: "Run", tuned: "Run") -> None:
-    """Show the first queries whose first hit the prompt has changed; * marks the judged one."""
+    """Count first hits that are judged, and show one that the prompt gained and one it lost."""
     texts = {passage.id: passage.content for passage in test.passages}
-    queries = test.queries
-    changed = [q for q in queries if tuned[q.id][0].passage_id != bare[q.id][0].passage_id]
-    typer.echo("\nfirst hits that the prompt has changed (* is the judged passage)")
-    for query in (changed or queries)[:_SAMPLE_QUERIES]:
+
+    def right(run: "Run", query: "Query") -> bool:
+        return test.qrels[query.id].get(run[query.id][0].passage_id, 0) > 0
+
+    gained = [q for q in test.queries if right(tuned, q) and not right(bare, q)]
+    lost = [q for q in test.queries if right(bare, q) and not right(tuned, q)]
+    before, after = (sum(right(run, q) for q in test.queries) for run in (bare, tuned))
+    typer.echo(
+        f"\nthe first hit is a judged passage (*) for {before} of {len(test.queries)} test queries "
+        f"with the backbone,\nfor {after} with the prompt: {len(gained)} gained, {len(lost)} lost"
+    )
+    for query in (gained[:1] + lost[:1]) or test.queries[:1]:
         typer.echo(f"\n  query     {query.text[:100]}")
         for what, run in (("backbone", bare), ("prompt", tuned)):
             hit = run[query.id][0].passage_id
-            mark = "*" if test.qrels[query.id].get(hit, 0) > 0 else " "
+            mark = "*" if right(run, query) else " "
             typer.echo(f"  {what:8}{mark} {hit}  {' '.join(texts[hit].split())[:80]}")
 
 
