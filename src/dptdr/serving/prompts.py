@@ -1,5 +1,9 @@
 """Prompts of served tasks: mapped from disk, and kept in memory while they are asked for."""
 
+import contextlib
+import ctypes
+import mmap
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,6 +21,9 @@ from dptdr.model.backbone import Side
 from dptdr.model.bundle import TaskManifest
 from dptdr.model.encoder import Limits
 from dptdr.serving.packing import PromptRows
+
+_PAGEOUT = 21
+"""Linux' MADV_PAGEOUT: give pages back now; what is in them stays readable."""
 
 
 class PromptFile:
@@ -116,7 +123,9 @@ class HotPrompts:
                 self.hits += 1
                 return found
             self.misses += 1
-        made = self.load(version.file.rows(name), version.config)
+        mapped = version.file.rows(name)
+        made = self.load(mapped, version.config)
+        release(mapped)
         with self._lock:
             # Another thread may have loaded the same rows: one object, so that rows group.
             found = self._rows.setdefault(key, made)
@@ -149,3 +158,21 @@ class HotPrompts:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def release(mapped: Tensor) -> None:
+    """Give back the pages of rows that were read from a mapped file, where the system can.
+
+    A hot prompt has a copy in attention's layout; the pages it was read from would count as memory
+    of the process until something else needs them.
+
+    Args:
+        mapped: The rows; they can be read again afterwards.
+    """
+    if sys.platform != "linux" or mapped.device.type != "cpu":
+        return
+    first = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    size = mapped.data_ptr() + mapped.nbytes - first
+    # Only advice: an older kernel refuses it, and nothing is lost.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _PAGEOUT)

@@ -1,5 +1,8 @@
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +238,26 @@ def test_a_damaged_copy_takes_down_its_version_only(bank, bundle):
     with pytest.raises(UnknownTask, match="task 'law' has no version '1'"):
         fresh.resolve("law")
     assert "SHA-256" in fresh.broken["law@1"]
+
+
+def resident_kilobytes(path):
+    """Return how much of a mapped file is in this process's memory."""
+    parts = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    own = [part for part in parts if str(path) in part.split("\n", 1)[0]]
+    assert own
+    return sum(int(re.search(r"Rss: +(\d+)", part)[1]) for part in own)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_pages_of_a_hot_prompt_are_given_back_and_read_again(served, tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", served.backbone, prompt_length=4000)
+    bank = Bank(served, state=tmp_path / "state")
+    version = bank.add("medical", bundle)
+    before = bank.prompt(version, "query")
+
+    assert resident_kilobytes(version.file.path) < 100
+    bank.hot.forget({version.file.key})
+    torch.testing.assert_close(bank.prompt(version, "query"), before, rtol=0, atol=0)
 
 
 def test_hot_prompts_stay_within_the_budget_and_come_back_equal(served, tmp_path):
