@@ -520,7 +520,7 @@ def objective_of(task: OpenSet, method: Any, groups: Any, config: Any) -> Any:
 def table() -> None:
     """Write results/negatives.md from all cells."""
     cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*/*.json"))]
-    lines = [*HEAD]
+    lines = [*HEAD, "", *overall_lines(cells)]
     for sharing in ("query-only", "tied"):
         for name in SETS:
             own = [c for c in cells if c["set"] == name and c.get("sharing") == sharing]
@@ -590,6 +590,50 @@ def set_lines(
             shown = f"{test.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'}"
         values = [spread([cell["measures"][measure] for cell in own]) for measure in MEASURES]
         lines.append(f"| {condition} | {' | '.join(values)} | {len(own)} | {shown} |")
+    return lines
+
+
+def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
+    """Compare each condition with no mined negatives and with the union, over all sets."""
+    from quality_pages import weighted_p
+
+    def of(name: str, condition: str) -> dict[int, dict[str, Any]]:
+        chosen = [c for c in cells if c["set"] == name and c.get("condition") == condition]
+        return {c["seed"]: c for c in chosen if c["sharing"] == "query-only"}
+
+    lines = [
+        "## Over all sets",
+        "",
+        "Differences of nDCG@10 (mean over the seeds that both have), their mean over the sets, "
+        "each with the same weight, and the randomisation test of that mean over all queries.",
+        "",
+        f"| condition | against | {' | '.join(SETS)} | mean | p |",
+        "| --- | --- |" + " --- |" * (len(SETS) + 2),
+    ]
+    for reference in ("none", "union"):
+        for condition in CONDITIONS:
+            if condition == reference or (reference == "union" and condition == "none"):
+                continue
+            means, weighted = [], []
+            for name in SETS:
+                one, other = of(name, condition), of(name, reference)
+                seeds = sorted(one.keys() & other.keys())
+                if not seeds:
+                    means.append(None)
+                    continue
+                mine, base = (mean_per_query([x[seed] for seed in seeds]) for x in (one, other))
+                apart = np.array([mine[query] - base[query] for query in base])
+                means.append(float(apart.mean()))
+                weighted.append(apart / apart.size)
+            known = [mean for mean in means if mean is not None]
+            if not known:
+                continue
+            p = weighted_p(np.concatenate(weighted) / len(known))
+            shown = " | ".join("" if mean is None else f"{mean:+.4f}" for mean in means)
+            lines.append(
+                f"| {condition} | {reference} | {shown} | {statistics.fmean(known):+.4f} "
+                f"({len(known)} sets) | {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'} |"
+            )
     return lines
 
 
