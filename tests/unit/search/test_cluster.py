@@ -122,7 +122,8 @@ def test_two_ray_workers_one_killed_write_the_bytes_of_one_process(helpers, data
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # Lines, of which two are blank.
-    assert done.stdout.splitlines()[-1] == "(35, 35)"
+    # Ray tells of the lost worker on the same stream, sometimes last.
+    assert "(35, 35)" in done.stdout.splitlines()
     assert contents(tmp_path / "v") == contents(whole(helpers, data, tmp_path / "w").path)
     # Two workers, and one in the place of the killed one.
     assert len(set(log.read_text().split())) == 3
