@@ -120,7 +120,9 @@ class UsearchRows:
         found = self.index.search(vectors, depth, threads=self.threads)
         keys, distances = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
         width = keys.shape[1]
-        scores[:, :width] = 1 - distances
+        # Places that found nothing hold whatever was in memory; they are cleared below.
+        with np.errstate(all="ignore"):
+            scores[:, :width] = 1 - distances
         rows[:, :width] = keys.astype(np.int64)
         counts = np.atleast_1d(getattr(found, "counts", np.array([width] * len(vectors))))
         missing = np.arange(depth)[None, :] >= counts[:, None]
