@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,31 @@ def length_sorted_batches(
         start = stop
 
 
+class BatchSizes(NamedTuple):
+    """How much is encoded at once: padded tokens, texts, and tokens of padding."""
+
+    tokens: int
+    texts: int
+    padding: int
+
+
+# A processor is as fast with small matrices, and padding costs it; a GPU waits for each launch.
+_PROCESSOR = BatchSizes(tokens=4096, texts=64, padding=256)
+_ELSEWHERE = BatchSizes(tokens=65536, texts=1024, padding=65536)
+
+
+def batch_sizes(device: torch.device) -> BatchSizes:
+    """Return how much to encode at once on a device.
+
+    Args:
+        device: Where the encoder is.
+
+    Returns:
+        The sizes; vectors do not depend on them, up to rounding.
+    """
+    return _PROCESSOR if device.type == "cpu" else _ELSEWHERE
+
+
 class Encoder:
     """Encodes queries and passages with one task, or with the bare backbone.
 
@@ -83,8 +108,8 @@ class Encoder:
         method: A tuned task's method; ``None`` is the bare backbone.
         limits: Longest texts; the backbone's own limit by default.
         name: What to call this encoder in reports.
-        token_budget: Most padded tokens per batch.
-        most_texts: Most texts per batch.
+        token_budget: Most padded tokens per batch; 0 takes what suits the device.
+        most_texts: Most texts per batch; 0 takes what suits the device.
     """
 
     def __init__(
@@ -94,8 +119,8 @@ class Encoder:
         method: Method | None = None,
         limits: Limits | None = None,
         name: str | None = None,
-        token_budget: int = 4096,
-        most_texts: int = 64,
+        token_budget: int = 0,
+        most_texts: int = 0,
     ) -> None:
         self.method = method
         self.backbone = backbone if method is None else method.backbone
@@ -221,8 +246,12 @@ class Encoder:
             ):
                 yield batch, self._unpadded.vectors([ids[i] for i in batch], prompt=prompt)
             return
+        sizes = batch_sizes(self.backbone.device)
         for batch in length_sorted_batches(
-            lengths, token_budget=self.token_budget, most_texts=self.most_texts
+            lengths,
+            token_budget=self.token_budget or sizes.tokens,
+            most_texts=self.most_texts or sizes.texts,
+            most_padding=sizes.padding,
         ):
             tokens = self.backbone.pad([ids[i] for i in batch])
             if self.method is None:

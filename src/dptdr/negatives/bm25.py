@@ -4,6 +4,7 @@ Scores and files are those of bm25s; what differs is how an index is built (stre
 that memory holds the postings and not the corpus) and how equal scores are ordered (by passage).
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,14 @@ FORMAT = 1
 _BLOCK_PASSAGES = 20_000
 _BLOCK_QUERIES = 64
 _POSTING = np.dtype([("token", "<i4"), ("passage", "<i4"), ("count", "<i4")])
+
+
+def _bm25s() -> Any:
+    """Import bm25s; where JAX is installed it starts it, and JAX would take most of a GPU."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import bm25s
+
+    return bm25s
 
 
 class Bm25Index:
@@ -67,7 +76,7 @@ class Bm25Index:
             Robertson, Zaragoza 2009, in the variant of Lucene, as bm25s computes it; k1 and b are
             Anserini's defaults. Differs: nothing.
         """
-        import bm25s
+        bm25s = _bm25s()
 
         if k1 <= 0 or not 0 <= b <= 1:
             raise ValueError(f"expected k1 above 0 and b from 0 to 1, got k1={k1}, b={b}")
@@ -125,7 +134,7 @@ class Bm25Index:
         Raises:
             DataError: If the folder is missing, incomplete or of another format.
         """
-        import bm25s
+        bm25s = _bm25s()
 
         path = Path(path)
         header = read_json(path / "bm25.json")
@@ -220,7 +229,7 @@ class Bm25Index:
 
 
 def _tokenizer() -> Any:
-    import bm25s
+    bm25s = _bm25s()
     import Stemmer
 
     return bm25s.tokenization.Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))

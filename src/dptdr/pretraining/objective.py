@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dptdr.config.pretraining import ObjectiveName, PretrainingConfig
 from dptdr.model import DeepPrompt, Method, PromptCall, Segment, Side, Tokens
-from dptdr.model.encoder import length_sorted_batches
+from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.pooling import pool_states
 from dptdr.pretraining.documents import DEV, SIDES, TRAIN, WARMUP, Document, Reader, Text
@@ -25,7 +25,8 @@ from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.objective import StepStats
 
 # Texts are encoded in pieces of at most about this many tokens; the gradient is the same.
-_TOKENS_PER_PIECE = 4096
+_TOKENS_PER_PIECE = {"cpu": 4096}
+_TOKENS_PER_PIECE_ELSEWHERE = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,12 +209,14 @@ class PretrainingObjective:
     def pieces(self, texts: Sequence[Text]) -> list[Piece]:
         """Cut a batch into pieces of texts of one side and of similar length."""
         pieces = []
+        device = self.method.backbone.device
         for side in SIDES:
             own = [place for place, text in enumerate(texts) if text.side == side]
             for chosen in length_sorted_batches(
                 [len(texts[place].ids) for place in own],
-                token_budget=_TOKENS_PER_PIECE,
+                token_budget=_TOKENS_PER_PIECE.get(device.type, _TOKENS_PER_PIECE_ELSEWHERE),
                 most_texts=self.config.chunk_texts or max(1, len(own)),
+                most_padding=batch_sizes(device).padding,
             ):
                 places = tuple(own[number] for number in chosen)
                 pieces.append(Piece(side, places, [texts[place] for place in places]))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dptdr.config.training import TrainingConfig
 from dptdr.model import DeepPrompt, Method, Side
-from dptdr.model.encoder import length_sorted_batches
+from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.training import losses, sampling
 from dptdr.training.distributed import World
 from dptdr.training.frozen import FrozenLinears
@@ -246,6 +246,7 @@ class ContrastiveObjective:
                 [len(row) for row in rows],
                 token_budget=budget,
                 most_texts=config.chunk_texts or len(rows),
+                most_padding=batch_sizes(backbone.device).padding,
             ):
                 pieces.append(Piece(side, tuple(places), [rows[i] for i in places]))
         return pieces
