@@ -1,14 +1,17 @@
-"""What pretraining adds: cells results/pretraining/cells/SET/BACKBONE-METHOD-seedN.json.
+"""What pretraining adds: results/pretraining/cells/SET/BACKBONE-METHOD[-unified]-seedN.json.
 
-A cell (data set, backbone, method, seed) that has its file is not run again, so the command can be
-stopped and started at will; the backbones are made by ``benchmarks/pretraining_raw.py``::
+A cell (data set, backbone, method, negatives, seed) that has its file is not run again, so the
+command can be stopped and started at will; the backbones are made by
+``benchmarks/pretraining_raw.py``, the negatives are files of ``dptdr mine``::
 
     python benchmarks/pretraining_quality.py run --sets tldr scifact --backbones mlm rip
     python benchmarks/pretraining_page.py
 
 Methods: ``zero-shot`` (nothing is trained; for ``minilm-prompt`` the pretrained prompt itself),
-``deep-prompt``, ``full``. All cells read texts cut at 64 tokens. The test sets are capped and
-seeded; training uses the train split, the checkpoint is chosen on dev.
+``deep-prompt``, ``full``. Negatives: ``in-batch``, or ``unified``: besides these, one a query from
+the union of BM25 and a dense retriever, cleaned of false negatives. All cells read texts cut at 64
+tokens. The test sets are capped and seeded; training uses the train split, the checkpoint is chosen
+on dev.
 """
 
 import argparse
@@ -21,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import quality
+from pretraining_raw import folder_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "pretraining" / "cells"
 SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
 BACKBONES = ("mlm", "rip", "more", "minilm", "minilm-rip", "minilm-prompt")
 METHODS = ("zero-shot", "deep-prompt", "full")
+NEGATIVES = ("in-batch", "unified")
 MEASURES = ("nDCG@10", "RR@10", "R@100")
 # The raw encoder was trained for minutes: it is far from where it goes, and takes larger steps than
 # the default of 1e-4, which is for encoders that were trained long.
@@ -42,6 +47,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--backbones", nargs="+", default=["mlm", "rip"], choices=BACKBONES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--negatives", nargs="+", default=["in-batch"], choices=NEGATIVES)
+    parser.add_argument("--mined", type=Path, help="folder of mined SET.jsonl, for unified")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
@@ -67,6 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
                 words = [*shlex.split(arguments.wrap), sys.executable, str(Path(__file__)), "cells"]
                 words += ["--sets", name, "--seeds", str(seed)]
                 words += ["--backbones", *arguments.backbones, "--methods", *arguments.methods]
+                words += ["--negatives", *arguments.negatives]
+                if arguments.mined:
+                    words += ["--mined", str(arguments.mined)]
                 for option in ("data", "work", "steps", "queries", "passages", "precision"):
                     words += [f"--{option}", str(getattr(arguments, option))]
                 words += ["--threads", str(arguments.threads)]
@@ -78,24 +88,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 def missing(
     names: list[str], seeds: list[int], arguments: argparse.Namespace
-) -> list[tuple[str, str, str, int]]:
+) -> list[tuple[str, str, str, str, int]]:
     """Return the cells that have no file."""
     return [
-        (name, backbone, method, seed)
+        (name, backbone, method, negatives, seed)
         for seed in seeds
         for name in names
-        for backbone in arguments.backbones
+        for negatives in arguments.negatives
         for method in arguments.methods
+        for backbone in arguments.backbones
         # Nothing is drawn without training; a prompt of its own is no start for full fine-tuning.
-        if not (method == "zero-shot" and seed != 0)
+        if not (method == "zero-shot" and (seed != 0 or negatives != "in-batch"))
         and not (method == "full" and backbone == "minilm-prompt")
-        and not cell_path(name, backbone, method, seed).is_file()
+        and not cell_path(name, backbone, method, negatives, seed).is_file()
     ]
 
 
-def cell_path(name: str, backbone: str, method: str, seed: int) -> Path:
+def cell_path(name: str, backbone: str, method: str, negatives: str, seed: int) -> Path:
     """Return where a cell's result lies."""
-    return RESULTS / name / f"{backbone}-{method}-seed{seed}.json"
+    mined = "" if negatives == "in-batch" else f"-{negatives}"
+    return RESULTS / name / f"{backbone}-{method}{mined}-seed{seed}.json"
 
 
 def unpacked(name: str, arguments: argparse.Namespace) -> Path:
@@ -110,13 +122,20 @@ def cells(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     began = time.monotonic()
-    for name, backbone, method, seed in missing(arguments.sets, arguments.seeds, arguments):
+    for wanted in missing(arguments.sets, arguments.seeds, arguments):
         if time.monotonic() - began > arguments.seconds:
             return
-        cell(name, backbone, method, seed, arguments)
+        cell(*wanted, arguments)
 
 
-def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
+def cell(
+    name: str,
+    backbone: str,
+    method: str,
+    negatives: str,
+    seed: int,
+    arguments: argparse.Namespace,
+) -> None:
     """Train where there is something to train, evaluate, write the cell's file."""
     from dptdr.data.beir import BeirFolder
     from dptdr.data.capped import capped_test
@@ -132,6 +151,7 @@ def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.N
         "set": name,
         "backbone": backbone,
         "method": method,
+        "negatives": negatives,
         "seed": seed,
         "queries": len(capped.queries),
         "passages": len(capped.passages),
@@ -140,7 +160,7 @@ def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.N
         "machine": quality.machine(),
         "commit": quality.commit(),
     }
-    encoder = made(folder, backbone, method, seed, arguments, record=record)
+    encoder = made(folder, backbone, method, negatives, seed, arguments, record=record)
     result = evaluate(
         searched(encoder, capped, precision=arguments.precision),
         capped.qrels,
@@ -149,7 +169,7 @@ def cell(name: str, backbone: str, method: str, seed: int, arguments: argparse.N
     record["measures"] = dict(result.measures)
     record["per_query"] = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
     record["processor_seconds"] = round(time.process_time() - began, 1)
-    path = cell_path(name, backbone, method, seed)
+    path = cell_path(name, backbone, method, negatives, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     shown = {k: round(v, 4) for k, v in record["measures"].items()}
@@ -170,6 +190,7 @@ def made(
     folder: Any,
     backbone: str,
     method: str,
+    negatives: str,
     seed: int,
     arguments: argparse.Namespace,
     *,
@@ -184,7 +205,8 @@ def made(
     from dptdr.training.train import load_data, train_task
 
     prompted = backbone == "minilm-prompt"
-    source = "minilm" if prompted or backbone == "minilm" else str(arguments.work / backbone)
+    made_for = folder_of(backbone, folder.name)
+    source = "minilm" if prompted or backbone == "minilm" else str(arguments.work / made_for)
     loaded = Backbone.load(source)
     rate = RAW_FULL_RATE if method == "full" and not backbone.startswith("minilm") else 0.0
     config = TrainingConfig(
@@ -197,15 +219,16 @@ def made(
         evaluations=2,
     )
     limits = Limits(max_query_tokens=MOST_TOKENS, max_passage_tokens=MOST_TOKENS)
-    task = arguments.work / "minilm-prompt"
+    task = arguments.work / made_for
     if method == "zero-shot":
         tuned = load_task(task, backbone=loaded).method if prompted else None
         return Encoder(loaded, method=tuned, limits=limits)
     settings = {"initialisation": "task"} if prompted else {}
     method_name, method_config = config_from(method, settings)
-    out = arguments.work / "tasks" / f"{folder.name}-{backbone}-{method}-{seed}"
+    out = arguments.work / "tasks" / f"{folder.name}-{backbone}-{method}-{negatives}-{seed}"
+    mined = arguments.mined / f"{folder.name}.jsonl" if negatives == "unified" else None
     result = train_task(
-        load_data(folder, config),
+        load_data(folder, config, negatives=mined),
         out,
         backbone=loaded,
         method_name=method_name,

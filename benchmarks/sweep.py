@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--only-tokens", action="store_true", help="tokenise for later calls")
     parser.add_argument("--queries", type=int, default=1_000_000)
     parser.add_argument("--passages", type=int, default=10_000_000)
     arguments = parser.parse_args()
@@ -57,6 +58,8 @@ def main() -> None:
     tested = {n for c in cells if c.get("measure", "dev") != "dev" for n in sets_of(c)}
     if tested:
         tokenise_all(sorted(tested), arguments)
+    if arguments.only_tokens:
+        return
     print(f"{time.monotonic() - began:.0f} s: {len(cells)} cells", flush=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     share_out(cells, arguments, began=began)
@@ -68,9 +71,7 @@ def sets_of(cell: dict[str, Any]) -> list[str]:
     return [cell["set"], *cell.get("others", []), *filter(None, [extra.get("rows_from")])]
 
 
-def share_out(
-    cells: list[dict[str, Any]], arguments: argparse.Namespace, *, began: float
-) -> None:
+def share_out(cells: list[dict[str, Any]], arguments: argparse.Namespace, *, began: float) -> None:
     """Let workers take cells in the plan's order, and write results as they come."""
     # A forked process could not use a device that something it imports has looked at before.
     context = multiprocessing.get_context("spawn")
@@ -150,7 +151,9 @@ def tokenise_all(names: list[str], arguments: argparse.Namespace) -> None:
             rows = backbone.tokenize(some, side=side)  # type: ignore[arg-type]
             ends = np.cumsum([len(row) for row in rows])
             flat = np.fromiter((i for row in rows for i in row), dtype=np.int32, count=ends[-1])
-            np.savez(path, ends=ends, flat=flat)
+            part = path.with_name(f"part-{path.name}")
+            np.savez(part, ends=ends, flat=flat)
+            part.replace(path)
 
 
 def token_file(name: str, side: str, arguments: argparse.Namespace) -> Path:
@@ -360,7 +363,7 @@ def trained(
             kept = {name: p.detach().clone() for name, p in method.trained().items()}
         trainable.swap_mean()
 
-    if extra.get("start_counts", True):
+    if extra.get("start_counts"):
         consider(0)
     for step in range(config.steps):
         began = time.monotonic()

@@ -157,6 +157,14 @@ def command(
     ] = False,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, mps.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's own choice.")] = 0,
+    readers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Processes that read and mask coming batches meanwhile; a GPU waits without. Any "
+            "number gives the same result.",
+        ),
+    ] = _DEFAULTS.readers,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write what was reached to this file.")
     ] = None,
@@ -186,6 +194,7 @@ def command(
             "dev_documents": dev_documents,
             "dev_measure": dev_measure,
             "seed": seed,
+            "readers": readers,
         }
     )
     if prompt_only and keep_head:

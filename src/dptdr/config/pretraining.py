@@ -54,6 +54,9 @@ class PretrainingConfig:
         dev_documents: Documents held out for them, at most a tenth of the corpus.
         dev_measure: Which of them chooses the checkpoint.
         seed: Decides order, spans, masks, and where new heads and prompts start.
+        readers: Processes that read coming batches ahead, for which a GPU would wait; 0 reads in
+            the training process, between steps. The result does not depend on it. A script that
+            uses them needs ``if __name__ == "__main__"``, as with all processes of Python.
     """
 
     objectives: tuple[ObjectiveName, ...] = ()
@@ -79,6 +82,7 @@ class PretrainingConfig:
     dev_documents: int = 200
     dev_measure: str = NEGATIVE_LOSS
     seed: int = 0
+    readers: int = 0
 
     def problems(self) -> list[str]:
         """Return all that is wrong, one line each; empty when all is well."""
@@ -97,6 +101,7 @@ class PretrainingConfig:
             "evaluations": 1,
             "dev_documents": 2,
             "seed": 0,
+            "readers": 0,
         }
         found = [
             f"{name}: expected at least {least}, got {getattr(self, name)}"
@@ -173,7 +178,10 @@ class PretrainingConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be resumed, as JSON values."""
-        return {**asdict(self), "objectives": list(self.objectives)}
+        settings = {**asdict(self), "objectives": list(self.objectives)}
+        # How batches are read does not change what is in them.
+        del settings["readers"]
+        return settings
 
 
 def pretraining_config(values: Mapping[str, Any]) -> PretrainingConfig:

@@ -3,6 +3,7 @@
 import os
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -31,6 +32,10 @@ class Spans:
         # A bare descriptor: reads at a place share no position, and it closes with the object.
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the file anew in another process, whose descriptors are others."""
+        return _opened, (self.path, self._starts, self._ends)
 
     def __len__(self) -> int:
         """Number of pieces."""
@@ -70,6 +75,12 @@ class Spans:
                 lines += chunk.count(b"\n")
                 left -= len(chunk)
         return lines
+
+
+def _opened(
+    path: Path, starts: Int64[np.ndarray, " rows"], ends: Int64[np.ndarray, " rows"]
+) -> Spans:
+    return Spans(path, starts=starts, ends=ends)
 
 
 def line_spans(path: Path) -> Spans:

@@ -1,7 +1,7 @@
 """The corpus as pretraining reads it: documents by number, two masked spans of each."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -10,7 +10,7 @@ from dptdr.config.pretraining import PretrainingConfig
 from dptdr.data.beir import BeirFolder
 from dptdr.data.store import PassageStore
 from dptdr.errors import BackboneError, ConfigError
-from dptdr.model import Backbone, Side
+from dptdr.model import Backbone, Pooling, Side
 from dptdr.pretraining.masking import Masked, mask_words
 from dptdr.pretraining.spans import cut_spans, distinct_spans, draw_spans, shorten
 from dptdr.pretraining.words import Words
@@ -93,6 +93,21 @@ class Documents:
         return [self.store.at(row) for row in rows]
 
 
+class Wording(NamedTuple):
+    """What reading needs of an encoder, its weights left out: this can go to other processes."""
+
+    name: str
+    tokenizer: Any
+    pooling: Pooling
+    vocabulary: int
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "Wording":
+        """Return an encoder's."""
+        vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
+        return cls(backbone.name, backbone.tokenizer, backbone.pooling, vocabulary)
+
+
 class Reader:
     """Turns documents into masked spans: a pure function of (seed, step, document).
 
@@ -110,14 +125,14 @@ class Reader:
     def __init__(
         self, backbone: Backbone, documents: Documents, config: PretrainingConfig, *, masks: bool
     ) -> None:
-        self.backbone = backbone
+        self.wording = Wording.of(backbone)
         self.documents = documents
         self.config = config
         self.masks = masks
-        self.words = _words(backbone, needed=masks)
-        self.frames = {side: _frame(backbone, side) for side in SIDES}
+        self.words = _words(self.wording, needed=masks)
+        self.frames = {side: _frame(self.wording, side) for side in SIDES}
         frame = self.frames[SIDES[0]]
-        self.empty = [*frame.before, *frame.after] or [backbone.tokenizer.eos_token_id or 0]
+        self.empty = [*frame.before, *frame.after] or [self.wording.tokenizer.eos_token_id or 0]
         around = max(len(frame.before) + len(frame.after) for frame in self.frames.values())
         room = backbone.pooling.max_tokens - around
         if config.span_tokens > room:
@@ -139,7 +154,7 @@ class Reader:
             One entry for each row.
         """
         passages = self.documents.passages(rows)
-        encoded = self.backbone.tokenizer(
+        encoded = self.wording.tokenizer(
             [passage.content for passage in passages],
             add_special_tokens=False,
             truncation=False,
@@ -195,7 +210,7 @@ class Reader:
             starts=starts,
             maskable=self.words.maskable(ids),
             share=self.config.mask_share,
-            mask_id=int(self.backbone.tokenizer.mask_token_id),
+            mask_id=int(self.wording.tokenizer.mask_token_id),
             ordinary=self.words.ordinary,
             generator=generator,
         )
@@ -224,26 +239,25 @@ class Reader:
         return False
 
 
-def _words(backbone: Backbone, *, needed: bool) -> Words | None:
+def _words(wording: Wording, *, needed: bool) -> Words | None:
     """Return the word rule of a tokenizer; spans without masks can do without one."""
-    if needed and backbone.tokenizer.mask_token_id is None:
+    if needed and wording.tokenizer.mask_token_id is None:
         raise BackboneError(
-            f"backbone '{backbone.name}': its tokenizer has no mask token, which the objectives "
+            f"backbone '{wording.name}': its tokenizer has no mask token, which the objectives "
             "mlm and condenser need; use --objectives contrastive, or another encoder"
         )
-    vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
     try:
-        return Words(backbone.tokenizer, vocabulary=vocabulary)
+        return Words(wording.tokenizer, vocabulary=wording.vocabulary)
     except BackboneError:
         if needed:
             raise
         return None
 
 
-def _frame(backbone: Backbone, side: Side) -> Frame:
+def _frame(wording: Wording, side: Side) -> Frame:
     """Learn from one word what the tokenizer puts around a text."""
-    prefix = {"query": backbone.pooling.query_prefix, "passage": backbone.pooling.passage_prefix}
-    tokenizer = backbone.tokenizer
+    prefix = {"query": wording.pooling.query_prefix, "passage": wording.pooling.passage_prefix}
+    tokenizer = wording.tokenizer
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = list(tokenizer("a")["input_ids"])
     at = next(n for n in range(len(full)) if full[n : n + len(bare)] == bare)

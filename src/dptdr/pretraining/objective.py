@@ -19,6 +19,7 @@ from dptdr.model.pooling import pool_states
 from dptdr.pretraining.documents import DEV, SIDES, TRAIN, WARMUP, Document, Reader, Text
 from dptdr.pretraining.heads import CondenserHead, MlmHead
 from dptdr.pretraining.losses import sibling_ranks, span_loss
+from dptdr.pretraining.readahead import ReadAhead
 from dptdr.training import sampling
 from dptdr.training.distributed import World
 from dptdr.training.gradcache import cached_backward, whole_backward
@@ -107,6 +108,15 @@ class PretrainingObjective:
         self.temperature = temperature
         self.world = world or World()
         self._on_parts = on_parts
+        self._ahead: ReadAhead | None = None
+        if config.readers:
+            self._ahead = ReadAhead(
+                reader,
+                self._rows,
+                stream=TRAIN,
+                steps=config.steps,
+                processes=config.readers,
+            )
         self._bare = False
         self._early = config.skip_from or max(1, method.backbone.geometry.layers // 2)
 
@@ -190,13 +200,24 @@ class PretrainingObjective:
             found |= {"sibling R@1": 0.0, "sibling RR": 0.0}
         return {"negative loss": -loss, **found}
 
+    def close(self) -> None:
+        """End the processes that read ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def _documents(self, step: int, *, stream: int) -> list[Document]:
+        if self._ahead is not None and stream == TRAIN:
+            return self._ahead.read(step)
+        return self.reader.read(self._rows(step), step=step, stream=stream)
+
+    def _rows(self, step: int) -> list[int]:
+        """Return this process's documents of a step."""
         train = self.reader.documents.train
         items = sampling.batch_items(
             items=len(train), batch_size=self.config.batch_size, step=step, seed=self.config.seed
         )
         share = sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
-        return self.reader.read([int(train[item]) for _, item in share], step=step, stream=stream)
+        return [int(train[item]) for _, item in share]
 
     def _seed_dropout(self, step: int) -> None:
         """Make the prompt's dropout a function of the step, whatever is chunked or resumed."""

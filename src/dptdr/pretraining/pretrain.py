@@ -145,23 +145,16 @@ def pretrain(
             start_rows=start_rows,
             world=world,
         )
-        run.begin(resume=resume, note=note if world.is_first else None)
-        history = train_loop(
-            run.objective,
-            Trainable(
-                run.objective.parameters(),
-                config.loop_settings(),
-                rate=config.rate_for(run.method.name),
-            ),
-            state=run.state,
-            evaluate=run.evaluate,
-            folder=run.folder,
-            identity=run.identity,
-            world=world,
-            keep_all=prompt is not None,
-            watch=watch,
-        )
-        return run.finish(history, keep_head=keep_head) if world.is_first else None
+        try:
+            return run.train(
+                resume=resume,
+                keep_head=keep_head,
+                keep_all=prompt is not None,
+                watch=watch,
+                note=note,
+            )
+        finally:
+            run.objective.close()
 
 
 def chosen_objectives(
@@ -272,6 +265,35 @@ class _Run:
             facts=facts,
             world=world,
         )
+
+    def train(
+        self,
+        *,
+        resume: bool,
+        keep_head: bool,
+        keep_all: bool,
+        watch: Watch | None,
+        note: Note | None,
+    ) -> PretrainingResult | None:
+        """Train from the start or from where an earlier run stopped, and write what was reached."""
+        first = self.world.is_first
+        self.begin(resume=resume, note=note if first else None)
+        history = train_loop(
+            self.objective,
+            Trainable(
+                self.objective.parameters(),
+                self.config.loop_settings(),
+                rate=self.config.rate_for(self.method.name),
+            ),
+            state=self.state,
+            evaluate=self.evaluate,
+            folder=self.folder,
+            identity=self.identity,
+            world=self.world,
+            keep_all=keep_all,
+            watch=watch,
+        )
+        return self.finish(history, keep_head=keep_head) if first else None
 
     def begin(self, *, resume: bool, note: Note | None) -> None:
         """Clear or check the run's folder, warm new heads up, and measure the start."""
