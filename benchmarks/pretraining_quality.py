@@ -7,7 +7,7 @@ command can be stopped and started at will; the backbones are made by
     python benchmarks/pretraining_quality.py run --sets tldr scifact --backbones mlm rip
     python benchmarks/pretraining_page.py
 
-Methods: ``zero-shot`` (nothing is trained; for ``minilm-prompt`` the pretrained prompt itself),
+Methods: ``zero-shot`` (nothing is trained; for ``-prompt`` the pretrained prompt itself),
 ``deep-prompt``, ``full``. Negatives: ``in-batch``, or ``unified``: besides these, one a query from
 the union of BM25 and a dense retriever, cleaned of false negatives. All cells read texts cut at 64
 tokens. The test sets are capped and seeded; training uses the train split, the checkpoint is chosen
@@ -29,7 +29,7 @@ from pretraining_raw import folder_of
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "pretraining" / "cells"
 SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
-BACKBONES = ("mlm", "rip", "more", "minilm", "minilm-rip", "minilm-prompt")
+BACKBONES = ("mlm", "rip", "mlm-prompt", "more", "minilm", "minilm-rip", "minilm-prompt")
 METHODS = ("zero-shot", "deep-prompt", "full")
 NEGATIVES = ("in-batch", "unified")
 MEASURES = ("nDCG@10", "RR@10", "R@100")
@@ -99,7 +99,7 @@ def missing(
         for backbone in arguments.backbones
         # Nothing is drawn without training; a prompt of its own is no start for full fine-tuning.
         if not (method == "zero-shot" and (seed != 0 or negatives != "in-batch"))
-        and not (method == "full" and backbone == "minilm-prompt")
+        and not (method == "full" and backbone.endswith("-prompt"))
         and not cell_path(name, backbone, method, negatives, seed).is_file()
     ]
 
@@ -204,9 +204,10 @@ def made(
     from dptdr.model.encoder import Limits
     from dptdr.training.train import load_data, train_task
 
-    prompted = backbone == "minilm-prompt"
+    prompted = backbone.endswith("-prompt")
     made_for = folder_of(backbone, folder.name)
-    source = "minilm" if prompted or backbone == "minilm" else str(arguments.work / made_for)
+    under = backbone.removesuffix("-prompt") if prompted else made_for
+    source = "minilm" if under == "minilm" else str(arguments.work / under)
     loaded = Backbone.load(source)
     rate = RAW_FULL_RATE if method == "full" and not backbone.startswith("minilm") else 0.0
     config = TrainingConfig(

@@ -8,6 +8,7 @@
 * ``rip``: intermediate pretraining of ``mlm``, all three objectives, on a set's own passages.
 * ``more``: ``mlm`` trained on by masked words on a set's own passages, for as many steps: what more
   training alone would have done.
+* ``mlm-prompt``: the objective of ``rip`` for a prompt alone on ``mlm``.
 * ``minilm-rip``: intermediate pretraining of MiniLM as it is shipped, on a set's own passages.
 * ``minilm-prompt``: the same objective for a prompt alone on MiniLM.
 
@@ -43,6 +44,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "mlm": ("init", "--objectives mlm --learning-rate 1e-3 --mask-share 0.2 --keep-head"),
     "rip": ("mlm", "--steps 120 --learning-rate 5e-4"),
     "more": ("mlm", "--objectives mlm --steps 120 --learning-rate 5e-4 --mask-share 0.2"),
+    "mlm-prompt": ("mlm", "--prompt-only --steps 120"),
     "minilm-rip": ("minilm", "--steps 80 --learning-rate 3e-5 --head-warmup-steps 30"),
     "minilm-prompt": ("minilm", "--prompt-only --steps 80"),
 }

@@ -30,7 +30,13 @@ def command(
         str, typer.Option(help="Frozen encoder: 'minilm', a folder, or a Hugging Face name.")
     ] = "minilm",
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHOD_NAMES)}.")] = "deep-prompt",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _DEFAULTS.steps,
+    steps: Annotated[
+        int,
+        typer.Option(
+            help=f"Optimiser steps; 0 takes {_DEFAULTS.steps}, or as many as go 20 times through "
+            "the training queries where that is less.",
+        ),
+    ] = 0,
     batch_size: Annotated[
         int, typer.Option(help="Queries per step; larger batches bring more in-batch negatives.")
     ] = _DEFAULTS.batch_size,
@@ -71,6 +77,13 @@ def command(
             "backbone (needs attention 'added'); task: see --from-task."
         ),
     ] = _PROMPT.initialisation,
+    start_offset: Annotated[
+        float,
+        typer.Option(
+            help="How far the logits of a start from tokens lie below real tokens'; higher starts "
+            "nearer to the backbone, which few queries need."
+        ),
+    ] = _PROMPT.start_offset,
     from_task: Annotated[
         Path | None, typer.Option(help="Start from the prompt of this task bundle.")
     ] = None,
@@ -182,7 +195,7 @@ def command(
     """Tune a task on DATA and write its bundle; the backbone itself is not changed."""
     config = _training_config(
         {
-            "steps": steps,
+            "steps": steps or _DEFAULTS.steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "negatives_per_query": negatives_per_query,
@@ -219,6 +232,7 @@ def command(
             "sharing": sharing,
             "attention": attention,
             "initialisation": "task" if from_task else initialisation,
+            "start_offset": start_offset,
             "dropout": prompt_dropout,
             "position": position,
             "reparametrisation": reparametrisation,
@@ -230,6 +244,7 @@ def command(
         data,
         out,
         config=config,
+        fewer_steps=not steps,
         method=method,
         settings=by_method.get(method, {}),
         backbone=backbone,
@@ -276,6 +291,7 @@ def _train(
     out: Path,
     *,
     config: TrainingConfig,
+    fewer_steps: bool,
     method: str,
     settings: dict[str, Any],
     backbone: str,
@@ -295,12 +311,21 @@ def _train(
     folder.qrels("train")
     from dptdr.model import Backbone
     from dptdr.model.bundle import load_prompt_rows
+    from dptdr.training.preparation import default_steps
     from dptdr.training.train import load_data, set_threads, train_task
 
     set_threads(threads)
     encoder = Backbone.load(backbone, device=device)
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=encoder)
     prepared = load_data(folder, config, negatives=negatives, min_grade=min_grade)
+    if fewer_steps:
+        config = dataclasses.replace(config, steps=default_steps(len(prepared.groups), config))
+        if config.steps < _DEFAULTS.steps:
+            typer.echo(
+                f"{config.steps} steps: 20 times through {len(prepared.groups)} training queries "
+                "(--steps takes another number)",
+                err=True,
+            )
     with Watching(config.dev_measure) as watch:
         return train_task(
             prepared,

@@ -27,6 +27,9 @@ class DeepPromptConfig:
         initialisation: ``tokens``: keys and values of real tokens of the task's texts; ``random``:
             normal with ``random_scale``; ``task``: another task's prompt; ``identity``: starts
             exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
+        start_offset: How far below a real token's the logits of rows that start from tokens lie,
+            for the mean query of each layer and head; 0 starts as real tokens do. Higher starts
+            nearer to the backbone. Only under ``joint`` attention.
         random_scale: Standard deviation of the random start.
         dropout: Share of prompt numbers set to 0 in each training pass.
         position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
@@ -39,6 +42,7 @@ class DeepPromptConfig:
     sharing: Sharing = "tied"
     attention: PromptAttention = "joint"
     initialisation: Initialisation = "tokens"
+    start_offset: float = 4.0
     random_scale: float = 0.02
     dropout: float = 0.0
     position: PositionPolicy = "unshifted"

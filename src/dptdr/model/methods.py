@@ -18,7 +18,7 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.initialisation import token_rows
+from dptdr.model.initialisation import quieter, token_rows
 from dptdr.model.prompt import DeepPrompt, check_rows, random_rows
 from dptdr.model.segments import Observer, Segment
 
@@ -168,6 +168,8 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
         raise ConfigError(f"prompt_length: expected at least 1, got {config.prompt_length}")
     if not 0.0 <= config.dropout < 1.0:
         raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
+    if not config.start_offset >= 0.0:
+        raise ConfigError(f"start_offset: expected at least 0, got {config.start_offset}")
     if config.initialisation == "identity" and config.attention != "added":
         raise ConfigError(
             "initialisation 'identity' needs attention 'added': zero rows in the tokens' softmax "
@@ -203,6 +205,8 @@ def _initial_rows(
     else:
         side: Side = "passage" if name == "passage" else "query"
         start = token_rows(backbone, texts, prompt_length=length, side=side, seed=seed)
+        if config.attention == "joint":
+            start = quieter(start, backbone, texts, side=side, by=config.start_offset)
     if config.initialisation == "identity":
         start = start.clone()
         start[:, 1] = 0.0

@@ -43,6 +43,15 @@ def test_train_writes_a_bundle_that_evaluate_takes(tmp_path, data, backbone, met
     assert set(measured["measures"]) == {"nDCG@10", "RR@10", "R@100"}
 
 
+def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone):
+    task = tmp_path / "task"
+    done = train(data, "--backbone", backbone, "--out", task, *SMALL[2:])
+    training = json.loads((task / "task.json").read_text(encoding="utf-8"))["training"]
+    queries = training["train_queries"]
+    assert training["steps"] == -(-20 * queries // 4) < 150
+    assert f"{training['steps']} steps: 20 times through {queries} training queries" in done.output
+
+
 def test_same_command_gives_the_same_bytes(tmp_path, data, backbone):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -82,7 +91,7 @@ def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
         (["--attention", "none"], ConfigError, "attention: expected one of joint, added"),
         (["--initialisation", "identity"], ConfigError, "needs attention 'added'"),
         (["--precision", "int3"], ConfigError, "precision: expected one of float32, bfloat16"),
-        (["--steps", "0", "--batch-size", "1"], ConfigError, "steps: expected at least 1, got 0"),
+        (["--steps", "-1", "--batch-size", "1"], ConfigError, "steps: expected at least 1, got -1"),
         (["--prompt-length", "0"], ConfigError, "prompt_length: expected at least 1"),
     ],
 )
@@ -93,7 +102,7 @@ def test_bad_settings_are_refused_by_name(tmp_path, data, backbone, arguments, e
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path, data, backbone):
-    wrong = ["--steps", "0", "--batch-size", "1", "--temperature", "0"]
+    wrong = ["--steps", "-1", "--batch-size", "1", "--temperature", "0"]
     with pytest.raises(ConfigError, match=r"steps.*batch_size.*temperature"):
         train(data, "--backbone", backbone, "--out", tmp_path / "t", *wrong)
 

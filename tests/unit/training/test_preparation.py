@@ -101,3 +101,13 @@ def test_the_same_seed_draws_the_same_dev_set(tmp_path):
     assert one.query_texts == two.query_texts
     assert len(one.dev.passages) == 12
     assert one.dev.qrels != other.dev.qrels
+
+
+def test_few_queries_take_fewer_steps():
+    from dptdr.training.preparation import default_steps
+
+    config = TrainingConfig(steps=150, batch_size=32)
+    assert default_steps(33, config) == 21
+    assert default_steps(240, config) == 150
+    assert default_steps(100_000, config) == 150
+    assert default_steps(1, config) == 1
