@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.config.methods import METHOD_NAMES, DeepPromptConfig, config_from
+from dptdr.config.methods import (
+    FEW_QUERIES_OFFSET,
+    METHOD_NAMES,
+    DeepPromptConfig,
+    MethodConfig,
+    config_from,
+)
 from dptdr.config.training import DEFAULT_LEARNING_RATES, TrainingConfig
 from dptdr.errors import ConfigError
 from dptdr.files import write_json
@@ -81,9 +87,10 @@ def command(
         float,
         typer.Option(
             help="How far the logits of a start from tokens lie below real tokens'; higher starts "
-            "nearer to the backbone, which few queries need."
+            f"nearer to the backbone. -1 takes {_PROMPT.start_offset:g}, or {FEW_QUERIES_OFFSET:g} "
+            "where --steps 0 finds few queries."
         ),
-    ] = _PROMPT.start_offset,
+    ] = -1.0,
     from_task: Annotated[
         Path | None, typer.Option(help="Start from the prompt of this task bundle.")
     ] = None,
@@ -232,7 +239,7 @@ def command(
             "sharing": sharing,
             "attention": attention,
             "initialisation": "task" if from_task else initialisation,
-            "start_offset": start_offset,
+            "start_offset": _PROMPT.start_offset if start_offset == -1 else start_offset,
             "dropout": prompt_dropout,
             "position": position,
             "reparametrisation": reparametrisation,
@@ -245,6 +252,7 @@ def command(
         out,
         config=config,
         fewer_steps=not steps,
+        quiet=start_offset == -1,
         method=method,
         settings=by_method.get(method, {}),
         backbone=backbone,
@@ -292,6 +300,7 @@ def _train(
     *,
     config: TrainingConfig,
     fewer_steps: bool,
+    quiet: bool,
     method: str,
     settings: dict[str, Any],
     backbone: str,
@@ -311,7 +320,6 @@ def _train(
     folder.qrels("train")
     from dptdr.model import Backbone
     from dptdr.model.bundle import load_prompt_rows
-    from dptdr.training.preparation import default_steps
     from dptdr.training.train import load_data, set_threads, train_task
 
     set_threads(threads)
@@ -319,13 +327,9 @@ def _train(
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=encoder)
     prepared = load_data(folder, config, negatives=negatives, min_grade=min_grade)
     if fewer_steps:
-        config = dataclasses.replace(config, steps=default_steps(len(prepared.groups), config))
-        if config.steps < _DEFAULTS.steps:
-            typer.echo(
-                f"{config.steps} steps: 20 times through {len(prepared.groups)} training queries "
-                "(--steps takes another number)",
-                err=True,
-            )
+        config, method_config = _for_few_queries(
+            len(prepared.groups), config, method_config, quiet=quiet
+        )
     with Watching(config.dev_measure) as watch:
         return train_task(
             prepared,
@@ -339,6 +343,23 @@ def _train(
             watch=watch,
             tensorboard=tensorboard,
         )
+
+
+def _for_few_queries(
+    queries: int, config: TrainingConfig, method_config: MethodConfig, *, quiet: bool
+) -> tuple[TrainingConfig, MethodConfig]:
+    """Take fewer steps where there are few queries, and start a prompt near the backbone."""
+    from dptdr.training.preparation import default_steps
+
+    steps = default_steps(queries, config)
+    if steps >= config.steps:
+        return config, method_config
+    said = f"{steps} steps: 20 times through {queries} training queries"
+    if quiet and isinstance(method_config, DeepPromptConfig) and method_config.attention == "joint":
+        method_config = dataclasses.replace(method_config, start_offset=FEW_QUERIES_OFFSET)
+        said += f", from a start {FEW_QUERIES_OFFSET:g} below real tokens"
+    typer.echo(f"{said} (--steps and --start-offset take other numbers)", err=True)
+    return dataclasses.replace(config, steps=steps), method_config
 
 
 class Watching:

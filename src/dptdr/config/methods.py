@@ -13,6 +13,9 @@ PromptAttention = Literal["joint", "added"]
 PositionPolicy = Literal["unshifted", "shifted"]
 Initialisation = Literal["tokens", "random", "task", "identity"]
 
+FEW_QUERIES_OFFSET = 4.0
+"""Start offset of a prompt that is trained on few queries; see docs/what-makes-prompts-work.md."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepPromptConfig:
@@ -29,7 +32,8 @@ class DeepPromptConfig:
             exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
         start_offset: How far below a real token's the logits of rows that start from tokens lie,
             for the mean query of each layer and head; 0 starts as real tokens do. Higher starts
-            nearer to the backbone. Only under ``joint`` attention.
+            nearer to the backbone, which helps few queries and hinders where much is to be learned.
+            Only under ``joint`` attention.
         random_scale: Standard deviation of the random start.
         dropout: Share of prompt numbers set to 0 in each training pass.
         position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
@@ -42,7 +46,7 @@ class DeepPromptConfig:
     sharing: Sharing = "tied"
     attention: PromptAttention = "joint"
     initialisation: Initialisation = "tokens"
-    start_offset: float = 4.0
+    start_offset: float = 0.0
     random_scale: float = 0.02
     dropout: float = 0.0
     position: PositionPolicy = "unshifted"

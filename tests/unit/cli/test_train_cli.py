@@ -50,6 +50,16 @@ def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone)
     queries = training["train_queries"]
     assert training["steps"] == -(-20 * queries // 4) < 150
     assert f"{training['steps']} steps: 20 times through {queries} training queries" in done.output
+    manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["start_offset"] == 4.0
+
+
+def test_given_steps_and_start_are_taken(tmp_path, data, backbone):
+    train(data, "--backbone", backbone, "--out", tmp_path / "plain", *SMALL)
+    train(data, "--backbone", backbone, "--out", tmp_path / "far", *SMALL, "--start-offset", "2")
+    for name, expected in (("plain", 0.0), ("far", 2.0)):
+        manifest = json.loads((tmp_path / name / "task.json").read_text(encoding="utf-8"))
+        assert manifest["settings"]["start_offset"] == expected
 
 
 def test_same_command_gives_the_same_bytes(tmp_path, data, backbone):

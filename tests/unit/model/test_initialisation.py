@@ -66,7 +66,7 @@ def test_no_text_is_refused(minilm):
 
 def test_tied_prompts_start_from_both_sides_and_others_from_their_own(minilm):
     def start(sharing):
-        config = DeepPromptConfig(prompt_length=4, sharing=sharing, start_offset=0.0)
+        config = DeepPromptConfig(prompt_length=4, sharing=sharing)
         factory = MethodFactory(query_texts=TEXTS[:1], passage_texts=TEXTS[1:2])
         return factory.build("deep-prompt", minilm, config, seed=0).state()
 
