@@ -6,6 +6,7 @@ import torch
 
 from dptdr.config.methods import DeepPromptConfig, LoraConfig
 from dptdr.model import Encoder, Limits, MethodFactory
+from dptdr.model.encoder import batch_sizes
 from helpers.tiny import tiny_backbone
 
 TEXTS = ["red car", "", "the old house of the river stone and the garden", "cat", "how when why"]
@@ -136,3 +137,8 @@ def test_description_holds_what_manifests_record(tiny_bert):
         "dim": 32,
         "limits": {"max_query_tokens": 10, "max_passage_tokens": 20},
     }
+
+
+def test_batches_are_larger_where_launches_are_waited_for():
+    processor, card = batch_sizes(torch.device("cpu")), batch_sizes(torch.device("cuda"))
+    assert all(a > b for a, b in zip(card, processor, strict=True))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +163,27 @@ def test_settings_out_of_range_are_refused():
 def test_hits_carry_ids_of_any_script():
     run = Bm25Index.build([Passage("é/日本", "word")]).search([Query("q", "words")], depth=1)
     assert run["q"] == [Hit("é/日本", run["q"][0].score)]
+
+
+def test_jax_is_kept_from_taking_a_card_for_itself(tmp_path):
+    """bm25s starts JAX where it is installed, and JAX takes most of a card's memory at once."""
+    fake = tmp_path / "jax"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("", encoding="utf-8")
+    said = tmp_path / "said"
+    (fake / "lax.py").write_text(
+        "import os, pathlib\n"
+        f"found = os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE')\n"
+        f"pathlib.Path({str(said)!r}).write_text(str(found))\n"
+        "raise ImportError('only looked at')\n",
+        encoding="utf-8",
+    )
+    code = (
+        "from dptdr.negatives.bm25 import Bm25Index\n"
+        "from dptdr.records import Passage\n"
+        "Bm25Index.build([Passage('p', 'a word')])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("XLA_PYTHON_CLIENT_PREALLOCATE", None)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert said.read_text(encoding="utf-8") == "false"
