@@ -282,8 +282,8 @@ def few() -> list[str]:
         "## Few queries",
         "",
         "msmarco-dl, 33 training queries, capped test set (43 queries, 4,000 passages), one seed, "
-        "on a processor. Two ways of lowering a start's logits: along the queries' mean, or by least "
-        "squares over the queries, which is `--start-offset`.",
+        "on a processor. Two ways of lowering a start's logits: along the queries' mean, or by "
+        "least squares over the queries, which is `--start-offset`.",
         "",
         *table(["start", "steps", "rate", "nDCG@10", "R@100"], lines),
     ]

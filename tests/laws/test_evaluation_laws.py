@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dptdr.evaluation import evaluate, holm, paired_test, read_run, write_run
@@ -94,6 +94,7 @@ values = st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0]), min_size=2, max
 
 
 @given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30))
+@example(pairs=[(0.0, 0.0), (0.0, 5e-324)])
 @settings(deadline=None, max_examples=40)
 def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_values(pairs):
     a = {str(index): pair[0] for index, pair in enumerate(pairs)}

@@ -151,7 +151,9 @@ def _t_test_p(differences: Float[np.ndarray, " queries"]) -> float:
     if np.ptp(differences) == 0:
         # No spread: the statistic is 0/0 where nothing differs, infinite where all differ alike.
         return 1.0 if differences[0] == 0 else 0.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    # The statistic does not depend on the scale, the square of a very small difference is 0.
+    scaled = differences / np.abs(differences).max()
+    return float(stats.ttest_1samp(scaled, 0.0).pvalue)
 
 
 def _bootstrap_interval(

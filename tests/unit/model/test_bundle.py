@@ -130,6 +130,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
             "sharing": "tied",
             "attention": "joint",
             "initialisation": "tokens",
+            "start_offset": 0.0,
             "random_scale": 0.02,
             "dropout": 0.0,
             "position": "unshifted",
