@@ -266,6 +266,8 @@ def run_cell(cell: dict[str, Any], store: Store, arguments: argparse.Namespace) 
     )
     data = store.data(cell["set"], config, mined=bool(extra.get("mined")))
     record = dict(cell)
+    if cell["system"] == "bm25":
+        return record | lexical(store.test(cell["set"]))
     if cell["system"] == "bare":
         encoder = Encoder(store.backbone)
         record["dev"] = {"0": dev_of(encoder, data, config, arguments)}
@@ -413,15 +415,29 @@ def dev_of(encoder: Any, data: Any, config: Any, arguments: argparse.Namespace) 
         return dev_measures(encoder, data.dev, measure=config.dev_measure)[config.dev_measure]
 
 
+def lexical(test: Any) -> dict[str, Any]:
+    """Return BM25's measures over a test set."""
+    from dptdr.negatives.bm25 import Bm25Index
+
+    run = Bm25Index.build(test.passages).search(test.queries, depth=100)
+    return evaluated(run, test, queries=True)
+
+
 def measured(
     encoder: Any, test: Any, arguments: argparse.Namespace, *, queries: bool = False
 ) -> dict[str, Any]:
     """Return measures over a test set, of each query where asked for."""
-    from dptdr.evaluation import evaluate
     from dptdr.search.retrieval import retrieve
 
     with autocast(arguments):
         run = retrieve(encoder, queries=test.queries, passages=test.passages, depth=100)
+    return evaluated(run, test, queries=queries)
+
+
+def evaluated(run: Any, test: Any, *, queries: bool) -> dict[str, Any]:
+    """Return a run's measures, of each query where asked for."""
+    from dptdr.evaluation import evaluate
+
     result = evaluate(run, test.qrels, measures=MEASURES if queries else ("nDCG@10",))
     record: dict[str, Any] = {
         "queries": len(test.queries),

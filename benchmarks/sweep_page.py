@@ -24,6 +24,7 @@ Rows = dict[str, dict[str, list[dict[str, Any]]]]
 REFERENCE = "full, 150"
 DEFAULT_RATE = 0.1
 NAMES = {
+    "bm25": "BM25",
     "bare": "bare backbone",
     REFERENCE: "full fine-tuning, 150 steps",
     "lora, 150": "LoRA (rank 8), 150 steps",
@@ -51,7 +52,7 @@ def main() -> None:
         and record["seed"] == 0
         and record["learning_rate"] == DEFAULT_RATE
     ]
-    for record in at_default + read(RESULTS / "processor.jsonl"):
+    for record in at_default + read(RESULTS / "processor.jsonl") + read(RESULTS / "bm25.jsonl"):
         label = "16 rows" if record in at_default else record["label"]
         rows[label][record["set"]].append(record)
     lines = [INTRODUCTION, *tests(rows), *against(rows), *rates(rows), *elsewhere(rows)]
@@ -139,7 +140,7 @@ def shown(records: list[dict[str, Any]]) -> str:
 
 def against(rows: Rows) -> list[str]:
     """Return the paired tests."""
-    pairs = [(label, REFERENCE) for label in NAMES if label not in ("bare", REFERENCE)]
+    pairs = [(label, REFERENCE) for label in NAMES if label not in ("bm25", "bare", REFERENCE)]
     pairs += [
         ("deep-prompt, mined negatives", "full, mined negatives"),
         ("deep-prompt, mined negatives", "deep-prompt, 150"),
