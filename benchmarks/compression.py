@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from dptdr.data.beir import BeirFolder
 from dptdr.evaluation import evaluate
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Query
-from dptdr.search.compression import compress
-from dptdr.search.documents import read_documents, source_of
-from dptdr.search.encoding import encode_folder
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.vectors.compression import compress
+from dptdr.search.vectors.documents import read_documents, source_of
+from dptdr.search.vectors.encoding import encode_folder
+from dptdr.search.vectors.folder import VectorFolder
 from search import machine
 
 ROOT = Path(__file__).resolve().parent.parent

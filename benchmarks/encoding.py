@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from dptdr.files import read_json, write_json
-from dptdr.search.documents import Document, Source, read_documents
-from dptdr.search.encoding import encode_folder
+from dptdr.io.atomic import read_json, write_json
+from dptdr.search.vectors.documents import Document, Source, read_documents
+from dptdr.search.vectors.encoding import encode_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "encoding.json"

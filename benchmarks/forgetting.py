@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate every task on every set, in one process: the sets' texts are read once."""
     import torch
 
-    from dptdr.data.beir import BeirFolder
-    from dptdr.data.capped import capped_test
+    from dptdr.data.subsample import capped_test
     from dptdr.evaluation import evaluate
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
+    from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone, Encoder, load_task
 
     torch.set_num_threads(arguments.threads)

@@ -27,8 +27,8 @@ import torch
 from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.pooling import Pooling
+from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.flex import FlexForward
-from dptdr.serving.forward import Forward, Row
 from dptdr.serving.packing import PromptRows
 from serving_page import of, write_page
 from serving_tools import ROOT, ratio, take_turns

@@ -14,15 +14,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.beir import BeirFolder
 from dptdr.evaluation import evaluate, paired_test
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Qrels, Query, Run
-from dptdr.search.documents import read_documents, source_of
-from dptdr.search.encoding import encode_folder
-from dptdr.search.exact import top_k_of_blocks
-from dptdr.search.fusion import FUSIONS, fuse, tune_weights
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.hybrid import FUSIONS, fuse, tune_weights
+from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.vectors.documents import read_documents, source_of
+from dptdr.search.vectors.encoding import encode_folder
+from dptdr.search.vectors.folder import VectorFolder
 from search import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from dptdr.model import load_encoder
-    from dptdr.negatives.bm25 import Bm25Index
+    from dptdr.search.bm25 import Bm25Index
 
     torch.set_num_threads(args.threads)
     encoder = load_encoder(backbone=args.backbone)

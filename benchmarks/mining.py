@@ -128,7 +128,7 @@ def machine() -> dict[str, Any]:
 
 def synthetic(arguments: argparse.Namespace, *, passages: int, queries: int) -> Path:
     """Return a BEIR folder of the wanted size, written once."""
-    from dptdr.data.beir import BeirFolder, write_beir
+    from dptdr.io.beir import BeirFolder, write_beir
     from dptdr.records import Passage, Query
 
     source = BeirFolder(unpacked(arguments))
@@ -185,8 +185,8 @@ def unpacked(arguments: argparse.Namespace) -> Path:
 def one_scale(arguments: argparse.Namespace) -> None:
     """BM25 and a second run file of ours, united: all stages, in this process."""
     from dptdr.cli.mine import MineRequest, mine_folder
-    from dptdr.cli.mine_sources import Machine
-    from dptdr.negatives.settings import MiningSettings, SourceSettings
+    from dptdr.mining.settings import MiningSettings, SourceSettings
+    from dptdr.mining.sources import Machine
 
     data = Path(arguments.data)
     stages: dict[str, dict[str, float]] = {}
@@ -250,8 +250,8 @@ def _mine_here(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from contextlib import nullcontext
 
     from dptdr.cli.mine import MineRequest, mine_folder
-    from dptdr.cli.mine_sources import Machine
-    from dptdr.negatives.settings import CleaningSettings, MiningSettings, SourceSettings
+    from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
+    from dptdr.mining.sources import Machine
 
     source = SourceSettings(
         name="minilm", kind="backbone", value="minilm", last_rank=DEPTH, quota=QUOTA
@@ -277,7 +277,7 @@ def _mine_there(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
     from dptdr.model.backbone import resolve
 
     # Its hash of the table fails with some releases of pyarrow; nothing here depends on it.
@@ -353,11 +353,11 @@ def removal_rows(task: Any, split: str, *, teacher: str, option: str) -> list[di
     from contextlib import nullcontext
 
     import negatives
-    from dptdr.cli.mine_sources import Machine, open_workshop
-    from dptdr.data.store import PassageStore
-    from dptdr.negatives.counting import Material
-    from dptdr.negatives.quality import measure_removal
-    from dptdr.negatives.settings import CleaningSettings, MiningSettings, parse_source
+    from dptdr.io.store import PassageStore
+    from dptdr.mining.counting import Material
+    from dptdr.mining.quality import measure_removal
+    from dptdr.mining.settings import CleaningSettings, MiningSettings, parse_source
+    from dptdr.mining.sources import Machine, open_workshop
 
     place = negatives.base(task.name, task.arguments)
     shop = open_workshop(

@@ -134,8 +134,8 @@ def min_grade(name: str) -> int:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Cap a set, encode its passages once, and measure the bare backbone and BM25."""
-    from dptdr.files import write_json
-    from dptdr.negatives.bm25 import Bm25Index
+    from dptdr.io.atomic import write_json
+    from dptdr.search.bm25 import Bm25Index
 
     name = arguments.sets[0]
     folder = capped(name, arguments)
@@ -148,7 +148,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def capped(name: str, arguments: argparse.Namespace) -> Any:
     """Return the set with fewer queries and passages and with shorter texts, made once."""
-    from dptdr.data.beir import BeirFolder, write_beir
+    from dptdr.io.beir import BeirFolder, write_beir
     from dptdr.records import Passage
 
     out = base(name, arguments) / name
@@ -258,7 +258,7 @@ def opened(folder: Any, name: str, arguments: argparse.Namespace) -> OpenSet:
 
 
 def workshop(folder: Any, name: str, arguments: argparse.Namespace) -> Any:
-    from dptdr.cli.mine_sources import Machine, open_workshop
+    from dptdr.mining.sources import Machine, open_workshop
 
     return open_workshop(
         folder,
@@ -279,7 +279,7 @@ def autocast() -> Any:
 def searched(encoder: Any, queries: list[Any], vectors: np.ndarray, passages: list[Any]) -> Any:
     """Return the best hundred passages of each query."""
     from dptdr.records import Hit
-    from dptdr.search.exact import exact_top_k
+    from dptdr.search.indexes.exact import exact_top_k
 
     with autocast():
         encoded = encoder.encode_queries([query.text for query in queries])
@@ -308,7 +308,7 @@ def cell(arguments: argparse.Namespace) -> None:
 
 def one_cell(task: OpenSet, condition: str, *, seed: int) -> None:
     """Mine, train and evaluate."""
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
     from dptdr.model import Encoder
 
     name, arguments = task.name, task.arguments
@@ -352,9 +352,9 @@ def mined(
 ) -> Path:
     """Return the mined file of a kind, made once per set (each second round has its own)."""
     from dptdr.cli.mine import MineRequest, mine_folder
-    from dptdr.files import read_json, write_json
+    from dptdr.io.atomic import read_json, write_json
+    from dptdr.mining.settings import CleaningSettings, MiningSettings, parse_source
     from dptdr.model import Encoder, save_task
-    from dptdr.negatives.settings import CleaningSettings, MiningSettings, parse_source
 
     root = base(task.name, task.arguments) / "mined"
     out = root / f"{kind}-{task.arguments.sharing}-{seed}.jsonl" if method else root / kind

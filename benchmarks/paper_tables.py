@@ -81,7 +81,7 @@ def main() -> None:
 
 def collected(encoder: str, work: str) -> dict[str, Any]:
     """Return the tables of one run as far as they are done, and how its stages were made."""
-    from dptdr.files import read_json
+    from dptdr.io.atomic import read_json
     from dptdr.recipes.table import make_table, table_cells
 
     stages = {

@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 def made_objective(options: argparse.Namespace, objectives: tuple[str, ...]) -> Any:
     from dptdr.config.methods import DeepPromptConfig, NoConfig
     from dptdr.config.pretraining import PretrainingConfig
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone, MethodFactory
     from dptdr.pretraining.documents import Documents, Reader
     from dptdr.pretraining.kept import build_heads

@@ -137,10 +137,10 @@ def cell(
     arguments: argparse.Namespace,
 ) -> None:
     """Train where there is something to train, evaluate, write the cell's file."""
-    from dptdr.data.beir import BeirFolder
-    from dptdr.data.capped import capped_test
+    from dptdr.data.subsample import capped_test
     from dptdr.evaluation import evaluate
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
+    from dptdr.io.beir import BeirFolder
 
     began = time.process_time()
     folder = BeirFolder(unpacked(name, arguments))
@@ -180,7 +180,7 @@ def searched(encoder: Any, capped: Any, *, precision: str) -> Any:
     """Return the run over the capped set."""
     import torch
 
-    from dptdr.search.retrieval import retrieve
+    from dptdr.search.retrieve import retrieve
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         return retrieve(encoder, queries=capped.queries, passages=capped.passages, depth=100)

@@ -70,7 +70,7 @@ def main() -> None:
 
 def make_passages(arguments: argparse.Namespace) -> Path:
     """Write a passage file in DPR's layout; words in the data's own order, from changing starts."""
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
 
     file: Path = arguments.work / f"psgs-{arguments.passages}.tsv"
     if file.exists():
@@ -94,14 +94,14 @@ def make_passages(arguments: argparse.Namespace) -> Path:
 
 def texts(file: Path) -> Iterator[tuple[str, str]]:
     """Yield ids and texts of the passage file."""
-    from dptdr.evaluation.nq import read_passage_texts
+    from dptdr.evaluation.protocols.dpr import read_passage_texts
 
     return read_passage_texts(file)
 
 
 def make_run(file: Path, *, seed: int) -> tuple[list, dict, int]:
     """Return prepared answers, a run that names every passage once, and how many are answered."""
-    from dptdr.evaluation.answers import prepare_answer
+    from dptdr.evaluation.protocols.answers import prepare_answer
     from dptdr.records import Hit
 
     draw = random.Random(seed + 1)
@@ -125,7 +125,7 @@ def make_run(file: Path, *, seed: int) -> tuple[list, dict, int]:
 
 def timed(file: Path, answers: list, run: dict, *, workers: int) -> tuple[float, float]:
     """Return seconds and top-100 accuracy."""
-    from dptdr.evaluation.nq import evaluate_nq
+    from dptdr.evaluation.protocols.dpr import evaluate_nq
 
     began = time.perf_counter()
     result = evaluate_nq(

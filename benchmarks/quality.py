@@ -124,10 +124,10 @@ def cell(arguments: argparse.Namespace) -> None:
     """Train where there is something to train, evaluate, write the cell's file."""
     import torch
 
-    from dptdr.data.beir import BeirFolder
-    from dptdr.data.capped import capped_test
+    from dptdr.data.subsample import capped_test
     from dptdr.evaluation import evaluate
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
+    from dptdr.io.beir import BeirFolder
 
     torch.set_num_threads(arguments.threads)
     folder = BeirFolder(unpack(arguments.set, arguments))
@@ -149,7 +149,7 @@ def cell(arguments: argparse.Namespace) -> None:
         "commit": commit(),
     }
     if arguments.system == "bm25":
-        from dptdr.negatives.bm25 import Bm25Index
+        from dptdr.search.bm25 import Bm25Index
 
         run = Bm25Index.build(capped.passages).search(capped.queries, depth=100)
     else:
@@ -259,7 +259,7 @@ def searched(encoder: Any, capped: Any, arguments: argparse.Namespace) -> Any:
     """Return the run over the capped set."""
     import torch
 
-    from dptdr.search.retrieval import retrieve
+    from dptdr.search.retrieve import retrieve
 
     kind = arguments.device.split(":")[0]
     enabled = arguments.precision == "bfloat16"

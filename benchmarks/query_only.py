@@ -22,13 +22,13 @@ from typing import Any
 
 from dptdr.errors import WrongPrompt
 from dptdr.evaluation import paired_test
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
 from dptdr.records import Query
-from dptdr.search.building import build_index
-from dptdr.search.documents import Document, Source, read_documents
-from dptdr.search.encoding import encode_folder
 from dptdr.search.index import search_queries
-from dptdr.search.local import LocalIndex
+from dptdr.search.indexes.building import build_index
+from dptdr.search.indexes.local import LocalIndex
+from dptdr.search.vectors.documents import Document, Source, read_documents
+from dptdr.search.vectors.encoding import encode_folder
 from search import machine
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,9 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dptdr.files import read_json, write_json
-from dptdr.search.documents import read_documents
-from dptdr.search.kinds import KINDS
+from dptdr.io.atomic import read_json, write_json
+from dptdr.search.indexes.types import KINDS
+from dptdr.search.vectors.documents import read_documents
 from search import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ CORPORA = [
 def measure_tokens(pairs: list[str]) -> None:
     """Measure passages that stand for a corpus: tokens, and bytes of text with its id."""
     from dptdr.model import Backbone
-    from dptdr.search.documents import pack_documents
+    from dptdr.search.vectors.documents import pack_documents
 
     backbone = Backbone.load("minilm")
     path = RESULTS / "scale.json"

@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
 from dptdr.records import Passage
-from dptdr.search.building import BuildSettings, build_index
-from dptdr.search.documents import Source, read_documents, source_of
-from dptdr.search.encoding import EncodeSettings, encode_folder
-from dptdr.search.exact import exact_top_k
-from dptdr.search.kinds import KINDS
-from dptdr.search.local import GRAPH, LocalIndex
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.indexes.building import BuildSettings, build_index
+from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.indexes.local import GRAPH, LocalIndex
+from dptdr.search.indexes.types import KINDS
+from dptdr.search.vectors.documents import Source, read_documents, source_of
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+from dptdr.search.vectors.folder import VectorFolder
 
 DEPTH = 100
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,7 +32,7 @@ def prepare(options: argparse.Namespace) -> None:
     """Write texts, and the encoder as the peers want it; what cannot be made is said."""
     from dptdr.model import Backbone
     from dptdr.model.backbone import resolve
-    from dptdr.serving.exporting import export
+    from dptdr.serving.onnx.exporting import export
 
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

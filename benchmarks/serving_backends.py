@@ -91,9 +91,9 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.compiled import CompiledForward
-    from dptdr.serving.forward import Forward
-    from dptdr.serving.onnxforward import OnnxForward
+    from dptdr.serving.engine.compiled import CompiledForward
+    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.onnx.forward import OnnxForward
 
     del folder
     texts = texts_of(options)
@@ -144,7 +144,7 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.forward import Forward, Row
+    from dptdr.serving.engine.forward import Forward, Row
 
     del folder
     forward = Forward(Backbone.load("minilm"), layout="packed")
@@ -185,8 +185,8 @@ def int8(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the graphs cost in nDCG@10: a tuned task on real data, capped."""
     from dptdr.model import Backbone
     from dptdr.model.bundle import read_manifest
-    from dptdr.serving.exporting import read_export
-    from dptdr.serving.measuring import ndcg_of
+    from dptdr.serving.onnx.exporting import read_export
+    from dptdr.serving.onnx.measuring import ndcg_of
 
     (data,) = options.data
     small = capped(data, folder / "data", queries=options.queries, passages=options.passages)

@@ -69,10 +69,10 @@ def ratio(times: dict[str, Any], one: str, other: str, clock: str = "cpu") -> di
 def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     """Return a running engine on the packaged encoder."""
     from dptdr.model import Backbone
-    from dptdr.serving.bank import Bank
-    from dptdr.serving.engine import Engine
-    from dptdr.serving.forward import Forward
-    from dptdr.serving.pending import EngineSettings
+    from dptdr.serving.engine.engine import Engine
+    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.engine.requests import EngineSettings
+    from dptdr.serving.tasks.registry import Bank
 
     bank = Bank(Forward(Backbone.load("minilm")), state=folder, budget_bytes=budget)
     return Engine(bank, settings=EngineSettings(threads=threads, check_every=0)).start()
@@ -138,7 +138,7 @@ def interpreter(options: argparse.Namespace, name: str) -> str:
 def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) -> list[list[Any]]:
     """Return batches as the engine's queue makes them: neighbours in length, 4,096 tokens."""
     from dptdr.model.encoder import length_sorted_batches
-    from dptdr.serving.forward import Row
+    from dptdr.serving.engine.forward import Row
 
     ids = forward.tokenize(texts, side="query")
     batches = length_sorted_batches(

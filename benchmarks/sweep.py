@@ -136,7 +136,7 @@ def work(
 
 def tokenise_all(names: list[str], arguments: argparse.Namespace) -> None:
     """Write the token ids of all texts of some sets, as tests read them, for all workers."""
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone
 
     backbone = Backbone.load(arguments.backbone)
@@ -182,13 +182,13 @@ class Store:
 
     def folder(self, name: str) -> Any:
         """Return a data set."""
-        from dptdr.data.beir import BeirFolder
+        from dptdr.io.beir import BeirFolder
 
         return BeirFolder(self.arguments.data / name)
 
     def test(self, name: str) -> Any:
         """Return a test set; its token ids are read with it."""
-        from dptdr.data.capped import capped_test
+        from dptdr.data.subsample import capped_test
 
         if name not in self._tests:
             folder = self.folder(name)
@@ -206,7 +206,7 @@ class Store:
 
     def elsewhere(self, name: str) -> Any:
         """Return a small test set, to see what another task has lost on it."""
-        from dptdr.data.capped import capped_test
+        from dptdr.data.subsample import capped_test
 
         if name not in self._elsewhere:
             queries, passages = ELSEWHERE
@@ -417,7 +417,7 @@ def dev_of(encoder: Any, data: Any, config: Any, arguments: argparse.Namespace) 
 
 def lexical(test: Any) -> dict[str, Any]:
     """Return BM25's measures over a test set."""
-    from dptdr.negatives.bm25 import Bm25Index
+    from dptdr.search.bm25 import Bm25Index
 
     run = Bm25Index.build(test.passages).search(test.queries, depth=100)
     return evaluated(run, test, queries=True)
@@ -427,7 +427,7 @@ def measured(
     encoder: Any, test: Any, arguments: argparse.Namespace, *, queries: bool = False
 ) -> dict[str, Any]:
     """Return measures over a test set, of each query where asked for."""
-    from dptdr.search.retrieval import retrieve
+    from dptdr.search.retrieve import retrieve
 
     with autocast(arguments):
         run = retrieve(encoder, queries=test.queries, passages=test.passages, depth=100)

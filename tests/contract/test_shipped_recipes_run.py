@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dptdr.cli.app import build_app
-from dptdr.data.beir import BeirFolder
+from dptdr.io.beir import BeirFolder
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 

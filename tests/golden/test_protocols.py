@@ -9,9 +9,8 @@ import pytest
 
 from dptdr.errors import DataError, EvaluationError
 from dptdr.evaluation import read_qrels
-from dptdr.evaluation.answers import contains_answer, prepare_answer, tokenize
-from dptdr.evaluation.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
-from dptdr.evaluation.nq import (
+from dptdr.evaluation.protocols.answers import contains_answer, prepare_answer, tokenize
+from dptdr.evaluation.protocols.dpr import (
     Question,
     evaluate_nq,
     match_query_ids,
@@ -19,6 +18,7 @@ from dptdr.evaluation.nq import (
     read_passage_texts,
     read_questions,
 )
+from dptdr.evaluation.protocols.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
 from dptdr.records import Hit
 
 

@@ -13,8 +13,8 @@ import torch._dynamo.testing
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dptdr.serving.compiled import CompiledForward
-from dptdr.serving.forward import Forward, Row
+from dptdr.serving.engine.compiled import CompiledForward
+from dptdr.serving.engine.forward import Forward, Row
 from helpers.serving import random_rows
 from helpers.tiny import tiny_backbone
 

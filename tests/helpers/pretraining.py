@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from dptdr.config.methods import DeepPromptConfig, NoConfig
 from dptdr.config.pretraining import OBJECTIVE_NAMES, PretrainingConfig
-from dptdr.data.beir import BeirFolder, write_beir
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, MethodFactory
 from dptdr.pretraining.documents import Documents, Reader
 from dptdr.pretraining.kept import build_heads

@@ -112,7 +112,7 @@ class WebServer:
     def __init__(self, folder: Path, **options):
         from fastapi.testclient import TestClient
 
-        from dptdr.serving.http import build_app
+        from dptdr.serving.http.app import build_app
         from dptdr.serving.runtime import Runtime
         from dptdr.serving.settings import ServerSettings
         from helpers.tiny import save_tiny
@@ -179,8 +179,8 @@ class WebServer:
 
     def _write_indexes(self):
         from dptdr.records import Passage
-        from dptdr.search.building import build_index
-        from dptdr.search.encoding import encode_data
+        from dptdr.search.indexes.building import build_index
+        from dptdr.search.vectors.encoding import encode_data
 
         texts = [sentence(5 + n, seed=n) for n in range(12)]
         texts[5] += " zebra"

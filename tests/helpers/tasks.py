@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dptdr.data.beir import write_beir
+from dptdr.io.beir import write_beir
 from dptdr.records import Passage, Query
 from helpers.tiny import VOCABULARY
 

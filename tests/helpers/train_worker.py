@@ -17,7 +17,7 @@ import torch
 
 from dptdr.config.methods import config_from
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder
+from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.training import loop
 from dptdr.training.distributed import joined

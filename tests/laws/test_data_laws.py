@@ -5,10 +5,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptdr.data import jsonarray
-from dptdr.data.beir import BeirFolder, write_beir
-from dptdr.data.groups import GroupFile, read_groups
-from dptdr.data.store import PassageStore
+from dptdr.data.training_files import GroupFile, read_groups
+from dptdr.io import jsonarray
+from dptdr.io.beir import BeirFolder, write_beir
+from dptdr.io.store import PassageStore
 from dptdr.records import Passage, Query
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

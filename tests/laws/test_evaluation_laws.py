@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dptdr.evaluation import evaluate, holm, paired_test, read_run, write_run
-from dptdr.evaluation.answers import prepare_answer, tokenize
-from dptdr.evaluation.msmarco import evaluate_msmarco
-from dptdr.evaluation.nq import evaluate_nq
+from dptdr.evaluation.protocols.answers import prepare_answer, tokenize
+from dptdr.evaluation.protocols.dpr import evaluate_nq
+from dptdr.evaluation.protocols.msmarco import evaluate_msmarco
 from dptdr.evaluation.significance import randomisation_p
 from dptdr.records import Hit
 

@@ -11,14 +11,14 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dptdr.negatives.bm25 import Bm25Index
-from dptdr.negatives.corpus import CorpusTable, JudgementTable, normalised
-from dptdr.negatives.counting import Material
-from dptdr.negatives.mining import mine
-from dptdr.negatives.runtable import RunTableWriter
-from dptdr.negatives.settings import CleaningSettings, MiningSettings, SourceSettings
-from dptdr.negatives.statistics import BottomSample, Statistics
+from dptdr.mining.corpus import CorpusTable, JudgementTable, normalised
+from dptdr.mining.counting import Material
+from dptdr.mining.pipeline import mine
+from dptdr.mining.runtable import RunTableWriter
+from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
+from dptdr.mining.statistics import BottomSample, Statistics
 from dptdr.records import Passage, Query
+from dptdr.search.bm25 import Bm25Index
 
 
 class _Rows:
@@ -250,8 +250,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_negatives_laws import _Teacher, _material
-from dptdr.negatives.mining import mine
-from dptdr.negatives.settings import *
+from dptdr.mining.pipeline import mine
+from dptdr.mining.settings import *
 place, out, calls = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 
 class Killer(_Teacher):

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptdr.search.exact import exact_top_k
-from dptdr.search.rows import ExactRows
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.indexes.rows import ExactRows
+from dptdr.search.vectors.folder import VectorFolder
 
 
 @settings(deadline=None, max_examples=60)

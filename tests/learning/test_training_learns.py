@@ -4,8 +4,8 @@ import pytest
 
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder
-from dptdr.data.samples import build_sample
+from dptdr.data.sample import build_sample
+from dptdr.io.beir import BeirFolder
 
 pytestmark = pytest.mark.learning
 

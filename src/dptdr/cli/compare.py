@@ -25,14 +25,14 @@ def command(
     Per measure: paired randomisation test (20,000 sign patterns, or all where fewer exist),
     t-test, 95 % bootstrap interval, and Holm's correction over the systems.
     """
-    from dptdr.evaluation.comparison import compare_reports
-    from dptdr.evaluation.report import EvaluationReport
-    from dptdr.files import write_json
-    from dptdr.reports.comparison import (
+    from dptdr.evaluation.compare import compare_reports
+    from dptdr.evaluation.comparison_report import (
         comparison_table,
         plot_comparison,
         write_comparison_page,
     )
+    from dptdr.evaluation.report import EvaluationReport
+    from dptdr.io.atomic import write_json
 
     comparison = compare_reports(
         [EvaluationReport.read(path) for path in reports], measures=measure or None, seed=seed

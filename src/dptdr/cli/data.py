@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dptdr.data.beir import BeirCounts
     from dptdr.data.formats.conversion import Conversion
-    from dptdr.data.inspection import Inspection, TextStats
+    from dptdr.data.inspect import Inspection, TextStats
+    from dptdr.io.beir import BeirCounts
 
 app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
 
@@ -27,8 +27,8 @@ def inspect_command(
     Exit code 2 if there are errors, 0 if there are none or only warnings.
     """
     from dptdr.cli.progress import progress
-    from dptdr.data.inspection import inspect_folder
-    from dptdr.files import write_json
+    from dptdr.data.inspect import inspect_folder
+    from dptdr.io.atomic import write_json
 
     with progress("inspect") as on_progress:
         found = inspect_folder(data, on_progress=on_progress)
@@ -53,7 +53,7 @@ def sample_command(
 ) -> None:
     """Build a sample data set from text on this machine: real, and no download."""
     from dptdr.cli.progress import progress
-    from dptdr.data.samples import build_sample
+    from dptdr.data.sample import build_sample
 
     with progress(f"sample {name}") as on_progress:
         counts = build_sample(name, out=out, seed=seed, on_progress=on_progress)
@@ -102,7 +102,7 @@ def convert_command(
     """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
     from dptdr.cli.progress import progress
     from dptdr.data.formats.conversion import convert
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
 
     with progress("convert") as on_progress:
         done = convert(source, format=format, out=out, strict=strict, on_progress=on_progress)
@@ -119,7 +119,7 @@ def join_command(
     out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
 ) -> None:
     """Join data sets over one corpus: ids become NAME:ID, splits of the same name are united."""
-    from dptdr.data.joining import join_folders
+    from dptdr.data.merge import join_folders
 
     typer.echo(_counts_line(out, join_folders(sources, out=out)))
 
@@ -144,7 +144,7 @@ def cap_command(
     seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
 ) -> None:
     """Make a small data set out of a large one, for trials; measures are higher over it."""
-    from dptdr.data.joining import cap_folder
+    from dptdr.data.merge import cap_folder
 
     counts = cap_folder(
         data, queries=_numbers_of(queries), passages=passages, seed=seed, out=out, judged=judged

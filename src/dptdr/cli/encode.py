@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from dptdr.model import Encoder
-    from dptdr.search.vectors import VectorFolder
+    from dptdr.search.vectors.folder import VectorFolder
 
 
 def command(
@@ -62,11 +62,11 @@ def command(
     """
     from dptdr.cli.progress import progress
     from dptdr.errors import ConfigError
-    from dptdr.files import write_json
-    from dptdr.search.cluster import Cluster, encode_on_ray
-    from dptdr.search.documents import read_documents, source_of
-    from dptdr.search.encoding import EncodeSettings, encode_folder, partial_path
-    from dptdr.search.workers import encode_in_processes
+    from dptdr.io.atomic import write_json
+    from dptdr.search.vectors.cluster import Cluster, encode_on_ray
+    from dptdr.search.vectors.documents import read_documents, source_of
+    from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
+    from dptdr.search.vectors.workers import encode_in_processes
 
     part, parts = parse_part(shard)
     settings = EncodeSettings(
@@ -214,7 +214,7 @@ def parse_dtype(text: str) -> Any:
         ConfigError: If it is neither float32 nor float16.
     """
     from dptdr.errors import ConfigError
-    from dptdr.search.manifest import DTYPES
+    from dptdr.search.vectors.manifest import DTYPES
 
     if text not in DTYPES:
         raise ConfigError(f"expected --dtype {' or '.join(DTYPES)}, got {text!r}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from dptdr.data.beir import BeirFolder
     from dptdr.evaluation.report import EvaluationReport
+    from dptdr.io.beir import BeirFolder
     from dptdr.records import Query, Run
 
 Protocol = Literal["msmarco", "nq"]
@@ -144,7 +144,7 @@ class _System:
 
             return read_run(self.run), self.run.stem, {"run": str(self.run)}
         if self.task is None and self.backbone is None:
-            from dptdr.negatives.bm25 import K1, B, Bm25Index
+            from dptdr.search.bm25 import K1, B, Bm25Index
 
             with progress("index") as on_progress:
                 index = Bm25Index.build(folder.passages(), on_progress=on_progress)
@@ -154,7 +154,7 @@ class _System:
                 )
             return run, "bm25", {"k1": K1, "b": B}
         from dptdr.model import load_encoder
-        from dptdr.search.retrieval import retrieve
+        from dptdr.search.retrieve import retrieve
 
         encoder = load_encoder(
             task=self.task, backbone=self.backbone, device=self.device, dtype=self.dtype
@@ -185,11 +185,11 @@ def _measure_on_folder(
     depth: int | None,
     run_out: Path | None,
 ) -> "EvaluationReport":
-    from dptdr.data.beir import BeirFolder
     from dptdr.errors import DataError
     from dptdr.evaluation import DEFAULT_MEASURES, evaluate, write_run
     from dptdr.evaluation.measures import parse_measures
     from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
+    from dptdr.io.beir import BeirFolder
 
     folder = BeirFolder(data)
     judged = folder.qrels(split)
@@ -278,7 +278,7 @@ def _measure_by_protocol(
 
 def _msmarco(*, qrels: Path, run: Path) -> "EvaluationReport":
     from dptdr.evaluation import read_qrels
-    from dptdr.evaluation.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
+    from dptdr.evaluation.protocols.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
     from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
 
     judged = read_qrels(qrels)
@@ -311,9 +311,10 @@ def _nq(
     workers: int,
 ) -> "EvaluationReport":
     from dptdr.cli.progress import progress
-    from dptdr.evaluation import nq, read_run
+    from dptdr.evaluation import read_run
+    from dptdr.evaluation.protocols import dpr as nq
     from dptdr.evaluation.report import EvaluationReport
-    from dptdr.files import sha256_file
+    from dptdr.io.atomic import sha256_file
 
     questions = nq.read_questions(qrels)
     answers = nq.prepare_questions(questions, matching=matching, path=qrels)
@@ -349,7 +350,7 @@ def _nq(
 
 
 def _table(report: "EvaluationReport") -> str:
-    from dptdr.reports.comparison import markdown_table
+    from dptdr.evaluation.comparison_report import markdown_table
 
     where = f"{report.data}, {report.split}" if report.split else report.data
     rows = [["system", "queries", *report.measures]]

@@ -47,10 +47,10 @@ def command(
         raise ConfigError(
             "--int8 changes the vectors; give --data DATA to measure what that costs in nDCG@10"
         )
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
     from dptdr.model.backbone import Backbone
     from dptdr.model.bundle import read_manifest
-    from dptdr.serving.exporting import MANIFEST, export
+    from dptdr.serving.onnx.exporting import MANIFEST, export
 
     manifest = None if task is None else read_manifest(task)
     kind: Any = attention or ("joint" if manifest is None else manifest.settings["attention"])
@@ -71,7 +71,7 @@ def _measured(
     """Return nDCG@10 of torch and of each graph, all with the same task."""
     import tempfile
 
-    from dptdr.serving.measuring import ndcg_of
+    from dptdr.serving.onnx.measuring import ndcg_of
 
     with tempfile.TemporaryDirectory(prefix="dptdr-export-") as folder:
         return ndcg_of(backbone, out, task=task, data=data, split=split, state=Path(folder))

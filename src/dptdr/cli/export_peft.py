@@ -26,7 +26,7 @@ def command(
     """Export a deep prompt for use with PEFT (joint attention; positions shifted there)."""
     from dptdr.model.backbone import Backbone
     from dptdr.model.bundle import read_manifest
-    from dptdr.model.peftprefix import export_peft
+    from dptdr.model.imports.peft import export_peft
 
     encoder = Backbone.load(backbone or read_manifest(task).backbone)
     for folder in export_peft(task, out, backbone=encoder, accept_shift=accept_shift):

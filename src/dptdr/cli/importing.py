@@ -44,15 +44,15 @@ def command(
     Token positions stay shifted by the prompt's length, as they were in training.
     """
     from dptdr.errors import ConfigError
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
 
     if format == "peft" and tokenizer is not None:
         raise ConfigError("--tokenizer is for dptdr-authors; a PEFT adapter uses its encoder's")
     if format == "dptdr-authors" and backbone is not None:
         raise ConfigError("--backbone is for peft; the authors' checkpoint brings its own")
-    from dptdr.model.authors import import_authors
     from dptdr.model.encoder import Limits
-    from dptdr.model.peftprefix import import_peft
+    from dptdr.model.imports.authors import import_authors
+    from dptdr.model.imports.peft import import_peft
 
     limits = Limits(max_query_tokens=max_query_tokens, max_passage_tokens=max_passage_tokens)
     if format == "peft":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dptdr.search.building import BuildSettings
+    from dptdr.search.indexes.building import BuildSettings
 
 
 def command(
@@ -65,7 +65,7 @@ def command(
 ) -> None:
     """Build an index over a vector folder, or renew one with --refresh."""
     from dptdr.errors import ConfigError
-    from dptdr.search.building import BuildSettings
+    from dptdr.search.indexes.building import BuildSettings
 
     if sum(where is not None for where in (out, refresh, database)) != 1:
         raise ConfigError(
@@ -91,8 +91,8 @@ def command(
         raise ConfigError("expected --data DATA with --refresh, got none")
     from dptdr.cli.encode import load_corpus_encoder
     from dptdr.cli.progress import progress
-    from dptdr.files import write_json
-    from dptdr.search.refresh import refresh_index
+    from dptdr.io.atomic import write_json
+    from dptdr.search.indexes.refresh import refresh_index
 
     encoder = load_corpus_encoder(task=task, backbone=backbone, device=device)
     with progress("encode") as on_progress:
@@ -118,10 +118,10 @@ def _build(
     import time
 
     from dptdr.cli.progress import progress
-    from dptdr.files import write_json
-    from dptdr.search.building import build_index
-    from dptdr.search.local import GRAPH
-    from dptdr.search.vectors import VectorFolder
+    from dptdr.io.atomic import write_json
+    from dptdr.search.indexes.building import build_index
+    from dptdr.search.indexes.local import GRAPH
+    from dptdr.search.vectors.folder import VectorFolder
 
     started = time.perf_counter()
     with progress("index") as on_progress:
@@ -152,9 +152,9 @@ def _load(vectors: Path, database: str, name: str, *, json: Path | None) -> None
     import time
 
     from dptdr.cli.progress import progress
-    from dptdr.files import write_json
-    from dptdr.search.databases import load_database
-    from dptdr.search.vectors import VectorFolder
+    from dptdr.io.atomic import write_json
+    from dptdr.search.stores.addresses import load_database
+    from dptdr.search.vectors.folder import VectorFolder
 
     started = time.perf_counter()
     with progress("load") as on_progress:

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.mine_sources import TEACHERS, Machine
-from dptdr.negatives.settings import (
+from dptdr.mining.settings import (
     CleaningSettings,
     MiningSettings,
     check_cleaning,
     check_sources,
     parse_source,
 )
+from dptdr.mining.sources import TEACHERS, Machine
 
 
 def command(
@@ -93,8 +93,8 @@ def command(
     its work stands in OUT.partial.
     """
     from dptdr.cli.progress import progress
-    from dptdr.files import write_json
-    from dptdr.reports.mining import mining_tables, write_mining_report
+    from dptdr.io.atomic import write_json
+    from dptdr.mining.report import mining_tables, write_mining_report
 
     cleaning = CleaningSettings(
         drop_above=drop_above, margin=margin, percent=percent, positive_score=positive_score
@@ -154,13 +154,13 @@ def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str
         DataError: If the data or a run file is broken.
         NegativesError: If mining cannot go on; what was mined stays in ``OUT.partial``.
     """
-    from dptdr.cli.mine_sources import open_workshop
-    from dptdr.data.beir import BeirFolder
-    from dptdr.data.store import PassageStore
-    from dptdr.negatives.counting import Material
-    from dptdr.negatives.mining import mine
-    from dptdr.negatives.quality import measure_removal
-    from dptdr.reports.mining import mining_report
+    from dptdr.io.beir import BeirFolder
+    from dptdr.io.store import PassageStore
+    from dptdr.mining.counting import Material
+    from dptdr.mining.pipeline import mine
+    from dptdr.mining.quality import measure_removal
+    from dptdr.mining.report import mining_report
+    from dptdr.mining.sources import open_workshop
 
     folder = BeirFolder(request.data)
     work = request.out.with_name(request.out.name + ".partial")

@@ -15,7 +15,7 @@ from dptdr.config.pretraining import (
 )
 from dptdr.config.training import DEFAULT_LEARNING_RATES
 from dptdr.errors import ConfigError
-from dptdr.files import write_json
+from dptdr.io.atomic import write_json
 
 if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult
@@ -252,7 +252,7 @@ def _pretrain(
     # Everything cheap is checked before torch is imported.
     settings = None if prompt is None else config_from("deep-prompt", prompt)[1]
     assert settings is None or isinstance(settings, DeepPromptConfig)
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
 
     folder = BeirFolder(data)
     from dptdr.cli.train import Watching

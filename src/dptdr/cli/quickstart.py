@@ -10,10 +10,10 @@ import typer
 from dptdr.cli.progress import progress
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.training import Precision, TrainingConfig
-from dptdr.files import write_json
+from dptdr.io.atomic import write_json
 
 if TYPE_CHECKING:
-    from dptdr.data.capped import CappedSet
+    from dptdr.data.subsample import CappedSet
     from dptdr.evaluation import Evaluation
     from dptdr.model import Backbone, Encoder
     from dptdr.records import Qrels, Query, Run
@@ -94,13 +94,13 @@ def _task(
     passages: int,
 ) -> dict[str, Any]:
     """Go through all stages for one task and return its row of the table."""
-    from dptdr.data.beir import BeirFolder, write_beir
-    from dptdr.data.capped import capped_test
-    from dptdr.data.samples import build_sample
+    from dptdr.data.sample import build_sample
+    from dptdr.data.subsample import capped_test
     from dptdr.evaluation import evaluate, paired_test
+    from dptdr.io.beir import BeirFolder, write_beir
     from dptdr.model import Encoder, load_task
-    from dptdr.negatives.bm25 import Bm25Index
-    from dptdr.search.retrieval import retrieve
+    from dptdr.search.bm25 import Bm25Index
+    from dptdr.search.retrieve import retrieve
 
     began = time.monotonic()
     typer.echo(f"\n== {name}")
@@ -181,9 +181,9 @@ def _indexed_run(encoder: "Encoder", data: Path, index: Path, *, queries: "list[
     """Encode and index the passages as any later search will find them, and search them."""
     import shutil
 
-    from dptdr.search.building import build_index
-    from dptdr.search.encoding import encode_data
     from dptdr.search.index import search_queries
+    from dptdr.search.indexes.building import build_index
+    from dptdr.search.vectors.encoding import encode_data
 
     vectors = index.parent / f"{index.name}.vectors"
     shutil.rmtree(vectors, ignore_errors=True)

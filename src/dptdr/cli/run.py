@@ -44,7 +44,7 @@ def command(
     """
     from dptdr.cli.commands import options_of
     from dptdr.errors import ConfigError
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
     from dptdr.recipes.planning import make_plan
     from dptdr.recipes.reading import read_recipe
     from dptdr.recipes.report import plan_json, plan_lines

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dptdr.records import Hit, Query
-    from dptdr.search.documents import Document
     from dptdr.search.index import Index
     from dptdr.search.pipeline import Pipeline
+    from dptdr.search.vectors.documents import Document
 
 
 def command(
@@ -92,10 +92,10 @@ def command(
         raise ConfigError("expected --run-out FILE with --queries, got none")
     from dptdr.cli.encode import load_encoder_of
     from dptdr.records import Query
-    from dptdr.search.documents import Filter
     from dptdr.search.index import check_encoder
     from dptdr.search.pipeline import Pipeline, parse_fusion
-    from dptdr.search.reranking import cross_encoder
+    from dptdr.search.rerank import cross_encoder
+    from dptdr.search.vectors.documents import Filter
 
     if tune_on is not None and (hybrid is None or queries is None):
         raise ConfigError("expected --hybrid and --queries with --tune-on")
@@ -131,8 +131,8 @@ def command(
 @contextlib.contextmanager
 def _opened(index: Path, database: str | None) -> "Iterator[Index]":
     """Open an index folder, or an index in a database until the block ends."""
-    from dptdr.search.databases import open_database
-    from dptdr.search.local import open_index
+    from dptdr.search.indexes.local import open_index
+    from dptdr.search.stores.addresses import open_database
 
     if database is None:
         yield open_index(index)
@@ -146,7 +146,7 @@ def _opened(index: Path, database: str | None) -> "Iterator[Index]":
 
 def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
     """Tune the weight on a split and say what came out."""
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
 
     tuned = pipeline.tune(_queries_of(data, split), BeirFolder(data).qrels(split))
     return (
@@ -158,8 +158,8 @@ def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
 
 def _queries_of(data: Path | None, split: str, begin: str | None = None) -> "Sequence[Query]":
     """Return the judged queries of a split, or those of a beginning, in file order."""
-    from dptdr.data.beir import BeirFolder
     from dptdr.errors import ConfigError
+    from dptdr.io.beir import BeirFolder
 
     assert data is not None
     folder = BeirFolder(data)
@@ -173,7 +173,7 @@ def _queries_of(data: Path | None, split: str, begin: str | None = None) -> "Seq
 
 
 def _print_hits(index: "Index", text: str, hits: "list[Hit]", *, json: Path | None) -> None:
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
 
     documents = index.documents([hit.passage_id for hit in hits])
     for rank, (hit, document) in enumerate(zip(hits, documents, strict=True), start=1):
@@ -209,7 +209,7 @@ def _write_run(
     path: Path, run: "dict[str, list[Hit]]", *, tag: str, seconds: float, json: Path | None
 ) -> None:
     from dptdr.evaluation import write_run
-    from dptdr.files import write_json
+    from dptdr.io.atomic import write_json
 
     # A run file separates its fields by white space.
     write_run(path, run, tag="_".join(tag.split()))

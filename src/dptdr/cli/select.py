@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dptdr.errors import ConfigError
-from dptdr.files import write_json
+from dptdr.io.atomic import write_json
 
 
 def command(
@@ -38,7 +38,7 @@ def command(
     """Measure every checkpoint of a run again, and say (and write) which one is best."""
     if out is not None and out.exists():
         raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.preparation import load_dev

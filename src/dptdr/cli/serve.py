@@ -159,7 +159,7 @@ def command(
 
 
 def _run(settings: "ServerSettings", *, host: str, port: int) -> None:
-    from dptdr.serving.running import serve
+    from dptdr.serving.server import serve
 
     serve(settings, host=host, port=port)
 

@@ -16,7 +16,7 @@ from dptdr.config.methods import (
 )
 from dptdr.config.training import DEFAULT_LEARNING_RATES, TrainingConfig
 from dptdr.errors import ConfigError
-from dptdr.files import write_json
+from dptdr.io.atomic import write_json
 
 if TYPE_CHECKING:
     from dptdr.training.loop import Progress
@@ -268,7 +268,7 @@ def command(
         return
     _print_result(result, out)
     if report is not None:
-        from dptdr.reports.training import write_report
+        from dptdr.training.report import write_report
 
         write_report(result.run_folder, report)
         typer.echo(f"report: {report}")
@@ -314,7 +314,7 @@ def _train(
 ) -> "TrainingResult | None":
     # Everything cheap is checked before torch is imported.
     name, method_config = config_from(method, settings)
-    from dptdr.data.beir import BeirFolder
+    from dptdr.io.beir import BeirFolder
 
     folder = BeirFolder(data)
     folder.qrels("train")

@@ -12,7 +12,7 @@ from torch import Tensor
 import dptdr
 from dptdr.config.methods import MethodConfig, MethodName, config_from, settings_of
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
-from dptdr.files import atomic_folder, read_json, recover_folder, sha256_file, write_json
+from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card
 from dptdr.model.encoder import Encoder, Limits

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.files import atomic_file
+from dptdr.io.atomic import atomic_file
 
 
 def write_card(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dptdr.errors import BackboneError, DataError
-from dptdr.files import read_json
+from dptdr.io.atomic import read_json
 
 Pool = Literal["cls", "mean", "last"]
 MODULES_FILE = "modules.json"

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int
 
 from dptdr.config.pretraining import PretrainingConfig
-from dptdr.data.beir import BeirFolder
-from dptdr.data.store import PassageStore
 from dptdr.errors import BackboneError, ConfigError
+from dptdr.io.beir import BeirFolder
+from dptdr.io.store import PassageStore
 from dptdr.model import Backbone, Pooling, Side
 from dptdr.pretraining.masking import Masked, mask_words
 from dptdr.pretraining.spans import cut_spans, distinct_spans, draw_spans, shorten

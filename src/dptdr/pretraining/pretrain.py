@@ -15,9 +15,9 @@ from dptdr.config.pretraining import (
     ObjectiveName,
     PretrainingConfig,
 )
-from dptdr.data.beir import CORPUS, BeirFolder
 from dptdr.errors import ConfigError, TrainingError
-from dptdr.files import atomic_file, sha256_file
+from dptdr.io.atomic import atomic_file, sha256_file
+from dptdr.io.beir import CORPUS, BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
 from dptdr.pretraining.documents import Documents, Reader
 from dptdr.pretraining.kept import (

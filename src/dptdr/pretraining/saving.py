@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import BackboneError, ConfigError
-from dptdr.files import atomic_folder, recover_folder, write_json
+from dptdr.io.atomic import atomic_folder, recover_folder, write_json
 from dptdr.model import Backbone
 from dptdr.model.backbone import resolve
 from dptdr.model.injection import quiet_transformers

@@ -8,7 +8,7 @@ from dptdr.config.methods import DEFAULT_CONFIGS, METHOD_NAMES, config_from
 from dptdr.config.pretraining import PretrainingConfig, pretraining_config
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
-from dptdr.negatives.settings import check_sources, parse_source
+from dptdr.mining.settings import check_sources, parse_source
 
 
 def check_stage(do: str, settings: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import DataError
-from dptdr.files import read_json, sha256_file, write_json
+from dptdr.io.atomic import read_json, sha256_file, write_json
 
 MISSING = "missing:"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import ConfigError, DataError
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
 
 DONE = "stage.json"
 _KEY_DIGITS = 16

@@ -9,7 +9,7 @@ from typing import Any
 from dptdr.errors import EvaluationError
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.evaluation.significance import paired_test
-from dptdr.files import atomic_file, write_json
+from dptdr.io.atomic import atomic_file, write_json
 
 _KEYS = {
     "title": str,

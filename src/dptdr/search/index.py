@@ -9,9 +9,9 @@ from jaxtyping import Float
 
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.records import Hit, Query, Run
-from dptdr.search.documents import Document, Filter
-from dptdr.search.manifest import Origin
-from dptdr.search.retrieval import TextEncoder
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.manifest import Origin
 
 _QUERIES_AT_ONCE = 1024
 

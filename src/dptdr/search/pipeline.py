@@ -5,12 +5,12 @@ from typing import cast
 
 from dptdr.errors import VectorsError
 from dptdr.records import Hit, Qrels, Query, Run
-from dptdr.search.documents import Filter
-from dptdr.search.fusion import FUSIONS, Fusion, Tuned, fuse, tune_weights
+from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
 from dptdr.search.index import Index, search_queries
-from dptdr.search.local import LocalIndex
-from dptdr.search.reranking import Scorer, rerank
-from dptdr.search.retrieval import TextEncoder
+from dptdr.search.indexes.local import LocalIndex
+from dptdr.search.rerank import Scorer, rerank
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import Filter
 
 _FUSED_DEPTH = 100
 """Hits that each ranking brings to a fusion at least."""

@@ -22,7 +22,7 @@ from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
 from dptdr.model.segments import PromptCall
-from dptdr.serving.forward import Forward, Row, probe_rows
+from dptdr.serving.engine.forward import Forward, Row, probe_rows
 from dptdr.serving.packing import PromptRows
 
 NAME = "dptdr-flex"

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from dptdr.serving.pending import BatchReport, CheckReport
+from dptdr.serving.engine.requests import BatchReport, CheckReport
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)

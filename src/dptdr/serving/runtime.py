@@ -6,16 +6,16 @@ from pathlib import Path
 from dptdr.errors import ConfigError, DptdrError, ServingError
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import read_manifest
-from dptdr.serving.bank import Bank
-from dptdr.serving.batching import BatchLimits
-from dptdr.serving.engine import Engine
-from dptdr.serving.forward import Forward
-from dptdr.serving.keys import OPEN, USE_ONLY, Keyring
+from dptdr.serving.engine.batching import BatchLimits
+from dptdr.serving.engine.engine import Engine
+from dptdr.serving.engine.forward import Forward
+from dptdr.serving.engine.requests import Draining, EngineSettings
+from dptdr.serving.http.auth import OPEN, USE_ONLY, Keyring
+from dptdr.serving.http.rates import Rates
 from dptdr.serving.metrics import Metrics
-from dptdr.serving.pending import Draining, EngineSettings
-from dptdr.serving.rates import Rates
 from dptdr.serving.searching import Searcher
 from dptdr.serving.settings import ServerSettings
+from dptdr.serving.tasks.registry import Bank
 
 CHECK_TEXTS = (
     "what is it?",
@@ -147,12 +147,12 @@ class Runtime:
 def _forward(settings: ServerSettings) -> Forward:
     backbone = Backbone.load(settings.backbone)
     if settings.compiled:
-        from dptdr.serving.compiled import CompiledForward
+        from dptdr.serving.engine.compiled import CompiledForward
 
         return CompiledForward(backbone)
     if settings.onnx is None:
         return Forward(backbone, layout=settings.layout or None)
-    from dptdr.serving.onnxforward import OnnxForward
+    from dptdr.serving.onnx.forward import OnnxForward
 
     return OnnxForward(
         backbone, settings.onnx, precision=settings.precision, threads=settings.threads

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import ServingError, VectorsError, WrongPrompt
-from dptdr.negatives.bm25 import Bm25Index
 from dptdr.records import Hit, Passage, Query
-from dptdr.search.documents import Filter
-from dptdr.search.fusion import fuse
-from dptdr.search.local import LocalIndex, open_index
-from dptdr.serving.prompts import TaskVersion
+from dptdr.search.bm25 import Bm25Index
+from dptdr.search.hybrid import fuse
+from dptdr.search.indexes.local import LocalIndex, open_index
+from dptdr.search.vectors.documents import Filter
+from dptdr.serving.tasks.prompt_cache import TaskVersion
 
 Mode = Literal["dense", "hybrid"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dptdr.errors import ConfigError
-from dptdr.files import read_json, write_json
+from dptdr.io.atomic import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

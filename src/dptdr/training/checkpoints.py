@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dptdr.errors import TrainingError
-from dptdr.files import atomic_file, atomic_folder, read_json, recover_folder, write_json
+from dptdr.io.atomic import atomic_file, atomic_folder, read_json, recover_folder, write_json
 
 Record: TypeAlias = Mapping[str, Any]
 """A line of the log; it has a ``step`` and a ``kind``: step, dev, bare, health or refresh."""

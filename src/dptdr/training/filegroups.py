@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dptdr.data.beir import BeirFolder
-from dptdr.data.groups import GroupFile, read_records
-from dptdr.data.intarray import as_numbers, int_array
+from dptdr.data.training_files import GroupFile, read_records
 from dptdr.errors import TrainingError
+from dptdr.io.beir import BeirFolder
+from dptdr.io.intarray import as_numbers, int_array
 from dptdr.records import TrainingGroup
 
 _POSITIVE_FIELDS = ("positives", "positive_passages", "positive_ctxs")

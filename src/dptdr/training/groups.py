@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dptdr.data.beir import BeirFolder
 from dptdr.errors import TrainingError
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Qrels, Query, TrainingGroup
 
 

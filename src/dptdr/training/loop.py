@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import TrainingError
-from dptdr.files import write_json
+from dptdr.io.atomic import write_json
 from dptdr.training.checkpoints import (
     RunFolder,
     check_same_run,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder
 from dptdr.errors import ConfigError, TrainingError
-from dptdr.files import sha256_file
+from dptdr.io.atomic import sha256_file
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
 from dptdr.training.groups import (

@@ -16,24 +16,24 @@ import orjson
 from jaxtyping import Float
 
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import CORPUS, BeirFolder
-from dptdr.data.offsets import line_spans
-from dptdr.data.store import PassageStore
 from dptdr.errors import ConfigError, TrainingError
-from dptdr.files import read_json, sha256_file, write_json
+from dptdr.io.atomic import read_json, sha256_file, write_json
+from dptdr.io.beir import CORPUS, BeirFolder
+from dptdr.io.offsets import line_spans
+from dptdr.io.store import PassageStore
+from dptdr.mining.corpus import CorpusTable, JudgementTable, stable_hash
+from dptdr.mining.counting import Material
+from dptdr.mining.pipeline import mine
+from dptdr.mining.runtable import RunTable, RunTableWriter
+from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
+from dptdr.mining.statistics import Statistics
+from dptdr.mining.teachers import EncoderTeacher
 from dptdr.model import Encoder
-from dptdr.negatives.corpus import CorpusTable, JudgementTable, stable_hash
-from dptdr.negatives.counting import Material
-from dptdr.negatives.mining import mine
-from dptdr.negatives.runtable import RunTable, RunTableWriter
-from dptdr.negatives.settings import CleaningSettings, MiningSettings, SourceSettings
-from dptdr.negatives.statistics import Statistics
-from dptdr.negatives.teachers import EncoderTeacher
 from dptdr.records import Query, TrainingGroup
-from dptdr.search.documents import read_documents, source_of
-from dptdr.search.encoding import EncodeSettings, encode_folder
-from dptdr.search.exact import top_k_of_blocks
-from dptdr.search.vectors import VectorFolder
+from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.vectors.documents import read_documents, source_of
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+from dptdr.search.vectors.folder import VectorFolder
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import World
 from dptdr.training.groups import Groups
@@ -75,7 +75,7 @@ class RefreshedGroups:
         """Take the negatives of a mined file from now on.
 
         Args:
-            path: What :func:`dptdr.negatives.mining.mine` wrote; a query that it does not hold
+            path: What :func:`dptdr.mining.pipeline.mine` wrote; a query that it does not hold
                 keeps the negatives that it began with.
         """
         self._spans = line_spans(path)

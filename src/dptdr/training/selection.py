@@ -9,7 +9,7 @@ from dptdr.config.methods import config_from
 from dptdr.errors import WrongBackbone
 from dptdr.evaluation import evaluate
 from dptdr.model import Backbone, Encoder, Limits, Method, MethodFactory, TaskManifest, save_task
-from dptdr.search.retrieval import retrieve
+from dptdr.search.retrieve import retrieve
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.groups import DevSet
 from dptdr.training.loop import best_step

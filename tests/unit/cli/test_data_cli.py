@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dptdr.cli.data import app
-from dptdr.data.beir import BeirFolder, write_beir
-from dptdr.data.samples import SAMPLES
+from dptdr.data.sample import SAMPLES
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
 runner = CliRunner()

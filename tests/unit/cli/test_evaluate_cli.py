@@ -10,10 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from dptdr.cli.evaluate import command
-from dptdr.data.beir import write_beir
 from dptdr.errors import ConfigError, DataError, EvaluationError
 from dptdr.evaluation import read_run
 from dptdr.evaluation.report import EvaluationReport
+from dptdr.io.beir import write_beir
 from dptdr.records import Passage, Query
 
 

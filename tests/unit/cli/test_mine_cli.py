@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from dptdr.cli.mine import command
-from dptdr.data.beir import BeirFolder, write_beir
-from dptdr.data.groups import GroupFile
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import ConfigError, DataError, NegativesError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
 WORDS = ["fox", "dog", "cat", "sea"]
@@ -212,7 +212,7 @@ def test_mine_tells_of_sources_and_queries_without_candidates(data, tmp_path):
 
 
 def test_sources_that_differ_in_ranks_alone_are_searched_once(data, encoder, tmp_path, monkeypatch):
-    from dptdr.negatives.bm25 import Bm25Index
+    from dptdr.search.bm25 import Bm25Index
 
     searched = []
     search = Bm25Index.search_rows

@@ -20,7 +20,7 @@ from dptdr.config.methods import (
     ShallowPromptConfig,
 )
 from dptdr.errors import BundleError, WrongBackbone
-from dptdr.files import sha256_file
+from dptdr.io.atomic import sha256_file
 from dptdr.model import (
     Encoder,
     Limits,
@@ -335,7 +335,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from dptdr import files
+from dptdr.io import atomic as files
 from dptdr.model import bundle, load_task, save_task
 
 task, moment = Path(sys.argv[1]), sys.argv[2]

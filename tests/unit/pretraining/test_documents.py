@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dptdr.data.beir import BeirFolder, write_beir
 from dptdr.errors import BackboneError, ConfigError, DataError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Pooling
 from dptdr.pretraining.documents import Documents, Reader
 from dptdr.records import Passage

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dptdr.data.beir import BeirFolder, write_beir
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Pooling
 from dptdr.pretraining.saving import save_backbone
 from dptdr.records import Passage

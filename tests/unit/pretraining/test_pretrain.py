@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.data.beir import BeirFolder, write_beir
 from dptdr.errors import ConfigError, TrainingError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
 from dptdr.pretraining import pretrain as room
 from dptdr.pretraining.kept import HEAD_FILE

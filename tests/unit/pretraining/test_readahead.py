@@ -4,8 +4,8 @@ import signal
 import pytest
 
 from dptdr.config.pretraining import PretrainingConfig
-from dptdr.data.beir import BeirFolder
 from dptdr.errors import TrainingError
+from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.pretraining.documents import TRAIN, Documents, Reader
 from dptdr.pretraining.pretrain import pretrain

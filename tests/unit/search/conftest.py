@@ -81,8 +81,8 @@ def table():
 @pytest.fixture(scope="session")
 def table_folder(table, tmp_path_factory):
     from dptdr.records import Passage
-    from dptdr.search.documents import Document, Source
-    from dptdr.search.encoding import EncodeSettings, encode_folder
+    from dptdr.search.vectors.documents import Document, Source
+    from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 
     documents = [
         Document(Passage(f"d{n}", str(n)), {"lang": "de" if n % 10 == 0 else "en"})

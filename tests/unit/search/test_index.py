@@ -2,11 +2,11 @@ import pytest
 
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.records import Passage, Query
-from dptdr.search.building import build_index
-from dptdr.search.documents import Source
-from dptdr.search.encoding import encode_folder
 from dptdr.search.index import search_queries
-from dptdr.search.retrieval import retrieve
+from dptdr.search.indexes.building import build_index
+from dptdr.search.retrieve import retrieve
+from dptdr.search.vectors.documents import Source
+from dptdr.search.vectors.encoding import encode_folder
 
 PASSAGES = [Passage(f"d{n}", f"w{n % 4} w{n % 7} w{n % 5}") for n in range(30)]
 QUERIES = [Query("q1", "w1 w2"), Query("q2", "w6")]

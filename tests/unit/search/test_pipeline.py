@@ -2,12 +2,12 @@ import pytest
 
 from dptdr.errors import VectorsError
 from dptdr.records import Hit, Passage, Query
-from dptdr.search.building import BuildSettings, build_index
-from dptdr.search.documents import Document, Filter, Source
-from dptdr.search.encoding import encode_folder
-from dptdr.search.fusion import fuse
+from dptdr.search.hybrid import fuse
 from dptdr.search.index import search_queries
+from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.pipeline import Pipeline, parse_fusion
+from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.search.vectors.encoding import encode_folder
 
 DOCUMENTS = [
     Document(Passage("cats", "cats sleep and hunt mice"), {"kind": "animal"}),

@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def served():
     """The forward pass over a tiny BERT of its own; stateless, so shared by all tests."""
-    from dptdr.serving.forward import Forward
+    from dptdr.serving.engine.forward import Forward
     from helpers.tiny import tiny_backbone
 
     return Forward(tiny_backbone("bert"))
@@ -14,7 +14,7 @@ def served():
 
 @pytest.fixture
 def bank(served, tmp_path):
-    from dptdr.serving.bank import Bank
+    from dptdr.serving.tasks.registry import Bank
 
     return Bank(served, state=tmp_path / "state")
 
@@ -32,7 +32,7 @@ def bundle(served, tmp_path):
 
 @pytest.fixture
 def engine(bank):
-    from dptdr.serving.engine import Engine
+    from dptdr.serving.engine.engine import Engine
 
     with Engine(bank) as running:
         yield running

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dptdr.errors import BackboneError, DptdrError
+from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.flex import FlexForward, make_call
-from dptdr.serving.forward import Forward, Row
 from helpers.serving import random_rows
 from helpers.tiny import tiny_backbone
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder, write_beir
 from dptdr.errors import ConfigError, DataError, TrainingError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
 TEXTS = {"q0": "Red car", "q1": "blue boat", "q2": "old house", "q3": "red  CAR", "q4": "fast dog"}

@@ -1,8 +1,8 @@
 import pytest
 
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder, write_beir
 from dptdr.errors import TrainingError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 from helpers.tasks import tiny_data
 

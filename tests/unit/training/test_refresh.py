@@ -8,10 +8,10 @@ import orjson
 import pytest
 
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder
-from dptdr.data.store import PassageStore
 from dptdr.errors import ConfigError, TrainingError
-from dptdr.files import sha256_file
+from dptdr.io.atomic import sha256_file
+from dptdr.io.beir import BeirFolder
+from dptdr.io.store import PassageStore
 from dptdr.model import Backbone
 from dptdr.records import TrainingGroup
 from dptdr.training.refresh import RefreshedGroups

@@ -4,8 +4,8 @@ import pytest
 
 from dptdr.config.methods import DeepPromptConfig, LoraConfig
 from dptdr.config.training import TrainingConfig
-from dptdr.data.beir import BeirFolder
 from dptdr.errors import TrainingError, WrongBackbone
+from dptdr.io.beir import BeirFolder
 from helpers.tasks import tiny_data
 from helpers.tiny import tiny_backbone
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from dptdr.data.beir import CORPUS, QUERIES, BeirFolder
 from dptdr.data.formats.material import Material, UniqueIds
 from dptdr.errors import DataError
+from dptdr.io.beir import CORPUS, QUERIES, BeirFolder
 from dptdr.records import Passage, Query
 
 Record = TypeVar("Record", Passage, Query)

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from dptdr.data.beir import BeirCounts, write_beir
 from dptdr.data.formats.beirsource import read_beir
 from dptdr.data.formats.dpr import read_dpr
 from dptdr.data.formats.irdatasets import PREFIX, read_ir_datasets
@@ -16,7 +15,8 @@ from dptdr.data.formats.material import PUBLISHED, Material, UniqueIds, plain_na
 from dptdr.data.formats.msmarco import read_msmarco, read_top1000, read_triples
 from dptdr.data.formats.tevatron import read_tevatron
 from dptdr.errors import DataError
-from dptdr.files import atomic_file, sha256_file
+from dptdr.io.atomic import atomic_file, sha256_file
+from dptdr.io.beir import BeirCounts, write_beir
 from dptdr.records import Passage, Qrels
 
 Progress: TypeAlias = Callable[[int, int], None]

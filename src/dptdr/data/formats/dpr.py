@@ -17,9 +17,9 @@ from dptdr.data.formats.material import (
 )
 from dptdr.data.formats.msmarco import write_lines
 from dptdr.data.formats.tables import checked_id, quoted_rows
-from dptdr.data.groups import read_records
-from dptdr.data.lines import describe
+from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
+from dptdr.io.lines import describe
 from dptdr.records import Passage, Qrels, Query
 
 _TRAINING = re.compile(r"biencoder-(?P<data>[\w]+)-(?P<split>\w+)\.json")

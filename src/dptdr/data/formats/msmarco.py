@@ -17,8 +17,8 @@ from dptdr.data.formats.material import (
     plain_name,
 )
 from dptdr.data.formats.tables import check_width, checked_id, judgement_rows, tab_rows
-from dptdr.data.lines import decode_line, raw_lines
 from dptdr.errors import DataError
+from dptdr.io.lines import decode_line, raw_lines
 from dptdr.records import Passage, Qrels, Query
 
 _QUERIES = re.compile(r"queries\.(?P<split>[\w.-]+)\.tsv|msmarco-test(?P<year>\d{4})-queries\.tsv")

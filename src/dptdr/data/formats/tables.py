@@ -4,8 +4,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dptdr.data.lines import decode_line, id_fault, integer, raw_lines
 from dptdr.errors import DataError
+from dptdr.io.lines import decode_line, id_fault, integer, raw_lines
 from dptdr.records import Judgement
 
 # The csv module refuses fields beyond 128 KiB unless told otherwise.

@@ -7,9 +7,9 @@ from typing import Any
 
 from dptdr.data.formats.material import Material, UniqueIds, find_file, plain_name
 from dptdr.data.formats.msmarco import write_lines
-from dptdr.data.groups import read_records
-from dptdr.data.lines import describe
+from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
+from dptdr.io.lines import describe
 from dptdr.records import Passage, Qrels, Query
 
 _SIDES = ("positive_passages", "negative_passages")

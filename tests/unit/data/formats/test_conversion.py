@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.beir import BeirFolder, write_beir
 from dptdr.data.formats.conversion import convert
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from dptdr.data.beir import BeirFolder
 from dptdr.data.formats.conversion import convert
-from dptdr.data.groups import GroupFile
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import DataError
-from dptdr.evaluation.nq import match_query_ids, read_questions
+from dptdr.evaluation.protocols.dpr import match_query_ids, read_questions
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Query
 
 WIKIPEDIA = (

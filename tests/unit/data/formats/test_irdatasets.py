@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.beir import BeirFolder
 from dptdr.data.formats.conversion import Check, convert
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Query
 
 Doc = namedtuple("Doc", "doc_id text")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.beir import BeirFolder
 from dptdr.data.formats.conversion import Check, convert
-from dptdr.data.groups import GroupFile
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Query
 
 ODD = 'odd \u2028 \x85 \x0c lone "quote and \\ backslash é'

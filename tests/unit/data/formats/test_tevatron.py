@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from dptdr.data.beir import BeirFolder
 from dptdr.data.formats.conversion import convert
-from dptdr.data.groups import GroupFile
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Query
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dptdr.data.samples.assemble import Pair, clean_pairs, sample_pairs, split_by_unit
+from dptdr.data.sample.assemble import Pair, clean_pairs, sample_pairs, split_by_unit
 from dptdr.errors import DataError
 
 

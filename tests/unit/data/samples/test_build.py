@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.beir import BeirFolder
-from dptdr.data.inspection import inspect_folder
-from dptdr.data.samples import SAMPLES, build_sample
+from dptdr.data.inspect import inspect_folder
+from dptdr.data.sample import SAMPLES, build_sample
 from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from dptdr.data.samples.code import code_pairs
-from dptdr.data.samples.sources import SourceFile
+from dptdr.data.sample.code import code_pairs
+from dptdr.data.sample.sources import SourceFile
 
 
 def pairs(tmp_path: Path, source: str) -> dict[str, tuple[str, str]]:

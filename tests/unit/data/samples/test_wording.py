@@ -1,6 +1,6 @@
 import pytest
 
-from dptdr.data.samples.wording import as_query, cut, is_signature
+from dptdr.data.sample.wording import as_query, cut, is_signature
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Several data folders as one corpus, and a small folder out of a large one."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from dptdr.errors import ConfigError, DataError
+from dptdr.io.beir import BeirCounts, BeirFolder, write_beir
+from dptdr.records import Passage, Qrels, Query
+
+Record = TypeVar("Record", Passage, Query)
+
+
+def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
+    """Write the passages, queries and judgements of several folders as one data set.
+
+    Every id gets its folder's name before it (``NAME:ID``), so that ids of two folders never meet;
+    splits of the same name are united. Passages and queries are streamed.
+
+    Args:
+        sources: The folders, 2 or more, with different names.
+        out: The folder to write.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: If there are fewer than two folders or two of the same name.
+        DataError: If a folder is missing or broken.
+    """
+    folders = [BeirFolder(source) for source in sources]
+    names = [folder.name for folder in folders]
+    if len(folders) < 2 or len(set(names)) != len(names):
+        raise ConfigError(
+            f"expected two or more folders with different names to join, got {', '.join(names)}"
+        )
+    return write_beir(
+        out,
+        passages=_each(folders, _named_passages),
+        queries=_each(folders, _named_queries),
+        qrels=_united(folders),
+        meta={
+            "joined": [
+                {"name": folder.name, "fingerprint": folder.fingerprint()} for folder in folders
+            ]
+        },
+    )
+
+
+def _each(
+    folders: Sequence[BeirFolder], read: Callable[[BeirFolder], Iterator[Record]]
+) -> Iterator[Record]:
+    for folder in folders:
+        yield from read(folder)
+
+
+def _named_passages(folder: BeirFolder) -> Iterator[Passage]:
+    return (passage._replace(id=f"{folder.name}:{passage.id}") for passage in folder.passages())
+
+
+def _named_queries(folder: BeirFolder) -> Iterator[Query]:
+    return (query._replace(id=f"{folder.name}:{query.id}") for query in folder.queries())
+
+
+def _united(folders: Sequence[BeirFolder]) -> dict[str, Qrels]:
+    united: dict[str, Qrels] = {}
+    for folder in folders:
+        for split in folder.splits():
+            into = united.setdefault(split, {})
+            for query_id, grades in folder.qrels(split).items():
+                into[f"{folder.name}:{query_id}"] = {
+                    f"{folder.name}:{passage_id}": grade for passage_id, grade in grades.items()
+                }
+    return united
+
+
+def cap_folder(
+    source: Path,
+    *,
+    queries: Mapping[str, int],
+    passages: int,
+    seed: int,
+    out: Path,
+    judged: int = 0,
+) -> BeirCounts:
+    """Write a seeded sample of a folder: some queries of each split, over fewer passages.
+
+    Every passage that is judged for a kept query is kept, whatever its grade (or a sample of them,
+    see ``judged``); random others fill the room. Over fewer passages measures are higher than over
+    all of them.
+
+    Args:
+        source: The folder.
+        queries: Split name to the most queries kept of it; other splits are left out.
+        passages: Most passages.
+        seed: Decides which.
+        out: The folder to write.
+        judged: Most judgements kept of each query, at least one of them positive; 0 keeps all.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: If a number is below 1 or the judged passages do not fit.
+        DataError: If a split is missing, or a judged query or passage is not in the folder.
+    """
+    if not queries or min(passages, *queries.values()) < 1:
+        raise ConfigError("expected at least 1 passage, and at least 1 query of each split named")
+    folder = BeirFolder(source)
+    qrels = {
+        split: _thinned(
+            _sampled(folder.qrels(split), most=most, seed=f"{split} {seed}"),
+            judged=judged,
+            seed=f"{split} {seed}",
+        )
+        for split, most in queries.items()
+    }
+    needed = {p for judged in qrels.values() for grades in judged.values() for p in grades}
+    if len(needed) > passages:
+        raise ConfigError(
+            f"{source}: {len(needed):,} passages are judged for the queries kept, more than "
+            f"{passages:,}; keep more passages or fewer queries"
+        )
+    ids = {passage.id for passage in folder.passages()}
+    asked = {query_id for judged in qrels.values() for query_id in judged}
+    known = {query.id for query in folder.queries()}
+    if missing := sorted(needed - ids) or sorted(asked - known):
+        raise DataError(
+            f"judges '{missing[0]}', which the folder does not hold; `dptdr data inspect` lists "
+            "such ids",
+            path=folder.path,
+        )
+    free = sorted(ids - needed)
+    room = min(passages - len(needed), len(free))
+    chosen = needed.union(random.Random(f"passages {seed}").sample(free, room))
+    return write_beir(
+        out,
+        passages=(passage for passage in folder.passages() if passage.id in chosen),
+        queries=(query for query in folder.queries() if query.id in asked),
+        qrels=qrels,
+        meta={
+            "from": folder.name,
+            "fingerprint": folder.fingerprint(),
+            "kept": {**queries, "passages": passages, "judged": judged, "seed": seed},
+        },
+    )
+
+
+def _sampled(qrels: Qrels, *, most: int, seed: str) -> Qrels:
+    """Return a random sample of the queries that have a positive, in file order."""
+    answered = [query_id for query_id, grades in qrels.items() if max(grades.values()) > 0]
+    order = sorted(answered)
+    random.Random(f"queries {seed}").shuffle(order)
+    kept = set(order[:most])
+    return {query_id: qrels[query_id] for query_id in answered if query_id in kept}
+
+
+def _thinned(qrels: Qrels, *, judged: int, seed: str) -> Qrels:
+    """Return some judgements of each query: a random positive, then random others."""
+    if not judged:
+        return qrels
+    thinned: Qrels = {}
+    for query_id, grades in qrels.items():
+        order = sorted(grades)
+        random.Random(f"judged {seed} {query_id}").shuffle(order)
+        first = next(passage_id for passage_id in order if grades[passage_id] > 0)
+        kept = {first, *[passage_id for passage_id in order if passage_id != first][: judged - 1]}
+        thinned[query_id] = {p: grade for p, grade in grades.items() if p in kept}
+    return thinned

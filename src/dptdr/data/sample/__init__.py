@@ -1,0 +1,113 @@
+"""Sample tasks, made of text that every installation of dptdr holds: real, and no download."""
+
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from dptdr.data.sample.api import PACKAGES, api_pairs, api_sources
+from dptdr.data.sample.assemble import Pair, clean_pairs, sample_pairs, split_by_unit
+from dptdr.data.sample.code import code_pairs, code_sources
+from dptdr.data.sample.sources import SourceFile
+from dptdr.errors import DataError
+from dptdr.io.beir import BeirCounts, write_beir
+from dptdr.records import Passage, Qrels, Query
+
+MAX_PAIRS = 5000
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A recipe for a data set: where its text comes from, and what is query and what is passage."""
+
+    description: str
+    query: str
+    passage: str
+    licence: str
+    sources: Callable[[], list[SourceFile]]
+    pairs: Callable[[list[SourceFile]], Iterator[Pair]]
+    packages: tuple[str, ...] = ()
+
+
+SAMPLES: dict[str, Sample] = {
+    "python-code": Sample(
+        description="What a function, method or class is for, to the source that does it.",
+        query="first paragraph of the docstring",
+        passage="source without docstrings; of a class, its own lines and its methods' heads",
+        licence="Python Software Foundation License",
+        sources=code_sources,
+        pairs=code_pairs,
+    ),
+    "python-api": Sample(
+        description="One sentence on what an API does, to the rest of its documentation.",
+        query="summary of the docstring",
+        passage="the docstring without its summary and without the name",
+        licence="numpy, scipy, torch: BSD; matplotlib: Matplotlib License",
+        sources=api_sources,
+        pairs=api_pairs,
+        packages=tuple(PACKAGES),
+    ),
+}
+"""Name to sample."""
+
+
+def build_sample(
+    name: str, *, out: Path | str, seed: int = 0, on_progress: Progress | None = None
+) -> BeirCounts:
+    """Build a sample task as a BEIR folder with the splits train, dev and test.
+
+    The same Python, packages and seed give the same bytes. No source file is in two splits.
+
+    Args:
+        name: One of :data:`SAMPLES`.
+        out: Where the folder shall stand.
+        seed: Decides the split, and which pairs are kept if there are more than 5,000.
+        on_progress: Told files read and files in total.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: If there is no such sample, or its sources are not installed.
+    """
+    if name not in SAMPLES:
+        raise DataError(f"no sample '{name}'; there are {', '.join(SAMPLES)}")
+    sample = SAMPLES[name]
+    found: list[Pair] = []
+    files = sample.sources()
+    for number, file in enumerate(files, start=1):
+        found += sample.pairs([file])
+        if on_progress is not None:
+            on_progress(number, len(files))
+    pairs = sample_pairs(clean_pairs(found), count=MAX_PAIRS, seed=seed)
+    splits = split_by_unit(pairs, seed=seed)
+    qrels: dict[str, Qrels] = {"train": {}, "dev": {}, "test": {}}
+    for number, pair in enumerate(pairs):
+        qrels[splits[pair.unit]][f"q{number}"] = {pair.id: 1}
+    units = Counter(splits.values())
+    return write_beir(
+        out,
+        passages=(Passage(pair.id, pair.passage) for pair in pairs),
+        queries=(Query(f"q{number}", pair.query) for number, pair in enumerate(pairs)),
+        qrels=qrels,
+        meta={
+            "name": name,
+            "description": sample.description,
+            "query": sample.query,
+            "passage": sample.passage,
+            "licence": sample.licence,
+            "split_by": "source file",
+            "source_files": {split: units[split] for split in qrels},
+            "found_before_cleaning": len(found),
+            "seed": seed,
+            "python": platform.python_version(),
+            "packages": {
+                package: importlib.metadata.version(package) for package in sample.packages
+            },
+        },
+    )

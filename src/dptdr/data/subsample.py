@@ -1,0 +1,113 @@
+"""A small evaluation set out of a large folder, so that many systems can be compared in minutes."""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
+from dptdr.records import Passage, Qrels, Query
+
+
+class CappedSet(NamedTuple):
+    """Queries, passages and judgements that belong together.
+
+    ``queries_of_split`` says how many queries the split had; ``dropped_for_room`` how many of the
+    wanted ones were left out because the passages judged for them did not fit.
+    """
+
+    queries: list[Query]
+    passages: list[Passage]
+    qrels: Qrels
+    queries_of_split: int
+    dropped_for_room: int
+
+
+def capped_test(
+    folder: BeirFolder, *, test_queries: int, passages: int, seed: int, split: str = "test"
+) -> CappedSet:
+    """Return a seeded sample of a split: queries, every passage judged for them, and others.
+
+    Queries without a positive judgement are passed over. Queries are taken in random order until
+    the passages judged for the next one do not fit; then random other passages fill the room that
+    is left. All is returned in the folder's order. Over fewer passages scores are higher than over
+    all of them.
+
+    Args:
+        folder: The data.
+        test_queries: How many queries to keep, at most.
+        passages: How many passages to keep, at most.
+        seed: Decides which.
+        split: The split to sample.
+
+    Returns:
+        The sample; the same folder, sizes and seed give the same one.
+
+    Raises:
+        DataError: If a judged query or passage is not in the folder, or no query fits.
+    """
+    if min(test_queries, passages) < 1:
+        raise ValueError(f"expected sizes of at least 1, got {test_queries} and {passages}")
+    judged = {
+        query_id: grades
+        for query_id, grades in folder.qrels(split).items()
+        if max(grades.values()) > 0
+    }
+    order = sorted(judged)
+    random.Random(f"queries {seed}").shuffle(order)
+    kept, needed = _fitting(order[:test_queries], judged, passages=passages)
+    if not kept:
+        raise DataError(
+            f"no query of split '{split}' can be kept: none has a positive, or the passages judged "
+            f"for the first one are more than {passages}",
+            path=folder.qrels_path(split),
+        )
+    ids = [passage.id for passage in folder.passages()]
+    unknown = needed.difference(ids)
+    if unknown:
+        raise DataError(
+            f"judges {len(unknown)} passages that the corpus does not hold, such as "
+            f"'{min(unknown)}'; `dptdr data inspect` lists them",
+            path=folder.qrels_path(split),
+        )
+    chosen = needed | _others(ids, needed, count=passages - len(needed), seed=seed)
+    texts = {query.id: query for query in folder.queries() if query.id in kept}
+    missing = [query_id for query_id in kept if query_id not in texts]
+    if missing:
+        raise DataError(
+            f"judges the query '{missing[0]}', which queries.jsonl does not hold",
+            path=folder.qrels_path(split),
+        )
+    return CappedSet(
+        queries=list(texts.values()),
+        passages=_first_of_each(folder, chosen),
+        qrels={query_id: judged[query_id] for query_id in texts},
+        queries_of_split=len(judged),
+        dropped_for_room=min(test_queries, len(order)) - len(kept),
+    )
+
+
+def _fitting(order: Sequence[str], judged: Qrels, *, passages: int) -> tuple[set[str], set[str]]:
+    """Return the queries that fit, and the passages judged for them."""
+    kept: set[str] = set()
+    needed: set[str] = set()
+    for query_id in order:
+        # Going on with queries that need less room would favour those with few judgements.
+        if len(needed.union(judged[query_id])) > passages:
+            break
+        kept.add(query_id)
+        needed.update(judged[query_id])
+    return kept, needed
+
+
+def _others(ids: Sequence[str], needed: set[str], *, count: int, seed: int) -> set[str]:
+    free = sorted(set(ids).difference(needed))
+    return set(random.Random(f"passages {seed}").sample(free, min(count, len(free))))
+
+
+def _first_of_each(folder: BeirFolder, chosen: set[str]) -> list[Passage]:
+    found: dict[str, Passage] = {}
+    for passage in folder.passages():
+        if passage.id in chosen:
+            found.setdefault(passage.id, passage)
+    return list(found.values())

@@ -1,0 +1,145 @@
+"""Training files: queries with positives and negatives, read at random, never held in memory.
+
+Four formats are told apart by the first record:
+
+=============== ===================================================================================
+``groups``      JSON lines of ``query``, ``positives``, ``negatives``; each item is a text, the id
+                of a passage in the data folder, or an object with ``text`` or ``id`` and ``score``
+``mined``       JSON lines of ``query_id`` and ids, as ``dptdr mine`` writes them
+``tevatron``    JSON lines of ``query``, ``positive_passages``, ``negative_passages``
+``dpr``         one JSON array (or lines) of ``question``, ``positive_ctxs``, ``hard_negative_ctxs``
+=============== ===================================================================================
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dptdr.data.training_records import Format, Lookup, Place, group_of_record, recognise
+from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
+from dptdr.io.intarray import as_numbers, int_array
+from dptdr.io.jsonarray import array_elements, is_json_array
+from dptdr.io.lines import describe, parse_object, raw_lines
+from dptdr.io.offsets import Spans, line_spans
+from dptdr.records import TrainingGroup
+
+
+class GroupFile:
+    """A training file by row: ``file[i]`` is its i-th group.
+
+    In memory are 16 bytes for each group, and 32 for each passage and query of the folder where
+    the file refers to them by id.
+
+    Args:
+        path: The file, not packed.
+        folder: The data folder that ids refer to; needed for ids alone.
+
+    Raises:
+        DataError: If the file is missing, empty, packed or of no known format, or if it holds ids
+            and no folder is given.
+    """
+
+    def __init__(self, path: Path | str, *, folder: BeirFolder | None = None) -> None:
+        self.path = Path(path)
+        self._spans = _array_spans(self.path) if is_json_array(self.path) else line_spans(self.path)
+        if not len(self._spans):
+            raise DataError("holds no training group", path=self.path)
+        first = self._record(0)
+        self.format: Format = recognise(first, place=self._place(0))
+        self._lookup = Lookup(folder)
+        self._lookup.decide(first, format=self.format)
+        # A file that needs a folder is refused now, not in the middle of training.
+        group_of_record(first, format=self.format, lookup=self._lookup, place=self._place(0))
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._spans)
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        """Return one group; a DataError names file, line and field if it is broken."""
+        if not 0 <= item < len(self):
+            raise IndexError(f"expected a row from 0 to {len(self) - 1}, got {item}")
+        place = self._place(item)
+        return group_of_record(
+            self._record(item), format=self.format, lookup=self._lookup, place=place
+        )
+
+    def __iter__(self) -> Iterator[TrainingGroup]:
+        """Yield all groups in file order."""
+        return (self[item] for item in range(len(self)))
+
+    def _place(self, row: int) -> Place:
+        return Place(path=self.path, row=row, line=lambda: self._spans.line_number(row))
+
+    def _record(self, row: int) -> dict[str, Any]:
+        piece = self._spans.read(row)
+        try:
+            return parse_object(piece, path=self.path, number=row + 1)
+        except DataError as error:
+            raise DataError(
+                error.reason, path=self.path, line=self._spans.line_number(row)
+            ) from None
+
+
+def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterator[TrainingGroup]:
+    """Yield the groups of a training file from first to last; packed files are read too.
+
+    Args:
+        path: The file, plain or gzip.
+        folder: The data folder that ids refer to; needed for ids alone.
+
+    Yields:
+        One group after the other.
+
+    Raises:
+        DataError: If the file is missing, broken or of no known format; names file, line and field.
+    """
+    path = Path(path)
+    format: Format | None = None
+    lookup = Lookup(folder)
+    for row, (number, record) in enumerate(read_records(path)):
+        place = Place(path=path, row=row, line=partial(int, number))
+        if format is None:
+            format = recognise(record, place=place)
+            lookup.decide(record, format=format)
+        yield group_of_record(record, format=format, lookup=lookup, place=place)
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON objects of a file of lines, or of one array, as they stand.
+
+    Args:
+        path: The file, plain or gzip.
+
+    Yields:
+        Number of the line that the object begins in, and the object.
+
+    Raises:
+        DataError: If the file is missing or broken; names file and line.
+    """
+    if not is_json_array(path):
+        for number, line in raw_lines(path):
+            yield number, parse_object(line, path=path, number=number)
+        return
+    for element in array_elements(path):
+        yield element.line, _as_object(element.value, path=path, line=element.line)
+
+
+def _as_object(value: object, *, path: Path, line: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"expected an array of objects, got {describe(value)}", path=path, line=line
+        )
+    return value
+
+
+def _array_spans(path: Path) -> Spans:
+    if path.suffix == ".gz":
+        raise DataError("is packed and can only be read from the start; unpack it", path=path)
+    starts, ends = int_array(), int_array()
+    for element in array_elements(path):
+        starts.append(element.start)
+        ends.append(element.end)
+    return Spans(path, starts=as_numbers(starts), ends=as_numbers(ends))

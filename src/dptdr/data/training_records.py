@@ -1,0 +1,317 @@
+"""How one record of a training file becomes a training group, for each format."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder
+from dptdr.io.lines import describe
+from dptdr.io.store import PassageStore, QueryStore
+from dptdr.records import Passage, TrainingGroup
+
+Format: TypeAlias = Literal["groups", "mined", "tevatron", "dpr"]
+
+_MARKS: dict[Format, tuple[str, ...]] = {
+    "tevatron": ("query", "positive_passages"),
+    "dpr": ("question", "positive_ctxs"),
+    "groups": ("query", "positives"),
+    "mined": ("query_id", "positives"),
+}
+"""Fields that a record of each format has; the first format that fits is taken."""
+
+
+class Place(NamedTuple):
+    """Where a record stands; the line is counted only when a message needs it."""
+
+    path: Path
+    row: int
+    line: Callable[[], int]
+
+    def error(self, reason: str, field: str | None = None) -> DataError:
+        """Return the error that names this place.
+
+        Args:
+            reason: What was expected and what came.
+            field: The field, where one is concerned.
+
+        Returns:
+            The error, to be raised.
+        """
+        return DataError(reason, path=self.path, line=self.line(), field=field)
+
+
+class Lookup:
+    """Texts by id; the folder is read only if a record refers to it.
+
+    Args:
+        folder: The data folder, or None.
+    """
+
+    def __init__(self, folder: BeirFolder | None) -> None:
+        self.folder = folder
+        self.strings_are_ids = False
+
+    @cached_property
+    def passages(self) -> PassageStore:
+        """The folder's passages."""
+        return PassageStore(self._folder())
+
+    @cached_property
+    def queries(self) -> QueryStore:
+        """The folder's queries."""
+        return QueryStore(self._folder())
+
+    def _folder(self) -> BeirFolder:
+        if self.folder is None:
+            raise LookupError
+        return self.folder
+
+    def decide(self, record: Mapping[str, Any], *, format: Format) -> None:
+        """Settle for the whole file whether a plain string is a text or an id.
+
+        In mined negatives strings are ids. In groups they are ids if a folder is given that holds
+        every string of the first record's positives, else texts.
+
+        Args:
+            record: The first record.
+            format: Its format.
+        """
+        positives = record.get("positives")
+        if format == "mined":
+            self.strings_are_ids = True
+        elif format == "groups" and self.folder is not None and isinstance(positives, list):
+            strings = [item for item in positives if isinstance(item, str)]
+            self.strings_are_ids = bool(strings) and all(item in self.passages for item in strings)
+
+
+def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
+    """Return the format of a training file.
+
+    Args:
+        record: Its first record.
+        place: Where that stands.
+
+    Returns:
+        The format's name.
+
+    Raises:
+        DataError: If the record fits no format; names those there are.
+    """
+    for name, fields in _MARKS.items():
+        if all(field in record for field in fields):
+            return name
+    known = "; ".join(f"{name}: {' and '.join(fields)}" for name, fields in _MARKS.items())
+    raise place.error(
+        f"expected a training record with the fields of one format ({known}), "
+        f"got {', '.join(record) or 'no field'}"
+    )
+
+
+def group_of_record(
+    record: Mapping[str, Any], *, format: Format, lookup: Lookup, place: Place
+) -> TrainingGroup:
+    """Return the training group that a record describes.
+
+    Args:
+        record: The record.
+        format: The file's format.
+        lookup: Texts by id.
+        place: Where the record stands.
+
+    Returns:
+        The group.
+
+    Raises:
+        DataError: If the record is broken, has no positive, or refers to an unknown id.
+    """
+    try:
+        group = _READERS[format](record, lookup, place)
+    except LookupError:
+        raise place.error("refers to texts by id; give the data folder that holds them") from None
+    if not group.positives:
+        raise place.error("expected at least one positive, got none", _POSITIVES[format])
+    return group
+
+
+class _Item(NamedTuple):
+    text: str
+    id: str | None
+    score: float | None
+
+
+def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
+    """Read ``groups`` and ``mined``: they differ only in what a string is."""
+    query_id = _optional_id(record, "query_id", place)
+    if "query" in record or query_id is None:
+        query = _text(record, "query", place)
+    else:
+        found = lookup.queries.get(query_id)
+        if found is None:
+            raise place.error(f"'{query_id}' is no query of the data folder", "query_id")
+        query = found.text
+    sides = [
+        [_own_item(item, name, lookup, place) for item in _list(record, name, place)]
+        for name in ("positives", "negatives")
+    ]
+    return _group(query_id, query, _with_teacher(record, sides[0], place), sides[1], place)
+
+
+def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Place) -> list[_Item]:
+    """Give positives the scores that stand beside them in ``positive_teacher``."""
+    scores = _list(record, "positive_teacher", place)
+    if not scores:
+        return positives
+    if len(scores) != len(positives):
+        raise place.error(
+            f"expected one score for each of {len(positives)} positives, got {len(scores)}",
+            "positive_teacher",
+        )
+    return [
+        item._replace(score=_score({"score": score}, "positive_teacher", place))
+        for item, score in zip(positives, scores, strict=True)
+    ]
+
+
+def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
+    if isinstance(item, str):
+        if not lookup.strings_are_ids:
+            return _Item(item, None, None)
+        return _Item(_content(item, field, lookup, place), item, None)
+    if not isinstance(item, dict):
+        raise place.error(f"expected texts, ids or objects, got {describe(item)}", field)
+    item_id = _optional_id(item, "id", place)
+    score = _score(item, field, place)
+    if "text" in item:
+        title = _text(item, "title", place) if item.get("title") is not None else ""
+        return _Item(Passage("", _text(item, "text", place), title).content, item_id, score)
+    if item_id is None:
+        raise place.error("expected an object with 'text' or 'id', got neither", field)
+    return _Item(_content(item_id, field, lookup, place), item_id, score)
+
+
+def _content(passage_id: str, field: str, lookup: Lookup, place: Place) -> str:
+    passage = lookup.passages.get(passage_id)
+    if passage is None:
+        raise place.error(f"'{passage_id}' is no passage of the data folder", field)
+    return passage.content
+
+
+def _score(item: Mapping[str, Any], field: str, place: Place) -> float | None:
+    value = item.get("score", item.get("teacher"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise place.error(f"expected a number as score, got {describe(value)}", field)
+    return float(value)
+
+
+def _tevatron(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
+    del lookup
+    sides = [
+        [
+            _foreign_item(item, name, place, id_fields=("docid",))
+            for item in _list(record, name, place)
+        ]
+        for name in ("positive_passages", "negative_passages")
+    ]
+    query_id = _optional_id(record, "query_id", place)
+    return _group(query_id, _text(record, "query", place), sides[0], sides[1], place)
+
+
+def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
+    del lookup
+    # As in DPR's own training: BM25's hard negatives are used, the others only for want of them.
+    hard = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
+    sides = [
+        [
+            _foreign_item(item, name, place, id_fields=("passage_id", "psg_id"))
+            for item in _list(record, name, place)
+        ]
+        for name in ("positive_ctxs", hard)
+    ]
+    return _group(None, _text(record, "question", place), sides[0], sides[1], place)
+
+
+def _foreign_item(item: object, field: str, place: Place, *, id_fields: Sequence[str]) -> _Item:
+    """Read a passage object. Its ``score`` is a retriever's, not a teacher's: it is left."""
+    if not isinstance(item, dict):
+        raise place.error(f"expected objects, got {describe(item)}", field)
+    if not isinstance(item.get("text"), str):
+        raise place.error(
+            f"expected a 'text' in each object, got {describe(item.get('text'))}", field
+        )
+    found = next((item[name] for name in id_fields if item.get(name) is not None), None)
+    passage = Passage("", item["text"], item.get("title") or "")
+    return _Item(passage.content, None if found is None else str(found), None)
+
+
+def _group(
+    query_id: str | None,
+    query: str,
+    positives: Sequence[_Item],
+    negatives: Sequence[_Item],
+    place: Place,
+) -> TrainingGroup:
+    return TrainingGroup(
+        query_id=str(place.row) if query_id is None else query_id,
+        query=query,
+        positives=tuple(item.text for item in positives),
+        negatives=tuple(item.text for item in negatives),
+        positive_ids=_all_or_none([item.id for item in positives], "ids of positives", place),
+        negative_ids=_all_or_none([item.id for item in negatives], "ids of negatives", place),
+        positive_scores=_all_or_none(
+            [item.score for item in positives], "scores of positives", place
+        ),
+        negative_scores=_all_or_none(
+            [item.score for item in negatives], "scores of negatives", place
+        ),
+    )
+
+
+def _all_or_none(values: Sequence[Any], what: str, place: Place) -> tuple[Any, ...]:
+    given = [value for value in values if value is not None]
+    if given and len(given) != len(values):
+        raise place.error(f"expected {what} for all or for none, got {len(given)} of {len(values)}")
+    return tuple(given)
+
+
+def _list(record: Mapping[str, Any], name: str, place: Place) -> list[Any]:
+    value = record.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise place.error(f"expected a list, got {describe(value)}", name)
+    return value
+
+
+def _text(record: Mapping[str, Any], name: str, place: Place) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise place.error(f"expected a string, got {describe(value)}", name)
+    return value
+
+
+def _optional_id(record: Mapping[str, Any], name: str, place: Place) -> str | None:
+    value = record.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if type(value) is int:
+        return str(value)
+    raise place.error(f"expected an id, got {describe(value)}", name)
+
+
+_READERS: dict[Format, Callable[[Mapping[str, Any], Lookup, Place], TrainingGroup]] = {
+    "groups": _own,
+    "mined": _own,
+    "tevatron": _tevatron,
+    "dpr": _dpr,
+}
+_POSITIVES: dict[Format, str] = {
+    "groups": "positives",
+    "mined": "positives",
+    "tevatron": "positive_passages",
+    "dpr": "positive_ctxs",
+}

@@ -1,0 +1,385 @@
+"""Top-k accuracy of open-domain question answering, as DPR measures it on Natural Questions.
+
+A question is answered at k if one of its first k passages contains an answer in its text. Passages
+are streamed and matched in several processes; only the run, the questions and one block of
+passages are in memory.
+"""
+
+import ast
+import csv
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from dptdr.errors import DataError, EvaluationError
+from dptdr.evaluation.protocols.answers import Answer, Matching, contains_answer, prepare_answer
+from dptdr.io.textlines import numbered_lines
+from dptdr.records import Run
+
+CUTOFFS = (5, 20, 100)
+_BLOCK_PASSAGES = 4_000
+# Passages of 100 words stay far below; the csv module's own bound is 128 KiB.
+_LARGEST_FIELD = 2**24
+
+
+class Question(NamedTuple):
+    """A question with its answers (texts, or regular expressions)."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NqResult:
+    """Answer accuracy of a run.
+
+    Attributes:
+        measures: ``top-5``, ``top-20``, ``top-100``: share of all questions answered within.
+        per_query: The same names to query id to 0 or 1.
+        queries: Number of questions, answered by the run or not.
+        unanswered: Questions that the run does not hold; each counts 0.
+        passages_matched: Distinct passages whose text was searched.
+    """
+
+    measures: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    queries: int
+    unanswered: int
+    passages_matched: int
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read DPR's question file: ``question TAB ["answer", "another"]``, no header.
+
+    Args:
+        path: The ``.qa.csv`` file.
+
+    Returns:
+        The questions in file order.
+
+    Raises:
+        DataError: If the file is missing, empty, or a line is broken; names file and line.
+    """
+    path = Path(path)
+    questions: list[Question] = []
+    for line, row in _tab_rows(path):
+        if len(row) != 2:
+            raise DataError(
+                f"expected question and answers separated by one tab, found {len(row)} fields",
+                path=path,
+                line=line,
+            )
+        try:
+            answers = ast.literal_eval(row[1])
+        except (ValueError, SyntaxError):
+            answers = None
+        if (
+            not isinstance(answers, list)
+            or not answers
+            or not all(isinstance(answer, str) for answer in answers)
+        ):
+            raise DataError(
+                f'expected a list of answers such as ["Paris"], found {row[1][:60]}',
+                path=path,
+                line=line,
+                field="answers",
+            )
+        questions.append(Question(row[0], tuple(answers)))
+    if not questions:
+        raise DataError("expected questions, the file holds none", path=path)
+    return questions
+
+
+def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Stream ids and texts of ``psgs_w100.tsv`` (id, text, title) or of a ``corpus.jsonl``.
+
+    Args:
+        path: The file; its ending tells which of the two it is.
+
+    Yields:
+        Passage id and text, without the title.
+
+    Raises:
+        DataError: If the file is missing or a line is broken; names file and line.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        yield from _jsonl_texts(path)
+        return
+    for line, row in _tab_rows(path):
+        if len(row) != 3:
+            raise DataError(
+                f"expected id, text and title separated by tabs, found {len(row)} fields",
+                path=path,
+                line=line,
+            )
+        if line > 1 or row[0] != "id":
+            yield row[0], row[1]
+
+
+def match_query_ids(
+    questions: Sequence[Question], *, queries: Path, ranked: Collection[str]
+) -> list[str]:
+    """Return the query id of each question, found by the question's text.
+
+    Args:
+        questions: The questions.
+        queries: A ``queries.jsonl`` with ``_id`` and ``text``; may hold more than the questions.
+        ranked: Query ids of the run: where several queries have one text, these come first.
+
+    Returns:
+        Ids in the order of the questions; a text that stands several times gives its ids in turn.
+
+    Raises:
+        DataError: If the file is missing or broken, or a question has no query.
+    """
+    ids: dict[str, deque[str]] = {}
+    others: dict[str, list[str]] = {}
+    for query_id, text in _jsonl_texts(Path(queries)):
+        if query_id in ranked:
+            ids.setdefault(text.strip(), deque()).append(query_id)
+        else:
+            others.setdefault(text.strip(), []).append(query_id)
+    for text, left in others.items():
+        ids.setdefault(text, deque()).extend(left)
+    matched: list[str] = []
+    for question in questions:
+        found = ids.get(question.text.strip())
+        if not found:
+            raise DataError(f"no query has the text of question '{question.text}'", path=queries)
+        matched.append(found.popleft())
+    return matched
+
+
+def prepare_questions(
+    questions: Sequence[Question], *, matching: Matching, path: Path
+) -> list[tuple[Answer, ...]]:
+    """Prepare the answers of all questions.
+
+    Args:
+        questions: The questions in file order.
+        matching: ``string`` for Natural Questions, ``regex`` for CuratedTREC.
+        path: Their file, for error messages.
+
+    Returns:
+        Prepared answers, one tuple per question.
+
+    Raises:
+        DataError: If an answer can match nothing sensible; lists up to five, with their questions.
+    """
+    prepared: list[tuple[Answer, ...]] = []
+    wrong: list[str] = []
+    for number, question in enumerate(questions, start=1):
+        try:
+            answers = [prepare_answer(text, matching=matching) for text in question.answers]
+            prepared.append(tuple(answers))
+        except ValueError as error:
+            wrong.append(f"question {number} ({question.text[:60]}): {error}")
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError("; ".join(wrong[:5]) + more, path=path, field="answers")
+    return prepared
+
+
+def evaluate_nq(
+    run: Run,
+    answers: Sequence[Sequence[Answer]],
+    *,
+    query_ids: Sequence[str],
+    passages: Iterable[tuple[str, str]],
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NqResult:
+    """Compute top-k accuracy.
+
+    Args:
+        run: Query id to hits, best first; 100 are looked at.
+        answers: Prepared answers of each question.
+        query_ids: The id that the run uses for each question, in the same order.
+        passages: Ids and texts; read once, need not hold more than the run names.
+        workers: Processes that match; the result does not depend on it.
+        on_progress: Called with passages of the run that were found so far, and all of them.
+
+    Returns:
+        The measures.
+
+    Raises:
+        EvaluationError: If the run names unknown queries, holds none of the questions, lists a
+            passage twice for a query, or names passages that were not given.
+
+    Source:
+        Karpukhin et al., DPR (EMNLP 2020), top-k accuracy by answer match. Differs: a question
+        that the run does not hold counts 0 (there, every question is always ranked).
+    """
+    rows = {query_id: row for row, query_id in enumerate(query_ids)}
+    wanted, wanted_ranks = _wanted_passages(run, rows=rows)
+    found = np.zeros((len(query_ids), CUTOFFS[-1]), dtype=bool)
+    total = len(wanted_ranks)
+    tasks = _tasks(passages, wanted)
+    for places, hits, done in _match(tasks, answers=answers, workers=workers):
+        for (row, rank), hit in zip(places, hits, strict=True):
+            found[row, rank] = hit
+        if on_progress is not None:
+            on_progress(total - done, total)
+    if wanted:
+        raise EvaluationError(
+            f"{len(wanted)} of the {total} passages that the run names are not in the passage "
+            f"file, such as '{next(iter(wanted))}'; give the file that the run was made from"
+        )
+    return _accuracy(found, query_ids=query_ids, run=run, passages_matched=total)
+
+
+class _Task(NamedTuple):
+    """A block of passages to match: texts, and for each text the places that name it."""
+
+    texts: list[str]
+    places: list[list[tuple[int, int]]]
+    left: int
+
+
+def _wanted_passages(
+    run: Run, *, rows: dict[str, int]
+) -> tuple[dict[str, list[tuple[int, int]]], set[str]]:
+    """Return passage id to the (question row, rank from 0) that name it, and all those ids."""
+    unknown = [query_id for query_id in run if query_id not in rows]
+    if unknown:
+        raise EvaluationError(
+            f"{len(unknown)} of {len(run)} queries of the run are not questions, such as "
+            f"'{unknown[0]}'; a run's query ids are the questions' numbers in the file, from 0, "
+            "unless queries are given that tell which id is which question"
+        )
+    wanted: dict[str, list[tuple[int, int]]] = {}
+    for query_id, hits in run.items():
+        if len({hit.passage_id for hit in hits}) != len(hits):
+            raise EvaluationError(f"query '{query_id}' lists a passage twice")
+        for rank, hit in enumerate(hits[: CUTOFFS[-1]]):
+            wanted.setdefault(hit.passage_id, []).append((rows[query_id], rank))
+    if not wanted:
+        raise EvaluationError("the run holds no passage for any question")
+    return wanted, set(wanted)
+
+
+def _tasks(
+    passages: Iterable[tuple[str, str]], wanted: dict[str, list[tuple[int, int]]]
+) -> Iterator[_Task]:
+    """Yield blocks of wanted passages; what was found is taken out of ``wanted``."""
+    hits = ((text, wanted.pop(key)) for key, text in passages if key in wanted)
+    while block := list(islice(hits, _BLOCK_PASSAGES)):
+        yield _Task([text for text, _ in block], [places for _, places in block], len(wanted))
+
+
+def _match(
+    tasks: Iterator[_Task], *, answers: Sequence[Sequence[Answer]], workers: int
+) -> Iterator[tuple[list[tuple[int, int]], list[bool], int]]:
+    """Yield places, whether each is answered, and the number of passages still to be read."""
+    with _pool(answers, workers=workers) as pool:
+        pending: deque[tuple[_Task, Future[list[bool]] | list[bool]]] = deque()
+        while True:
+            # Enough to keep every process busy, few enough to keep memory flat.
+            while len(pending) < 2 * workers and (task := next(tasks, None)) is not None:
+                rows = [[row for row, _ in places] for places in task.places]
+                if pool is None:
+                    pending.append((task, _match_block(task.texts, rows=rows, answers=answers)))
+                else:
+                    pending.append((task, pool.submit(_match_in_worker, task.texts, rows)))
+            if not pending:
+                return
+            task, outcome = pending.popleft()
+            hits = outcome if isinstance(outcome, list) else outcome.result()
+            yield [place for places in task.places for place in places], hits, task.left
+
+
+def _match_block(
+    texts: Sequence[str], *, rows: Sequence[Sequence[int]], answers: Sequence[Sequence[Answer]]
+) -> list[bool]:
+    return [
+        contains_answer(text, answers[row])
+        for text, named in zip(texts, rows, strict=True)
+        for row in named
+    ]
+
+
+_worker_answers: list[Sequence[Sequence[Answer]]] = []
+
+
+def _start_worker(answers: Sequence[Sequence[Answer]]) -> None:
+    _worker_answers[:] = [answers]
+
+
+def _match_in_worker(texts: Sequence[str], rows: Sequence[Sequence[int]]) -> list[bool]:
+    return _match_block(texts, rows=rows, answers=_worker_answers[0])
+
+
+def _pool(
+    answers: Sequence[Sequence[Answer]], *, workers: int
+) -> nullcontext[None] | ProcessPoolExecutor:
+    if workers == 1:
+        return nullcontext()
+    # Fresh processes: forking a process that runs threads (torch's, BLAS's) may lock up.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        max_workers=workers, mp_context=context, initializer=_start_worker, initargs=(answers,)
+    )
+
+
+def _accuracy(
+    found: Bool[np.ndarray, "questions depth"],
+    *,
+    query_ids: Sequence[str],
+    run: Run,
+    passages_matched: int,
+) -> NqResult:
+    per_query = {
+        f"top-{cutoff}": dict(
+            zip(query_ids, found[:, :cutoff].any(axis=1).astype(float).tolist(), strict=True)
+        )
+        for cutoff in CUTOFFS
+    }
+    return NqResult(
+        measures={name: sum(values.values()) / len(values) for name, values in per_query.items()},
+        per_query=per_query,
+        queries=len(query_ids),
+        unanswered=sum(not run.get(query_id) for query_id in query_ids),
+        passages_matched=passages_matched,
+    )
+
+
+def _tab_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and fields of a tab-separated file with csv quoting, as DPR writes it."""
+    csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, delimiter="\t")
+            try:
+                for row in reader:
+                    if row:
+                        yield reader.line_num, row
+            except csv.Error as error:
+                raise DataError(str(error), path=path, line=reader.line_num) from None
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"expected UTF-8 text, {error.reason}", path=path, line=reader.line_num + 1
+                ) from None
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+
+
+def _jsonl_texts(path: Path) -> Iterator[tuple[str, str]]:
+    for line, text in numbered_lines(path):
+        try:
+            record = json.loads(text)
+            yield record["_id"], record["text"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise DataError(
+                "expected a JSON object with the fields _id and text", path=path, line=line
+            ) from None

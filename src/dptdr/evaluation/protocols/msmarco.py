@@ -1,0 +1,195 @@
+"""The official measures of MS MARCO passage ranking, each named for what it is.
+
+The official script prints an MRR whose mean is over the queries of the qrels, and (in the variant
+that published systems use) a "recall" that is really a hit rate whose mean is over the queries of
+the run. trec_eval's recall is a third thing where a query has several relevant passages. All are
+computed here, and a run that does not fit the qrels is refused instead of scored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptdr.errors import DataError, EvaluationError
+from dptdr.evaluation.measures import evaluate
+from dptdr.io.runs import parse_run_line
+from dptdr.io.textlines import numbered_lines
+from dptdr.records import Hit, Qrels
+
+MRR_CUTOFF = 10
+HIT_CUTOFFS = (50, 1000)
+LARGEST_RANK = 1000
+
+DEFINITIONS = {
+    "MRR@10": "sum of 1/rank of the first relevant passage within rank 10, divided by the number "
+    "of queries in the qrels (official)",
+    "hit_rate@50": "share of the queries in the run with a relevant passage within rank 50",
+    "hit_rate@1000": "share of the queries in the run with a relevant passage within rank 1000; "
+    "the official script's variants print it as recall@1000",
+    "R@50": "trec_eval's recall within rank 50, mean over the queries in the qrels",
+    "R@1000": "trec_eval's recall within rank 1000, mean over the queries in the qrels",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsMarcoResult:
+    """Official measures of a run.
+
+    Attributes:
+        measures: Name to value; :data:`DEFINITIONS` says what each name means.
+        per_query: Name to query id to value; hit rates hold the run's queries only.
+        queries: Queries in the qrels.
+        ranked: Queries in the run.
+        deepest_rank: Largest rank in the run; measures beyond it are lower bounds.
+    """
+
+    measures: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    queries: int
+    ranked: int
+    deepest_rank: int
+
+
+def read_ranks(path: Path) -> dict[str, dict[int, str]]:
+    """Read a run by its ranks: MS MARCO's three columns or TREC's six.
+
+    Args:
+        path: Lines ``query-id TAB passage-id TAB rank``, or a TREC run file.
+
+    Returns:
+        Query id to rank to passage id, as the file says.
+
+    Raises:
+        DataError: If the file is missing, empty or broken, a rank stands twice for a query or is
+            not within 1 and 1000, or a query lists a passage twice; names file and line.
+    """
+    path = Path(path)
+    ranks: dict[str, dict[int, str]] = {}
+    seen: dict[str, set[str]] = {}
+    for number, text in numbered_lines(path):
+        query_id, passage_id, rank = _parse(text, path=path, line=number)
+        if not 1 <= rank <= LARGEST_RANK:
+            raise DataError(
+                f"expected a rank from 1 to {LARGEST_RANK}, found {rank}; the protocol counts "
+                "ranks from 1",
+                path=path,
+                line=number,
+                field="rank",
+            )
+        by_rank = ranks.setdefault(query_id, {})
+        passages = seen.setdefault(query_id, set())
+        if rank in by_rank:
+            raise DataError(
+                f"query '{query_id}' has rank {rank} twice, for '{by_rank[rank]}' and "
+                f"'{passage_id}'",
+                path=path,
+                line=number,
+            )
+        if passage_id in passages:
+            raise DataError(
+                f"query '{query_id}' ranks passage '{passage_id}' a second time",
+                path=path,
+                line=number,
+            )
+        by_rank[rank] = passage_id
+        passages.add(passage_id)
+    if not ranks:
+        raise DataError("expected a run, the file holds no line", path=path)
+    return ranks
+
+
+def evaluate_msmarco(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> MsMarcoResult:
+    """Compute the official measures.
+
+    Args:
+        ranks: Query id to rank (from 1, without gaps) to passage id; see :func:`read_ranks`.
+        qrels: Query id to passage id to grade.
+
+    Returns:
+        The measures.
+
+    Raises:
+        EvaluationError: If a query of the run is not in the qrels, ranks have a gap, or a grade is
+            below 1 (the official script would count that line as relevant).
+
+    Source:
+        The official script of MS MARCO passage ranking. Differs: there, ranks left out count as
+        passage 0, which exists; here they are refused. Unknown queries, which it passes over for
+        the MRR and counts in the hit rate, are refused too.
+    """
+    _check_fit(ranks, qrels)
+    run = {
+        query_id: [Hit(by_rank[rank], float(-rank)) for rank in sorted(by_rank)]
+        for query_id, by_rank in ranks.items()
+    }
+    first = {query_id: _first_relevant(hits, qrels[query_id]) for query_id, hits in run.items()}
+    per_query = {
+        f"MRR@{MRR_CUTOFF}": {
+            query_id: 1 / first[query_id] if 0 < first.get(query_id, 0) <= MRR_CUTOFF else 0.0
+            for query_id in qrels
+        }
+    }
+    for cutoff in HIT_CUTOFFS:
+        per_query[f"hit_rate@{cutoff}"] = {
+            query_id: float(0 < rank <= cutoff) for query_id, rank in first.items()
+        }
+    recalls = evaluate(run, qrels, measures=[f"R@{cutoff}" for cutoff in HIT_CUTOFFS])
+    per_query |= recalls.per_query
+    return MsMarcoResult(
+        measures={name: sum(values.values()) / len(values) for name, values in per_query.items()},
+        per_query=per_query,
+        queries=len(qrels),
+        ranked=len(run),
+        deepest_rank=max(len(hits) for hits in run.values()),
+    )
+
+
+def _parse(text: str, *, path: Path, line: int) -> tuple[str, str, int]:
+    fields = text.split()
+    if len(fields) == 6:
+        entry = parse_run_line(text, path=path, line=line)
+        return entry.query_id, entry.passage_id, entry.rank
+    if len(fields) != 3:
+        raise DataError(
+            "expected 3 fields (query-id, passage-id, rank) or the 6 of a TREC run, "
+            f"found {len(fields)}",
+            path=path,
+            line=line,
+        )
+    if not (fields[2].isascii() and fields[2].isdigit()):
+        raise DataError(
+            f"expected a whole number, found '{fields[2]}'", path=path, line=line, field="rank"
+        )
+    return fields[0], fields[1], int(fields[2])
+
+
+def _check_fit(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> None:
+    if not qrels or not ranks:
+        raise EvaluationError("expected judged queries and a run, one of them is empty")
+    unknown = [query_id for query_id in ranks if query_id not in qrels]
+    if unknown:
+        raise EvaluationError(
+            f"{len(unknown)} of {len(ranks)} queries of the run are not in the qrels, such as "
+            f"'{unknown[0]}'; score the run with the qrels of its own queries"
+        )
+    for query_id, by_rank in ranks.items():
+        if max(by_rank, default=0) != len(by_rank):
+            missing = next(rank for rank in range(1, max(by_rank)) if rank not in by_rank)
+            raise EvaluationError(
+                f"query '{query_id}' has no passage at rank {missing} but goes on to rank "
+                f"{max(by_rank)}; ranks must run from 1 without gaps"
+            )
+    for query_id, grades in qrels.items():
+        for passage_id, grade in grades.items():
+            if grade < 1:
+                raise EvaluationError(
+                    f"query '{query_id}', passage '{passage_id}' has grade {grade}; the official "
+                    "script takes every line of the qrels as relevant: leave such lines out, or "
+                    "evaluate without --protocol"
+                )
+
+
+def _first_relevant(hits: list[Hit], grades: Mapping[str, int]) -> int:
+    """Return the rank of the first relevant passage, 0 where there is none."""
+    ranked = enumerate(hits, start=1)
+    return next((rank for rank, hit in ranked if hit.passage_id in grades), 0)

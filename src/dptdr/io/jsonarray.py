@@ -1,0 +1,145 @@
+"""JSON arrays that are larger than memory, read one element at a time."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dptdr.errors import DataError
+from dptdr.io.lines import open_bytes
+
+_CHUNK_BYTES = 1 << 20
+# A fault farther from the end of what is read than the longest literal is none of a cut.
+_CUT_MARGIN = 16
+_LONGEST_STRING = 1 << 26
+_MARK = re.compile(r"\ufeff?\s*")
+_GAP = re.compile(r"[\s,]*")
+
+
+class Element(NamedTuple):
+    """One element of an array, with its first line and its bytes in the unpacked file."""
+
+    value: Any
+    line: int
+    start: int
+    end: int
+
+
+def is_json_array(path: Path) -> bool:
+    """Return whether a file's first character that is not white space opens a JSON array.
+
+    Args:
+        path: The file, plain or gzip.
+
+    Returns:
+        True if it is ``[``.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    with open_bytes(path) as handle:
+        return handle.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def array_elements(path: Path) -> Iterator[Element]:
+    """Yield the elements of the one JSON array that a file holds.
+
+    Memory holds a chunk and the largest element.
+
+    Args:
+        path: The file, plain or gzip.
+
+    Yields:
+        Each element in order.
+
+    Raises:
+        DataError: If the file is missing, is no JSON array, is broken or cut short; names the line.
+    """
+    with open_bytes(path) as handle:
+        yield from _Reader(path, handle).elements()
+
+
+class _Reader:
+    """A text buffer that slides over the file. ``at`` is the place in it, the rest is counts."""
+
+    def __init__(self, path: Path, handle: io.BufferedReader) -> None:
+        self.path = path
+        self.handle = handle
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.json = json.JSONDecoder()
+        self.text = ""
+        self.at = 0
+        self.byte = 0
+        self.line = 1
+        self.ended = False
+
+    def elements(self) -> Iterator[Element]:
+        self.fill(_CHUNK_BYTES)
+        self.skip(_MARK)
+        if self.text[self.at : self.at + 1] != "[":
+            raise self.fault("expected a JSON array that begins with [", self.at)
+        self.move(self.at + 1)
+        while True:
+            self.skip(_GAP)
+            if self.text[self.at : self.at + 1] == "]":
+                return
+            line, start = self.line, self.byte
+            value, end = self.decode()
+            self.move(end)
+            yield Element(value, line, start, self.byte)
+
+    def decode(self) -> tuple[Any, int]:
+        more = _CHUNK_BYTES
+        while True:
+            try:
+                value, end = self.json.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                unfinished = "Unterminated string" in error.msg
+                bound = _LONGEST_STRING if unfinished else _CUT_MARGIN
+                if not self.ended and error.pos >= len(self.text) - bound:
+                    self.fill(more)
+                    more *= 2
+                    continue
+                if self.ended and (unfinished or error.pos >= len(self.text) - _CUT_MARGIN):
+                    reason = "the file ends inside the array; it was cut short, fetch it again"
+                else:
+                    reason = f"expected JSON, {error.msg}"
+                raise self.fault(reason, min(error.pos, len(self.text))) from None
+            # A number may go on in the next chunk: of -1e-7 already -1 is one.
+            number = isinstance(value, int | float)
+            if self.ended or not number or self.text[end : end + 1] in tuple(", ]\t\r\n"):
+                return value, end
+            self.fill(more)
+
+    def skip(self, pattern: re.Pattern[str]) -> None:
+        while True:
+            match = pattern.match(self.text, self.at)
+            self.move(match.end() if match else self.at)
+            if self.at < len(self.text) or self.ended:
+                return
+            self.fill(_CHUNK_BYTES)
+
+    def move(self, to: int) -> None:
+        passed = self.text[self.at : to]
+        self.byte += len(passed.encode("utf-8"))
+        self.line += passed.count("\n")
+        self.at = to
+
+    def fill(self, size: int) -> None:
+        try:
+            chunk = self.handle.read(size)
+            self.ended = len(chunk) < size
+            # What lies behind is dropped, so that the buffer does not grow with the file.
+            self.text = self.text[self.at :] + self.decoder.decode(chunk, self.ended)
+            self.at = 0
+        except UnicodeDecodeError as error:
+            raise self.fault(f"expected UTF-8 text, {error.reason}", len(self.text)) from None
+        except (EOFError, OSError) as error:
+            raise self.fault(f"cannot be read: {error}", len(self.text)) from None
+
+    def fault(self, reason: str, position: int) -> DataError:
+        line = self.line + self.text.count("\n", self.at, position)
+        return DataError(reason, path=self.path, line=line)

@@ -1,0 +1,137 @@
+"""One query under way, and what the counts take from it."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from dptdr.mining.corpus import CorpusTable, JudgementTable, stable_hash
+from dptdr.mining.false_negatives import reference_score
+from dptdr.mining.records import rounded
+from dptdr.mining.runtable import RunTable
+from dptdr.mining.selection import Candidates, Provenance
+from dptdr.mining.settings import MiningSettings
+from dptdr.mining.statistics import Statistics, rank_bucket
+from dptdr.mining.teachers import Teacher
+from dptdr.records import Passage, Query
+
+_EXAMPLE_CHARACTERS = 300
+
+
+@runtime_checkable
+class PassageRows(Protocol):
+    """Passages by corpus row, read when asked for."""
+
+    def at(self, row: int) -> Passage:
+        """Return the passage of a row."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What is mined from.
+
+    Attributes:
+        queries: All queries, streamed; those without judgement are passed over.
+        judgements: Who is a positive.
+        corpus: Ids and text hashes.
+        passages: Texts by row.
+        runs: Source name to run.
+        teacher: Scores pairs, or None.
+    """
+
+    queries: Callable[[], Iterable[Query]]
+    judgements: JudgementTable
+    corpus: CorpusTable
+    passages: PassageRows
+    runs: Mapping[str, RunTable]
+    teacher: Teacher | None = None
+
+
+@dataclass(kw_only=True)
+class QueryWork:
+    """One query under way: its positives, its candidates, and the teacher's scores so far."""
+
+    query: Query
+    positives: list[int]
+    candidates: Candidates
+    positive_scores: list[float]
+
+    def reference(self, settings: MiningSettings) -> float:
+        """Return the score of the positive that candidates are held against."""
+        return reference_score(self.positive_scores, which=settings.cleaning.positive_score)
+
+
+def count_dropped(
+    work: QueryWork,
+    text: int,
+    material: Material,
+    *,
+    settings: MiningSettings,
+    statistics: Statistics,
+) -> None:
+    """Count a candidate that the teacher's bounds removed, and keep it as an example, perhaps."""
+    candidates = work.candidates
+    reason = candidates.dropped[text]
+    for name, hits in candidates.sources.items():
+        if text in hits.order:
+            dropped = statistics.sources[name].dropped
+            dropped[reason] = dropped.get(reason, 0) + 1
+    row = candidates.row_of(text)
+
+    def _example() -> dict[str, object]:
+        return {
+            "query_id": work.query.id,
+            "query": work.query.text,
+            "positive": material.passages.at(work.positives[0]).content[:_EXAMPLE_CHARACTERS],
+            "dropped_id": material.corpus.ids[row],
+            "dropped": material.passages.at(row).content[:_EXAMPLE_CHARACTERS],
+            "teacher": rounded(candidates.scores[text]),
+            "positive_teacher": rounded(work.reference(settings)),
+            "reason": reason,
+            "sources": {name: entry.rank for name, entry in candidates.sources_of(text).items()},
+        }
+
+    statistics.examples.offer(f"{work.query.id}\t{row}", _example)
+
+
+def count_negative(
+    work: QueryWork,
+    text: int,
+    *,
+    found: Mapping[str, Provenance],
+    length: int,
+    reference: float,
+    statistics: Statistics,
+) -> None:
+    """Count a chosen negative.
+
+    Args:
+        work: Its query.
+        text: The candidate.
+        found: The sources that rank it.
+        length: Characters of it.
+        reference: The teacher's score of the positive; not looked at without a teacher.
+        statistics: Where it is counted.
+    """
+    candidates = work.candidates
+    statistics.negatives += 1
+    key = stable_hash(f"{work.query.id}\t{text}")
+    for name, entry in found.items():
+        counts = statistics.sources[name]
+        counts.negatives += 1
+        counts.alone += len(found) == 1
+        counts.ranks[rank_bucket(entry.rank)] += 1
+        best = candidates.sources[name].best_positive
+        counts.with_positive += best > 0
+        counts.above_positive += entry.rank < best
+        if best:
+            positive = candidates.sources[name].scores[best - 1]
+            statistics.offer_source_score(name, key, (rounded(entry.score), rounded(positive)))
+    for one, other in itertools.combinations(found, 2):
+        pair = f"{one}|{other}"
+        statistics.overlap[pair] = statistics.overlap.get(pair, 0) + 1
+    statistics.negative_characters.offer_hashed(key, lambda: length)
+    score = candidates.scores.get(text)
+    if score is not None:
+        statistics.teacher.offer_hashed(key, lambda: [rounded(score), rounded(reference)])

@@ -1,0 +1,267 @@
+"""Mining: runs are united into negatives, query by query, in blocks that survive a kill.
+
+In memory are one block of queries, and the tables of ids and hashes of corpus and judgements.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dptdr.errors import NegativesError
+from dptdr.io.resumable import ResumableFile
+from dptdr.mining.counting import (
+    Material,
+    PassageRows,
+    QueryWork,
+    count_dropped,
+    count_negative,
+)
+from dptdr.mining.false_negatives import removal_reason
+from dptdr.mining.records import MinedQuery, Negative, format_record
+from dptdr.mining.selection import find_candidates
+from dptdr.mining.settings import MiningSettings
+from dptdr.mining.statistics import SourceCounts, Statistics, nothing_found
+from dptdr.mining.teachers import Pair, Teacher
+from dptdr.records import Query
+
+
+def mine(
+    material: Material,
+    settings: MiningSettings,
+    *,
+    out: Path,
+    work: Path,
+    data_fingerprint: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Mine negatives into a file; a killed call goes on where it was.
+
+    Args:
+        material: What to mine from.
+        settings: How.
+        out: The file to write; it appears when all is done.
+        work: Folder of the unfinished work.
+        data_fingerprint: Identifies corpus, queries and judgements.
+        on_progress: Called with queries done and total.
+
+    Returns:
+        The counts over all queries.
+
+    Raises:
+        NegativesError: If a source ranks no judged query, no negative was found at all, or the
+            folder holds work of another plan. What was mined stays in the folder.
+    """
+    _check_runs(material)
+    plan = _plan(material, settings, data_fingerprint=data_fingerprint)
+    file = ResumableFile(work, plan=plan)
+    try:
+        statistics = (
+            Statistics.from_json(file.extra)
+            if file.extra is not None
+            else Statistics(sources={source.name: SourceCounts() for source in settings.sources})
+        )
+        total = material.judgements.queries
+        for block in _blocks(material, size=settings.block_queries, skip=file.blocks):
+            content = _mine_block(block, material, settings=settings, statistics=statistics)
+            file.append_block(content, extra=statistics.as_json())
+            if on_progress is not None:
+                on_progress(min(file.blocks * settings.block_queries, total), total)
+        if statistics.negatives == 0:
+            raise NegativesError(nothing_found(statistics))
+        file.finish(out)
+    finally:
+        file.close()
+    return statistics
+
+
+def score_pairs(
+    teacher: Teacher, pairs: Sequence[tuple[Query, int]], *, rows: PassageRows
+) -> list[float]:
+    """Return the teacher's score of queries with corpus rows.
+
+    Args:
+        teacher: The teacher.
+        pairs: Queries and corpus rows.
+        rows: Texts by row.
+
+    Returns:
+        One score for each pair.
+    """
+    if not pairs:
+        return []
+    return teacher.score(
+        [
+            Pair(query.id, query.text, row, rows.at(row).content if teacher.needs_texts else "")
+            for query, row in pairs
+        ]
+    )
+
+
+def _check_runs(material: Material) -> None:
+    judged = material.judgements.query_hashes()
+    for name, run in material.runs.items():
+        if not np.isin(run.query_hashes(), judged).any():
+            raise NegativesError(
+                f"source '{name}' ranks none of the {material.judgements.queries} judged queries; "
+                "give a run over the queries of this split"
+            )
+
+
+def _plan(material: Material, settings: MiningSettings, *, data_fingerprint: str) -> str:
+    """Return what identifies a mining: the same plan gives the same bytes."""
+    value = {
+        "data": data_fingerprint,
+        "runs": {name: run.fingerprint for name, run in material.runs.items()},
+        "teacher": None if material.teacher is None else material.teacher.fingerprint,
+        # Where a source's file lies does not matter, what it holds does.
+        "settings": {
+            **asdict(settings),
+            "sources": [
+                {key: entry for key, entry in asdict(source).items() if key != "value"}
+                for source in settings.sources
+            ],
+        },
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _blocks(material: Material, *, size: int, skip: int) -> Iterator[list[Query]]:
+    judged = (q for q in material.queries() if material.judgements.of(q.id) is not None)
+    left = itertools.islice(judged, skip * size, None)
+    while block := list(itertools.islice(left, size)):
+        yield block
+
+
+def _mine_block(
+    block: Sequence[Query],
+    material: Material,
+    *,
+    settings: MiningSettings,
+    statistics: Statistics,
+) -> bytes:
+    works = [
+        work
+        for query in block
+        if (work := _begin(query, material, settings=settings, statistics=statistics)) is not None
+    ]
+    if material.teacher is not None:
+        _score(works, material, settings=settings, statistics=statistics)
+    lines = [_finish(work, material, settings=settings, statistics=statistics) for work in works]
+    return b"".join(lines)
+
+
+def _begin(
+    query: Query, material: Material, *, settings: MiningSettings, statistics: Statistics
+) -> QueryWork | None:
+    judged = material.judgements.of(query.id)
+    assert judged is not None
+    rows, grades = judged
+    # Each once, in the order of the judgements.
+    positives = list(dict.fromkeys(rows[(grades >= settings.min_grade) & (rows >= 0)].tolist()))
+    if not positives:
+        statistics.without_positive += 1
+        return None
+    statistics.queries += 1
+    rankings = {}
+    for source in settings.sources:
+        ranking = material.runs[source.name].ranking(query.id, depth=source.last_rank)
+        if ranking is not None:
+            rankings[source.name] = ranking
+    candidates = find_candidates(
+        query.id,
+        positives=positives,
+        rankings=rankings,
+        sources=settings.sources,
+        corpus=material.corpus,
+        seed=settings.seed,
+    )
+    for name in rankings:
+        counts = statistics.sources[name]
+        counts.queries += 1
+        counts.candidates += len(candidates.sources[name].order)
+        counts.blocked += candidates.sources[name].blocked
+    return QueryWork(query=query, positives=positives, candidates=candidates, positive_scores=[])
+
+
+def _score(
+    works: Sequence[QueryWork],
+    material: Material,
+    *,
+    settings: MiningSettings,
+    statistics: Statistics,
+) -> None:
+    """Score positives, then as many candidates as it takes to fill every quota with kept ones."""
+    teacher = material.teacher
+    assert teacher is not None
+    pairs = [(work.query, row) for work in works for row in work.positives]
+    scores = iter(score_pairs(teacher, pairs, rows=material.passages))
+    for work in works:
+        work.positive_scores = list(itertools.islice(scores, len(work.positives)))
+        if settings.cleaning.percent is not None and work.reference(settings) <= 0:
+            statistics.percent_not_applied += 1
+    quotas = {source.name: source.quota for source in settings.sources}
+    while True:
+        wanted = [(work, text) for work in works for text in work.candidates.wanted(quotas)]
+        if not wanted:
+            return
+        pairs = [(work.query, work.candidates.row_of(text)) for work, text in wanted]
+        scored = score_pairs(teacher, pairs, rows=material.passages)
+        for (work, text), score in zip(wanted, scored, strict=True):
+            work.candidates.scores[text] = score
+            reason = removal_reason(
+                score, positive=work.reference(settings), settings=settings.cleaning
+            )
+            if reason is not None:
+                work.candidates.dropped[text] = reason
+                count_dropped(work, text, material, settings=settings, statistics=statistics)
+
+
+def _finish(
+    work: QueryWork, material: Material, *, settings: MiningSettings, statistics: Statistics
+) -> bytes:
+    candidates, corpus = work.candidates, material.corpus
+    texts = settings.output == "tevatron"
+    negatives: list[Negative] = []
+    reference = work.reference(settings) if work.positive_scores else 0.0
+    for text in candidates.chosen({source.name: source.quota for source in settings.sources}):
+        row = candidates.row_of(text)
+        found = candidates.sources_of(text)
+        score = candidates.scores.get(text)
+        negatives.append(
+            Negative(
+                id=corpus.ids[row],
+                sources=found,
+                teacher=score,
+                passage=material.passages.at(row) if texts else None,
+            )
+        )
+        count_negative(
+            work,
+            text,
+            found=found,
+            length=int(corpus.characters[row]),
+            reference=reference,
+            statistics=statistics,
+        )
+    if not negatives:
+        statistics.without_negative_example = statistics.without_negative_example or work.query.id
+        statistics.without_negative += 1
+    for row in work.positives:
+        length = int(corpus.characters[row])
+        key = f"{work.query.id}\t{row}"
+        statistics.positive_characters.offer(key, partial(int, length))
+    mined = MinedQuery(
+        query_id=work.query.id,
+        query=work.query.text,
+        positives=[corpus.ids[row] for row in work.positives],
+        positive_teacher=work.positive_scores,
+        negatives=negatives,
+        positive_passages=[material.passages.at(row) for row in work.positives] if texts else [],
+    )
+    return format_record(mined, output=settings.output)

@@ -1,0 +1,162 @@
+"""How well a teacher's bounds find false negatives, held against real graded judgements."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dptdr.errors import NegativesError
+from dptdr.mining.counting import Material
+from dptdr.mining.false_negatives import reference_score, removal_reason
+from dptdr.mining.pipeline import score_pairs
+from dptdr.mining.selection import find_candidates
+from dptdr.mining.settings import MiningSettings
+from dptdr.records import Query
+
+
+@dataclass(kw_only=True)
+class RemovalQuality:
+    """Judged candidates by what they are and what was done with them.
+
+    Attributes:
+        queries: Queries with a known positive and at least one judged candidate.
+        dropped_relevant: False negatives that were removed.
+        dropped_other: Good negatives that were removed.
+        kept_relevant: False negatives that were kept.
+        kept_other: Good negatives that were kept.
+        by_grade: Grade to dropped and judged candidates.
+    """
+
+    queries: int = 0
+    dropped_relevant: int = 0
+    dropped_other: int = 0
+    kept_relevant: int = 0
+    kept_other: int = 0
+    by_grade: dict[int, list[int]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return counts with precision and recall, None where nothing was dropped or relevant."""
+        dropped = self.dropped_relevant + self.dropped_other
+        relevant = self.dropped_relevant + self.kept_relevant
+        judged = dropped + self.kept_relevant + self.kept_other
+        return {
+            "queries": self.queries,
+            "judged_candidates": judged,
+            "false_negatives": relevant,
+            "dropped_relevant": self.dropped_relevant,
+            "dropped_other": self.dropped_other,
+            "precision": self.dropped_relevant / dropped if dropped else None,
+            "recall": self.dropped_relevant / relevant if relevant else None,
+            "share_of_false_negatives": relevant / judged if judged else None,
+            "by_grade": {
+                str(grade): {"dropped": counts[0], "judged": counts[1]}
+                for grade, counts in sorted(self.by_grade.items())
+            },
+        }
+
+
+def measure_removal(material: Material, settings: MiningSettings) -> RemovalQuality:
+    """Hide all positives but one of each query, and see which of the others the bounds remove.
+
+    The best judged passage (the first of the highest grade) is the known positive, as in training
+    data with one positive a query. Every judged passage in a source's rank window is a candidate:
+    relevant where its grade is at least the least grade of a positive.
+
+    Args:
+        material: What would be mined from; the judgements are graded.
+        settings: Sources and bounds.
+
+    Returns:
+        The counts.
+
+    Raises:
+        NegativesError: If there is no teacher, or no judged candidate at all.
+    """
+    if material.teacher is None:
+        raise NegativesError("measuring the removal needs a teacher")
+    quality = RemovalQuality()
+    judged = (q for q in material.queries() if material.judgements.of(q.id) is not None)
+    while block := list(itertools.islice(judged, settings.block_queries)):
+        _measure_block(block, material, settings=settings, quality=quality)
+    if quality.queries == 0:
+        raise NegativesError(
+            "no judged passage is among the candidates, so the removal cannot be measured; give a "
+            "split with several judged passages a query that the sources rank"
+        )
+    return quality
+
+
+def _measure_block(
+    block: Sequence[Query],
+    material: Material,
+    *,
+    settings: MiningSettings,
+    quality: RemovalQuality,
+) -> None:
+    known: list[tuple[Query, int]] = []
+    judged: list[list[tuple[int, int]]] = []
+    for query in block:
+        found = _judged_candidates(query, material, settings=settings)
+        if found is not None:
+            known.append((query, found[0]))
+            judged.append(found[1])
+    assert material.teacher is not None
+    positives = score_pairs(material.teacher, known, rows=material.passages)
+    pairs = [
+        (query, row) for (query, _), rows in zip(known, judged, strict=True) for row, _ in rows
+    ]
+    scores = iter(score_pairs(material.teacher, pairs, rows=material.passages))
+    for positive, rows in zip(positives, judged, strict=True):
+        quality.queries += 1
+        reference = reference_score([positive], which="mean")
+        for (_, grade), score in zip(rows, scores, strict=False):
+            reason = removal_reason(score, positive=reference, settings=settings.cleaning)
+            _count(quality, grade, relevant=grade >= settings.min_grade, dropped=reason is not None)
+
+
+def _judged_candidates(
+    query: Query, material: Material, *, settings: MiningSettings
+) -> tuple[int, list[tuple[int, int]]] | None:
+    """Return the known positive's row, and rows and grades of judged candidates."""
+    found = material.judgements.of(query.id)
+    assert found is not None
+    rows, grades = found
+    held = rows >= 0
+    rows, grades = rows[held], grades[held]
+    if not len(rows) or grades.max() < settings.min_grade:
+        return None
+    known = int(rows[int(np.argmax(grades))])
+    rankings = {}
+    for source in settings.sources:
+        ranking = material.runs[source.name].ranking(query.id, depth=source.last_rank)
+        if ranking is not None:
+            rankings[source.name] = ranking
+    candidates = find_candidates(
+        query.id,
+        positives=[known],
+        rankings=rankings,
+        sources=settings.sources,
+        corpus=material.corpus,
+        seed=settings.seed,
+    )
+    texts = {text for hits in candidates.sources.values() for text in hits.order}
+    pairs = [
+        (int(row), int(grade))
+        for row, grade in zip(rows, grades, strict=True)
+        if int(material.corpus.text_hashes[row]) in texts
+    ]
+    return (known, pairs) if pairs else None
+
+
+def _count(quality: RemovalQuality, grade: int, *, relevant: bool, dropped: bool) -> None:
+    counts = quality.by_grade.setdefault(grade, [0, 0])
+    counts[0] += dropped
+    counts[1] += 1
+    if relevant:
+        quality.dropped_relevant += dropped
+        quality.kept_relevant += not dropped
+    else:
+        quality.dropped_other += dropped
+        quality.kept_other += not dropped

@@ -1,0 +1,88 @@
+"""How mined negatives stand in a file, one query a line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from dptdr.mining.selection import Provenance
+from dptdr.mining.settings import OutputFormat
+from dptdr.records import Passage
+
+
+class Negative(NamedTuple):
+    """A chosen negative."""
+
+    id: str
+    sources: Mapping[str, Provenance]
+    teacher: float | None
+    passage: Passage | None = None
+
+
+class MinedQuery(NamedTuple):
+    """A query with its positives and negatives; passages are there where the format holds texts."""
+
+    query_id: str
+    query: str
+    positives: Sequence[str]
+    positive_teacher: Sequence[float]
+    negatives: Sequence[Negative]
+    positive_passages: Sequence[Passage] = ()
+
+
+def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
+    """Return the line of one query.
+
+    Args:
+        mined: The query.
+        output: ``dptdr``: ids with provenance; ``tevatron``: texts, as Tevatron's trainer reads.
+
+    Returns:
+        The line in UTF-8 with its line end; nothing for a query without negatives in Tevatron's
+        format, whose trainer cannot do without.
+    """
+    if output == "tevatron" and not mined.negatives:
+        return b""
+    value = _own(mined) if output == "dptdr" else _tevatron(mined)
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def rounded(score: float) -> float:
+    """Return a score with six significant digits: what a reader needs, and files stay small."""
+    return float(f"{score:.6g}")
+
+
+def _own(mined: MinedQuery) -> dict[str, Any]:
+    value: dict[str, Any] = {"query_id": mined.query_id, "positives": list(mined.positives)}
+    if mined.positive_teacher:
+        value["positive_teacher"] = [rounded(score) for score in mined.positive_teacher]
+    value["negatives"] = [_own_negative(negative) for negative in mined.negatives]
+    return value
+
+
+def _own_negative(negative: Negative) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "id": negative.id,
+        "sources": {
+            source: {"rank": entry.rank, "score": rounded(entry.score)}
+            for source, entry in negative.sources.items()
+        },
+    }
+    if negative.teacher is not None:
+        value["teacher"] = rounded(negative.teacher)
+    return value
+
+
+def _tevatron(mined: MinedQuery) -> dict[str, Any]:
+    return {
+        "query_id": mined.query_id,
+        "query": mined.query,
+        "positive_passages": [_text(passage) for passage in mined.positive_passages],
+        "negative_passages": [
+            _text(negative.passage) for negative in mined.negatives if negative.passage is not None
+        ],
+    }
+
+
+def _text(passage: Passage) -> dict[str, str]:
+    return {"docid": passage.id, "title": passage.title, "text": passage.text}

@@ -1,0 +1,232 @@
+"""Runs as arrays on disk: a ranking by query, whatever the number of queries, without parsing."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt64
+
+from dptdr.errors import DataError, NegativesError
+from dptdr.io.atomic import atomic_file, read_json, write_json
+from dptdr.io.runs import RunLine, iterate_run_lines
+from dptdr.mining.corpus import CorpusTable, stable_hash
+
+FORMAT = 1
+HEADER = "run.json"
+_HIT = np.dtype([("row", "<i4"), ("score", "<f8")])
+_SPAN = np.dtype([("query", "<u8"), ("start", "<i8"), ("end", "<i8")])
+
+
+class Ranking(NamedTuple):
+    """One query's hits in a run, best first; ranks count from 1."""
+
+    rows: Int64[np.ndarray, " hits"]
+    scores: Float[np.ndarray, " hits"]
+
+
+class RunTable:
+    """A stored run.
+
+    Args:
+        path: The folder that a :class:`RunTableWriter` filled.
+
+    Raises:
+        DataError: If the folder is missing, unfinished or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        header = read_json(self.path / HEADER)
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise DataError(f"expected a run table of format {FORMAT}", path=self.path)
+        self.fingerprint = str(header["fingerprint"])
+        parts = range(int(header["parts"]))
+        self._hits = [self._part(f"{part:05d}.hits", _HIT) for part in parts]
+        tables = [np.fromfile(self.path / f"{part:05d}.spans", dtype=_SPAN) for part in parts]
+        spans = np.concatenate(tables) if tables else np.zeros(0, dtype=_SPAN)
+        numbers = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        # A query's lines may stand apart in a run file: it has several spans then.
+        order = np.argsort(spans["query"], kind="stable")
+        self._spans, self._numbers = spans[order], numbers[order]
+
+    def _part(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        path = self.path / name
+        if path.stat().st_size == 0:
+            return np.zeros(0, dtype=dtype)
+        return np.memmap(path, dtype=dtype, mode="r")
+
+    def query_hashes(self) -> UInt64[np.ndarray, " queries"]:
+        """Return the hash of each query id that the run holds, sorted."""
+        return np.unique(self._spans["query"])
+
+    def ranking(self, query_id: str, *, depth: int) -> Ranking | None:
+        """Return a query's best hits.
+
+        Args:
+            query_id: The query.
+            depth: Hits at most.
+
+        Returns:
+            The ranking, or None where the run does not hold the query.
+
+        Raises:
+            NegativesError: If the run lists a passage twice for the query.
+        """
+        wanted = np.uint64(stable_hash(query_id))
+        first = int(np.searchsorted(self._spans["query"], wanted))
+        last = int(np.searchsorted(self._spans["query"], wanted, side="right"))
+        if first == last:
+            return None
+        hits = np.concatenate(
+            [
+                self._hits[self._numbers[at]][self._spans[at]["start"] : self._spans[at]["end"]]
+                for at in range(first, last)
+            ]
+        )
+        if last - first > 1:
+            hits = hits[np.argsort(-hits["score"], kind="stable")]
+            if len(np.unique(hits["row"])) < len(hits):
+                raise NegativesError(
+                    f"{self.path.name}: query '{query_id}' lists a passage twice; a run names each "
+                    "passage once per query"
+                )
+        return Ranking(hits["row"][:depth].astype(np.int64), np.array(hits["score"][:depth]))
+
+
+class RunTableWriter:
+    """Fills a run table part by part; parts that were written before a kill stay.
+
+    Args:
+        path: The folder; one that was begun for another fingerprint is emptied.
+        fingerprint: Identifies what makes the run.
+    """
+
+    def __init__(self, path: Path, *, fingerprint: str) -> None:
+        self.path = Path(path)
+        plan = self.path / "plan.json"
+        begun = read_json(plan) if plan.is_file() else None
+        if begun != {"format": FORMAT, "fingerprint": fingerprint}:
+            shutil.rmtree(self.path, ignore_errors=True)
+            write_json(plan, {"format": FORMAT, "fingerprint": fingerprint})
+        self.fingerprint = fingerprint
+        self.parts = 0
+        while self._spans_path(self.parts).is_file():
+            self.parts += 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return (self.path / HEADER).is_file()
+
+    def write_part(self, rankings: Iterable[tuple[str, Any, Any]]) -> None:
+        """Write the next part, atomically.
+
+        Args:
+            rankings: Query id, corpus rows (best first) and scores of each query.
+        """
+        spans: list[tuple[int, int, int]] = []
+        position = 0
+        with atomic_file(self.path / f"{self.parts:05d}.hits") as handle:
+            for query_id, rows, scores in rankings:
+                block = np.empty(len(rows), dtype=_HIT)
+                block["row"], block["score"] = rows, scores
+                handle.write(block.tobytes())
+                spans.append((stable_hash(query_id), position, position + len(rows)))
+                position += len(rows)
+        # Written last: a part with spans is whole.
+        with atomic_file(self._spans_path(self.parts)) as handle:
+            handle.write(np.array(spans, dtype=_SPAN).tobytes())
+        self.parts += 1
+
+    def finish(self) -> RunTable:
+        """Mark the run as complete.
+
+        Returns:
+            The stored run.
+        """
+        header = {"format": FORMAT, "fingerprint": self.fingerprint, "parts": self.parts}
+        write_json(self.path / HEADER, header)
+        return RunTable(self.path)
+
+    def _spans_path(self, part: int) -> Path:
+        return self.path / f"{part:05d}.spans"
+
+
+def import_run(
+    path: Path,
+    *,
+    run: Path,
+    corpus: CorpusTable,
+    fingerprint: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RunTable:
+    """Turn a TREC run file into a run table, checking every line.
+
+    Args:
+        path: The folder to write.
+        run: The run file.
+        corpus: The corpus that the passage ids must belong to.
+        fingerprint: Identifies the run file's content.
+        on_progress: Called with lines read so far, twice: their number is not known before.
+
+    Returns:
+        The stored run.
+
+    Raises:
+        DataError: If a line is broken, names a passage that the corpus does not hold, or one that
+            the query lists already, or if the file is empty; names file and line.
+    """
+    writer = RunTableWriter(path, fingerprint=fingerprint)
+    if writer.finished:
+        return RunTable(path)
+    # Reading a file again is quick: it is one part, begun anew after a kill.
+    writer.parts = 0
+    writer.write_part(_rankings(Path(run), corpus=corpus, on_progress=on_progress))
+    return writer.finish()
+
+
+def _rankings(
+    run: Path, *, corpus: CorpusTable, on_progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, Any, Any]]:
+    empty = True
+    for query_id, group in groupby(iterate_run_lines(run), key=lambda item: item[1].query_id):
+        numbered = list(group)
+        empty = False
+        rows = _known_rows(numbered, run=run, corpus=corpus)
+        order = sorted(
+            range(len(numbered)), key=lambda at: (-numbered[at][1].score, numbered[at][1].rank)
+        )
+        scores = np.array([numbered[at][1].score for at in order])
+        if on_progress is not None:
+            on_progress(numbered[-1][0], numbered[-1][0])
+        yield query_id, rows[order], scores
+    if empty:
+        raise DataError("expected a run, the file holds no line", path=run)
+
+
+def _known_rows(
+    numbered: Sequence[tuple[int, RunLine]], *, run: Path, corpus: CorpusTable
+) -> Int64[np.ndarray, " hits"]:
+    rows = corpus.rows_of([line.passage_id for _, line in numbered])
+    unknown = np.flatnonzero(rows < 0)
+    if len(unknown):
+        number, line = numbered[int(unknown[0])]
+        raise DataError(
+            f"passage '{line.passage_id}' is not in the corpus; give a run over this data",
+            path=run,
+            line=number,
+        )
+    if len(np.unique(rows)) < len(rows):
+        seen: set[str] = set()
+        for number, line in numbered:
+            if line.passage_id in seen:
+                raise DataError(
+                    f"query '{line.query_id}' lists passage '{line.passage_id}' a second time",
+                    path=run,
+                    line=number,
+                )
+            seen.add(line.passage_id)
+    return rows

@@ -1,0 +1,204 @@
+"""One query's candidates: what may be a negative, in which order, and where it came from."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt64
+
+from dptdr.mining.corpus import CorpusTable
+from dptdr.mining.runtable import Ranking
+from dptdr.mining.settings import Sampling, SourceSettings
+
+
+class Provenance(NamedTuple):
+    """Where a source ranked a passage."""
+
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceHits:
+    """What one source ranks for one query.
+
+    Attributes:
+        order: Texts of its rank window that may be negatives, in the order of trial.
+        places: Text to the place (from 0) of its best rank, over the whole depth.
+        scores: Scores by place.
+        rows: Text to the corpus's first row that has it, of those ranked.
+        blocked: Texts of its window that are positives or their copies.
+        best_positive: Best rank of a positive or a copy, 0 where it ranks none.
+    """
+
+    order: list[int]
+    places: dict[int, int]
+    scores: list[float]
+    rows: dict[int, int]
+    blocked: int
+    best_positive: int
+
+
+@dataclass(kw_only=True)
+class Candidates:
+    """Candidates of one query while its negatives are chosen.
+
+    A candidate is known by the hash of its normalised text, so one text is one candidate whatever
+    ids it has.
+
+    Attributes:
+        sources: Source name to what it ranks.
+        scores: Text to the teacher's score, of those scored so far.
+        dropped: Text to the reason for its removal.
+    """
+
+    sources: dict[str, SourceHits]
+    scores: dict[int, float] = field(default_factory=dict)
+    dropped: dict[int, str] = field(default_factory=dict)
+
+    def wanted(self, quotas: Mapping[str, int]) -> list[int]:
+        """Return the texts that have to be scored before every quota can be filled.
+
+        Args:
+            quotas: Source to negatives wanted.
+
+        Returns:
+            Texts without a score, each once; empty where the choice is settled.
+        """
+        wanted: dict[int, None] = {}
+        for source, hits in self.sources.items():
+            room = quotas[source]
+            for text in hits.order:
+                if room == 0:
+                    break
+                if text in self.dropped:
+                    continue
+                room -= 1
+                if text not in self.scores:
+                    wanted[text] = None
+        return list(wanted)
+
+    def chosen(self, quotas: Mapping[str, int]) -> list[int]:
+        """Return the negatives: each source's quota, united.
+
+        Args:
+            quotas: Source to negatives wanted.
+
+        Returns:
+            Texts by best rank over all sources; equal ranks by corpus row.
+        """
+        taken: set[int] = set()
+        for source, hits in self.sources.items():
+            order = hits.order
+            if self.dropped:
+                order = [text for text in order if text not in self.dropped]
+            taken.update(order[: quotas[source]])
+        return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
+
+    def row_of(self, text: int) -> int:
+        """Return the corpus row that stands for a text: the first of those ranked."""
+        return min(hits.rows[text] for hits in self.sources.values() if text in hits.rows)
+
+    def sources_of(self, text: int) -> dict[str, Provenance]:
+        """Return rank and score of a text in each source that holds it."""
+        found: dict[str, Provenance] = {}
+        for source, hits in self.sources.items():
+            place = hits.places.get(text)
+            if place is not None:
+                found[source] = Provenance(place + 1, hits.scores[place])
+        return found
+
+    def _best_place(self, text: int) -> int:
+        return min(hits.places[text] for hits in self.sources.values() if text in hits.places)
+
+
+def find_candidates(
+    query_id: str,
+    *,
+    positives: Sequence[int] | Int64[np.ndarray, " positives"],
+    rankings: Mapping[str, Ranking],
+    sources: Sequence[SourceSettings],
+    corpus: CorpusTable,
+    seed: int,
+) -> Candidates:
+    """Return the candidates of one query.
+
+    Args:
+        query_id: The query; with the seed it decides every draw.
+        positives: Corpus rows of its judged positives.
+        rankings: Source name to ranking; a source that does not hold the query is left out.
+        sources: Settings of the sources.
+        corpus: The corpus.
+        seed: Seed of the sampling.
+
+    Returns:
+        The candidates; none is a positive, or has the text of one.
+    """
+    positive_texts = corpus.text_hashes[np.asarray(positives, dtype=np.int64)]
+    found: dict[str, SourceHits] = {}
+    for source in sources:
+        ranking = rankings.get(source.name)
+        if ranking is None:
+            continue
+        texts = corpus.text_hashes[ranking.rows]
+        forbidden = np.isin(texts, positive_texts)
+        hits = np.flatnonzero(forbidden)
+        window = slice(source.first_rank - 1, source.last_rank)
+        free = ~forbidden[window]
+        order = sampling_order(
+            texts[window][free],
+            ranking.scores[window][free],
+            sampling=source.sampling,
+            key=(seed, query_id, source.name),
+        )
+        # Written from the last to the first: of a text's places and rows the lowest stays.
+        by_row = np.argsort(-ranking.rows)
+        found[source.name] = SourceHits(
+            order=list(dict.fromkeys(order.tolist())),
+            places=dict(zip(texts[::-1].tolist(), range(len(texts) - 1, -1, -1), strict=True)),
+            scores=ranking.scores.tolist(),
+            rows=dict(zip(texts[by_row].tolist(), ranking.rows[by_row].tolist(), strict=True)),
+            blocked=int((~free).sum()),
+            best_positive=int(hits[0]) + 1 if len(hits) else 0,
+        )
+    return Candidates(sources=found)
+
+
+def sampling_order(
+    texts: UInt64[np.ndarray, " window"],
+    scores: Float[np.ndarray, " window"],
+    *,
+    sampling: Sampling,
+    key: tuple[int, str, str],
+) -> UInt64[np.ndarray, " window"]:
+    """Return the texts of a window in the order in which they are tried.
+
+    Args:
+        texts: Texts of the window, best first.
+        scores: Their scores.
+        sampling: How to draw.
+        key: Seed, query id and source name; nothing else decides the draw.
+
+    Returns:
+        All texts of the window. ``score`` draws without replacement with weights
+        ``exp((score - mean) / deviation)`` over the window, by adding Gumbel noise.
+
+    Source:
+        Gumbel-top-k trick: Kool, van Hoof, Welling, ICML 2019. Differs: nothing.
+    """
+    if sampling == "top" or len(texts) == 0:
+        return texts
+    generator = draw_generator(key)
+    if sampling == "uniform":
+        return texts[generator.permutation(len(texts))]
+    deviation = float(scores.std())
+    weights = (scores - scores.mean()) / deviation if deviation > 0 else np.zeros(len(scores))
+    return texts[np.argsort(-(weights + generator.gumbel(size=len(scores))), kind="stable")]
+
+
+def draw_generator(key: tuple[int, str, str]) -> np.random.Generator:
+    """Return a generator that depends on the key alone, not on what was drawn before."""
+    digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

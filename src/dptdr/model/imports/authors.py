@@ -1,0 +1,201 @@
+"""The authors' checkpoints: a whole encoder with ``prefix_encoder.*`` among its weights."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dptdr.errors import BackboneError, BundleError
+from dptdr.io.atomic import atomic_folder, read_json
+from dptdr.model.backbone import Backbone
+from dptdr.model.bundle import save_task
+from dptdr.model.encoder import Limits
+from dptdr.model.imports.prefixes import Imported, imported, rows_of_matrix, shifted_encoder
+
+SIDES = ("query_model", "passage_model")
+"""Folders of an untied checkpoint."""
+
+_PREFIX = "prefix_encoder."
+_PREFIX_SETTINGS = ("pre_seq_len", "prefix_projection", "prefix_hidden_size")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def import_authors(
+    source: Path, out: Path, *, limits: Limits, tokenizer: Path | None = None
+) -> Imported:
+    """Take apart the authors' saved model: ``OUT/backbone`` and ``OUT/task``.
+
+    Args:
+        source: Folder with ``config.json`` and the weights of the whole encoder, prompt included;
+            or with the folders ``query_model`` and ``passage_model``, where they differ.
+        out: Folder to write.
+        limits: Longest texts in tokens; they are not stored in the checkpoint.
+        tokenizer: Folder of the tokenizer where the checkpoint holds none.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BundleError: If the checkpoint is of another layout, the encoders of the two folders
+            differ, or texts and prompt together are longer than the encoder's positions.
+        BackboneError: If the encoder cannot be loaded.
+    """
+    source, out = Path(source), Path(out)
+    untied = (source / SIDES[0]).is_dir()
+    folders = [source / side for side in SIDES] if untied else [source]
+    parts = [_read_checkpoint(folder) for folder in folders]
+    if untied:
+        _refuse_different(folders, [body for body, _ in parts])
+    config = read_json(folders[0] / "config.json")
+    fresh = not out.exists()
+    try:
+        with atomic_folder(out / "backbone") as temporary:
+            _write_backbone(
+                temporary,
+                parts[0][0],
+                config=config,
+                tokenizer=tokenizer or _with_tokenizer([source, *folders]),
+            )
+            backbone = Backbone.load(str(temporary))
+            names = ("query", "passage") if untied else ("shared",)
+            rows = {
+                name: rows_of_matrix(
+                    prefix_matrix(prefix, where=folder), geometry=backbone.geometry
+                )
+                for name, folder, (_, prefix) in zip(names, folders, parts, strict=True)
+            }
+            encoder = shifted_encoder(backbone, rows, limits=limits)
+    except BaseException:
+        if fresh and out.exists():
+            shutil.rmtree(out)
+        raise
+    backbone.name = str(out / "backbone")
+    save_task(out / "task", encoder, name=out.name, training={"imported_from": "dptdr-authors"})
+    weights = [_weights_file(folder) for folder in folders]
+    return imported(out / "task", str(out / "backbone"), weights=weights)
+
+
+def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
+    """Return the prompt's matrix from the weights of a prefix encoder, its MLP folded in.
+
+    Args:
+        state: Weights by name, without ``prefix_encoder.``.
+        where: The file, for messages.
+
+    Returns:
+        ``[prompt, layers * 2 * dim]``.
+
+    Raises:
+        BundleError: If the names are not those of a prefix encoder.
+    """
+    embedding = state.get("embedding.weight")
+    mlp = {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
+    found = set(state)
+    if embedding is None or (found - {"embedding.weight"} and found != {"embedding.weight", *mlp}):
+        raise BundleError(
+            f"{where}: expected prefix_encoder.embedding.weight, alone or with an MLP "
+            f"(prefix_encoder.trans.0 and .2), got {sorted(found)}"
+        )
+    if found == {"embedding.weight"}:
+        return embedding.float()
+    hidden = torch.tanh(
+        embedding.float() @ state["trans.0.weight"].float().T + state["trans.0.bias"].float()
+    )
+    return hidden @ state["trans.2.weight"].float().T + state["trans.2.bias"].float()
+
+
+def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the encoder's weights and the prefix encoder's, without their common beginnings."""
+    if not (folder / "config.json").is_file():
+        raise BundleError(f"{folder}: expected a saved model with a config.json, found none")
+    path = _weights_file(folder)
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise BundleError(f"{path}: expected saved weights: {error}") from None
+    except Exception as error:
+        # The unpickler raises errors of its own for whatever is not plain tensors.
+        raise BundleError(f"{path}: expected saved weights and nothing else: {error}") from None
+    body: dict[str, Tensor] = {}
+    prefix: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        _, found, rest = name.rpartition(_PREFIX)
+        if found:
+            prefix[rest] = tensor
+        elif not name.endswith(("position_ids", "prefix_tokens")):
+            body[name] = tensor
+    if not prefix:
+        raise BundleError(
+            f"{path}: expected weights named {_PREFIX}*, found none among {len(state)}; this is no "
+            "checkpoint with a deep prompt"
+        )
+    return body, prefix
+
+
+def _weights_file(folder: Path) -> Path:
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise BundleError(f"{folder}: expected {' or '.join(_WEIGHT_FILES)}, found none")
+
+
+def _refuse_different(folders: Sequence[Path], bodies: Sequence[Mapping[str, Tensor]]) -> None:
+    first, second = bodies
+    different = sorted(set(first) ^ set(second)) or [
+        name for name in first if not torch.equal(first[name], second[name])
+    ]
+    if different:
+        raise BundleError(
+            f"{folders[1]}: the encoder differs from that of {folders[0].name} in "
+            f"{len(different)} weights, such as {different[0]}; two encoders were trained, not two "
+            "prompts on one frozen encoder"
+        )
+
+
+def _with_tokenizer(folders: Sequence[Path]) -> Path:
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spm.model")
+    for folder in folders:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    raise BundleError(
+        f"{folders[0]}: the checkpoint holds no tokenizer; name the folder of the encoder that it "
+        "was trained from with --tokenizer"
+    )
+
+
+def _write_backbone(
+    folder: Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], tokenizer: Path
+) -> None:
+    """Write an encoder without its prompt as a plain Hugging Face folder."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    plain = {key: value for key, value in config.items() if key not in _PREFIX_SETTINGS}
+    kind = plain.get("model_type")
+    if not isinstance(kind, str):
+        raise BundleError("config.json: expected a model_type, found none")
+    try:
+        settings = AutoConfig.for_model(**plain)
+        model = AutoModel.from_config(settings)
+        made = AutoTokenizer.from_pretrained(str(tokenizer))
+    except (ValueError, KeyError, OSError) as error:
+        raise BackboneError(f"the checkpoint's encoder '{kind}' cannot be made: {error}") from None
+    begin = f"{getattr(model, 'base_model_prefix', kind)}."
+    weights = {name.removeprefix(begin): tensor for name, tensor in state.items()}
+    result = model.load_state_dict(weights, strict=False)
+    missing = [name for name in result.missing_keys if "pooler" not in name.split(".")]
+    # Heads of other tasks may stand beside the encoder; its own weights may not be left over.
+    if missing or result.unexpected_keys:
+        raise BundleError(
+            f"the checkpoint does not fit a {kind} encoder: missing {missing[:3]}, unknown "
+            f"{list(result.unexpected_keys)[:3]}"
+        )
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)

@@ -1,0 +1,124 @@
+"""PEFT's prefix tuning, in and out."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from dptdr.errors import BundleError
+from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.model.backbone import Backbone
+from dptdr.model.bundle import load_task, save_task
+from dptdr.model.encoder import Limits
+from dptdr.model.imports.prefixes import (
+    Imported,
+    imported,
+    matrix_of_rows,
+    rows_of_matrix,
+    shifted_encoder,
+)
+from dptdr.model.methods import DeepPromptMethod
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits) -> Imported:
+    """Turn a PEFT prefix-tuning adapter into a task bundle.
+
+    Args:
+        source: The adapter's folder.
+        out: The bundle to write.
+        backbone: The encoder; by default the one that the adapter names.
+        limits: Longest texts in tokens.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BundleError: If the adapter is of another kind or does not fit the encoder.
+        BackboneError: If the encoder cannot be loaded.
+    """
+    source, out = Path(source), Path(out)
+    settings = read_json(source / PEFT_CONFIG)
+    if not isinstance(settings, dict) or settings.get("peft_type") != "PREFIX_TUNING":
+        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+        raise BundleError(f"{source / PEFT_CONFIG}: expected PREFIX_TUNING, got {kind!r}")
+    name = backbone or settings.get("base_model_name_or_path")
+    if not name:
+        raise BundleError(f"{source / PEFT_CONFIG}: names no encoder; give it with --backbone")
+    path = source / PEFT_WEIGHTS
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path}: expected the adapter's weights: {error}") from None
+    if set(state) != {"prompt_embeddings"}:
+        raise BundleError(f"{path}: expected prompt_embeddings alone, got {sorted(state)}")
+    loaded = Backbone.load(name)
+    rows = {"shared": rows_of_matrix(state["prompt_embeddings"], geometry=loaded.geometry)}
+    encoder = shifted_encoder(loaded, rows, limits=limits)
+    save_task(out, encoder, name=out.name, training={"imported_from": "peft"})
+    return imported(out, name, weights=[path])
+
+
+def export_peft(
+    task: Path, out: Path, *, backbone: Backbone, accept_shift: bool = False
+) -> list[Path]:
+    """Write a deep-prompt task as PEFT prefix-tuning adapters.
+
+    Args:
+        task: The task bundle.
+        out: Folder to write: the adapter, or ``query`` and ``passage`` in it where they differ.
+        backbone: The task's backbone.
+        accept_shift: Export a task without shifted positions, though PEFT will shift them.
+
+    Returns:
+        The adapters' folders.
+
+    Raises:
+        BundleError: If the task cannot be said in PEFT's terms.
+        WrongBackbone: If the task belongs to another backbone.
+    """
+    encoder = load_task(task, backbone=backbone)
+    method = encoder.method
+    if not isinstance(method, DeepPromptMethod):
+        raise BundleError(f"{task}: expected a deep prompt, PEFT's prefix tuning holds no other")
+    config = method.config
+    if config.attention != "joint":
+        raise BundleError(f"{task}: PEFT has no attention '{config.attention}', only 'joint'")
+    if config.position != "shifted" and not accept_shift:
+        raise BundleError(
+            f"{task}: PEFT moves token positions by the prompt's {config.prompt_length} rows, the "
+            "task was trained without; its vectors would change. Train with --position shifted, "
+            "or accept that with --accept-shift"
+        )
+    state = method.state()
+    single = len(state) == 1
+    with atomic_folder(out) as temporary:
+        for name, rows in state.items():
+            folder = temporary if single else temporary / name
+            folder.mkdir(exist_ok=True)
+            safetensors.torch.save_file(
+                {"prompt_embeddings": matrix_of_rows(rows)}, folder / PEFT_WEIGHTS
+            )
+            write_json(folder / PEFT_CONFIG, _peft_settings(backbone, length=rows.shape[3]))
+    return [out] if single else [out / name for name in state]
+
+
+def _peft_settings(backbone: Backbone, *, length: int) -> dict[str, Any]:
+    geometry = backbone.geometry
+    dim = geometry.heads * geometry.head_dim
+    return {
+        "base_model_name_or_path": backbone.name,
+        "encoder_hidden_size": dim,
+        "inference_mode": True,
+        "num_attention_heads": geometry.heads,
+        "num_layers": geometry.layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": length,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "task_type": "FEATURE_EXTRACTION",
+        "token_dim": dim,
+    }

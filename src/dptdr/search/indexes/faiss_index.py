@@ -1,0 +1,233 @@
+"""The kinds of index that faiss makes."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from dptdr.errors import VectorsError
+from dptdr.search.indexes.types import pq_parts
+from dptdr.search.vectors.folder import VectorFolder
+
+# Its type stubs do not match what it offers.
+faiss: Any = importlib.import_module("faiss")
+
+FAISS_KINDS = ("hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq")
+_TRAINING_ROWS_PER_LIST = 64
+_MOST_TRAINING_ROWS = 262_144
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaissSettings:
+    """How a faiss index is built and searched."""
+
+    links: int = 32
+    """Links of a passage in the graph (HNSW's M)."""
+    build_width: int = 100
+    """Candidates looked at while building the graph (efConstruction)."""
+    search_width: int = 96
+    """Candidates looked at while searching the graph (efSearch); at least the depth."""
+    lists: int = 0
+    """Inverted lists; 0 for 4 times the square root of the number of passages."""
+    probes: int = 0
+    """Lists looked into for a query; 0 for a twelfth of them, at least 8."""
+    seed: int = 1234
+    """Decides the training sample, the clusters and the random rotation."""
+    threads: int = 0
+    """Threads while building, 0 for all cores. With 1 the same vectors give the same bytes; with
+    more, the links of a graph depend on the order in which threads come."""
+
+
+class FaissRows:
+    """A faiss index over the rows of a vector folder.
+
+    Args:
+        index: The faiss index.
+        settings: How it is searched.
+    """
+
+    can_filter = True
+
+    def __init__(self, index: Any, settings: FaissSettings) -> None:
+        self.index = index
+        self.settings = settings
+        inner = index
+        self.pretransformed = isinstance(index, faiss.IndexPreTransform)
+        if self.pretransformed:
+            inner = faiss.downcast_index(index.index)
+        self.graph = isinstance(inner, faiss.IndexHNSW)
+        self.rabitq = isinstance(inner, faiss.IndexIVFRaBitQ)
+        self.lists = 0 if self.graph else int(inner.nlist)
+        # Making them costs as much as a small search: keep those of each depth.
+        self._usual: dict[int, Any] = {}
+
+    @classmethod
+    def build(
+        cls,
+        folder: VectorFolder,
+        kind: str,
+        *,
+        settings: FaissSettings,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> "FaissRows":
+        """Build an index over all rows of a folder.
+
+        Args:
+            folder: The vectors.
+            kind: One of :data:`FAISS_KINDS`.
+            settings: How to build.
+            on_progress: Called with (passages added, passages).
+
+        Returns:
+            The index.
+        """
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(settings.threads or threads)
+        try:
+            lists = settings.lists or _default_lists(folder.count)
+            index = _empty_index(kind, folder.dim, settings=settings, lists=lists)
+            if not index.is_trained:
+                index.train(_training_rows(folder, lists=lists, seed=settings.seed))
+            for start, block in folder.blocks():
+                index.add(np.ascontiguousarray(block, dtype=np.float32))
+                if on_progress is not None:
+                    on_progress(start + len(block), folder.count)
+        finally:
+            faiss.omp_set_num_threads(threads)
+        return cls(index, settings)
+
+    @classmethod
+    def load(cls, path: Path, settings: FaissSettings) -> "FaissRows":
+        """Read an index from a file.
+
+        Args:
+            path: The file.
+            settings: How it is searched.
+
+        Returns:
+            The index.
+
+        Raises:
+            VectorsError: If faiss cannot read it.
+        """
+        try:
+            return cls(faiss.read_index(str(path)), settings)
+        except RuntimeError as error:
+            raise VectorsError(f"{path}: faiss cannot read it ({_reason(error)})") from None
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            VectorsError: If it cannot be written.
+        """
+        try:
+            faiss.write_index(self.index, str(path))
+        except RuntimeError as error:
+            raise VectorsError(
+                f"{path}: cannot be written ({_reason(error)}); make room and build again"
+            ) from None
+
+    def search(
+        self,
+        vectors: Float32[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        allowed: Int64[np.ndarray, " rows"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return the best rows; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+        if allowed is None:
+            if depth not in self._usual:
+                self._usual[depth] = self._parameters(depth, None)
+            scores, rows = self.index.search(vectors, depth, params=self._usual[depth])
+            return scores, rows
+        bits = np.zeros(self.index.ntotal, dtype=bool)
+        bits[allowed] = True
+        packed = np.packbits(bits, bitorder="little")
+        # Fewer passages may be found: look wider by as much, up to a bound.
+        wider = min(8.0, self.index.ntotal / max(1, len(allowed)))
+        selector = faiss.IDSelectorBitmap(packed)
+        parameters = self._parameters(int(depth * wider), selector, wider=wider)
+        scores, rows = self.index.search(vectors, depth, params=parameters)
+        return scores, rows
+
+    def _parameters(self, depth: int, selector: Any, *, wider: float = 1.0) -> Any:
+        options = {} if selector is None else {"sel": selector}
+        if self.graph:
+            width = max(int(self.settings.search_width * wider), depth)
+            return faiss.SearchParametersHNSW(efSearch=width, **options)
+        probes = self.settings.probes or max(8, self.lists // 12)
+        probes = min(self.lists, int(probes * wider))
+        make = faiss.IVFRaBitQSearchParameters if self.rabitq else faiss.SearchParametersIVF
+        parameters = make(nprobe=probes, **options)
+        if self.pretransformed:
+            return faiss.SearchParametersPreTransform(index_params=parameters)
+        return parameters
+
+
+def _default_lists(count: int) -> int:
+    # faiss wants 39 training rows for each list.
+    return max(1, min(int(4 * count**0.5), count // 39))
+
+
+def _empty_index(kind: str, dim: int, *, settings: FaissSettings, lists: int) -> Any:
+    metric = faiss.METRIC_INNER_PRODUCT
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, settings.links, metric)
+    elif kind == "hnsw-sq":
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, settings.links, metric)
+    elif kind == "ivf-sq":
+        index = faiss.index_factory(dim, f"IVF{lists},SQ8", metric)
+    elif kind == "ivf-pq":
+        parts = pq_parts(dim)
+        # A random rotation spreads the variance over the parts; a learned one takes far longer,
+        # and so does the ordering of centres that "np" leaves out (only Hamming search needs it).
+        index = faiss.index_factory(dim, f"RR,IVF{lists},PQ{parts}x8np", metric)
+    elif kind == "rabitq":
+        index = faiss.index_factory(dim, f"RR,IVF{lists},RaBitQ", metric)
+    else:
+        raise ValueError(f"expected one of {FAISS_KINDS}, got {kind!r}")
+    _seed(index, settings)
+    return index
+
+
+def _seed(index: Any, settings: FaissSettings) -> None:
+    inner = index
+    if isinstance(index, faiss.IndexPreTransform):
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.init(settings.seed)
+        inner = faiss.downcast_index(index.index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efConstruction = settings.build_width
+    else:
+        inner.cp.seed = settings.seed
+        inner.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST
+        inner.cp.min_points_per_centroid = 1
+    if isinstance(inner, faiss.IndexIVFPQ):
+        inner.pq.cp.seed = settings.seed
+        inner.pq.cp.min_points_per_centroid = 1
+
+
+def _training_rows(
+    folder: VectorFolder, *, lists: int, seed: int
+) -> Float32[np.ndarray, "rows dim"]:
+    """Return a sample of the vectors, the same for the same seed."""
+    # 65,536 rows are 256 for each of the 256 centres of a product code.
+    wanted = min(max(lists * _TRAINING_ROWS_PER_LIST, 65_536), _MOST_TRAINING_ROWS, folder.count)
+    generator = np.random.default_rng(seed)
+    rows = np.sort(generator.choice(folder.count, size=wanted, replace=False))
+    return folder.gather(rows.astype(np.int64))
+
+
+def _reason(error: Exception) -> str:
+    """Return what faiss says went wrong, without its function, source line and condition."""
+    text = " ".join(str(error).split())
+    _, failed, reason = text.rpartition(" failed: ")
+    return (reason if failed else text.split(" at /")[0])[:200] or "no reason given"

@@ -1,0 +1,283 @@
+"""An index in a folder of this machine: opened, checked and searched."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+
+from dptdr.errors import VectorsError
+from dptdr.io.atomic import sha256_file
+from dptdr.search.bm25 import Bm25Index
+from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
+from dptdr.search.indexes.types import Kind, check_kind
+from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.folder import VectorFolder, settle
+from dptdr.search.vectors.manifest import MANIFEST, Origin, check_format, read_record
+
+FORMAT = "dptdr-index"
+FORMAT_VERSION = 1
+VECTORS = "vectors"
+GRAPH = "index.bin"
+LEXICAL = "bm25"
+
+Options: TypeAlias = tuple[tuple[str, int], ...]
+"""Options of a kind, such as ``(("links", 48), ("probes", 64))``."""
+
+_TRIES = 5
+
+_EXACT_WHEN_ALLOWED = 20_000
+"""Filters that leave at most so many passages are answered by scoring all of those."""
+
+
+class LocalIndex:
+    """An index over a vector folder; the folder is part of it.
+
+    Args:
+        path: The index folder, for messages.
+        kind: Kind of the index.
+        vectors: Full vectors, ids and texts.
+        rows: What finds rows.
+        options: Options of the kind that it was built with.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kind: Kind,
+        vectors: VectorFolder,
+        rows: RowIndex,
+        options: Options = (),
+    ) -> None:
+        self.path = path
+        self.options = options
+        self.vectors = vectors
+        self.rows = rows
+        self.rerank = kind.rerank
+        self._kind = kind
+        self._allowed: dict[tuple[Filter, ...], Int64[np.ndarray, " rows"]] = {}
+        self._row_of: dict[str, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind."""
+        return self._kind.name
+
+    @property
+    def count(self) -> int:
+        """Passages in it."""
+        return self.vectors.count
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return self.vectors.dim
+
+    @property
+    def origin(self) -> Origin:
+        """What made the vectors."""
+        return self.vectors.manifest.origin
+
+    def search(
+        self,
+        vectors: Float[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+    ) -> Found:
+        """Return the best passages; see :class:`dptdr.search.index.Index`."""
+        scores, rows = self.search_rows(vectors, depth=depth, filters=filters)
+        ids = self.vectors.ids(rows.ravel()) if rows.size and (rows >= 0).all() else None
+        if ids is not None:
+            width = rows.shape[1]
+            return Found(scores, [ids[at : at + width] for at in range(0, len(ids), width)])
+        return Found(scores, [self.vectors.ids(row[row >= 0]) for row in rows])
+
+    def search_rows(
+        self,
+        vectors: Float[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return scores and row numbers, best first; row -1 where a query has fewer hits.
+
+        Args:
+            vectors: One row for each query.
+            depth: Hits wanted for each query, at least 1.
+            filters: Conditions on metadata; all must hold.
+
+        Returns:
+            Scores and rows, with at most ``min(depth, count)`` columns.
+        """
+        queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
+        allowed = self._allowed_rows(tuple(filters)) if filters else None
+        candidates = self.count if allowed is None else len(allowed)
+        depth = min(depth, candidates)
+        if depth == 0:
+            nothing = (len(queries), 0)
+            return np.empty(nothing, dtype=np.float32), np.empty(nothing, dtype=np.int64)
+        if allowed is not None and (
+            len(allowed) <= _EXACT_WHEN_ALLOWED or not self.rows.can_filter
+        ):
+            return exact_among(self.vectors, queries, allowed=allowed, depth=depth)
+        if not self.rerank:
+            return self.rows.search(queries, depth=depth, allowed=allowed)
+        wanted = min(candidates, depth * self.rerank)
+        _, rows = self.rows.search(queries, depth=wanted, allowed=allowed)
+        return rescore(self.vectors, queries, candidates=rows, depth=depth)
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        if self._row_of is None:
+            self._row_of = {name: row for row, name in enumerate(self.vectors.all_ids())}
+        missing = [identifier for identifier in ids if identifier not in self._row_of]
+        if missing:
+            raise VectorsError(f"{self.path}: no passage has the id '{missing[0]}'")
+        return self.vectors.documents([self._row_of[identifier] for identifier in ids])
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether a BM25 index lies beside the vectors."""
+        return (self.path / LEXICAL).is_dir()
+
+    def lexical(self) -> Bm25Index:
+        """Return the BM25 index over the same passages.
+
+        Returns:
+            The index that was built with the vectors.
+
+        Raises:
+            VectorsError: If none was built.
+        """
+        if not self.has_lexical:
+            raise VectorsError(
+                f"{self.path}: has no BM25 index; build it with `dptdr index --bm25`"
+            )
+        return Bm25Index.load(self.path / LEXICAL)
+
+    def _allowed_rows(self, filters: tuple[Filter, ...]) -> Int64[np.ndarray, " rows"]:
+        if filters not in self._allowed:
+            if len(self._allowed) >= 64:
+                self._allowed.clear()
+            self._allowed[filters] = self.vectors.rows_where(filters)
+        return self._allowed[filters]
+
+
+def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
+    """Open an index folder.
+
+    Args:
+        path: The folder that ``dptdr index`` wrote.
+        verify: Check the index file against its checksum; the vectors are checked for their size.
+
+    Returns:
+        The index, ready to search.
+
+    Raises:
+        VectorsError: If it is missing, damaged, or of an unknown format.
+    """
+    path = Path(path)
+    for _ in range(_TRIES):
+        settle(path)
+        before = _identity(path)
+        try:
+            index = _open(path, verify=verify)
+        except VectorsError:
+            # Another process may have put a new index in its place meanwhile.
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return index
+    raise VectorsError(f"{path}: was replaced again and again while it was opened; try later")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells this folder from another that takes its place."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return (status.st_ino, status.st_ctime_ns)
+
+
+def _open(path: Path, *, verify: bool) -> LocalIndex:
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise VectorsError(
+            f"{path}: expected an index folder with {MANIFEST}; make it with `dptdr index`"
+        )
+    record = read_record(manifest_path)
+    check_format(record, path=manifest_path, expected=FORMAT, version=FORMAT_VERSION)
+    kind = check_kind(str(record.get("kind")))
+    vectors = VectorFolder(path / VECTORS)
+    vectors.pin()
+    for field, value in (("count", vectors.count), ("dim", vectors.dim)):
+        if record.get(field) != value:
+            raise VectorsError(
+                f"{manifest_path}, field '{field}': expected {value} as in the vectors, got "
+                f"{record.get(field)!r}; build the index again"
+            )
+    file = record.get("file")
+    if file is not None:
+        _check_file(path / GRAPH, file, verify=verify)
+    options: Options = tuple((record.get("options") or {}).items())
+    rows = _load_rows(path, kind, options=options, vectors=vectors)
+    return LocalIndex(path, kind=kind, vectors=vectors, rows=rows, options=options)
+
+
+def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
+    size = path.stat().st_size if path.is_file() else -1
+    if size != expected["bytes"]:
+        came = "no such file" if size < 0 else f"got {size}"
+        raise VectorsError(
+            f"{path}: expected {expected['bytes']} bytes, {came}; the file was cut short or "
+            "changed, build the index again"
+        )
+    if verify and (digest := sha256_file(path)) != expected["sha256"]:
+        raise VectorsError(
+            f"{path}: expected SHA-256 {expected['sha256']}, got {digest}; the file was damaged, "
+            "build the index again"
+        )
+
+
+def _load_rows(path: Path, kind: Kind, *, options: Options, vectors: VectorFolder) -> RowIndex:
+    if kind.name == "exact":
+        return ExactRows(vectors)
+    if kind.name == "usearch":
+        from dptdr.search.indexes.usearch_index import UsearchRows
+
+        return UsearchRows.load(path / GRAPH)
+    from dptdr.search.indexes.faiss_index import FaissRows
+
+    return FaissRows.load(path / GRAPH, faiss_settings(options))
+
+
+def faiss_settings(options: Options, *, seed: int = 1234, threads: int = 0) -> Any:
+    """Return the settings of a faiss kind.
+
+    Args:
+        options: Names and values that differ from the defaults.
+        seed: Decides samples, clusters and rotations.
+        threads: Threads while building, 0 for all cores.
+
+    Returns:
+        ``FaissSettings``.
+
+    Raises:
+        VectorsError: If an option is unknown.
+    """
+    from dptdr.search.indexes.faiss_index import FaissSettings
+
+    try:
+        return replace(FaissSettings(seed=seed, threads=threads), **dict(options))
+    except TypeError:
+        known = ", ".join(asdict(FaissSettings()))
+        raise VectorsError(
+            f"expected index options out of {known}, got {json.dumps(dict(options))}"
+        ) from None

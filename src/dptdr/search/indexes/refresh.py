@@ -1,0 +1,121 @@
+"""Renewing vectors and index after passages or prompt changed; the old ones serve until then."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from dptdr.errors import VectorsError
+from dptdr.search.indexes.building import BuildSettings, build_index
+from dptdr.search.indexes.local import LocalIndex, open_index
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import read_documents, source_of
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+from dptdr.search.vectors.folder import VectorFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """What a renewal did."""
+
+    index: LocalIndex
+    encoded: int
+    """Passages that had to be encoded."""
+    kept: int
+    """Passages whose vectors were taken over."""
+    rebuilt: bool
+    """Whether the index was built again."""
+
+
+def refresh_index(
+    encoder: TextEncoder,
+    *,
+    data: Path,
+    vectors: Path,
+    index: Path,
+    kind: str | None = None,
+    settings: BuildSettings | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Refreshed:
+    """Encode what changed, build the index anew and put both in place of the old.
+
+    Vectors are taken over for passages of the same content where the passage fingerprint is the
+    same; after a change of the prompt all are encoded. Each folder is exchanged by a rename when
+    it is whole. An index that is open goes on with the old files, and whoever opens it next gets
+    the new ones. A killed renewal goes on when it is called again.
+
+    Args:
+        encoder: The encoder as it is now.
+        data: The BEIR folder as it is now.
+        vectors: The vector folder to renew.
+        index: The index folder to renew.
+        kind: Kind of the new index; that of the old one by default.
+        settings: How to build; the options of the old index by default.
+        on_progress: Called with (passages done, passages) of the encoding.
+
+    Returns:
+        The new index and what was done for it.
+
+    Raises:
+        VectorsError: If vectors or index are broken, or the disk is full; the old ones stay.
+    """
+    old_folder = VectorFolder(vectors)
+    old_index = open_index(index)
+    settings = settings or BuildSettings(options=old_index.options, bm25=old_index.has_lexical)
+    source = source_of(data)
+    before = old_folder.manifest.origin
+    counting = _CountingEncoder(encoder)
+    folder: VectorFolder | None = old_folder
+    if (before.passage_fingerprint, before.data_fingerprint) != (
+        encoder.passage_fingerprint,
+        source.fingerprint,
+    ):
+        folder = encode_folder(
+            counting,
+            read_documents(data),
+            out=vectors,
+            source=source,
+            settings=EncodeSettings(shard_size=before.shard_size, dtype=before.dtype),
+            reuse=old_folder,
+            on_progress=on_progress,
+        )
+    if folder is None:
+        raise VectorsError(f"{vectors}: was not finished; run the same command again")
+    wanted = kind or old_index.kind
+    rebuilt = wanted != old_index.kind or folder.manifest != old_index.vectors.manifest
+    if rebuilt:
+        old_index, _ = build_index(folder, out=index, kind=wanted, settings=settings)
+    return Refreshed(
+        index=old_index,
+        encoded=counting.encoded,
+        kept=folder.count - counting.encoded,
+        rebuilt=rebuilt,
+    )
+
+
+class _CountingEncoder:
+    """Passes everything on to an encoder and counts the passages."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.inner = encoder
+        self.encoded = 0
+        self.name = encoder.name
+        self.dim = encoder.dim
+        self.backbone_fingerprint = encoder.backbone_fingerprint
+        self.query_fingerprint = encoder.query_fingerprint
+        self.passage_fingerprint = encoder.passage_fingerprint
+
+    def encode_queries(
+        self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return the inner encoder's vectors."""
+        return self.inner.encode_queries(texts, on_progress=on_progress)
+
+    def encode_passages(
+        self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return the inner encoder's vectors and count them."""
+        self.encoded += len(texts)
+        return self.inner.encode_passages(texts, on_progress=on_progress)

@@ -1,0 +1,186 @@
+"""Search by row number: what stands between a vector folder and a local index."""
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from dptdr.errors import VectorsError
+from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.vectors.folder import VectorFolder
+
+_RESCORED_AT_ONCE = 2048
+
+_MERGED_AT_ONCE = 8
+"""Blocks whose best rows are held before they are cut to the best of all."""
+
+
+@runtime_checkable
+class RowIndex(Protocol):
+    """Finds rows of a vector folder for query vectors."""
+
+    can_filter: bool
+    """Whether ``allowed`` is understood; if not, filters are answered by exact search."""
+
+    def search(
+        self,
+        vectors: Float32[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        allowed: Int64[np.ndarray, " rows"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return scores and row numbers, best first; row -1 where nothing was found.
+
+        Args:
+            vectors: Query vectors.
+            depth: Hits wanted.
+            allowed: Rows that may be found, in growing order; None for all.
+
+        Returns:
+            Scores and rows.
+        """
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file; exact search has none and writes nothing.
+
+        Args:
+            path: The file.
+        """
+        ...
+
+
+class ExactRows:
+    """Scores every vector, memory-mapped block by block."""
+
+    can_filter = True
+
+    def __init__(self, folder: VectorFolder) -> None:
+        self.folder = folder
+        self._finite = False
+
+    def search(
+        self,
+        vectors: Float32[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        allowed: Int64[np.ndarray, " rows"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+        """Return the best rows; see :class:`RowIndex`."""
+        if allowed is not None:
+            return exact_among(self.folder, vectors, allowed=allowed, depth=depth)
+        self._check_finite()
+        return _best_of_all(self.folder, vectors, depth=depth)
+
+    def _check_finite(self) -> None:
+        """Look once whether a vector holds NaN, which would otherwise never be found."""
+        if self._finite:
+            return
+        for start, block in self.folder.blocks():
+            broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            if len(broken):
+                raise VectorsError(
+                    f"{self.folder.path}: expected finite numbers, the vector of row "
+                    f"{start + broken[0]} holds NaN or infinity; encode again"
+                )
+        self._finite = True
+
+    def save(self, path: Path) -> None:
+        """Write nothing: the vectors are the index."""
+
+
+def _best_of_all(
+    folder: VectorFolder, vectors: Float32[np.ndarray, "queries dim"], *, depth: int
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Return the best rows of a folder, by faiss' kernels; at equal score the lower row first."""
+    faiss: Any = importlib.import_module("faiss")
+    scores = np.empty((len(vectors), 0), dtype=np.float32)
+    rows = np.empty((len(vectors), 0), dtype=np.int64)
+    unclear = np.zeros(len(vectors), dtype=bool)
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for start, block in folder.blocks():
+        # One more than wanted shows whether the last place was given among equal scores.
+        wanted = min(depth + 1, len(block))
+        passages = np.ascontiguousarray(block, dtype=np.float32)
+        found = faiss.knn(vectors, passages, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        if wanted > depth:
+            unclear |= found[0][:, depth - 1] == found[0][:, depth]
+        held.append((found[0][:, :depth], found[1][:, :depth] + start))
+        if len(held) == _MERGED_AT_ONCE:
+            scores, rows = _merged([(scores, rows), *held], depth=depth)
+            held = []
+    scores, rows = _merged([(scores, rows), *held], depth=depth)
+    if unclear.any():
+        again = top_k_of_blocks(vectors[unclear], folder.blocks(), depth=depth)
+        scores[unclear], rows[unclear] = again
+    return scores, rows
+
+
+def _merged(
+    parts: list[tuple[np.ndarray, np.ndarray]], *, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([part[0] for part in parts], axis=1)
+    rows = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.lexsort((rows, -scores), axis=1)[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def exact_among(
+    folder: VectorFolder,
+    vectors: Float32[np.ndarray, "queries dim"],
+    *,
+    allowed: Int64[np.ndarray, " rows"],
+    depth: int,
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Return the best of some rows by scoring all of them.
+
+    Args:
+        folder: Where the vectors are.
+        vectors: Query vectors.
+        allowed: Rows in growing order.
+        depth: Hits wanted.
+
+    Returns:
+        Scores and rows, best first.
+    """
+    step = 16_384
+    blocks = (
+        (start, folder.gather(allowed[start : start + step]))
+        for start in range(0, len(allowed), step)
+    )
+    scores, places = top_k_of_blocks(vectors, blocks, depth=depth)
+    return scores, allowed[places] if len(allowed) else places
+
+
+def rescore(
+    folder: VectorFolder,
+    vectors: Float32[np.ndarray, "queries dim"],
+    *,
+    candidates: Int64[np.ndarray, "queries candidates"],
+    depth: int,
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Score candidates again on the full vectors from disk and keep the best.
+
+    Args:
+        folder: Where the full vectors are.
+        vectors: Query vectors.
+        candidates: Row numbers for each query, -1 where there is none.
+        depth: Hits wanted.
+
+    Returns:
+        Scores and rows, best first; at equal score the lower row first; row -1 and minus infinity
+        where there are too few candidates.
+    """
+    scores = np.empty(candidates.shape, dtype=np.float32)
+    # A few queries at once, so that their candidates' vectors stay in the cache.
+    step = max(1, _RESCORED_AT_ONCE // candidates.shape[1])
+    for start in range(0, len(candidates), step):
+        some = slice(start, start + step)
+        rows = np.maximum(candidates[some], 0)
+        full = folder.gather(rows.ravel()).reshape(*rows.shape, folder.dim)
+        scores[some] = np.matmul(full, vectors[some, :, None])[:, :, 0]
+    scores[candidates < 0] = -np.inf
+    order = np.lexsort((candidates, -scores), axis=1)[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)

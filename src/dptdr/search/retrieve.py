@@ -1,0 +1,118 @@
+"""Exact search in memory, from texts to a run: what evaluation and checkpoint selection use."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from dptdr.errors import VectorsError
+from dptdr.records import Hit, Passage, Query, Run
+from dptdr.search.indexes.exact import exact_top_k
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What search needs of an encoder; ``dptdr.model.Encoder`` has it."""
+
+    @property
+    def name(self) -> str:
+        """Readable name of task or backbone."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """What identifies the frozen backbone."""
+        ...
+
+    @property
+    def query_fingerprint(self) -> str:
+        """What identifies all that shapes the vectors of queries."""
+        ...
+
+    @property
+    def passage_fingerprint(self) -> str:
+        """What identifies all that shapes the vectors of passages."""
+        ...
+
+    def encode_queries(
+        self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return one vector for each query, in the given order."""
+        ...
+
+    def encode_passages(
+        self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Return one vector for each passage content, in the given order."""
+        ...
+
+
+def retrieve(
+    encoder: TextEncoder,
+    *,
+    queries: Sequence[Query],
+    passages: Sequence[Passage],
+    depth: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Encode queries and passages, and rank all passages for each query exactly.
+
+    Args:
+        encoder: Turns texts into vectors whose dot product is the score.
+        queries: The queries; their ids are the keys of the run.
+        passages: The passages; at equal score the earlier one ranks higher.
+        depth: Hits for each query, at least 1; fewer where there are fewer passages.
+        on_progress: Called with (texts encoded, texts), queries and passages counted together.
+
+    Returns:
+        The hits of every query, best first.
+
+    Raises:
+        ValueError: If ``depth`` is below 1.
+        VectorsError: If an id stands twice, or a vector holds NaN.
+    """
+    if depth < 1:
+        raise ValueError(f"expected a depth of at least 1, got {depth}")
+    _check_unique([query.id for query in queries], what="query")
+    _check_unique([passage.id for passage in passages], what="passage")
+    if not queries or not passages:
+        return {query.id: [] for query in queries}
+    total = len(queries) + len(passages)
+
+    def report(offset: int) -> Callable[[int, int], None] | None:
+        if on_progress is None:
+            return None
+        return lambda done, _: on_progress(offset + done, total)
+
+    query_vectors = encoder.encode_queries([query.text for query in queries], on_progress=report(0))
+    passage_vectors = encoder.encode_passages(
+        [passage.content for passage in passages], on_progress=report(len(queries))
+    )
+    scores, rows = exact_top_k(query_vectors, passage_vectors, depth=depth)
+    return {
+        query.id: [
+            Hit(passages[row].id, score)
+            for row, score in zip(rows[index].tolist(), scores[index].tolist(), strict=True)
+        ]
+        for index, query in enumerate(queries)
+    }
+
+
+def _check_unique(ids: Sequence[str], *, what: str) -> None:
+    """Refuse ids that stand twice: a run could not tell them apart."""
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    for identifier in ids:
+        if identifier in seen:
+            raise VectorsError(
+                f"expected unique {what} ids, '{identifier}' stands twice; "
+                "check the data with `dptdr data inspect`"
+            )
+        seen.add(identifier)

@@ -1,0 +1,109 @@
+"""Which database an address means: PostgreSQL, or Qdrant as a server or in a folder."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dptdr.errors import VectorsError
+from dptdr.search.index import Index
+from dptdr.search.vectors.folder import VectorFolder
+
+_FORMS = "postgresql://USER@HOST/DATABASE, http://HOST:6333 (Qdrant) or qdrant:FOLDER"
+
+
+class DatabaseIndex(Index, Protocol):
+    """An index with a connection to close."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+def open_database(address: str, name: str) -> DatabaseIndex:
+    """Return an index that lives in a database.
+
+    Args:
+        address: ``postgresql://...``, ``http://...`` or ``https://...`` for a Qdrant server (with
+            its key from the environment variable QDRANT_API_KEY), or ``qdrant:FOLDER`` for
+            Qdrant's local mode.
+        name: Name of the index in it.
+
+    Returns:
+        The index.
+
+    Raises:
+        VectorsError: If the address is of no known kind, the database is away, or has no such
+            index.
+    """
+    if _is_postgres(address):
+        from dptdr.search.stores.postgres import PostgresIndex
+
+        return PostgresIndex(address, name)
+    from dptdr.search.stores.qdrant import QdrantIndex
+
+    client = _qdrant(address)
+    try:
+        return QdrantIndex(client, name)
+    except BaseException:
+        client.close()
+        raise
+
+
+def load_database(
+    folder: VectorFolder,
+    *,
+    address: str,
+    name: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DatabaseIndex:
+    """Load a vector folder into a database; what the name stood for serves until it is whole.
+
+    Args:
+        folder: The vectors.
+        address: As for :func:`open_database`.
+        name: Name of the index in it.
+        on_progress: Called with (passages loaded, passages).
+
+    Returns:
+        The index.
+
+    Raises:
+        VectorsError: If the address is of no known kind, the vectors are damaged, or the database
+            is away; what was loaded is kept, and the next call goes on.
+    """
+    if _is_postgres(address):
+        from dptdr.search.stores.postgres import load_postgres
+
+        return load_postgres(folder, dsn=address, name=name, on_progress=on_progress)
+    from dptdr.search.stores.qdrant import load_qdrant
+
+    client = _qdrant(address)
+    try:
+        return load_qdrant(folder, client=client, name=name, on_progress=on_progress)
+    except BaseException:
+        client.close()
+        raise
+
+
+def _is_postgres(address: str) -> bool:
+    return address.startswith(("postgresql://", "postgres://"))
+
+
+def _qdrant(address: str) -> Any:
+    if not address.startswith(("http://", "https://", "qdrant:")):
+        raise VectorsError(f"expected a database such as {_FORMS}, got '{address}'")
+    try:
+        from qdrant_client import QdrantClient
+    except ImportError as error:
+        raise VectorsError(
+            f"Qdrant needs the package qdrant-client ({error}); run `pip install 'dptdr[qdrant]'`"
+        ) from None
+    if address.startswith("qdrant:"):
+        try:
+            return QdrantClient(path=address.removeprefix("qdrant:"))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise VectorsError(f"{address}: cannot be opened ({reason})") from None
+    return QdrantClient(
+        url=address, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False
+    )

@@ -1,0 +1,381 @@
+"""An index in PostgreSQL with pgvector (optional extra ``postgres``)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage
+from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.stores.postgres_session import Session
+from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import Origin
+
+BATCH_ROWS = 2000
+"""Passages that are sent in one transaction."""
+
+_MOST_INDEXED_DIM = 2000
+"""pgvector indexes no more numbers in single precision; beyond that, in half precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """One set of vectors in the database."""
+
+    number: int
+    dim: int
+    origin: Origin
+
+    @property
+    def vector(self) -> str:
+        """The column as the index of this collection has it."""
+        return f"(vector::{self.cast})"
+
+    @property
+    def cast(self) -> str:
+        """Type of this collection's vectors."""
+        kind = "vector" if self.dim <= _MOST_INDEXED_DIM else "halfvec"
+        return f"{kind}({self.dim})"
+
+    @property
+    def operators(self) -> str:
+        """Operator class of the index."""
+        return "vector_ip_ops" if self.dim <= _MOST_INDEXED_DIM else "halfvec_ip_ops"
+
+
+class PostgresIndex:
+    """The active collection of a name in a PostgreSQL database.
+
+    Args:
+        dsn: Address of the database, such as ``postgresql://user@host/name``.
+        name: Name of the index.
+
+    Raises:
+        VectorsError: If the database does not answer, or has no such index.
+    """
+
+    kind = "postgres"
+
+    def __init__(self, dsn: str, name: str) -> None:
+        self.session = Session(dsn)
+        self.name = name
+        try:
+            self.collection = self._active()
+        except BaseException:
+            self.session.close()
+            raise
+
+    @property
+    def count(self) -> int:
+        """Passages in it."""
+        query = "SELECT count(*) FROM dptdr.passages WHERE collection = %s"
+        found = self.session.run(lambda c: c.execute(query, [self.collection.number]).fetchone())
+        return int(found[0])
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return self.collection.dim
+
+    @property
+    def origin(self) -> Origin:
+        """What made the vectors."""
+        return self.collection.origin
+
+    def _active(self) -> Collection:
+        found = find_collection(self.session, self.name, active=True)
+        if found is None:
+            raise VectorsError(
+                f"{self.session.where()}: has no index '{self.name}'; make it with load_postgres"
+            )
+        return found[0]
+
+    def search(
+        self,
+        vectors: Float[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+    ) -> Found:
+        """Return the best passages; see :class:`dptdr.search.index.Index`.
+
+        A renewed collection is noticed: each call asks which one is active.
+        """
+        self.collection = self._active()
+        queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
+        statement, values = self._statement(filters, depth=depth)
+
+        def work(connection: Any) -> list[list[tuple[str, float]]]:
+            # A filter may drop what the index finds first: let it look on until there is enough.
+            connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
+            connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(100, depth))}")
+            return [
+                connection.execute(statement, {"query": query, **values}, binary=True).fetchall()
+                for query in queries
+            ]
+
+        rankings = self.session.run(work)
+        width = max(map(len, rankings), default=0)
+        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
+        for row, ranking in enumerate(rankings):
+            scores[row, : len(ranking)] = [score for _, score in ranking]
+        return Found(scores, [[name for name, _ in ranking] for ranking in rankings])
+
+    def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
+        """Return the query of one search and its values; numbers are checked, texts are bound."""
+        here = self.collection
+        conditions = [f"collection = {here.number:d}"]
+        values: dict[str, object] = {}
+        for place, condition in enumerate(filters):
+            field, wanted = f"field{place}", f"values{place}"
+            values |= {field: condition.field, wanted: list(condition.values)}
+            conditions.append(
+                f"CASE jsonb_typeof(metadata -> %({field})s) WHEN 'array' THEN "
+                f"EXISTS (SELECT FROM jsonb_array_elements_text(metadata -> %({field})s) AS e "
+                f"WHERE e = ANY(%({wanted})s)) "
+                f"ELSE metadata ->> %({field})s = ANY(%({wanted})s) END"
+            )
+        distance = f"{here.vector} <#> %(query)s::{here.cast}"
+        statement = (
+            f"SELECT id, -({distance}) FROM dptdr.passages WHERE {' AND '.join(conditions)} "
+            f"ORDER BY {distance} LIMIT {depth:d}"
+        )
+        return statement, values
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        query = (
+            "SELECT id, title, text, metadata FROM dptdr.passages "
+            "WHERE collection = %s AND id = ANY(%s)"
+        )
+        number = self.collection.number
+        rows = self.session.run(lambda c: c.execute(query, [number, list(ids)]).fetchall())
+        known = {row[0]: Document(Passage(row[0], row[2], row[1]), row[3]) for row in rows}
+        missing = [name for name in ids if name not in known]
+        if missing:
+            raise VectorsError(f"index '{self.name}': no passage has the id '{missing[0]}'")
+        return [known[name] for name in ids]
+
+    def upsert(
+        self,
+        documents: Sequence[Document],
+        vectors: Float[np.ndarray, "passages dim"],
+        *,
+        passage_fingerprint: str,
+    ) -> None:
+        """Add passages, or replace those of the same id; all or none.
+
+        Args:
+            documents: The passages.
+            vectors: One vector for each.
+            passage_fingerprint: Of the encoder that made the vectors.
+
+        Raises:
+            WrongPrompt: If the collection's vectors were made by another prompt or backbone.
+            VectorsError: If a vector does not fit, an id stands twice, or the database is away.
+        """
+        if passage_fingerprint != self.origin.passage_fingerprint:
+            raise WrongPrompt(
+                f"index '{self.name}': holds vectors with passage fingerprint "
+                f"{self.origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
+                "them with the same task, or load a renewed collection"
+            )
+        if len(documents) != len(vectors):
+            raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
+        checked = check_query_vectors(vectors, dim=self.dim, depth=1)
+        number = self.collection.number
+        self.session.run(lambda c: copy_rows(c, number, documents=documents, vectors=checked))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove passages.
+
+        Args:
+            ids: Their ids; unknown ones are passed over.
+
+        Returns:
+            How many were there.
+        """
+        query = "DELETE FROM dptdr.passages WHERE collection = %s AND id = ANY(%s)"
+        number = self.collection.number
+        return int(self.session.run(lambda c: c.execute(query, [number, list(ids)]).rowcount))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.session.close()
+
+
+def load_postgres(
+    folder: VectorFolder,
+    *,
+    dsn: str,
+    name: str,
+    batch_rows: int = BATCH_ROWS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PostgresIndex:
+    """Load a vector folder into PostgreSQL, index it, and make it the active one of its name.
+
+    Batches and the count of loaded rows are kept in one transaction, so a broken connection or a
+    kill loses and doubles nothing; a second call goes on. The collection that was active before
+    serves until the new one is whole, then it is removed.
+
+    Args:
+        folder: The vectors.
+        dsn: Address of the database.
+        name: Name of the index.
+        batch_rows: Passages in a transaction.
+        on_progress: Called with (passages loaded, passages).
+
+    Returns:
+        The index.
+
+    Raises:
+        VectorsError: If the vectors are damaged or the database is away.
+    """
+    folder.verify()
+    session = Session(dsn)
+    try:
+        collection, loaded = _begin(session, folder, name=name)
+        for start, block in folder.blocks(batch_rows):
+            end = start + len(block)
+            if end > loaded:
+                _load_batch(session, collection, folder=folder, start=start, block=block)
+            if on_progress is not None:
+                on_progress(end, folder.count)
+        _activate(session, collection, name=name)
+    finally:
+        session.close()
+    return PostgresIndex(dsn, name)
+
+
+def _load_batch(
+    session: Session,
+    collection: Collection,
+    *,
+    folder: VectorFolder,
+    start: int,
+    block: Float[np.ndarray, "rows dim"],
+) -> None:
+    end = start + len(block)
+    documents = folder.documents(range(start, end))
+    vectors = np.asarray(block, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise VectorsError(f"{folder.path}: rows {start} to {end} hold NaN; encode again")
+
+    def work(connection: Any) -> None:
+        copy_rows(connection, collection.number, documents=documents, vectors=vectors)
+        statement = "UPDATE dptdr.collections SET loaded = %s WHERE id = %s"
+        connection.execute(statement, [end, collection.number])
+
+    session.run(work)
+
+
+def _begin(session: Session, folder: VectorFolder, *, name: str) -> tuple[Collection, int]:
+    """Return the unfinished collection of these vectors, or a new one; drop other unfinished."""
+    origin = folder.manifest.origin
+    found = find_collection(session, name, active=False)
+    if found is not None and found[0].origin == origin:
+        return found
+
+    def work(connection: Any) -> int:
+        from psycopg.types.json import Jsonb
+
+        drop = "DELETE FROM dptdr.collections WHERE name = %s AND NOT active"
+        connection.execute(drop, [name])
+        row = connection.execute(
+            "INSERT INTO dptdr.collections (name, dim, passage_fingerprint, origin) "
+            "VALUES (%s, %s, %s, %s) RETURNING id",
+            [name, folder.dim, origin.passage_fingerprint, Jsonb(asdict(origin))],
+        ).fetchone()
+        return int(row[0])
+
+    return Collection(number=session.run(work), dim=folder.dim, origin=origin), 0
+
+
+def _activate(session: Session, collection: Collection, *, name: str) -> None:
+    """Build the graph, then put the collection in the place of the one before."""
+    number = collection.number
+
+    def build(connection: Any) -> None:
+        connection.execute(
+            f"CREATE INDEX IF NOT EXISTS passages_hnsw_{number:d} ON dptdr.passages USING hnsw "
+            f"({collection.vector} {collection.operators}) WITH (m = 16, ef_construction = 100) "
+            f"WHERE collection = {number:d}"
+        )
+
+    def flip(connection: Any) -> list[tuple[int]]:
+        old = "SELECT id FROM dptdr.collections WHERE name = %s AND active AND id <> %s"
+        before: list[tuple[int]] = connection.execute(old, [name, number]).fetchall()
+        for (other,) in before:
+            connection.execute("DELETE FROM dptdr.collections WHERE id = %s", [other])
+        activate = "UPDATE dptdr.collections SET active = true WHERE id = %s"
+        connection.execute(activate, [number])
+        return before
+
+    session.run(build)
+    replaced = session.run(flip)
+
+    def drop(connection: Any) -> None:
+        for (other,) in replaced:
+            connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{other:d}")
+
+    session.run(drop)
+
+
+def find_collection(session: Session, name: str, *, active: bool) -> tuple[Collection, int] | None:
+    """Return the newest collection of a name with its number of loaded rows, or None.
+
+    Args:
+        session: The database.
+        name: Name of the index.
+        active: Whether the one that serves, or one that is being loaded, is wanted.
+
+    Returns:
+        Collection and loaded rows.
+    """
+    query = (
+        "SELECT id, dim, origin, loaded FROM dptdr.collections WHERE name = %s AND active = %s "
+        "ORDER BY id DESC LIMIT 1"
+    )
+    row = session.run(lambda c: c.execute(query, [name, active]).fetchone())
+    if row is None:
+        return None
+    return Collection(number=row[0], dim=row[1], origin=Origin(**row[2])), int(row[3])
+
+
+def copy_rows(
+    connection: Any,
+    collection: int,
+    *,
+    documents: Iterable[Document],
+    vectors: Float[np.ndarray, "rows dim"],
+) -> None:
+    """Send passages by binary COPY; those of an id that is there are replaced.
+
+    Args:
+        connection: An open psycopg connection, inside a transaction.
+        collection: Number of the collection.
+        documents: The passages.
+        vectors: One vector for each.
+    """
+    from psycopg.types.json import Jsonb
+
+    columns = "id, title, text, metadata, vector"
+    connection.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (id text, title text, text text, "
+        "metadata jsonb, vector vector) ON COMMIT DROP"
+    )
+    connection.execute("TRUNCATE incoming")
+    with connection.cursor().copy(f"COPY incoming ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["text", "text", "text", "jsonb", "vector"])
+        for (passage, metadata), vector in zip(documents, vectors, strict=True):
+            copy.write_row((passage.id, passage.title, passage.text, Jsonb(dict(metadata)), vector))
+    connection.execute(
+        f"INSERT INTO dptdr.passages (collection, {columns}) SELECT %s, {columns} FROM incoming "
+        "ON CONFLICT (collection, id) DO UPDATE SET title = excluded.title, text = excluded.text, "
+        "metadata = excluded.metadata, vector = excluded.vector",
+        [collection],
+    )

@@ -1,0 +1,330 @@
+"""An index in Qdrant (optional extra ``qdrant``), for clusters.
+
+Every set of vectors is a Qdrant collection of its own, ``NAME-`` and a number that follows from
+what made the vectors. Its metadata hold their origin and how many rows are loaded. The name itself
+is an alias of the collection that serves, so that a renewed one takes its place at once.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage
+from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.vectors.documents import Document, Filter, plain_text
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import Origin
+
+BATCH_ROWS = 500
+"""Passages that are sent in one request."""
+
+_TRIES = 4
+_FIRST_PAUSE_SECONDS = 0.2
+_NAMESPACE = uuid.UUID("6f0c9d0e-4c1b-4f5a-9d55-0b6a4cf0d9a1")
+
+Result = TypeVar("Result")
+
+
+def _models() -> Any:
+    try:
+        from qdrant_client import models
+    except ImportError as error:
+        raise VectorsError(
+            f"Qdrant needs the package qdrant-client ({error}); run `pip install 'dptdr[qdrant]'`"
+        ) from None
+    return models
+
+
+class QdrantIndex:
+    """The collection that a name stands for in Qdrant.
+
+    Args:
+        client: A ``qdrant_client.QdrantClient``, connected as the user's cluster wants it.
+        name: Name of the index.
+
+    Raises:
+        VectorsError: If Qdrant does not answer, or has no such index.
+    """
+
+    kind = "qdrant"
+
+    def __init__(self, client: Any, name: str) -> None:
+        self.client = client
+        self.name = name
+        info = _again(lambda: _aliased(client, name))
+        if info is None:
+            raise VectorsError(f"Qdrant: has no index '{name}'; make it with load_qdrant")
+        self._origin = Origin(**info["origin"])
+
+    @property
+    def count(self) -> int:
+        """Passages in it."""
+        return int(_again(lambda: self.client.count(self.name, exact=True)).count)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return self._origin.dim
+
+    @property
+    def origin(self) -> Origin:
+        """What made the vectors."""
+        return self._origin
+
+    def search(
+        self,
+        vectors: Float[np.ndarray, "queries dim"],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+    ) -> Found:
+        """Return the best passages; see :class:`dptdr.search.index.Index`."""
+        models = _models()
+        queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
+        condition = _condition(filters)
+        requests = [
+            models.QueryRequest(
+                query=query.tolist(), filter=condition, limit=depth, with_payload=["id"]
+            )
+            for query in queries
+        ]
+        if not requests:
+            return Found(np.empty((0, 0), dtype=np.float32), [])
+        answers = _again(lambda: self.client.query_batch_points(self.name, requests=requests))
+        width = max(len(answer.points) for answer in answers)
+        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
+        for row, answer in enumerate(answers):
+            scores[row, : len(answer.points)] = [point.score for point in answer.points]
+        return Found(scores, [[point.payload["id"] for point in a.points] for a in answers])
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        points = _again(
+            lambda: self.client.retrieve(self.name, ids=[_point_id(name) for name in ids])
+        )
+        known = {point.payload["id"]: _document(point.payload) for point in points}
+        missing = [name for name in ids if name not in known]
+        if missing:
+            raise VectorsError(f"index '{self.name}': no passage has the id '{missing[0]}'")
+        return [known[name] for name in ids]
+
+    def upsert(
+        self,
+        documents: Sequence[Document],
+        vectors: Float[np.ndarray, "passages dim"],
+        *,
+        passage_fingerprint: str,
+    ) -> None:
+        """Add passages, or replace those of the same id.
+
+        Args:
+            documents: The passages.
+            vectors: One vector for each.
+            passage_fingerprint: Of the encoder that made the vectors.
+
+        Raises:
+            WrongPrompt: If the collection's vectors were made by another prompt or backbone.
+            VectorsError: If a vector does not fit or Qdrant is away.
+        """
+        if passage_fingerprint != self.origin.passage_fingerprint:
+            raise WrongPrompt(
+                f"index '{self.name}': holds vectors with passage fingerprint "
+                f"{self.origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
+                "them with the same task, or load a renewed collection"
+            )
+        if len(documents) != len(vectors):
+            raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
+        checked = check_query_vectors(vectors, dim=self.dim, depth=1)
+        points = _points(documents, checked, fingerprint=passage_fingerprint)
+        _again(lambda: self.client.upsert(self.name, points=points))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove passages.
+
+        Args:
+            ids: Their ids; unknown ones are passed over.
+
+        Returns:
+            How many were there.
+        """
+        points = [_point_id(name) for name in ids]
+        there = _again(lambda: self.client.retrieve(self.name, ids=points, with_payload=False))
+        _again(lambda: self.client.delete(self.name, points_selector=points))
+        return len(there)
+
+    def close(self) -> None:
+        """Close the client."""
+        self.client.close()
+
+
+def load_qdrant(
+    folder: VectorFolder,
+    *,
+    client: Any,
+    name: str,
+    batch_rows: int = BATCH_ROWS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> QdrantIndex:
+    """Load a vector folder into Qdrant and let the name stand for it.
+
+    A passage's point follows from its id, so what is sent twice is there once; how many rows are
+    loaded is noted after each batch, so that a second call goes on. What the name stood for before
+    serves until the new collection is whole, then it is removed.
+
+    Args:
+        folder: The vectors.
+        client: A ``qdrant_client.QdrantClient``.
+        name: Name of the index.
+        batch_rows: Passages in a request.
+        on_progress: Called with (passages loaded, passages).
+
+    Returns:
+        The index.
+
+    Raises:
+        VectorsError: If the vectors are damaged or Qdrant is away.
+    """
+    folder.verify()
+    origin = folder.manifest.origin
+    collection = f"{name}-{_number(origin)}"
+    before = _again(lambda: _aliased(client, name))
+    if before is not None and before["collection"] == collection:
+        return QdrantIndex(client, name)
+    loaded = _again(lambda: _begin(client, collection, origin=origin))
+    for start, block in folder.blocks(batch_rows):
+        end = start + len(block)
+        if end > loaded:
+            points = _points(
+                folder.documents(range(start, end)),
+                np.asarray(block, dtype=np.float32),
+                fingerprint=origin.passage_fingerprint,
+            )
+            _send(client, collection, points=points, loaded=end, origin=origin)
+        if on_progress is not None:
+            on_progress(end, folder.count)
+    _flip(client, name, collection=collection, before=before)
+    return QdrantIndex(client, name)
+
+
+def _send(client: Any, collection: str, *, points: list[Any], loaded: int, origin: Origin) -> None:
+    _again(lambda: client.upsert(collection, points=points))
+    metadata = {"origin": asdict(origin), "loaded": loaded}
+    _again(lambda: client.update_collection(collection, metadata=metadata))
+
+
+def _begin(client: Any, collection: str, *, origin: Origin) -> int:
+    """Return how many rows of a collection are loaded; make it if it is not there."""
+    models = _models()
+    if client.collection_exists(collection):
+        return int((client.get_collection(collection).config.metadata or {}).get("loaded", 0))
+    client.create_collection(
+        collection,
+        vectors_config=models.VectorParams(size=origin.dim, distance=models.Distance.DOT),
+        metadata={"origin": asdict(origin), "loaded": 0},
+    )
+    return 0
+
+
+def _flip(client: Any, name: str, *, collection: str, before: dict[str, Any] | None) -> None:
+    models = _models()
+    alias = models.CreateAlias(collection_name=collection, alias_name=name)
+    operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
+    if before is not None:
+        gone = models.DeleteAlias(alias_name=name)
+        operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
+    # Both in one request: no moment without an answer.
+    _again(lambda: client.update_collection_aliases(change_aliases_operations=operations))
+    if before is not None:
+        _again(lambda: client.delete_collection(before["collection"]))
+
+
+def _aliased(client: Any, name: str) -> dict[str, Any] | None:
+    """Return collection and metadata that a name stands for, or None."""
+    for alias in client.get_aliases().aliases:
+        if alias.alias_name == name:
+            metadata = client.get_collection(alias.collection_name).config.metadata or {}
+            return {"collection": alias.collection_name, **metadata}
+    return None
+
+
+def _number(origin: Origin) -> str:
+    text = json.dumps(asdict(origin), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _point_id(passage_id: str) -> str:
+    # Qdrant takes numbers and UUIDs only.
+    return str(uuid.uuid5(_NAMESPACE, passage_id))
+
+
+def _points(documents: Iterable[Document], vectors: np.ndarray, *, fingerprint: str) -> list[Any]:
+    models = _models()
+    return [
+        models.PointStruct(
+            id=_point_id(passage.id),
+            vector=vector.tolist(),
+            payload={
+                "id": passage.id,
+                "title": passage.title,
+                "text": passage.text,
+                "metadata": dict(metadata),
+                # Filters compare texts: numbers and truth values as JSON spells them.
+                "filter": {field: _texts(value) for field, value in metadata.items()},
+                "passage_fingerprint": fingerprint,
+            },
+        )
+        for (passage, metadata), vector in zip(documents, vectors, strict=True)
+    ]
+
+
+def _texts(value: object) -> list[str]:
+    return [plain_text(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _document(payload: dict[str, Any]) -> Document:
+    passage = Passage(payload["id"], payload["text"], payload["title"])
+    return Document(passage, payload["metadata"])
+
+
+def _condition(filters: Sequence[Filter]) -> Any:
+    models = _models()
+    if not filters:
+        return None
+    return models.Filter(
+        must=[
+            models.FieldCondition(
+                key=f"filter.{condition.field}", match=models.MatchAny(any=list(condition.values))
+            )
+            for condition in filters
+        ]
+    )
+
+
+def _again(work: Callable[[], Result]) -> Result:
+    """Run a request; again where the connection broke. All requests here may be run twice."""
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    pause = _FIRST_PAUSE_SECONDS
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return work()
+        except UnexpectedResponse as error:
+            raise VectorsError(f"Qdrant: refuses ({' '.join(str(error).split())[:300]})") from None
+        except (ResponseHandlingException, ConnectionError) as error:
+            if attempt == _TRIES:
+                raise VectorsError(
+                    f"Qdrant: no answer after {_TRIES} tries ({' '.join(str(error).split())}); "
+                    "check that it runs and can be reached, then do the same again: what was "
+                    "finished is kept"
+                ) from None
+            time.sleep(pause)
+            pause *= 2
+    raise AssertionError("unreachable")

@@ -1,0 +1,288 @@
+"""Encoding by a Ray cluster (optional extra ``cluster``): Ray Data hands windows out to workers.
+
+A window is a range of bytes in the corpus file. A worker reads it, encodes it and writes its files
+into the unfinished folder, last of all its record. So data and output have to lie on storage that
+all machines see under the same path. A worker that dies is replaced, and its window is done anew;
+as every window is written whole or not at all, nothing is lost or doubled.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dptdr import errors
+from dptdr.errors import DptdrError, VectorsError
+from dptdr.io.beir import CORPUS
+from dptdr.io.lines import UTF8_MARK, open_bytes
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import Document, Source, parse_document, read_documents
+from dptdr.search.vectors.encoding import EncodeSettings, begin_folder, encode_folder, partial_path
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import DType
+from dptdr.search.vectors.reuse import KnownVectors
+from dptdr.search.vectors.windows import PassageIds, encode_window, record_path
+
+_KNOCK_SECONDS = 10
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+class Cluster(NamedTuple):
+    """Which machines encode, and what each worker takes of them."""
+
+    address: str = "local"
+    """Of a running Ray cluster, ``auto`` for the one of this machine, ``local`` to start one."""
+    workers: int = 2
+    """Workers in all; each loads the encoder."""
+    cpus: float = 1
+    """Cores of a worker."""
+    gpus: float = 0
+    """Accelerators of a worker."""
+
+
+def encode_on_ray(
+    load_encoder: Callable[[], TextEncoder],
+    data: Path,
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    cluster: Cluster,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VectorFolder:
+    """Encode the corpus of a BEIR folder by the workers of a Ray cluster.
+
+    The result has the bytes of one process (where matrix products do not depend on the number of
+    threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). A stopped run goes on,
+    on Ray or without it.
+
+    Args:
+        load_encoder: Makes the encoder; must be picklable.
+        data: The BEIR folder, under the same path on every machine.
+        out: The vector folder, under the same path on every machine.
+        source: Identifies the corpus.
+        settings: Shard size and dtype; all parts are done here.
+        cluster: Where to encode.
+        on_progress: Called with (passages in finished windows, passages).
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        VectorsError: If Ray is not installed or not reached, an id stands twice, or what the
+            workers wrote is not seen here.
+        DptdrError: What a worker raised.
+    """
+    ray = _ray()
+    if cluster.workers < 1:
+        raise VectorsError(f"expected at least 1 worker, got {cluster.workers}")
+    encoder = load_encoder()
+    work = begin_folder(encoder, out=out, source=source, settings=settings)
+    if work is None:
+        return VectorFolder(out)
+    windows = list(corpus_windows(data, settings.shard_size))
+    missing = [window for window in windows if not record_path(work, window.number).is_file()]
+    if missing:
+        _connect(ray, cluster)
+        done = len(windows) - len(missing)
+        for row in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
+            if row["error"]:
+                raise getattr(errors, row["kind"])(row["error"])
+            done += 1
+            if on_progress is not None:
+                on_progress(min(done * settings.shard_size, source.count or 0), source.count or 0)
+    unseen = [window for window in windows if not record_path(work, window.number).is_file()]
+    if unseen:
+        raise VectorsError(
+            f"{work}: the workers wrote {len(unseen)} windows that are not seen here; give --out "
+            "on storage that all machines see under the same path"
+        )
+    # Checks every record against the passages, and puts the folder in its place.
+    folder = encode_folder(encoder, read_documents(data), out=out, source=source, settings=settings)
+    if folder is None:
+        raise VectorsError(f"{partial_path(out)}: was changed by another process; run again")
+    return folder
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise VectorsError(
+            f"encoding on a cluster needs Ray ({error}); run `pip install 'dptdr[cluster]'`, or "
+            "use --processes on this machine"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, cluster: Cluster) -> None:
+    """Join or start a cluster, unless the caller has done so."""
+    if ray.is_initialized():
+        return
+    try:
+        _knock(cluster.address)
+        if cluster.address == "local":
+            cores = max(1, round(cluster.workers * cluster.cpus))
+            ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
+        else:
+            ray.init(address=cluster.address, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise VectorsError(
+            f"no Ray cluster at '{cluster.address}' ({' '.join(str(error).split())[:200]}); start "
+            "one with `ray start --head`, or take --ray local"
+        ) from None
+
+
+class Window(NamedTuple):
+    """Where the passages of a window stand in the corpus file."""
+
+    number: int
+    """Which window, from 0."""
+    start: int
+    """First byte."""
+    end: int
+    """Byte after the last."""
+    line: int
+    """Number of the first line, from 1."""
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens at once; Ray would wait for minutes.
+
+    Raises:
+        OSError: If nobody answers.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
+    """Yield the windows of a corpus in file order, and refuse ids that stand twice.
+
+    Args:
+        data: The BEIR folder.
+        shard_size: Passages in a window.
+
+    Yields:
+        One window after the other.
+
+    Raises:
+        DataError: If a line is broken.
+        VectorsError: If an id stands twice or there is no passage.
+    """
+    path = data / CORPUS
+    ids = PassageIds()
+    held: list[str] = []
+    number = end = 0
+    start, first = 0, 1
+    with open_bytes(path) as handle:
+        for at, line in enumerate(handle, start=1):
+            end += len(line)
+            held += [document.passage.id for document in _parsed(line, path=path, first=at)]
+            if len(held) == shard_size:
+                ids.add(held)
+                yield Window(number, start, end, first)
+                held, number, start, first = [], number + 1, end, at + 1
+    if held:
+        ids.add(held)
+        yield Window(number, start, end, first)
+    elif number == 0:
+        raise VectorsError(f"{path}: expected at least one passage, the corpus has none")
+
+
+def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
+    """Return the documents of some lines that stand one behind the other in the corpus."""
+    found = []
+    for number, line in enumerate(text.split(b"\n"), start=first):
+        kept = line.removesuffix(b"\r")
+        if number == 1:
+            kept = kept.removeprefix(UTF8_MARK)
+        if kept.strip():
+            found.append(parse_document(kept, path=path, number=number))
+    return found
+
+
+class WindowWorker:
+    """What a worker of the cluster does: it loads the encoder once and encodes windows.
+
+    Args:
+        load_encoder: Makes the encoder.
+        data: The BEIR folder.
+        work: The unfinished vector folder.
+        dtype: Stored precision.
+    """
+
+    def __init__(
+        self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType
+    ) -> None:
+        self.encoder = load_encoder()
+        self.path = data / CORPUS
+        self.work = work
+        self.dtype = dtype
+        self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)
+
+    def __call__(self, window: dict[str, int]) -> dict[str, Any]:
+        """Encode one window and write it.
+
+        Args:
+            window: The fields of :class:`Window`.
+
+        Returns:
+            Its number, and kind and text of the error that stopped it. Errors do not survive the
+            way through Ray, so they travel as texts.
+        """
+        here = Window(**{name: int(window[name]) for name in Window._fields})
+        try:
+            with open_bytes(self.path) as handle:
+                handle.seek(here.start)
+                text = handle.read(here.end - here.start)
+            encode_window(
+                self.encoder,
+                _parsed(text, path=self.path, first=here.line),
+                index=here.number,
+                work=self.work,
+                dtype=self.dtype,
+                known=self.known,
+            )
+        except DptdrError as error:
+            return {"number": here.number, "kind": type(error).__name__, "error": str(error)}
+        except OSError as error:
+            return {
+                "number": here.number,
+                "kind": VectorsError.__name__,
+                "error": f"{self.work}: cannot be written ({error.strerror or error}); what was "
+                "finished is kept, make room and run again to go on",
+            }
+        return {"number": here.number, "kind": "", "error": ""}
+
+
+def _encoded(
+    ray: Any,
+    windows: list[Window],
+    load_encoder: Callable[[], TextEncoder],
+    data: Path,
+    work: Path,
+    dtype: DType,
+    cluster: Cluster,
+) -> Iterator[Any]:
+    """Yield once for each window that a worker has written."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = [window._asdict() for window in windows]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        WindowWorker,
+        fn_constructor_args=(load_encoder, data, work, dtype),
+        compute=ray.data.ActorPoolStrategy(size=cluster.workers),
+        num_cpus=cluster.cpus,
+        num_gpus=cluster.gpus,
+    )
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise VectorsError(
+            f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); what was "
+            "finished is kept, run again to go on"
+        ) from None

@@ -1,0 +1,206 @@
+"""Passages beside their vectors: texts, ids and metadata of one shard, found by row."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from jaxtyping import Int64
+
+from dptdr.errors import DataError, VectorsError
+from dptdr.io.beir import CORPUS, BeirFolder, parse_passage
+from dptdr.io.lines import describe, parse_object, raw_lines
+from dptdr.records import Passage
+
+METADATA_FIELD = "metadata"
+
+
+class Document(NamedTuple):
+    """A passage with what else is known of it, for filters."""
+
+    passage: Passage
+    metadata: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which corpus is encoded."""
+
+    fingerprint: str
+    """Identifies the corpus: another one may not continue an unfinished folder."""
+    data: str | None = None
+    """Where it stands, for reference."""
+    count: int | None = None
+    """Passages in it where known, for progress."""
+
+
+def source_of(data: Path | str) -> Source:
+    """Return what identifies the corpus of a BEIR folder, and its number of passages.
+
+    Args:
+        data: The folder that holds ``corpus.jsonl``.
+
+    Returns:
+        SHA-256 of the corpus file (queries and judgements do not matter to its vectors), its
+        folder and its number of lines.
+
+    Raises:
+        DataError: If there is no such folder or no corpus in it.
+    """
+    path = BeirFolder(data).path / CORPUS
+    digest = hashlib.sha256()
+    lines = 0
+    last = b"\n"
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return Source(fingerprint=digest.hexdigest(), data=str(data), count=lines + (last != b"\n"))
+
+
+def read_documents(data: Path | str) -> Iterator[Document]:
+    """Yield the passages of a BEIR folder with their ``metadata`` object, in file order.
+
+    Args:
+        data: The folder that holds ``corpus.jsonl``.
+
+    Yields:
+        One document for each line.
+
+    Raises:
+        DataError: If a line is broken; names file, line and field.
+    """
+    path = Path(data) / CORPUS
+    for number, line in raw_lines(path):
+        yield parse_document(line, path=path, number=number)
+
+
+def parse_document(line: bytes, *, path: Path, number: int) -> Document:
+    """Return the passage of one line of a corpus with its ``metadata`` object.
+
+    Args:
+        line: The bytes of the line.
+        path: The file, for the message.
+        number: The line's number, for the message.
+
+    Returns:
+        The document.
+
+    Raises:
+        DataError: If the line is broken.
+    """
+    passage = parse_passage(line, path=path, number=number)
+    metadata: Any = None
+    # Most corpora have no metadata: look for the word before parsing the line again.
+    if b'"metadata"' in line:
+        metadata = parse_object(line, path=path, number=number).get(METADATA_FIELD)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise DataError(
+            f'expected an object such as {{"lang": "en"}}, got {describe(metadata)}',
+            path=path,
+            line=number,
+            field=METADATA_FIELD,
+        )
+    return Document(passage, metadata or {})
+
+
+def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:
+    """Yield every passage as a document, without metadata where it has none."""
+    for item in passages:
+        yield item if isinstance(item, Document) else Document(item)
+
+
+def pack_documents(
+    documents: Sequence[Document],
+) -> tuple[bytes, Int64[np.ndarray, " offsets"]]:
+    """Return documents as JSON lines, and where each line begins.
+
+    Args:
+        documents: The documents of one shard.
+
+    Returns:
+        The bytes, and one offset more than documents (the last is the length of the bytes).
+    """
+    lines = []
+    for passage, metadata in documents:
+        record: dict[str, Any] = {"_id": passage.id, "title": passage.title, "text": passage.text}
+        if metadata:
+            record[METADATA_FIELD] = dict(metadata)
+        lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS))
+    offsets = np.zeros(len(lines) + 1, dtype=np.int64)
+    np.cumsum([len(line) for line in lines], out=offsets[1:])
+    return b"".join(lines), offsets
+
+
+def unpack_document(line: bytes) -> Document:
+    """Return the document that :func:`pack_documents` wrote as one line."""
+    record = orjson.loads(line)
+    passage = Passage(record["_id"], record["text"], record["title"])
+    return Document(passage, record.get(METADATA_FIELD, {}))
+
+
+def pack_ids(ids: Sequence[str]) -> np.ndarray:
+    """Return ids as an array of fixed-width UTF-8, which can be memory-mapped without pickle.
+
+    Args:
+        ids: The ids of one shard.
+
+    Returns:
+        One entry for each id.
+
+    Raises:
+        VectorsError: If an id ends with a NUL character, which such an array cannot keep.
+    """
+    for identifier in ids:
+        if identifier.endswith("\0"):
+            raise VectorsError(f"expected ids without a NUL at the end, got {identifier!r}")
+    encoded = [identifier.encode("utf-8") for identifier in ids]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+def unpack_ids(packed: np.ndarray) -> list[str]:
+    """Return the ids that :func:`pack_ids` packed."""
+    return [identifier.decode("utf-8") for identifier in packed.tolist()]
+
+
+class Filter(NamedTuple):
+    """Keeps documents whose metadata field has one of the given values."""
+
+    field: str
+    values: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Filter":
+        """Return the filter that ``field=value`` or ``field=value,value`` describes.
+
+        Args:
+            text: What the user wrote.
+
+        Returns:
+            The filter.
+
+        Raises:
+            VectorsError: If there is no ``=`` or no field.
+        """
+        field, equals, values = text.partition("=")
+        if not equals or not field.strip():
+            raise VectorsError(f"expected a filter such as lang=en or lang=en,de, got {text!r}")
+        return cls(field.strip(), tuple(value.strip() for value in values.split(",")))
+
+    def keeps(self, metadata: Mapping[str, Any]) -> bool:
+        """Return whether a document with this metadata passes; lists pass by any member."""
+        if self.field not in metadata:
+            return False
+        value = metadata[self.field]
+        held = value if isinstance(value, list) else [value]
+        return any(plain_text(item) in self.values for item in held)
+
+
+def plain_text(value: object) -> str:
+    """Return a metadata value as a filter spells it: text as it is, others as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,72 @@
+"""Vectors that need not be made again, because the text and what encodes it did not change."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.folder import VectorFolder
+
+
+class KnownVectors:
+    """Vectors of an earlier folder, found by the content of the passage.
+
+    Args:
+        folder: The earlier folder, or None to know nothing.
+        encoder: Who would encode now; a folder of another passage fingerprint is of no use.
+        dtype: Precision wanted: half precision vectors are not taken for full ones.
+    """
+
+    def __init__(self, folder: VectorFolder | None, *, encoder: TextEncoder, dtype: str) -> None:
+        self.folder = folder
+        if folder is not None:
+            origin = folder.manifest.origin
+            fits = origin.passage_fingerprint == encoder.passage_fingerprint
+            if not fits or origin.dim != encoder.dim or origin.dtype not in (dtype, "float32"):
+                self.folder = None
+        self.dim = encoder.dim
+        self.taken = 0
+        self._keys = np.empty((0, 2), dtype=np.uint64)
+        self._rows = np.empty(0, dtype=np.int64)
+        if self.folder is not None:
+            contents = (document.passage.content for document in self.folder.all_documents())
+            keys = np.concatenate([content_keys(batch) for batch in _batches(contents)])
+            self._rows = np.lexsort((keys[:, 1], keys[:, 0])).astype(np.int64)
+            self._keys = keys[self._rows]
+
+    def take(self, contents: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
+        """Return known vectors; the row of a text that is not known holds NaN.
+
+        Args:
+            contents: Passage contents.
+
+        Returns:
+            One row for each text.
+        """
+        vectors = np.full((len(contents), self.dim), np.nan, dtype=np.float32)
+        if self.folder is None or not contents:
+            return vectors
+        keys = content_keys(contents)
+        places = np.searchsorted(self._keys[:, 0], keys[:, 0])
+        places = np.minimum(places, len(self._keys) - 1)
+        same = (self._keys[places] == keys).all(axis=1)
+        if same.any():
+            vectors[same] = self.folder.gather(self._rows[places[same]])
+            self.taken += int(same.sum())
+        return vectors
+
+
+def _batches(contents: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(itertools.islice(contents, 8192)):
+        yield batch
+
+
+def content_keys(contents: Sequence[str]) -> np.ndarray:
+    """Return a 128-bit key of each text, as two uint64."""
+    digests = b"".join(
+        hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest() for content in contents
+    )
+    return np.frombuffer(digests, dtype=np.uint64).reshape(len(contents), 2)

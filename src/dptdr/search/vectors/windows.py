@@ -1,0 +1,165 @@
+"""One window of a corpus: checked, encoded, and written so that it is whole or not there."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from dptdr.errors import VectorsError
+from dptdr.io.atomic import atomic_file, write_json
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import Document, pack_documents, pack_ids
+from dptdr.search.vectors.folder import id_hashes
+from dptdr.search.vectors.manifest import (
+    SHARDS,
+    DType,
+    Shard,
+    StoredFile,
+    read_record,
+    shard_as_json,
+    shard_from_json,
+)
+from dptdr.search.vectors.reuse import KnownVectors
+
+
+class PassageIds:
+    """Refuses an id that came before; holds 8 bytes for each passage."""
+
+    def __init__(self) -> None:
+        self._hashes: list[np.ndarray] = []
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Take the ids of the next passages.
+
+        Args:
+            ids: Passage ids.
+
+        Raises:
+            VectorsError: If one stands twice.
+        """
+        hashes = id_hashes(ids)
+        earlier = np.zeros(len(ids), dtype=bool)
+        for block in self._hashes:
+            earlier |= np.isin(hashes, block, kind="sort")
+        values, counts = np.unique(hashes, return_counts=True)
+        earlier |= np.isin(hashes, values[counts > 1])
+        self._hashes.append(values)
+        if len(self._hashes) > 1 and len(self._hashes[-1]) >= len(self._hashes[-2]):
+            # Merge neighbours of equal size, so that few sorted blocks have to be looked into.
+            self._hashes[-2:] = [np.union1d(self._hashes[-2], self._hashes[-1])]
+        if earlier.any():
+            raise VectorsError(
+                f"expected unique passage ids, '{ids[int(np.flatnonzero(earlier)[-1])]}' stands "
+                "twice; check the data with `dptdr data inspect`"
+            )
+
+
+def record_path(work: Path, index: int) -> Path:
+    """Return where the record of a window stands; the window is done when it is there."""
+    return work / SHARDS / f"{index:05d}.json"
+
+
+def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
+    """Refuse a finished window that was made from other passages.
+
+    Args:
+        path: Its record.
+        window: The passages as they are now.
+        work: The unfinished folder, for the message.
+
+    Raises:
+        VectorsError: If the passages differ.
+    """
+    shard = shard_from_json(read_record(path), path=path)
+    text, _ = pack_documents(window)
+    if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
+        raise VectorsError(
+            f"{path}: was made from other passages than shard {shard.index} of this data; "
+            f"give the data that it was begun with, or remove {work} to begin anew"
+        )
+
+
+def encode_window(
+    encoder: TextEncoder,
+    window: Sequence[Document],
+    *,
+    index: int,
+    work: Path,
+    dtype: DType,
+    known: KnownVectors,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Encode one window and write its files, last of all its record.
+
+    Args:
+        encoder: Turns texts into vectors.
+        window: The passages.
+        index: Which window of the corpus, from 0.
+        work: The unfinished folder.
+        dtype: Stored precision.
+        known: Vectors that need not be made again.
+        on_progress: Called with (passages encoded, passages to encode) of this window.
+
+    Raises:
+        VectorsError: If a vector holds NaN, has another dimension, or does not fit the precision.
+    """
+    contents = [document.passage.content for document in window]
+    vectors = known.take(contents)
+    missing = np.flatnonzero(np.isnan(vectors[:, 0]))
+    if len(missing):
+        fresh = encoder.encode_passages(
+            [contents[row] for row in missing.tolist()], on_progress=on_progress
+        )
+        _check_vectors(fresh, [window[row] for row in missing.tolist()], encoder=encoder)
+        vectors[missing] = fresh
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(dtype)
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        raise VectorsError(
+            f"the vector of passage '{window[row].passage.id}' does not fit {dtype}; use float32"
+        )
+    text, offsets = pack_documents(window)
+    ids = pack_ids([document.passage.id for document in window])
+    name, folder = f"{index:05d}", work / SHARDS
+    shard = Shard(
+        index=index,
+        rows=len(window),
+        vectors=_write(folder / f"{name}.npy", _npy(stored)),
+        ids=_write(folder / f"{name}.ids.npy", _npy(ids)),
+        documents=_write(folder / f"{name}.jsonl", text),
+        offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
+    )
+    # Last of all: only a window with a record counts as done.
+    write_json(record_path(work, index), shard_as_json(shard))
+
+
+def _check_vectors(
+    vectors: Float32[np.ndarray, "texts dim"], window: Sequence[Document], *, encoder: TextEncoder
+) -> None:
+    if vectors.shape != (len(window), encoder.dim):
+        raise VectorsError(
+            f"expected {len(window)} vectors of {encoder.dim} numbers from "
+            f"'{encoder.name}', got the shape {vectors.shape}"
+        )
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise VectorsError(
+            f"the vector of passage '{window[int(broken[0])].passage.id}' holds NaN or "
+            f"infinity; the prompt or backbone of '{encoder.name}' is broken, train it again"
+        )
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> StoredFile:
+    with atomic_file(path) as handle:
+        handle.write(content)
+    return StoredFile(path.name, len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,148 @@
+"""Encoding by several processes of one machine that fill one vector folder together."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+from dptdr.errors import DptdrError, VectorsError
+from dptdr.records import Passage
+from dptdr.search.retrieve import TextEncoder
+from dptdr.search.vectors.documents import Document, Source
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import SHARDS
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def encode_in_processes(
+    load_encoder: Callable[[], TextEncoder],
+    read: Callable[[], Iterable[Passage | Document]],
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    processes: int,
+    reuse: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VectorFolder | None:
+    """Encode a corpus by several processes; the result has the bytes of one process.
+
+    Each process loads the encoder for itself, reads the corpus for itself and encodes its share of
+    the windows with its share of the cores. (Some matrix libraries round differently with another
+    number of threads; then the last bits of vectors may differ from those of one process.)
+
+    Args:
+        load_encoder: Makes the encoder; must be picklable, as ``functools.partial`` of a function.
+        read: Opens the corpus; must be picklable.
+        out: The vector folder.
+        source: Identifies the corpus.
+        settings: As for one process; ``part`` and ``parts`` split the work between machines.
+        processes: Number of processes, at least 1.
+        reuse: A finished vector folder to take vectors from.
+        on_progress: Called with (passages in finished shards, passages).
+
+    Returns:
+        The finished folder, or None while other machines' parts are not done.
+
+    Raises:
+        VectorsError: If a process died; what was finished is kept.
+        DptdrError: What a process raised.
+    """
+    if processes < 1:
+        raise VectorsError(f"expected at least 1 process, got {processes}")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_use_threads,
+        initargs=(threads,),
+    ) as pool:
+        futures = [
+            pool.submit(
+                _encode_share,
+                load_encoder,
+                read,
+                out=out,
+                source=source,
+                # Interleave: machine p of n with k processes does the parts p*k ... of n*k.
+                settings=replace(
+                    settings,
+                    part=settings.part * processes + share,
+                    parts=settings.parts * processes,
+                ),
+                reuse=reuse,
+            )
+            for share in range(processes)
+        ]
+        try:
+            _watch(futures, out=out, source=source, settings=settings, on_progress=on_progress)
+            finished = [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise VectorsError(
+                "a process of the encoding died (killed, or out of memory); what was finished is "
+                "kept, run again to go on, with fewer processes if memory is short"
+            ) from None
+        finally:
+            for future in futures:
+                future.cancel()
+    if on_progress is not None and source.count:
+        on_progress(source.count, source.count)
+    return VectorFolder(out) if any(finished) else None
+
+
+def _use_threads(threads: int) -> None:
+    """Give a fresh process its share of the cores, before it imports what reads this."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Tokenisers would start as many threads as there are cores in every process.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _encode_share(
+    load_encoder: Callable[[], TextEncoder],
+    read: Callable[[], Iterable[Passage | Document]],
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    reuse: Path | None,
+) -> bool:
+    """Do one process's share; return whether it was the one that finished the folder."""
+    try:
+        folder = encode_folder(
+            load_encoder(),
+            read(),
+            out=out,
+            source=source,
+            settings=settings,
+            reuse=None if reuse is None else VectorFolder(reuse),
+        )
+    except DptdrError as error:
+        # Errors with fields of their own do not survive the way between processes.
+        raise type(error)(str(error)) from None
+    return folder is not None
+
+
+def _watch(
+    futures: list[Future[bool]],
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Report finished shards until all processes are done or one failed."""
+    shards = partial_path(out) / SHARDS
+    while not all(future.done() for future in futures):
+        if any(future.done() and future.exception() is not None for future in futures):
+            return
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if on_progress is not None and shards.is_dir():
+            done = len(list(shards.glob("*.json"))) * settings.shard_size
+            total = source.count or 0
+            on_progress(min(done, total) if total else done, total)

@@ -1,0 +1,64 @@
+"""Whether a mixed batch gives what each row gives alone, asked by the running server itself."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dptdr.model.backbone import Side
+from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.requests import CheckReport
+from dptdr.serving.tasks.registry import Bank
+
+
+def mixture(bank: Bank, texts: Sequence[str], *, rows: int, generator: random.Random) -> list[Row]:
+    """Return rows of random tasks, versions, sides and texts, the bare backbone among them.
+
+    Args:
+        bank: The tasks.
+        texts: Some texts to take.
+        rows: How many rows.
+        generator: Decides everything.
+
+    Returns:
+        The rows.
+    """
+    versions = [bank.bare]
+    tasks = list(bank.tasks().values())
+    for task in generator.sample(tasks, min(len(tasks), rows)):
+        versions += list(task.versions.values())
+    mixed = []
+    for number in range(rows):
+        version = versions[number % len(versions)]
+        side: Side = generator.choice(("query", "passage"))
+        limit = version.limits.of(side)
+        (ids,) = bank.forward.tokenize([generator.choice(texts)], side=side, max_tokens=limit)
+        mixed.append(Row(ids, bank.prompt(version, side)))
+    return mixed
+
+
+def compare(
+    forward: Forward, rows: Sequence[Row], vectors: Float[np.ndarray, "rows dim"]
+) -> CheckReport:
+    """Compare vectors with those of each row computed alone by the model room.
+
+    Args:
+        forward: The forward pass.
+        rows: The rows.
+        vectors: What a mixed batch gave for them.
+
+    Returns:
+        The outcome.
+    """
+    alone = torch.stack([forward.single(row) for row in rows]).float().cpu().numpy()
+    scale = max(1.0, float(np.linalg.norm(alone, axis=1).max()))
+    difference = float(np.abs(alone - vectors).max()) / scale
+    return CheckReport(
+        rows=len(rows),
+        tasks=len({id(row.prompt) for row in rows}),
+        difference=difference,
+        # Written so that NaN fails.
+        passed=difference <= forward.tolerance,
+    )

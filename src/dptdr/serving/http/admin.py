@@ -1,0 +1,144 @@
+"""What administrators ask for: tasks in and out while requests run, and the self-check."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from dptdr.serving.http import schemas
+from dptdr.serving.http.dependencies import demand, key_of, runtime_of
+from dptdr.serving.http.responses import json_response
+from dptdr.serving.http.routes import reply_of
+from dptdr.serving.runtime import CHECK_TEXTS, Runtime, allowed_bundle
+from dptdr.serving.tasks.prompt_cache import TaskVersion
+from dptdr.serving.tasks.registry import Task, UnknownTask
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get("/tasks", responses=reply_of(schemas.TaskList))
+async def tasks(request: Request) -> Response:
+    """List the tasks that the key reaches."""
+    key = key_of(request)
+    runtime = runtime_of(request)
+    found = [
+        describe(name, task, runtime)
+        for name, task in sorted(runtime.bank.tasks().items())
+        if key.reaches(name)
+    ]
+    broken = {
+        name: why
+        for name, why in runtime.bank.broken.items()
+        if key.reaches(name.partition("@")[0]) and "administer" in key.scopes
+    }
+    return json_response({"tasks": found, "broken": broken})
+
+
+@router.get("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
+async def one_task(task: str, request: Request) -> Response:
+    """Describe one task."""
+    key_of(request).demand("use", task)
+    return _described(task, runtime_of(request))
+
+
+@router.post("/tasks", responses=reply_of(schemas.TaskInfo, status=201), status_code=201)
+async def add(body: schemas.NewTask, request: Request) -> Response:
+    """Add a task from a bundle in the tasks folder."""
+    return await _add(body.task, body, request, replace=False)
+
+
+@router.put("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
+async def replace(task: str, body: schemas.NewVersion, request: Request) -> Response:
+    """Add a version to a task, or the task itself; the former version stays for rollback."""
+    return await _add(task, body, request, replace=True)
+
+
+async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace: bool) -> Response:
+    demand(request, "administer", task)
+    runtime = runtime_of(request)
+
+    def work() -> None:
+        bundle = allowed_bundle(body.bundle, folder=runtime.settings.tasks_folder)
+        runtime.bank.add(task, bundle, version=body.version, default=body.default, replace=replace)
+
+    await run_in_threadpool(work)
+    request.scope["dptdr_facts"]["task"] = task
+    return _described(task, runtime, status=200 if replace else 201)
+
+
+@router.delete("/tasks/{task}", responses=reply_of(None, status=204), status_code=204)
+async def remove(task: str, request: Request, version: str | None = None) -> Response:
+    """Remove a task, or one version of it; requests that run finish with what they hold."""
+    demand(request, "administer", task)
+    bank = runtime_of(request).bank
+    await run_in_threadpool(bank.remove, task, version=version)
+    return Response(status_code=204)
+
+
+@router.post("/tasks/{task}/rollback", responses=reply_of(schemas.TaskInfo))
+async def rollback(task: str, request: Request) -> Response:
+    """Let the task's name mean its former default version again."""
+    demand(request, "administer", task)
+    runtime = runtime_of(request)
+    await run_in_threadpool(runtime.bank.rollback, task)
+    return _described(task, runtime)
+
+
+@router.put("/tasks/{task}/default", responses=reply_of(schemas.TaskInfo))
+async def set_default(task: str, body: schemas.DefaultVersion, request: Request) -> Response:
+    """Let the task's name mean another version."""
+    demand(request, "administer", task)
+    runtime = runtime_of(request)
+    await run_in_threadpool(runtime.bank.set_default, task, body.version)
+    return _described(task, runtime)
+
+
+@router.post("/self-check", responses=reply_of(schemas.SelfCheck))
+async def self_check(request: Request) -> Response:
+    """Compare a random mixture of all tasks with each row computed alone, now."""
+    demand(request, "administer")
+    report = await run_in_threadpool(runtime_of(request).engine.check, CHECK_TEXTS)
+    return json_response(report._asdict())
+
+
+def _described(task: str, runtime: Runtime, *, status: int = 200) -> Response:
+    found = runtime.bank.tasks().get(task)
+    if found is None:
+        raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
+    return json_response(describe(task, found, runtime), status=status)
+
+
+def describe(name: str, task: Task, runtime: Runtime) -> dict[str, Any]:
+    """Return a task as replies show it."""
+    default = task.versions.get(task.entry.default)
+    fits = {served.index.origin.passage_fingerprint for served in runtime.searcher.indexes}
+    return {
+        "task": name,
+        "default": task.entry.default,
+        "history": list(task.entry.history),
+        "searchable": default is not None and default.fingerprints["passage"] in fits,
+        "versions": [
+            _version(version, default=version.version == task.entry.default)
+            for version in task.versions.values()
+        ],
+    }
+
+
+def _version(version: TaskVersion, *, default: bool) -> dict[str, Any]:
+    assert version.manifest is not None
+    assert version.config is not None
+    return {
+        "version": version.version,
+        "default": default,
+        "added": version.added,
+        "method": version.manifest.method,
+        "prompt_length": version.config.prompt_length,
+        "sharing": version.config.sharing,
+        "attention": version.config.attention,
+        "trained_parameters": version.manifest.trained_parameters,
+        "query_fingerprint": version.fingerprints["query"],
+        "passage_fingerprint": version.fingerprints["passage"],
+        "max_query_tokens": version.limits.max_query_tokens,
+        "max_passage_tokens": version.limits.max_passage_tokens,
+        "measures": version.manifest.measures,
+    }

@@ -1,0 +1,103 @@
+"""The same batches computed by ONNX Runtime, with a graph that ``dptdr export`` wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dptdr.errors import ConfigError, WrongBackbone
+from dptdr.model.backbone import Backbone
+from dptdr.serving.engine.forward import Forward, Row, gather
+from dptdr.serving.onnx.exporting import FILES, INPUTS, Precision, open_session, read_export
+
+INT8_TOLERANCE = 0.1
+"""8-bit graphs scale activations by what else is in the batch: mixtures move a vector a little."""
+
+
+class OnnxForward(Forward):
+    """Runs padded batches in ONNX Runtime; bundles are still verified with torch beside it.
+
+    Args:
+        backbone: The encoder that the graph was made of.
+        folder: What ``dptdr export`` wrote.
+        precision: ``fp32`` or ``int8``.
+        threads: Processor threads, 0 for the runtime's own choice.
+
+    Raises:
+        ConfigError: If the folder or the graph is missing or broken.
+        WrongBackbone: If the graph was made of another backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        folder: Path,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+    ) -> None:
+        super().__init__(backbone, layout="padded", ordered=False)
+        self.export = read_export(folder)
+        if self.export["backbone_fingerprint"] != backbone.fingerprint:
+            raise WrongBackbone(
+                f"{folder}: the graph was made of backbone '{self.export['backbone']}' with "
+                f"fingerprint {self.export['backbone_fingerprint']}, this server holds "
+                f"'{backbone.name}' with {backbone.fingerprint}; export this one"
+            )
+        file = folder / FILES[precision]
+        if not file.is_file():
+            raise ConfigError(f"{file}: no such graph; export with --int8 to make it")
+        self.joint = self.export["prompt_attention"] == "joint"
+        self.session = open_session(file, threads=threads)
+        if precision == "int8":
+            self.tolerance = INT8_TOLERANCE
+
+    def vectors(
+        self, rows: Sequence[Row], *, merge: bool | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one float32 vector per row, in the given order.
+
+        Args:
+            rows: The texts.
+            merge: Has no meaning here.
+
+        Returns:
+            The vectors.
+
+        Raises:
+            ConfigError: If a prompt is of the other kind than the graph, or moves positions.
+        """
+        del merge
+        for row in rows:
+            if row.prompt is not None and (row.prompt.joint != self.joint or row.prompt.shift):
+                kind = self.export["prompt_attention"]
+                raise ConfigError(
+                    f"the graph takes prompts with attention '{kind}' and unshifted positions "
+                    "only; export another graph, or serve with torch"
+                )
+        tokens = self.backbone.pad([row.ids for row in rows])
+        inputs = (tokens.ids.numpy(), tokens.mask.numpy(), *self._prompts(rows))
+        made = self.session.run(None, dict(zip(INPUTS, inputs, strict=True)))[0]
+        return torch.from_numpy(np.asarray(made, dtype=np.float32))
+
+    def _prompts(self, rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
+        segments = gather([row.prompt for row in rows])
+        texts = len(rows)
+        if not segments:
+            geometry = self.backbone.geometry
+            shape = (geometry.layers, texts, geometry.heads, 1, geometry.head_dim)
+            nothing = np.zeros(shape, dtype=np.float32)
+            return nothing, nothing, np.zeros((texts, 1), dtype=np.bool_)
+        (segment,) = segments
+        prompt = segment.keys.shape[3]
+        visible = segment.visible
+        if visible is None:
+            visible = torch.ones(texts, prompt, dtype=torch.bool)
+        keys, values = (
+            part.expand(-1, texts, -1, -1, -1).contiguous().numpy()
+            for part in (segment.keys, segment.values)
+        )
+        return keys, values, visible.numpy()

@@ -1,0 +1,314 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from dptdr.errors import DataError
+from dptdr.io.beir import BeirFolder, write_beir
+from dptdr.io.lines import raw_lines
+from dptdr.records import Passage, Query
+
+ODD = 'line separator \u2028 next line \x85 lone return \r tab \t quote " end'
+
+
+def make(folder: Path, *, corpus: bytes = b"", queries: bytes = b"", **splits: bytes) -> BeirFolder:
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_bytes(corpus)
+    (folder / "queries.jsonl").write_bytes(queries)
+    for name, content in splits.items():
+        (folder / "qrels" / f"{name}.tsv").write_bytes(content)
+    return BeirFolder(folder)
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({("_id" if name == "id" else name): v for name, v in fields.items()}).encode()
+
+
+GOOD = line(id="p", title="", text="a text") + b"\n"
+
+
+def message(error: pytest.ExceptionInfo[DataError], folder: BeirFolder) -> str:
+    return str(error.value).replace(f"{folder.path}/", "")
+
+
+def test_a_written_folder_reads_back_the_same(tmp_path: Path):
+    passages = [Passage("0", ODD, "title"), Passage("1", "", ""), Passage("é 2", "text")]
+    queries = [Query("q0", "what \u2029 is it"), Query("0", "zero")]
+    qrels = {"train": {"q0": {"0": 1, "1": 0}}, "test": {"0": {"é 2": 3}}}
+
+    counts = write_beir(
+        tmp_path / "made", passages=passages, queries=queries, qrels=qrels, meta={"source": "here"}
+    )
+
+    folder = BeirFolder(tmp_path / "made")
+    assert list(folder.passages()) == passages
+    assert list(folder.queries()) == queries
+    assert {split: folder.qrels(split) for split in folder.splits()} == qrels
+    assert counts == (3, 2, {"train": 2, "test": 1})
+    assert folder.name == "made"
+    assert json.loads((folder.path / "meta.json").read_text()) == {
+        "source": "here",
+        "counts": {"passages": 3, "queries": 2, "judgements": {"train": 2, "test": 1}},
+    }
+
+
+def test_meta_may_be_made_from_the_counts(tmp_path: Path):
+    write_beir(
+        tmp_path / "made",
+        passages=[Passage("a", "b")],
+        queries=[],
+        qrels={},
+        meta=lambda counts: {"one": counts.passages},
+    )
+
+    assert json.loads((tmp_path / "made" / "meta.json").read_text())["one"] == 1
+
+
+@pytest.mark.parametrize("bad_id", ["", " ", "a\tb", "a\nb"])
+def test_an_id_that_no_qrels_file_can_hold_is_refused_and_the_old_folder_stays(
+    tmp_path: Path, bad_id: str
+):
+    target = tmp_path / "made"
+    write_beir(target, passages=[Passage("old", "old")], queries=[], qrels={}, meta={})
+
+    with pytest.raises(DataError, match="cannot write: "):
+        write_beir(
+            target,
+            passages=[Passage("a", "x"), Passage(bad_id, "y")],
+            queries=[],
+            qrels={},
+            meta={},
+        )
+    with pytest.raises(DataError, match="cannot write: "):
+        write_beir(target, passages=[], queries=[], qrels={"test": {"q": {bad_id: 1}}}, meta={})
+
+    assert [passage.id for passage in BeirFolder(target).passages()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 1: cannot write 'a'"):
+        write_beir(
+            tmp_path / "made", passages=[Passage("a", "\ud800")], queries=[], qrels={}, meta={}
+        )
+
+
+def test_a_missing_title_is_empty_and_unknown_fields_are_ignored(tmp_path: Path):
+    folder = make(
+        tmp_path / "d",
+        corpus=line(id="a", text="x", metadata={"url": 1})
+        + b"\n"
+        + line(id="b", text="", title=None),
+    )
+
+    assert list(folder.passages()) == [Passage("a", "x", ""), Passage("b", "", "")]
+
+
+def test_blank_lines_crlf_and_a_byte_order_mark_are_tolerated(tmp_path: Path):
+    folder = make(
+        tmp_path / "d",
+        corpus=b"\xef\xbb\xbf" + line(id="0", text="x") + b"\r\n\r\n" + line(id="1", text="y"),
+        test=b"query-id\tcorpus-id\tscore\r\nq\t0\t1\r\n\r\nq\t1\t2\r\n",
+    )
+
+    assert [passage.id for passage in folder.passages()] == ["0", "1"]
+    assert folder.qrels("test") == {"q": {"0": 1, "1": 2}}
+
+
+def test_qrels_without_header_are_read_from_the_first_line(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, test=b"q\t0\t1\nq\t1\t0\n")
+
+    assert folder.qrels("test") == {"q": {"0": 1, "1": 0}}
+
+
+def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, test=b"", dev=b"", train=b"", b=b"", a=b"")
+
+    assert folder.splits() == ["train", "dev", "test", "a", "b"]
+    assert folder.has_split("dev")
+    assert not folder.has_split("eval")
+
+
+@pytest.mark.parametrize(
+    ("seventh", "expected"),
+    [
+        (b'{"_id": "p7", "text": ', "corpus.jsonl, line 7: expected a JSON object in one line, "),
+        (b"[1, 2]", "corpus.jsonl, line 7: expected a JSON object in one line, got a list"),
+        (b'{"text": "x"}', "corpus.jsonl, line 7, field '_id': is missing; the record has text"),
+        (b"{}", "corpus.jsonl, line 7, field '_id': is missing; the record has no field"),
+        (
+            b'{"_id": 7, "text": "x"}',
+            "corpus.jsonl, line 7, field '_id': expected a string, got the number 7; write it as "
+            '"7"',
+        ),
+        (
+            b'{"_id": "", "text": "x"}',
+            "corpus.jsonl, line 7, field '_id': expected an id, got an empty text",
+        ),
+        (
+            b'{"_id": "p7", "text": null}',
+            "corpus.jsonl, line 7, field 'text': expected a string, got null",
+        ),
+        (
+            b'{"_id": "p7", "text": "x", "title": ["a"]}',
+            "corpus.jsonl, line 7, field 'title': expected a string, got a list",
+        ),
+        (
+            b'{"_id": "p7", "text": "\xff"}',
+            "corpus.jsonl, line 7: expected UTF-8 text, byte 24 of the line is 0xff; "
+            "save the file as UTF-8",
+        ),
+    ],
+)
+def test_a_broken_passage_is_named_with_file_line_and_field(
+    tmp_path: Path, seventh: bytes, expected: str
+):
+    folder = make(tmp_path / "d", corpus=GOOD * 6 + seventh + b"\n" + GOOD)
+
+    with pytest.raises(DataError) as error:
+        list(folder.passages())
+
+    assert message(error, folder).startswith(expected)
+    assert error.value.line == 7
+
+
+def test_passages_before_the_broken_line_are_given(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD * 6 + b"{")
+    stream = folder.passages()
+
+    assert [next(stream).id for _ in range(6)] == ["p"] * 6
+    with pytest.raises(DataError, match="line 7"):
+        next(stream)
+
+
+def test_a_broken_query_is_named_with_file_line_and_field(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, queries=b'{"_id": "q"}')
+
+    with pytest.raises(DataError) as error:
+        list(folder.queries())
+
+    assert message(error, folder) == (
+        "queries.jsonl, line 1, field 'text': is missing; the record has _id"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            b"query-id\tcorpus-id\tscore\nq p 1\n",
+            "qrels/test.tsv, line 2: expected 3 fields separated by tabs (query-id, corpus-id, "
+            "score), got 1: 'q p 1'",
+        ),
+        (
+            b"q\tp\t1\nq\tp",
+            "qrels/test.tsv, line 2: expected 3 fields separated by tabs (query-id, corpus-id, "
+            "score), got 2: 'q\\tp'",
+        ),
+        (
+            b"query-id\tcorpus-id\tscore\nq\tp\t0.5\n",
+            "qrels/test.tsv, line 2, field 'score': expected an integer, got '0.5'",
+        ),
+        (
+            b"q\tp\thigh\n",
+            "qrels/test.tsv, line 1, field 'score': expected an integer, got 'high'",
+        ),
+        (
+            b"q\tp\t1_0\n",
+            "qrels/test.tsv, line 1, field 'score': expected an integer, got '1_0'",
+        ),
+        (
+            b"q\t\t1\n",
+            "qrels/test.tsv, line 1, field 'corpus-id': expected an id, got an empty text",
+        ),
+        (
+            b"q\tp\t1\nq\tp\t0\n",
+            "qrels/test.tsv, line 2: query 'q' and passage 'p' are judged twice, 1 and 0; keep one",
+        ),
+    ],
+)
+def test_a_broken_judgement_is_named_with_file_line_and_field(
+    tmp_path: Path, content: bytes, expected: str
+):
+    folder = make(tmp_path / "d", corpus=GOOD, test=content)
+
+    with pytest.raises(DataError) as error:
+        folder.qrels("test")
+
+    assert message(error, folder) == expected
+
+
+def test_a_missing_split_names_those_that_exist(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, test=b"", train=b"")
+
+    with pytest.raises(DataError, match="no split 'dev'; this folder has train, test"):
+        folder.qrels("dev")
+
+
+def test_a_missing_folder_a_file_and_a_folder_without_corpus_are_told_apart(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+
+    with pytest.raises(DataError, match="no such folder; expected a BEIR folder"):
+        BeirFolder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="this is a file; expected a BEIR folder"):
+        BeirFolder(tmp_path / "file")
+    with pytest.raises(DataError, match=r"no corpus.jsonl in this folder"):
+        BeirFolder(tmp_path / "empty")
+
+
+def test_a_missing_queries_file_is_an_error_before_the_first_query(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD)
+    (folder.path / "queries.jsonl").unlink()
+
+    with pytest.raises(DataError, match=r"queries.jsonl: no such file"):
+        folder.queries()
+
+
+def test_the_fingerprint_changes_with_any_byte_of_any_file_but_not_with_meta(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, queries=line(id="q", text="x"), test=b"q\tp\t1\n")
+    seen = [folder.fingerprint()]
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        path = folder.path / file
+        path.write_bytes(path.read_bytes() + b"\n")
+        seen.append(folder.fingerprint())
+    (folder.path / "qrels" / "dev.tsv").touch()
+    seen.append(folder.fingerprint())
+    (folder.path / "meta.json").write_text("{}")
+
+    assert len(set(seen)) == 5
+    assert folder.fingerprint() == seen[-1]
+
+
+def test_a_folder_that_a_killed_writer_had_moved_aside_comes_back(tmp_path: Path):
+    write_beir(tmp_path / "made", passages=[Passage("a", "x")], queries=[], qrels={}, meta={})
+    (tmp_path / "made").rename(tmp_path / ".made.old")
+
+    assert [passage.id for passage in BeirFolder(tmp_path / "made").passages()] == ["a"]
+
+
+def test_gzip_is_unpacked_and_a_cut_archive_is_named(tmp_path: Path):
+    whole = tmp_path / "lines.tsv.gz"
+    whole.write_bytes(gzip.compress(b"a\nb\x0c\n\nc"))
+    cut = tmp_path / "cut.tsv.gz"
+    cut.write_bytes(whole.read_bytes()[:-9])
+
+    assert list(raw_lines(whole)) == [(1, b"a"), (2, b"b\x0c"), (4, b"c")]
+    with pytest.raises(DataError, match=r"cut.tsv.gz, line \d: cannot be read"):
+        list(raw_lines(cut))
+
+
+def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").touch()
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(DataError, match=r"holds other files and no corpus.jsonl"):
+        write_beir(tmp_path / "home", passages=[], queries=[], qrels={}, meta={})
+    with pytest.raises(DataError, match="a file stands where"):
+        write_beir(tmp_path / "home" / "letter.txt", passages=[], queries=[], qrels={}, meta={})
+    write_beir(tmp_path / "empty", passages=[], queries=[], qrels={}, meta={})
+
+    assert [file.name for file in (tmp_path / "home").iterdir()] == ["letter.txt"]
+    assert (tmp_path / "empty" / "corpus.jsonl").exists()

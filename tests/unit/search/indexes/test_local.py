@@ -1,0 +1,251 @@
+import errno
+import json
+
+import numpy as np
+import pytest
+
+from dptdr.errors import VectorsError
+from dptdr.search.index import Index
+from dptdr.search.indexes.building import BuildSettings, build_index
+from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.indexes.local import open_index
+from dptdr.search.indexes.rows import ExactRows
+from dptdr.search.vectors.documents import Filter
+from dptdr.search.vectors.folder import VectorFolder
+
+LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq", "usearch")
+FAISS = LOCAL[1:-1]
+
+
+@pytest.fixture(scope="module")
+def indexes(table_folder, tmp_path_factory):
+    built = {}
+
+    def get(kind):
+        if kind == "usearch":
+            pytest.importorskip("usearch", reason="the extra 'usearch' is not installed")
+        if kind not in built:
+            out = tmp_path_factory.mktemp("index") / kind
+            build_index(table_folder, out=out, kind=kind, settings=BuildSettings(threads=1))
+            built[kind] = open_index(out)
+        return built[kind]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def queries(table):
+    noise = np.random.default_rng(7).standard_normal((50, table.shape[1])) * 0.05
+    return (table[:50] + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_every_kind_finds_nearly_all_of_the_exact_ten(indexes, table, queries, kind):
+    index = indexes(kind)
+    assert isinstance(index, Index)
+    assert (index.kind, index.count, index.dim) == (kind, 3000, 32)
+    found = index.search(queries, depth=10)
+    _, rows = exact_top_k(queries, table, depth=10)
+    recall = np.mean(
+        [len({f"d{row}" for row in best} & set(ids)) / 10
+         for best, ids in zip(rows, found.ids, strict=True)]
+    )  # fmt: skip
+    assert recall >= (1.0 if kind == "exact" else 0.9)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_scores_are_dot_products_of_the_full_vectors_best_first(indexes, table, queries, kind):
+    found = indexes(kind).search(queries, depth=10)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    rows = np.array([[int(name[1:]) for name in ids] for ids in found.ids])
+    expected = np.einsum("qd,qkd->qk", queries, table[rows])
+    np.testing.assert_allclose(found.scores, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_filter_finds_only_what_it_allows_and_all_of_the_best(indexes, table, queries, kind):
+    found = indexes(kind).search(queries, depth=5, filters=[Filter("lang", ("de",))])
+    german = np.arange(0, 3000, 10)
+    _, places = exact_top_k(queries, table[german], depth=5)
+    assert found.ids == [[f"d{row}" for row in german[best]] for best in places]
+
+
+@pytest.mark.parametrize("kind", FAISS)
+def test_a_filter_that_leaves_many_is_answered_by_the_index_itself(
+    indexes, table, queries, kind, monkeypatch
+):
+    monkeypatch.setattr("dptdr.search.indexes.local._EXACT_WHEN_ALLOWED", 10)
+    found = indexes(kind).search(queries, depth=5, filters=[Filter("lang", ("de",))])
+    german = np.arange(0, 3000, 10)
+    _, places = exact_top_k(queries, table[german], depth=5)
+    hits = 0
+    for ids, best in zip(found.ids, places, strict=True):
+        assert all(int(name[1:]) % 10 == 0 for name in ids)
+        hits += len(set(ids) & {f"d{row}" for row in german[best]})
+    assert hits / 250 >= 0.9
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_filter_that_leaves_nothing_gives_no_hits(indexes, queries, kind):
+    found = indexes(kind).search(queries[:2], depth=5, filters=[Filter("lang", ("fr",))])
+    assert found.ids == [[], []]
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_depth_beyond_the_passages_and_no_queries_are_answered(indexes, queries, kind):
+    index = indexes(kind)
+    found = index.search(queries[:1], depth=5000)
+    assert len(set(found.ids[0])) == len(found.ids[0]) <= 3000
+    assert np.isfinite(found.scores[0][: len(found.ids[0])]).all()
+    assert index.search(queries[:0], depth=5).ids == []
+
+
+def test_exact_search_finds_every_passage_when_asked_for_more(indexes, queries):
+    assert len(indexes("exact").search(queries[:1], depth=5000).ids[0]) == 3000
+
+
+def test_texts_are_found_by_id(indexes):
+    documents = indexes("hnsw").documents(["d2999", "d0"])
+    assert [document.passage.text for document in documents] == ["2999", "0"]
+    with pytest.raises(VectorsError, match="no passage has the id 'x'"):
+        indexes("hnsw").documents(["x"])
+
+
+def test_bad_query_vectors_are_refused(indexes, queries):
+    index = indexes("hnsw")
+    with pytest.raises(VectorsError, match="query vectors of 32 numbers, got 8"):
+        index.search(queries[:, :8], depth=1)
+    broken = queries[:3].copy()
+    broken[1, 0] = np.nan
+    with pytest.raises(VectorsError, match="query vector 1 holds NaN"):
+        index.search(broken, depth=1)
+    with pytest.raises(ValueError, match="depth of at least 1, got 0"):
+        index.search(queries, depth=0)
+
+
+@pytest.mark.parametrize("kind", LOCAL[1:])
+def test_one_thread_and_one_seed_give_the_same_index_twice(
+    table_folder, tmp_path, indexes, queries, kind
+):
+    first = indexes(kind)
+    again, _ = build_index(
+        table_folder, out=tmp_path / "i", kind=kind, settings=BuildSettings(threads=1)
+    )
+    if kind != "usearch":
+        assert (again.path / "index.bin").read_bytes() == (first.path / "index.bin").read_bytes()
+    assert again.search(queries, depth=10).ids == first.search(queries, depth=10).ids
+
+
+def test_auto_says_why_and_the_manifest_knows_the_prompt(table_folder, tmp_path):
+    index, choice = build_index(table_folder, out=tmp_path / "i")
+    assert index.kind == "exact"
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert manifest["reason"] == choice.reason
+    assert manifest["passage_fingerprint"] == "passage-b1-p1"
+    assert manifest["backbone_fingerprint"] == "backbone-b1"
+
+
+def test_the_index_does_not_need_the_vector_folder_any_more(table_folder, tmp_path, queries):
+    import shutil
+
+    copy = tmp_path / "v"
+    shutil.copytree(table_folder.path, copy)
+    from dptdr.search.vectors.folder import VectorFolder
+
+    build_index(VectorFolder(copy), out=tmp_path / "i", kind="ivf-sq")
+    shutil.rmtree(copy)
+    assert len(open_index(tmp_path / "i").search(queries, depth=3).ids) == 50
+
+
+def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
+    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    path = tmp_path / "i" / "index.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(VectorsError, match=rf"expected {len(content)} bytes, got .*cut short"):
+        open_index(tmp_path / "i")
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(VectorsError, match=r"index.bin: expected SHA-256 .*build the index again"):
+        open_index(tmp_path / "i")
+    path.unlink()
+    with pytest.raises(VectorsError, match="no such file"):
+        open_index(tmp_path / "i")
+
+
+def test_no_index_says_how_to_make_one(tmp_path):
+    with pytest.raises(VectorsError, match="make it with `dptdr index`"):
+        open_index(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monkeypatch, queries):
+    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    before = open_index(tmp_path / "i").search(queries, depth=3).ids
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dptdr.search.indexes.building.write_json", full)
+    with pytest.raises(VectorsError, match=r"No space left.*what stood there is unchanged"):
+        build_index(table_folder, out=tmp_path / "i", kind="ivf-sq")
+    monkeypatch.undo()
+    index = open_index(tmp_path / "i")
+    assert index.kind == "hnsw"
+    assert index.search(queries, depth=3).ids == before
+    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+
+
+def test_faiss_that_cannot_write_leaves_nothing(table_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dptdr.search.indexes.building.GRAPH", "no/such/folder/index.bin")
+    with pytest.raises(VectorsError, match=r"cannot be written .*make room"):
+        build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_options_are_listed(table_folder, tmp_path):
+    with pytest.raises(VectorsError, match=r"options out of links, .*probes.*speed"):
+        build_index(
+            table_folder,
+            out=tmp_path / "i",
+            kind="hnsw",
+            settings=BuildSettings(options=(("speed", 9),)),
+        )
+
+
+def test_options_reach_search_after_opening(table_folder, tmp_path, table, queries):
+    few = BuildSettings(options=(("lists", 75), ("probes", 1)))
+    all_of_them = BuildSettings(options=(("lists", 75), ("probes", 75)))
+    _, rows = exact_top_k(queries, table, depth=10)
+
+    def recall(settings):
+        build_index(table_folder, out=tmp_path / "i", kind="ivf-sq", settings=settings)
+        found = open_index(tmp_path / "i").search(queries, depth=10)
+        pairs = zip(rows, found.ids, strict=True)
+        return np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])
+
+    assert recall(few) < 0.97 < 0.99 < recall(all_of_them)
+
+
+def test_exact_search_names_the_passage_whose_vector_holds_nan(tmp_path):
+    class Folder(VectorFolder):
+        def __init__(self):
+            self.path = tmp_path
+
+        def blocks(self):
+            yield 0, np.ones((3, 4), dtype=np.float32)
+            yield 3, np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], dtype=np.float32)
+
+    rows = ExactRows(Folder())
+    with pytest.raises(VectorsError, match="the vector of row 4 holds NaN or infinity"):
+        rows.search(np.ones((1, 4), dtype=np.float32), depth=1, allowed=None)
+
+
+def test_the_reason_of_faiss_is_told_without_its_source_lines():
+    from dptdr.search.indexes.faiss_index import _reason
+
+    full = (
+        "Error in void faiss::write_index(const Index*, IOWriter*, int) at /project/x.cpp:499:"
+        " Error: 'ret == (size * 4)' failed: write error in x: 6 != 8 (No space left on device)"
+    )
+    assert _reason(RuntimeError(full)) == "write error in x: 6 != 8 (No space left on device)"
+    assert _reason(RuntimeError("could not open x at /project/y.cpp:3")) == "could not open x"
+    assert _reason(RuntimeError()) == "no reason given"

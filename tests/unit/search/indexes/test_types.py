@@ -1,0 +1,40 @@
+import pytest
+
+from dptdr.errors import VectorsError
+from dptdr.search.indexes.types import KINDS, available_memory, check_kind, choose_kind, pq_parts
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "kind", "reason"),
+    [
+        (50_000, 10, "exact", "50,000 passages are at most 50,000"),
+        (1_000_000, 10**10, "hnsw", "1,000,000 passages of 384 numbers need 1.8 GB as hnsw"),
+        (1_000_000, 10**9, "hnsw-sq", "too large: hnsw 1.8 GB"),
+        (1_000_000, 5 * 10**8, "ivf-sq", "need 392.0 MB as ivf-sq, of 500.0 MB"),
+        (1_000_000, 10**8, "rabitq", "need 64.0 MB as rabitq"),
+        (1_000_000, 10**6, "rabitq", "needs more than the 1.0 MB"),
+    ],
+)
+def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, reason):
+    choice = choose_kind(count, 384, memory_bytes=memory)
+    assert choice.kind == kind
+    assert reason in choice.reason
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    with pytest.raises(VectorsError, match=r"out of exact, hnsw, .*usearch, got 'annoy'"):
+        check_kind("annoy")
+
+
+@pytest.mark.parametrize(("dim", "parts"), [(384, 48), (768, 96), (10, 1), (16, 2), (100, 20)])
+def test_product_codes_cut_the_vector_into_equal_parts(dim, parts):
+    assert pq_parts(dim) == parts
+    assert dim % parts == 0
+
+
+def test_memory_of_a_kind_is_the_sum_of_vectors_and_links():
+    assert KINDS["hnsw"].memory_bytes(1, 384) == 384 * 4 + 2 * 32 * 4 + 16
+
+
+def test_available_memory_is_some():
+    assert available_memory() > 10**7

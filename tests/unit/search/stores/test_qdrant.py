@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage, Query
+from dptdr.search.index import Index, search_queries
+from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+
+qdrant_client = pytest.importorskip("qdrant_client", reason="the extra 'qdrant' is not installed")
+
+from dptdr.search.stores.qdrant import QdrantIndex, load_qdrant  # noqa: E402
+
+
+@pytest.fixture
+def client():
+    opened = qdrant_client.QdrantClient(":memory:")
+    yield opened
+    opened.close()
+
+
+def encode(encoder, documents, out):
+    return encode_folder(
+        encoder,
+        documents,
+        out=out,
+        source=Source(fingerprint=f"data-{len(documents)}"),
+        settings=EncodeSettings(shard_size=10),
+    )
+
+
+def best(index, encoder, text, **options):
+    run = search_queries(index, encoder, queries=[Query("q", text)], depth=3, **options)
+    return [hit.passage_id for hit in run["q"]]
+
+
+def test_it_is_an_index_that_finds_the_exact_best(client, table_folder, table):
+    index = load_qdrant(table_folder, client=client, name="table")
+    assert isinstance(index, Index)
+    assert (index.kind, index.count, index.dim) == ("qdrant", 3000, 32)
+    found = index.search(table[:10], depth=10)
+    scores, rows = exact_top_k(table[:10], table, depth=10)
+    assert [set(ids) for ids in found.ids] == [{f"d{row}" for row in best} for best in rows]
+    np.testing.assert_allclose(found.scores, scores, atol=2e-6)
+    german = index.search(table[:3], depth=5, filters=[Filter("lang", ("de",))])
+    assert all(int(name[1:]) % 10 == 0 for ids in german.ids for name in ids)
+    assert index.search(table[:0], depth=5).ids == []
+
+
+@pytest.fixture
+def small(client, make_encoder, tmp_path):
+    documents = [
+        Document(Passage("a", "red apple"), {"tags": ["fruit", "red"], "year": 1999}),
+        Document(Passage("b", "blue sea", "Sea"), {"tags": ["water"], "open": True}),
+        Document(Passage("c", "green tea")),
+    ]
+    return load_qdrant(encode(make_encoder(), documents, tmp_path / "v"), client=client, name="s")
+
+
+def test_every_filter_means_what_it_means_elsewhere(small, encoder):
+    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "none=1": []}
+    for text, expected in conditions.items():
+        assert best(small, encoder, "red apple", filters=[Filter.parse(text)]) == expected
+
+
+def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
+    documents = [Document(Passage("c", "red apple")), Document(Passage("d", "new words"))]
+    vectors = encoder.encode_passages(["red apple", "new words"])
+    for _ in range(2):
+        small.upsert(documents, vectors, passage_fingerprint=encoder.passage_fingerprint)
+    assert small.count == 4
+    assert set(best(small, encoder, "red apple")[:2]) == {"a", "c"}
+    assert small.delete(["a", "unknown"]) == 1
+    assert small.count == 3
+    assert [document.passage for document in small.documents(["b"])] == [
+        Passage("b", "blue sea", "Sea")
+    ]
+    with pytest.raises(VectorsError, match="no passage has the id 'a'"):
+        small.documents(["a"])
+
+
+def test_vectors_of_another_prompt_are_refused(small, make_encoder):
+    other = make_encoder(prompt="p2")
+    with pytest.raises(WrongPrompt, match="passage-b1-p1, got some with passage-b1-p2"):
+        small.upsert(
+            [Document(Passage("x", "y"))],
+            other.encode_passages(["y"]),
+            passage_fingerprint=other.passage_fingerprint,
+        )
+    with pytest.raises(WrongPrompt, match="'double' makes passage-b1-p2"):
+        best(small, other, "red apple")
+
+
+def test_points_carry_the_fingerprint_of_what_made_them(small, client):
+    points, _ = client.scroll("s", limit=10)
+    assert {point.payload["passage_fingerprint"] for point in points} == {"passage-b1-p1"}
+
+
+def passages(count):
+    return [Passage(f"d{n}", f"word{n} common") for n in range(count)]
+
+
+def test_a_stop_while_loading_leaves_the_old_one_serving_and_goes_on_later(
+    client, make_encoder, tmp_path, monkeypatch
+):
+    encoder = make_encoder()
+    load_qdrant(encode(encoder, passages(15), tmp_path / "old"), client=client, name="n")
+    folder = encode(encoder, passages(50), tmp_path / "new")
+
+    def stop(done, total):
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_qdrant(folder, client=client, name="n", batch_rows=10, on_progress=stop)
+    assert QdrantIndex(client, "n").count == 15
+    sent = []
+    real = client.upsert
+    monkeypatch.setattr(
+        client, "upsert", lambda name, points: (sent.append(len(points)), real(name, points))
+    )
+    index = load_qdrant(folder, client=client, name="n", batch_rows=10)
+    assert sent == [10, 10]
+    assert index.count == 50
+    assert "d40" in best(index, encoder, "word40 common")
+    assert len(client.get_collections().collections) == 1
+
+
+def test_a_broken_connection_is_tried_again_and_doubles_nothing(
+    client, make_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dptdr.search.stores.qdrant._FIRST_PAUSE_SECONDS", 0.001)
+    real = client.upsert
+    calls = []
+
+    def breaks(name, points):
+        calls.append(len(points))
+        real(name, points)
+        if len(calls) in (2, 3):
+            # Sent, but the answer was lost on the way.
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(client, "upsert", breaks)
+    folder = encode(make_encoder(), passages(30), tmp_path / "v")
+    index = load_qdrant(folder, client=client, name="n", batch_rows=10)
+    assert calls == [10] * 5
+    assert index.count == 30
+
+
+def test_qdrant_that_is_away_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr("dptdr.search.stores.qdrant._FIRST_PAUSE_SECONDS", 0.001)
+    away = qdrant_client.QdrantClient("http://127.0.0.1:9", check_compatibility=False, timeout=1)
+    with pytest.raises(VectorsError, match=r"no answer after 4 tries.*check that it runs"):
+        QdrantIndex(away, "n")
+    away.close()
+
+
+def test_a_name_that_is_not_there_says_so(client):
+    with pytest.raises(VectorsError, match="has no index 'nothing'"):
+        QdrantIndex(client, "nothing")

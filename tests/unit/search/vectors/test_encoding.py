@@ -1,0 +1,345 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Passage
+from dptdr.search.vectors.documents import Document, Source
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
+from dptdr.search.vectors.folder import VectorFolder
+
+PASSAGES = [Passage(f"d{n}", f"word{n} " * (1 + n * 7 % 5), f"t{n}") for n in range(23)]
+SMALL = EncodeSettings(shard_size=5)
+SOURCE = Source(fingerprint="data-1", data="some/data", count=23)
+
+
+def matrix(folder):
+    return np.concatenate([block for _, block in folder.blocks()])
+
+
+def folder_bytes(path):
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_every_passage_has_its_vector_id_and_text_in_corpus_order(encoder, tmp_path):
+    folder = encode_folder(encoder, PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    assert folder.count == 23
+    assert list(folder.all_ids()) == [passage.id for passage in PASSAGES]
+    expected = encoder.encode_passages([passage.content for passage in PASSAGES])
+    assert matrix(folder).tolist() == expected.tolist()
+    assert [document.passage for document in folder.documents([22, 0])] == [
+        PASSAGES[22],
+        PASSAGES[0],
+    ]
+    assert not partial_path(tmp_path / "v").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v"]
+
+
+def test_the_manifest_says_what_made_the_vectors(encoder, tmp_path):
+    encode_folder(encoder, PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    manifest = json.loads((tmp_path / "v" / "manifest.json").read_text())
+    assert manifest["complete"] is True
+    assert manifest["count"] == 23
+    assert manifest["dim"] == 16
+    assert manifest["passage_fingerprint"] == "passage-b1-p1"
+    assert manifest["backbone_fingerprint"] == "backbone-b1"
+    assert manifest["data_fingerprint"] == "data-1"
+    assert [shard["rows"] for shard in manifest["shards"]] == [5, 5, 5, 5, 3]
+
+
+def test_progress_ends_at_the_number_of_passages(encoder, tmp_path):
+    seen = []
+    encode_folder(
+        encoder,
+        PASSAGES,
+        out=tmp_path / "v",
+        source=SOURCE,
+        settings=SMALL,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (23, 23)
+    assert seen == sorted(seen)
+
+
+def test_a_stop_in_the_middle_loses_no_vector_and_repeats_no_finished_shard(make_encoder, tmp_path):
+    def stops_after(count):
+        for number, passage in enumerate(PASSAGES):
+            if number == count:
+                raise KeyboardInterrupt
+            yield passage
+
+    first = make_encoder()
+    with pytest.raises(KeyboardInterrupt):
+        encode_folder(first, stops_after(13), out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    assert not (tmp_path / "v").exists()
+    second = make_encoder()
+    folder = encode_folder(second, PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    assert len(first.encoded) == 10
+    assert len(second.encoded) == 13
+    whole = encode_folder(
+        make_encoder(), PASSAGES, out=tmp_path / "w", source=SOURCE, settings=SMALL
+    )
+    assert folder_bytes(folder.path) == folder_bytes(whole.path)
+
+
+KILLED = """
+    import sys, time
+    sys.path.insert(0, {here!r})
+    from conftest import HashEncoder
+    from dptdr.search.vectors.documents import Source
+    from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+    from pathlib import Path
+    from dptdr.records import Passage
+
+    class Slow(HashEncoder):
+        def encode_passages(self, texts, *, on_progress=None):
+            time.sleep(0.02)
+            return super().encode_passages(texts)
+
+    passages = [Passage(f"d{{n}}", f"word{{n}}") for n in range(200)]
+    encode_folder(
+        Slow(), passages, out=Path({out!r}), source=Source(fingerprint="f"),
+        settings=EncodeSettings(shard_size=8),
+    )
+"""
+
+
+def test_kill_minus_nine_loses_and_doubles_nothing(make_encoder, tmp_path):
+    code = textwrap.dedent(KILLED).format(here=str(Path(__file__).parent), out=str(tmp_path / "v"))
+    work = partial_path(tmp_path / "v") / "shards"
+    for wanted in (2, 9):
+        process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ})
+        deadline = time.time() + 60
+        while len(list(work.glob("*.json"))) < wanted and time.time() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "v").exists()
+    passages = [Passage(f"d{n}", f"word{n}") for n in range(200)]
+    settings = EncodeSettings(shard_size=8)
+    last = make_encoder()
+    resumed = encode_folder(
+        last, passages, out=tmp_path / "v", source=Source(fingerprint="f"), settings=settings
+    )
+    whole = encode_folder(
+        make_encoder(),
+        passages,
+        out=tmp_path / "w",
+        source=Source(fingerprint="f"),
+        settings=settings,
+    )
+    assert 0 < len(last.encoded) <= 128
+    assert folder_bytes(resumed.path) == folder_bytes(whole.path)
+
+
+def test_parts_done_anywhere_give_the_bytes_of_one_process(make_encoder, tmp_path):
+    results = [
+        encode_folder(
+            make_encoder(),
+            PASSAGES,
+            out=tmp_path / "v",
+            source=SOURCE,
+            settings=EncodeSettings(shard_size=5, part=part, parts=3),
+        )
+        for part in (2, 0, 1)
+    ]
+    assert results[:2] == [None, None]
+    whole = encode_folder(
+        make_encoder(), PASSAGES, out=tmp_path / "w", source=SOURCE, settings=SMALL
+    )
+    assert folder_bytes(results[2].path) == folder_bytes(whole.path)
+
+
+def test_an_unfinished_folder_says_how_to_go_on(encoder, tmp_path):
+    encode_folder(
+        encoder,
+        PASSAGES,
+        out=tmp_path / "v",
+        source=SOURCE,
+        settings=EncodeSettings(shard_size=5, part=0, parts=2),
+    )
+    with pytest.raises(VectorsError, match=r"not finished .*run the same `dptdr encode` again"):
+        VectorFolder(tmp_path / "v")
+
+
+def test_a_finished_folder_is_returned_without_encoding(make_encoder, tmp_path):
+    encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE)
+    again = make_encoder()
+    assert encode_folder(again, PASSAGES, out=tmp_path / "v", source=SOURCE).count == 23
+    assert again.encoded == []
+
+
+def begin(encoder, out, **settings):
+    encode_folder(
+        encoder,
+        PASSAGES,
+        out=out,
+        source=SOURCE,
+        settings=EncodeSettings(shard_size=5, part=0, parts=2, **settings),
+    )
+
+
+def test_another_prompt_may_not_go_on_and_both_fingerprints_are_named(make_encoder, tmp_path):
+    begin(make_encoder(), tmp_path / "v")
+    with pytest.raises(
+        WrongPrompt, match=r"fingerprint passage-b1-p1, not by 'double' with passage-b1-p2; go on"
+    ):
+        begin(make_encoder(prompt="p2"), tmp_path / "v")
+
+
+def test_a_finished_folder_of_another_prompt_is_left_alone(make_encoder, tmp_path):
+    encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE)
+    before = folder_bytes(tmp_path / "v")
+    with pytest.raises(WrongPrompt, match="choose another folder"):
+        encode_folder(make_encoder(prompt="p2"), PASSAGES, out=tmp_path / "v", source=SOURCE)
+    assert folder_bytes(tmp_path / "v") == before
+
+
+def test_other_data_or_settings_may_not_go_on(make_encoder, tmp_path):
+    begin(make_encoder(), tmp_path / "v")
+    with pytest.raises(VectorsError, match="made with data fingerprint data-1, not data-2"):
+        encode_folder(
+            make_encoder(),
+            PASSAGES,
+            out=tmp_path / "v",
+            source=Source(fingerprint="data-2"),
+            settings=SMALL,
+        )
+    with pytest.raises(VectorsError, match="made with dtype float32, not float16"):
+        begin(make_encoder(), tmp_path / "v", dtype="float16")
+    changed = [PASSAGES[0]._replace(text="other"), *PASSAGES[1:]]
+    with pytest.raises(VectorsError, match=r"from other passages than shard 0 of this data"):
+        encode_folder(make_encoder(), changed, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+
+
+def test_an_id_that_stands_twice_is_refused_even_in_another_shard(encoder, tmp_path):
+    doubled = [*PASSAGES, Passage("d2", "again")]
+    with pytest.raises(VectorsError, match="unique passage ids, 'd2' stands twice"):
+        encode_folder(encoder, doubled, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    with pytest.raises(VectorsError, match="'d0' stands twice"):
+        encode_folder(encoder, [PASSAGES[0]] * 2, out=tmp_path / "u", source=SOURCE)
+
+
+def test_a_vector_with_nan_names_the_passage(make_encoder, tmp_path):
+    class Broken(make_encoder):
+        def encode_passages(self, texts, *, on_progress=None):
+            vectors = super().encode_passages(texts)
+            vectors[3, 2] = np.nan
+            return vectors
+
+    with pytest.raises(VectorsError, match="vector of passage 'd3' holds NaN"):
+        encode_folder(Broken(), PASSAGES, out=tmp_path / "v", source=SOURCE)
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_vector_that_half_precision_cannot_hold_is_refused(make_encoder, tmp_path):
+    class Large(make_encoder):
+        def encode_passages(self, texts, *, on_progress=None):
+            return super().encode_passages(texts) * np.float32(1e6)
+
+    with pytest.raises(VectorsError, match="'d0' does not fit float16; use float32"):
+        encode_folder(
+            Large(),
+            PASSAGES,
+            out=tmp_path / "v",
+            source=SOURCE,
+            settings=EncodeSettings(dtype="float16"),
+        )
+
+
+def test_an_encoder_of_another_dimension_than_it_says_is_refused(make_encoder, tmp_path):
+    encoder = make_encoder()
+    produce = encoder.encode_passages
+    encoder.encode_passages = lambda texts, *, on_progress=None: produce(texts)[:, :4]
+    with pytest.raises(VectorsError, match=r"expected 23 vectors of 16 numbers.*\(23, 4\)"):
+        encode_folder(encoder, PASSAGES, out=tmp_path / "v", source=SOURCE)
+
+
+def test_an_empty_corpus_is_refused(encoder, tmp_path):
+    with pytest.raises(VectorsError, match="at least one passage"):
+        encode_folder(encoder, [], out=tmp_path / "v", source=SOURCE)
+
+
+def test_a_full_disk_keeps_what_was_finished(make_encoder, tmp_path, monkeypatch):
+    import dptdr.search.vectors.windows as module
+
+    real = module.atomic_file
+    calls = []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(module, "atomic_file", full)
+    with pytest.raises(VectorsError, match=r"No space left.*make room and run again"):
+        encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    monkeypatch.undo()
+    again = make_encoder()
+    folder = encode_folder(again, PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
+    assert folder.count == 23
+    assert len(again.encoded) == 18
+
+
+def test_renewal_encodes_only_what_changed(make_encoder, tmp_path):
+    out = tmp_path / "v"
+    old = encode_folder(make_encoder(), PASSAGES, out=out, source=SOURCE, settings=SMALL)
+    changed = [PASSAGES[4]._replace(text="fresh"), Passage("new", "new text"), *PASSAGES[6:]]
+    again = make_encoder()
+    renewed = encode_folder(
+        again, changed, out=out, source=Source(fingerprint="data-2"), settings=SMALL, reuse=old
+    )
+    assert again.encoded == ["t4 fresh", "new text"]
+    direct = encode_folder(
+        make_encoder(),
+        changed,
+        out=tmp_path / "w",
+        source=Source(fingerprint="data-2"),
+        settings=SMALL,
+    )
+    assert folder_bytes(renewed.path) == folder_bytes(direct.path)
+
+
+def test_renewal_by_another_prompt_encodes_everything(make_encoder, tmp_path):
+    out = tmp_path / "v"
+    old = encode_folder(make_encoder(), PASSAGES, out=out, source=SOURCE, settings=SMALL)
+    other = make_encoder(prompt="p2")
+    renewed = encode_folder(other, PASSAGES, out=out, source=SOURCE, settings=SMALL, reuse=old)
+    assert len(other.encoded) == 23
+    assert renewed.manifest.origin.passage_fingerprint == "passage-b1-p2"
+
+
+def test_documents_keep_their_metadata(encoder, tmp_path):
+    folder = encode_folder(
+        encoder,
+        [Document(PASSAGES[0], {"lang": "en"}), PASSAGES[1]],
+        out=tmp_path / "v",
+        source=SOURCE,
+    )
+    assert [dict(metadata) for _, metadata in folder.all_documents()] == [{"lang": "en"}, {}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_size": 0}, "shard size of at least 1 passage, got 0"),
+        ({"part": 2, "parts": 2}, "expected a part from 0 to 1 of 2, got 2"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(VectorsError, match=message):
+        EncodeSettings(**settings)

@@ -1,0 +1,73 @@
+import hashlib
+
+import pytest
+
+from dptdr.errors import ConfigError
+from dptdr.serving.http.auth import Keyring, NoKey, NotAllowed, hash_key
+
+GOOD = f"""
+[[key]]
+name = "search-team"
+sha256 = "{hashlib.sha256(b"open sesame").hexdigest()}"
+scopes = ["use"]
+tasks = ["medical-*", "law"]
+requests_per_second = 5
+
+[[key]]
+name = "operator"
+sha256 = "{hashlib.sha256(b"root").hexdigest().upper()}"
+scopes = ["use", "administer"]
+"""
+
+
+@pytest.fixture
+def keyring(tmp_path):
+    (tmp_path / "keys.toml").write_text(GOOD)
+    return Keyring.read(tmp_path / "keys.toml")
+
+
+def test_find_knows_keys_by_their_hash(keyring):
+    key = keyring.find("open sesame")
+
+    assert (key.name, key.requests_per_second) == ("search-team", 5)
+    assert keyring.find("root").name == "operator"
+    assert not keyring.open
+    for wrong in (None, "", "open sesam", hash_key("root")):
+        with pytest.raises(NoKey):
+            keyring.find(wrong)
+
+
+def test_demand_scopes_and_tasks(keyring):
+    key = keyring.find("open sesame")
+
+    key.demand("use", "medical-a")
+    key.demand("use", "law")
+    with pytest.raises(NotAllowed, match="'search-team' does not reach task 'backbone'"):
+        key.demand("use", "backbone")
+    with pytest.raises(NotAllowed, match="has no scope 'administer'"):
+        key.demand("administer", "law")
+    keyring.find("root").demand("administer", "anything")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[key", "expected TOML"),
+        ("", r"one or more \[\[key\]\] tables"),
+        ("x = 1\n" + GOOD, "nothing else"),
+        ("[[key]]\nname='a'\nscopes=['use']\n", "key 1: field 'sha256'"),
+        ("[[key]]\nname='a'\nsha256='zz'\nscopes=['all']\n", "sha256.*key 1: field 'scopes'"),
+        (GOOD + "secret='x'\n", "key 2: unknown fields"),
+        (GOOD + "requests_per_second=-1\n", "key 2: field 'requests_per_second'"),
+        (GOOD + "tasks='law'\n", "key 2: field 'tasks'"),
+    ],
+)
+def test_read_names_all_problems(tmp_path, text, words):
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        Keyring.read(tmp_path / "keys.toml")
+
+
+def test_read_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        Keyring.read(tmp_path / "keys.toml")

@@ -1,0 +1,175 @@
+"""The ONNX graph against torch, alone and behind a bank. Skips loudly without the export extra."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.serving import random_rows, write_bundle
+from helpers.tiny import save_tiny
+
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(name, reason=f"SKIPPED LOUDLY: ONNX export is not tested without {name}")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny backbone's folder with an export, made by the command, and a data set."""
+    from typer.testing import CliRunner
+
+    from dptdr.cli.app import build_app
+    from dptdr.model import Backbone
+
+    folder = tmp_path_factory.mktemp("export")
+    backbone = Backbone.load(str(save_tiny(folder / "tiny")))
+    write_bundle(folder / "task", backbone, seed=1)
+    data = folder / "data"
+    (data / "qrels").mkdir(parents=True)
+    words = ["red boat", "green house", "old train", "small bird", "dark river"]
+    lines = [{"_id": str(n), "title": "", "text": text} for n, text in enumerate(words)]
+    (data / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"_id": f"q{n}", "text": f"where is the {text}"} for n, text in enumerate(words)]
+    (data / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = "".join(f"q{n}\t{n}\t1\n" for n in range(5))
+    (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    options = ["--task", folder / "task", "--int8", "--data", data, "--out", folder / "graph"]
+    ended = CliRunner().invoke(
+        build_app(), ["export", *map(str, options), "--json", str(folder / "report.json")]
+    )
+    assert ended.exit_code == 0, ended.output + repr(ended.exception)
+    (folder / "output.txt").write_text(ended.output)
+    return folder
+
+
+def loaded(place, precision="fp32"):
+    from dptdr.model import Backbone
+    from dptdr.serving.onnx.forward import OnnxForward
+
+    backbone = Backbone.load(str(place / "tiny"))
+    return OnnxForward(backbone, place / "graph", precision=precision, threads=1)
+
+
+def mixture(backbone):
+    from dptdr.serving.engine.forward import Row
+
+    generator = torch.Generator().manual_seed(0)
+    prompts = [None, random_rows(backbone, 3, seed=1), random_rows(backbone, 6, seed=2)]
+    return [
+        Row(torch.randint(5, 90, (length,), generator=generator).tolist(), prompts[n % 3])
+        for n, length in enumerate((5, 9, 2, 30, 1, 17))
+    ]
+
+
+def test_vectors_mixed_rows_equal_torch(place):
+    forward = loaded(place)
+    rows = mixture(forward.backbone)
+
+    for some in (rows, rows[:1], rows[1:2] * 3):
+        alone = torch.stack([forward.single(row) for row in some])
+        scale = alone.norm(dim=1).max().clamp(min=1.0)
+        assert float((forward.vectors(some) - alone).abs().max() / scale) < 1e-5
+
+
+def test_vectors_int8_stay_near(place):
+    forward = loaded(place, "int8")
+    rows = mixture(forward.backbone)
+
+    made = forward.vectors(rows)
+
+    alone = torch.stack([forward.single(row) for row in rows])
+    cosines = torch.nn.functional.cosine_similarity(made, alone)
+    assert 0.98 < float(cosines.min()) < 0.9999999
+
+
+def test_export_says_what_the_graphs_cost(place):
+    report = json.loads((place / "report.json").read_text())
+
+    assert report == json.loads((place / "graph" / "export.json").read_text())
+    assert report["largest_difference"]["fp32"] <= 1e-4
+    assert set(report["ndcg_at_10"]) == {"torch", "fp32", "int8"}
+    assert report["ndcg_at_10"]["fp32"] == pytest.approx(report["ndcg_at_10"]["torch"], abs=1e-6)
+    output = (place / "output.txt").read_text()
+    assert "int8: differs from torch by at most" in output
+    assert "cost" in output
+
+
+def test_bank_and_engine_work_on_a_graph(place, tmp_path):
+    from dptdr.model.bundle import load_task
+    from dptdr.serving.engine.engine import Engine
+    from dptdr.serving.tasks.registry import Bank
+
+    bank = Bank(loaded(place), state=tmp_path)
+    bank.add("medical", place / "task")
+    texts = ["the red boat", "", "why does the river run"]
+    with Engine(bank) as engine:
+        made = engine.encode(texts, task="medical", side="query")
+        report = engine.check(texts)
+
+    expected = load_task(place / "task").encode_queries(texts)
+    np.testing.assert_allclose(made, expected, atol=2e-5)
+    assert report.passed
+
+
+def test_a_prompt_of_the_other_kind_is_refused(place, tmp_path):
+    from dptdr.errors import ConfigError
+    from dptdr.serving.tasks.registry import Bank
+
+    forward = loaded(place)
+    bundle = write_bundle(tmp_path / "added", forward.backbone, attention="added")
+
+    with pytest.raises(ConfigError, match="takes prompts with attention 'joint'"):
+        Bank(forward, state=tmp_path / "state").add("added", bundle)
+
+
+def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
+    from dptdr.errors import WrongBackbone
+    from dptdr.model import Backbone
+    from dptdr.serving.onnx.forward import OnnxForward
+
+    other = Backbone.load(str(save_tiny(tmp_path / "other", seed=3)))
+    with pytest.raises(WrongBackbone, match="the graph was made of backbone"):
+        OnnxForward(other, place / "graph")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected --task or --backbone"),
+        (["--backbone", "minilm", "--attention", "x"], "expected 'joint' or 'added'"),
+        (["--backbone", "minilm", "--int8"], "give --data DATA to measure what that costs"),
+    ],
+)
+def test_export_bad_input_is_an_error_before_anything_is_loaded(tmp_path, arguments, words):
+    from typer.testing import CliRunner
+
+    from dptdr.cli.app import build_app
+    from dptdr.errors import ConfigError
+
+    ended = CliRunner().invoke(build_app(), ["export", "--out", str(tmp_path / "x"), *arguments])
+
+    assert isinstance(ended.exception, ConfigError)
+    assert words in str(ended.exception)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "format", "graph"])
+def test_a_broken_export_is_refused(place, tmp_path, damage):
+    import shutil
+
+    from dptdr.errors import ConfigError
+    from dptdr.model import Backbone
+    from dptdr.serving.onnx.forward import OnnxForward
+
+    folder = tmp_path / "graph"
+    shutil.copytree(place / "graph", folder)
+    if damage == "missing":
+        (folder / "export.json").unlink()
+    elif damage == "format":
+        (folder / "export.json").write_text('{"format": "x"}')
+    else:
+        (folder / "model.onnx").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"dptdr export|expected format|expected an ONNX graph"):
+        OnnxForward(Backbone.load(str(place / "tiny")), folder)
