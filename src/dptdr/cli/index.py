@@ -17,8 +17,8 @@ def command(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="auto (by count and free memory; says why), exact, hnsw, hnsw-sq, ivf-sq, ivf-pq, "
-            "rabitq or usearch. Default: auto, or with --refresh the old index's kind."
+            help="auto (by count and free memory; says why), exact, hnsw, hnsw-sq, ivf-sq, ivf-pq "
+            "or rabitq. Default: auto, or with --refresh the old index's kind."
         ),
     ] = None,
     option: Annotated[

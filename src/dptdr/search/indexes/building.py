@@ -138,10 +138,6 @@ def _build_rows(
 ) -> RowIndex:
     if kind.name == "exact":
         return ExactRows(folder)
-    if kind.name == "usearch":
-        from dptdr.search.indexes.usearch_index import UsearchRows
-
-        return UsearchRows.build(folder, threads=settings.threads, on_progress=on_progress)
     from dptdr.search.indexes.faiss_index import FaissRows
 
     return FaissRows.build(

@@ -214,7 +214,10 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
         )
     record = read_record(manifest_path)
     check_format(record, path=manifest_path, expected=FORMAT, version=FORMAT_VERSION)
-    kind = check_kind(str(record.get("kind")))
+    try:
+        kind = check_kind(str(record.get("kind")))
+    except VectorsError as error:
+        raise VectorsError(f"{manifest_path}: {error}") from None
     vectors = VectorFolder(path / VECTORS)
     vectors.pin()
     for field, value in (("count", vectors.count), ("dim", vectors.dim)):
@@ -249,10 +252,6 @@ def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
 def _load_rows(path: Path, kind: Kind, *, options: Options, vectors: VectorFolder) -> RowIndex:
     if kind.name == "exact":
         return ExactRows(vectors)
-    if kind.name == "usearch":
-        from dptdr.search.indexes.usearch_index import UsearchRows
-
-        return UsearchRows.load(path / GRAPH)
     from dptdr.search.indexes.faiss_index import FaissRows
 
     return FaissRows.load(path / GRAPH, faiss_settings(options))

@@ -39,10 +39,13 @@ KINDS: dict[str, Kind] = {
         Kind("ivf-sq", "lists of 8-bit vectors", lambda n, d: n * (d + 8), 2),
         Kind("ivf-pq", "lists of product codes", lambda n, d: n * (pq_parts(d) + 8), 10),
         Kind("rabitq", "lists of 1-bit codes", lambda n, d: n * (d // 8 + 16), 10),
-        Kind("usearch", "graph over bfloat16 vectors", lambda n, d: 2 * n * d + _graph(n), 2),
     )
 }
 """All local kinds. Those with ``rerank`` read the best candidates' full vectors from disk."""
+
+
+_REMOVED = {"usearch": "0.1.0"}
+"""Index types of earlier versions, with the last version that reads them."""
 
 
 class Choice(NamedTuple):
@@ -105,6 +108,11 @@ def check_kind(name: str) -> Kind:
     Raises:
         VectorsError: If there is no such kind.
     """
+    if name in _REMOVED:
+        raise VectorsError(
+            f"index type '{name}' was removed; version {_REMOVED[name]} is the last that reads it, "
+            "build the index again as hnsw-sq"
+        )
     if name not in KINDS:
         raise VectorsError(f"expected a kind of index out of {', '.join(KINDS)}, got '{name}'")
     return KINDS[name]

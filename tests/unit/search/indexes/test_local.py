@@ -13,8 +13,8 @@ from dptdr.search.indexes.rows import ExactRows
 from dptdr.search.vectors.documents import Filter
 from dptdr.search.vectors.folder import VectorFolder
 
-LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq", "usearch")
-FAISS = LOCAL[1:-1]
+LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq")
+FAISS = LOCAL[1:]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,6 @@ def indexes(table_folder, tmp_path_factory):
     built = {}
 
     def get(kind):
-        if kind == "usearch":
-            pytest.importorskip("usearch", reason="the extra 'usearch' is not installed")
         if kind not in built:
             out = tmp_path_factory.mktemp("index") / kind
             build_index(table_folder, out=out, kind=kind, settings=BuildSettings(threads=1))
@@ -131,8 +129,7 @@ def test_one_thread_and_one_seed_give_the_same_index_twice(
     again, _ = build_index(
         table_folder, out=tmp_path / "i", kind=kind, settings=BuildSettings(threads=1)
     )
-    if kind != "usearch":
-        assert (again.path / "index.bin").read_bytes() == (first.path / "index.bin").read_bytes()
+    assert (again.path / "index.bin").read_bytes() == (first.path / "index.bin").read_bytes()
     assert again.search(queries, depth=10).ids == first.search(queries, depth=10).ids
 
 
@@ -169,6 +166,14 @@ def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
         open_index(tmp_path / "i")
     path.unlink()
     with pytest.raises(VectorsError, match="no such file"):
+        open_index(tmp_path / "i")
+
+
+def test_an_index_of_a_removed_type_names_the_last_version_that_reads_it(table_folder, tmp_path):
+    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    manifest = tmp_path / "i" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"kind": "usearch"}))
+    with pytest.raises(VectorsError, match=r"manifest.json.*was removed; version 0\.1\.0"):
         open_index(tmp_path / "i")
 
 

@@ -22,7 +22,7 @@ def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, r
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(VectorsError, match=r"out of exact, hnsw, .*usearch, got 'annoy'"):
+    with pytest.raises(VectorsError, match=r"out of exact, hnsw, .*rabitq, got 'annoy'"):
         check_kind("annoy")
 
 
