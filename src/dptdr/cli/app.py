@@ -16,7 +16,6 @@ COMMANDS: dict[str, str] = {
     "compare": "dptdr.cli.compare",
     "mine": "dptdr.cli.mine",
     "serve": "dptdr.cli.serve",
-    "run": "dptdr.cli.run",
     "import": "dptdr.cli.importing",
     "export-peft": "dptdr.cli.export_peft",
     "export": "dptdr.cli.export",

@@ -1,1 +1,1 @@
-"""Settings and recipes as frozen dataclasses; no torch."""
+"""Settings as frozen dataclasses; no torch."""
