@@ -37,7 +37,8 @@ import quality
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "negatives"
 SETS = ("tldr", "scifact", "msmarco-dl", "nq-oracle", "medquad")
-CONDITIONS = ("none", "bm25", "own", "union", "cleaned", "two-rounds", "refreshed")
+RUNNABLE = ("none", "bm25", "own", "union", "cleaned", "two-rounds")
+CONDITIONS = (*RUNNABLE, "refreshed")
 RANKS = "ranks=1-100,quota=30,sampling=uniform"
 PERCENT = 95.0
 MEASURES = ("nDCG@10", "RR@10", "R@100")
@@ -55,7 +56,7 @@ def main() -> None:
     for name in ("run", "prepare", "cell"):
         sub = commands.add_parser(name)
         sub.add_argument("--sets", nargs="+", default=list(SETS))
-        sub.add_argument("--conditions", nargs="+", default=list(CONDITIONS))
+        sub.add_argument("--conditions", nargs="+", choices=RUNNABLE, default=list(RUNNABLE))
         sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         sub.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
         sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
@@ -102,7 +103,7 @@ def call(
     arguments: argparse.Namespace,
     *,
     name: str,
-    conditions: Sequence[str] = CONDITIONS,
+    conditions: Sequence[str] = RUNNABLE,
     seed: int = 0,
 ) -> None:
     print(f"{time.strftime('%H:%M:%S')} {command} {name}, seed {seed}", flush=True)
@@ -340,8 +341,6 @@ def trained(task: OpenSet, condition: str, *, seed: int, record: dict[str, Any])
         return train(task, negatives, steps=steps, seed=seed, record=record)
     # Both begin with the cleaned union and go on with negatives of the retriever of half-time.
     negatives = mined(task, "cleaned", record=record)
-    if condition == "refreshed":
-        return train(task, negatives, steps=steps, seed=seed, record=record, refresh=steps // 2)
     first = train(task, negatives, steps=steps // 2, seed=seed, record=record)
     again = mined(task, "second-round", record=record, seed=seed, method=first)
     return train(task, again, steps=steps - steps // 2, seed=seed, record=record, start=first)
@@ -404,7 +403,6 @@ def train(
     seed: int,
     record: dict[str, Any],
     start: Any = None,
-    refresh: int = 0,
 ) -> Any:
     """Train for some steps and return the method as it is after the last."""
     from dptdr.config.methods import config_from
@@ -425,8 +423,6 @@ def train(
         evaluations=1,
         dev_queries=100,
         score_scale=1.0,
-        refresh_every=refresh,
-        refresh_percent=PERCENT,
     )
     data = load_data(task.folder, config, negatives=negatives, min_grade=min_grade(task.name))
     factory = MethodFactory(
@@ -444,26 +440,17 @@ def train(
         return dict(evaluate(run, data.dev.qrels, measures=["nDCG@10"]).measures)
 
     place = base(task.name, task.arguments) / "training" / f"{os.getpid()}"
-    refresher = refresher_of(task, method, data, config, place=place) if refresh else None
-
-    def before_step(step: int) -> None:
-        if refresher is not None and refresher.is_due(step):
-            with autocast():
-                refresher.before_step(step)
-
     set_training_mode(method)
     began = time.monotonic()
     history = train_loop(
-        objective_of(task, method, refresher.groups if refresher else data.groups, config),
+        objective_of(task, method, data.groups, config),
         Trainable(method.trained(), config, rate=config.rate_for(name)),
         state=method.state,
         evaluate=dev,
         folder=RunFolder(place),
         identity=run_identity(config, learning_rate=config.rate_for(name)),
         world=World(),
-        before_step=before_step,
     )
-    record |= {r["kind"]: r for r in RunFolder(place).records() if r["kind"] == "refresh"}
     shutil.rmtree(place, ignore_errors=True)
     method.module.eval()
     record.setdefault("training_seconds", []).append(time.monotonic() - began)
@@ -471,22 +458,6 @@ def train(
     record["learning_rate"] = config.rate_for(name)
     record["trained_groups"] = len(data.groups)
     return method
-
-
-def refresher_of(task: OpenSet, method: Any, data: Any, config: Any, *, place: Path) -> Any:
-    """Return what mines anew while training; a bare passage side takes the stored vectors."""
-    from dptdr.model import Encoder
-    from dptdr.training.checkpoints import RunFolder
-    from dptdr.training.distributed import World
-    from dptdr.training.refresh import Refresher
-
-    encoder = Encoder(task.backbone, method=method)
-    if not method.changes("passage"):
-        (place / "refresh").mkdir(parents=True)
-        name = f"vectors-{encoder.passage_fingerprint[:16]}"
-        (place / "refresh" / name).symlink_to(task.stored)
-    folder, world = RunFolder(place), World()
-    return Refresher(task.folder, data.groups, config, encoder=encoder, folder=folder, world=world)
 
 
 def objective_of(task: OpenSet, method: Any, groups: Any, config: Any) -> Any:
@@ -552,7 +523,7 @@ HEAD = [
     "- two-rounds: half the steps on cleaned; the tuned retriever mines and cleans anew (with "
     "BM25); the other half from its prompt",
     "- refreshed: cleaned; at half-time the run goes on with what its checkpoint finds, cleaned "
-    "by itself (`dptdr train --refresh-every`)",
+    "by itself (measured before `--refresh-every` was removed)",
 ]  # fmt: skip
 
 

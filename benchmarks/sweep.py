@@ -355,7 +355,6 @@ def trained(
 
     def consider(step: int) -> None:
         nonlocal best, kept
-        trainable.swap_mean()
         method.module.eval()
         encoder = Encoder(backbone, method=method, limits=limits_of(backbone, config))
         history[step] = dev_of(encoder, data, config, arguments)
@@ -363,7 +362,6 @@ def trained(
         if history[step] > best:
             best = history[step]
             kept = {name: p.detach().clone() for name, p in method.trained().items()}
-        trainable.swap_mean()
 
     if extra.get("start_counts"):
         consider(0)

@@ -145,8 +145,6 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
     for batch in (64, 128):
         yield deep(f"batch {batch}", batch_size=batch)
         yield other("full", f"batch {batch}", rate=1e-4, batch_size=batch)
-    for factor in (0.3, 3.0):
-        yield deep(f"values' rate times {factor:g}", value_rate_factor=factor)
     yield deep("lion", rate=0.03, extra={"optimiser": "lion"})
     yield deep("lion", rate=0.01, extra={"optimiser": "lion"})
     yield deep("soap", rate=0.03, extra={"optimiser": "soap"})
@@ -154,7 +152,6 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
     yield deep("muon", rate=0.03, extra={"optimiser": "muon"})
     yield deep("layers' rates .5 to 2", extra={"layer_rates": [0.5, 2.0]})
     yield deep("layers' rates 2 to .5", extra={"layer_rates": [2.0, 0.5]})
-    yield deep("running mean .95", ema=0.95)
     yield deep("dropout .1", settings={"dropout": 0.1})
     yield deep("cosine", schedule="cosine")
     yield deep("constant", schedule="constant")
@@ -186,8 +183,6 @@ def recipes() -> dict[str, dict[str, Any]]:
         "temperature 0.03": {"temperature": 0.03},
         "48 rows, offset 2": {"settings": {"prompt_length": 48}, "extra": {"offset": 2.0}},
         "48 rows, 0.2": {"settings": {"prompt_length": 48}, "learning_rate": 0.2},
-        "values' rate times 3": {"value_rate_factor": 3.0},
-        "values' rate times 0.3": {"value_rate_factor": 0.3},
         "second moment .95": {"extra": {"betas": [0.9, 0.95]}},
         "soap, 0.03": {"extra": {"optimiser": "soap"}, "learning_rate": 0.03},
         "lion, 0.01": {"extra": {"optimiser": "lion"}, "learning_rate": 0.01},

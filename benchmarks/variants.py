@@ -191,7 +191,7 @@ def change_trainable(trainable: Any, *, extra: Any, rate: float) -> None:
         chosen = [trainable.parameters[name] for name in names]
         group["params"] = [p for p in group["params"] if all(p is not q for q in chosen)]
         trainable.optimizer.add_param_group({"params": chosen, "lr": own})
-        trainable.factors.append(own)
+        trainable.rates.append(own)
     kind = extra.get("optimiser", "adamw")
     if kind == "adamw":
         return

@@ -126,18 +126,12 @@ def command(
     weight_decay: Annotated[
         float, typer.Option(help="AdamW's decoupled weight decay.")
     ] = _DEFAULTS.weight_decay,
-    ema: Annotated[
-        float, typer.Option(help="Decay of the parameters' running mean that is saved; 0 is off.")
-    ] = _DEFAULTS.ema,
     distillation: Annotated[
         str, typer.Option(help="none, kl or margin-mse; needs scores in --negatives.")
     ] = _DEFAULTS.distillation,
     distillation_weight: Annotated[
         float, typer.Option(help="Share of the distillation loss; the rest is contrastive.")
     ] = _DEFAULTS.distillation_weight,
-    value_rate_factor: Annotated[
-        float, typer.Option(help="Learning rate of prompt values as a multiple of the keys'.")
-    ] = _DEFAULTS.value_rate_factor,
     matryoshka: Annotated[
         list[int] | None, typer.Option(help="Shorter vector length to train as well; repeatable.")
     ] = None,
@@ -156,22 +150,6 @@ def command(
     precision: Annotated[
         str, typer.Option(help="float32 or bfloat16 (forward pass; updates stay float32).")
     ] = _DEFAULTS.precision,
-    refresh_every: Annotated[
-        int,
-        typer.Option(
-            help="Mine negatives anew with the current checkpoint every so many steps; 0: never."
-        ),
-    ] = _DEFAULTS.refresh_every,
-    refresh_depth: Annotated[
-        int, typer.Option(help="Ranks that a refresh draws its 30 negatives per query from.")
-    ] = _DEFAULTS.refresh_depth,
-    refresh_percent: Annotated[
-        float,
-        typer.Option(
-            help="A refresh leaves out candidates above this percentage (0-100) of the positive's "
-            "score; 0: none."
-        ),
-    ] = _DEFAULTS.refresh_percent,
     evaluations: Annotated[
         int, typer.Option(help="Dev measures taken in a run.")
     ] = _DEFAULTS.evaluations,
@@ -208,14 +186,12 @@ def command(
             "negatives_per_query": negatives_per_query,
             "positives_per_query": positives_per_query,
             "distillation_weight": distillation_weight,
-            "value_rate_factor": value_rate_factor,
             "temperature": temperature,
             "score_scale": score_scale,
             "warmup_share": warmup_share,
             "schedule": schedule,
             "clip_norm": clip_norm,
             "weight_decay": weight_decay,
-            "ema": ema,
             "distillation": distillation,
             "matryoshka": tuple(matryoshka or ()),
             "max_query_tokens": max_query_tokens,
@@ -223,9 +199,6 @@ def command(
             "chunk_texts": chunk_texts,
             "checkpointing": checkpointing,
             "precision": precision,
-            "refresh_every": refresh_every,
-            "refresh_depth": refresh_depth,
-            "refresh_percent": refresh_percent,
             "evaluations": evaluations,
             "dev_queries": dev_queries,
             "dev_passages": dev_passages,

@@ -30,7 +30,6 @@ class TrainingConfig:
             loss is averaged over them.
         negatives_per_query: Mined negatives drawn for each query and step, where there are any.
         learning_rate: Peak learning rate; 0 takes the method's own default.
-        value_rate_factor: Factor on the learning rate of prompt values (keys take 1).
         warmup_share: Share of the steps over which the learning rate rises from 0.
         schedule: How it falls afterwards.
         weight_decay: AdamW's decoupled weight decay.
@@ -46,12 +45,6 @@ class TrainingConfig:
         chunk_texts: Texts per GradCache chunk; 0 keeps the whole batch's activations.
         checkpointing: Whether to recompute activations in the backward pass.
         precision: Number type of the forward pass; vectors, loss and updates are float32.
-        ema: Decay of the running mean of the parameters that is evaluated and saved; 0 is off.
-        refresh_every: Steps after which the run mines its negatives anew with its own current
-            parameters, again and again; 0 never does.
-        refresh_depth: Ranks from which a refresh draws 30 negatives a query.
-        refresh_percent: A refresh leaves out candidates above this percentage of the positive's
-            score, as false negatives; 0 leaves out none.
         evaluations: How often in a run the dev measure is taken.
         dev_queries: Most dev queries.
         dev_passages: Most passages of the dev corpus, judged ones included.
@@ -64,7 +57,6 @@ class TrainingConfig:
     positives_per_query: int = 1
     negatives_per_query: int = 1
     learning_rate: float = 0.0
-    value_rate_factor: float = 1.0
     warmup_share: float = 0.1
     schedule: Schedule = "linear"
     weight_decay: float = 0.0
@@ -79,10 +71,6 @@ class TrainingConfig:
     chunk_texts: int = 0
     checkpointing: bool = False
     precision: Precision = "float32"
-    ema: float = 0.0
-    refresh_every: int = 0
-    refresh_depth: int = 100
-    refresh_percent: float = 95.0
     evaluations: int = 3
     dev_queries: int = 200
     dev_passages: int = 400
@@ -91,7 +79,7 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Return all that is wrong, one line each; empty when all is well."""
-        found = self._contradictions()
+        found = []
         at_least = {
             "steps": 1,
             "batch_size": 2,
@@ -100,8 +88,6 @@ class TrainingConfig:
             "max_query_tokens": 0,
             "max_passage_tokens": 0,
             "chunk_texts": 0,
-            "refresh_every": 0,
-            "refresh_depth": 1,
             "evaluations": 1,
             "dev_queries": 1,
             "dev_passages": 2,
@@ -113,27 +99,16 @@ class TrainingConfig:
                 found.append(f"{name}: expected at least {least}, got {value}")
         if not self.temperature > 0.0:
             found.append(f"temperature: expected a number above 0, got {self.temperature}")
-        shares = {"warmup_share": 1, "distillation_weight": 1, "refresh_percent": 100}
-        for name, most in shares.items():
+        for name in ("warmup_share", "distillation_weight"):
             value = getattr(self, name)
-            if not 0.0 <= value <= most:
-                found.append(f"{name}: expected a share in [0, {most}], got {value}")
-        if not 0.0 <= self.ema < 1.0:
-            found.append(f"ema: expected a decay in [0, 1), got {self.ema}")
+            if not 0.0 <= value <= 1:
+                found.append(f"{name}: expected a share in [0, 1], got {value}")
         for name in ("learning_rate", "weight_decay", "clip_norm", "score_scale"):
             if getattr(self, name) < 0.0:
                 found.append(f"{name}: expected at least 0, got {getattr(self, name)}")
         if any(length < 1 for length in self.matryoshka):
             found.append(f"matryoshka: expected lengths of at least 1, got {self.matryoshka}")
         return found
-
-    def _contradictions(self) -> list[str]:
-        if not self.refresh_every or self.distillation == "none":
-            return []
-        return [
-            "refresh_every: expected 0 with distillation, as negatives that are mined while "
-            f"training have no teacher's scores; got {self.refresh_every}"
-        ]
 
     def check(self) -> None:
         """Refuse bad settings.

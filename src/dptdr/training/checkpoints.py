@@ -14,7 +14,7 @@ from dptdr.errors import TrainingError
 from dptdr.io.atomic import atomic_file, atomic_folder, read_json, recover_folder, write_json
 
 Record: TypeAlias = Mapping[str, Any]
-"""A line of the log; it has a ``step`` and a ``kind``: step, dev, bare, health or refresh."""
+"""A line of the log; it has a ``step`` and a ``kind``: step, dev, bare or health."""
 
 
 class RunFolder:
@@ -26,7 +26,6 @@ class RunFolder:
         log.jsonl        one line per step, evaluation and health check
         checkpoints/     step-0000075.safetensors: what was trained, nothing else
         last/            state.safetensors, state.json: what resuming starts from
-        refresh/         step-0000075.jsonl: the negatives that were mined at that step
         failed.json      step and batch of a loss that was not finite
 
     Args:

@@ -50,11 +50,10 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Evaluate = Callable[[], dict[str, float]]
-BeforeStep = Callable[[int], None]
 
 
 class Trainable:
-    """Parameters with their optimiser, schedule and running mean.
+    """Parameters with their optimiser and schedule.
 
     Args:
         parameters: What is trained, by name.
@@ -66,22 +65,14 @@ class Trainable:
         self, parameters: Mapping[str, nn.Parameter], config: TrainingConfig, *, rate: float
     ) -> None:
         self.config = config
-        values = {n: p for n, p in parameters.items() if n.rsplit(".", 1)[-1] == "values"}
-        others = {n: p for n, p in parameters.items() if n not in values}
-        groups = []
-        self.factors = []
-        self.parameters: dict[str, nn.Parameter] = {}
-        for chosen, factor in ((others, 1.0), (values, config.value_rate_factor)):
-            if chosen:
-                groups.append({"params": list(chosen.values()), "lr": rate * factor})
-                self.factors.append(rate * factor)
-                self.parameters.update(chosen)
+        self.parameters = dict(parameters)
+        self.rates = [rate]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+            list(self.parameters.values()),
+            lr=rate,
+            betas=(0.9, 0.999),
+            weight_decay=config.weight_decay,
         )
-        self.mean: dict[str, Tensor] = {}
-        if config.ema:
-            self.mean = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     def forget_gradients(self) -> None:
         """Drop the last step's gradients."""
@@ -96,28 +87,13 @@ class Trainable:
     def update(self, step: int) -> None:
         """Take one optimiser step, at the step's learning rate."""
         factor = rate_factor(step, config=self.config)
-        for group, rate in zip(self.optimizer.param_groups, self.factors, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
-        if self.mean:
-            # The mean forgets its start at the pace of a plain average first.
-            decay = min(self.config.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    self.mean[name].lerp_(parameter, 1.0 - decay)
-
-    def swap_mean(self) -> None:
-        """Exchange the parameters with their running mean; calling it twice changes nothing."""
-        with torch.no_grad():
-            for name, mean in self.mean.items():
-                kept = self.parameters[name].detach().clone()
-                self.parameters[name].copy_(mean)
-                mean.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that resuming needs."""
         tensors = {f"parameter|{n}": p.detach() for n, p in self.parameters.items()}
-        tensors.update({f"mean|{n}": t for n, t in self.mean.items()})
         tensors.update(optimizer_tensors(self.optimizer, list(self.parameters)))
         return tensors
 
@@ -126,8 +102,6 @@ class Trainable:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter|{name}"])
-            for name, mean in self.mean.items():
-                mean.copy_(tensors[f"mean|{name}"])
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
 
 
@@ -160,7 +134,6 @@ def train_loop(
     identity: Mapping[str, Any],
     world: World,
     keep_all: bool = True,
-    before_step: BeforeStep | None = None,
     watch: Watch | None = None,
 ) -> dict[int, dict[str, float]]:
     """Train, evaluate, keep checkpoints; go on where an earlier run with this identity stopped.
@@ -177,7 +150,6 @@ def train_loop(
         identity: Settings that must be the same to resume.
         world: The processes.
         keep_all: Whether to keep every checkpoint, or only the best.
-        before_step: Called with the steps done before each step; not counted as training time.
         watch: Told about every step.
 
     Returns:
@@ -193,9 +165,6 @@ def train_loop(
     saver = _Saver(trainable, folder) if world.is_first else None
     pace = _Pace(start=start, steps=config.steps)
     for step in range(start, config.steps):
-        if before_step is not None:
-            with pace.paused():
-                before_step(step)
         stepped = time.monotonic()
         trainable.forget_gradients()
         stats = objective.backward(step)
@@ -211,12 +180,10 @@ def train_loop(
             folder.log({**record, "texts": stats.texts, "layer_gradient_norms": layers})
         if done in due:
             with pace.paused():
-                trainable.swap_mean()
                 history[done] = world.broadcast_object(evaluate() if world.is_first else None)
                 if world.is_first:
                     folder.save_checkpoint(done, state())
                     folder.log({"kind": "dev", "step": done, **history[done]})
-                trainable.swap_mean()
                 if saver is not None:
                     saver.save(done, history)
                     if not keep_all:

@@ -40,7 +40,6 @@ class TrainingData:
         query_texts: Some queries, for initialisation.
         passage_texts: Some positives, for initialisation.
         facts: Counts and origin, for the bundle's card.
-        source: The data folder, needed where a run refreshes its negatives.
     """
 
     groups: Groups
@@ -48,7 +47,6 @@ class TrainingData:
     query_texts: list[str]
     passage_texts: list[str]
     facts: dict[str, Any]
-    source: BeirFolder | None = None
 
 
 def load_data(
@@ -116,7 +114,6 @@ def load_data(
             "dev_passages": len(corpus_ids),
             "dev_split": "dev" if folder.has_split("dev") else "held out from train",
         },
-        source=folder,
     )
 
 

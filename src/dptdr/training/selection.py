@@ -129,13 +129,6 @@ def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> 
     measures |= {
         f"bare backbone dev {name}": value for name, value in bare_measures(folder).items()
     }
-    refreshes = [
-        {key: value for key, value in record.items() if key not in ("kind", "seconds")}
-        for record in folder.records()
-        if record["kind"] == "refresh"
-    ]
-    if refreshes:
-        training["refreshes"] = refreshes
     return save_task(
         out,
         encoder,

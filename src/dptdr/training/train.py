@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from dptdr.training.health import prompt_health
 from dptdr.training.loop import Trainable, Watch, best_step, run_identity, train_loop
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
-from dptdr.training.refresh import Refresher
 from dptdr.training.selection import (
     bare_measures,
     dev_measures,
@@ -130,10 +128,9 @@ def train_task(
             if not resume:
                 folder.clear()
             _measure_start(folder, method, backbone=backbone, data=data, config=config)
-        refresher = _refresher(data, config, method=method, folder=folder, world=world)
         objective = ContrastiveObjective(
             method,
-            data.groups if refresher is None else refresher.groups,
+            data.groups,
             config,
             world=world,
             score_scale=scale,
@@ -159,11 +156,8 @@ def train_task(
             identity=identity,
             world=world,
             keep_all=method_name != "full",
-            before_step=None if refresher is None else partial(_refresh, refresher, method),
             watch=watch,
         )
-        if refresher is not None and world.is_first:
-            refresher.clear()
         return run.finish(out, history) if world.is_first else None
 
 
@@ -204,41 +198,6 @@ class _Run:
             seconds=sum(record["seconds"] for record in steps),
             run_folder=self.folder.path,
         )
-
-
-def _refresher(
-    data: TrainingData,
-    config: TrainingConfig,
-    *,
-    method: Method,
-    folder: RunFolder,
-    world: World,
-) -> Refresher | None:
-    """Return what mines negatives anew while training, if the settings ask for it."""
-    if not config.refresh_every:
-        return None
-    if data.source is None:
-        raise ConfigError("refresh_every: expected a data folder to mine from, got groups alone")
-    limits = training_limits(method.backbone, run_identity(config))
-    return Refresher(
-        data.source,
-        data.groups,
-        config,
-        encoder=Encoder(method.backbone, method=method, limits=limits),
-        folder=folder,
-        world=world,
-    )
-
-
-def _refresh(refresher: Refresher, method: Method, step: int) -> None:
-    """Mine negatives anew where they are due, without the method's dropout."""
-    if not refresher.is_due(step):
-        return
-    method.module.eval()
-    try:
-        refresher.before_step(step)
-    finally:
-        set_training_mode(method)
 
 
 def set_training_mode(method: Method) -> None:

@@ -67,10 +67,10 @@ def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=N
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_at_the_same_bytes(tmp_path):
-    history, whole, _ = run(tmp_path / "whole", ema=0.5)
+    history, whole, _ = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", ema=0.5, stop=9)
-    resumed_history, resumed, steps = run(tmp_path / "cut", ema=0.5)
+        run(tmp_path / "cut", stop=9)
+    resumed_history, resumed, steps = run(tmp_path / "cut")
     assert steps[0] == 6  # The state of the second evaluation.
     assert torch.equal(resumed, whole)
     assert resumed_history == history
@@ -129,8 +129,10 @@ def test_watcher_and_mirror_are_told_of_every_step(tmp_path):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     run(tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"cannot resume.*\(ema: was 0\.0, is 0\.5\); use the"):
-        run(tmp_path / "run", ema=0.5)
+    with pytest.raises(
+        TrainingError, match=r"cannot resume.*\(weight_decay: was 0\.0, is 0\.5\); use the"
+    ):
+        run(tmp_path / "run", weight_decay=0.5)
 
 
 def test_nested_settings_are_refused_with_the_difference(tmp_path):
@@ -193,20 +195,6 @@ def test_warmup_of_zero_starts_at_the_peak():
     assert [rate_factor(step, config=config) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     config = TrainingConfig(steps=4, warmup_share=0.5)
     assert [rate_factor(step, config=config) for step in range(4)] == [0.5, 1.0, 1.0, 0.5]
-
-
-def test_values_learn_at_their_own_rate():
-    from dptdr.training.loop import Trainable
-
-    keys, values = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    config = TrainingConfig(steps=1, warmup_share=0.0, value_rate_factor=0.1, clip_norm=0.0)
-    trainable = Trainable({"p.keys": keys, "p.values": values}, config, rate=0.1)
-    keys.grad, values.grad = torch.ones(2), torch.ones(2)
-    assert trainable.clip() == pytest.approx(2.0)
-    trainable.update(0)
-    # Adam's first step is the learning rate, whatever the gradient's size.
-    assert keys.tolist() == pytest.approx([-0.1, -0.1], rel=1e-4)
-    assert values.tolist() == pytest.approx([-0.01, -0.01], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

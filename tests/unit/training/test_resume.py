@@ -14,7 +14,7 @@ WORKER = Path(__file__).parents[2] / "helpers" / "train_worker.py"
 CASES = {
     "deep-prompt": {
         "method_settings": {"prompt_length": 4, "dropout": 0.1, "reparametrisation": 6},
-        "config": {"ema": 0.9},
+        "config": {"clip_norm": 0.5},
     },
     "lora": {"method_settings": {"rank": 2, "dropout": 0.2}, "config": {"chunk_texts": 5}},
     "full": {"method_settings": {}, "config": {"weight_decay": 0.01}},
