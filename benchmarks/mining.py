@@ -184,7 +184,7 @@ def unpacked(arguments: argparse.Namespace) -> Path:
 
 def one_scale(arguments: argparse.Namespace) -> None:
     """BM25 and a second run file of ours, united: all stages, in this process."""
-    from dptdr.cli.mine import MineRequest, mine_folder
+    from dptdr.mining.folder import MineRequest, mine_folder
     from dptdr.mining.settings import MiningSettings, SourceSettings
     from dptdr.mining.sources import Machine
 
@@ -249,7 +249,7 @@ def one_peer(arguments: argparse.Namespace) -> None:
 def _mine_here(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from contextlib import nullcontext
 
-    from dptdr.cli.mine import MineRequest, mine_folder
+    from dptdr.mining.folder import MineRequest, mine_folder
     from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
     from dptdr.mining.sources import Machine
 

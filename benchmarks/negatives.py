@@ -350,8 +350,8 @@ def mined(
     task: OpenSet, kind: str, *, record: dict[str, Any], seed: int = 0, method: Any = None
 ) -> Path:
     """Return the mined file of a kind, made once per set (each second round has its own)."""
-    from dptdr.cli.mine import MineRequest, mine_folder
     from dptdr.io.atomic import read_json, write_json
+    from dptdr.mining.folder import MineRequest, mine_folder
     from dptdr.mining.settings import CleaningSettings, MiningSettings, parse_source
     from dptdr.model import Encoder, save_task
 

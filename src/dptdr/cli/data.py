@@ -26,9 +26,9 @@ def inspect_command(
 
     Exit code 2 if there are errors, 0 if there are none or only warnings.
     """
-    from dptdr.cli.progress import progress
     from dptdr.data.inspect import inspect_folder
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
 
     with progress("inspect") as on_progress:
         found = inspect_folder(data, on_progress=on_progress)
@@ -52,8 +52,8 @@ def sample_command(
     seed: Annotated[int, typer.Option(help="Decides the split by source file.")] = 0,
 ) -> None:
     """Build a sample data set from text on this machine: real, and no download."""
-    from dptdr.cli.progress import progress
     from dptdr.data.sample import build_sample
+    from dptdr.io.progress import progress
 
     with progress(f"sample {name}") as on_progress:
         counts = build_sample(name, out=out, seed=seed, on_progress=on_progress)
@@ -100,9 +100,9 @@ def convert_command(
     ] = None,
 ) -> None:
     """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
-    from dptdr.cli.progress import progress
     from dptdr.data.formats.conversion import convert
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
 
     with progress("convert") as on_progress:
         done = convert(source, format=format, out=out, strict=strict, on_progress=on_progress)

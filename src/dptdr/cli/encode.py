@@ -60,9 +60,9 @@ def command(
 
     A killed run goes on where it was when the same command is given again.
     """
-    from dptdr.cli.progress import progress
     from dptdr.errors import ConfigError
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
     from dptdr.search.vectors.cluster import Cluster, encode_on_ray
     from dptdr.search.vectors.documents import read_documents, source_of
     from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path

@@ -137,7 +137,7 @@ class _System:
         self, folder: "BeirFolder", *, queries: Sequence["Query"], depth: int
     ) -> tuple["Run", str, dict[str, Any]]:
         """Return the run, the system's name and what identifies it."""
-        from dptdr.cli.progress import progress
+        from dptdr.io.progress import progress
 
         if self.run is not None:
             from dptdr.evaluation import read_run
@@ -310,11 +310,11 @@ def _nq(
     matching: Literal["string", "regex"],
     workers: int,
 ) -> "EvaluationReport":
-    from dptdr.cli.progress import progress
     from dptdr.evaluation import read_run
     from dptdr.evaluation.protocols import dpr as nq
     from dptdr.evaluation.report import EvaluationReport
     from dptdr.io.atomic import sha256_file
+    from dptdr.io.progress import progress
 
     questions = nq.read_questions(qrels)
     answers = nq.prepare_questions(questions, matching=matching, path=qrels)

@@ -90,8 +90,8 @@ def command(
     if data is None:
         raise ConfigError("expected --data DATA with --refresh, got none")
     from dptdr.cli.encode import load_corpus_encoder
-    from dptdr.cli.progress import progress
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
     from dptdr.search.indexes.refresh import refresh_index
 
     encoder = load_corpus_encoder(task=task, backbone=backbone, device=device)
@@ -117,8 +117,8 @@ def _build(
 ) -> None:
     import time
 
-    from dptdr.cli.progress import progress
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
     from dptdr.search.indexes.building import build_index
     from dptdr.search.indexes.local import GRAPH
     from dptdr.search.vectors.folder import VectorFolder
@@ -151,8 +151,8 @@ def _build(
 def _load(vectors: Path, database: str, name: str, *, json: Path | None) -> None:
     import time
 
-    from dptdr.cli.progress import progress
     from dptdr.io.atomic import write_json
+    from dptdr.io.progress import progress
     from dptdr.search.stores.addresses import load_database
     from dptdr.search.vectors.folder import VectorFolder
 

@@ -255,7 +255,7 @@ def _pretrain(
     from dptdr.io.beir import BeirFolder
 
     folder = BeirFolder(data)
-    from dptdr.cli.train import Watching
+    from dptdr.io.progress import TrainingProgress
     from dptdr.model import Backbone
     from dptdr.model.bundle import load_prompt_rows
     from dptdr.pretraining.pretrain import pretrain
@@ -264,7 +264,7 @@ def _pretrain(
     set_threads(threads)
     encoder = Backbone.load(backbone, device=device)
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=encoder)
-    with Watching(config.dev_measure) as watch:
+    with TrainingProgress(config.dev_measure) as watch:
         return pretrain(
             folder,
             out,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.cli.progress import progress
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.training import Precision, TrainingConfig
 from dptdr.io.atomic import write_json
+from dptdr.io.progress import progress
 
 if TYPE_CHECKING:
     from dptdr.data.subsample import CappedSet
@@ -160,10 +160,10 @@ def _task(
 def _tune(
     folder: Any, task: Path, *, backbone: "Backbone", config: TrainingConfig
 ) -> tuple[Path, float]:
-    from dptdr.cli.train import Watching
+    from dptdr.io.progress import TrainingProgress
     from dptdr.training.train import load_data, train_task
 
-    with Watching(config.dev_measure) as watch:
+    with TrainingProgress(config.dev_measure) as watch:
         result = train_task(
             load_data(folder, config),
             task,

@@ -1,7 +1,6 @@
 """``dptdr train``: tune a task on a frozen backbone."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,6 @@ from dptdr.errors import ConfigError
 from dptdr.io.atomic import write_json
 
 if TYPE_CHECKING:
-    from dptdr.training.loop import Progress
     from dptdr.training.train import TrainingResult
 
 _DEFAULTS = TrainingConfig()
@@ -303,7 +301,9 @@ def _train(
         config, method_config = _for_few_queries(
             len(prepared.groups), config, method_config, quiet=quiet
         )
-    with Watching(config.dev_measure) as watch:
+    from dptdr.io.progress import TrainingProgress
+
+    with TrainingProgress(config.dev_measure) as watch:
         return train_task(
             prepared,
             out,
@@ -333,57 +333,6 @@ def _for_few_queries(
         said += f", from a start {FEW_QUERIES_OFFSET:g} below real tokens"
     typer.echo(f"{said} (--steps and --start-offset take other numbers)", err=True)
     return dataclasses.replace(config, steps=steps), method_config
-
-
-class Watching:
-    """Show training as a bar on a terminal, as a line every ten seconds elsewhere."""
-
-    def __init__(self, measure: str) -> None:
-        self._measure = measure
-        self._bar: Any = None
-        self._task: Any = None
-        self._last = 0.0
-
-    def __enter__(self) -> "Watching":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-            )
-            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=None, facts="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, now: "Progress") -> None:
-        """Show one step."""
-        dev = "" if now.dev is None else f"  dev {self._measure} {now.dev:.4f}"
-        facts = (
-            f"loss {now.loss:.4f}{dev}  {now.texts_per_second:.0f} texts/s  "
-            f"{_clock(now.seconds_left)} left"
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=now.step, total=now.steps, facts=facts)
-            return
-        import time
-
-        if time.monotonic() - self._last >= 10.0 or now.step == now.steps:
-            self._last = time.monotonic()
-            sys.stderr.write(f"step {now.step}/{now.steps}  {facts}\n")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _summary(result: "TrainingResult", out: Path) -> dict[str, Any]:

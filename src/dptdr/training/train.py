@@ -158,7 +158,10 @@ def train_task(
             keep_all=method_name != "full",
             watch=watch,
         )
-        return run.finish(out, history) if world.is_first else None
+        result = run.finish(out, history) if world.is_first else None
+        # Every process may load the bundle afterwards.
+        world.barrier()
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,140 @@
+"""What a user asked for: settings by name, sorted to the classes that they belong to."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dptdr.config.methods import (
+    DEFAULT_CONFIGS,
+    METHOD_NAMES,
+    DeepPromptConfig,
+    MethodConfig,
+    MethodName,
+)
+from dptdr.config.pretraining import PretrainingConfig
+from dptdr.config.settings import declared, from_values
+from dptdr.config.training import TrainingConfig
+from dptdr.errors import ConfigError
+
+_INITIALISED = "initialisation"
+
+
+class TrainingRequest(NamedTuple):
+    """A training that was asked for.
+
+    Attributes:
+        config: Training settings.
+        method: Tuning method.
+        method_config: Its settings.
+        given: Names of the settings that were given; others may be chosen by the data.
+    """
+
+    config: TrainingConfig
+    method: MethodName
+    method_config: MethodConfig
+    given: frozenset[str]
+
+
+class PretrainingRequest(NamedTuple):
+    """A pretraining that was asked for; with ``prompt`` of a prompt alone."""
+
+    config: PretrainingConfig
+    prompt: DeepPromptConfig | None
+
+
+def training_request(
+    method: str, values: Mapping[str, Any], *, from_task: bool = False
+) -> TrainingRequest:
+    """Sort settings to training and method, and refuse those that belong to neither.
+
+    Args:
+        method: Name of the tuning method.
+        values: Setting by name.
+        from_task: Whether a prompt starts from another task's.
+
+    Returns:
+        The request.
+
+    Raises:
+        ConfigError: If the method is unknown, or a setting is unknown, wrong, or belongs to
+            another method.
+    """
+    if method not in METHOD_NAMES:
+        raise ConfigError(f"method: expected one of {', '.join(METHOD_NAMES)}, got '{method}'")
+    name: MethodName = method
+    of_training = declared(TrainingConfig)
+    own = declared(DEFAULT_CONFIGS[name])
+    misplaced = {n for n in values if n not in of_training and n not in own}
+    owners = {n: [m for m in METHOD_NAMES if n in declared(DEFAULT_CONFIGS[m])] for n in misplaced}
+    wrong = [
+        f"{n}: belongs to method {', '.join(owners[n])}, got method '{method}'"
+        for n in sorted(misplaced)
+        if owners[n]
+    ]
+    if from_task:
+        wrong += _from_task_faults(method, values)
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    settings = {n: value for n, value in values.items() if n in own}
+    if from_task:
+        settings[_INITIALISED] = "task"
+    training = {n: value for n, value in values.items() if n not in own}
+    return TrainingRequest(
+        from_values(TrainingConfig, training, what="training settings"),
+        name,
+        from_values(DEFAULT_CONFIGS[name], settings, what=f"settings of method '{name}'"),
+        frozenset(values),
+    )
+
+
+def pretraining_request(
+    values: Mapping[str, Any],
+    *,
+    prompt_only: bool = False,
+    from_task: bool = False,
+    keep_head: bool = False,
+) -> PretrainingRequest:
+    """Sort settings to pretraining and prompt; a prompt's need ``prompt_only``.
+
+    Args:
+        values: Setting by name.
+        prompt_only: Whether a prompt alone is trained.
+        from_task: Whether the prompt starts from another task's.
+        keep_head: Whether the heads are written beside the backbone.
+
+    Returns:
+        The request.
+
+    Raises:
+        ConfigError: If a setting is unknown or wrong, or would have no effect.
+    """
+    of_prompt = {
+        n: value
+        for n, value in values.items()
+        if n in declared(DeepPromptConfig) and n not in declared(PretrainingConfig)
+    }
+    wrong = []
+    if not prompt_only:
+        extra = sorted(of_prompt) + (["from_task"] if from_task else [])
+        wrong += [f"{n}: only with prompt_only, which trains a prompt" for n in extra]
+    elif keep_head:
+        wrong.append("keep_head: keeps heads beside a backbone, but prompt_only writes none")
+    if from_task:
+        wrong += _from_task_faults("deep-prompt", values)
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    if from_task:
+        of_prompt[_INITIALISED] = "task"
+    rest = {n: value for n, value in values.items() if n not in of_prompt}
+    config = from_values(PretrainingConfig, rest, what="pretraining settings")
+    if not prompt_only:
+        return PretrainingRequest(config, None)
+    what = "settings of the prompt"
+    return PretrainingRequest(config, from_values(DeepPromptConfig, of_prompt, what=what))
+
+
+def _from_task_faults(method: str, values: Mapping[str, Any]) -> list[str]:
+    if method != "deep-prompt":
+        return [f"from_task: starts deep prompts, got method '{method}'"]
+    if _INITIALISED in values:
+        return [f"{_INITIALISED}: expected none with from_task, got '{values[_INITIALISED]}'"]
+    return []

@@ -1,0 +1,162 @@
+"""What a setting is, said once: on the field of a frozen dataclass.
+
+``batch_size: Annotated[int, Setting("Queries per step.", min=2)] = 32`` gives the field its help
+text and bounds; choices come from its ``Literal``. The command line derives its options from it,
+and :func:`from_values` checks what a user gave, from wherever it came.
+"""
+
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dptdr.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a setting besides its type and default.
+
+    Args:
+        help: One or two sentences, with the unit.
+        min: Minimum.
+        max: Maximum.
+        above: Exclusive minimum.
+        below: Exclusive maximum.
+        was: Former names, still read.
+        unset: Number that stood for ``None`` in former versions.
+        given_as: Name on the command line, where it differs from the field's.
+    """
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+    was: tuple[str, ...] = ()
+    unset: float | None = None
+    given_as: str | None = None
+
+    def fault(self, value: Any) -> str | None:
+        """Return what was expected instead of a number; ``None`` if it is within the bounds."""
+        # Each comparison with NaN is false, so NaN is refused.
+        bounds = (
+            (self.min, "at least", self.min is None or value >= self.min),
+            (self.max, "at most", self.max is None or value <= self.max),
+            (self.above, "above", self.above is None or value > self.above),
+            (self.below, "below", self.below is None or value < self.below),
+        )
+        words = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
+        return None if all(good for *_, good in bounds) else " and ".join(words)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A field as it is declared: its plain type, whether it may be None, choices, default."""
+
+    name: str
+    type: type
+    optional: bool
+    repeated: bool
+    choices: tuple[str, ...]
+    default: Any
+    setting: Setting
+
+    def fault(self, value: Any) -> str | None:
+        """Return what was expected, and what came; ``None`` if the value is good."""
+        if value is None and self.optional:
+            return None
+        values = value if self.repeated and isinstance(value, list | tuple) else [value]
+        if self.repeated and values is not value:
+            return f"expected several values, got {value!r}"
+        for item in values:
+            if self.choices:
+                if item not in self.choices:
+                    return f"expected one of {', '.join(self.choices)}, got {item!r}"
+                continue
+            if not self._fits(item):
+                return f"expected {self.type.__name__}, got {item!r}"
+            if self.type in (int, float) and (fault := self.setting.fault(item)):
+                return f"expected {fault}, got {item}"
+        return None
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, bool):
+            return self.type is bool
+        return isinstance(value, int | float if self.type is float else self.type)
+
+
+def declared(config: Any) -> dict[str, Declared]:
+    """Return the settings of a config class by name, in their order."""
+    hints = get_type_hints(config, include_extras=True)
+    return {field.name: _declared(field, hints[field.name]) for field in fields(config)}
+
+
+def _declared(field: Any, hint: Any) -> Declared:
+    setting = Setting("")
+    if get_origin(hint) is Annotated:
+        hint, setting = get_args(hint)[:2]
+    optional = get_origin(hint) in (Union, types.UnionType)
+    if optional:
+        (hint,) = (member for member in get_args(hint) if member is not type(None))
+    repeated = get_origin(hint) is tuple
+    if repeated:
+        hint = get_args(hint)[0]
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return Declared(
+        name=field.name,
+        type=str if choices else hint,
+        optional=optional,
+        repeated=repeated,
+        choices=choices,
+        default=None if field.default is MISSING else field.default,
+        setting=setting,
+    )
+
+
+def faults(config: Any) -> list[str]:
+    """Return what is wrong with the fields of a config, one line each."""
+    return [
+        f"{name}: {fault}"
+        for name, field in declared(type(config)).items()
+        if (fault := field.fault(getattr(config, name))) is not None
+    ]
+
+
+def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -> Config:
+    """Return a config from plain values; what is not given takes its default.
+
+    Args:
+        config: The dataclass; a method ``problems`` of it is asked as well.
+        values: Setting by name.
+        what: Begins the message, such as ``training settings``.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: With every problem, unknown names among them.
+    """
+    known = declared(config)
+    wrong = unknown_names(set(values) - set(known))
+    given: dict[str, Any] = {}
+    for name in known.keys() & values.keys():
+        fault = known[name].fault(values[name])
+        if fault is None:
+            value = values[name]
+            given[name] = tuple(value) if isinstance(value, list) else value
+        else:
+            wrong.append(f"{name}: {fault}")
+    made = config(**given)
+    problems = getattr(made, "problems", list)
+    wrong += [problem for problem in problems() if problem not in wrong]
+    if wrong:
+        raise ConfigError(f"{what}: " + "; ".join(wrong))
+    return made
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Return one problem for each name that is no setting."""
+    return [f"{name}: unknown setting" for name in sorted(names)]

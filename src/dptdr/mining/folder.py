@@ -1,0 +1,135 @@
+"""Mining from a data folder: what was asked for, from its checks to the report."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dptdr.errors import ConfigError
+from dptdr.io.beir import BeirFolder
+from dptdr.io.store import PassageStore
+from dptdr.mining.counting import Material
+from dptdr.mining.pipeline import mine
+from dptdr.mining.quality import measure_removal
+from dptdr.mining.report import mining_report
+from dptdr.mining.settings import CleaningSettings, MiningSettings, check_cleaning
+from dptdr.mining.sources import TEACHERS, Machine, open_workshop
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineRequest:
+    """All that one mining is asked for; see the options of ``dptdr mine``."""
+
+    data: Path
+    out: Path
+    settings: MiningSettings
+    split: str = "train"
+    teacher: str | None = None
+    judged_split: str | None = None
+    cache: Path | None = None
+    machine: Machine = field(default_factory=Machine)
+
+
+def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str, Any]:
+    """Mine negatives from a data folder.
+
+    Args:
+        request: What is asked for.
+        show: Gives a context with a progress callable for a piece of work.
+
+    Returns:
+        The report.
+
+    Raises:
+        DataError: If the data or a run file is broken.
+        NegativesError: If mining cannot go on; what was mined stays in ``OUT.partial``.
+    """
+    folder = BeirFolder(request.data)
+    work = request.out.with_name(request.out.name + ".partial")
+    cache = request.cache or work / "cache"
+    shop = open_workshop(
+        folder, split=request.split, work=work, cache=cache, machine=request.machine, show=show
+    )
+    teacher = shop.teacher(request.teacher) if request.teacher is not None else None
+    sources = request.settings.sources
+    material = Material(
+        queries=folder.queries,
+        judgements=shop.judgements,
+        corpus=shop.corpus,
+        passages=PassageStore(folder),
+        runs=shop.runs(sources, split=request.split),
+        teacher=teacher,
+    )
+    removal = None
+    if request.judged_split is not None:
+        judged = open_workshop(
+            folder,
+            split=request.judged_split,
+            work=work,
+            cache=cache,
+            machine=request.machine,
+            show=show,
+            corpus=shop.corpus,
+        )
+        judged.encoders.update(shop.encoders)
+        removal = measure_removal(
+            Material(
+                queries=folder.queries,
+                judgements=judged.judgements,
+                corpus=shop.corpus,
+                passages=material.passages,
+                runs=judged.runs(sources, split=request.judged_split),
+                teacher=teacher,
+            ),
+            request.settings,
+        ).as_json()
+    with show("mine") as on_progress:
+        statistics = mine(
+            material,
+            request.settings,
+            out=request.out,
+            work=work / "mined",
+            data_fingerprint=shop.fingerprint,
+            on_progress=on_progress,
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return mining_report(
+        statistics,
+        request.settings,
+        teacher=None if teacher is None else teacher.name,
+        removal=removal,
+    )
+
+
+def check_teacher(
+    teacher: str | None,
+    cleaning: CleaningSettings,
+    *,
+    keep_scores: bool,
+    judged_split: str | None,
+) -> None:
+    """Refuse options that contradict one another; all problems at once.
+
+    Args:
+        teacher: The option ``--teacher``.
+        cleaning: The bounds.
+        keep_scores: The option ``--keep-scores``.
+        judged_split: The option ``--judged-split``.
+
+    Raises:
+        ConfigError: If bounds have no teacher, a teacher has nothing to do, or the like.
+    """
+    check_cleaning(cleaning)
+    bounds = "--drop-above, --margin or --percent"
+    problems: list[str] = []
+    if teacher is None and (cleaning.drops or keep_scores):
+        problems.append(f"{bounds} and --keep-scores need a --teacher: {TEACHERS}")
+    if teacher is not None and not (cleaning.drops or keep_scores):
+        problems.append(f"--teacher needs a bound to drop by ({bounds}) or --keep-scores")
+    if cleaning.drops and keep_scores:
+        problems.append(f"--keep-scores drops nothing; leave it out, or {bounds}")
+    if judged_split is not None and not cleaning.drops:
+        problems.append(f"--judged-split measures a removal and needs {bounds}")
+    if problems:
+        raise ConfigError("; ".join(problems))

@@ -1,0 +1,88 @@
+"""From what a user asked for to a finished training: the same for Python and the command line."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from dptdr.config.methods import FEW_QUERIES_OFFSET, DeepPromptConfig
+from dptdr.config.requests import TrainingRequest
+from dptdr.io.beir import BeirFolder
+from dptdr.model import Backbone
+from dptdr.model.bundle import load_prompt_rows
+from dptdr.training.loop import Watch
+from dptdr.training.preparation import default_steps, load_data
+from dptdr.training.train import TrainingResult, train_task
+
+
+def train_folder(
+    folder: BeirFolder,
+    out: Path,
+    *,
+    backbone: Backbone,
+    request: TrainingRequest,
+    negatives: Path | None = None,
+    from_task: Path | None = None,
+    min_grade: int = 1,
+    resume: bool = False,
+    watch: Watch | None = None,
+    tensorboard: Path | None = None,
+) -> TrainingResult | None:
+    """Train what was asked for on a data folder.
+
+    Args:
+        folder: The data.
+        out: The bundle's folder.
+        backbone: The frozen encoder.
+        request: Method and settings.
+        negatives: A training file that replaces the train qrels.
+        from_task: A task whose prompt is the start.
+        min_grade: Minimum grade of a positive.
+        resume: Go on with the run in ``OUT.training``.
+        watch: Told about every step.
+        tensorboard: Folder for TensorBoard files.
+
+    Returns:
+        The result; ``None`` in every process but the first.
+    """
+    folder.qrels("train")
+    rows = None if from_task is None else load_prompt_rows(from_task, backbone=backbone)
+    data = load_data(folder, request.config, negatives=negatives, min_grade=min_grade)
+    request = for_few_queries(request, queries=len(data.groups))
+    return train_task(
+        data,
+        out,
+        backbone=backbone,
+        method_name=request.method,
+        method_config=request.method_config,
+        config=request.config,
+        resume=resume,
+        start_rows=rows,
+        watch=watch,
+        tensorboard=tensorboard,
+    )
+
+
+def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingRequest:
+    """Take fewer steps for few queries, and start a prompt near the backbone, unless told.
+
+    Args:
+        request: What was asked for.
+        queries: Number of training queries.
+
+    Returns:
+        The request, with those settings that were not given chosen by the data.
+    """
+    config, method = request.config, request.method_config
+    steps = default_steps(queries, config)
+    if "steps" in request.given or steps >= config.steps:
+        return request
+    said = f"only {queries} training queries: training {steps} steps (20 epochs)"
+    if (
+        isinstance(method, DeepPromptConfig)
+        and method.attention == "joint"
+        and "start_offset" not in request.given
+    ):
+        method = dataclasses.replace(method, start_offset=FEW_QUERIES_OFFSET)
+        said += f" from start_offset {FEW_QUERIES_OFFSET:g}"
+    sys.stderr.write(f"{said}; set max_steps and start_offset to change that\n")
+    return request._replace(config=dataclasses.replace(config, steps=steps), method_config=method)

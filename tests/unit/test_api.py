@@ -1,0 +1,118 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import dptdr
+from dptdr.errors import BundleError, ConfigError
+from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
+
+QUICK = {
+    "steps": 3,
+    "batch_size": 4,
+    "dev_passages": 20,
+    "prompt_length": 3,
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("api")
+    return tiny_data(root / "data"), save_tiny(root / "bert"), root
+
+
+@pytest.fixture(scope="module")
+def task(places):
+    data, backbone, root = places
+    return dptdr.train(data, out=root / "task", backbone=backbone, **QUICK)
+
+
+def test_the_door_opens_without_torch_and_names_what_is_behind_it():
+    code = (
+        "import sys, dptdr; assert 'train' in dir(dptdr); "
+        "print('torch' in sys.modules, hasattr(dptdr, 'nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert all(callable(getattr(dptdr, name)) for name in dptdr.__all__)
+
+
+def test_a_trained_task_encodes_as_the_loaded_one(places, task):
+    loaded = dptdr.load(places[2] / "task", device="cpu")
+    texts = ["one text", "another"]
+    assert np.array_equal(task.encode_queries(texts), loaded.encode_queries(texts))
+    assert task.result.best_step == loaded.manifest.training["best_step"]
+    bare = dptdr.load(places[1], device="cpu")
+    assert not isinstance(bare, dptdr.Task)
+    assert not np.array_equal(task.encode_queries(texts), bare.encode_queries(texts))
+
+
+def test_an_index_finds_a_passage_by_its_own_text_and_evaluation_agrees_with_it(places, task):
+    data, _, root = places
+    index = dptdr.build_index(data, task, out=root / "index", progress=False)
+    hits = index.search("anything", k=3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert all(hit.text for hit in hits)
+    again = dptdr.open_index(root / "index", root / "task", device="cpu")
+    assert again.search("anything", k=3) == hits
+    run = dptdr.retrieve(data, index, depth=100)
+    whole = dptdr.evaluate(data, task, progress=False)
+    assert dptdr.evaluate(data, run).measures == whole.measures
+    path = root / "run.trec"
+    dptdr.retrieve(data, task, out=path, progress=False)
+    assert dptdr.evaluate(data, path).measures == whole.measures
+    assert dptdr.evaluate(data, task, limit=2, progress=False).queries == 2
+    lexical = dptdr.evaluate(data, "bm25", progress=False)
+    assert dptdr.compare([lexical, whole]).systems == ("bm25", whole.system)
+
+
+def test_an_index_without_an_encoder_says_what_it_needs(places, task):
+    data, _, root = places
+    dptdr.build_index(data, task, out=root / "mute", progress=False)
+    with pytest.raises(ConfigError, match="expected an encoder to search texts with"):
+        dptdr.open_index(root / "mute").search("anything")
+    with pytest.raises(ConfigError, match="expected an encoder for the texts of a data folder"):
+        dptdr.build_index(data, out=root / "other", progress=False)
+
+
+def test_mined_negatives_train_another_task(places):
+    data, backbone, root = places
+    report = dptdr.mine(data, out=root / "mined.jsonl", num_negatives=3, progress=False)
+    assert report["queries"] > 0
+    better = dptdr.train(
+        data, out=root / "better", backbone=backbone, negatives=root / "mined.jsonl", **QUICK
+    )
+    assert better.manifest.training["training_file"] == "mined.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "lora", "prompt_length": 9}, "prompt_length: belongs to method deep-prompt"),
+        ({"method": "loar"}, "method: expected one of deep-prompt, .*got 'loar'"),
+        ({"nothing": 1}, "nothing: unknown setting"),
+        ({"batch_size": "x"}, "batch_size: expected int, got 'x'"),
+        ({"schedule": "steep"}, "schedule: expected one of linear, cosine, constant"),
+        ({"from_task": "t", "initialisation": "random"}, "initialisation: expected none with"),
+        ({"device": "cuda:77"}, "device: expected one that is there, got 'cuda:77'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(places, tmp_path, settings, message):
+    data, backbone, _ = places
+    with pytest.raises(ConfigError, match=message):
+        dptdr.train(data, out=tmp_path / "task", backbone=backbone, progress=False, **settings)
+
+
+def test_a_prompts_settings_need_a_prompt_in_pretraining(places, tmp_path):
+    data, backbone, _ = places
+    with pytest.raises(ConfigError, match="prompt_length: only with prompt_only"):
+        dptdr.pretrain(data, out=tmp_path / "out", backbone=backbone, prompt_length=4)
+
+
+def test_a_folder_that_is_no_task_is_refused_where_a_task_is_meant(tmp_path):
+    with pytest.raises(BundleError):
+        dptdr.load(tmp_path, backbone="minilm")
