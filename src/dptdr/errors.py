@@ -34,6 +34,7 @@ class DataError(DptdrError):
         message: What was expected and what came.
         path: The file, where one is concerned.
         line: Line number in the file, counted from 1.
+        row: Row number, counted from 1, where there are no lines: in Parquet or Python objects.
         field: Name of the field, where one is concerned.
     """
 
@@ -43,17 +44,21 @@ class DataError(DptdrError):
         *,
         path: Path | str | None = None,
         line: int | None = None,
+        row: int | None = None,
         field: str | None = None,
     ) -> None:
         self.path = None if path is None else str(path)
         self.line = line
+        self.row = row
         self.field = field
         self.reason = message
-        where = "" if path is None else f"{path}"
-        if line is not None:
-            where += f", line {line}"
-        if field is not None:
-            where += f", field '{field}'" if where else f"field '{field}'"
+        parts = [
+            None if path is None else f"{path}",
+            None if line is None else f"line {line}",
+            None if row is None else f"row {row}",
+            None if field is None else f"field '{field}'",
+        ]
+        where = ", ".join(part for part in parts if part)
         super().__init__(f"{where}: {message}" if where else message)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dptdr.data.formats.conversion import Conversion
+    from dptdr.data.formats.writing import Conversion
     from dptdr.data.inspect import Inspection, TextStats
     from dptdr.io.beir import BeirCounts
 

@@ -290,7 +290,7 @@ def write_beir(
     *,
     passages: Iterable[Passage],
     queries: Iterable[Query],
-    qrels: Mapping[str, Qrels],
+    qrels: Mapping[str, Qrels | Iterable[Judgement]],
     meta: Mapping[str, Any] | Callable[[BeirCounts], Mapping[str, Any]],
     also: Callable[[Path], None] | None = None,
 ) -> BeirCounts:
@@ -302,7 +302,7 @@ def write_beir(
         path: Where the folder shall stand; a BEIR folder there is replaced.
         passages: The corpus.
         queries: The queries of all splits.
-        qrels: Split name to judgements.
+        qrels: Split name to judgements; asked for when passages and queries are written.
         meta: What ``meta.json`` shall say besides the counts, or a function that is given the
             counts and returns it.
         also: Writes further files into the folder that it is given.
@@ -364,15 +364,24 @@ def _write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> int:
     return count
 
 
-def _write_qrels(path: Path, qrels: Qrels) -> int:
+def each_judgement(qrels: Qrels | Iterable[Judgement]) -> Iterator[Judgement]:
+    """Yield the judgements of either form."""
+    if not isinstance(qrels, dict):
+        yield from qrels
+        return
+    for query_id, grades in qrels.items():
+        for passage_id, grade in grades.items():
+            yield Judgement(query_id, passage_id, grade)
+
+
+def _write_qrels(path: Path, qrels: Qrels | Iterable[Judgement]) -> int:
     count = 0
     with path.open("wb") as handle:
         handle.write("\t".join(QRELS_HEADER).encode() + b"\n")
-        for query_id, grades in qrels.items():
-            for passage_id, grade in grades.items():
-                fault = id_fault(query_id) or id_fault(passage_id)
-                if fault:
-                    raise DataError(f"cannot write: {fault}", path=f"{QRELS}/{path.name}")
-                handle.write(f"{query_id}\t{passage_id}\t{grade}\n".encode())
-                count += 1
+        for query_id, passage_id, grade in each_judgement(qrels):
+            fault = id_fault(query_id) or id_fault(passage_id)
+            if fault:
+                raise DataError(f"cannot write: {fault}", path=f"{QRELS}/{path.name}")
+            handle.write(f"{query_id}\t{passage_id}\t{grade}\n".encode())
+            count += 1
     return count

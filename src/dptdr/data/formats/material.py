@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import DataError
-from dptdr.records import Passage, Qrels, Query
+from dptdr.records import Judgement, Passage, Qrels, Query
 
 PUBLISHED: dict[str, int] = {
     "collection.tsv": 8_841_823,
@@ -34,12 +34,17 @@ class Material:
     """Records of a source, streamed. ``counted`` fills while the streams are read.
 
     ``counted`` holds the number of records of each file, ``expected`` the published ones of those
-    that have any. ``also`` writes files that a data folder has no place for.
+    that have any. ``also`` writes files that a data folder has no place for, and fills
+    ``negatives``. ``complete`` says that every judged passage is among the passages.
     """
 
     passages: Iterable[Passage]
     queries: Iterable[Query]
-    qrels: Mapping[str, Qrels]
+    qrels: Mapping[str, Qrels | Iterable[Judgement]]
+    read_as: str = ""
+    complete: bool = False
+    dropped: Counter[str] = field(default_factory=Counter)
+    negatives: dict[str, int] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     expected: dict[str, int] = field(default_factory=dict)

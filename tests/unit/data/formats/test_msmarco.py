@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.formats.conversion import Check, convert
+from dptdr.data.formats.conversion import convert
+from dptdr.data.formats.writing import Check
 from dptdr.data.training_files import GroupFile
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder

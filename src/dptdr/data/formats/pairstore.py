@@ -1,0 +1,160 @@
+"""Judged pairs of texts by hash in a temporary database, so that memory stays flat."""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from dptdr.records import Judgement, Query
+
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA cache_size = -16384;
+CREATE TABLE passages (id INTEGER PRIMARY KEY);
+CREATE TABLE queries (id INTEGER PRIMARY KEY, number INTEGER, text TEXT);
+CREATE TABLE pairs (
+    split TEXT, query INTEGER, passage INTEGER, number INTEGER, grade INTEGER,
+    PRIMARY KEY (query, passage, split)
+) WITHOUT ROWID;
+CREATE TABLE negatives (
+    split TEXT, query INTEGER, passage INTEGER, number INTEGER,
+    PRIMARY KEY (query, passage, split)
+) WITHOUT ROWID;
+"""
+
+
+def text_id(text: str) -> str:
+    """Return the id of a text: 64 bits of its SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8")).digest()[:8].hex()
+
+
+def _key(record_id: str) -> int:
+    return int.from_bytes(bytes.fromhex(record_id), "big", signed=True)
+
+
+def _id(key: int) -> str:
+    return key.to_bytes(8, "big", signed=True).hex()
+
+
+class NegativesOfQuery(NamedTuple):
+    """The passages of one query of triplets."""
+
+    query_id: str
+    positives: list[str]
+    negatives: list[str]
+
+
+class PairStore(Mapping[str, Iterator[Judgement]]):
+    """Queries and judged pairs, in the order in which they were added.
+
+    As a mapping it holds the judgements of each split. The database is a temporary file of SQLite
+    that vanishes with the object.
+    """
+
+    def __init__(self) -> None:
+        # The empty name is SQLite's for a private file in the folder for temporary files.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(_SCHEMA)
+        self._database.execute("BEGIN")
+        self._number = 0
+
+    def add_passage(self, passage_id: str) -> bool:
+        """Remember a passage; return True if it is new."""
+        return self._insert("INSERT OR IGNORE INTO passages VALUES (?)", _key(passage_id))
+
+    def add_query(self, query: Query) -> None:
+        """Remember a query."""
+        self._number += 1
+        values = (_key(query.id), self._number, query.text)
+        self._insert("INSERT OR IGNORE INTO queries VALUES (?, ?, ?)", *values)
+
+    def add_pair(self, split: str, judgement: Judgement) -> int | None:
+        """Remember a judgement; return the grade of the same pair if there is one already."""
+        self._number += 1
+        key = (split, _key(judgement.query_id), _key(judgement.passage_id))
+        insert = "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?)"
+        if self._insert(insert, *key, self._number, judgement.grade):
+            return None
+        found = self._database.execute(
+            "SELECT grade FROM pairs WHERE split = ? AND query = ? AND passage = ?", key
+        ).fetchone()
+        return int(found[0])
+
+    def set_grade(self, split: str, judgement: Judgement) -> None:
+        """Replace the grade of a pair."""
+        self._database.execute(
+            "UPDATE pairs SET grade = ? WHERE split = ? AND query = ? AND passage = ?",
+            (judgement.grade, split, _key(judgement.query_id), _key(judgement.passage_id)),
+        )
+
+    def add_negative(self, split: str, query_id: str, passage_id: str) -> None:
+        """Remember a passage that does not answer a query."""
+        self._number += 1
+        values = (split, _key(query_id), _key(passage_id), self._number)
+        self._insert("INSERT OR IGNORE INTO negatives VALUES (?, ?, ?, ?)", *values)
+
+    def drop_negatives_that_answer(self) -> int:
+        """Drop negatives that are a positive of the same query; return how many."""
+        return self._database.execute(
+            "DELETE FROM negatives WHERE EXISTS (SELECT 1 FROM pairs WHERE grade > 0"
+            " AND pairs.query = negatives.query AND pairs.passage = negatives.passage)"
+        ).rowcount
+
+    def queries(self) -> Iterator[Query]:
+        """Yield the queries."""
+        for key, text in self._database.execute("SELECT id, text FROM queries ORDER BY number"):
+            yield Query(_id(key), text)
+
+    def queries_in_several_splits(self) -> int:
+        """Count the queries that are judged in more than one split."""
+        (count,) = self._database.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM pairs GROUP BY query"
+            " HAVING min(split) < max(split))"
+        ).fetchone()
+        return int(count)
+
+    def negatives(self, split: str) -> Iterator[NegativesOfQuery]:
+        """Yield the queries of a split that have both positives and negatives."""
+        current: NegativesOfQuery | None = None
+        rows = self._database.execute(
+            "SELECT negatives.query, passage FROM negatives JOIN queries ON queries.id = query"
+            " WHERE split = ? ORDER BY queries.number, negatives.number",
+            (split,),
+        )
+        for key, passage in rows:
+            if current is None or current.query_id != _id(key):
+                if current is not None and current.positives:
+                    yield current
+                current = NegativesOfQuery(_id(key), self._positives(split, key), [])
+            current.negatives.append(_id(passage))
+        if current is not None and current.positives:
+            yield current
+
+    def _positives(self, split: str, key: int) -> list[str]:
+        rows = self._database.execute(
+            "SELECT passage FROM pairs WHERE split = ? AND query = ? AND grade > 0 ORDER BY number",
+            (split, key),
+        )
+        return [_id(passage) for (passage,) in rows]
+
+    def __getitem__(self, split: str) -> Iterator[Judgement]:
+        """Yield the judgements of a split."""
+        rows = self._database.execute(
+            "SELECT query, passage, grade FROM pairs JOIN queries ON queries.id = query"
+            " WHERE split = ? ORDER BY queries.number, pairs.number",
+            (split,),
+        )
+        return (Judgement(_id(query), _id(passage), grade) for query, passage, grade in rows)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the splits that hold judgements."""
+        names = self._database.execute("SELECT DISTINCT split FROM pairs ORDER BY split")
+        return iter([name for (name,) in names.fetchall()])
+
+    def __len__(self) -> int:
+        """Number of splits that hold judgements."""
+        return len(list(iter(self)))
+
+    def _insert(self, statement: str, *values: int | str) -> bool:
+        return self._database.execute(statement, values).rowcount > 0

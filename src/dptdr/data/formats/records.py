@@ -1,0 +1,289 @@
+"""From rows of pairs, triplets, scored pairs or clicks to a data folder."""
+
+import hashlib
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dptdr.data.formats.columns import LISTS, Columns, TableSettings, find_columns
+from dptdr.data.formats.material import Material
+from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
+from dptdr.data.formats.rows import Row, object_rows
+from dptdr.data.formats.writing import Conversion, Progress, Rules, write_material
+from dptdr.errors import DataError
+from dptdr.io.lines import describe
+from dptdr.records import Judgement, Passage, Query
+
+Splits: TypeAlias = Sequence[tuple[str, Iterable[Row]]]
+
+_LARGEST_GRADE = 2**31 - 1
+_DEFAULT_SETTINGS = TableSettings()
+
+
+def folder_from_records(
+    rows: Iterable[Any] | Mapping[str, Iterable[Any]],
+    *,
+    out: Path | str,
+    settings: TableSettings = _DEFAULT_SETTINGS,
+    on_progress: Progress | None = None,
+) -> Conversion:
+    """Write pairs, triplets, scored pairs or clicks as a data folder, whole or not at all.
+
+    Args:
+        rows: Dicts, tuples (query, positive, negatives), a ``datasets.Dataset`` or a pandas frame;
+            or a mapping from split names to such.
+        out: The data folder; one that is there is replaced.
+        settings: Columns, the split's name, held-out shares.
+        on_progress: Called with the passages written so far.
+
+    Returns:
+        What was read, written and dropped. Hard negatives are in ``negatives-SPLIT.jsonl``, which
+        ``dptdr train --negatives`` takes.
+
+    Raises:
+        DataError: If columns are missing, a row is broken, or no pair is left; names the row.
+    """
+    parts = rows if isinstance(rows, Mapping) else {settings.split or "train": rows}
+    splits = [(split_name(name), object_rows(part)) for name, part in parts.items()]
+    material = pairs_material(splits, settings=settings, source="Python objects")
+    rules = Rules(on_progress=on_progress)
+    return write_material(material, format="records", out=Path(out), rules=rules)
+
+
+def split_name(name: str) -> str:
+    """Return our name of a split: other projects call ``dev`` validation."""
+    return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
+
+
+def pairs_material(
+    splits: Splits,
+    *,
+    settings: TableSettings,
+    source: str,
+    files: Sequence[Path] = (),
+) -> Material:
+    """Return the records of rows, not yet read.
+
+    Args:
+        splits: Names of splits and their rows; a split may occur several times.
+        settings: How rows are read.
+        source: What the rows are in, in words.
+        files: The files, for the description of the folder.
+
+    Returns:
+        The records; passages must be read before queries and judgements.
+
+    Raises:
+        DataError: If a share is held out as a split that the source has.
+    """
+    shares = {"dev": settings.dev_share, "test": settings.test_share}
+    both = sorted({name for name, _ in splits} & {name for name, share in shares.items() if share})
+    if both:
+        raise DataError(f"the source has a split '{both[0]}'; leave out --{both[0]}-share")
+    return _Reading(splits, settings=settings, source=source, files=files).material
+
+
+class _Reading:
+    """One pass over the rows: passages come out on the way, the rest is kept in the store."""
+
+    def __init__(
+        self, splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path]
+    ) -> None:
+        self._settings = settings
+        self._splits = splits
+        self._source = source
+        self._store = PairStore()
+        self._names: tuple[str, ...] = ()
+        self._columns: Columns | None = None
+        self.material = Material(
+            passages=self._passages(),
+            queries=self._store.queries(),
+            qrels=self._store,
+            files=list(files),
+            complete=True,
+            also=self._finish,
+        )
+        self._dropped = self.material.dropped
+
+    def _passages(self) -> Iterator[Passage]:
+        rows = 0
+        for split, part in self._splits:
+            for row in part:
+                rows += 1
+                yield from self._take(row, split)
+        if not len(self._store):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.items())
+            files = self.material.files
+            raise DataError(
+                f"no pair is left of {rows:,} rows: {reasons or 'there is no row'}",
+                path=files[0] if len(files) == 1 else None,
+            )
+
+    def _take(self, row: Row, split: str) -> Iterator[Passage]:
+        """Keep what one row says; yield its passages that are new."""
+        columns = self._columns_of(row)
+        query = _text(row, columns.query)
+        positives = [text for text in _texts(row, columns.positive) if text.strip()]
+        if not query.strip() or not positives:
+            self._dropped["rows without a " + ("positive" if query.strip() else "query")] += 1
+            return
+        grade = self._grade(row, columns)
+        if grade is None:
+            self._dropped["rows without a score"] += 1
+            return
+        asked = Query(text_id(query), query)
+        split = self._held_out(split, asked.id)
+        title = _text(row, columns.title) if columns.title else ""
+        kept = False
+        for text in positives:
+            passage = _passage(text, title)
+            if passage.id == asked.id:
+                self._dropped["pairs of a text with itself"] += 1
+                continue
+            if not kept:
+                self._store.add_query(asked)
+                kept = True
+            self._judge(split, Judgement(asked.id, passage.id, grade), columns)
+            if self._store.add_passage(passage.id):
+                yield passage
+        for column in columns.negatives if kept else ():
+            for text in _texts(row, column):
+                yield from self._negative(text, split, asked)
+
+    def _negative(self, text: str, split: str, query: Query) -> Iterator[Passage]:
+        if not text.strip():
+            return
+        passage = _passage(text, "")
+        if passage.id == query.id:
+            self._dropped["negatives that are the query itself"] += 1
+            return
+        self._store.add_negative(split, query.id, passage.id)
+        if self._store.add_passage(passage.id):
+            yield passage
+
+    def _judge(self, split: str, judgement: Judgement, columns: Columns) -> None:
+        before = self._store.add_pair(split, judgement)
+        if before is None:
+            return
+        self._dropped["duplicate pairs"] += 1
+        if columns.clicks is not None:
+            self._store.set_grade(split, judgement._replace(grade=before + judgement.grade))
+        elif judgement.grade > before:
+            self._store.set_grade(split, judgement)
+
+    def _columns_of(self, row: Row) -> Columns:
+        names = tuple(row.values)
+        if self._columns is None or names != self._names:
+            try:
+                found = find_columns(names, self._settings)
+            except DataError as error:
+                raise row.error(error.reason) from None
+            if self._columns is None:
+                self.material.read_as = f"{self._source}: {found.kind} ({found.described()})"
+            self._names, self._columns = names, found
+        return self._columns
+
+    def _grade(self, row: Row, columns: Columns) -> int | None:
+        column = columns.clicks or columns.score
+        if column is None:
+            return 1
+        value = _number(row, column)
+        if value is None:
+            return None
+        if self._settings.min_score is not None and columns.score is not None:
+            return int(value >= self._settings.min_score)
+        if value != int(value) or (columns.clicks is not None and value < 0):
+            raise row.error(
+                f"expected a whole number, got {value}"
+                + ("" if columns.clicks else "; name the score of a relevant pair by --min-score"),
+                column,
+            )
+        if abs(value) > _LARGEST_GRADE:
+            raise row.error(f"expected a grade up to {_LARGEST_GRADE:,}, got {value:.0f}", column)
+        return int(value)
+
+    def _held_out(self, split: str, query_id: str) -> str:
+        """All pairs of a query fall into one split, whatever their order."""
+        settings = self._settings
+        if not settings.dev_share and not settings.test_share:
+            return split
+        digest = hashlib.sha256(f"{settings.seed} {query_id}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        if place < settings.test_share:
+            return "test"
+        return "dev" if place < settings.test_share + settings.dev_share else split
+
+    def _finish(self, folder: Path) -> None:
+        """Write the hard negatives, and say what else there is to know."""
+        material, store = self.material, self._store
+        self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
+        for split in store:
+            path = folder / f"negatives-{split}.jsonl"
+            count = write_lines(path, map(_mined_record, store.negatives(split)))
+            if count:
+                material.negatives[split] = count
+            else:
+                path.unlink()
+        repeated = store.queries_in_several_splits()
+        if repeated:
+            material.notes.append(f"{repeated:,} queries are in more than one split")
+        if self._columns and self._columns.clicks and self._dropped["duplicate pairs"]:
+            material.notes.append("the clicks of duplicate pairs were added up")
+
+
+def _mined_record(group: NegativesOfQuery) -> dict[str, Any]:
+    negatives = [
+        {"id": passage_id, "sources": {"table": {"rank": rank}}}
+        for rank, passage_id in enumerate(group.negatives, 1)
+    ]
+    return {**group._asdict(), "negatives": negatives}
+
+
+def _passage(text: str, title: str) -> Passage:
+    return Passage(text_id(f"{title}\0{text}" if title else text), text, title)
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    if column.lower() not in LISTS:
+        return [_text(row, column)]
+    value = row.values[column]
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise row.error(f"expected a list of texts, got {describe(value)}", column)
+    return [_as_text(item, row, column) for item in value]
+
+
+def _text(row: Row, column: str) -> str:
+    return _as_text(row.values[column], row, column)
+
+
+def _as_text(value: object, row: Row, column: str) -> str:
+    """Return a text; numbers are written out, and nothing (in pandas NaN) is an empty one."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        if isinstance(value, numbers.Real) and type(value) is not bool:
+            return str(value)
+        raise row.error(f"expected a text, got {describe(value)}", column)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise row.error(f"cannot be written as UTF-8: {error.reason}", column) from None
+    return value
+
+
+def _number(row: Row, column: str) -> float | None:
+    value = row.values[column]
+    if isinstance(value, str) and not value.strip():
+        return None
+    try:
+        number = float("nan" if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        raise row.error(f"expected a number, got {describe(value)}", column) from None
+    if math.isinf(number):
+        raise row.error("expected a number, got infinity", column)
+    return None if math.isnan(number) else number

@@ -1,0 +1,262 @@
+r"""Rows of tables in any file format: one iterator of columns by name, with file and row number.
+
+CSV and TSV (quotes as spreadsheets write them, ``\n`` inside them allowed), JSON lines or one JSON
+array, Parquet, and Arrow files as ``datasets`` saves them. The text formats may be ``.gz``. All are
+streamed: memory does not grow with the file.
+"""
+
+import csv
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from dptdr.data.training_files import read_records
+from dptdr.errors import DataError
+from dptdr.io.lines import UTF8_MARK, decode_line, open_bytes
+
+# The csv module refuses fields beyond 128 KiB unless told otherwise.
+_LARGEST_FIELD = 1 << 24
+_ROWS_PER_BATCH = 1024
+
+
+class Row(NamedTuple):
+    """One row: its values by column, and where it is."""
+
+    values: Mapping[str, Any]
+    path: Path | None
+    number: int
+    unit: Literal["line", "row"] = "row"
+
+    def error(self, reason: str, field: str | None = None) -> DataError:
+        """Return the error that names this row."""
+        return _error(reason, path=self.path, number=self.number, unit=self.unit, field=field)
+
+
+def is_table(path: Path) -> bool:
+    """Predicate: does the name say that the file is a table?"""
+    return _reader(path) is not None
+
+
+def table_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table, read as they are asked for.
+
+    Args:
+        path: The file; its suffix names the format.
+
+    Yields:
+        One row after the other.
+
+    Raises:
+        DataError: If the file is missing, of no known format, empty or broken; names file and row.
+    """
+    reader = _reader(path)
+    if reader is None:
+        raise DataError(f"expected a table ({', '.join(SUFFIXES)})", path=path)
+    if not path.is_file():
+        raise DataError("this is a folder" if path.exists() else "no such file", path=path)
+    if not path.stat().st_size:
+        raise DataError("the file is empty", path=path)
+    any_row = False
+    for row in reader(path):
+        any_row = True
+        yield row
+    if not any_row:
+        raise DataError("the file holds no row", path=path)
+
+
+def object_rows(data: Iterable[Any]) -> Iterator[Row]:
+    """Yield the rows of Python objects: dicts, tuples, a ``datasets.Dataset``, a pandas frame.
+
+    A tuple is query, positive, and any number of negatives.
+
+    Args:
+        data: The objects.
+
+    Yields:
+        One row after the other.
+
+    Raises:
+        DataError: If an object is neither a mapping nor a tuple of texts; names the row.
+    """
+    for number, values in enumerate(_objects(data), 1):
+        if isinstance(values, Mapping):
+            yield Row(values, None, number)
+        elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
+            if len(values) < 2:
+                raise DataError("expected a query and a positive, got one value", row=number)
+            yield Row(dict(zip(_tuple_names(len(values)), values, strict=True)), None, number)
+        else:
+            raise DataError(
+                f"expected a dict or a tuple of texts, got {type(values).__name__}", row=number
+            )
+
+
+def _objects(data: Iterable[Any]) -> Iterator[Any]:
+    # A frame's own iterator gives the names of its columns.
+    if hasattr(data, "itertuples") and hasattr(data, "columns"):
+        names = [str(name) for name in data.columns]
+        for values in data.itertuples(index=False, name=None):
+            yield dict(zip(names, values, strict=True))
+    else:
+        yield from data
+
+
+def _tuple_names(length: int) -> list[str]:
+    return ["query", "positive", *(f"negative_{number}" for number in range(1, length - 1))]
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    lines = _text_lines(path)
+    first = next(lines, "")
+    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    delimiter = "\t" if tabs else max(",;\t", key=first.count)
+    reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    while True:
+        start = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _csv_error(error, path=path, start=start, end=reader.line_num) from None
+        if not fields:
+            continue
+        if not names:
+            names = _header(fields, path=path, line=start)
+            continue
+        if len(fields) != len(names):
+            raise DataError(
+                f"expected {len(names)} fields ({', '.join(names)}), got {len(fields)}",
+                path=path,
+                line=start,
+            )
+        yield Row(dict(zip(names, fields, strict=True)), path, start, "line")
+
+
+def _csv_error(error: csv.Error, *, path: Path, start: int, end: int) -> DataError:
+    # The csv module's own words are about its state, not about the file.
+    what = str(error)
+    if "unexpected end of data" in what or "field larger" in what:
+        reason = "a quotation mark that opens in this row never closes"
+    elif "expected after" in what:
+        reason = f"a quotation mark closes in the middle of a field (line {end})"
+    else:
+        reason = f"cannot be read as CSV: {what}"
+    return DataError(
+        f'{reason}; inside a quoted field write each quotation mark twice ("")',
+        path=path,
+        line=start,
+    )
+
+
+def _header(fields: Sequence[str], *, path: Path, line: int) -> list[str]:
+    names = [field.strip() for field in fields]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"two columns are named '{repeated}'", path=path, line=line)
+    return names
+
+
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    r"""Yield all lines with their ends: blank ones and ``\r`` may belong to a quoted field."""
+    number = 0
+    with open_bytes(path) as handle:
+        try:
+            for line in handle:
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(UTF8_MARK)
+                yield decode_line(line, path=path, number=number)
+        except (EOFError, OSError) as error:
+            raise DataError(f"cannot be read: {error}", path=path, line=number + 1) from None
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, record in read_records(path):
+        yield Row(record, path, number, "line")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    parquet = _pyarrow("pyarrow.parquet", path=path)
+
+    def batches() -> Iterator[Any]:
+        with parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=_ROWS_PER_BATCH)
+
+    return _batch_rows(batches(), path=path, kind="Parquet")
+
+
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """Read both of Arrow's forms: ``datasets`` writes streams, Feather is a file."""
+    arrow = _pyarrow("pyarrow", path=path)
+
+    def batches() -> Iterator[Any]:
+        with arrow.OSFile(str(path)) as handle:
+            if handle.read(6) == b"ARROW1":
+                file = arrow.ipc.open_file(handle)
+                yield from (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                handle.seek(0)
+                yield from arrow.ipc.open_stream(handle)
+
+    return _batch_rows(batches(), path=path, kind="Arrow")
+
+
+def _batch_rows(batches: Iterator[Any], *, path: Path, kind: str) -> Iterator[Row]:
+    arrow = _pyarrow("pyarrow", path=path)
+    number = 0
+    try:
+        for batch in batches:
+            for offset in range(0, batch.num_rows, _ROWS_PER_BATCH):
+                for values in batch.slice(offset, _ROWS_PER_BATCH).to_pylist():
+                    number += 1
+                    yield Row(values, path, number)
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = str(error).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"cannot be read as {kind} from here on ({what}); was the file cut short?",
+            path=path,
+            row=number + 1,
+        ) from None
+
+
+def _pyarrow(name: str, *, path: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(
+            "reading this file needs pyarrow; run `pip install 'dptdr[parquet]'`", path=path
+        ) from None
+
+
+def _error(
+    reason: str, *, path: Path | None, number: int, unit: Literal["line", "row"], field: str | None
+) -> DataError:
+    if unit == "line":
+        return DataError(reason, path=path, line=number, field=field)
+    return DataError(reason, path=path, row=number, field=field)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
+}
+SUFFIXES = tuple(_READERS)
+"""Suffixes of the tables that can be read."""
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:
+    return _READERS.get(Path(path.name.removesuffix(".gz")).suffix.lower())

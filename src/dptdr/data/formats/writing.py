@@ -1,0 +1,175 @@
+"""Writing what a reader found as a data folder, counted and checksummed."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dptdr.data.formats.material import Material, UniqueIds
+from dptdr.errors import DataError
+from dptdr.io.atomic import sha256_file
+from dptdr.io.beir import BeirCounts, each_judgement, write_beir
+from dptdr.records import Passage
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+_LINES_PER_REPORT = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The published number of records of a file, and the number that was found."""
+
+    what: str
+    expected: int
+    found: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was converted: ``counts`` of a data folder, or ``groups`` of a training file.
+
+    ``read_as`` says in words what the source was taken for, ``dropped`` counts what was left out
+    by reason, ``negatives`` the training queries of each ``negatives-SPLIT.jsonl``.
+    """
+
+    out: Path
+    read_as: str = ""
+    counts: BeirCounts | None = None
+    groups: int | None = None
+    titled: int = 0
+    dangling: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    negatives: dict[str, int] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> tuple[Check, ...]:
+        """The checks whose numbers differ."""
+        return tuple(check for check in self.checks if check.expected != check.found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        counts = None if self.counts is None else self.counts.as_json()
+        return {**asdict(self), "out": str(self.out), "counts": counts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Whether counts that differ are an error, and who is told of progress."""
+
+    strict: bool = False
+    on_progress: Progress | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        """Report progress now and then."""
+        if self.on_progress is not None and done % _LINES_PER_REPORT == 0:
+            self.on_progress(done, max(done, total))
+
+    def refuse(self, done: Conversion) -> None:
+        """Raise a DataError if ``strict`` is set and something differs."""
+        faults = [
+            f"{check.what} holds {check.found:,} records, {check.expected:,} were published"
+            for check in done.differences
+        ]
+        if done.dangling:
+            faults.append(f"{done.dangling:,} judgements name passages that are not there")
+        if self.strict and faults:
+            raise DataError("; ".join(faults) + " (without --strict this is only reported)")
+
+
+@dataclass
+class _Watch:
+    """Looks at the passages that pass by."""
+
+    rules: Rules
+    total: int
+    ids: UniqueIds | None
+    seen: int = 0
+    titled: int = 0
+
+    def passages(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+        for passage in passages:
+            self.seen += 1
+            self.titled += bool(passage.title)
+            if self.ids is not None:
+                self.ids.add(passage.id)
+            self.rules.tell(self.seen, self.total)
+            yield passage
+
+
+def write_material(material: Material, *, format: str, out: Path, rules: Rules) -> Conversion:
+    """Write a reader's records as a data folder, whole or not at all.
+
+    Args:
+        material: The records.
+        format: Name of the format, for ``meta.json``.
+        out: The data folder; one that is there is replaced.
+        rules: What to do about differing counts.
+
+    Returns:
+        Counts and remarks; ``meta.json`` has the same.
+
+    Raises:
+        DataError: If the source is broken, or a check fails and the rules are strict.
+    """
+    published = [material.expected.get(name, 0) for name in ("collection.tsv", "psgs_w100.tsv")]
+    watch = _Watch(rules, max(published), None if material.complete else UniqueIds())
+    result: list[Conversion] = []
+
+    def meta(counts: BeirCounts) -> dict[str, Any]:
+        done = Conversion(
+            out=out,
+            read_as=material.read_as or format,
+            counts=counts,
+            titled=watch.titled,
+            dangling=0 if watch.ids is None else _dangling(material, watch.ids),
+            dropped={reason: count for reason, count in material.dropped.items() if count},
+            negatives=dict(material.negatives),
+            checks=checks(material),
+            notes=tuple(material.notes),
+        )
+        rules.refuse(done)
+        result.append(done)
+        return {
+            "format": format,
+            "files": [_described(path) for path in material.files],
+            "titles": {"with": watch.titled, "without": counts.passages - watch.titled},
+            "judgements_of_unknown_passages": done.dangling,
+            "dropped": done.dropped,
+            "checks": [vars(check) for check in done.checks],
+            "notes": material.notes,
+            **material.about,
+        }
+
+    write_beir(
+        out,
+        passages=watch.passages(material.passages),
+        queries=material.queries,
+        qrels=material.qrels,
+        meta=meta,
+        also=material.also,
+    )
+    return result[0]
+
+
+def checks(material: Material) -> tuple[Check, ...]:
+    """Return how the counts compare with the published ones."""
+    return tuple(
+        Check(what=name, expected=material.expected[name], found=found)
+        for name, found in sorted(material.counted.items())
+        if name in material.expected
+    )
+
+
+def _dangling(material: Material, ids: UniqueIds) -> int:
+    return sum(
+        judgement.passage_id not in ids
+        for judged in material.qrels.values()
+        for judgement in each_judgement(judged)
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
