@@ -265,15 +265,14 @@ def _as_text(value: object, row: Row, column: str) -> str:
     """Return a text; numbers are written out, and nothing (in pandas NaN) is an empty one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if not isinstance(value, str):
-        if isinstance(value, numbers.Real) and type(value) is not bool:
-            return str(value)
+    if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise row.error(f"expected a text, got {describe(value)}", column)
+    text = str(value)
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise row.error(f"cannot be written as UTF-8: {error.reason}", column) from None
-    return value
+    return text
 
 
 def _number(row: Row, column: str) -> float | None:
