@@ -87,11 +87,10 @@ def peers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Packed, padded and compiled torch, and ONNX Runtime: 16 tasks in each batch."""
+    """Packed and padded torch, and ONNX Runtime: 16 tasks in each batch."""
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.engine.compiled import CompiledForward
     from dptdr.serving.engine.forward import Forward
     from dptdr.serving.onnx.forward import OnnxForward
 
@@ -104,7 +103,6 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, make in {
         "torch, packed": lambda b: Forward(b, layout="packed"),
         "torch, padded": lambda b: Forward(b, layout="padded"),
-        "torch, padded and compiled": CompiledForward,
         "ONNX Runtime, fp32": lambda b: OnnxForward(b, export, threads=threads),
         "ONNX Runtime, int8": lambda b: OnnxForward(b, export, precision="int8", threads=threads),
     }.items():

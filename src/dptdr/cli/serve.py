@@ -97,14 +97,6 @@ def command(
     int8: Annotated[
         bool, typer.Option(help="Take the 8-bit graph of --onnx; its cost stands in export.json.")
     ] = False,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Run padded batches through torch.compile; needs a C++ compiler, and a minute or "
-            "more at start.",
-        ),
-    ] = False,
 ) -> None:
     """Serve many tasks on one encoder: vectors, search, and a page to compare results.
 
@@ -153,7 +145,6 @@ def command(
             layout=cast("Literal['packed', 'padded'] | None", layout),
             onnx=onnx,
             precision="int8" if int8 else "fp32",
-            compiled=compiled,
         )
         _run(settings, host=host, port=port)
 

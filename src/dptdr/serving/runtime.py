@@ -146,10 +146,6 @@ class Runtime:
 
 def _forward(settings: ServerSettings) -> Forward:
     backbone = Backbone.load(settings.backbone)
-    if settings.compiled:
-        from dptdr.serving.engine.compiled import CompiledForward
-
-        return CompiledForward(backbone)
     if settings.onnx is None:
         return Forward(backbone, layout=settings.layout or None)
     from dptdr.serving.onnx.forward import OnnxForward

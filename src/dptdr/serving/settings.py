@@ -41,7 +41,6 @@ class ServerSettings:
         layout: ``packed`` or ``padded`` to force one.
         onnx: Folder that ``dptdr export`` wrote, to compute with ONNX Runtime.
         precision: Which of its graphs.
-        compiled: Whether to run padded batches through ``torch.compile``.
     """
 
     backbone: str
@@ -72,7 +71,6 @@ class ServerSettings:
     layout: Literal["packed", "padded"] | None = None
     onnx: Path | None = None
     precision: Literal["fp32", "int8"] = "fp32"
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense, all at once."""
@@ -93,9 +91,6 @@ class ServerSettings:
         names = [name for name, _ in self.tasks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"task '{name}' is given twice; name them apart as NAME=FOLDER")
-        if self.compiled and (self.onnx is not None or self.layout == "packed"):
-            other = "ONNX Runtime" if self.onnx is not None else "the packed layout"
-            problems.append(f"compiled: expected to stand alone, got it beside {other}")
         if problems:
             raise ConfigError("; ".join(problems))
 

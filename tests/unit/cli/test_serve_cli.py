@@ -204,7 +204,6 @@ def children(pid):
         (["{tasks}/one", "--layout", "round"], "--layout: expected 'packed' or 'padded'"),
         (["{tasks}/one", "--keys", "/none.toml"], "--keys /none.toml: no such file"),
         (["{tasks}/one", "{tasks}/one"], "task 'one' is given twice"),
-        (["{tasks}/one", "--compile", "--layout", "packed"], "compiled: expected to stand alone"),
     ],
 )
 def test_serve_bad_input_is_an_error_before_anything_starts(place, arguments, words):
