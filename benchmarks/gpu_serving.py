@@ -28,8 +28,8 @@ from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.pooling import Pooling
 from dptdr.serving.engine.forward import Forward, Row
-from dptdr.serving.flex import FlexForward
 from dptdr.serving.packing import PromptRows
+from flex import FlexForward
 from serving_page import of, write_page
 from serving_tools import ROOT, ratio, take_turns
 
