@@ -103,8 +103,7 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, make in {
         "torch, packed": lambda b: Forward(b, layout="packed"),
         "torch, padded": lambda b: Forward(b, layout="padded"),
-        "ONNX Runtime, fp32": lambda b: OnnxForward(b, export, threads=threads),
-        "ONNX Runtime, int8": lambda b: OnnxForward(b, export, precision="int8", threads=threads),
+        "ONNX Runtime, int8": lambda b: OnnxForward(b, export, threads=threads),
     }.items():
         backbone = Backbone.load("minilm")
         _ = backbone.fingerprint

@@ -150,9 +150,7 @@ def _forward(settings: ServerSettings) -> Forward:
         return Forward(backbone, layout=settings.layout or None)
     from dptdr.serving.onnx.forward import OnnxForward
 
-    return OnnxForward(
-        backbone, settings.onnx, precision=settings.precision, threads=settings.threads
-    )
+    return OnnxForward(backbone, settings.onnx, threads=settings.threads)
 
 
 def allowed_bundle(name: str, *, folder: Path | None) -> Path:

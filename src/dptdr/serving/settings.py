@@ -39,8 +39,7 @@ class ServerSettings:
         stop_seconds: How long to finish what was taken.
         check_every: After so many batches one row is computed again alone and compared.
         layout: ``packed`` or ``padded`` to force one.
-        onnx: Folder that ``dptdr export`` wrote, to compute with ONNX Runtime.
-        precision: Which of its graphs.
+        onnx: Folder that ``dptdr export`` wrote, to compute with ONNX Runtime in 8 bits.
     """
 
     backbone: str
@@ -70,7 +69,6 @@ class ServerSettings:
     check_every: int = 500
     layout: Literal["packed", "padded"] | None = None
     onnx: Path | None = None
-    precision: Literal["fp32", "int8"] = "fp32"
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense, all at once."""

@@ -177,6 +177,8 @@ def _quantise(folder: Path) -> None:
             str(folder / FILES["int8"]),
             weight_type=QuantType.QInt8,
             per_channel=True,
+            # 7 bits: processors without VNNI add products of 8 bits in 16 and would overflow.
+            reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm"],
             extra_options={"MatMulConstBOnly": True},
         )

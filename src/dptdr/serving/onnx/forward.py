@@ -1,4 +1,4 @@
-"""The same batches computed by ONNX Runtime, with a graph that ``dptdr export`` wrote."""
+"""The same batches computed by ONNX Runtime, with the 8-bit graph that ``dptdr export`` wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,18 @@ from torch import Tensor
 from dptdr.errors import ConfigError, WrongBackbone
 from dptdr.model.backbone import Backbone
 from dptdr.serving.engine.forward import Forward, Row, gather
-from dptdr.serving.onnx.exporting import FILES, INPUTS, Precision, open_session, read_export
+from dptdr.serving.onnx.exporting import FILES, INPUTS, open_session, read_export
 
 INT8_TOLERANCE = 0.1
 """8-bit graphs scale activations by what else is in the batch: mixtures move a vector a little."""
 
 
 class OnnxForward(Forward):
-    """Runs padded batches in ONNX Runtime; bundles are still verified with torch beside it.
+    """Runs padded batches in ONNX Runtime in 8 bits; torch stays beside it to verify bundles.
 
     Args:
         backbone: The encoder that the graph was made of.
         folder: What ``dptdr export`` wrote.
-        precision: ``fp32`` or ``int8``.
         threads: Processor threads, 0 for the runtime's own choice.
 
     Raises:
@@ -31,14 +30,7 @@ class OnnxForward(Forward):
         WrongBackbone: If the graph was made of another backbone.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        folder: Path,
-        *,
-        precision: Precision = "fp32",
-        threads: int = 0,
-    ) -> None:
+    def __init__(self, backbone: Backbone, folder: Path, *, threads: int = 0) -> None:
         super().__init__(backbone, layout="padded", ordered=False)
         self.export = read_export(folder)
         if self.export["backbone_fingerprint"] != backbone.fingerprint:
@@ -47,13 +39,15 @@ class OnnxForward(Forward):
                 f"fingerprint {self.export['backbone_fingerprint']}, this server holds "
                 f"'{backbone.name}' with {backbone.fingerprint}; export this one"
             )
-        file = folder / FILES[precision]
+        file = folder / FILES["int8"]
         if not file.is_file():
-            raise ConfigError(f"{file}: no such graph; export with --int8 to make it")
+            raise ConfigError(
+                f"{file}: no such graph; the server takes 8-bit graphs only, a float32 one is "
+                "slower than torch: make it with `dptdr export --int8`"
+            )
         self.joint = self.export["prompt_attention"] == "joint"
         self.session = open_session(file, threads=threads)
-        if precision == "int8":
-            self.tolerance = INT8_TOLERANCE
+        self.tolerance = INT8_TOLERANCE
 
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None

@@ -1,4 +1,4 @@
-"""What a graph costs in retrieval quality, against torch."""
+"""What the 8-bit graph costs in retrieval quality, against torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,6 @@ from dptdr.model.encoder import length_sorted_batches
 from dptdr.records import Hit, Run
 from dptdr.search.indexes.exact import exact_top_k
 from dptdr.serving.engine.forward import Forward, Row
-from dptdr.serving.onnx.exporting import read_export
 from dptdr.serving.onnx.forward import OnnxForward
 from dptdr.serving.tasks.registry import BARE, Bank
 
@@ -24,7 +23,7 @@ _BATCH_TOKENS = 4096
 def ndcg_of(
     backbone: Backbone, export: Path, *, task: Path | None, data: Path, split: str, state: Path
 ) -> dict[str, float]:
-    """Return nDCG@10 of torch and of each graph of an export.
+    """Return nDCG@10 of torch and of an export's 8-bit graph.
 
     Args:
         backbone: The encoder.
@@ -35,7 +34,7 @@ def ndcg_of(
         state: A folder for the bank.
 
     Returns:
-        ``torch`` and each precision to nDCG@10.
+        ``torch`` and ``int8``, each with its nDCG@10.
 
     Raises:
         ConfigError: If the data has no such split.
@@ -43,9 +42,10 @@ def ndcg_of(
     folder = BeirFolder(data)
     if not folder.has_split(split):
         raise ConfigError(f"{data}: has no split '{split}', there is {folder.splits()}")
-    forwards: dict[str, Forward] = {"torch": Forward(backbone, layout="padded", ordered=False)}
-    for precision in read_export(export)["largest_difference"]:
-        forwards[precision] = OnnxForward(backbone, export, precision=precision)
+    forwards = {
+        "torch": Forward(backbone, layout="padded", ordered=False),
+        "int8": OnnxForward(backbone, export),
+    }
     return {
         name: _ndcg(forward, folder, task=task, split=split, state=state / name)
         for name, forward in forwards.items()

@@ -44,12 +44,12 @@ def place(tmp_path_factory):
     return folder
 
 
-def loaded(place, precision="fp32"):
+def loaded(place):
     from dptdr.model import Backbone
     from dptdr.serving.onnx.forward import OnnxForward
 
     backbone = Backbone.load(str(place / "tiny"))
-    return OnnxForward(backbone, place / "graph", precision=precision, threads=1)
+    return OnnxForward(backbone, place / "graph", threads=1)
 
 
 def mixture(backbone):
@@ -63,18 +63,8 @@ def mixture(backbone):
     ]
 
 
-def test_vectors_mixed_rows_equal_torch(place):
+def test_vectors_of_mixed_rows_stay_near_torch(place):
     forward = loaded(place)
-    rows = mixture(forward.backbone)
-
-    for some in (rows, rows[:1], rows[1:2] * 3):
-        alone = torch.stack([forward.single(row) for row in some])
-        scale = alone.norm(dim=1).max().clamp(min=1.0)
-        assert float((forward.vectors(some) - alone).abs().max() / scale) < 1e-5
-
-
-def test_vectors_int8_stay_near(place):
-    forward = loaded(place, "int8")
     rows = mixture(forward.backbone)
 
     made = forward.vectors(rows)
@@ -89,8 +79,7 @@ def test_export_says_what_the_graphs_cost(place):
 
     assert report == json.loads((place / "graph" / "export.json").read_text())
     assert report["largest_difference"]["fp32"] <= 1e-4
-    assert set(report["ndcg_at_10"]) == {"torch", "fp32", "int8"}
-    assert report["ndcg_at_10"]["fp32"] == pytest.approx(report["ndcg_at_10"]["torch"], abs=1e-6)
+    assert set(report["ndcg_at_10"]) == {"torch", "int8"}
     output = (place / "output.txt").read_text()
     assert "int8: differs from torch by at most" in output
     assert "cost" in output
@@ -109,7 +98,8 @@ def test_bank_and_engine_work_on_a_graph(place, tmp_path):
         report = engine.check(texts)
 
     expected = load_task(place / "task").encode_queries(texts)
-    np.testing.assert_allclose(made, expected, atol=2e-5)
+    cosines = (made * expected).sum(1) / np.linalg.norm(made, axis=1)
+    assert (cosines / np.linalg.norm(expected, axis=1)).min() > 0.98
     assert report.passed
 
 
@@ -140,6 +130,7 @@ def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
         ([], "expected --task or --backbone"),
         (["--backbone", "minilm", "--attention", "x"], "expected 'joint' or 'added'"),
         (["--backbone", "minilm", "--int8"], "give --data DATA to measure what that costs"),
+        (["--backbone", "minilm", "--data", "x"], "give --int8 to make one"),
     ],
 )
 def test_export_bad_input_is_an_error_before_anything_is_loaded(tmp_path, arguments, words):
@@ -155,7 +146,7 @@ def test_export_bad_input_is_an_error_before_anything_is_loaded(tmp_path, argume
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("damage", ["missing", "format", "graph"])
+@pytest.mark.parametrize("damage", ["missing", "format", "graph", "float32 alone"])
 def test_a_broken_export_is_refused(place, tmp_path, damage):
     import shutil
 
@@ -169,7 +160,15 @@ def test_a_broken_export_is_refused(place, tmp_path, damage):
         (folder / "export.json").unlink()
     elif damage == "format":
         (folder / "export.json").write_text('{"format": "x"}')
-    else:
-        (folder / "model.onnx").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"dptdr export|expected format|expected an ONNX graph"):
+    elif damage == "graph":
+        (folder / "model.int8.onnx").write_bytes(b"nothing")
+    if damage == "float32 alone":
+        (folder / "model.int8.onnx").unlink()
+    words = {
+        "missing": "that `dptdr export` wrote",
+        "format": "expected format",
+        "graph": "expected an ONNX graph",
+        "float32 alone": "takes 8-bit graphs only",
+    }
+    with pytest.raises(ConfigError, match=words[damage]):
         OnnxForward(Backbone.load(str(place / "tiny")), folder)
