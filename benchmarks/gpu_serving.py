@@ -134,7 +134,7 @@ def made_texts(shape: Shape) -> list[list[int]]:
 
 
 def made_prompts(backbone: Backbone, count: int, *, prompt: int) -> list[PromptRows]:
-    """Return prompts of random rows, as the bank keeps them."""
+    """Return prompts of random rows, as the registry keeps them."""
     geometry = backbone.geometry
     parameter: torch.Tensor = next(backbone.model.parameters())
     generator = torch.Generator().manual_seed(prompt)

@@ -35,7 +35,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     engine = build_engine(folder / "state", threads=options.threads)
     texts = texts_of(options)
     adding = add_tasks(engine, folder, options.tasks, prompt=32)
-    names = sorted(engine.bank.tasks())
+    names = sorted(engine.registry.tasks())
     systems: dict[str, Callable[[], Any]] = {}
     for count in (1, 10, 100, 1000):
         if count <= options.tasks:
@@ -48,7 +48,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rows of a prompt": 32,
         "time over one task": {name: ratio(times, name, "1") for name in systems if name != "1"},
         "self-check": check._asdict(),
-        "prompts in memory, MB": round(engine.bank.hot.bytes / 1e6, 1),
+        "prompts in memory, MB": round(engine.registry.hot.bytes / 1e6, 1),
         "tasks added": options.tasks,
         "milliseconds to add a task": {
             clock: {
@@ -97,7 +97,7 @@ def lora(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     engine = build_engine(folder / "state", threads=options.threads)
     add_tasks(engine, folder, tasks, prompt=16)
-    names = sorted(engine.bank.tasks())
+    names = sorted(engine.registry.tasks())
     systems: dict[str, Callable[[], Any]] = {
         "plain torch": lambda: run(plain, mixed=False),
         "PEFT, one LoRA": lambda: run(model, mixed=False),
@@ -138,7 +138,7 @@ else:
     from pathlib import Path
     from serving_tools import ask, build_engine
     engine = build_engine(Path(folder), threads=threads)
-    names = sorted(engine.bank.tasks())[:count] or ["backbone"]
+    names = sorted(engine.registry.tasks())[:count] or ["backbone"]
     ready = time.process_time()
     ask(engine, texts, names)
     for name in names:
@@ -160,7 +160,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     state = folder / "state"
     engine = build_engine(state, threads=options.threads)
     add_tasks(engine, folder, 100, prompt=32)
-    weights = engine.bank.backbone.parameter_count * 4 / 1e6
+    weights = engine.registry.backbone.parameter_count * 4 / 1e6
     engine.stop()
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(min(3, options.rounds)):

@@ -72,10 +72,10 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     from dptdr.serving.engine.engine import Engine
     from dptdr.serving.engine.forward import Forward
     from dptdr.serving.engine.requests import EngineSettings
-    from dptdr.serving.tasks.registry import Bank
+    from dptdr.serving.tasks.registry import TaskRegistry
 
-    bank = Bank(Forward(Backbone.load("minilm")), state=folder, budget_bytes=budget)
-    return Engine(bank, settings=EngineSettings(threads=threads, check_every=0)).start()
+    registry = TaskRegistry(Forward(Backbone.load("minilm")), state=folder, budget_bytes=budget)
+    return Engine(registry, settings=EngineSettings(threads=threads, check_every=0)).start()
 
 
 def write_bundle(path: Path, backbone: Any, *, prompt: int, seed: int) -> Path:
@@ -98,7 +98,7 @@ def ask(
     futures, start, number = [], 0, 0
     while start < len(texts):
         size = generator.randint(1, most_texts)
-        version = engine.bank.resolve(tasks[number % len(tasks)])
+        version = engine.registry.resolve(tasks[number % len(tasks)])
         futures.append(
             engine.submit(
                 texts[start : start + size], version=version, side="query", timeout_seconds=3600
@@ -115,9 +115,9 @@ def add_tasks(
     """Add tasks of random rows; return the seconds that each took, by clock."""
     took: dict[str, list[float]] = {"wall": [], "processor": []}
     for number in range(count):
-        path = write_bundle(folder / "bundle", engine.bank.backbone, prompt=prompt, seed=number)
+        path = write_bundle(folder / "bundle", engine.registry.backbone, prompt=prompt, seed=number)
         began, cpu = time.perf_counter(), time.process_time()
-        engine.bank.add(f"{name}{number:03}", path)
+        engine.registry.add(f"{name}{number:03}", path)
         took["wall"].append(time.perf_counter() - began)
         took["processor"].append(time.process_time() - cpu)
     return took

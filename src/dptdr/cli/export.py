@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Export a backbone to ONNX, with the prompt as an input of the graph.
 
-    The 8-bit graph serves all tasks of the backbone (`dptdr serve --onnx`). Both graphs are compared
+    The 8-bit graph serves all tasks of the backbone (`dptdr serve --onnx`). Graphs are compared
     with torch on random mixtures, and the 8-bit one by retrieval quality on --data too.
     """
     from dptdr.errors import ConfigError

@@ -1,4 +1,4 @@
-"""What a worker holds while it runs: backbone, bank, engine, indexes; and how it comes up."""
+"""What a worker holds while it runs: backbone, registry, engine, indexes; and how it comes up."""
 
 import threading
 from pathlib import Path
@@ -15,7 +15,7 @@ from dptdr.serving.http.rates import Rates
 from dptdr.serving.metrics import Metrics
 from dptdr.serving.searching import Searcher
 from dptdr.serving.settings import ServerSettings
-from dptdr.serving.tasks.registry import Bank
+from dptdr.serving.tasks.registry import TaskRegistry
 
 CHECK_TEXTS = (
     "what is it?",
@@ -45,7 +45,7 @@ class Runtime:
         self.rates = Rates(settings.burst_requests)
         self.draining = False
         self.failure: DptdrError | None = None
-        self._bank: Bank | None = None
+        self._bank: TaskRegistry | None = None
         self._engine: Engine | None = None
         self._searcher: Searcher | None = None
         self._loaded = threading.Event()
@@ -62,13 +62,15 @@ class Runtime:
 
             torch.set_num_threads(settings.threads)
         forward = _forward(settings)
-        bank = Bank(forward, state=settings.state_folder, budget_bytes=settings.prompt_memory_bytes)
+        registry = TaskRegistry(
+            forward, state=settings.state_folder, budget_bytes=settings.prompt_memory_bytes
+        )
         for name, bundle in settings.tasks:
-            bank.add(name, bundle, replace=True, reuse=True)
+            registry.add(name, bundle, replace=True, reuse=True)
         searcher = Searcher(settings.indexes, hybrid=settings.hybrid)
-        searcher.check(bank.backbone.dim)
+        searcher.check(registry.backbone.dim)
         engine = Engine(
-            bank,
+            registry,
             settings=EngineSettings(
                 batch=BatchLimits(
                     batch_tokens=settings.batch_tokens,
@@ -90,7 +92,7 @@ class Runtime:
                 f"self-check failed: mixed vectors differ by {report.difference:.1e} from those "
                 "of single rows; try --layout padded, and please report this"
             )
-        self._bank, self._engine, self._searcher = bank, engine, searcher
+        self._bank, self._engine, self._searcher = registry, engine, searcher
         self._loaded.set()
 
     @property
@@ -104,7 +106,7 @@ class Runtime:
         return self.loaded and not self.draining
 
     @property
-    def bank(self) -> Bank:
+    def registry(self) -> TaskRegistry:
         """The tasks.
 
         Raises:

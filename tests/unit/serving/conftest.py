@@ -1,4 +1,4 @@
-"""A tiny backbone that belongs to the server, with its forward pass, bank and engine."""
+"""A tiny backbone that belongs to the server, with its forward pass, registry and engine."""
 
 import pytest
 
@@ -13,10 +13,10 @@ def served():
 
 
 @pytest.fixture
-def bank(served, tmp_path):
-    from dptdr.serving.tasks.registry import Bank
+def registry(served, tmp_path):
+    from dptdr.serving.tasks.registry import TaskRegistry
 
-    return Bank(served, state=tmp_path / "state")
+    return TaskRegistry(served, state=tmp_path / "state")
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def bundle(served, tmp_path):
 
 
 @pytest.fixture
-def engine(bank):
+def engine(registry):
     from dptdr.serving.engine.engine import Engine
 
-    with Engine(bank) as running:
+    with Engine(registry) as running:
         yield running

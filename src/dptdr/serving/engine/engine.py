@@ -29,20 +29,20 @@ from dptdr.serving.engine.requests import (
     Encoded,
     EngineSettings,
     PendingRequest,
-    TooLate,
+    RequestTimeout,
     TooManyTokens,
     Work,
 )
 from dptdr.serving.engine.selfcheck import compare, mixture
 from dptdr.serving.tasks.prompt_cache import TaskVersion
-from dptdr.serving.tasks.registry import Bank
+from dptdr.serving.tasks.registry import TaskRegistry
 
 
 class Engine:
-    """Encodes texts of all tasks of a bank.
+    """Encodes texts of all tasks of a registry.
 
     Args:
-        bank: The tasks.
+        registry: The tasks.
         settings: How to work.
         on_batch: Called after each batch, from the compute thread; must be quick.
         on_check: Called after each self-check.
@@ -50,14 +50,14 @@ class Engine:
 
     def __init__(
         self,
-        bank: Bank,
+        registry: TaskRegistry,
         *,
         settings: EngineSettings | None = None,
         on_batch: Callable[[BatchReport], None] | None = None,
         on_check: Callable[[CheckReport], None] | None = None,
     ) -> None:
-        self.bank = bank
-        self.forward = bank.forward
+        self.registry = registry
+        self.forward = registry.forward
         self.settings = settings or EngineSettings()
         self.on_batch = on_batch
         self.on_check = on_check
@@ -136,10 +136,10 @@ class Engine:
 
         Args:
             texts: At least one text.
-            version: The task's version, from :meth:`Bank.resolve`.
+            version: The task's version, from :meth:`TaskRegistry.resolve`.
             side: Query or passage.
             timeout_seconds: After this the answer is of no use; the request fails with
-                :class:`TooLate`.
+                :class:`RequestTimeout`.
 
         Returns:
             A future of the vectors.
@@ -171,9 +171,9 @@ class Engine:
     def encode(self, texts: Sequence[str], *, task: str, side: Side) -> Float[np.ndarray, "t dim"]:
         """Return the vectors of texts; waits. For scripts and tests."""
         if not texts:
-            return np.zeros((0, self.bank.backbone.dim), dtype=np.float32)
+            return np.zeros((0, self.registry.backbone.dim), dtype=np.float32)
         future = self.submit(
-            texts, version=self.bank.resolve(task), side=side, timeout_seconds=3600.0
+            texts, version=self.registry.resolve(task), side=side, timeout_seconds=3600.0
         )
         return future.result().vectors
 
@@ -251,7 +251,7 @@ class Engine:
     def _enqueue(self, request: PendingRequest, ids: list[list[int]]) -> None:
         request.texts = []
         request.tokens = [len(row) for row in ids]
-        request.vectors = np.empty((len(ids), self.bank.backbone.dim), dtype=np.float32)
+        request.vectors = np.empty((len(ids), self.registry.backbone.dim), dtype=np.float32)
         total = sum(request.tokens)
         waiting = [
             Waiting(
@@ -298,7 +298,7 @@ class Engine:
             for late in taken.expired:
                 self._fail(
                     late.payload.request,
-                    TooLate("the request's time ran out while it waited; try again later"),
+                    RequestTimeout("the request's time ran out while it waited; try again later"),
                 )
             if taken.batch:
                 self._compute([w.payload for w in taken.batch], waiting_tokens=waiting)
@@ -309,7 +309,9 @@ class Engine:
             work.request.began = began
         rows: list[Row] = []
         try:
-            rows = [Row(w.ids, self.bank.prompt(w.request.version, w.request.side)) for w in works]
+            rows = [
+                Row(w.ids, self.registry.prompt(w.request.version, w.request.side)) for w in works
+            ]
             vectors = self.forward.vectors(rows).float().cpu().numpy()
         except Exception as error:
             self._compute_apart(works, error)
@@ -385,7 +387,7 @@ class Engine:
         Returns:
             What came out.
         """
-        mixed = mixture(self.bank, texts, rows=rows, generator=self._random)
+        mixed = mixture(self.registry, texts, rows=rows, generator=self._random)
         return self._compare(mixed, self.forward.vectors(mixed).float().cpu().numpy())
 
     def _compare(self, rows: list[Row], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:

@@ -20,7 +20,7 @@ class Draining(ServingError):
     """The server is stopping, or has not started: it takes no new requests."""
 
 
-class TooLate(ServingError):
+class RequestTimeout(ServingError):
     """The request's time ran out before it could be computed."""
 
 

@@ -10,14 +10,16 @@ from jaxtyping import Float
 from dptdr.model.backbone import Side
 from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.engine.requests import CheckReport
-from dptdr.serving.tasks.registry import Bank
+from dptdr.serving.tasks.registry import TaskRegistry
 
 
-def mixture(bank: Bank, texts: Sequence[str], *, rows: int, generator: random.Random) -> list[Row]:
+def mixture(
+    registry: TaskRegistry, texts: Sequence[str], *, rows: int, generator: random.Random
+) -> list[Row]:
     """Return rows of random tasks, versions, sides and texts, the bare backbone among them.
 
     Args:
-        bank: The tasks.
+        registry: The tasks.
         texts: Some texts to take.
         rows: How many rows.
         generator: Decides everything.
@@ -25,8 +27,8 @@ def mixture(bank: Bank, texts: Sequence[str], *, rows: int, generator: random.Ra
     Returns:
         The rows.
     """
-    versions = [bank.bare]
-    tasks = list(bank.tasks().values())
+    versions = [registry.bare]
+    tasks = list(registry.tasks().values())
     for task in generator.sample(tasks, min(len(tasks), rows)):
         versions += list(task.versions.values())
     mixed = []
@@ -34,8 +36,8 @@ def mixture(bank: Bank, texts: Sequence[str], *, rows: int, generator: random.Ra
         version = versions[number % len(versions)]
         side: Side = generator.choice(("query", "passage"))
         limit = version.limits.of(side)
-        (ids,) = bank.forward.tokenize([generator.choice(texts)], side=side, max_tokens=limit)
-        mixed.append(Row(ids, bank.prompt(version, side)))
+        (ids,) = registry.forward.tokenize([generator.choice(texts)], side=side, max_tokens=limit)
+        mixed.append(Row(ids, registry.prompt(version, side)))
     return mixed
 
 

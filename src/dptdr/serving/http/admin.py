@@ -23,12 +23,12 @@ async def tasks(request: Request) -> Response:
     runtime = runtime_of(request)
     found = [
         describe(name, task, runtime)
-        for name, task in sorted(runtime.bank.tasks().items())
+        for name, task in sorted(runtime.registry.tasks().items())
         if key.reaches(name)
     ]
     broken = {
         name: why
-        for name, why in runtime.bank.broken.items()
+        for name, why in runtime.registry.broken.items()
         if key.reaches(name.partition("@")[0]) and "administer" in key.scopes
     }
     return json_response({"tasks": found, "broken": broken})
@@ -59,7 +59,9 @@ async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace
 
     def work() -> None:
         bundle = allowed_bundle(body.bundle, folder=runtime.settings.tasks_folder)
-        runtime.bank.add(task, bundle, version=body.version, default=body.default, replace=replace)
+        runtime.registry.add(
+            task, bundle, version=body.version, default=body.default, replace=replace
+        )
 
     await run_in_threadpool(work)
     request.scope["dptdr_facts"]["task"] = task
@@ -70,8 +72,8 @@ async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace
 async def remove(task: str, request: Request, version: str | None = None) -> Response:
     """Remove a task, or one version of it; requests that run finish with what they hold."""
     demand(request, "administer", task)
-    bank = runtime_of(request).bank
-    await run_in_threadpool(bank.remove, task, version=version)
+    registry = runtime_of(request).registry
+    await run_in_threadpool(registry.remove, task, version=version)
     return Response(status_code=204)
 
 
@@ -80,7 +82,7 @@ async def rollback(task: str, request: Request) -> Response:
     """Let the task's name mean its former default version again."""
     demand(request, "administer", task)
     runtime = runtime_of(request)
-    await run_in_threadpool(runtime.bank.rollback, task)
+    await run_in_threadpool(runtime.registry.rollback, task)
     return _described(task, runtime)
 
 
@@ -89,7 +91,7 @@ async def set_default(task: str, body: schemas.DefaultVersion, request: Request)
     """Let the task's name mean another version."""
     demand(request, "administer", task)
     runtime = runtime_of(request)
-    await run_in_threadpool(runtime.bank.set_default, task, body.version)
+    await run_in_threadpool(runtime.registry.set_default, task, body.version)
     return _described(task, runtime)
 
 
@@ -102,7 +104,7 @@ async def self_check(request: Request) -> Response:
 
 
 def _described(task: str, runtime: Runtime, *, status: int = 200) -> Response:
-    found = runtime.bank.tasks().get(task)
+    found = runtime.registry.tasks().get(task)
     if found is None:
         raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
     return json_response(describe(task, found, runtime), status=status)

@@ -11,7 +11,7 @@ import dptdr
 from dptdr.errors import DptdrError
 from dptdr.serving.http import admin, routes
 from dptdr.serving.http import errors as problems
-from dptdr.serving.http.dependencies import HungUp
+from dptdr.serving.http.dependencies import ClientDisconnected
 from dptdr.serving.http.middleware import Surroundings, make_logger
 from dptdr.serving.runtime import Runtime
 
@@ -53,7 +53,7 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(admin.router)
     problems.install(app)
-    app.add_exception_handler(HungUp, routes.hung_up)
+    app.add_exception_handler(ClientDisconnected, routes.hung_up)
     app.add_middleware(
         Surroundings,
         metrics=runtime.metrics,
@@ -76,8 +76,8 @@ def _load(runtime: Runtime, log: Any) -> None:
         return
     log.info(
         "ready",
-        backbone=runtime.bank.backbone.name,
-        layout=runtime.bank.forward.layout,
-        tasks=len(runtime.bank.tasks()),
-        broken=len(runtime.bank.broken),
+        backbone=runtime.registry.backbone.name,
+        layout=runtime.registry.forward.layout,
+        tasks=len(runtime.registry.tasks()),
+        broken=len(runtime.registry.broken),
     )

@@ -13,11 +13,11 @@ Scope = Literal["use", "administer"]
 SCOPES: tuple[Scope, ...] = ("use", "administer")
 
 
-class NoKey(ServingError):
+class Unauthorized(ServingError):
     """The request carries no key, or one that is not known."""
 
 
-class NotAllowed(ServingError):
+class Forbidden(ServingError):
     """The key does not reach that far."""
 
 
@@ -45,12 +45,12 @@ class Key:
             task: With which task, where one is concerned.
 
         Raises:
-            NotAllowed: If the key does not reach that far.
+            Forbidden: If the key does not reach that far.
         """
         if scope not in self.scopes:
-            raise NotAllowed(f"the key '{self.name}' has no scope '{scope}'")
+            raise Forbidden(f"the key '{self.name}' has no scope '{scope}'")
         if task is not None and not self.reaches(task):
-            raise NotAllowed(f"the key '{self.name}' does not reach task '{task}'")
+            raise Forbidden(f"the key '{self.name}' does not reach task '{task}'")
 
     def reaches(self, task: str) -> bool:
         """Say whether the key may touch a task."""
@@ -91,16 +91,18 @@ class Keyring:
             The key's rights.
 
         Raises:
-            NoKey: If a key is needed and this is none.
+            Unauthorized: If a key is needed and this is none.
         """
         if self._keys is None:
             return self._anyone
         if not secret:
-            raise NoKey("expected an API key: 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+            raise Unauthorized(
+                "expected an API key: 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            )
         # Looked up by hash: how long it takes says nothing about the key.
         found = self._keys.get(hash_key(secret))
         if found is None:
-            raise NoKey("the API key is not known")
+            raise Unauthorized("the API key is not known")
         return found
 
     @classmethod

@@ -17,7 +17,7 @@ from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import BARE
 
 
-class HungUp(Exception):
+class ClientDisconnected(Exception):
     """The client went away; nobody reads an answer."""
 
 
@@ -45,7 +45,7 @@ def key_of(request: Request) -> Key:
     """Return what the request's key allows.
 
     Raises:
-        NoKey: If a key is needed and there is none.
+        Unauthorized: If a key is needed and there is none.
     """
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     given = secret.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
@@ -58,8 +58,8 @@ def demand(request: Request, scope: Scope, task: str | None = None) -> Key:
     """Return the request's key if it allows something.
 
     Raises:
-        NoKey: If a key is needed and there is none.
-        NotAllowed: If it does not reach that far.
+        Unauthorized: If a key is needed and there is none.
+        Forbidden: If it does not reach that far.
     """
     key = key_of(request)
     key.demand(scope, task)
@@ -88,7 +88,7 @@ def asked(request: Request, model: str, *, side: Side | None = None) -> Asked:
         )
     meant: Side = side or ("passage" if word == "passage" else "query")
     key = demand(request, "use", name.partition("@")[0])
-    version = runtime.bank.resolve(name)
+    version = runtime.registry.resolve(name)
     settings = runtime.settings
     own = key.requests_per_second
     runtime.rates.take(
@@ -142,7 +142,7 @@ async def encode(request: Request, what: Asked, texts: list[str]) -> Encoded:
 
     Raises:
         DptdrError: If the queue is full, the time runs out or a text cannot be encoded.
-        HungUp: If the client went away.
+        ClientDisconnected: If the client went away.
     """
     runtime = runtime_of(request)
     future = runtime.engine.submit(
@@ -158,7 +158,7 @@ async def encode(request: Request, what: Asked, texts: list[str]) -> Encoded:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             answer.cancel()
-            raise HungUp
+            raise ClientDisconnected
         encoded = answer.result()
     finally:
         gone.cancel()

@@ -18,9 +18,9 @@ from dptdr.errors import (
     WrongPrompt,
 )
 from dptdr.serving.engine.batching import QueueFull
-from dptdr.serving.engine.requests import Draining, TooLate, TooManyTokens
-from dptdr.serving.http.auth import NoKey, NotAllowed
-from dptdr.serving.http.rates import TooMany
+from dptdr.serving.engine.requests import Draining, RequestTimeout, TooManyTokens
+from dptdr.serving.http.auth import Forbidden, Unauthorized
+from dptdr.serving.http.rates import RateLimited
 from dptdr.serving.http.responses import json_response
 from dptdr.serving.tasks.registry import TaskExists, UnknownTask
 
@@ -31,8 +31,8 @@ class Invalid(ServingError):
 
 # First match counts: special ones before general ones.
 STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
-    (NoKey, 401, "no_key"),
-    (NotAllowed, 403, "not_allowed"),
+    (Unauthorized, 401, "no_key"),
+    (Forbidden, 403, "not_allowed"),
     (UnknownTask, 404, "unknown_task"),
     (TaskExists, 409, "task_exists"),
     (WrongBackbone, 409, "wrong_backbone"),
@@ -42,9 +42,9 @@ STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (Invalid, 422, "invalid"),
     (TooManyTokens, 422, "too_many_tokens"),
     (QueueFull, 429, "queue_full"),
-    (TooMany, 429, "rate"),
+    (RateLimited, 429, "rate"),
     (Draining, 503, "not_ready"),
-    (TooLate, 504, "too_late"),
+    (RequestTimeout, 504, "too_late"),
     (VectorsError, 409, "index"),
     (ServingError, 409, "refused"),
     (DptdrError, 422, "refused"),

@@ -7,7 +7,7 @@ from time import monotonic
 from dptdr.errors import ServingError
 
 
-class TooMany(ServingError):
+class RateLimited(ServingError):
     """Requests come faster than allowed.
 
     Args:
@@ -43,7 +43,7 @@ class Rates:
             what: Names the rate in the message.
 
         Raises:
-            TooMany: If the bucket is empty.
+            RateLimited: If the bucket is empty.
         """
         if per_second <= 0:
             return
@@ -53,7 +53,7 @@ class Rates:
             left = min(float(self.burst), left + (now - then) * per_second)
             if left < 1.0:
                 self._buckets[who] = (left, now)
-                raise TooMany(
+                raise RateLimited(
                     f"{what} may make {per_second:g} requests per second; slow down",
                     retry_after_seconds=(1.0 - left) / per_second,
                 )

@@ -11,7 +11,7 @@ import dptdr
 from dptdr.search.vectors.documents import Filter
 from dptdr.serving.http import schemas
 from dptdr.serving.http.dependencies import (
-    HungUp,
+    ClientDisconnected,
     asked,
     checked_texts,
     demand,
@@ -73,20 +73,20 @@ async def info(request: Request) -> Response:
     """Say what this server is, as text-embeddings-inference does."""
     runtime = runtime_of(request)
     key = demand(request, "use")
-    bank, settings = runtime.bank, runtime.settings
+    registry, settings = runtime.registry, runtime.settings
     return json_response(
         {
-            "model_id": bank.backbone.name,
-            "model_sha": bank.backbone.fingerprint,
+            "model_id": registry.backbone.name,
+            "model_sha": registry.backbone.fingerprint,
             "model_dtype": "float32",
-            "max_input_length": bank.bare.limits.max_passage_tokens,
+            "max_input_length": registry.bare.limits.max_passage_tokens,
             "max_batch_tokens": settings.batch_tokens,
             "max_client_batch_size": settings.max_texts,
             "max_request_tokens": settings.max_tokens,
             "max_concurrent_tokens": settings.queue_tokens,
-            "dim": bank.backbone.dim,
-            "layout": bank.forward.layout,
-            "tasks": sum(key.reaches(name) for name in bank.tasks()),
+            "dim": registry.backbone.dim,
+            "layout": registry.forward.layout,
+            "tasks": sum(key.reaches(name) for name in registry.tasks()),
             "indexes": [served.name for served in runtime.searcher.indexes],
             "hybrid": settings.hybrid,
             "keys": not runtime.keyring.open,
@@ -100,9 +100,9 @@ async def metrics(request: Request) -> Response:
     """Return Prometheus metrics, of all workers together."""
     runtime = runtime_of(request)
     demand(request, "use")
-    bank = runtime.bank
-    runtime.metrics.tasks.set(len(bank.tasks()))
-    runtime.metrics.prompt_bytes.set(bank.hot.bytes)
+    registry = runtime.registry
+    runtime.metrics.tasks.set(len(registry.tasks()))
+    runtime.metrics.prompt_bytes.set(registry.hot.bytes)
     runtime.metrics.queue_tokens.set(runtime.engine.waiting_tokens)
     text = await run_in_threadpool(runtime.metrics.text)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -112,7 +112,7 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """List the tasks as OpenAI lists models."""
     key = key_of(request)
-    names = [BARE, *sorted(runtime_of(request).bank.tasks())]
+    names = [BARE, *sorted(runtime_of(request).registry.tasks())]
     data = [
         {"id": name, "object": "model", "created": 0, "owned_by": "dptdr"}
         for name in names
@@ -161,7 +161,7 @@ async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
 
 
 def _refuse_long(request: Request, texts: list[str], *, limit: int) -> None:
-    forward = runtime_of(request).bank.forward
+    forward = runtime_of(request).registry.forward
     for number, text in enumerate(texts):
         # One token more than allowed is enough to know.
         tokens = len(forward.tokenize([text], side="query", max_tokens=limit + 1)[0])
@@ -218,5 +218,5 @@ def _filters(given: list[str]) -> list[Filter]:
 
 async def hung_up(request: Request, error: Exception) -> Response:
     """Return what nobody will read, for the log."""
-    assert isinstance(error, HungUp)
+    assert isinstance(error, ClientDisconnected)
     return problem(499, "hung_up", "the client went away", request=request)

@@ -15,7 +15,7 @@ from dptdr.records import Hit, Run
 from dptdr.search.indexes.exact import exact_top_k
 from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.onnx.forward import OnnxForward
-from dptdr.serving.tasks.registry import BARE, Bank
+from dptdr.serving.tasks.registry import BARE, TaskRegistry
 
 _BATCH_TOKENS = 4096
 
@@ -31,7 +31,7 @@ def ndcg_of(
         task: A task; none: the bare backbone.
         data: BEIR folder.
         split: Which judged queries.
-        state: A folder for the bank.
+        state: A folder for the registry.
 
     Returns:
         ``torch`` and ``int8``, each with its nDCG@10.
@@ -55,15 +55,15 @@ def ndcg_of(
 def _ndcg(
     forward: Forward, folder: BeirFolder, *, task: Path | None, split: str, state: Path
 ) -> float:
-    bank = Bank(forward, state=state)
+    registry = TaskRegistry(forward, state=state)
     if task is not None:
-        bank.add("task", task)
+        registry.add("task", task)
     name = BARE if task is None else "task"
     qrels = folder.qrels(split)
     queries = [query for query in folder.queries() if query.id in qrels]
     passages = list(folder.passages())
-    asked = _encode(bank, name, [query.text for query in queries], side="query")
-    stored = _encode(bank, name, [passage.content for passage in passages], side="passage")
+    asked = _encode(registry, name, [query.text for query in queries], side="query")
+    stored = _encode(registry, name, [passage.content for passage in passages], side="passage")
     scores, rows = exact_top_k(asked, stored, depth=10)
     run: Run = {
         query.id: [Hit(passages[row].id, float(score)) for score, row in zip(s, r, strict=True)]
@@ -73,12 +73,12 @@ def _ndcg(
 
 
 def _encode(
-    bank: Bank, name: str, texts: Sequence[str], *, side: Side
+    registry: TaskRegistry, name: str, texts: Sequence[str], *, side: Side
 ) -> Float[np.ndarray, "texts dim"]:
-    version = bank.resolve(name)
-    forward = bank.forward
+    version = registry.resolve(name)
+    forward = registry.forward
     ids = forward.tokenize(texts, side=side, max_tokens=version.limits.of(side))
-    prompt = bank.prompt(version, side)
+    prompt = registry.prompt(version, side)
     vectors = np.empty((len(texts), forward.backbone.dim), dtype=np.float32)
     lengths = [len(row) for row in ids]
     for batch in length_sorted_batches(lengths, token_budget=_BATCH_TOKENS, most_texts=64):

@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TaskRecord:
     """One task of the catalogue.
 
     Args:
@@ -42,23 +42,25 @@ class Entry:
     versions: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
 
-    def with_version(self, version: str, *, key: str, default: bool) -> "Entry":
+    def with_version(self, version: str, *, key: str, default: bool) -> "TaskRecord":
         """Return the entry with one version more."""
         moved = default and version != self.default
-        return Entry(
+        return TaskRecord(
             default=version if default else self.default,
             history=(*self.history, self.default) if moved else self.history,
             versions={**self.versions, version: key},
             added={**self.added, version: datetime.now(UTC).isoformat(timespec="seconds")},
         )
 
-    def with_default(self, version: str, *, history: tuple[str, ...]) -> "Entry":
+    def with_default(self, version: str, *, history: tuple[str, ...]) -> "TaskRecord":
         """Return the entry with another default."""
-        return Entry(default=version, history=history, versions=self.versions, added=self.added)
+        return TaskRecord(
+            default=version, history=history, versions=self.versions, added=self.added
+        )
 
-    def without(self, version: str) -> "Entry":
+    def without(self, version: str) -> "TaskRecord":
         """Return the entry with one version less."""
-        return Entry(
+        return TaskRecord(
             default=self.default,
             history=tuple(v for v in self.history if v != version),
             versions={v: key for v, key in self.versions.items() if v != version},
@@ -86,7 +88,7 @@ class Catalogue:
             return (0, 0, 0)
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
-    def read(self) -> dict[str, Entry]:
+    def read(self) -> dict[str, TaskRecord]:
         """Return all tasks.
 
         Raises:
@@ -103,7 +105,7 @@ class Catalogue:
                     f"{version!r}; start with another state folder"
                 )
             return {
-                name: Entry(
+                name: TaskRecord(
                     default=entry["default"],
                     history=tuple(entry["history"]),
                     versions=dict(entry["versions"]),
@@ -118,7 +120,7 @@ class Catalogue:
             ) from None
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[dict[str, Entry]]:
+    def changing(self) -> Iterator[dict[str, TaskRecord]]:
         """Hold the lock, give all tasks to change, and write them when the block ends well.
 
         Yields:
@@ -136,7 +138,7 @@ class Catalogue:
             for key in was - used:
                 shutil.rmtree(self.bundle(key), ignore_errors=True)
 
-    def _write(self, tasks: dict[str, Entry]) -> None:
+    def _write(self, tasks: dict[str, TaskRecord]) -> None:
         values: dict[str, Any] = {
             name: {
                 "default": entry.default,

@@ -83,7 +83,7 @@ class TaskVersion:
         return f"{self.task}@{self.version}"
 
 
-class HotPrompts:
+class PromptCache:
     """Prompts in memory, least recently used out, within a budget of bytes.
 
     Args:

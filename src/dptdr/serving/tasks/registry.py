@@ -1,6 +1,6 @@
-"""The bank: prompts of all tasks on one backbone, changed while requests run.
+"""The registry: prompts of all tasks on one backbone, changed while requests run.
 
-A request asks the bank once and keeps what it got: a :class:`TaskVersion` never changes, so no
+A request asks the registry once and keeps what it got: a :class:`TaskVersion` never changes, so no
 request sees half of an exchange. Everything is verified before it becomes visible.
 """
 
@@ -19,8 +19,8 @@ from dptdr.model.bundle import read_manifest
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.serving.engine.forward import Forward
 from dptdr.serving.packing import PromptRows
-from dptdr.serving.tasks.catalogue import Catalogue, Entry, bundle_key
-from dptdr.serving.tasks.prompt_cache import HotPrompts, PromptFile, TaskVersion
+from dptdr.serving.tasks.catalogue import Catalogue, TaskRecord, bundle_key
+from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersion
 from dptdr.serving.tasks.validation import Verifier, deep_prompt_config
 
 BARE = "backbone"
@@ -42,11 +42,11 @@ class TaskExists(ServingError):
 class Task:
     """A task with its versions."""
 
-    entry: Entry
+    entry: TaskRecord
     versions: Mapping[str, TaskVersion] = field(default_factory=dict)
 
 
-class Bank:
+class TaskRegistry:
     """Tasks of one backbone: look up, add, replace, remove, roll back.
 
     Args:
@@ -59,7 +59,7 @@ class Bank:
         self.forward = forward
         self.backbone: Backbone = forward.backbone
         parameter: Tensor = next(self.backbone.model.parameters())
-        self.hot = HotPrompts(budget_bytes, device=parameter.device, dtype=parameter.dtype)
+        self.hot = PromptCache(budget_bytes, device=parameter.device, dtype=parameter.dtype)
         self.verifier = Verifier(forward, self.hot)
         self.catalogue = Catalogue(state)
         bare = Encoder(self.backbone)
@@ -157,7 +157,7 @@ class Bank:
             # Another worker may have been quicker.
             same = self._same(tasks, task, key) if reuse else None
             named = same or self._check_free(tasks, task, version, replace=replace)
-            entry = tasks.get(task, Entry(default=named))
+            entry = tasks.get(task, TaskRecord(default=named))
             if same is None:
                 first = default or not entry.versions
                 tasks[task] = entry.with_version(named, key=key, default=first)
@@ -241,7 +241,7 @@ class Bank:
         return self.resolve(task)
 
     @staticmethod
-    def _entry(tasks: Mapping[str, Entry], task: str, version: str | None) -> Entry:
+    def _entry(tasks: Mapping[str, TaskRecord], task: str, version: str | None) -> TaskRecord:
         entry = tasks.get(task)
         if entry is None:
             raise UnknownTask(f"unknown task '{task}'")
@@ -273,7 +273,7 @@ class Bank:
         if gone:
             self.hot.forget(gone)
 
-    def _versions(self, name: str, entry: Entry, known: Task | None) -> dict[str, TaskVersion]:
+    def _versions(self, name: str, entry: TaskRecord, known: Task | None) -> dict[str, TaskVersion]:
         versions = {}
         for version, key in entry.versions.items():
             old = None if known is None else known.versions.get(version)
@@ -287,7 +287,7 @@ class Bank:
                 self.broken[f"{name}@{version}"] = str(error)
         return versions
 
-    def _open(self, task: str, version: str, key: str, entry: Entry) -> TaskVersion:
+    def _open(self, task: str, version: str, key: str, entry: TaskRecord) -> TaskVersion:
         folder = self.catalogue.bundle(key)
         manifest = read_manifest(folder)
         self.verifier.check_backbone(manifest, folder)

@@ -16,7 +16,7 @@ from dptdr.model.bundle import TaskManifest, load_task, read_manifest
 from dptdr.model.encoder import Encoder
 from dptdr.model.prompt import check_rows
 from dptdr.serving.engine.forward import Forward, Row
-from dptdr.serving.tasks.prompt_cache import HotPrompts, PromptFile
+from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile
 
 _NO_EFFECT = 1e-7
 _PROBE_TEXT = "side effects"
@@ -30,7 +30,7 @@ class Verifier:
         hot: How rows are laid out for it.
     """
 
-    def __init__(self, forward: Forward, hot: HotPrompts) -> None:
+    def __init__(self, forward: Forward, hot: PromptCache) -> None:
         self.forward = forward
         self.backbone = forward.backbone
         self.hot = hot

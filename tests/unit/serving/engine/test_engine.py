@@ -10,23 +10,23 @@ from dptdr.model.bundle import load_task
 from dptdr.serving.engine.batching import BatchLimits, QueueFull
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.forward import Forward
-from dptdr.serving.engine.requests import Draining, EngineSettings, TooLate
+from dptdr.serving.engine.requests import Draining, EngineSettings, RequestTimeout
 from helpers.serving import Held, sentence, wait_for, write_bundle
 from helpers.tiny import tiny_backbone
 
 
-def test_encode_each_task_and_side_equals_its_encoder(engine, bank, bundle):
+def test_encode_each_task_and_side_equals_its_encoder(engine, registry, bundle):
     texts = [sentence(n, seed=n) for n in (3, 30, 1, 12, 12)]
     expected = {}
     for seed, sharing in enumerate(("tied", "untied", "query-only")):
         path = bundle(f"t{seed}", seed=seed, sharing=sharing, prompt_length=3 + seed)
-        bank.add(f"t{seed}", path)
+        registry.add(f"t{seed}", path)
         encoder = load_task(path, backbone=tiny_backbone("bert"))
         expected[f"t{seed}", "query"] = encoder.encode_queries(texts)
         expected[f"t{seed}", "passage"] = encoder.encode_passages(texts)
 
     futures = {
-        (task, side): engine.submit(texts, version=bank.resolve(task), side=side)
+        (task, side): engine.submit(texts, version=registry.resolve(task), side=side)
         for task, side in expected
     }
 
@@ -34,8 +34,8 @@ def test_encode_each_task_and_side_equals_its_encoder(engine, bank, bundle):
         np.testing.assert_allclose(future.result(30).vectors, expected[key], atol=2e-5)
 
 
-def test_submit_says_tokens_and_times(engine, bank):
-    done = engine.submit(["the cat", "red"], version=bank.bare, side="query").result(30)
+def test_submit_says_tokens_and_times(engine, registry):
+    done = engine.submit(["the cat", "red"], version=registry.bare, side="query").result(30)
 
     assert done.tokens == [4, 3]
     assert 0 <= done.waited_seconds <= done.seconds < 30
@@ -57,9 +57,9 @@ def test_encode_odd_texts_get_vectors(engine):
     assert engine.encode([], task="backbone", side="query").shape == (0, 32)
 
 
-def test_encode_many_threads_get_their_own_vectors(engine, bank, bundle):
+def test_encode_many_threads_get_their_own_vectors(engine, registry, bundle):
     for seed in range(4):
-        bank.add(f"t{seed}", bundle(f"t{seed}", seed=seed))
+        registry.add(f"t{seed}", bundle(f"t{seed}", seed=seed))
     names = ["backbone", "t0", "t1", "t2", "t3"]
     texts = [[sentence(1 + (7 * i + j) % 20, seed=i + j) for j in range(5)] for i in range(20)]
     alone = {
@@ -88,15 +88,15 @@ def small_batches(**limits):
     return EngineSettings(batch=BatchLimits(batch_tokens=8, **limits))
 
 
-def test_submit_a_full_queue_refuses_and_says_when_to_come_back(bank):
+def test_submit_a_full_queue_refuses_and_says_when_to_come_back(registry):
     settings = small_batches(queue_tokens=60, tokens_per_second=10.0)
-    with Engine(bank, settings=settings) as engine, Held(engine) as held:
-        taken = [engine.submit([sentence(9)], version=bank.bare, side="query")]
+    with Engine(registry, settings=settings) as engine, Held(engine) as held:
+        taken = [engine.submit([sentence(9)], version=registry.bare, side="query")]
         held.entered.wait(60)
 
         def fill():
             for _ in range(20):
-                taken.append(engine.submit([sentence(9)], version=bank.bare, side="query"))
+                taken.append(engine.submit([sentence(9)], version=registry.bare, side="query"))
 
         with pytest.raises(QueueFull, match="tokens wait already") as caught:
             fill()
@@ -108,30 +108,30 @@ def test_submit_a_full_queue_refuses_and_says_when_to_come_back(bank):
             assert future.result(60).vectors.shape == (1, 32)
 
 
-def test_submit_what_waits_too_long_fails_alone(bank):
+def test_submit_what_waits_too_long_fails_alone(registry):
     settings = small_batches(tokens_per_second=1e6)
-    with Engine(bank, settings=settings) as engine, Held(engine) as held:
-        first = engine.submit([sentence(9)], version=bank.bare, side="query")
+    with Engine(registry, settings=settings) as engine, Held(engine) as held:
+        first = engine.submit([sentence(9)], version=registry.bare, side="query")
         held.entered.wait(60)
         late = engine.submit(
-            [sentence(9)] * 3, version=bank.bare, side="query", timeout_seconds=0.01
+            [sentence(9)] * 3, version=registry.bare, side="query", timeout_seconds=0.01
         )
-        other = engine.submit([sentence(9)], version=bank.bare, side="query")
+        other = engine.submit([sentence(9)], version=registry.bare, side="query")
         wait_for(lambda: engine.waiting_tokens >= 40)
         time.sleep(0.02)
         held.release.set()
 
-        with pytest.raises(TooLate, match="time ran out"):
+        with pytest.raises(RequestTimeout, match="time ran out"):
             late.result(60)
         assert first.result(60).vectors.shape == (1, 32)
         assert other.result(60).vectors.shape == (1, 32)
 
 
-def test_cancel_a_request_leaves_the_queue_at_once(bank):
-    with Engine(bank, settings=small_batches()) as engine, Held(engine) as held:
-        first = engine.submit([sentence(9)], version=bank.bare, side="query")
+def test_cancel_a_request_leaves_the_queue_at_once(registry):
+    with Engine(registry, settings=small_batches()) as engine, Held(engine) as held:
+        first = engine.submit([sentence(9)], version=registry.bare, side="query")
         held.entered.wait(60)
-        given_up = engine.submit([sentence(9)] * 50, version=bank.bare, side="query")
+        given_up = engine.submit([sentence(9)] * 50, version=registry.bare, side="query")
         wait_for(lambda: engine.waiting_tokens == 550)
 
         assert given_up.cancel()
@@ -141,27 +141,31 @@ def test_cancel_a_request_leaves_the_queue_at_once(bank):
         assert first.result(60).vectors.shape == (1, 32)
 
 
-def test_stop_finishes_what_was_taken_and_refuses_what_comes(bank):
-    engine = Engine(bank, settings=small_batches()).start()
+def test_stop_finishes_what_was_taken_and_refuses_what_comes(registry):
+    engine = Engine(registry, settings=small_batches()).start()
     with Held(engine) as held:
-        futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(5)]
+        futures = [
+            engine.submit([sentence(9)], version=registry.bare, side="query") for _ in range(5)
+        ]
         held.entered.wait(60)
         stopping = threading.Thread(target=engine.stop)
         stopping.start()
         wait_for(lambda: not engine.ready)
 
         with pytest.raises(Draining, match="starting or stopping"):
-            engine.submit(["late"], version=bank.bare, side="query")
+            engine.submit(["late"], version=registry.bare, side="query")
 
         held.release.set()
         stopping.join(60)
     assert all(future.done() and future.result().vectors.shape == (1, 32) for future in futures)
 
 
-def test_stop_after_its_time_fails_what_is_left(bank):
-    engine = Engine(bank, settings=small_batches()).start()
+def test_stop_after_its_time_fails_what_is_left(registry):
+    engine = Engine(registry, settings=small_batches()).start()
     with Held(engine) as held:
-        futures = [engine.submit([sentence(9)], version=bank.bare, side="query") for _ in range(9)]
+        futures = [
+            engine.submit([sentence(9)], version=registry.bare, side="query") for _ in range(9)
+        ]
         held.entered.wait(60)
 
         threading.Timer(0.5, held.release.set).start()
@@ -171,13 +175,13 @@ def test_stop_after_its_time_fails_what_is_left(bank):
             futures[-1].result(1)
 
 
-def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, bank, bundle):
-    bank.add("shifted", bundle("s", position="shifted", prompt_length=30))
-    with Engine(bank) as engine:
+def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, registry, bundle):
+    registry.add("shifted", bundle("s", position="shifted", prompt_length=30))
+    with Engine(registry) as engine:
         long, short = sentence(62), sentence(3)
-        bad = engine.submit([long], version=bank.resolve("shifted"), side="query")
-        good = engine.submit([short], version=bank.resolve("shifted"), side="query")
-        bare = engine.submit([long], version=bank.bare, side="query")
+        bad = engine.submit([long], version=registry.resolve("shifted"), side="query")
+        good = engine.submit([short], version=registry.resolve("shifted"), side="query")
+        bare = engine.submit([long], version=registry.bare, side="query")
 
         with pytest.raises(Exception, match="needs position"):
             bad.result(30)
@@ -185,14 +189,14 @@ def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, bank, bundle):
         assert np.isfinite(bare.result(30).vectors).all()
 
 
-def test_submit_no_text_is_a_mistake_of_the_caller(engine, bank):
+def test_submit_no_text_is_a_mistake_of_the_caller(engine, registry):
     with pytest.raises(ValueError, match="at least one text"):
-        engine.submit([], version=bank.bare, side="query")
+        engine.submit([], version=registry.bare, side="query")
 
 
-def test_check_passes_on_mixtures_of_all_tasks(engine, bank, bundle):
+def test_check_passes_on_mixtures_of_all_tasks(engine, registry, bundle):
     for seed in range(5):
-        bank.add(f"t{seed}", bundle(f"t{seed}", seed=seed, sharing="untied"))
+        registry.add(f"t{seed}", bundle(f"t{seed}", seed=seed, sharing="untied"))
 
     report = engine.check([sentence(n, seed=n) for n in (2, 5, 20)], rows=30)
 
@@ -202,11 +206,11 @@ def test_check_passes_on_mixtures_of_all_tasks(engine, bank, bundle):
 
 
 @pytest.mark.parametrize("fault", ["wrong", "broken"])
-def test_check_notices_a_wrong_vector_and_survives_its_own_failure(bank, bundle, fault):
-    bank.add("medical", bundle())
+def test_check_notices_a_wrong_vector_and_survives_its_own_failure(registry, bundle, fault):
+    registry.add("medical", bundle())
     seen = []
     settings = EngineSettings(check_every=1)
-    with Engine(bank, settings=settings, on_check=seen.append) as engine:
+    with Engine(registry, settings=settings, on_check=seen.append) as engine:
         engine.encode(["the red boat"], task="medical", side="query")
         real = engine.forward
         engine.forward = copy.copy(real)
@@ -225,10 +229,10 @@ def test_check_notices_a_wrong_vector_and_survives_its_own_failure(bank, bundle,
     assert np.isfinite(made).all()
 
 
-def test_on_batch_reports_what_was_in_it(bank, bundle):
-    bank.add("medical", bundle())
+def test_on_batch_reports_what_was_in_it(registry, bundle):
+    registry.add("medical", bundle())
     seen = []
-    with Engine(bank, on_batch=seen.append) as engine:
+    with Engine(registry, on_batch=seen.append) as engine:
         engine.encode(["the red boat", "a dog"], task="medical", side="query")
         engine.stop()
 
@@ -237,14 +241,14 @@ def test_on_batch_reports_what_was_in_it(bank, bundle):
     assert all(report.tasks == 1 for report in seen)
 
 
-def test_tasks_change_while_requests_run_and_every_vector_is_one_version(bank, tmp_path):
-    backbone = bank.backbone
+def test_tasks_change_while_requests_run_and_every_vector_is_one_version(registry, tmp_path):
+    backbone = registry.backbone
     text = [sentence(8)]
     paths = [write_bundle(tmp_path / f"b{seed}", backbone, seed=seed) for seed in range(3)]
     expected = [
         load_task(path, backbone=tiny_backbone("bert")).encode_queries(text)[0] for path in paths
     ]
-    bank.add("medical", paths[0])
+    registry.add("medical", paths[0])
     stop = threading.Event()
     wrong, errors, answered = [], [], [0]
 
@@ -259,15 +263,15 @@ def test_tasks_change_while_requests_run_and_every_vector_is_one_version(bank, t
             if not any(np.allclose(made, one, atol=2e-5) for one in expected):
                 wrong.append(made)
 
-    with Engine(bank) as engine:
+    with Engine(registry) as engine:
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
         for round_number in range(12):
-            bank.add("medical", paths[round_number % 3], replace=True)
+            registry.add("medical", paths[round_number % 3], replace=True)
             if round_number > 1:
-                bank.remove("medical", version=str(round_number - 1))
-            bank.rollback("medical") if round_number % 4 == 3 else None
+                registry.remove("medical", version=str(round_number - 1))
+            registry.rollback("medical") if round_number % 4 == 3 else None
         stop.set()
         for thread in threads:
             thread.join()
@@ -277,15 +281,15 @@ def test_tasks_change_while_requests_run_and_every_vector_is_one_version(bank, t
 
 
 def test_engine_works_padded(tmp_path):
-    from dptdr.serving.tasks.registry import Bank
+    from dptdr.serving.tasks.registry import TaskRegistry
 
     backbone = tiny_backbone("mpnet")
-    bank = Bank(Forward(backbone), state=tmp_path / "state")
+    registry = TaskRegistry(Forward(backbone), state=tmp_path / "state")
     path = write_bundle(tmp_path / "b", backbone)
-    bank.add("medical", path)
+    registry.add("medical", path)
     texts = [sentence(n, seed=n) for n in (3, 9, 1)]
 
-    with Engine(bank) as engine:
+    with Engine(registry) as engine:
         made = engine.encode(texts, task="medical", side="query")
 
     expected = load_task(path, backbone=backbone).encode_queries(texts)

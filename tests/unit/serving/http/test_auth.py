@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from dptdr.errors import ConfigError
-from dptdr.serving.http.auth import Keyring, NoKey, NotAllowed, hash_key
+from dptdr.serving.http.auth import Forbidden, Keyring, Unauthorized, hash_key
 
 GOOD = f"""
 [[key]]
@@ -33,7 +33,7 @@ def test_find_knows_keys_by_their_hash(keyring):
     assert keyring.find("root").name == "operator"
     assert not keyring.open
     for wrong in (None, "", "open sesam", hash_key("root")):
-        with pytest.raises(NoKey):
+        with pytest.raises(Unauthorized):
             keyring.find(wrong)
 
 
@@ -42,9 +42,9 @@ def test_demand_scopes_and_tasks(keyring):
 
     key.demand("use", "medical-a")
     key.demand("use", "law")
-    with pytest.raises(NotAllowed, match="'search-team' does not reach task 'backbone'"):
+    with pytest.raises(Forbidden, match="'search-team' does not reach task 'backbone'"):
         key.demand("use", "backbone")
-    with pytest.raises(NotAllowed, match="has no scope 'administer'"):
+    with pytest.raises(Forbidden, match="has no scope 'administer'"):
         key.demand("administer", "law")
     keyring.find("root").demand("administer", "anything")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dptdr.serving.http.rates import Rates, TooMany
+from dptdr.serving.http.rates import RateLimited, Rates
 
 
 class Clock:
@@ -16,14 +16,14 @@ def test_take_a_burst_then_the_rate():
     for _ in range(3):
         rates.take("a", per_second=2.0, what="the key 'a'")
 
-    with pytest.raises(TooMany, match="the key 'a' may make 2 requests per second") as caught:
+    with pytest.raises(RateLimited, match="the key 'a' may make 2 requests per second") as caught:
         rates.take("a", per_second=2.0, what="the key 'a'")
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
 
     clock.now = 0.5
     rates.take("a", per_second=2.0, what="a")
     rates.take("b", per_second=2.0, what="b")
-    with pytest.raises(TooMany):
+    with pytest.raises(RateLimited):
         rates.take("a", per_second=2.0, what="a")
 
 
@@ -33,7 +33,7 @@ def test_take_a_rest_never_saves_up_more_than_the_burst():
     clock.now = 1000.0
     rates.take("a", per_second=1.0, what="a")
     rates.take("a", per_second=1.0, what="a")
-    with pytest.raises(TooMany):
+    with pytest.raises(RateLimited):
         rates.take("a", per_second=1.0, what="a")
 
 

@@ -1,4 +1,4 @@
-"""The ONNX graph against torch, alone and behind a bank. Skips loudly without the export extra."""
+"""The ONNX graph against torch, alone and behind a registry; needs the export extra."""
 
 import json
 
@@ -88,12 +88,12 @@ def test_export_says_what_the_graphs_cost(place):
 def test_bank_and_engine_work_on_a_graph(place, tmp_path):
     from dptdr.model.bundle import load_task
     from dptdr.serving.engine.engine import Engine
-    from dptdr.serving.tasks.registry import Bank
+    from dptdr.serving.tasks.registry import TaskRegistry
 
-    bank = Bank(loaded(place), state=tmp_path)
-    bank.add("medical", place / "task")
+    registry = TaskRegistry(loaded(place), state=tmp_path)
+    registry.add("medical", place / "task")
     texts = ["the red boat", "", "why does the river run"]
-    with Engine(bank) as engine:
+    with Engine(registry) as engine:
         made = engine.encode(texts, task="medical", side="query")
         report = engine.check(texts)
 
@@ -105,13 +105,13 @@ def test_bank_and_engine_work_on_a_graph(place, tmp_path):
 
 def test_a_prompt_of_the_other_kind_is_refused(place, tmp_path):
     from dptdr.errors import ConfigError
-    from dptdr.serving.tasks.registry import Bank
+    from dptdr.serving.tasks.registry import TaskRegistry
 
     forward = loaded(place)
     bundle = write_bundle(tmp_path / "added", forward.backbone, attention="added")
 
     with pytest.raises(ConfigError, match="takes prompts with attention 'joint'"):
-        Bank(forward, state=tmp_path / "state").add("added", bundle)
+        TaskRegistry(forward, state=tmp_path / "state").add("added", bundle)
 
 
 def test_a_graph_of_another_backbone_is_refused(place, tmp_path):

@@ -12,14 +12,14 @@ from dptdr.errors import BundleError, ServingError, WrongBackbone
 from dptdr.model import Encoder, Limits
 from dptdr.model.bundle import load_task, save_task
 from dptdr.serving.engine.forward import Forward, Row
-from dptdr.serving.tasks.registry import Bank, TaskExists, UnknownTask
+from dptdr.serving.tasks.registry import TaskExists, TaskRegistry, UnknownTask
 from helpers.serving import task_encoder, write_bundle
 from helpers.tiny import tiny_backbone
 
 
-def vector(bank, version, side="query"):
-    ids = bank.forward.tokenize(["the red boat"], side=side)[0]
-    return bank.forward.vectors([Row(ids, bank.prompt(version, side))])[0].numpy()
+def vector(registry, version, side="query"):
+    ids = registry.forward.tokenize(["the red boat"], side=side)[0]
+    return registry.forward.vectors([Row(ids, registry.prompt(version, side))])[0].numpy()
 
 
 def alone(path, backbone, side="query"):
@@ -30,114 +30,114 @@ def alone(path, backbone, side="query"):
 
 @pytest.mark.parametrize("sharing", ["tied", "untied", "query-only"])
 @pytest.mark.parametrize("attention", ["joint", "added"])
-def test_add_a_task_is_served_as_it_is_alone(bank, bundle, sharing, attention):
+def test_add_a_task_is_served_as_it_is_alone(registry, bundle, sharing, attention):
     path = bundle(sharing=sharing, attention=attention)
 
-    version = bank.add("medical", path)
+    version = registry.add("medical", path)
 
     assert version.name == "medical@1"
     for side in ("query", "passage"):
-        expected = alone(path, bank.backbone, side)
-        np.testing.assert_allclose(vector(bank, version, side), expected, atol=2e-5)
+        expected = alone(path, registry.backbone, side)
+        np.testing.assert_allclose(vector(registry, version, side), expected, atol=2e-5)
     if sharing == "query-only":
-        assert bank.prompt(version, "passage") is None
-        assert version.fingerprints["passage"] == bank.bare.fingerprints["passage"]
+        assert registry.prompt(version, "passage") is None
+        assert version.fingerprints["passage"] == registry.bare.fingerprints["passage"]
 
 
-def test_add_copies_the_bundle_so_that_training_in_place_changes_nothing(bank, bundle):
+def test_add_copies_the_bundle_so_that_training_in_place_changes_nothing(registry, bundle):
     path = bundle(seed=1)
-    version = bank.add("medical", path)
-    before = vector(bank, version)
+    version = registry.add("medical", path)
+    before = vector(registry, version)
 
     shutil.rmtree(path)
     bundle(seed=2)
-    bank.hot.forget({version.file.key})
+    registry.hot.forget({version.file.key})
 
-    np.testing.assert_array_equal(vector(bank, bank.resolve("medical")), before)
+    np.testing.assert_array_equal(vector(registry, registry.resolve("medical")), before)
 
 
-def test_add_a_second_time_needs_replace_and_makes_the_next_version(bank, bundle):
-    bank.add("medical", bundle("one", seed=1))
+def test_add_a_second_time_needs_replace_and_makes_the_next_version(registry, bundle):
+    registry.add("medical", bundle("one", seed=1))
 
     with pytest.raises(TaskExists, match="task 'medical' is there already"):
-        bank.add("medical", bundle("two", seed=2))
-    bank.add("medical", bundle("two", seed=2), replace=True)
-    bank.add("medical", bundle("three", seed=3), version="trial", default=False, replace=True)
+        registry.add("medical", bundle("two", seed=2))
+    registry.add("medical", bundle("two", seed=2), replace=True)
+    registry.add("medical", bundle("three", seed=3), version="trial", default=False, replace=True)
 
-    assert list(bank.tasks()["medical"].versions) == ["1", "2", "trial"]
-    assert bank.resolve("medical").version == "2"
-    assert bank.resolve("medical@trial").version == "trial"
+    assert list(registry.tasks()["medical"].versions) == ["1", "2", "trial"]
+    assert registry.resolve("medical").version == "2"
+    assert registry.resolve("medical@trial").version == "trial"
     with pytest.raises(TaskExists, match="'medical@2' is there already; versions never change"):
-        bank.add("medical", bundle("four", seed=4), version="2", replace=True)
+        registry.add("medical", bundle("four", seed=4), version="2", replace=True)
 
 
-def test_rollback_goes_back_default_by_default(bank, bundle):
+def test_rollback_goes_back_default_by_default(registry, bundle):
     for seed in (1, 2, 3):
-        bank.add("medical", bundle(f"b{seed}", seed=seed), replace=True)
+        registry.add("medical", bundle(f"b{seed}", seed=seed), replace=True)
 
-    assert bank.rollback("medical").version == "2"
-    assert bank.rollback("medical").version == "1"
+    assert registry.rollback("medical").version == "2"
+    assert registry.rollback("medical").version == "1"
     with pytest.raises(ServingError, match="nothing to go back to"):
-        bank.rollback("medical")
-    assert bank.set_default("medical", "3").version == "3"
-    assert bank.rollback("medical").version == "1"
+        registry.rollback("medical")
+    assert registry.set_default("medical", "3").version == "3"
+    assert registry.rollback("medical").version == "1"
 
 
-def test_remove_versions_and_tasks(bank, bundle):
-    held = bank.add("medical", bundle("one", seed=1))
-    expected = vector(bank, held)
-    bank.add("medical", bundle("two", seed=2), replace=True)
+def test_remove_versions_and_tasks(registry, bundle):
+    held = registry.add("medical", bundle("one", seed=1))
+    expected = vector(registry, held)
+    registry.add("medical", bundle("two", seed=2), replace=True)
 
     with pytest.raises(ServingError, match="'medical@2' is the default"):
-        bank.remove("medical", version="2")
-    bank.remove("medical", version="1")
+        registry.remove("medical", version="2")
+    registry.remove("medical", version="1")
 
-    assert list(bank.tasks()["medical"].versions) == ["2"]
-    assert not bank.catalogue.bundle(held.file.key).exists()
+    assert list(registry.tasks()["medical"].versions) == ["2"]
+    assert not registry.catalogue.bundle(held.file.key).exists()
     # Who holds the version goes on with it: the mapping outlives the file.
-    np.testing.assert_array_equal(vector(bank, held), expected)
-    bank.remove("medical")
+    np.testing.assert_array_equal(vector(registry, held), expected)
+    registry.remove("medical")
     with pytest.raises(UnknownTask, match="unknown task 'medical'"):
-        bank.resolve("medical")
+        registry.resolve("medical")
     with pytest.raises(UnknownTask, match="unknown task 'medical'"):
-        bank.remove("medical")
+        registry.remove("medical")
 
 
-def test_resolve_names(bank, bundle):
-    bank.add("medical", bundle())
+def test_resolve_names(registry, bundle):
+    registry.add("medical", bundle())
 
-    assert bank.resolve("backbone") is bank.bare
-    assert bank.resolve("medical@1") is bank.resolve("medical")
+    assert registry.resolve("backbone") is registry.bare
+    assert registry.resolve("medical@1") is registry.resolve("medical")
     for unknown, message in (
         ("medical@9", "task 'medical' has no version '9'; it has 1"),
         ("law", "unknown task 'law'"),
         ("medical@", "no version"),
     ):
         with pytest.raises(UnknownTask, match=message):
-            bank.resolve(unknown)
+            registry.resolve(unknown)
 
 
 @pytest.mark.parametrize(
     "name", ["", "../x", "a/b", "backbone", ".hidden", "a@b", "a:b", "x" * 101]
 )
-def test_add_refuses_names_that_cannot_stand_in_an_address(bank, bundle, name):
+def test_add_refuses_names_that_cannot_stand_in_an_address(registry, bundle, name):
     with pytest.raises(ServingError, match="task name"):
-        bank.add(name, bundle())
+        registry.add(name, bundle())
 
 
-def test_add_refuses_a_bundle_of_another_backbone_and_names_both(bank, tmp_path):
+def test_add_refuses_a_bundle_of_another_backbone_and_names_both(registry, tmp_path):
     other = tiny_backbone("bert", seed=7)
     path = write_bundle(tmp_path / "foreign", other)
 
     with pytest.raises(WrongBackbone) as caught:
-        bank.add("foreign", path)
+        registry.add("foreign", path)
 
     assert other.fingerprint in str(caught.value)
-    assert bank.backbone.fingerprint in str(caught.value)
-    assert "foreign" not in bank.tasks()
+    assert registry.backbone.fingerprint in str(caught.value)
+    assert "foreign" not in registry.tasks()
 
 
-def test_add_refuses_methods_that_change_the_encoder(bank, tmp_path):
+def test_add_refuses_methods_that_change_the_encoder(registry, tmp_path):
     from dptdr.config.methods import ShallowPromptConfig
     from dptdr.model.methods import MethodFactory
 
@@ -146,7 +146,7 @@ def test_add_refuses_methods_that_change_the_encoder(bank, tmp_path):
     save_task(tmp_path / "shallow", Encoder(plain, method=method))
 
     with pytest.raises(ServingError, match=r"tuned by 'shallow-prompt'.*--method deep-prompt"):
-        bank.add("shallow", tmp_path / "shallow")
+        registry.add("shallow", tmp_path / "shallow")
 
 
 def damage_weights(path):
@@ -186,53 +186,53 @@ def damage_settings(path):
         (damage_settings, "expected prompts|does not contain"),
     ],
 )
-def test_add_refuses_a_damaged_bundle_and_nothing_changes(bank, bundle, damage, message):
-    bank.add("medical", bundle("good", seed=1))
+def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, damage, message):
+    registry.add("medical", bundle("good", seed=1))
     bad = bundle("bad", seed=2)
     damage(bad)
 
     with pytest.raises(BundleError, match=message):
-        bank.add("medical", bad, replace=True)
+        registry.add("medical", bad, replace=True)
 
-    assert bank.resolve("medical").version == "1"
-    assert len(list(bank.catalogue.bundle("x").parent.iterdir())) == 1
+    assert registry.resolve("medical").version == "1"
+    assert len(list(registry.catalogue.bundle("x").parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
     ("value", "message"), [(float("nan"), "NaN or infinity"), (0.0, "has no effect on a vector")]
 )
-def test_add_refuses_rows_without_sense_or_effect(bank, tmp_path, value, message):
-    encoder = task_encoder(bank.backbone, attention="added")
+def test_add_refuses_rows_without_sense_or_effect(registry, tmp_path, value, message):
+    encoder = task_encoder(registry.backbone, attention="added")
     shared = encoder.method.module["shared"]
     with torch.no_grad():
         shared.values.fill_(value)
     save_task(tmp_path / "odd", encoder)
 
     with pytest.raises(BundleError, match=message):
-        bank.add("odd", tmp_path / "odd")
+        registry.add("odd", tmp_path / "odd")
 
 
-def test_another_worker_sees_changes_at_its_next_request(bank, bundle):
-    other = Bank(bank.forward, state=bank.catalogue.folder)
-    bank.add("medical", bundle("one", seed=1))
+def test_another_worker_sees_changes_at_its_next_request(registry, bundle):
+    other = TaskRegistry(registry.forward, state=registry.catalogue.folder)
+    registry.add("medical", bundle("one", seed=1))
 
     assert other.resolve("medical").version == "1"
     other.add("medical", bundle("two", seed=2), replace=True)
-    assert bank.resolve("medical").version == "2"
+    assert registry.resolve("medical").version == "2"
     np.testing.assert_array_equal(
-        vector(bank, bank.resolve("medical")), vector(other, other.resolve("medical"))
+        vector(registry, registry.resolve("medical")), vector(other, other.resolve("medical"))
     )
-    bank.remove("medical")
+    registry.remove("medical")
     with pytest.raises(UnknownTask):
         other.resolve("medical")
 
 
-def test_a_damaged_copy_takes_down_its_version_only(bank, bundle):
-    bank.add("medical", bundle("one", seed=1))
-    lost = bank.add("law", bundle("two", seed=2))
-    damage_weights(bank.catalogue.bundle(lost.file.key))
+def test_a_damaged_copy_takes_down_its_version_only(registry, bundle):
+    registry.add("medical", bundle("one", seed=1))
+    lost = registry.add("law", bundle("two", seed=2))
+    damage_weights(registry.catalogue.bundle(lost.file.key))
 
-    fresh = Bank(bank.forward, state=bank.catalogue.folder)
+    fresh = TaskRegistry(registry.forward, state=registry.catalogue.folder)
 
     assert fresh.resolve("medical").version == "1"
     with pytest.raises(UnknownTask, match="task 'law' has no version '1'"):
@@ -251,47 +251,47 @@ def resident_kilobytes(path):
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
 def test_pages_of_a_hot_prompt_are_given_back_and_read_again(served, tmp_path):
     bundle = write_bundle(tmp_path / "bundle", served.backbone, prompt_length=4000)
-    bank = Bank(served, state=tmp_path / "state")
-    version = bank.add("medical", bundle)
-    before = bank.prompt(version, "query")
+    registry = TaskRegistry(served, state=tmp_path / "state")
+    version = registry.add("medical", bundle)
+    before = registry.prompt(version, "query")
 
     assert resident_kilobytes(version.file.path) < 100
-    bank.hot.forget({version.file.key})
-    torch.testing.assert_close(bank.prompt(version, "query"), before, rtol=0, atol=0)
+    registry.hot.forget({version.file.key})
+    torch.testing.assert_close(registry.prompt(version, "query"), before, rtol=0, atol=0)
 
 
 def test_hot_prompts_stay_within_the_budget_and_come_back_equal(served, tmp_path):
     paths = [write_bundle(tmp_path / f"b{seed}", served.backbone, seed=seed) for seed in range(6)]
     one = 2 * 3 * 4 * 32 * 4
-    bank = Bank(served, state=tmp_path / "state", budget_bytes=2 * one)
-    versions = [bank.add(f"t{seed}", path) for seed, path in enumerate(paths)]
+    registry = TaskRegistry(served, state=tmp_path / "state", budget_bytes=2 * one)
+    versions = [registry.add(f"t{seed}", path) for seed, path in enumerate(paths)]
 
-    first = [vector(bank, version) for version in versions]
-    again = [vector(bank, version) for version in versions]
+    first = [vector(registry, version) for version in versions]
+    again = [vector(registry, version) for version in versions]
 
-    assert bank.hot.bytes == 2 * one
-    assert len(bank.hot) == 2
-    assert bank.hot.misses == 12
+    assert registry.hot.bytes == 2 * one
+    assert len(registry.hot) == 2
+    assert registry.hot.misses == 12
     np.testing.assert_array_equal(first, again)
-    vector(bank, versions[-1])
-    assert bank.hot.hits == 1
+    vector(registry, versions[-1])
+    assert registry.hot.hits == 1
 
 
 def test_limits_of_the_task_cut_its_texts(served, tmp_path):
     limits = Limits(max_query_tokens=5, max_passage_tokens=9)
     path = write_bundle(tmp_path / "b", served.backbone, limits=limits)
-    bank = Bank(served, state=tmp_path / "state")
+    registry = TaskRegistry(served, state=tmp_path / "state")
 
-    version = bank.add("short", path)
+    version = registry.add("short", path)
 
     assert version.limits == limits
 
 
 def test_bank_works_on_an_intercepted_backbone(tmp_path):
     backbone = tiny_backbone("mpnet")
-    bank = Bank(Forward(backbone), state=tmp_path / "state")
+    registry = TaskRegistry(Forward(backbone), state=tmp_path / "state")
     path = write_bundle(tmp_path / "b", backbone)
 
-    version = bank.add("medical", path)
+    version = registry.add("medical", path)
 
-    np.testing.assert_allclose(vector(bank, version), alone(path, backbone), atol=2e-5)
+    np.testing.assert_allclose(vector(registry, version), alone(path, backbone), atol=2e-5)
