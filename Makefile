@@ -33,7 +33,7 @@ check: install
 bench: install
 	test -d bench/data || $(BIN)/dptdr data sample python-code --out bench/data
 	$(BIN)/python benchmarks/quality.py run --sets python-code python-api \
-		--systems bm25 bare deep-prompt full
+		--method bm25 bare deep-prompt full --out bench/quality.jsonl
 	$(BIN)/python benchmarks/encoding.py run --data bench/data --work bench/encoding \
 		--json bench/encoding.json
 	$(BIN)/python benchmarks/search.py run --data bench/data --work bench/search \

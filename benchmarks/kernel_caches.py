@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import quality
+import _lib
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -72,7 +72,7 @@ def main() -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
-        f"Commit {quality.commit()}, {quality.machine()}, seed 0.",
+        f"Commit {_lib.commit()}, {_lib.machine()}, seed 0.",
     ]
     arguments.out.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import quality
+import _lib
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "mining"
@@ -119,8 +119,8 @@ def keep(name: str, found: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     return {
-        "commit": quality.commit(),
-        "machine": quality.machine(),
+        "commit": _lib.commit(),
+        "machine": _lib.machine(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
     }

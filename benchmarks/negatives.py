@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-import quality
+import _lib
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "negatives"
@@ -155,7 +155,7 @@ def capped(name: str, arguments: argparse.Namespace) -> Any:
     out = base(name, arguments) / name
     if out.is_dir():
         return BeirFolder(out)
-    source = BeirFolder(quality.unpack(name, arguments))
+    source = BeirFolder(_lib.data_folder(name, data=arguments.data, work=arguments.work))
     draw = random.Random(f"negatives {name}")
     qrels = {}
     for split, most in (("train", TRAIN_QUERIES), ("test", TEST_QUERIES)):
@@ -227,8 +227,8 @@ class OpenSet:
             "passages": len(self.passages),
             "queries": len(self.test_queries),
             "train_queries": len(self.folder.qrels("train")),
-            "commit": quality.commit(),
-            "machine": quality.machine(),
+            "commit": _lib.commit(),
+            "machine": _lib.machine(),
         }
 
 
@@ -566,7 +566,7 @@ def set_lines(
 
 def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
     """Compare each condition with no mined negatives and with the union, over all sets."""
-    from quality_pages import weighted_p
+    from _lib import weighted_p
 
     def of(name: str, condition: str) -> dict[int, dict[str, Any]]:
         chosen = [c for c in cells if c["set"] == name and c.get("condition") == condition]

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import quality
+import _lib
 
 PARTS: dict[str, tuple[str, ...]] = {
     "mlm": ("mlm",),
@@ -263,8 +263,8 @@ def main() -> None:
         "command": command(sys.argv[1:]),
         "data": options.data.name,
         "backbone": Path(options.backbone).name,
-        "commit": quality.commit(),
-        "machine": quality.machine() if options.device == "cpu" else torch.cuda.get_device_name(),
+        "commit": _lib.commit(),
+        "machine": _lib.machine() if options.device == "cpu" else torch.cuda.get_device_name(),
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "threads": options.threads,

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import quality
+import _lib
 from pretraining_raw import folder_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,8 +157,8 @@ def cell(
         "passages": len(capped.passages),
         "precision": arguments.precision,
         "threads": arguments.threads,
-        "machine": quality.machine(),
-        "commit": quality.commit(),
+        "machine": _lib.machine(),
+        "commit": _lib.commit(),
     }
     encoder = made(folder, backbone, method, negatives, seed, arguments, record=record)
     result = evaluate(

@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import quality
+import _lib
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "pretraining" / "backbones"
@@ -124,7 +124,7 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
 def unpacked(data: str, arguments: argparse.Namespace) -> Path:
     """Return a data set's folder."""
     work = arguments.sets_work or arguments.work
-    return quality.unpack(data, argparse.Namespace(data=arguments.data, work=work))
+    return _lib.data_folder(data, data=arguments.data, work=work)
 
 
 def join(out: Path, arguments: argparse.Namespace) -> None:
@@ -173,8 +173,8 @@ def record(
         "options": f"{COMMON} {options} --seed {SEED}",
         "corpora": [data] if data else list(SETS),
         "device": arguments.device,
-        "machine": quality.machine(),
-        "commit": quality.commit(),
+        "machine": _lib.machine(),
+        "commit": _lib.commit(),
         **kept,
     }
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"

@@ -1,28 +1,26 @@
 """Show what query-only prompts give up in quality and save in cost: all tasks share one index.
 
-    python benchmarks/quality.py run --sets tldr --systems deep-prompt --tag query-only \
-        --option sharing=query-only
+    python benchmarks/quality.py run --sets tldr --method deep-prompt --set sharing=query-only
     python benchmarks/query_only.py cost --data DATA --work FOLDER
     python benchmarks/query_only.py table
 
-Quality: the cells of benchmarks/quality.py whose tag is ``query-only``, beside the tied prompts of
-the same data set, steps and seed. Cost: a corpus encoded and indexed once by the bare backbone for
+Quality: the cells of benchmarks/quality.py with that setting, beside the tied prompts with all else
+equal. Cost: a corpus encoded and indexed once by the bare backbone for
 ten query-only tasks, against once for each of ten tied ones, all of it really done. The cost record
-stands in results/query-only.json.
+is in results/query-only.jsonl.
 """
 
 import argparse
 import itertools
 import json
 import shutil
-import statistics
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import _lib
 from dptdr.errors import WrongPrompt
-from dptdr.evaluation import paired_test
-from dptdr.io.atomic import read_json, write_json
 from dptdr.records import Query
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import build_index
@@ -31,10 +29,8 @@ from dptdr.search.vectors.documents import Document, Source, read_documents
 from dptdr.search.vectors.encoding import encode_folder
 from search import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "results" / "quality"
-RESULTS = ROOT / "results" / "query-only.json"
-TAG = "query-only"
+RESULTS = _lib.RESULTS / "query-only.jsonl"
+HEAD = ["data", "steps", "seeds", "bare", "tied", "query-only", "against bare", "against tied"]
 PROMPT_LENGTH = 16
 
 
@@ -60,7 +56,7 @@ def cost(args: argparse.Namespace) -> None:
         "sides": sides,
         **machine(),
     }
-    write_json(args.json, record)
+    _lib.write_records(args.json, [record])
     table(args)
 
 
@@ -106,63 +102,41 @@ def side(encoders: list[Any], documents: list[Document], work: Path) -> dict[str
     }
 
 
-def cells() -> dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]]:
-    """Return the cells by data set and sizes, then by system, then by seed."""
-    found: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = {}
-    for path in sorted(CELLS.glob("*/*.json")):
-        cell = read_json(path)
-        if cell["system"] == "bare":
-            name = "bare"
-        elif cell["system"] == "deep-prompt" and cell["tag"] in ("", TAG):
-            name = f"{cell['tag'] or 'tied'} {cell['steps']}"
-        else:
-            continue
-        which = (cell["set"], cell["queries"], cell["passages"])
-        found.setdefault(which, {}).setdefault(name, {})[cell["seed"]] = cell
-    return found
-
-
 def rows() -> list[str]:
-    """Return one row for each data set that has both kinds of prompt."""
-    lines = []
-    for (name, queries, passages), systems in sorted(cells().items()):
-        for system in [s for s in systems if s.startswith(TAG)]:
-            steps = system.split()[-1]
-            tied, own = systems.get(f"tied {steps}", {}), systems[system]
-            seeds = sorted(set(tied) & set(own))
-            if not seeds or "bare" not in systems:
-                continue
-            bare = next(iter(systems["bare"].values()))
-            mean = {
-                key: per_query([side[seed] for seed in seeds])
-                for key, side in (("tied", tied), ("own", own))
-            }
-            test = paired_test(mean["own"], mean["tied"])
-            gain = paired_test(mean["own"], bare["per_query"])
-            figures = [bare["measures"]["nDCG@10"]]
-            figures += [
-                statistics.fmean(side[seed]["measures"]["nDCG@10"] for seed in seeds)
-                for side in (tied, own)
-            ]
-            shown = " | ".join(f"{figure:.4f}" for figure in figures)
-            lines.append(
-                f"| {name} ({queries} queries, {passages:,} passages) | {steps} | {len(seeds)} "
-                f"| {shown} | {against(gain)} | {against(test)} |"
-            )
-    return lines
+    """Return one row for each data set that has both kinds of prompt, all else being equal."""
+    groups: dict[str, dict[str, list[_lib.Record]]] = {}
+    for record in _lib.read_records(_lib.RESULTS / "quality.jsonl"):
+        if record["method"] not in ("bare", "deep-prompt"):
+            continue
+        settings = dict(record.get("settings", {}))
+        sharing = settings.pop("sharing", "tied")
+        same = _lib.key_of(record, ("set", "encoder", "precision", "query_ids"))
+        if record["method"] == "bare":
+            groups.setdefault(same, {})["bare"] = [record]
+        else:
+            name = f"{sharing} {record['steps']} {json.dumps(settings, sort_keys=True)}"
+            groups.setdefault(same, {}).setdefault(name, []).append(record)
+    found = []
+    for systems in groups.values():
+        for name, own in systems.items():
+            tied = systems.get(name.replace("query-only", "tied", 1), [])
+            if name.startswith("query-only") and tied and "bare" in systems:
+                found.append(row(systems["bare"], tied, own))
+    return _lib.table(HEAD, sorted(found))
 
 
-def per_query(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Return each query's mean over seeds."""
-    return {
-        q: statistics.fmean(r["per_query"][q] for r in records) for q in records[0]["per_query"]
-    }
-
-
-def against(test: Any) -> str:
-    """Write difference and p."""
-    p = test.p_randomisation
-    return f"{test.mean_difference:+.4f}, p {'< 0.0001' if p < 5e-5 else f'{p:.4f}'}"
+def row(bare: list[_lib.Record], tied: list[_lib.Record], own: list[_lib.Record]) -> list[str]:
+    """Return one data set's row."""
+    first = own[0]
+    size = f"{first['queries']} queries, {first['passages']:,} passages"
+    return [
+        f"{first['set']} ({size})",
+        str(first["steps"]),
+        str(len(own)),
+        *(f"{fmean(r['test']['nDCG@10'] for r in side):.4f}" for side in (bare, tied, own)),
+        _lib.difference(own, bare),
+        _lib.difference(own, tied),
+    ]
 
 
 def table(args: argparse.Namespace) -> None:
@@ -171,15 +145,12 @@ def table(args: argparse.Namespace) -> None:
         "# Query-only prompts",
         "",
         "All query-only tasks search one index, made by the bare backbone. Quality: nDCG@10 of "
-        "cells of `benchmarks/quality.py` (caps, recipe and seeds in `results/quality.md`); p of "
-        "the paired randomisation test. Page made by `python benchmarks/query_only.py table`.",
+        "the cells in `quality.jsonl`; p of the paired randomisation test. Page made by "
+        "`python benchmarks/query_only.py table`.",
         "",
-        "| data | steps | seeds | bare | tied | query-only | against bare | against tied |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(rows() or ["| none measured yet | | | | | | | |"]),
+        *rows(),
     ]
-    if args.json.is_file():
-        record = json.loads(args.json.read_text(encoding="utf-8"))
+    for record in _lib.read_records(args.json):
         ten = {name: record["sides"][name] for name in ("query-only", "tied")}
         lines += [
             "",
@@ -202,7 +173,7 @@ def table(args: argparse.Namespace) -> None:
             f"Commit {record['commit']}, {record['cpu']}, {record['cores']} cores of which "
             f"{record['threads']} used.",
         ]
-    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the parts that were asked for; each writes its figures, with where they come from."""
     import torch
 
-    import quality
+    import _lib
 
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -106,8 +106,8 @@ def run(options: argparse.Namespace) -> None:
         record = {
             "command": f"python benchmarks/serving.py run {part} --texts {options.texts} "
             f"--rounds {options.rounds}",
-            "commit": quality.commit(),
-            "machine": quality.machine(),
+            "commit": _lib.commit(),
+            "machine": _lib.machine(),
             "threads": options.threads,
             "rounds": options.rounds,
             "seed": 0,

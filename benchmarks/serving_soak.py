@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-import quality
+import _lib
 
 TOLERANCE = 1e-5
 PATIENCE = 180.0
@@ -372,8 +372,8 @@ def main() -> None:
             report = {
                 "command": "python benchmarks/serving_soak.py " + " ".join(sys.argv[1:]),
                 "began": began,
-                "commit": quality.commit(),
-                "machine": quality.machine(),
+                "commit": _lib.commit(),
+                "machine": _lib.machine(),
                 "seed": 0,
                 **{name: value for name, value in vars(options).items() if name != "out"},
             }

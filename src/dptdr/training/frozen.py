@@ -21,13 +21,13 @@ class FrozenLinears:
 
     Args:
         model: The model; it is not changed. Its frozen weights must stay as they are from now on.
-        kind: Number type of the products. Elsewhere than on a CPU, or where torch has no oneDNN,
-            nothing is arranged and the layers compute as ever.
+        kind: Number type of the products. Elsewhere than on a CPU, or where torch's oneDNN cannot
+            multiply in it, nothing is arranged and the layers compute as ever.
     """
 
     def __init__(self, model: nn.Module, *, kind: torch.dtype) -> None:
         self._layers: list[tuple[nn.Linear, _Packed]] = []
-        if not torch.backends.mkldnn.is_available():
+        if not _can_multiply(kind):
             return
         for module in model.modules():
             if type(module) is nn.Linear and _is_frozen(module):
@@ -47,6 +47,13 @@ class FrozenLinears:
         finally:
             for module, _ in self._layers:
                 module.__dict__.pop("forward", None)
+
+
+def _can_multiply(kind: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # Processors without AVX-512 have no product in bfloat16; torch then multiplies without oneDNN.
+    return kind != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_frozen(module: nn.Linear) -> bool:

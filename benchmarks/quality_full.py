@@ -1,23 +1,36 @@
-"""Write results/quality-full.md and its plot from results/sweep/, made by benchmarks/sweep.py.
+"""Write the page of quality over all passages: results/quality-full.md and its plot.
 
-``python benchmarks/sweep_page.py``
+``python benchmarks/quality_full.py`` reads results/quality-full.jsonl, whose cells were measured
+once on a card that trained many at a time. ``part`` says what a line is: ``final`` (test, on the
+card), ``processor`` and ``bm25`` (test), ``dev`` (what was tried), ``few`` (few queries). Values
+per query are means over the seeds of a row, in the line of the first seed.
 """
 
-import gzip
-import json
 import statistics
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quality_pages import weighted_p
-from sweep_plans import GRIDS, LONGER, SETS, VARIANTS_ON, best_dev
+import _lib
+from _lib import weighted_p
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "sweep"
-PLOT = ROOT / "docs" / "images" / "budget.png"
+PLOT = _lib.ROOT / "docs" / "images" / "budget.png"
+SETS = (
+    *("banking77", "scifact", "tldr", "squad-open", "python-code"),
+    *("medquad", "nq-oracle", "msmarco-dl", "python-api"),
+)
+GRIDS: dict[str, tuple[float, ...]] = {
+    "full": (3e-5, 1e-4, 2e-4, 4e-4),
+    "deep-prompt": (3e-2, 1e-1, 2e-1, 4e-1),
+    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "bitfit": (3e-4, 1e-3, 3e-3, 1e-2),
+    "shallow-prompt": (3e-3, 1e-2, 3e-2, 1e-1),
+    "peft-prefix": (1e-2, 3e-2, 1e-1, 3e-1),
+}
+# Steps that take as long as 150 of full fine-tuning, by results/training.md (.58 to .66).
+LONGER = 240
+VARIANTS_ON = ("banking77", "scifact", "tldr", "squad-open", "python-code")
 Rows = dict[str, dict[str, list[dict[str, Any]]]]
 """Records of all seeds by row and set."""
 
@@ -41,48 +54,45 @@ NAMES = {
 
 def main() -> None:
     """Write the page and the plot."""
-    tries = read(RESULTS / "tries.jsonl") + read(RESULTS / "more.jsonl")
-    final = read(RESULTS / "final.jsonl.gz")
-    rows = grouped(final)
+    records = _lib.read_records(_lib.RESULTS / "quality-full.jsonl")
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        parts[record["part"]].append(record)
+    rows = grouped(parts["final"])
     # The point of 16 rows at the default rate: three sets from the card, two from a processor.
     at_default = [
         record
-        for record in final
+        for record in parts["final"]
         if record["label"] == "deep-prompt, 150"
         and record["seed"] == 0
         and record["learning_rate"] == DEFAULT_RATE
     ]
-    for record in at_default + read(RESULTS / "processor.jsonl") + read(RESULTS / "bm25.jsonl"):
+    for record in at_default + parts["processor"] + parts["bm25"]:
         label = "16 rows" if record in at_default else record["label"]
         rows[label][record["set"]].append(record)
     lines = [INTRODUCTION, *tests(rows), *against(rows), *rates(rows), *elsewhere(rows)]
-    lines += [*budget(rows), *lengths(rows), *few(), *grids(tries), *variants(tries)]
-    (ROOT / "results" / "quality-full.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += [*budget(rows), *lengths(rows), *few(parts["few"])]
+    lines += [*grids(parts["dev"]), *variants(parts["dev"])]
+    _lib.write_page(_lib.RESULTS / "quality-full.md", lines)
     plot(rows)
 
 
 INTRODUCTION = f"""# Quality over all passages
 
 All test queries over all passages of each set (not the capped sets of `results/quality.md`; the two
-must not be compared). Encoder: MiniLM. Cells of `python benchmarks/sweep.py`, plans of
-`python benchmarks/sweep_plans.py`, on one NVIDIA H200 with 16 processor cores, bfloat16, up to 15
-trainings at a time: seconds are no measure here. Batch 32, in-batch negatives unless said, texts
-cut at 64 and 96 tokens in training and at 256 in the test; the checkpoint of three that is best on
-dev. 150 steps each; {LONGER} for prompts is equal time, by the cost of a step on a processor
-(`results/training.md`). The learning rate of each set and method is the best of four on 300 dev
-queries over 1,000 passages (one seed); rows that name a rate have that one everywhere. msmarco-dl
+must not be compared). Encoder: MiniLM. Made by `python benchmarks/quality_full.py` from
+`quality-full.jsonl`, whose cells were measured by a sweep on one NVIDIA H200 with 16 processor
+cores, bfloat16, up to 15 trainings at a time: seconds are no measure here. Batch 32, in-batch
+negatives unless said, texts cut at 64 and 96 tokens in training and at 256 in the test; the
+checkpoint of three that is best on dev. 150 steps each; {LONGER} for prompts is equal time, by the
+cost of a step on a processor (`results/training.md`). The learning rate of each set and method is
+the best of four on 300 dev queries over 1,000 passages (one seed); rows that name a rate have that
+one everywhere. msmarco-dl
 trains on 33 queries, with grades of 2 and 3 as positives.
 
 GPU time ended before everything was measured: what has no row was not reached (PEFT's prefix tuning
 has four sets, query-only none).
 """
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file."""
-    data = path.read_bytes()
-    text = gzip.decompress(data) if path.suffix == ".gz" else data
-    return [json.loads(line) for line in text.decode().splitlines()]
 
 
 def grouped(records: list[dict[str, Any]]) -> Rows:
@@ -100,14 +110,12 @@ def mean_of(records: list[dict[str, Any]]) -> float:
 
 def per_query(records: list[dict[str, Any]]) -> np.ndarray:
     """Return each query's mean over seeds; the order is that of the sorted ids."""
-    found: np.ndarray = np.mean([record["per_query"] for record in records], axis=0)
-    return found
+    return np.array(records[0]["per_query"])
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+    """Return the lines of a table, and an empty one."""
+    return [*_lib.table(head, rows), ""]
 
 
 def tests(rows: Rows) -> list[str]:
@@ -120,7 +128,7 @@ def tests(rows: Rows) -> list[str]:
         if any(n not in found for n in SETS):
             continue
         seeds = {len(found[n]) for n in SETS}
-        cells = [shown(found[n]) for n in SETS]
+        cells = [_lib.spread([r["measures"]["nDCG@10"] for r in found[n]]) for n in SETS]
         mean = statistics.fmean(mean_of(found[n]) for n in SETS)
         few = statistics.fmean(mean_of(found[n]) for n in SETS if n != "msmarco-dl")
         trained = found[SETS[0]][0].get("trained_parameters", 0)
@@ -129,13 +137,6 @@ def tests(rows: Rows) -> list[str]:
         )
     head = ["method", "trained", *sizes, "mean", "without msmarco-dl", "seeds"]
     return ["## Test", "", "nDCG@10; spread over seeds.", "", *table(head, lines)]
-
-
-def shown(records: list[dict[str, Any]]) -> str:
-    """Return a cell's mean and spread."""
-    values = [record["measures"]["nDCG@10"] for record in records]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
 
 
 def against(rows: Rows) -> list[str]:
@@ -267,7 +268,7 @@ def lengths(rows: Rows) -> list[str]:
     ]
 
 
-def few() -> list[str]:
+def few(records: list[dict[str, Any]]) -> list[str]:
     """Return what was tried for few queries."""
     lines = [
         [
@@ -277,7 +278,7 @@ def few() -> list[str]:
             f"{r['measures']['nDCG@10']:.4f}",
             f"{r['measures']['R@100']:.4f}",
         ]
-        for r in read(RESULTS / "few-queries.jsonl")
+        for r in records
     ]
     return [
         "## Few queries",
@@ -341,6 +342,11 @@ def grids(tries: list[dict[str, Any]]) -> list[str]:
         "",
         *table(["method", "steps", "rate", *SETS, "mean"], lines),
     ]
+
+
+def best_dev(record: dict[str, Any]) -> float:
+    """Return the dev measure of the checkpoint that would be chosen."""
+    return max(value for step, value in record["dev"].items() if step != "0")
 
 
 def by_set(tries: list[dict[str, Any]], label: str) -> dict[str, float]:

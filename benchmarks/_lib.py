@@ -1,0 +1,183 @@
+"""What several benchmarks share: data sets, result files, origin, tables, paired tests."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+SAMPLES = ("python-code", "python-api")
+
+Record = dict[str, Any]
+
+
+def machine() -> str:
+    """Describe the processor."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+# --- result files
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a file of JSON lines, none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line; several processes may add to the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)
+        out.write(json.dumps(record) + "\n")
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def key_of(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a record's key: its values under some names, those that are missing left out."""
+    return json.dumps({n: record[n] for n in names if n in record}, sort_keys=True)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold a lock file; false if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+# --- data sets
+
+
+def data_folder(name: str, *, data: Path, work: Path) -> Path:
+    """Return a data set's folder: DATA/NAME, or unpacked or made below WORK.
+
+    Args:
+        name: A folder or ``NAME.tar.xz`` in ``data``, or a sample task of the package.
+        data: Where data sets are.
+        work: Where to unpack.
+    """
+    if (data / name / "corpus.jsonl").exists():
+        return data / name
+    folder = work / "data" / name
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if name in SAMPLES:
+        from dptdr.data.sample import build_sample
+
+        build_sample(name, out=folder)
+        return folder
+    with tarfile.open(data / f"{name}.tar.xz") as archive:
+        archive.extractall(folder.parent, filter="data")
+    return folder
+
+
+# --- values per query
+
+
+def compact(values: Mapping[str, float]) -> Record:
+    """Return values per query for a result file: rounded, in the order of the ids.
+
+    The short hash of the ids says which lists may be paired.
+    """
+    ids = sorted(values)
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]
+    return {"query_ids": digest, "per_query": [round(values[q], 4) for q in ids]}
+
+
+def mean_per_query(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return each query's mean over records, such as seeds."""
+    lists = [record["per_query"] for record in records]
+    return [statistics.fmean(values) for values in zip(*lists, strict=True)]
+
+
+def difference(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str:
+    """Return a mean difference of two systems, each some records, with its p-value."""
+    from dptdr.evaluation import paired_test
+
+    if not own or not other or own[0]["query_ids"] != other[0]["query_ids"]:
+        return ""
+    a, b = mean_per_query(own), mean_per_query(other)
+    if a == b:
+        return ""
+    test = paired_test(
+        {f"{i:06}": value for i, value in enumerate(a)},
+        {f"{i:06}": value for i, value in enumerate(b)},
+    )
+    return f"{test.mean_difference:+.4f}, p {p_text(test.p_randomisation)}"
+
+
+def weighted_p(differences: Sequence[float]) -> float:
+    """Return the two-sided p of a sum of weighted paired differences under random signs."""
+    import numpy as np
+
+    from dptdr.evaluation.significance import randomisation_p
+
+    return randomisation_p(np.asarray(differences), permutations=20_000, seed=0)
+
+
+def p_text(p: float) -> str:
+    """Return a p-value in four digits."""
+    return f"{p:.4f}" if p >= 5e-5 else "< 0.0001"
+
+
+# --- pages
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """Return a mean, with the standard deviation where there are several values."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table in markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def origin(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the section that says where the numbers were made."""
+    made = {f"commit {r['commit']}, {r['machine']}" for r in records if "commit" in r}
+    return ["", "## Origin", "", *(f"- {line}" for line in sorted(made))]
+
+
+def write_page(path: Path, lines: Iterable[str]) -> None:
+    """Write a page of results."""
+    path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+    print(path)
