@@ -1,7 +1,7 @@
 """``dptdr data``: check, convert and make data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from dptdr.io.beir import BeirCounts
 
 app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
+
+_TABLES = "Tables"
+
+
+def _column(what: str) -> Any:
+    return typer.Option(help=f"Column of the {what}.", rich_help_panel=_TABLES)
 
 
 @app.command("inspect")
@@ -66,7 +72,7 @@ def convert_command(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Folder or file in the format, or ir:NAME for ir_datasets "
+            help="Folder or file, or ir:NAME for ir_datasets "
             "(several over one corpus: ir:msmarco-passage/train,msmarco-passage/dev/small).",
         ),
     ],
@@ -81,12 +87,54 @@ def convert_command(
         str | None,
         typer.Option(
             "--format",
-            help="beir (folder), msmarco (folder of collection.tsv, queries.*.tsv, qrels.*.tsv), "
+            help="table (CSV, TSV, JSON lines, Parquet, or a folder of them or of `datasets`), "
+            "documents (folder of Markdown, HTML, text), "
+            "beir (folder), msmarco (folder of collection.tsv, queries.*.tsv, qrels.*.tsv), "
             "msmarco-top1000 (file), msmarco-triples (file of ids or texts), dpr (folder of "
             "psgs_w100.tsv, biencoder-*.json, *.qa.csv), tevatron (.jsonl file or folder), "
-            "ir_datasets. All files may be .gz. Default: ir_datasets for ir:NAME.",
+            "ir_datasets. Text files may be .gz. Default: guessed from the files.",
         ),
     ] = None,
+    query_column: Annotated[
+        str | None, _column("query; default: anchor, query or question")
+    ] = None,
+    positive_column: Annotated[
+        str | None, _column("relevant passage; default: positive, answer, passage or document")
+    ] = None,
+    negative_column: Annotated[
+        list[str] | None,
+        _column(
+            "irrelevant passage; may be repeated; default: negative, negative_1, negative_2 ..."
+        ),
+    ] = None,
+    title_column: Annotated[
+        str | None, _column("relevant passage's title; default: no titles")
+    ] = None,
+    score_column: Annotated[str | None, _column("grade; default: score or label")] = None,
+    clicks_column: Annotated[str | None, _column("number of clicks; default: clicks")] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Pairs with at least this score are relevant, the others are not.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of a table whose name does not tell it. Default: train.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    dev_share: Annotated[
+        float,
+        typer.Option(help="Share of the queries to hold out as dev.", rich_help_panel=_TABLES),
+    ] = 0.0,
+    test_share: Annotated[
+        float,
+        typer.Option(help="Share of the queries to hold out as test.", rich_help_panel=_TABLES),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Decides which queries.", rich_help_panel=_TABLES)] = 0,
     strict: Annotated[
         bool,
         typer.Option(
@@ -100,12 +148,28 @@ def convert_command(
     ] = None,
 ) -> None:
     """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
+    from dptdr.data.formats.columns import TableSettings
     from dptdr.data.formats.conversion import convert
     from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
 
+    table = TableSettings(
+        query_column=query_column,
+        positive_column=positive_column,
+        negative_columns=tuple(negative_column or ()),
+        title_column=title_column,
+        score_column=score_column,
+        clicks_column=clicks_column,
+        min_score=min_score,
+        split=split,
+        dev_share=dev_share,
+        test_share=test_share,
+        seed=seed,
+    )
     with progress("convert") as on_progress:
-        done = convert(source, format=format, out=out, strict=strict, on_progress=on_progress)
+        done = convert(
+            source, format=format, out=out, table=table, strict=strict, on_progress=on_progress
+        )
     typer.echo(_conversion_lines(done))
     if json is not None:
         write_json(json, done.as_json())
@@ -163,10 +227,19 @@ def _numbers_of(queries: list[str]) -> dict[str, int]:
 
 
 def _conversion_lines(done: "Conversion") -> str:
+    lines = [f"read as {done.read_as}"]
     if done.counts is None:
-        lines = [f"{done.out}: {done.groups or 0:,} training groups"]
+        lines.append(f"{done.out}: {done.groups or 0:,} training groups")
     else:
-        lines = [_counts_line(done.out, done.counts), _titles_line(done.titled, done.counts)]
+        lines += [_counts_line(done.out, done.counts), _titles_line(done.titled, done.counts)]
+    lines += [f"dropped: {count:,} {reason}" for reason, count in done.dropped.items()]
+    lines += [
+        f"negatives of {count:,} {split} queries: {done.out / f'negatives-{split}.jsonl'}"
+        for split, count in done.negatives.items()
+    ]
+    if "train" in done.negatives:
+        path = done.out / "negatives-train.jsonl"
+        lines.append(f"to train with them: dptdr train {done.out} --negatives {path}")
     if done.dangling:
         lines.append(f"warning: {done.dangling:,} judgements name passages that are not there")
     for check in done.checks:

@@ -5,6 +5,7 @@ avoided on purpose: they also break at U+2028, U+0085 and lone ``\r``, which occ
 passages.
 """
 
+import codecs
 import gzip
 import io
 from collections.abc import Iterator, Mapping
@@ -83,9 +84,12 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
+        wide = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "UTF-16" if wide else "WINDOWS-1252"
         raise DataError(
             f"expected UTF-8 text, byte {error.start + 1} of the line is "
-            f"0x{line[error.start]:02x}; save the file as UTF-8",
+            f"0x{line[error.start]:02x}; save the file as UTF-8, or convert it "
+            f"(`iconv -f {encoding} -t UTF-8`)",
             path=path,
             line=number,
         ) from None

@@ -157,7 +157,7 @@ def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
         (
             b'{"_id": "p7", "text": "\xff"}',
             "corpus.jsonl, line 7: expected UTF-8 text, byte 24 of the line is 0xff; "
-            "save the file as UTF-8",
+            "save the file as UTF-8, or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
         ),
     ],
 )

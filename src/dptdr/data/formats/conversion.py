@@ -7,33 +7,40 @@ from pathlib import Path
 import orjson
 
 from dptdr.data.formats.beirsource import read_beir
+from dptdr.data.formats.columns import TableSettings
+from dptdr.data.formats.documents import read_documents
 from dptdr.data.formats.dpr import read_dpr
+from dptdr.data.formats.guessing import guess_format
 from dptdr.data.formats.irdatasets import PREFIX, read_ir_datasets
 from dptdr.data.formats.material import PUBLISHED, Material, plain_name
 from dptdr.data.formats.msmarco import read_msmarco, read_top1000, read_triples
+from dptdr.data.formats.tablesource import read_tables
 from dptdr.data.formats.tevatron import read_tevatron
 from dptdr.data.formats.writing import Conversion, Progress, Rules, checks, write_material
-from dptdr.errors import DataError
+from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import atomic_file
 
 READERS: dict[str, Callable[[Path], Material]] = {
+    "documents": read_documents,
     "beir": read_beir,
     "dpr": read_dpr,
     "msmarco": read_msmarco,
     "msmarco-top1000": read_top1000,
     "tevatron": read_tevatron,
 }
+TABLE = "table"
 TRIPLES = "msmarco-triples"
 IR_DATASETS = "ir_datasets"
-FORMATS = (*READERS, TRIPLES, IR_DATASETS)
+FORMATS = (TABLE, *READERS, TRIPLES, IR_DATASETS)
 """What ``--format`` takes."""
 
 
 def convert(
-    source: str,
+    source: Path | str,
     *,
-    format: str | None,
+    format: str | None = None,
     out: Path | str,
+    table: TableSettings | None = None,
     strict: bool = False,
     on_progress: Progress | None = None,
 ) -> Conversion:
@@ -41,8 +48,9 @@ def convert(
 
     Args:
         source: A file or folder, or ``ir:NAME`` for ir_datasets.
-        format: One of :data:`FORMATS`; may be None for ``ir:NAME``.
+        format: One of :data:`FORMATS`; ``None`` guesses it from the files.
         out: Where the folder or file shall stand.
+        table: Columns, split and held-out shares of a table.
         strict: Whether a number of records that differs from the published one, or a judgement of
             an unknown passage, is an error instead of a remark.
         on_progress: Told records written and the published number of them.
@@ -51,19 +59,29 @@ def convert(
         Counts and remarks; the same stands in ``meta.json``.
 
     Raises:
+        ConfigError: If settings of tables are given for another format.
         DataError: If the format is unknown, the source is missing or broken, or a check fails and
             ``strict`` is set.
     """
-    if format is None and source.startswith(PREFIX):
-        format = IR_DATASETS
+    path = Path(source)
+    if format is None:
+        format = IR_DATASETS if str(source).startswith(PREFIX) else guess_format(path)
     if format not in FORMATS:
         raise DataError(f"no format '{format}'; there are {', '.join(FORMATS)}")
+    if table is not None and table != TableSettings() and format != TABLE:
+        raise ConfigError(
+            f"options of columns, splits and shares belong to tables; the format is {format}"
+        )
     rules = Rules(strict=strict, on_progress=on_progress)
     if format == TRIPLES:
-        return _convert_triples(Path(source), out=Path(out), rules=rules)
-    if format == IR_DATASETS:
-        return write_material(read_ir_datasets(source), format=format, out=Path(out), rules=rules)
-    return write_material(READERS[format](Path(source)), format=format, out=Path(out), rules=rules)
+        return _convert_triples(path, out=Path(out), rules=rules)
+    if format == TABLE:
+        material = read_tables(path, table or TableSettings())
+    elif format == IR_DATASETS:
+        material = read_ir_datasets(str(source))
+    else:
+        material = READERS[format](path)
+    return write_material(material, format=format, out=Path(out), rules=rules)
 
 
 def _convert_triples(source: Path, *, out: Path, rules: Rules) -> Conversion:
@@ -75,6 +93,6 @@ def _convert_triples(source: Path, *, out: Path, rules: Rules) -> Conversion:
             rules.tell(counted.total(), PUBLISHED.get(plain_name(source), 0))
             handle.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         material = Material(passages=(), queries=(), qrels={}, counted=counted, expected=PUBLISHED)
-        done = Conversion(out=out, groups=groups, checks=checks(material))
+        done = Conversion(out=out, read_as=TRIPLES, groups=groups, checks=checks(material))
         rules.refuse(done)
     return done

@@ -182,7 +182,7 @@ class _Reading:
             except DataError as error:
                 raise row.error(error.reason) from None
             if self._columns is None:
-                self.material.read_as = f"{self._source}: {found.kind} ({found.described()})"
+                self.material.read_as = f"{found.kind} in {self._source} ({found.described()})"
             self._names, self._columns = names, found
         return self._columns
 

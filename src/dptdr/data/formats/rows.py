@@ -108,7 +108,7 @@ def _tuple_names(length: int) -> list[str]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_LARGEST_FIELD)
-    lines = _text_lines(path)
+    lines = text_lines(path)
     first = next(lines, "")
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     delimiter = "\t" if tabs else max(",;\t", key=first.count)
@@ -165,8 +165,18 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    r"""Yield all lines with their ends: blank ones and ``\r`` may belong to a quoted field."""
+def text_lines(path: Path) -> Iterator[str]:
+    r"""Yield all lines with their ends: blank ones and ``\r`` may belong to a quoted field.
+
+    Args:
+        path: A text file, plain or gzip.
+
+    Yields:
+        One line after the other.
+
+    Raises:
+        DataError: If the file cannot be read or is not UTF-8; names file and line.
+    """
     number = 0
     with open_bytes(path) as handle:
         try:

@@ -121,7 +121,7 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
     def meta(counts: BeirCounts) -> dict[str, Any]:
         done = Conversion(
             out=out,
-            read_as=material.read_as or format,
+            read_as=f"{format}: {material.read_as}" if material.read_as else format,
             counts=counts,
             titled=watch.titled,
             dangling=0 if watch.ids is None else _dangling(material, watch.ids),

@@ -1,0 +1,108 @@
+"""Folders of Markdown, HTML and text files as a corpus without queries."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dptdr.data.formats.material import Material
+from dptdr.data.formats.pairstore import PairStore, text_id
+from dptdr.data.formats.sections import SUFFIXES, file_sections
+from dptdr.errors import DataError
+from dptdr.records import Passage
+
+MAX_WORDS = 100
+"""Longer sections are cut between paragraphs, into passages as long as DPR's: encoders read only the
+beginning of a long text."""
+
+
+def document_files(source: Path) -> list[Path]:
+    """Return the documents of a folder and the folders in it, without hidden ones.
+
+    Args:
+        source: A folder, or one document.
+
+    Returns:
+        The files by name.
+    """
+    if source.is_file():
+        return [source] if source.suffix.lower() in SUFFIXES else []
+    return [path for path in _visible_files(source) if path.suffix.lower() in SUFFIXES]
+
+
+def read_documents(source: Path) -> Material:
+    """Return one passage for each section of the documents, with the heading as its title.
+
+    Args:
+        source: The folder.
+
+    Returns:
+        The passages; there are no queries.
+
+    Raises:
+        DataError: If there is no document, or no text in them.
+    """
+    if not source.exists():
+        raise DataError("no such folder", path=source)
+    files = document_files(source)
+    if not files:
+        raise DataError(f"expected documents ({', '.join(SUFFIXES)}), found none", path=source)
+    dropped: Counter[str] = Counter()
+    if source.is_dir():
+        dropped["files that are no documents"] = len(_visible_files(source)) - len(files)
+    kinds = Counter(path.suffix.lower() for path in files)
+    return Material(
+        passages=_passages(files, dropped, source=source),
+        queries=(),
+        qrels={},
+        read_as="files " + ", ".join(f"{kind} ({count:,})" for kind, count in kinds.items()),
+        complete=True,
+        dropped=dropped,
+        files=files,
+    )
+
+
+def _visible_files(source: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in source.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    )
+
+
+def _passages(files: Sequence[Path], dropped: Counter[str], *, source: Path) -> Iterator[Passage]:
+    seen = PairStore()
+    empty = True
+    for path in files:
+        for section in file_sections(path):
+            text = ""
+            for text in _pieces(section.paragraphs):
+                passage = Passage(text_id(f"{section.title}\0{text}"), text, section.title)
+                empty = False
+                if seen.add_passage(passage.id):
+                    yield passage
+                else:
+                    dropped["duplicate sections"] += 1
+            dropped["headings without a text"] += not text
+    if empty:
+        raise DataError("the documents hold no text", path=source)
+
+
+def _pieces(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Yield a section in texts of at most MAX_WORDS words."""
+    piece: list[str] = []
+    length = 0
+    for paragraph in paragraphs:
+        words = paragraph.split()
+        if piece and length + len(words) > MAX_WORDS:
+            yield "\n".join(piece)
+            piece, length = [], 0
+        while len(words) > MAX_WORDS:
+            yield " ".join(words[:MAX_WORDS])
+            words = words[MAX_WORDS:]
+            paragraph = " ".join(words)
+        if words:
+            piece.append(paragraph)
+            length += len(words)
+    if piece:
+        yield "\n".join(piece)

@@ -1,0 +1,108 @@
+"""Tables on disk as splits: one file, a folder of files, or a folder that ``datasets`` saved."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dptdr.data.formats.columns import TableSettings
+from dptdr.data.formats.material import Material
+from dptdr.data.formats.records import pairs_material, split_name
+from dptdr.data.formats.rows import SUFFIXES, is_table, table_rows
+from dptdr.errors import ConfigError, DataError
+from dptdr.io.atomic import read_json
+
+_SPLIT = re.compile(r"(train|dev|validation|valid|val|eval|test)(?=[-._]|$)", re.IGNORECASE)
+DATASET_DICT = "dataset_dict.json"
+DATASET_STATE = "state.json"
+
+
+def read_tables(source: Path, settings: TableSettings) -> Material:
+    """Return the records of tables of pairs, triplets, scored pairs or clicks.
+
+    Args:
+        source: A table, a folder of tables named by their splits, or a folder of ``datasets``.
+        settings: How rows are read.
+
+    Returns:
+        The records, not yet read.
+
+    Raises:
+        DataError: If there is no table, or the names of the files tell no splits.
+    """
+    if not source.exists():
+        raise DataError("no such file or folder", path=source)
+    if source.is_file():
+        splits = [(settings.split or _named_split(source) or "train", source)]
+    elif (source / DATASET_DICT).is_file():
+        splits = _dataset_dict(source)
+    elif (source / DATASET_STATE).is_file():
+        splits = _dataset(source, split=settings.split)
+    else:
+        splits = _folder(source, split=settings.split)
+    if settings.split is not None and any(split != settings.split for split, _ in splits):
+        raise ConfigError(f"{source}: the files' names tell their splits; leave out --split")
+    files = [path for _, path in splits]
+    kinds = dict.fromkeys(path.name.removesuffix(".gz").rpartition(".")[2] for path in files)
+    return pairs_material(
+        [(split, table_rows(path)) for split, path in splits],
+        settings=settings,
+        source=", ".join(kinds),
+        files=files,
+    )
+
+
+def table_files(folder: Path) -> list[Path]:
+    """Return the tables of a folder by name, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and is_table(path) and not path.name.startswith(".")
+    )
+
+
+def _named_split(path: Path) -> str | None:
+    match = _SPLIT.match(path.name)
+    return split_name(match[1].lower()) if match else None
+
+
+def _folder(folder: Path, *, split: str | None) -> list[tuple[str, Path]]:
+    files = table_files(folder)
+    if not files:
+        raise DataError(f"expected tables ({', '.join(SUFFIXES)}), found none", path=folder)
+    named = [(_named_split(path), path) for path in files]
+    unnamed = [path.name for name, path in named if name is None]
+    if 0 < len(unnamed) < len(files):
+        raise DataError(
+            f"expected files named by their splits (train, dev, test), got {', '.join(unnamed)} "
+            "beside such; move the others elsewhere",
+            path=folder,
+        )
+    return [(name or split or "train", path) for name, path in named]
+
+
+def _dataset_dict(folder: Path) -> list[tuple[str, Path]]:
+    names = _entry(folder / DATASET_DICT, "splits")
+    return [
+        (split_name(str(name)), path)
+        for name in names
+        for _, path in _dataset(folder / str(name), split="")
+    ]
+
+
+def _dataset(folder: Path, *, split: str | None) -> list[tuple[str, Path]]:
+    state = folder / DATASET_STATE
+    files = _entry(state, "_data_files")
+    if not all(isinstance(file, dict) and "filename" in file for file in files):
+        raise DataError("expected a 'filename' of each file", path=state, field="_data_files")
+    if split is None:
+        own = read_json(state).get("_split")
+        split = split_name(own) if isinstance(own, str) else "train"
+    return [(split, folder / str(file["filename"])) for file in files]
+
+
+def _entry(path: Path, name: str) -> list[Any]:
+    value = read_json(path)
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, list) or not found:
+        raise DataError("expected a list, as `save_to_disk` writes it", path=path, field=name)
+    return found
