@@ -1,11 +1,16 @@
+import csv
 import json
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptdr.data.formats.conversion import convert
 from dptdr.data.training_files import GroupFile, read_groups
+from dptdr.errors import DataError
 from dptdr.io import jsonarray
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.io.store import PassageStore
@@ -94,3 +99,45 @@ def test_groups_by_row_are_groups_in_order(groups):
         assert found == list(read_groups(path))
         assert [group.query for group in found] == [group["query"] for group in groups]
         assert [list(group.positives) for group in found] == [g["positives"] for g in groups]
+
+
+rows = st.fixed_dictionaries(
+    {"query": texts, "positive": texts, "negative_1": texts, "negative_2": texts}
+)
+
+
+def written(path, table):
+    """Write a table in the format of its suffix."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(table), path, row_group_size=2)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(handle, list(table[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(table)
+    return path
+
+
+def converted(source, out):
+    """The bytes of all files but the one that describes the source, or why there are none."""
+    try:
+        convert(source, out=out)
+    except DataError as error:
+        return error.reason
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "meta.json")
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+@settings(max_examples=40, deadline=None)
+@given(table=st.lists(rows, min_size=1, max_size=6))
+def test_every_file_format_of_a_table_becomes_the_same_folder(table):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        found = [
+            converted(written(root / f"t{suffix}", table), root / suffix[1:])
+            for suffix in (".csv", ".tsv", ".jsonl", ".parquet")
+        ]
+        assert found[1:] == found[:-1]

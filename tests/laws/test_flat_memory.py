@@ -35,3 +35,29 @@ def test_kernels_of_many_lengths_do_not_pile_up():
     before, after = map(int, made.stdout.split())
     # Without bounds the process grows by more than 60 MB here, and goes on growing.
     assert after - before < 25
+
+
+_CONVERT = """
+import resource, sys
+from pathlib import Path
+from dptdr.data.formats.conversion import convert
+
+source, rows = Path(sys.argv[1]), int(sys.argv[2])
+with source.open("w") as handle:
+    handle.write("query,positive,negative\\n")
+    for number in range(rows):
+        handle.write(f"q{number // 2},p{number} " + "x" * 800 + f",n{number}\\n")
+convert(source, out=source.with_suffix(""))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in Linux's unit")
+def test_converting_a_table_takes_no_more_memory_for_more_rows(tmp_path):
+    peaks = []
+    for rows in (20_000, 120_000):
+        command = [sys.executable, "-c", _CONVERT, str(tmp_path / f"{rows}.csv"), str(rows)]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(made.stdout))
+    # The larger file is larger by 80 MB; the database's cache may fill up to 16.
+    assert peaks[1] - peaks[0] < 24

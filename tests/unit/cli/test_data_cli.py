@@ -94,6 +94,7 @@ def test_convert_reports_counts_titles_and_differences(tmp_path: Path):
 
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
+        "read as msmarco",
         f"{out}: 1 passages, 1 queries, judgements: train 1",
         "titles: none",
         "warning: 1 judgements name passages that are not there",
@@ -124,4 +125,49 @@ def test_convert_of_triples_reports_groups(tmp_path: Path):
         ],
     )
 
-    assert result.stdout == f"{out}: 1 training groups\n"
+    assert result.stdout.splitlines() == [
+        "read as msmarco-triples",
+        f"{out}: 1 training groups",
+    ]
+
+
+def test_convert_of_a_table_says_what_it_read_dropped_and_how_to_train(tmp_path: Path):
+    table = tmp_path / "t.csv"
+    table.write_text("ask,right,wrong,id\na,p,n,1\na,p,n,2\nb,q,,3\n,q,,4\n")
+    out = tmp_path / "out"
+
+    arguments = ["convert", str(table), "--out", str(out), "--split", "test"]
+    columns = ["--query-column", "ask", "--positive-column", "right", "--negative-column", "wrong"]
+    result = runner.invoke(app, [*arguments, *columns])
+
+    assert result.stdout.splitlines() == [
+        "read as table: triplets in csv (query = ask; positive = right; negatives = wrong; "
+        "not used = id)",
+        f"{out}: 3 passages, 2 queries, judgements: test 2",
+        "titles: none",
+        "dropped: 1 duplicate pairs",
+        "dropped: 1 rows without a query",
+        f"negatives of 1 test queries: {out}/negatives-test.jsonl",
+    ]
+    trained = runner.invoke(app, [*arguments[:4], *columns])
+    assert trained.stdout.splitlines()[-1] == (
+        f"to train with them: dptdr train {out} --negatives {out}/negatives-train.jsonl"
+    )
+
+
+def test_convert_holds_out_shares_and_reads_scores(tmp_path: Path):
+    rows = "".join(f"q{number},p{number},{number / 100}\n" for number in range(100))
+    (tmp_path / "t.csv").write_text("query,passage,score\n" + rows)
+    out = tmp_path / "out"
+
+    shares = ["--dev-share", "0.3", "--test-share", "0.3", "--seed", "1", "--min-score", "0.5"]
+    result = runner.invoke(app, ["convert", str(tmp_path / "t.csv"), "--out", str(out), *shares])
+
+    assert result.exit_code == 0
+    folder = BeirFolder(out)
+    assert folder.splits() == ["train", "dev", "test"]
+    grades = [
+        g for split in folder.splits() for q in folder.qrels(split).values() for g in q.items()
+    ]
+    assert len(grades) == 100
+    assert sum(grade for _, grade in grades) == 50

@@ -11,8 +11,8 @@ from dptdr.errors import DataError
 from dptdr.records import Passage
 
 MAX_WORDS = 100
-"""Longer sections are cut between paragraphs, into passages as long as DPR's: encoders read only the
-beginning of a long text."""
+"""Words of a passage at most, as in DPR; longer sections are cut between paragraphs, since encoders
+read only the beginning of a long text."""
 
 
 def document_files(source: Path) -> list[Path]:

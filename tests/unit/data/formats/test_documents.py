@@ -85,13 +85,8 @@ def test_long_sections_are_cut_between_paragraphs(tmp_path):
     found, _ = passages(tmp_path / "notes.txt", tmp_path / "out")
 
     counts = [[text.split().count(letter) for letter in "abcde"] for _, text in found]
-    assert counts == [
-        [40, 40, 0, 0, 0],
-        [0, 0, 40, 40, 0],
-        [0, 0, 0, 0, 100],
-        [0, 0, 0, 0, 100],
-        [0, 0, 0, 0, 1],
-    ]
+    # Two pieces of a hundred e are the same text.
+    assert counts == [[40, 40, 0, 0, 0], [0, 0, 40, 40, 0], [0, 0, 0, 0, 100], [0, 0, 0, 0, 1]]
     assert {title for title, _ in found} == {"notes"}
 
 
@@ -123,7 +118,7 @@ def test_a_document_of_another_encoding_is_named(tmp_path):
 
 def test_folders_without_text_are_refused(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="in: expected documents .*, found none"):
+    with pytest.raises(DataError, match=r"in: expected documents .*, found none"):
         convert(tmp_path / "in", out=tmp_path / "out", format="documents")
     (tmp_path / "in" / "a.md").write_text("# Only a heading\n")
     with pytest.raises(DataError, match="in: the documents hold no text"):

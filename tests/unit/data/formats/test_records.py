@@ -149,8 +149,8 @@ def test_columns_of_other_names_are_named(tmp_path):
 
     assert texts(tmp_path / "data") == {"a": {"T b": 1}}
     assert done.read_as == (
-        "records: triplets in Python objects (query = frage; positive = antwort; negatives = falsch; "
-        "title = thema; not used = x)"
+        "records: triplets in Python objects (query = frage; positive = antwort; "
+        "negatives = falsch; title = thema; not used = x)"
     )
 
 

@@ -149,8 +149,8 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(DataError, match="none.csv: no such file"):
+    with pytest.raises(DataError, match=r"none.csv: no such file"):
         values(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match="folder.csv: this is a folder"):
+    with pytest.raises(DataError, match=r"folder.csv: this is a folder"):
         values(tmp_path / "folder.csv")

@@ -94,10 +94,10 @@ def test_a_dataset_dict_on_disk_keeps_its_splits(tmp_path):
 def test_a_dataset_with_a_broken_state_or_a_missing_file_is_named(tmp_path):
     save_to_disk(tmp_path / "in", [{"query": "a", "positive": "1"}] * 2)
     (tmp_path / "in" / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match="data-00001-of-00002.arrow: no such file"):
+    with pytest.raises(DataError, match=r"data-00001-of-00002.arrow: no such file"):
         convert(tmp_path / "in", out=tmp_path / "out")
     (tmp_path / "in" / "state.json").write_text("{}")
-    with pytest.raises(DataError, match="state.json, field '_data_files': expected a list"):
+    with pytest.raises(DataError, match=r"state.json, field '_data_files': expected a list"):
         convert(tmp_path / "in", out=tmp_path / "out")
 
 
@@ -106,7 +106,7 @@ def test_a_file_beside_named_splits_is_refused(tmp_path):
     source.mkdir()
     (source / "train.csv").write_text(HEAD + "a,1\n")
     (source / "more.csv").write_text(HEAD + "b,2\n")
-    with pytest.raises(DataError, match="expected files named by their splits.*, got more.csv"):
+    with pytest.raises(DataError, match=r"expected files named by their splits.*, got more.csv"):
         convert(source, out=tmp_path / "out")
     (source / "more.csv").unlink()
     with pytest.raises(ConfigError, match="names tell their splits; leave out --split"):
