@@ -89,7 +89,7 @@ def side(encoders: list[Any], documents: list[Document], work: Path) -> dict[str
                 encoder, documents, out=vectors, source=Source(fingerprint="cost")
             )
             assert folder is not None
-            index, _ = build_index(folder, out=work / f"index-{number}", kind="hnsw")
+            index, _ = build_index(folder, out=work / f"index-{number}", index_type="hnsw")
             seconds += time.perf_counter() - started
             shutil.rmtree(vectors)
             indexes.append(index)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.io.atomic import read_json, write_json
-from dptdr.search.indexes.types import KINDS
+from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import read_documents
 from search import machine
 
@@ -95,7 +95,7 @@ def page(args: argparse.Namespace) -> list[str]:
     dim = search[0]["dim"]
     largest = {
         kind: max((r for r in search if r["kind"] == kind), key=lambda r: r["rows"], default=None)
-        for kind in KINDS
+        for kind in INDEX_TYPES
     }
     measured = [r for r in largest.values() if r is not None]
     lines = [
@@ -171,7 +171,7 @@ def page(args: argparse.Namespace) -> list[str]:
         "## What follows",
         "",
         "- Up to some ten million passages one machine holds an `hnsw-sq` or `rabitq` index; "
-        "`dptdr index --kind auto` chooses by the memory that is free and says why.",
+        "`dptdr index --index-type auto` chooses by the memory that is free and says why.",
         "- For a billion passages, cut the corpus over machines (one index each; the best of all "
         "is the best of their bests), or load it into a database cluster ([search](search.md)).",
         "- `--dtype float16` halves the disk at no measured loss; what smaller forms cost is in "

@@ -31,7 +31,7 @@ from dptdr.records import Passage
 from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.indexes.exact import exact_top_k
 from dptdr.search.indexes.local import GRAPH, LocalIndex
-from dptdr.search.indexes.types import KINDS
+from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import Source, read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
@@ -167,7 +167,7 @@ def raw_search(
     """Return the same search by the library alone, with the same parameters and re-ranking."""
     rows: Any = index.rows
     wanted = min(index.count, depth * max(1, index.rerank))
-    if index.kind == "exact":
+    if index.index_type == "exact":
         import faiss
 
         flat = faiss.IndexFlatIP(index.dim)
@@ -193,7 +193,7 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
     """Return recall, throughput and latency of one index, and of the library under it."""
     full = np.ascontiguousarray(
         at.folder.gather(np.arange(at.folder.count))
-        if index.kind == "exact" or index.rerank
+        if index.index_type == "exact" or index.rerank
         else np.empty((0, index.dim), dtype=np.float32)
     )
     queries = at.queries
@@ -209,7 +209,7 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
     record["library_queries_per_second"] = len(some) / statistics.median(raw)
     record["time_over_library"] = statistics.median(a / b for a, b in zip(ours, raw, strict=True))
     singles: tuple[list[float], list[float]] = ([], [])
-    for row in range(min(200 if index.kind != "exact" else 30, len(queries))):
+    for row in range(min(200 if index.index_type != "exact" else 30, len(queries))):
         one = queries[row : row + 1]
         for place, call in enumerate((lambda q: index.search(q, depth=10), alone)):
             started = time.perf_counter()
@@ -251,9 +251,13 @@ def run(args: argparse.Namespace) -> None:
         at = prepared(args, rows)
         for kind in kinds:
             out = args.work / f"index-{rows}-{kind}"
-            settings = BuildSettings(threads=args.threads, seed=args.seed, options=options(args))
+            settings = BuildSettings(
+                threads=args.threads,
+                seed=args.seed if INDEX_TYPES[kind].seeded else None,
+                options=options(args),
+            )
             started = time.perf_counter()
-            index, _ = build_index(at.folder, out=out, kind=kind, settings=settings)
+            index, _ = build_index(at.folder, out=out, index_type=kind, settings=settings)
             record = {
                 "rows": rows,
                 "kind": kind,
@@ -280,14 +284,16 @@ def run(args: argparse.Namespace) -> None:
         table(args)
 
 
-def options(args: argparse.Namespace) -> tuple[tuple[str, int], ...]:
+def options(args: argparse.Namespace) -> dict[str, int]:
     pairs = [text.split("=", 1) for text in args.option]
-    return tuple((name, int(value)) for name, value in pairs)
+    return {name: int(value) for name, value in pairs}
 
 
 def table(args: argparse.Namespace) -> None:
     """Write results/search.md from the records."""
-    records = sorted(read_json(args.json), key=lambda r: (r["rows"], list(KINDS).index(r["kind"])))
+    records = sorted(
+        read_json(args.json), key=lambda r: (r["rows"], list(INDEX_TYPES).index(r["kind"]))
+    )
     lines = [
         "# Search",
         "",
@@ -355,7 +361,7 @@ def main() -> None:
     sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
     sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
-    sub.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    sub.add_argument("--kinds", nargs="+", default=list(INDEX_TYPES), choices=list(INDEX_TYPES))
     sub.add_argument("--queries", type=int, default=1000)
     sub.add_argument("--rounds", type=int, default=5, help="timed rounds of each pair")
     sub.add_argument("--threads", type=int, default=1, help="of building and searching")

@@ -47,7 +47,7 @@ def world(tmp_path_factory):
         dptdr(*train, "--out", root / name, *SMALL, check=True)
     task = ["--task", root / "task"]
     dptdr("encode", root / "data", *task, "--out", root / "vectors", check=True)
-    dptdr("index", root / "vectors", "--kind", "exact", "--out", root / "index", check=True)
+    dptdr("index", root / "vectors", "--index-type", "exact", "--out", root / "index", check=True)
     return root
 
 

@@ -194,7 +194,7 @@ class WebServer:
         (data / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for name, encoder in (("one", self.encoder("one")), ("bare", self.bare)):
             vectors = encode_data(encoder, data, out=self.folder / f"{name}-vectors")
-            build_index(vectors, out=self.folder / f"{name}-index", kind="exact")
+            build_index(vectors, out=self.folder / f"{name}-index", index_type="exact")
 
     def encoder(self, task: str) -> Encoder:
         """Return a task's own encoder."""

@@ -1,12 +1,25 @@
 """``dptdr index``: a vector folder becomes searchable, or is renewed."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from dptdr.search.indexes.building import BuildSettings
+
+_BUILD = {"index_type", "M", "ef_construction", "ef_search", "nlist", "nprobe", "seed"} | {
+    "threads",
+    "memory_gb",
+    "bm25",
+}
+_TAKES: dict[str, set[str]] = {
+    "--out": _BUILD,
+    "--refresh": _BUILD | {"task", "backbone", "data", "device"},
+    "--database": {"name", "M", "ef_construction"},
+}
+"""Options that have an effect on each of the three ways to call the command."""
 
 
 def command(
@@ -14,25 +27,42 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Index folder to write; an old one stays until then.")
     ] = None,
-    kind: Annotated[
+    index_type: Annotated[
         str | None,
         typer.Option(
             help="auto (by count and free memory; says why), exact, hnsw, hnsw-sq, ivf-sq, ivf-pq "
-            "or rabitq. Default: auto, or with --refresh the old index's kind."
+            "or rabitq. Default: auto, or with --refresh the old index's type."
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the kind as name=number: links, build_width, search_width (graphs), "
-            "lists, probes (lists). May be given several times."
-        ),
+    m: Annotated[
+        int | None, typer.Option("--M", help="Links of a passage in a graph. Default: 32.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides samples, clusters and rotations.")] = 1234,
+    ef_construction: Annotated[
+        int | None,
+        typer.Option(help="Candidates looked at while building a graph. Default: 100."),
+    ] = None,
+    ef_search: Annotated[
+        int | None,
+        typer.Option(help="Candidates looked at while searching a graph. Default: 96."),
+    ] = None,
+    nlist: Annotated[
+        int | None,
+        typer.Option(help="Inverted lists. Default: 4 times the square root of the passages."),
+    ] = None,
+    nprobe: Annotated[
+        int | None,
+        typer.Option(help="Lists searched for a query. Default: a twelfth of them, at least 8."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Decides samples, clusters and rotations of lists. Default: 1234."),
+    ] = None,
     threads: Annotated[
-        int,
-        typer.Option(help="Threads, 0 for all cores; with 1 the same vectors give the same bytes."),
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="Threads. Default: all cores; with 1 the same vectors give the same bytes."
+        ),
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Gigabytes that auto may plan with. Default: half of what is free."),
@@ -60,31 +90,54 @@ def command(
     task: Annotated[Path | None, typer.Option(help="Task bundle, for --refresh.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone, for --refresh.")] = None,
     data: Annotated[Path | None, typer.Option(help="BEIR folder, for --refresh.")] = None,
-    device: Annotated[str, typer.Option(help="Torch device, for --refresh.")] = "cpu",
-    json: Annotated[Path | None, typer.Option(help="Write kind, bytes and time here.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Torch device, for --refresh. Default: cpu.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write type, bytes and time here.")] = None,
+    kind: Annotated[str | None, typer.Option(hidden=True)] = None,
+    option: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Build an index over a vector folder, or renew one with --refresh."""
     from dptdr.errors import ConfigError
     from dptdr.search.indexes.building import BuildSettings
 
-    if sum(where is not None for where in (out, refresh, database)) != 1:
+    modes = {"--out": out, "--refresh": refresh, "--database": database}
+    if sum(where is not None for where in modes.values()) != 1:
         raise ConfigError(
             "expected one of --out INDEX to build, --refresh INDEX to renew, and --database ADDRESS"
         )
     if (database is None) != (name is None):
         raise ConfigError("expected --database ADDRESS and --name NAME together")
+    index_type = index_type or kind
+    options = {
+        "M": m,
+        "ef_construction": ef_construction,
+        "ef_search": ef_search,
+        "nlist": nlist,
+        "nprobe": nprobe,
+    }
+    given = {
+        "index_type": index_type,
+        **options,
+        **{"seed": seed, "threads": threads, "memory_gb": memory_gb, "bm25": bm25 or None},
+        **{"name": name, "task": task, "backbone": backbone, "data": data, "device": device},
+    }
+    mode = next(flag for flag, where in modes.items() if where is not None)
+    _refuse_without_effect(given, mode=mode)
+    asked = {key: value for key, value in options.items() if value is not None}
+    asked |= parse_options(option or [])
     if database is not None and name is not None:
-        _load(vectors, database, name, json=json)
+        _load(vectors, database, name, options=asked, json=json)
         return
     settings = BuildSettings(
         seed=seed,
-        threads=threads,
+        threads=threads or 0,
         memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
-        options=parse_options(option or []),
+        options=asked,
         bm25=bm25,
     )
     if out is not None:
-        _build(vectors, out, kind=kind or "auto", settings=settings, json=json)
+        _build(vectors, out, index_type=index_type or "auto", settings=settings, json=json)
         return
     assert refresh is not None
     if data is None:
@@ -94,26 +147,35 @@ def command(
     from dptdr.io.progress import progress
     from dptdr.search.indexes.refresh import refresh_index
 
-    encoder = load_corpus_encoder(task=task, backbone=backbone, device=device)
+    encoder = load_corpus_encoder(task=task, backbone=backbone, device=device or "cpu")
     with progress("encode") as on_progress:
         done = refresh_index(
             encoder,
             data=data,
             vectors=vectors,
             index=refresh,
-            kind=kind,
-            settings=settings if option or bm25 else None,
+            index_type=index_type,
+            settings=settings,
             on_progress=on_progress,
         )
     what = "the index was built again" if done.rebuilt else "the index was up to date"
     typer.echo(f"{refresh}: {done.encoded:,} passages encoded, {done.kept:,} kept, {what}")
     if json is not None:
         report = {"encoded": done.encoded, "kept": done.kept, "rebuilt": done.rebuilt}
-        write_json(json, {"index": str(refresh), "kind": done.index.kind, **report})
+        write_json(json, {"index": str(refresh), "index_type": done.index.index_type, **report})
+
+
+def _refuse_without_effect(given: Mapping[str, Any], *, mode: str) -> None:
+    from dptdr.errors import ConfigError
+
+    idle = [key for key, value in given.items() if value is not None and key not in _TAKES[mode]]
+    if idle:
+        flags = ", ".join("--" + key.replace("_", "-") for key in idle)
+        raise ConfigError(f"{flags} has no effect with {mode}; leave it out")
 
 
 def _build(
-    vectors: Path, out: Path, *, kind: str, settings: "BuildSettings", json: Path | None
+    vectors: Path, out: Path, *, index_type: str, settings: "BuildSettings", json: Path | None
 ) -> None:
     import time
 
@@ -126,19 +188,23 @@ def _build(
     started = time.perf_counter()
     with progress("index") as on_progress:
         index, choice = build_index(
-            VectorFolder(vectors), out=out, kind=kind, settings=settings, on_progress=on_progress
+            VectorFolder(vectors),
+            out=out,
+            index_type=index_type,
+            settings=settings,
+            on_progress=on_progress,
         )
     seconds = time.perf_counter() - started
     file = out / GRAPH
     size = file.stat().st_size if file.is_file() else 0
     typer.echo(
-        f"{out}: {index.kind} over {index.count:,} passages ({choice.reason}), "
+        f"{out}: {index.index_type} over {index.count:,} passages ({choice.reason}), "
         f"{size / 1e6:.1f} MB beside the vectors, {seconds:.1f} s"
     )
     if json is not None:
         report = {
             "index": str(out),
-            "kind": index.kind,
+            "index_type": index.index_type,
             "reason": choice.reason,
             "passages": index.count,
             "dim": index.dim,
@@ -148,7 +214,9 @@ def _build(
         write_json(json, report)
 
 
-def _load(vectors: Path, database: str, name: str, *, json: Path | None) -> None:
+def _load(
+    vectors: Path, database: str, name: str, *, options: dict[str, int], json: Path | None
+) -> None:
     import time
 
     from dptdr.io.atomic import write_json
@@ -159,18 +227,29 @@ def _load(vectors: Path, database: str, name: str, *, json: Path | None) -> None
     started = time.perf_counter()
     with progress("load") as on_progress:
         index = load_database(
-            VectorFolder(vectors), address=database, name=name, on_progress=on_progress
+            VectorFolder(vectors),
+            address=database,
+            name=name,
+            options=options,
+            on_progress=on_progress,
         )
     seconds = time.perf_counter() - started
-    report = {"index": name, "kind": index.kind, "passages": index.count, "dim": index.dim}
+    report = {
+        "index": name,
+        "index_type": index.index_type,
+        "passages": index.count,
+        "dim": index.dim,
+    }
     index.close()
-    typer.echo(f"{name}: {report['kind']} over {report['passages']:,} passages, {seconds:.1f} s")
+    typer.echo(
+        f"{name}: {report['index_type']} over {report['passages']:,} passages, {seconds:.1f} s"
+    )
     if json is not None:
         write_json(json, {**report, "seconds": seconds})
 
 
-def parse_options(options: list[str]) -> tuple[tuple[str, int], ...]:
-    """Return the options of a kind.
+def parse_options(options: list[str]) -> dict[str, int]:
+    """Return the options that the former ``--option name=number`` gives.
 
     Args:
         options: Each as ``name=number``.
@@ -187,8 +266,8 @@ def parse_options(options: list[str]) -> tuple[tuple[str, int], ...]:
     broken = [
         option
         for option, (name, value) in zip(options, pairs, strict=True)
-        if not name or not value.isdecimal()
+        if not name or not value.isdecimal() or len(value) > 18
     ]
     if broken:
         raise ConfigError(f"expected --option name=number, got {', '.join(broken)}")
-    return tuple((name, int(value)) for name, value in pairs)
+    return {name: int(value) for name, value in pairs}

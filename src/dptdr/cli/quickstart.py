@@ -189,7 +189,7 @@ def _indexed_run(encoder: "Encoder", data: Path, index: Path, *, queries: "list[
     shutil.rmtree(vectors, ignore_errors=True)
     with progress("encoding") as show:
         folder = encode_data(encoder, data, out=vectors, on_progress=show)
-    built, _ = build_index(folder, out=index, kind="exact")
+    built, _ = build_index(folder, out=index, index_type="exact")
     return search_queries(built, encoder, queries=queries, depth=100)
 
 

@@ -44,7 +44,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
         "",
         "```sh",
         f"dptdr encode DATA --task {manifest['name']} --out VECTORS",
-        "dptdr index VECTORS --kind exact --out INDEX",
+        "dptdr index VECTORS --index-type exact --out INDEX",
         f'dptdr search INDEX "a query" --task {manifest["name"]}',
         "```",
         "",

@@ -30,8 +30,8 @@ class Index(Protocol):
     """A searchable collection of passages with their vectors."""
 
     @property
-    def kind(self) -> str:
-        """Name of the kind, such as ``hnsw`` or ``postgres``."""
+    def index_type(self) -> str:
+        """Name of the type, such as ``hnsw`` or ``postgres``."""
         ...
 
     @property
@@ -139,7 +139,7 @@ def search_queries(
         WrongPrompt: If the vectors were made by another prompt or backbone.
         VectorsError: If two queries have the same id.
     """
-    check_encoder(index.origin, encoder, where=f"{index.kind} index")
+    check_encoder(index.origin, encoder, where=f"{index.index_type} index")
     run: Run = {}
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[start : start + _QUERIES_AT_ONCE]

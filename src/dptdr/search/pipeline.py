@@ -54,7 +54,7 @@ class Pipeline:
         if fusion is not None:
             if not isinstance(index, LocalIndex):
                 raise VectorsError(
-                    f"BM25 lies beside an index in a folder; a {index.kind} index has none"
+                    f"BM25 lies beside an index in a folder; a {index.index_type} index has none"
                 )
             self._lexical = index.lexical()
 

@@ -38,18 +38,18 @@ def test_index_says_kind_and_reason(data, tmp_path):
     run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
     result = run("index", tmp_path / "v", "--out", tmp_path / "i", "--json", tmp_path / "r")
     assert "exact over 2 passages (2 passages are at most 50,000" in result.stdout
-    assert json.loads((tmp_path / "r").read_text())["kind"] == "exact"
+    assert json.loads((tmp_path / "r").read_text())["index_type"] == "exact"
 
 
 def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
     run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
-    run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "hnsw", "--option", "links=8")
+    run("index", tmp_path / "v", "--out", tmp_path / "i", "--index-type", "hnsw", "--M", "8")
     write_corpus(data, {"a": "The cat sleeps.", "c": "A new passage."})
     refresh = ["index", tmp_path / "v", "--refresh", tmp_path / "i", "--data", data]
     result = run(*refresh, "--backbone", "minilm", "--json", tmp_path / "r")
     assert "1 passages encoded, 1 kept, the index was built again" in result.stdout
     report = json.loads((tmp_path / "r").read_text())
-    assert (report["encoded"], report["kept"], report["kind"]) == (1, 1, "hnsw")
+    assert (report["encoded"], report["kept"], report["index_type"]) == (1, 1, "hnsw")
     result = run("search", tmp_path / "i", "something new", "--backbone", "minilm")
     assert result.stdout.splitlines()[0].endswith("c  A new passage.")
 
@@ -60,12 +60,33 @@ def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
         ([], "expected one of --out INDEX to build, --refresh INDEX to renew"),
         (["--out", "a", "--refresh", "b"], "expected one of --out INDEX"),
         (["--refresh", "b"], "expected --data DATA with --refresh"),
+        (["--out", "a", "--device", "cpu"], "--device has no effect with --out; leave it out"),
+        (["--database", "d", "--name", "n", "--bm25"], "--bm25 has no effect with --database"),
+        (["--database", "d", "--name", "n", "--nlist", "3"], "--nlist has no effect with --data"),
+        (["--refresh", "b", "--name", "n"], "--database ADDRESS and --name NAME together"),
         (["--out", "a", "--option", "links", "--option", "x=y"], "name=number, got links, x=y"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         run("index", tmp_path / "v", *options)
+
+
+def test_former_flags_are_understood_but_not_shown(data, tmp_path):
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "hnsw", "--option", "links=8")
+    record = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert (record["index_type"], record["options"]) == ("hnsw", {"M": 8})
+    shown = run("index", "--help").stdout
+    assert "--index-type" in shown
+    assert "--kind" not in shown
+    assert "--option" not in shown
+
+
+def test_an_option_of_another_type_is_refused_with_the_type_that_auto_chose(data, tmp_path):
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    with pytest.raises(VectorsError, match="option M has no effect on an index of type exact"):
+        run("index", tmp_path / "v", "--out", tmp_path / "i", "--M", "8")
 
 
 def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):

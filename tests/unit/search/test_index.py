@@ -17,7 +17,7 @@ def index(make_encoder, tmp_path):
     folder = encode_folder(
         make_encoder(), PASSAGES, out=tmp_path / "v", source=Source(fingerprint="f")
     )
-    return build_index(folder, out=tmp_path / "i", kind="exact")[0]
+    return build_index(folder, out=tmp_path / "i", index_type="exact")[0]
 
 
 def test_searching_an_exact_index_equals_retrieval_in_memory(index, encoder):

@@ -22,7 +22,7 @@ QUERIES = [Query("q1", "cats mice"), Query("q2", "brewed tea")]
 def index(encoder, tmp_path):
     folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
     settings = BuildSettings(bm25=True)
-    return build_index(folder, out=tmp_path / "i", kind="exact", settings=settings)[0]
+    return build_index(folder, out=tmp_path / "i", index_type="exact", settings=settings)[0]
 
 
 def test_without_more_stages_it_is_the_dense_search(index, encoder):
@@ -71,6 +71,6 @@ def test_tuning_without_a_fusion_and_unknown_fusions_are_refused(index, encoder)
 
 def test_an_index_without_words_says_how_to_get_them(encoder, tmp_path):
     folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
-    index, _ = build_index(folder, out=tmp_path / "i", kind="exact")
+    index, _ = build_index(folder, out=tmp_path / "i", index_type="exact")
     with pytest.raises(VectorsError, match="build it with `dptdr index --bm25`"):
         Pipeline(index, encoder, fusion="rrf")

@@ -1,10 +1,10 @@
-"""Building a local index: whole or not at all, by the kind that suits the corpus."""
+"""Building a local index: whole or not at all, of the type that suits the corpus."""
 
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,18 @@ from dptdr.search.indexes.local import (
     LEXICAL,
     VECTORS,
     LocalIndex,
-    Options,
-    faiss_settings,
     open_index,
 )
+from dptdr.search.indexes.options import Options, check_options
 from dptdr.search.indexes.rows import ExactRows, RowIndex
-from dptdr.search.indexes.types import Choice, Kind, available_memory, check_kind, choose_kind
+from dptdr.search.indexes.types import (
+    Choice,
+    IndexType,
+    available_memory,
+    check_size,
+    choose_type,
+    find_type,
+)
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import MANIFEST
 
@@ -32,14 +38,14 @@ from dptdr.search.vectors.manifest import MANIFEST
 class BuildSettings:
     """How a local index is built."""
 
-    seed: int = 1234
-    """Decides training samples, clusters and rotations."""
+    seed: int | None = None
+    """Decides training samples, clusters and rotations; types without them take none."""
     threads: int = 0
     """Threads, 0 for all cores; with 1 the same vectors give the same bytes."""
     memory_bytes: int | None = None
     """Memory that the index may take, for ``auto``; half of what is free by default."""
-    options: Options = ()
-    """Options of the kind."""
+    options: Options = field(default_factory=dict)
+    """Options of the index type, such as ``{"M": 48}``."""
     bm25: bool = False
     """Build a BM25 index over the same passages as well, for hybrid search."""
 
@@ -48,7 +54,7 @@ def build_index(
     folder: VectorFolder,
     *,
     out: Path,
-    kind: str = "auto",
+    index_type: str = "auto",
     settings: BuildSettings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LocalIndex, Choice]:
@@ -59,28 +65,31 @@ def build_index(
     Args:
         folder: The vectors; checked against their checksums first.
         out: The index folder.
-        kind: Name of a kind, or ``auto``.
+        index_type: Name of a type, or ``auto``.
         settings: How to build.
         on_progress: Called with (passages added, passages).
 
     Returns:
-        The index, and why it is of this kind.
+        The index, and why it is of this type.
 
     Raises:
-        VectorsError: If the vectors are damaged, the kind is unknown, or the disk is full.
+        VectorsError: If the vectors are damaged, the type is unknown, an option has no effect or
+            asks for more than the passages give, or the disk is full.
     """
     settings = settings or BuildSettings()
     out = Path(out)
-    folder.verify()
-    choice = Choice(kind, "as asked for")
-    if kind == "auto":
+    choice = Choice(index_type, "as asked for")
+    if index_type == "auto":
         free = settings.memory_bytes
-        choice = choose_kind(
+        choice = choose_type(
             folder.count,
             folder.dim,
             memory_bytes=available_memory() // 2 if free is None else free,
         )
-    chosen = check_kind(choice.kind)
+        settings = replace(settings, memory_bytes=None)
+    chosen = find_type(choice.index_type)
+    settings = check_settings(settings, chosen, count=folder.count)
+    folder.verify()
     started = time.perf_counter()
     try:
         with atomic_folder(out) as temporary:
@@ -104,9 +113,44 @@ def build_index(
     return open_index(out, verify=False), choice
 
 
+def check_settings(settings: BuildSettings, index_type: IndexType, *, count: int) -> BuildSettings:
+    """Return settings that all have an effect on an index type.
+
+    Args:
+        settings: What was asked for.
+        index_type: The type.
+        count: Passages.
+
+    Returns:
+        The same with options by their names of today.
+
+    Raises:
+        VectorsError: If a setting has no effect or the passages are too few for it.
+    """
+    options = check_options(
+        settings.options, index_type=index_type.name, accepted=index_type.options
+    )
+    check_size(index_type, count, options=options)
+    for name, given, meant in (
+        ("seed", settings.seed, index_type.seeded),
+        ("memory_bytes", settings.memory_bytes, False),
+    ):
+        if given is not None and not meant:
+            raise VectorsError(
+                f"{name} has no effect on an index of type {index_type.name}; leave it out"
+            )
+    return replace(settings, options=options)
+
+
 def _manifest(
     folder: VectorFolder, choice: Choice, *, settings: BuildSettings, graph: Path
 ) -> dict[str, Any]:
+    """Return what the manifest says: of the settings, those that were applied."""
+    made: dict[str, Any] = {}
+    if choice.index_type != "exact":
+        made["threads"] = settings.threads
+    if find_type(choice.index_type).seeded:
+        made["seed"] = _seed(settings)
     origin = folder.manifest.origin
     file = None
     if graph.is_file():
@@ -114,13 +158,12 @@ def _manifest(
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "kind": choice.kind,
+        "index_type": choice.index_type,
         "reason": choice.reason,
         "count": folder.count,
         "dim": folder.dim,
-        "seed": settings.seed,
-        "threads": settings.threads,
         "options": dict(settings.options),
+        **made,
         "file": file,
         "encoder": origin.encoder,
         "backbone_fingerprint": origin.backbone_fingerprint,
@@ -129,23 +172,27 @@ def _manifest(
     }
 
 
+def _seed(settings: BuildSettings) -> int:
+    return 1234 if settings.seed is None else settings.seed
+
+
 def _build_rows(
     folder: VectorFolder,
-    kind: Kind,
+    index_type: IndexType,
     *,
     settings: BuildSettings,
     on_progress: Callable[[int, int], None] | None,
 ) -> RowIndex:
-    if kind.name == "exact":
+    if index_type.name == "exact":
         return ExactRows(folder)
-    from dptdr.search.indexes.faiss_index import FaissRows
+    from dptdr.search.indexes.faiss_index import FaissRows, FaissSettings
 
-    return FaissRows.build(
-        folder,
-        kind.name,
-        settings=faiss_settings(settings.options, seed=settings.seed, threads=settings.threads),
-        on_progress=on_progress,
+    made = FaissSettings(
+        seed=_seed(settings),
+        threads=settings.threads,
+        **settings.options,
     )
+    return FaissRows.build(folder, index_type.name, settings=made, on_progress=on_progress)
 
 
 def _link_folder(source: Path, target: Path) -> None:

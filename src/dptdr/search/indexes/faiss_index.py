@@ -1,4 +1,4 @@
-"""The kinds of index that faiss makes."""
+"""The index types that faiss makes."""
 
 import importlib
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from dptdr.search.vectors.folder import VectorFolder
 # Its type stubs do not match what it offers.
 faiss: Any = importlib.import_module("faiss")
 
-FAISS_KINDS = ("hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq")
 _TRAINING_ROWS_PER_LIST = 64
 _MOST_TRAINING_ROWS = 262_144
 
@@ -25,16 +24,16 @@ _MOST_TRAINING_ROWS = 262_144
 class FaissSettings:
     """How a faiss index is built and searched."""
 
-    links: int = 32
-    """Links of a passage in the graph (HNSW's M)."""
-    build_width: int = 100
-    """Candidates looked at while building the graph (efConstruction)."""
-    search_width: int = 96
-    """Candidates looked at while searching the graph (efSearch); at least the depth."""
-    lists: int = 0
-    """Inverted lists; 0 for 4 times the square root of the number of passages."""
-    probes: int = 0
-    """Lists looked into for a query; 0 for a twelfth of them, at least 8."""
+    M: int = 32
+    """Links of a passage in the graph."""
+    ef_construction: int = 100
+    """Candidates looked at while building the graph."""
+    ef_search: int = 96
+    """Candidates looked at while searching the graph; at least the depth."""
+    nlist: int | None = None
+    """Inverted lists; by default 4 times the square root of the number of passages."""
+    nprobe: int | None = None
+    """Lists searched for a query; by default a twelfth of them, at least 8."""
     seed: int = 1234
     """Decides the training sample, the clusters and the random rotation."""
     threads: int = 0
@@ -61,7 +60,7 @@ class FaissRows:
             inner = faiss.downcast_index(index.index)
         self.graph = isinstance(inner, faiss.IndexHNSW)
         self.rabitq = isinstance(inner, faiss.IndexIVFRaBitQ)
-        self.lists = 0 if self.graph else int(inner.nlist)
+        self.nlist = 0 if self.graph else int(inner.nlist)
         # Making them costs as much as a small search: keep those of each depth.
         self._usual: dict[int, Any] = {}
 
@@ -69,7 +68,7 @@ class FaissRows:
     def build(
         cls,
         folder: VectorFolder,
-        kind: str,
+        index_type: str,
         *,
         settings: FaissSettings,
         on_progress: Callable[[int, int], None] | None = None,
@@ -78,7 +77,7 @@ class FaissRows:
 
         Args:
             folder: The vectors.
-            kind: One of :data:`FAISS_KINDS`.
+            index_type: Name of the type.
             settings: How to build.
             on_progress: Called with (passages added, passages).
 
@@ -88,10 +87,10 @@ class FaissRows:
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(settings.threads or threads)
         try:
-            lists = settings.lists or _default_lists(folder.count)
-            index = _empty_index(kind, folder.dim, settings=settings, lists=lists)
+            nlist = settings.nlist or _default_nlist(folder.count)
+            index = _empty_index(index_type, folder.dim, settings=settings, nlist=nlist)
             if not index.is_trained:
-                index.train(_training_rows(folder, lists=lists, seed=settings.seed))
+                index.train(_training_rows(folder, nlist=nlist, seed=settings.seed))
             for start, block in folder.blocks():
                 index.add(np.ascontiguousarray(block, dtype=np.float32))
                 if on_progress is not None:
@@ -161,39 +160,39 @@ class FaissRows:
     def _parameters(self, depth: int, selector: Any, *, wider: float = 1.0) -> Any:
         options = {} if selector is None else {"sel": selector}
         if self.graph:
-            width = max(int(self.settings.search_width * wider), depth)
+            width = max(int(self.settings.ef_search * wider), depth)
             return faiss.SearchParametersHNSW(efSearch=width, **options)
-        probes = self.settings.probes or max(8, self.lists // 12)
-        probes = min(self.lists, int(probes * wider))
+        nprobe = self.settings.nprobe or max(8, self.nlist // 12)
+        nprobe = min(self.nlist, int(nprobe * wider))
         make = faiss.IVFRaBitQSearchParameters if self.rabitq else faiss.SearchParametersIVF
-        parameters = make(nprobe=probes, **options)
+        parameters = make(nprobe=nprobe, **options)
         if self.pretransformed:
             return faiss.SearchParametersPreTransform(index_params=parameters)
         return parameters
 
 
-def _default_lists(count: int) -> int:
+def _default_nlist(count: int) -> int:
     # faiss wants 39 training rows for each list.
     return max(1, min(int(4 * count**0.5), count // 39))
 
 
-def _empty_index(kind: str, dim: int, *, settings: FaissSettings, lists: int) -> Any:
+def _empty_index(index_type: str, dim: int, *, settings: FaissSettings, nlist: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, settings.links, metric)
-    elif kind == "hnsw-sq":
-        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, settings.links, metric)
-    elif kind == "ivf-sq":
-        index = faiss.index_factory(dim, f"IVF{lists},SQ8", metric)
-    elif kind == "ivf-pq":
+    if index_type == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, settings.M, metric)
+    elif index_type == "hnsw-sq":
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, settings.M, metric)
+    elif index_type == "ivf-sq":
+        index = faiss.index_factory(dim, f"IVF{nlist},SQ8", metric)
+    elif index_type == "ivf-pq":
         parts = pq_parts(dim)
         # A random rotation spreads the variance over the parts; a learned one takes far longer,
         # and so does the ordering of centres that "np" leaves out (only Hamming search needs it).
-        index = faiss.index_factory(dim, f"RR,IVF{lists},PQ{parts}x8np", metric)
-    elif kind == "rabitq":
-        index = faiss.index_factory(dim, f"RR,IVF{lists},RaBitQ", metric)
+        index = faiss.index_factory(dim, f"RR,IVF{nlist},PQ{parts}x8np", metric)
+    elif index_type == "rabitq":
+        index = faiss.index_factory(dim, f"RR,IVF{nlist},RaBitQ", metric)
     else:
-        raise ValueError(f"expected one of {FAISS_KINDS}, got {kind!r}")
+        raise ValueError(f"expected a type that faiss makes, got {index_type!r}")
     _seed(index, settings)
     return index
 
@@ -205,7 +204,7 @@ def _seed(index: Any, settings: FaissSettings) -> None:
         rotation.init(settings.seed)
         inner = faiss.downcast_index(index.index)
     if isinstance(inner, faiss.IndexHNSW):
-        inner.hnsw.efConstruction = settings.build_width
+        inner.hnsw.efConstruction = settings.ef_construction
     else:
         inner.cp.seed = settings.seed
         inner.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST
@@ -216,11 +215,11 @@ def _seed(index: Any, settings: FaissSettings) -> None:
 
 
 def _training_rows(
-    folder: VectorFolder, *, lists: int, seed: int
+    folder: VectorFolder, *, nlist: int, seed: int
 ) -> Float32[np.ndarray, "rows dim"]:
     """Return a sample of the vectors, the same for the same seed."""
     # 65,536 rows are 256 for each of the 256 centres of a product code.
-    wanted = min(max(lists * _TRAINING_ROWS_PER_LIST, 65_536), _MOST_TRAINING_ROWS, folder.count)
+    wanted = min(max(nlist * _TRAINING_ROWS_PER_LIST, 65_536), _MOST_TRAINING_ROWS, folder.count)
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(folder.count, size=wanted, replace=False))
     return folder.gather(rows.astype(np.int64))

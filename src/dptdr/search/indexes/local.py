@@ -1,32 +1,29 @@
 """An index in a folder of this machine: opened, checked and searched."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
+from dptdr.io.lines import describe
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
-from dptdr.search.indexes.types import Kind, check_kind
+from dptdr.search.indexes.types import IndexType, find_type
 from dptdr.search.vectors.documents import Document, Filter
 from dptdr.search.vectors.folder import VectorFolder, settle
 from dptdr.search.vectors.manifest import MANIFEST, Origin, check_format, read_record
 
 FORMAT = "dptdr-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VECTORS = "vectors"
 GRAPH = "index.bin"
 LEXICAL = "bm25"
-
-Options: TypeAlias = tuple[tuple[str, int], ...]
-"""Options of a kind, such as ``(("links", 48), ("probes", 64))``."""
 
 _TRIES = 5
 
@@ -39,34 +36,34 @@ class LocalIndex:
 
     Args:
         path: The index folder, for messages.
-        kind: Kind of the index.
+        index_type: Type of the index.
         vectors: Full vectors, ids and texts.
         rows: What finds rows.
-        options: Options of the kind that it was built with.
+        options: Options that it was built with.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        kind: Kind,
+        index_type: IndexType,
         vectors: VectorFolder,
         rows: RowIndex,
-        options: Options = (),
+        options: Options | None = None,
     ) -> None:
         self.path = path
-        self.options = options
+        self.options = dict(options or {})
         self.vectors = vectors
         self.rows = rows
-        self.rerank = kind.rerank
-        self._kind = kind
+        self.rerank = index_type.rerank
+        self._type = index_type
         self._allowed: dict[tuple[Filter, ...], Int64[np.ndarray, " rows"]] = {}
         self._row_of: dict[str, int] | None = None
 
     @property
-    def kind(self) -> str:
-        """Name of the kind."""
-        return self._kind.name
+    def index_type(self) -> str:
+        """Name of the type."""
+        return self._type.name
 
     @property
     def count(self) -> int:
@@ -215,7 +212,7 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
     record = read_record(manifest_path)
     check_format(record, path=manifest_path, expected=FORMAT, version=FORMAT_VERSION)
     try:
-        kind = check_kind(str(record.get("kind")))
+        index_type, options = _type_and_options(record)
     except VectorsError as error:
         raise VectorsError(f"{manifest_path}: {error}") from None
     vectors = VectorFolder(path / VECTORS)
@@ -229,9 +226,22 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
     file = record.get("file")
     if file is not None:
         _check_file(path / GRAPH, file, verify=verify)
-    options: Options = tuple((record.get("options") or {}).items())
-    rows = _load_rows(path, kind, options=options, vectors=vectors)
-    return LocalIndex(path, kind=kind, vectors=vectors, rows=rows, options=options)
+    rows = _load_rows(path, index_type, options=options, vectors=vectors)
+    return LocalIndex(path, index_type=index_type, vectors=vectors, rows=rows, options=options)
+
+
+def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
+    """Return what a manifest says of the structure; version 1 had other names."""
+    former = record["format_version"] == 1
+    index_type = find_type(record.get("kind" if former else "index_type"))
+    options = record.get("options")
+    if not isinstance(options, dict):
+        raise VectorsError(f"field 'options': expected an object, got {describe(options)}")
+    if former:
+        options = options_of_version_1(options, accepted=index_type.options)
+    return index_type, check_options(
+        options, index_type=index_type.name, accepted=index_type.options
+    )
 
 
 def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
@@ -249,34 +259,11 @@ def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
         )
 
 
-def _load_rows(path: Path, kind: Kind, *, options: Options, vectors: VectorFolder) -> RowIndex:
-    if kind.name == "exact":
+def _load_rows(
+    path: Path, index_type: IndexType, *, options: Options, vectors: VectorFolder
+) -> RowIndex:
+    if index_type.name == "exact":
         return ExactRows(vectors)
-    from dptdr.search.indexes.faiss_index import FaissRows
+    from dptdr.search.indexes.faiss_index import FaissRows, FaissSettings
 
-    return FaissRows.load(path / GRAPH, faiss_settings(options))
-
-
-def faiss_settings(options: Options, *, seed: int = 1234, threads: int = 0) -> Any:
-    """Return the settings of a faiss kind.
-
-    Args:
-        options: Names and values that differ from the defaults.
-        seed: Decides samples, clusters and rotations.
-        threads: Threads while building, 0 for all cores.
-
-    Returns:
-        ``FaissSettings``.
-
-    Raises:
-        VectorsError: If an option is unknown.
-    """
-    from dptdr.search.indexes.faiss_index import FaissSettings
-
-    try:
-        return replace(FaissSettings(seed=seed, threads=threads), **dict(options))
-    except TypeError:
-        known = ", ".join(asdict(FaissSettings()))
-        raise VectorsError(
-            f"expected index options out of {known}, got {json.dumps(dict(options))}"
-        ) from None
+    return FaissRows.load(path / GRAPH, FaissSettings(**options))

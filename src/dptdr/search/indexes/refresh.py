@@ -1,15 +1,16 @@
 """Renewing vectors and index after passages or prompt changed; the old ones serve until then."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.building import BuildSettings, build_index
+from dptdr.search.indexes.building import BuildSettings, build_index, check_settings
 from dptdr.search.indexes.local import LocalIndex, open_index
+from dptdr.search.indexes.types import find_type
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
@@ -35,7 +36,7 @@ def refresh_index(
     data: Path,
     vectors: Path,
     index: Path,
-    kind: str | None = None,
+    index_type: str | None = None,
     settings: BuildSettings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Refreshed:
@@ -51,8 +52,8 @@ def refresh_index(
         data: The BEIR folder as it is now.
         vectors: The vector folder to renew.
         index: The index folder to renew.
-        kind: Kind of the new index; that of the old one by default.
-        settings: How to build; the options of the old index by default.
+        index_type: Type of the new index; that of the old one by default.
+        settings: How to build; options and BM25 are those of the old index by default.
         on_progress: Called with (passages done, passages) of the encoding.
 
     Returns:
@@ -63,8 +64,12 @@ def refresh_index(
     """
     old_folder = VectorFolder(vectors)
     old_index = open_index(index)
-    settings = settings or BuildSettings(options=old_index.options, bm25=old_index.has_lexical)
     source = source_of(data)
+    wanted = index_type or old_index.index_type
+    settings = _as_before(settings or BuildSettings(), old_index, wanted=wanted)
+    if wanted != "auto":
+        # Refused before hours of encoding.
+        check_settings(settings, find_type(wanted), count=source.count or old_folder.count)
     before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
@@ -83,16 +88,29 @@ def refresh_index(
         )
     if folder is None:
         raise VectorsError(f"{vectors}: was not finished; run the same command again")
-    wanted = kind or old_index.kind
-    rebuilt = wanted != old_index.kind or folder.manifest != old_index.vectors.manifest
+    rebuilt = (
+        folder.manifest != old_index.vectors.manifest
+        or wanted != old_index.index_type
+        or settings.options != old_index.options
+        or settings.bm25 != old_index.has_lexical
+        or settings.seed is not None
+    )
     if rebuilt:
-        old_index, _ = build_index(folder, out=index, kind=wanted, settings=settings)
+        old_index, _ = build_index(folder, out=index, index_type=wanted, settings=settings)
     return Refreshed(
         index=old_index,
         encoded=counting.encoded,
         kept=folder.count - counting.encoded,
         rebuilt=rebuilt,
     )
+
+
+def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:
+    """Return settings with what the old index has where nothing else is asked for."""
+    options = settings.options
+    if not options and wanted == old.index_type:
+        options = old.options
+    return replace(settings, options=options, bm25=settings.bm25 or old.has_lexical)
 
 
 class _CountingEncoder:

@@ -1,11 +1,13 @@
-"""The kinds of index by name, what each needs in memory, and which one fits a corpus."""
+"""The index types by name: what each needs in memory, and which one fits a corpus."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from dptdr.errors import VectorsError
+from dptdr.io.lines import describe
+from dptdr.search.indexes.options import GRAPH_OPTIONS, LIST_OPTIONS
 
 EXACT_LIMIT = 50_000
 """Passages up to which ``auto`` takes exact search."""
@@ -14,8 +16,8 @@ _LINKS = 32
 _LINK_BYTES = 4
 
 
-class Kind(NamedTuple):
-    """A kind of index that lives in a folder of this machine."""
+class IndexType(NamedTuple):
+    """A type of index that lives in a folder of this machine."""
 
     name: str
     description: str
@@ -23,6 +25,15 @@ class Kind(NamedTuple):
     """Memory while searching, from (passages, dim)."""
     rerank: int
     """Candidates for each hit that are scored again on the full vectors; 0 for none."""
+    options: tuple[str, ...] = ()
+    """Options that have an effect."""
+    min_count: int = 1
+    """Passages that it needs at least."""
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed has an effect: it decides training samples, clusters and rotations."""
+        return self.options == LIST_OPTIONS
 
 
 def _graph(count: int) -> int:
@@ -30,28 +41,32 @@ def _graph(count: int) -> int:
     return count * (2 * _LINKS * _LINK_BYTES + 16)
 
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind("exact", "every passage scored, memory-mapped", lambda n, d: 0, 0),
-        Kind("hnsw", "graph over full vectors", lambda n, d: 4 * n * d + _graph(n), 0),
-        Kind("hnsw-sq", "graph over 8-bit vectors", lambda n, d: n * d + _graph(n), 2),
-        Kind("ivf-sq", "lists of 8-bit vectors", lambda n, d: n * (d + 8), 2),
-        Kind("ivf-pq", "lists of product codes", lambda n, d: n * (pq_parts(d) + 8), 10),
-        Kind("rabitq", "lists of 1-bit codes", lambda n, d: n * (d // 8 + 16), 10),
+_G, _L = GRAPH_OPTIONS, LIST_OPTIONS
+
+INDEX_TYPES: dict[str, IndexType] = {
+    found.name: found
+    for found in (
+        IndexType("exact", "every passage scored, memory-mapped", lambda n, d: 0, 0),
+        IndexType("hnsw", "graph over full vectors", lambda n, d: 4 * n * d + _graph(n), 0, _G),
+        IndexType("hnsw-sq", "graph over 8-bit vectors", lambda n, d: n * d + _graph(n), 2, _G),
+        IndexType("ivf-sq", "lists of 8-bit vectors", lambda n, d: n * (d + 8), 2, _L),
+        # Each code is one of 256 centres, which are trained on as many passages at least.
+        IndexType(
+            "ivf-pq", "lists of product codes", lambda n, d: n * (pq_parts(d) + 8), 10, _L, 256
+        ),
+        IndexType("rabitq", "lists of 1-bit codes", lambda n, d: n * (d // 8 + 16), 10, _L),
     )
 }
-"""All local kinds. Those with ``rerank`` read the best candidates' full vectors from disk."""
-
+"""All local types. Those with ``rerank`` read the best candidates' full vectors from disk."""
 
 _REMOVED = {"usearch": "0.1.0"}
 """Index types of earlier versions, with the last version that reads them."""
 
 
 class Choice(NamedTuple):
-    """A kind with the reason for it."""
+    """An index type with the reason for it."""
 
-    kind: str
+    index_type: str
     reason: str
 
 
@@ -60,8 +75,8 @@ def pq_parts(dim: int) -> int:
     return next(size for size in range(max(1, dim // 8), dim + 1) if dim % size == 0)
 
 
-def choose_kind(count: int, dim: int, *, memory_bytes: int) -> Choice:
-    """Return the kind that suits a corpus, and why.
+def choose_type(count: int, dim: int, *, memory_bytes: int) -> Choice:
+    """Return the index type that suits a corpus, and why.
 
     Args:
         count: Passages.
@@ -69,7 +84,7 @@ def choose_kind(count: int, dim: int, *, memory_bytes: int) -> Choice:
         memory_bytes: Memory that an index may take; half of what is free is a good measure.
 
     Returns:
-        The kind and the reason in words.
+        The type and the reason in words.
     """
     if count <= EXACT_LIMIT:
         return Choice(
@@ -79,7 +94,7 @@ def choose_kind(count: int, dim: int, *, memory_bytes: int) -> Choice:
         )
     too_large: list[str] = []
     for name in ("hnsw", "hnsw-sq", "ivf-sq", "rabitq"):
-        needed = KINDS[name].memory_bytes(count, dim)
+        needed = INDEX_TYPES[name].memory_bytes(count, dim)
         if needed <= memory_bytes:
             reason = (
                 f"{count:,} passages of {dim} numbers need {_size(needed)} as {name}, of "
@@ -91,31 +106,62 @@ def choose_kind(count: int, dim: int, *, memory_bytes: int) -> Choice:
         too_large.append(f"{name} {_size(needed)}")
     return Choice(
         "rabitq",
-        f"the smallest kind; it needs more than the {_size(memory_bytes)} that may be used "
+        f"the smallest type; it needs more than the {_size(memory_bytes)} that may be used "
         f"({', '.join(too_large)}): expect the system to page, or spread the corpus over machines",
     )
 
 
-def check_kind(name: str) -> Kind:
-    """Return the kind of a name.
+def find_type(name: object) -> IndexType:
+    """Return the index type of a name.
 
     Args:
-        name: What the user wrote.
+        name: What the user wrote, or a manifest says.
 
     Returns:
-        The kind.
+        The type.
 
     Raises:
-        VectorsError: If there is no such kind.
+        VectorsError: If there is no such type, or it was removed.
     """
-    if name in _REMOVED:
+    if isinstance(name, str) and name in _REMOVED:
         raise VectorsError(
             f"index type '{name}' was removed; version {_REMOVED[name]} is the last that reads it, "
             "build the index again as hnsw-sq"
         )
-    if name not in KINDS:
-        raise VectorsError(f"expected a kind of index out of {', '.join(KINDS)}, got '{name}'")
-    return KINDS[name]
+    if not isinstance(name, str) or name not in INDEX_TYPES:
+        known = ", ".join(INDEX_TYPES)
+        shown = name if isinstance(name, str) else describe(name)
+        raise VectorsError(f"expected an index type out of {known}, got '{shown}'")
+    return INDEX_TYPES[name]
+
+
+def check_size(index_type: IndexType, count: int, *, options: Mapping[str, int]) -> None:
+    """Refuse an index type or options that so few passages cannot fill.
+
+    Native code would end the process, or give an index that finds little.
+
+    Args:
+        index_type: The type.
+        count: Passages.
+        options: Checked options.
+
+    Raises:
+        VectorsError: If there are too few passages.
+    """
+    if count < index_type.min_count:
+        raise VectorsError(
+            f"expected at least {index_type.min_count} passages for an index of type "
+            f"{index_type.name}, got {count:,}; take exact, which is fast for so few"
+        )
+    nlist = options.get("nlist")
+    if nlist is not None and nlist > count:
+        raise VectorsError(
+            f"option nlist: expected at most the number of passages, {count:,}, got {nlist:,}"
+        )
+    if nlist is not None and options.get("nprobe", 0) > nlist:
+        raise VectorsError(
+            f"option nprobe: expected at most nlist, {nlist:,}, got {options['nprobe']:,}"
+        )
 
 
 def available_memory() -> int:

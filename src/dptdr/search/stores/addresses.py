@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from dptdr.errors import VectorsError
 from dptdr.search.index import Index
+from dptdr.search.indexes.options import Options
 from dptdr.search.vectors.folder import VectorFolder
 
 _FORMS = "postgresql://USER@HOST/DATABASE, http://HOST:6333 (Qdrant) or qdrant:FOLDER"
@@ -54,6 +55,7 @@ def load_database(
     *,
     address: str,
     name: str,
+    options: Options | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatabaseIndex:
     """Load a vector folder into a database; what the name stood for serves until it is whole.
@@ -62,24 +64,29 @@ def load_database(
         folder: The vectors.
         address: As for :func:`open_database`.
         name: Name of the index in it.
+        options: ``M`` and ``ef_construction`` of the graph.
         on_progress: Called with (passages loaded, passages).
 
     Returns:
         The index.
 
     Raises:
-        VectorsError: If the address is of no known kind, the vectors are damaged, or the database
-            is away; what was loaded is kept, and the next call goes on.
+        VectorsError: If the address is of no known kind, an option has no effect, the vectors are
+            damaged, or the database is away; what was loaded is kept, and the next call goes on.
     """
     if _is_postgres(address):
         from dptdr.search.stores.postgres import load_postgres
 
-        return load_postgres(folder, dsn=address, name=name, on_progress=on_progress)
+        return load_postgres(
+            folder, dsn=address, name=name, options=options, on_progress=on_progress
+        )
     from dptdr.search.stores.qdrant import load_qdrant
 
     client = _qdrant(address)
     try:
-        return load_qdrant(folder, client=client, name=name, on_progress=on_progress)
+        return load_qdrant(
+            folder, client=client, name=name, options=options, on_progress=on_progress
+        )
     except BaseException:
         client.close()
         raise

@@ -1,15 +1,17 @@
 """An index in PostgreSQL with pgvector (optional extra ``postgres``)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
-from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.errors import VectorsError
 from dptdr.records import Passage
 from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
+from dptdr.search.stores.loading import check_upsert, load_folder
 from dptdr.search.stores.postgres_session import Session
 from dptdr.search.vectors.documents import Document, Filter
 from dptdr.search.vectors.folder import VectorFolder
@@ -58,7 +60,7 @@ class PostgresIndex:
         VectorsError: If the database does not answer, or has no such index.
     """
 
-    kind = "postgres"
+    index_type = "postgres"
 
     def __init__(self, dsn: str, name: str) -> None:
         self.session = Session(dsn)
@@ -178,15 +180,13 @@ class PostgresIndex:
             WrongPrompt: If the collection's vectors were made by another prompt or backbone.
             VectorsError: If a vector does not fit, an id stands twice, or the database is away.
         """
-        if passage_fingerprint != self.origin.passage_fingerprint:
-            raise WrongPrompt(
-                f"index '{self.name}': holds vectors with passage fingerprint "
-                f"{self.origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
-                "them with the same task, or load a renewed collection"
-            )
-        if len(documents) != len(vectors):
-            raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
-        checked = check_query_vectors(vectors, dim=self.dim, depth=1)
+        checked = check_upsert(
+            vectors,
+            documents=documents,
+            origin=self.origin,
+            passage_fingerprint=passage_fingerprint,
+            name=self.name,
+        )
         number = self.collection.number
         self.session.run(lambda c: copy_rows(c, number, documents=documents, vectors=checked))
 
@@ -213,6 +213,7 @@ def load_postgres(
     *,
     dsn: str,
     name: str,
+    options: Options | None = None,
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PostgresIndex:
@@ -226,6 +227,7 @@ def load_postgres(
         folder: The vectors.
         dsn: Address of the database.
         name: Name of the index.
+        options: ``M`` and ``ef_construction`` of the graph; 16 and 100 by default.
         batch_rows: Passages in a transaction.
         on_progress: Called with (passages loaded, passages).
 
@@ -233,96 +235,116 @@ def load_postgres(
         The index.
 
     Raises:
-        VectorsError: If the vectors are damaged or the database is away.
+        VectorsError: If an option has no effect, the vectors are damaged or the database is away.
     """
-    folder.verify()
+    graph = _graph_options(options or {})
     session = Session(dsn)
     try:
-        collection, loaded = _begin(session, folder, name=name)
-        for start, block in folder.blocks(batch_rows):
-            end = start + len(block)
-            if end > loaded:
-                _load_batch(session, collection, folder=folder, start=start, block=block)
-            if on_progress is not None:
-                on_progress(end, folder.count)
-        _activate(session, collection, name=name)
+        target = _Loading(session, origin=folder.manifest.origin, name=name, graph=graph)
+        load_folder(folder, target, batch_rows=batch_rows, on_progress=on_progress)
     finally:
         session.close()
     return PostgresIndex(dsn, name)
 
 
-def _load_batch(
-    session: Session,
-    collection: Collection,
-    *,
-    folder: VectorFolder,
-    start: int,
-    block: Float[np.ndarray, "rows dim"],
-) -> None:
-    end = start + len(block)
-    documents = folder.documents(range(start, end))
-    vectors = np.asarray(block, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        raise VectorsError(f"{folder.path}: rows {start} to {end} hold NaN; encode again")
-
-    def work(connection: Any) -> None:
-        copy_rows(connection, collection.number, documents=documents, vectors=vectors)
-        statement = "UPDATE dptdr.collections SET loaded = %s WHERE id = %s"
-        connection.execute(statement, [end, collection.number])
-
-    session.run(work)
-
-
-def _begin(session: Session, folder: VectorFolder, *, name: str) -> tuple[Collection, int]:
-    """Return the unfinished collection of these vectors, or a new one; drop other unfinished."""
-    origin = folder.manifest.origin
-    found = find_collection(session, name, active=False)
-    if found is not None and found[0].origin == origin:
-        return found
-
-    def work(connection: Any) -> int:
-        from psycopg.types.json import Jsonb
-
-        drop = "DELETE FROM dptdr.collections WHERE name = %s AND NOT active"
-        connection.execute(drop, [name])
-        row = connection.execute(
-            "INSERT INTO dptdr.collections (name, dim, passage_fingerprint, origin) "
-            "VALUES (%s, %s, %s, %s) RETURNING id",
-            [name, folder.dim, origin.passage_fingerprint, Jsonb(asdict(origin))],
-        ).fetchone()
-        return int(row[0])
-
-    return Collection(number=session.run(work), dim=folder.dim, origin=origin), 0
-
-
-def _activate(session: Session, collection: Collection, *, name: str) -> None:
-    """Build the graph, then put the collection in the place of the one before."""
-    number = collection.number
-
-    def build(connection: Any) -> None:
-        connection.execute(
-            f"CREATE INDEX IF NOT EXISTS passages_hnsw_{number:d} ON dptdr.passages USING hnsw "
-            f"({collection.vector} {collection.operators}) WITH (m = 16, ef_construction = 100) "
-            f"WHERE collection = {number:d}"
+def _graph_options(options: Options) -> dict[str, int]:
+    found = check_options(
+        options, index_type="postgres", accepted=tuple(PGVECTOR_BOUNDS), bounds=PGVECTOR_BOUNDS
+    )
+    links = found.setdefault("M", 16)
+    width = found.setdefault("ef_construction", max(100, 2 * links))
+    if width < 2 * links:
+        raise VectorsError(
+            f"option ef_construction: pgvector expects at least twice M, {2 * links}, got {width}"
         )
+    return found
 
-    def flip(connection: Any) -> list[tuple[int]]:
-        old = "SELECT id FROM dptdr.collections WHERE name = %s AND active AND id <> %s"
-        before: list[tuple[int]] = connection.execute(old, [name, number]).fetchall()
-        for (other,) in before:
-            connection.execute("DELETE FROM dptdr.collections WHERE id = %s", [other])
-        activate = "UPDATE dptdr.collections SET active = true WHERE id = %s"
-        connection.execute(activate, [number])
-        return before
 
-    session.run(build)
-    replaced = session.run(flip)
+class _Loading:
+    """A collection that is being loaded, for :func:`dptdr.search.stores.loading.load_folder`."""
 
-    def drop(connection: Any) -> None:
-        for (other,) in replaced:
-            connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{other:d}")
+    def __init__(
+        self, session: Session, *, origin: Origin, name: str, graph: dict[str, int]
+    ) -> None:
+        self.session = session
+        self.origin = origin
+        self.name = name
+        self.graph = graph
+        self.collection = Collection(number=0, dim=origin.dim, origin=origin)
 
-    session.run(drop)
+    def begin(self) -> int:
+        """Find the unfinished collection of these vectors, or make one; drop other unfinished."""
+        found = find_collection(self.session, self.name, active=False)
+        if found is not None and found[0].origin == self.origin:
+            self.collection, loaded = found
+            return loaded
+
+        def work(connection: Any) -> int:
+            from psycopg.types.json import Jsonb
+
+            drop = "DELETE FROM dptdr.collections WHERE name = %s AND NOT active"
+            connection.execute(drop, [self.name])
+            origin = self.origin
+            row = connection.execute(
+                "INSERT INTO dptdr.collections (name, dim, passage_fingerprint, origin) "
+                "VALUES (%s, %s, %s, %s) RETURNING id",
+                [self.name, origin.dim, origin.passage_fingerprint, Jsonb(asdict(origin))],
+            ).fetchone()
+            return int(row[0])
+
+        self.collection = replace(self.collection, number=self.session.run(work))
+        return 0
+
+    def send(
+        self,
+        documents: Sequence[Document],
+        vectors: Float32[np.ndarray, "rows dim"],
+        *,
+        loaded: int,
+    ) -> None:
+        """Load rows and their count in one transaction."""
+        number = self.collection.number
+
+        def work(connection: Any) -> None:
+            copy_rows(connection, number, documents=documents, vectors=vectors)
+            statement = "UPDATE dptdr.collections SET loaded = %s WHERE id = %s"
+            connection.execute(statement, [loaded, number])
+
+        self.session.run(work)
+
+    def activate(self) -> None:
+        """Build the graph, then put the collection in the place of the one before."""
+        collection = self.collection
+        number = collection.number
+
+        def build(connection: Any) -> None:
+            # A killed call may have left one that was built with other options.
+            connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{number:d}")
+            connection.execute(
+                f"CREATE INDEX passages_hnsw_{number:d} ON dptdr.passages USING hnsw "
+                f"({collection.vector} {collection.operators}) "
+                f"WITH (m = {self.graph['M']:d}, "
+                f"ef_construction = {self.graph['ef_construction']:d}) "
+                f"WHERE collection = {number:d}"
+            )
+
+        def flip(connection: Any) -> list[tuple[int]]:
+            old = "SELECT id FROM dptdr.collections WHERE name = %s AND active AND id <> %s"
+            before: list[tuple[int]] = connection.execute(old, [self.name, number]).fetchall()
+            for (other,) in before:
+                connection.execute("DELETE FROM dptdr.collections WHERE id = %s", [other])
+            activate = "UPDATE dptdr.collections SET active = true WHERE id = %s"
+            connection.execute(activate, [number])
+            return before
+
+        self.session.run(build)
+        replaced = self.session.run(flip)
+
+        def drop(connection: Any) -> None:
+            for (other,) in replaced:
+                connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{other:d}")
+
+        self.session.run(drop)
 
 
 def find_collection(session: Session, name: str, *, active: bool) -> tuple[Collection, int] | None:

@@ -14,11 +14,13 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
-from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.errors import VectorsError
 from dptdr.records import Passage
 from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.indexes.options import QDRANT_BOUNDS, Options, check_options
+from dptdr.search.stores.loading import check_upsert, load_folder
 from dptdr.search.vectors.documents import Document, Filter, plain_text
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
@@ -54,7 +56,7 @@ class QdrantIndex:
         VectorsError: If Qdrant does not answer, or has no such index.
     """
 
-    kind = "qdrant"
+    index_type = "qdrant"
 
     def __init__(self, client: Any, name: str) -> None:
         self.client = client
@@ -134,15 +136,13 @@ class QdrantIndex:
             WrongPrompt: If the collection's vectors were made by another prompt or backbone.
             VectorsError: If a vector does not fit or Qdrant is away.
         """
-        if passage_fingerprint != self.origin.passage_fingerprint:
-            raise WrongPrompt(
-                f"index '{self.name}': holds vectors with passage fingerprint "
-                f"{self.origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
-                "them with the same task, or load a renewed collection"
-            )
-        if len(documents) != len(vectors):
-            raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
-        checked = check_query_vectors(vectors, dim=self.dim, depth=1)
+        checked = check_upsert(
+            vectors,
+            documents=documents,
+            origin=self.origin,
+            passage_fingerprint=passage_fingerprint,
+            name=self.name,
+        )
         points = _points(documents, checked, fingerprint=passage_fingerprint)
         _again(lambda: self.client.upsert(self.name, points=points))
 
@@ -170,6 +170,7 @@ def load_qdrant(
     *,
     client: Any,
     name: str,
+    options: Options | None = None,
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> QdrantIndex:
@@ -183,6 +184,7 @@ def load_qdrant(
         folder: The vectors.
         client: A ``qdrant_client.QdrantClient``.
         name: Name of the index.
+        options: ``M`` and ``ef_construction`` of the graph; Qdrant's own by default.
         batch_rows: Passages in a request.
         on_progress: Called with (passages loaded, passages).
 
@@ -190,60 +192,97 @@ def load_qdrant(
         The index.
 
     Raises:
-        VectorsError: If the vectors are damaged or Qdrant is away.
+        VectorsError: If an option has no effect, the vectors are damaged or Qdrant is away.
     """
-    folder.verify()
-    origin = folder.manifest.origin
-    collection = f"{name}-{_number(origin)}"
-    before = _again(lambda: _aliased(client, name))
-    if before is not None and before["collection"] == collection:
-        return QdrantIndex(client, name)
-    loaded = _again(lambda: _begin(client, collection, origin=origin))
-    for start, block in folder.blocks(batch_rows):
-        end = start + len(block)
-        if end > loaded:
-            points = _points(
-                folder.documents(range(start, end)),
-                np.asarray(block, dtype=np.float32),
-                fingerprint=origin.passage_fingerprint,
-            )
-            _send(client, collection, points=points, loaded=end, origin=origin)
-        if on_progress is not None:
-            on_progress(end, folder.count)
-    _flip(client, name, collection=collection, before=before)
+    local = _is_local(client)
+    graph = check_options(
+        options or {},
+        index_type="qdrant in a folder" if local else "qdrant",
+        accepted=() if local else tuple(QDRANT_BOUNDS),
+        bounds=QDRANT_BOUNDS,
+    )
+    target = _Loading(client, origin=folder.manifest.origin, name=name, graph=graph)
+    if not target.serves():
+        load_folder(folder, target, batch_rows=batch_rows, on_progress=on_progress)
     return QdrantIndex(client, name)
 
 
-def _send(client: Any, collection: str, *, points: list[Any], loaded: int, origin: Origin) -> None:
-    _again(lambda: client.upsert(collection, points=points))
-    metadata = {"origin": asdict(origin), "loaded": loaded}
-    _again(lambda: client.update_collection(collection, metadata=metadata))
+def _is_local(client: Any) -> bool:
+    """Return whether a client is Qdrant's local mode, which has no graph."""
+    from qdrant_client.local.qdrant_local import QdrantLocal
+
+    return isinstance(getattr(client, "_client", None), QdrantLocal)
 
 
-def _begin(client: Any, collection: str, *, origin: Origin) -> int:
-    """Return how many rows of a collection are loaded; make it if it is not there."""
-    models = _models()
-    if client.collection_exists(collection):
-        return int((client.get_collection(collection).config.metadata or {}).get("loaded", 0))
-    client.create_collection(
-        collection,
-        vectors_config=models.VectorParams(size=origin.dim, distance=models.Distance.DOT),
-        metadata={"origin": asdict(origin), "loaded": 0},
-    )
-    return 0
+class _Loading:
+    """A collection that is being loaded, for :func:`dptdr.search.stores.loading.load_folder`."""
 
+    def __init__(self, client: Any, *, origin: Origin, name: str, graph: dict[str, int]) -> None:
+        self.client = client
+        self.origin = origin
+        self.name = name
+        self.collection = f"{name}-{_number(origin)}"
+        self.before = _again(lambda: _aliased(client, name))
+        self.hnsw = None
+        if graph:
+            self.hnsw = _models().HnswConfigDiff(
+                m=graph.get("M"), ef_construct=graph.get("ef_construction")
+            )
 
-def _flip(client: Any, name: str, *, collection: str, before: dict[str, Any] | None) -> None:
-    models = _models()
-    alias = models.CreateAlias(collection_name=collection, alias_name=name)
-    operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
-    if before is not None:
-        gone = models.DeleteAlias(alias_name=name)
-        operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
-    # Both in one request: no moment without an answer.
-    _again(lambda: client.update_collection_aliases(change_aliases_operations=operations))
-    if before is not None:
-        _again(lambda: client.delete_collection(before["collection"]))
+    def serves(self) -> bool:
+        """Return whether the name stands for these vectors already; give it the options then."""
+        if self.before is None or self.before["collection"] != self.collection:
+            return False
+        if self.hnsw is not None:
+            _again(lambda: self.client.update_collection(self.collection, hnsw_config=self.hnsw))
+        return True
+
+    def begin(self) -> int:
+        """Return how many rows of the collection are loaded; make it if it is not there."""
+        return _again(self._begin)
+
+    def _begin(self) -> int:
+        client, models = self.client, _models()
+        if client.collection_exists(self.collection):
+            if self.hnsw is not None:
+                client.update_collection(self.collection, hnsw_config=self.hnsw)
+            metadata = client.get_collection(self.collection).config.metadata or {}
+            return int(metadata.get("loaded", 0))
+        client.create_collection(
+            self.collection,
+            vectors_config=models.VectorParams(size=self.origin.dim, distance=models.Distance.DOT),
+            hnsw_config=self.hnsw,
+            metadata={"origin": asdict(self.origin), "loaded": 0},
+        )
+        return 0
+
+    def send(
+        self,
+        documents: Sequence[Document],
+        vectors: Float32[np.ndarray, "rows dim"],
+        *,
+        loaded: int,
+    ) -> None:
+        """Load rows, then note their count."""
+        client, origin = self.client, self.origin
+        points = _points(documents, vectors, fingerprint=origin.passage_fingerprint)
+        _again(lambda: client.upsert(self.collection, points=points))
+        metadata = {"origin": asdict(origin), "loaded": loaded}
+        _again(lambda: client.update_collection(self.collection, metadata=metadata))
+
+    def activate(self) -> None:
+        """Let the name stand for the collection, and remove the one before."""
+        client, models = self.client, _models()
+        alias = models.CreateAlias(collection_name=self.collection, alias_name=self.name)
+        operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
+        before = self.before
+        if before is not None:
+            gone = models.DeleteAlias(alias_name=self.name)
+            operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
+        # Both in one request: no moment without an answer.
+        _again(lambda: client.update_collection_aliases(change_aliases_operations=operations))
+        if before is not None:
+            _again(lambda: client.delete_collection(before["collection"]))
 
 
 def _aliased(client: Any, name: str) -> dict[str, Any] | None:

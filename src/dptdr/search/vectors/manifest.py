@@ -216,10 +216,11 @@ def check_format(record: Mapping[str, Any], *, path: Path, expected: str, versio
         raise VectorsError(
             f"{path}, field 'format': expected '{expected}', got {record.get('format')!r}"
         )
-    if record.get("format_version") != version:
+    found = record.get("format_version")
+    if not isinstance(found, int) or not 1 <= found <= version:
         raise VectorsError(
-            f"{path}, field 'format_version': this dptdr reads version {version}, got "
-            f"{record.get('format_version')!r}; use the dptdr that wrote it, or make it again"
+            f"{path}, field 'format_version': this dptdr reads versions up to {version}, got "
+            f"{found!r}; use the dptdr that wrote it, or make it again"
         )
 
 

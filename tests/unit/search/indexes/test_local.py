@@ -1,5 +1,7 @@
 import errno
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from dptdr.search.vectors.folder import VectorFolder
 
 LOCAL = ("exact", "hnsw", "hnsw-sq", "ivf-sq", "ivf-pq", "rabitq")
 FAISS = LOCAL[1:]
+OLD_INDEX = Path(__file__).parents[3] / "golden" / "index_0_1_0"
+"""Written by version 0.1.0: 40 vectors, hnsw with links=4, build_width=40, search_width=50."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def indexes(table_folder, tmp_path_factory):
     def get(kind):
         if kind not in built:
             out = tmp_path_factory.mktemp("index") / kind
-            build_index(table_folder, out=out, kind=kind, settings=BuildSettings(threads=1))
+            build_index(table_folder, out=out, index_type=kind, settings=BuildSettings(threads=1))
             built[kind] = open_index(out)
         return built[kind]
 
@@ -41,7 +45,7 @@ def queries(table):
 def test_every_kind_finds_nearly_all_of_the_exact_ten(indexes, table, queries, kind):
     index = indexes(kind)
     assert isinstance(index, Index)
-    assert (index.kind, index.count, index.dim) == (kind, 3000, 32)
+    assert (index.index_type, index.count, index.dim) == (kind, 3000, 32)
     found = index.search(queries, depth=10)
     _, rows = exact_top_k(queries, table, depth=10)
     recall = np.mean(
@@ -127,7 +131,7 @@ def test_one_thread_and_one_seed_give_the_same_index_twice(
 ):
     first = indexes(kind)
     again, _ = build_index(
-        table_folder, out=tmp_path / "i", kind=kind, settings=BuildSettings(threads=1)
+        table_folder, out=tmp_path / "i", index_type=kind, settings=BuildSettings(threads=1)
     )
     assert (again.path / "index.bin").read_bytes() == (first.path / "index.bin").read_bytes()
     assert again.search(queries, depth=10).ids == first.search(queries, depth=10).ids
@@ -135,7 +139,7 @@ def test_one_thread_and_one_seed_give_the_same_index_twice(
 
 def test_auto_says_why_and_the_manifest_knows_the_prompt(table_folder, tmp_path):
     index, choice = build_index(table_folder, out=tmp_path / "i")
-    assert index.kind == "exact"
+    assert index.index_type == "exact"
     manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
     assert manifest["reason"] == choice.reason
     assert manifest["passage_fingerprint"] == "passage-b1-p1"
@@ -143,19 +147,15 @@ def test_auto_says_why_and_the_manifest_knows_the_prompt(table_folder, tmp_path)
 
 
 def test_the_index_does_not_need_the_vector_folder_any_more(table_folder, tmp_path, queries):
-    import shutil
-
     copy = tmp_path / "v"
     shutil.copytree(table_folder.path, copy)
-    from dptdr.search.vectors.folder import VectorFolder
-
-    build_index(VectorFolder(copy), out=tmp_path / "i", kind="ivf-sq")
+    build_index(VectorFolder(copy), out=tmp_path / "i", index_type="ivf-sq")
     shutil.rmtree(copy)
     assert len(open_index(tmp_path / "i").search(queries, depth=3).ids) == 50
 
 
 def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
-    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
     path = tmp_path / "i" / "index.bin"
     content = path.read_bytes()
     path.write_bytes(content[:-10])
@@ -170,10 +170,44 @@ def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
 
 
 def test_an_index_of_a_removed_type_names_the_last_version_that_reads_it(table_folder, tmp_path):
-    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
-    manifest = tmp_path / "i" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"kind": "usearch"}))
-    with pytest.raises(VectorsError, match=r"manifest.json.*was removed; version 0\.1\.0"):
+    build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
+    change_manifest(tmp_path / "i", format_version=1, kind="usearch")
+    with pytest.raises(VectorsError, match=r"manifest.json.*was removed; version 0\.1\.0 is the"):
+        open_index(tmp_path / "i")
+
+
+def change_manifest(index, **fields):
+    manifest = index / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))
+
+
+def test_an_index_of_version_0_1_0_opens_with_its_options_and_finds(tmp_path):
+    shutil.copytree(OLD_INDEX, tmp_path / "i")
+    index = open_index(tmp_path / "i")
+    assert (index.index_type, index.count) == ("hnsw", 40)
+    assert index.options == {"M": 4, "ef_construction": 40, "ef_search": 50}
+    found = index.search(index.vectors.gather(np.arange(40)), depth=1)
+    assert found.ids == [[f"d{row}"] for row in range(40)]
+    # Such manifests list options that had no effect, and 0 for the default.
+    change_manifest(tmp_path / "i", options={"links": 4, "lists": 7, "search_width": 0, "seed": 1})
+    assert open_index(tmp_path / "i").options == {"M": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nlist": 7}, "manifest.json: option nlist has no effect on an index of type hnsw"),
+        ({"ef_search": 10**9}, "option ef_search: expected a number from 1 to 100,000, got 1000"),
+        ({"ef_search": "wide"}, "option ef_search: .*got the text 'wide'"),
+        (["M"], "field 'options': expected an object, got a list"),
+    ],
+)
+def test_a_manifest_with_options_that_cannot_be_is_refused(
+    table_folder, tmp_path, options, message
+):
+    build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
+    change_manifest(tmp_path / "i", options=options)
+    with pytest.raises(VectorsError, match=message):
         open_index(tmp_path / "i")
 
 
@@ -183,7 +217,7 @@ def test_no_index_says_how_to_make_one(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monkeypatch, queries):
-    build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+    build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
     before = open_index(tmp_path / "i").search(queries, depth=3).ids
 
     def full(path, value):
@@ -191,10 +225,10 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monk
 
     monkeypatch.setattr("dptdr.search.indexes.building.write_json", full)
     with pytest.raises(VectorsError, match=r"No space left.*what stood there is unchanged"):
-        build_index(table_folder, out=tmp_path / "i", kind="ivf-sq")
+        build_index(table_folder, out=tmp_path / "i", index_type="ivf-sq")
     monkeypatch.undo()
     index = open_index(tmp_path / "i")
-    assert index.kind == "hnsw"
+    assert index.index_type == "hnsw"
     assert index.search(queries, depth=3).ids == before
     assert [path.name for path in tmp_path.iterdir()] == ["i"]
 
@@ -202,27 +236,17 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monk
 def test_faiss_that_cannot_write_leaves_nothing(table_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dptdr.search.indexes.building.GRAPH", "no/such/folder/index.bin")
     with pytest.raises(VectorsError, match=r"cannot be written .*make room"):
-        build_index(table_folder, out=tmp_path / "i", kind="hnsw")
+        build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_options_are_listed(table_folder, tmp_path):
-    with pytest.raises(VectorsError, match=r"options out of links, .*probes.*speed"):
-        build_index(
-            table_folder,
-            out=tmp_path / "i",
-            kind="hnsw",
-            settings=BuildSettings(options=(("speed", 9),)),
-        )
-
-
 def test_options_reach_search_after_opening(table_folder, tmp_path, table, queries):
-    few = BuildSettings(options=(("lists", 75), ("probes", 1)))
-    all_of_them = BuildSettings(options=(("lists", 75), ("probes", 75)))
+    few = BuildSettings(options={"nlist": 75, "nprobe": 1})
+    all_of_them = BuildSettings(options={"nlist": 75, "nprobe": 75})
     _, rows = exact_top_k(queries, table, depth=10)
 
     def recall(settings):
-        build_index(table_folder, out=tmp_path / "i", kind="ivf-sq", settings=settings)
+        build_index(table_folder, out=tmp_path / "i", index_type="ivf-sq", settings=settings)
         found = open_index(tmp_path / "i").search(queries, depth=10)
         pairs = zip(rows, found.ids, strict=True)
         return np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])

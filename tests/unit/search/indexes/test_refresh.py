@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from dptdr.errors import VectorsError
 from dptdr.records import Query
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import BuildSettings, build_index
@@ -27,7 +28,7 @@ def built(make_encoder, tmp_path):
         settings=EncodeSettings(shard_size=6, dtype="float16"),
     )
     build_index(
-        folder, out=tmp_path / "i", kind="hnsw", settings=BuildSettings(options=(("links", 8),))
+        folder, out=tmp_path / "i", index_type="hnsw", settings=BuildSettings(options={"M": 8})
     )
     return texts
 
@@ -71,8 +72,8 @@ def test_another_prompt_encodes_everything_and_keeps_kind_options_and_precision(
     done = renew(other, tmp_path)
     assert (done.encoded, done.kept, done.rebuilt) == (20, 0, True)
     index = open_index(tmp_path / "i")
-    assert index.kind == "hnsw"
-    assert index.options == (("links", 8),)
+    assert index.index_type == "hnsw"
+    assert index.options == {"M": 8}
     assert index.origin.dtype == "float16"
     assert index.origin.passage_fingerprint == "passage-b1-p2"
 
@@ -86,8 +87,20 @@ def test_nothing_changed_does_nothing(built, make_encoder, tmp_path):
     assert (tmp_path / "i" / "manifest.json").stat().st_ino == manifest
 
 
-def test_another_kind_may_be_asked_for(built, make_encoder, tmp_path):
-    assert renew(make_encoder(), tmp_path, kind="exact").index.kind == "exact"
+def test_another_type_or_option_builds_again_though_nothing_changed(built, make_encoder, tmp_path):
+    done = renew(make_encoder(), tmp_path, settings=BuildSettings(options={"M": 16}))
+    assert (done.encoded, done.rebuilt, done.index.options) == (0, True, {"M": 16})
+    done = renew(make_encoder(), tmp_path, index_type="exact")
+    assert (done.index.index_type, done.index.options) == ("exact", {})
+
+
+def test_an_option_without_effect_is_refused_before_anything_is_encoded(
+    built, make_encoder, tmp_path
+):
+    encoder = make_encoder(prompt="p2")
+    with pytest.raises(VectorsError, match="option nlist has no effect"):
+        renew(encoder, tmp_path, settings=BuildSettings(options={"nlist": 3}))
+    assert encoder.encoded == []
 
 
 def test_a_stop_before_the_index_is_built_is_made_good_by_the_next_call(

@@ -1,7 +1,13 @@
 import pytest
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.types import KINDS, available_memory, check_kind, choose_kind, pq_parts
+from dptdr.search.indexes.types import (
+    INDEX_TYPES,
+    available_memory,
+    choose_type,
+    find_type,
+    pq_parts,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,14 +22,16 @@ from dptdr.search.indexes.types import KINDS, available_memory, check_kind, choo
     ],
 )
 def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, reason):
-    choice = choose_kind(count, 384, memory_bytes=memory)
-    assert choice.kind == kind
+    choice = choose_type(count, 384, memory_bytes=memory)
+    assert choice.index_type == kind
     assert reason in choice.reason
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    with pytest.raises(VectorsError, match=r"out of exact, hnsw, .*rabitq, got 'annoy'"):
-        check_kind("annoy")
+    with pytest.raises(
+        VectorsError, match=r"an index type out of exact, hnsw, .*rabitq, got 'annoy'"
+    ):
+        find_type("annoy")
 
 
 @pytest.mark.parametrize(("dim", "parts"), [(384, 48), (768, 96), (10, 1), (16, 2), (100, 20)])
@@ -33,7 +41,7 @@ def test_product_codes_cut_the_vector_into_equal_parts(dim, parts):
 
 
 def test_memory_of_a_kind_is_the_sum_of_vectors_and_links():
-    assert KINDS["hnsw"].memory_bytes(1, 384) == 384 * 4 + 2 * 32 * 4 + 16
+    assert INDEX_TYPES["hnsw"].memory_bytes(1, 384) == 384 * 4 + 2 * 32 * 4 + 16
 
 
 def test_available_memory_is_some():

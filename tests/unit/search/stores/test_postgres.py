@@ -48,7 +48,7 @@ def index(dsn, table_folder):
 
 def test_it_is_an_index_that_finds_nearly_all_of_the_exact_ten(index, table):
     assert isinstance(index, Index)
-    assert (index.kind, index.count, index.dim) == ("postgres", 3000, 32)
+    assert (index.index_type, index.count, index.dim) == ("postgres", 3000, 32)
     found = index.search(table[:30], depth=10)
     scores, rows = exact_top_k(table[:30], table, depth=10)
     pairs = zip(rows, found.ids, strict=True)
@@ -237,3 +237,21 @@ def test_a_database_that_is_away_is_one_clear_error_without_the_password(monkeyp
 def test_a_name_that_is_not_there_says_so(dsn):
     with pytest.raises(VectorsError, match="has no index 'nothing'"):
         PostgresIndex(dsn, "nothing")
+
+
+def test_options_reach_the_graph_and_others_are_refused(dsn, make_encoder, tmp_path):
+    folder = encode(make_encoder(), 5, tmp_path / "v")
+    for options, message in (
+        ({"nlist": 8}, "option nlist has no effect on an index of type postgres"),
+        ({"ef_search": 8}, "option ef_search has no effect"),
+        ({"M": 101}, "option M: expected a number from 2 to 100, got 101"),
+        ({"M": 60, "ef_construction": 64}, "at least twice M, 120, got 64"),
+    ):
+        with pytest.raises(VectorsError, match=message):
+            load_postgres(folder, dsn=dsn, name="graph", options=options)
+    index = load_postgres(folder, dsn=dsn, name="graph", options={"M": 60})
+    query = "SELECT reloptions FROM pg_class WHERE relname = %s"
+    name = f"passages_hnsw_{index.collection.number}"
+    (found,) = index.session.run(lambda c: c.execute(query, [name]).fetchone())
+    assert found == ["m=60", "ef_construction=120"]
+    index.close()

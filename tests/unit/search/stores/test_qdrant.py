@@ -38,7 +38,7 @@ def best(index, encoder, text, **options):
 def test_it_is_an_index_that_finds_the_exact_best(client, table_folder, table):
     index = load_qdrant(table_folder, client=client, name="table")
     assert isinstance(index, Index)
-    assert (index.kind, index.count, index.dim) == ("qdrant", 3000, 32)
+    assert (index.index_type, index.count, index.dim) == ("qdrant", 3000, 32)
     found = index.search(table[:10], depth=10)
     scores, rows = exact_top_k(table[:10], table, depth=10)
     assert [set(ids) for ids in found.ids] == [{f"d{row}" for row in best} for best in rows]
@@ -159,3 +159,28 @@ def test_qdrant_that_is_away_is_one_clear_error(monkeypatch):
 def test_a_name_that_is_not_there_says_so(client):
     with pytest.raises(VectorsError, match="has no index 'nothing'"):
         QdrantIndex(client, "nothing")
+
+
+def test_options_reach_a_server_and_are_refused_where_they_have_no_effect(
+    client, make_encoder, tmp_path, monkeypatch
+):
+    folder = encode(make_encoder(), passages(5), tmp_path / "v")
+    with pytest.raises(VectorsError, match="qdrant in a folder, which takes no options"):
+        load_qdrant(folder, client=client, name="n", options={"M": 8})
+    monkeypatch.setattr("dptdr.search.stores.qdrant._is_local", lambda client: False)
+    with pytest.raises(VectorsError, match="option nlist has no effect on an index of type qdrant"):
+        load_qdrant(folder, client=client, name="n", options={"nlist": 8})
+    real, sent = client.create_collection, []
+    monkeypatch.setattr(
+        client, "create_collection", lambda *a, **k: (sent.append(k["hnsw_config"]), real(*a, **k))
+    )
+    load_qdrant(folder, client=client, name="n", options={"M": 8, "ef_construction": 50})
+    assert (sent[0].m, sent[0].ef_construct) == (8, 50)
+    real_update, updated = client.update_collection, []
+    monkeypatch.setattr(
+        client,
+        "update_collection",
+        lambda *a, **k: (updated.append(k), real_update(*a, **k)),
+    )
+    load_qdrant(folder, client=client, name="n", options={"M": 9})
+    assert [change["hnsw_config"].m for change in updated] == [9]

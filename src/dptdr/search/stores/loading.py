@@ -1,0 +1,107 @@
+"""Loading a vector folder into a database: the part that does not depend on which."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.search.index import check_query_vectors
+from dptdr.search.vectors.documents import Document
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import Origin
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A collection that is being loaded, beside the one that serves."""
+
+    def begin(self) -> int:
+        """Find or make the collection; return how many rows are loaded."""
+        ...
+
+    def send(
+        self,
+        documents: Sequence[Document],
+        vectors: Float32[np.ndarray, "rows dim"],
+        *,
+        loaded: int,
+    ) -> None:
+        """Load rows and note how many are loaded then; safe to repeat."""
+        ...
+
+    def activate(self) -> None:
+        """Put the collection in the place of the one that serves."""
+        ...
+
+
+def load_folder(
+    folder: VectorFolder,
+    target: Target,
+    *,
+    batch_rows: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Load a vector folder, going on where an earlier call stopped.
+
+    Args:
+        folder: The vectors.
+        target: Where they go.
+        batch_rows: Passages sent at once.
+        on_progress: Called with (passages loaded, passages).
+
+    Raises:
+        VectorsError: If the vectors are damaged or hold NaN, or the database is away.
+    """
+    folder.verify()
+    loaded = target.begin()
+    for start, block in folder.blocks(batch_rows):
+        end = start + len(block)
+        if end > loaded:
+            vectors = np.asarray(block, dtype=np.float32)
+            if not np.isfinite(vectors).all():
+                raise VectorsError(
+                    f"{folder.path}: expected finite numbers, rows {start} to {end} hold NaN or "
+                    "infinity; encode again"
+                )
+            target.send(folder.documents(range(start, end)), vectors, loaded=end)
+        if on_progress is not None:
+            on_progress(end, folder.count)
+    target.activate()
+
+
+def check_upsert(
+    vectors: Float[np.ndarray, "passages dim"],
+    *,
+    documents: Sequence[Document],
+    origin: Origin,
+    passage_fingerprint: str,
+    name: str,
+) -> Float32[np.ndarray, "passages dim"]:
+    """Return vectors that may be added to an index, or refuse them.
+
+    Args:
+        vectors: One vector for each passage.
+        documents: The passages.
+        origin: What made the vectors of the index.
+        passage_fingerprint: Of the encoder that made these.
+        name: Name of the index.
+
+    Returns:
+        The vectors as float32.
+
+    Raises:
+        WrongPrompt: If the index's vectors were made by another prompt or backbone.
+        VectorsError: If they do not fit.
+    """
+    if passage_fingerprint != origin.passage_fingerprint:
+        raise WrongPrompt(
+            f"index '{name}': holds vectors with passage fingerprint "
+            f"{origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
+            "them with the same task, or load a renewed collection"
+        )
+    if len(documents) != len(vectors):
+        raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
+    checked: np.ndarray = check_query_vectors(vectors, dim=origin.dim, depth=1)
+    return checked
