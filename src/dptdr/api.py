@@ -401,7 +401,7 @@ def build_index(
     index_type: str = "auto",
     options: dict[str, int] | None = None,
     bm25: bool = False,
-    seed: int = 1234,
+    seed: int | None = None,
     threads: int = 0,
     memory_bytes: int | None = None,
     device: str = "auto",
@@ -416,9 +416,9 @@ def build_index(
         vectors: Where to put the vectors of a BEIR folder; ``OUT.vectors`` by default.
         index_type: ``auto`` chooses by count and memory; or ``exact``, ``hnsw``, ``hnsw-sq``,
             ``ivf-sq``, ``ivf-pq``, ``rabitq``.
-        options: Options of the type.
+        options: Options of the type, such as ``{"M": 48, "ef_search": 200}``.
         bm25: Index the words as well, for hybrid search.
-        seed: Decides samples, clusters and rotations.
+        seed: Decides samples, clusters and rotations; for types with lists only.
         threads: Threads, 0 for all cores; with 1 the same vectors give the same bytes.
         memory_bytes: Memory that ``auto`` may plan with; half of what is free by default.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
@@ -442,14 +442,14 @@ def build_index(
         seed=seed,
         threads=threads,
         memory_bytes=memory_bytes,
-        options=tuple((options or {}).items()),
+        options=options or {},
         bm25=bm25,
     )
     with _phases(progress)("index") as on_progress:
         index, _ = build(
             VectorFolder(folder),
             out=out,
-            kind=index_type,
+            index_type=index_type,
             settings=settings,
             on_progress=on_progress,
         )
