@@ -14,17 +14,28 @@ from dptdr.config.methods import DeepPromptConfig
 from dptdr.model import Backbone, DeepPrompt, Encoder, Limits
 from dptdr.model.bundle import save_task
 from dptdr.model.methods import DeepPromptMethod
+from dptdr.model.segments import FeedForwardRows
 from dptdr.serving.packing import PromptRows
 from helpers.tiny import WORDS
 
 
-def random_rows(backbone: Backbone, length: int, *, joint: bool = True, seed: int = 0):
+def random_rows(
+    backbone: Backbone, length: int, *, ffn_length: int = 0, joint: bool = True, seed: int = 0
+):
     """Prompt rows of a served task."""
     geometry = backbone.geometry
     generator = torch.Generator().manual_seed(seed)
     shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
     keys, values = torch.randn(shape, generator=generator)
-    return PromptRows(keys, values, joint=joint)
+    feed_forward = None
+    if ffn_length:
+        shape = (geometry.layers, 1, ffn_length, backbone.dim)
+        feed_forward = FeedForwardRows(
+            torch.randn(shape, generator=generator) * 0.3,
+            torch.randn(shape[:3], generator=generator) * 0.3,
+            torch.randn(shape, generator=generator) * 0.3,
+        )
+    return PromptRows(keys, values, joint=joint, feed_forward=feed_forward)
 
 
 def sentence(words: int, *, seed: int = 0) -> str:
@@ -43,7 +54,13 @@ def task_encoder(
         old: DeepPrompt = method.module[name]
         generator = torch.Generator().manual_seed(1000 * seed + number)
         rows = torch.randn(old.rows().shape, generator=generator) * scale
-        method.module[name] = DeepPrompt(rows, joint=settings.get("attention", "joint") == "joint")
+        ffn_length = settings.get("ffn_length") or 0
+        made = random_rows(backbone, 0, ffn_length=ffn_length, seed=1000 * seed + number)
+        method.module[name] = DeepPrompt(
+            rows,
+            feed_forward=made.feed_forward,
+            joint=settings.get("attention", "joint") == "joint",
+        )
     return Encoder(backbone, method=method, limits=limits)
 
 

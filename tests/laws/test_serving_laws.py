@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from helpers.serving import random_rows, task_encoder
 from helpers.tiny import tiny_backbone
 
-PROMPTS = st.lists(
-    st.tuples(st.integers(1, 12), st.booleans(), st.integers(0, 99)), min_size=1, max_size=5
-)
+LENGTHS = st.tuples(st.integers(0, 12), st.integers(0, 9)).filter(any)
+PROMPTS = st.lists(st.tuples(LENGTHS, st.booleans(), st.integers(0, 99)), min_size=1, max_size=5)
 MERGE = st.sampled_from([None, True, False])
 
 
@@ -33,8 +32,8 @@ def rows_of(forward, prompts, texts):
     from dptdr.serving.engine.forward import Row
 
     made = [None] + [
-        random_rows(forward.backbone, length, joint=joint, seed=seed)
-        for length, joint, seed in prompts
+        random_rows(forward.backbone, length, ffn_length=ffn_length, joint=joint, seed=seed)
+        for (length, ffn_length), joint, seed in prompts
     ]
     # Shifted positions beside unshifted ones.
     made[-1] = made[-1]._replace(shift=made[-1].prompt_length)

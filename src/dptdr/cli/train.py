@@ -60,6 +60,16 @@ def command(
     prompt_length: Annotated[
         int, typer.Option(help="Prompt rows per layer (deep and shallow prompts).")
     ] = _PROMPT.prompt_length,
+    ffn_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Feed-forward rows per layer of a deep prompt; 0 is the paper's prompt. Default: "
+            "as many as fit into 2 % of the encoder's parameters, 80 at most."
+        ),
+    ] = None,
+    ffn_learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the feed-forward rows.")
+    ] = _DEFAULTS.ffn_learning_rate,
     sharing: Annotated[
         str,
         typer.Option(
@@ -102,6 +112,12 @@ def command(
         int, typer.Option(help="Width of the MLP that makes the prompt while training; 0 is none.")
     ] = _PROMPT.reparametrisation,
     lora_rank: Annotated[int, typer.Option(help="Rank of LoRA's updates.")] = 8,
+    lora_targets: Annotated[
+        str,
+        typer.Option(
+            help="Linear layers that LoRA updates: attention (query and value), feed-forward, all."
+        ),
+    ] = "attention",
     temperature: Annotated[
         float, typer.Option(help="Scores are divided by it; lower is sharper.")
     ] = _DEFAULTS.temperature,
@@ -181,6 +197,7 @@ def command(
             "steps": steps or _DEFAULTS.steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "ffn_learning_rate": ffn_learning_rate,
             "negatives_per_query": negatives_per_query,
             "positives_per_query": positives_per_query,
             "distillation_weight": distillation_weight,
@@ -207,6 +224,7 @@ def command(
     by_method: dict[str, dict[str, Any]] = {
         "deep-prompt": {
             "prompt_length": prompt_length,
+            "ffn_length": ffn_length,
             "sharing": sharing,
             "attention": attention,
             "initialisation": "task" if from_task else initialisation,
@@ -216,7 +234,7 @@ def command(
             "reparametrisation": reparametrisation,
         },
         "shallow-prompt": {"prompt_length": prompt_length, "sharing": sharing},
-        "lora": {"rank": lora_rank, "alpha": 2 * lora_rank},
+        "lora": {"rank": lora_rank, "alpha": 2 * lora_rank, "targets": lora_targets},
     }
     result = _train(
         data,

@@ -10,6 +10,7 @@ MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
 METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
 Sharing = Literal["tied", "untied", "query-only"]
 PromptAttention = Literal["joint", "added"]
+LoraTargets = Literal["attention", "feed-forward", "all"]
 PositionPolicy = Literal["unshifted", "shifted"]
 Initialisation = Literal["tokens", "random", "task", "identity"]
 
@@ -22,7 +23,9 @@ class DeepPromptConfig:
     """Settings of a deep prompt that are stored with it.
 
     Args:
-        prompt_length: Rows per layer and side.
+        prompt_length: Attention rows per layer and side; 0 leaves attention as it is.
+        ffn_length: Feed-forward rows per layer and side; 0 is the paper's prompt. ``None`` takes
+            as many as fit into 2 % of the encoder's parameters, 80 at most.
         sharing: ``tied``: queries and passages share one prompt; ``untied``: one each;
             ``query-only``: passages are encoded by the bare backbone.
         attention: ``joint``: one softmax over prompt and tokens (prefix tuning); ``added``: the
@@ -43,6 +46,7 @@ class DeepPromptConfig:
     """
 
     prompt_length: int = 16
+    ffn_length: int | None = None
     sharing: Sharing = "tied"
     attention: PromptAttention = "joint"
     initialisation: Initialisation = "tokens"
@@ -72,11 +76,14 @@ class LoraConfig:
 
     Args:
         rank: Rank of each update.
+        targets: Which linear layers: ``attention`` (query and value projections),
+            ``feed-forward``, or ``all`` of the encoder's layers.
         alpha: The update is scaled by ``alpha / rank``.
         dropout: Dropout before the update, in training.
     """
 
     rank: int = 8
+    targets: LoraTargets = "attention"
     alpha: int = 16
     dropout: float = 0.0
 

@@ -30,6 +30,7 @@ class TrainingConfig:
             loss is averaged over them.
         negatives_per_query: Mined negatives drawn for each query and step, where there are any.
         learning_rate: Peak learning rate; 0 takes the method's own default.
+        ffn_learning_rate: Peak learning rate of a deep prompt's feed-forward rows.
         warmup_share: Share of the steps over which the learning rate rises from 0.
         schedule: How it falls afterwards.
         weight_decay: AdamW's decoupled weight decay.
@@ -57,6 +58,7 @@ class TrainingConfig:
     positives_per_query: int = 1
     negatives_per_query: int = 1
     learning_rate: float = 0.0
+    ffn_learning_rate: float = 4e-3
     warmup_share: float = 0.1
     schedule: Schedule = "linear"
     weight_decay: float = 0.0
@@ -103,7 +105,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if not 0.0 <= value <= 1:
                 found.append(f"{name}: expected a share in [0, 1], got {value}")
-        for name in ("learning_rate", "weight_decay", "clip_norm", "score_scale"):
+        rates = ("learning_rate", "ffn_learning_rate", "weight_decay", "clip_norm")
+        for name in (*rates, "score_scale"):
             if getattr(self, name) < 0.0:
                 found.append(f"{name}: expected at least 0, got {getattr(self, name)}")
         if any(length < 1 for length in self.matryoshka):

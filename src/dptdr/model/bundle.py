@@ -18,7 +18,10 @@ from dptdr.model.card import write_card
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.methods import Method, MethodFactory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 knew no feed-forward rows."""
+
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 TASK_FILE = "task.json"
 
 
@@ -154,11 +157,13 @@ def read_manifest(path: Path) -> TaskManifest:
     if not isinstance(values, dict):
         raise BundleError(f"{path / TASK_FILE}: expected a JSON object")
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise BundleError(
-            f"{path / TASK_FILE}, field 'format_version': expected {FORMAT_VERSION}, got "
+            f"{path / TASK_FILE}, field 'format_version': expected at most {FORMAT_VERSION}, got "
             f"{version!r}; this version of dptdr ({dptdr.__version__}) cannot read it"
         )
+    if version == 1 and values.get("method") == "deep-prompt":
+        values["settings"] = {**dict(values.get("settings") or {}), "ffn_length": 0}
     manifest = _manifest_from(values, path=path / TASK_FILE)
     weights = path / manifest.weights_file
     if not weights.is_file():

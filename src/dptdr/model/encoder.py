@@ -176,7 +176,14 @@ class Encoder:
         method = self.method
         if method is not None and method.changes(side):
             state = method.state()
-            if "shared" not in state and side in state:
+            if isinstance(method, DeepPromptMethod) and method.config.sharing == "untied":
+                # Named as a tied prompt's rows are: equal rows make equal vectors.
+                state = {
+                    "shared" + name.removeprefix(side): tensor
+                    for name, tensor in state.items()
+                    if name.split(".")[0] == side
+                }
+            elif "shared" not in state and side in state:
                 state = {"shared": state[side]}
             settings: dict[str, Any] = settings_of(method.config)
             # How a prompt was started or regularised does not shape the vectors it makes.
@@ -270,11 +277,14 @@ class Encoder:
         keys, values = (
             rows.transpose(1, 2).contiguous() for rows in prompt.rows().detach().unbind(dim=1)
         )
+        with torch.no_grad():
+            feed_forward = prompt.feed_forward()
         return PromptRows(
             keys,
             values,
             joint=config.attention == "joint",
             shift=prompt.prompt_length if config.position == "shifted" else 0,
+            feed_forward=feed_forward,
         )
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.model.backbone import Backbone, Side
+from dptdr.model.segments import FeedForwardRows
 
 _TEXTS_PER_BATCH = 16
 _QUERY_TEXTS = 64
@@ -53,6 +54,33 @@ def token_rows(
         stop = start + _TEXTS_PER_BATCH
         parts += _rows_of(backbone, ids[start:stop], wanted=wanted[start:stop], generator=generator)
     return torch.cat(parts, dim=3)
+
+
+def own_units(backbone: Backbone, *, ffn_length: int, seed: int) -> FeedForwardRows:
+    """Return feed-forward rows that start as units of each layer, with values of zero.
+
+    Args:
+        backbone: The encoder.
+        ffn_length: Rows per layer; drawn without repetition while there are enough units.
+        seed: Decides which units.
+
+    Returns:
+        Keys and biases of the layer's own units; values are 0, so that the encoder's vectors are
+        those without the rows.
+
+    Raises:
+        UnsupportedBackbone: If rows cannot be bound to this encoder.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    keys, biases = [], []
+    for layer in backbone.injection.feed_forward_layers():
+        own, bias = layer.memory()
+        order = torch.randperm(own.shape[0], generator=generator)
+        chosen = order.repeat(-(-ffn_length // len(order)))[:ffn_length]
+        keys.append(own[chosen])
+        biases.append(bias[chosen])
+    stacked = torch.stack(keys)[:, None]
+    return FeedForwardRows(stacked, torch.stack(biases)[:, None], torch.zeros_like(stacked))
 
 
 def _rows_of(

@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model import attention
+from dptdr.model.feed_forward import FeedForwardHooks, FeedForwardLayer, find_layers
 from dptdr.model.interception import InterceptedAttention
-from dptdr.model.segments import PromptCall, Segment
+from dptdr.model.segments import FeedForwardRows, PromptCall, Segment
 
 Route = Literal["registry", "interception"]
 
@@ -65,6 +66,7 @@ class Injection:
         self.model = model
         self._forward: Callable[[PromptCall, dict[str, Any]], Any] = self._run
         self._checkpointing = False
+        self._feed_forward: FeedForwardHooks | None = None
         with _refusing(model):
             self.route: Route = _choose_route(model)
             self.geometry = _probe(model, route=self.route)
@@ -80,10 +82,12 @@ class Injection:
         Returns:
             The model's output.
         """
+        if call.has_feed_forward:
+            self.feed_forward_layers()
         call.layer = 0
         with _activated(call, route=self.route):
             output = self._forward(call, inputs)
-        if call.segments and call.layer != self.geometry.layers:
+        if (call.segments or call.has_feed_forward) and call.layer != self.geometry.layers:
             # Some architectures change their attention with the length of the text.
             raise UnsupportedBackbone(
                 f"{type(self.model).__name__}: the prompt reached {call.layer} layers of "
@@ -95,10 +99,53 @@ class Injection:
     def _run(self, call: PromptCall, inputs: dict[str, Any]) -> Any:
         if self.route == "registry":
             return self.model(**inputs, **{attention.KEYWORD: call})
-        if not call.segments and call.observer is None:
+        if not (call.segments or call.has_feed_forward or call.observer):
             return self.model(**inputs)
         with InterceptedAttention(call):
             return self.model(**inputs)
+
+    def feed_forward_layers(self) -> tuple[FeedForwardLayer, ...]:
+        """Bind rows to the feed-forward layers, once, and prove that they reach each of them.
+
+        Returns:
+            One entry per layer.
+
+        Raises:
+            UnsupportedBackbone: If this cannot be shown; attention rows alone still work.
+        """
+        if self._feed_forward is None:
+            with _refusing(self.model):
+                layers = find_layers(
+                    self.model, self._run_probe, layers=self.geometry.layers, dim=_dim(self.model)
+                )
+                # Hooks stay on the modules: a second binding would add everything twice.
+                self._feed_forward = FeedForwardHooks(layers, lambda: _ACTIVE.call)
+                try:
+                    _prove_feed_forward(self)
+                except BaseException:
+                    self._feed_forward.remove()
+                    self._feed_forward = None
+                    raise
+        return self._feed_forward.layers
+
+    def linear_layers(self) -> dict[str, list[str]]:
+        """Return the names of the linear layers of all blocks: ``feed-forward`` and ``attention``.
+
+        Raises:
+            UnsupportedBackbone: If the feed-forward layers cannot be told.
+        """
+        inside = {id(m) for layer in self.feed_forward_layers() for m in layer.linears}
+        blocks = {id(m) for block in _blocks(self.model) for m in block.modules()}
+        found: dict[str, list[str]] = {"feed-forward": [], "attention": []}
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and id(module) in blocks:
+                found["feed-forward" if id(module) in inside else "attention"].append(name)
+        return found
+
+    def _run_probe(self, after_attention: Callable[[], None]) -> None:
+        call = PromptCall(observer=lambda *_: after_attention())
+        with _activated(call, route=self.route):
+            self._run(call, _probe_inputs(self.model))
 
     def enable_checkpointing(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -315,6 +362,50 @@ def _number_modules(modules: list[nn.Module]) -> None:
         layers.setdefault(id(module), []).append(number)
     for module in modules:
         setattr(module, attention.LAYERS_ATTRIBUTE, tuple(layers[id(module)]))
+
+
+def _dim(model: Any) -> int:
+    return int(getattr(model.config, "hidden_size", None) or model.config.d_model)
+
+
+def _prove_feed_forward(injection: Injection) -> None:
+    """Demand: zero values change nothing, random rows do, and every layer's rows get a gradient."""
+    name = type(injection.model).__name__
+    layers, dim, rows = injection.geometry.layers, _dim(injection.model), 2
+    generator = torch.Generator().manual_seed(0)
+    parameter = next(injection.model.parameters())
+
+    def draw(*shape: int) -> Tensor:
+        made = torch.randn(shape, generator=generator)
+        return made.to(parameter.device, parameter.dtype).requires_grad_()
+
+    keys, biases = draw(layers, 1, rows, dim), draw(layers, 1, rows)
+    values = draw(layers, 1, rows, dim)
+    weights = draw(4).detach()
+    inputs = _probe_inputs(injection.model)
+
+    def states(rows: FeedForwardRows | None) -> Tensor:
+        output: Tensor = injection(PromptCall(feed_forward=rows), **inputs).last_hidden_state
+        return output
+
+    with torch.no_grad():
+        base = states(None)
+        if not torch.equal(states(FeedForwardRows(keys, biases, torch.zeros_like(values))), base):
+            raise UnsupportedBackbone(
+                f"{name}: feed-forward rows with zero values changed the output; train with "
+                "ffn_length 0 (--ffn-length 0)"
+            )
+    with torch.enable_grad():
+        output = states(FeedForwardRows(keys, biases, values))
+        loss = (output.float() * weights.float()[None, :, None]).sin().sum()
+        gradients = torch.autograd.grad(loss, (keys, biases, values), allow_unused=True)
+    for kind, gradient in zip(("keys", "biases", "values"), gradients, strict=True):
+        for layer in range(layers):
+            if gradient is None or not gradient[layer].any():
+                raise UnsupportedBackbone(
+                    f"{name}: the feed-forward rows' {kind} of layer {layer} get no gradient, so "
+                    "they do not reach that layer; train with ffn_length 0 (--ffn-length 0)"
+                )
 
 
 def _prove_effect(injection: Injection) -> None:

@@ -5,6 +5,7 @@ encoder needs that once. The exchanged layers are opaque: such a backbone can ne
 saved any more, so only a copy that nothing else uses is treated like this.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dptdr.errors import UnsupportedBackbone
 from dptdr.model.backbone import Backbone, Tokens
 
 _TOLERANCE = 2e-5
@@ -32,6 +34,8 @@ class OrderedLinear(nn.Module):
         self.out_features = linear.out_features
         self.gelu = gelu
         self.bias = None if linear.bias is None else linear.bias.detach()
+        self._forward_hooks = linear._forward_hooks
+        self._forward_pre_hooks = linear._forward_pre_hooks
         self.ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 0)
 
     def forward(self, inputs: Float[Tensor, "*rows in_features"]) -> Tensor:
@@ -59,6 +63,9 @@ def order_weights(backbone: Backbone) -> bool:
     if any(p.dtype != torch.float32 for p in backbone.model.parameters()):
         return False
     _ = backbone.fingerprint
+    # Rows are bound to layers whose numbers can still be looked at; their hooks move along.
+    with contextlib.suppress(UnsupportedBackbone):
+        backbone.injection.feed_forward_layers()
     probe = Tokens(torch.arange(5, 29).view(2, 12), torch.ones(2, 12, dtype=torch.long))
     with torch.inference_mode():
         before = backbone.vectors(probe)

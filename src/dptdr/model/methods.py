@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -18,9 +19,15 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.initialisation import quieter, token_rows
-from dptdr.model.prompt import DeepPrompt, check_rows, random_rows
-from dptdr.model.segments import Observer, Segment
+from dptdr.model.initialisation import own_units, quieter, token_rows
+from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
+from dptdr.model.segments import FeedForwardObserver, FeedForwardRows, Observer, Segment
+
+BUDGET_SHARE = 0.02
+"""Share of the encoder's parameters that a prompt trains at most where no length is given."""
+
+MAX_DEFAULT_FFN_LENGTH = 80
+MAX_ROWS = 4096
 
 
 @runtime_checkable
@@ -89,10 +96,17 @@ class DeepPromptMethod:
         seed: int = 0,
     ) -> None:
         _check_deep_prompt(config)
+        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
+        if config.ffn_length is None:
+            if rows is None:
+                chosen = default_ffn_length(backbone, config, sides=len(names))
+            else:
+                biases = [x for name, x in rows.items() if name.endswith(".ffn_biases")]
+                chosen = biases[0].shape[1] if biases else 0
+            config = replace(config, ffn_length=chosen)
         self.backbone = backbone
         self.config: DeepPromptConfig = config
         self.base_fingerprint = backbone.fingerprint
-        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
         texts = {
             "query": list(query_texts),
             "passage": list(passage_texts),
@@ -100,13 +114,13 @@ class DeepPromptMethod:
         }
         prompts = {}
         for number, name in enumerate(names):
-            start = _initial_rows(
+            start, feed_forward = _initial_rows(
                 backbone, config, name=name, texts=texts[name], rows=rows, seed=seed + number
             )
-            check_rows(start, geometry=backbone.geometry)
             torch.manual_seed(seed + number)
             prompts[name] = DeepPrompt(
                 start,
+                feed_forward=feed_forward,
                 joint=config.attention == "joint",
                 dropout=config.dropout,
                 reparametrisation=config.reparametrisation,
@@ -125,15 +139,25 @@ class DeepPromptMethod:
         return shared
 
     def vectors(
-        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+        self,
+        tokens: Tokens,
+        *,
+        side: Side,
+        observer: Observer | None = None,
+        feed_forward_observer: FeedForwardObserver | None = None,
     ) -> Float[Tensor, "texts dim"]:
         """Return one vector per text."""
         prompt = self.prompt(side)
-        segments: tuple[Segment, ...] = () if prompt is None else (prompt.segment(),)
+        segments: tuple[Segment, ...] = () if prompt is None else prompt.segments()
         shifted = prompt is not None and self.config.position == "shifted"
         shift = prompt.prompt_length if prompt is not None and shifted else 0
         return self.backbone.vectors(
-            tokens, prompts=segments, position_shift=shift, observer=observer
+            tokens,
+            prompts=segments,
+            feed_forward=None if prompt is None else prompt.feed_forward(),
+            position_shift=shift,
+            observer=observer,
+            feed_forward_observer=feed_forward_observer,
         )
 
     def changes(self, side: Side) -> bool:
@@ -141,31 +165,50 @@ class DeepPromptMethod:
         return self.prompt(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the prompt's parameters."""
-        return dict(self.module.named_parameters())
+        """Return the prompt's parameters; those without any number are left out."""
+        return {n: p for n, p in self.module.named_parameters() if p.numel()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return ``[layers, 2, heads, prompt, head_dim]`` per prompt, the MLP folded in."""
+        """Return the rows per prompt, the MLP folded in.
+
+        ``NAME`` holds attention rows, ``[layers, 2, heads, prompt, head_dim]``; ``NAME.ffn_keys``,
+        ``NAME.ffn_biases`` and ``NAME.ffn_values`` the feed-forward rows.
+        """
         prompts: Any = self.module
-        return {name: prompt.rows().detach().cpu().contiguous() for name, prompt in prompts.items()}
+        return {
+            f"{name}.{part}" if part else name: tensor
+            for name, prompt in prompts.items()
+            for part, tensor in prompt.state().items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over saved rows; a reparametrisation is dropped, since it is folded in."""
         prompts: Any = self.module
-        if set(state) != set(prompts):
+        if prompts_in(state) != set(prompts):
             raise BundleError(
-                f"expected prompts {sorted(prompts)}, the bundle holds {sorted(state)}"
+                f"expected prompts {sorted(prompts)}, the bundle holds {sorted(prompts_in(state))}"
             )
-        for name, rows in state.items():
-            check_rows(rows, geometry=self.backbone.geometry)
+        for name in sorted(prompts):
+            rows, feed_forward = saved_rows(
+                state, name, geometry=self.backbone.geometry, dim=self.backbone.dim
+            )
             prompts[name] = DeepPrompt(
-                rows, joint=self.config.attention == "joint", dropout=self.config.dropout
+                rows,
+                feed_forward=feed_forward,
+                joint=self.config.attention == "joint",
+                dropout=self.config.dropout,
             ).to(self.backbone.device)
 
 
 def _check_deep_prompt(config: DeepPromptConfig) -> None:
-    if config.prompt_length < 1:
-        raise ConfigError(f"prompt_length: expected at least 1, got {config.prompt_length}")
+    for name in ("prompt_length", "ffn_length"):
+        length = getattr(config, name)
+        if length is not None and not 0 <= length <= MAX_ROWS:
+            raise ConfigError(f"{name}: expected 0 to {MAX_ROWS} rows, got {length}")
+    if config.prompt_length == 0 and config.ffn_length == 0:
+        raise ConfigError(
+            "prompt_length and ffn_length: expected at least one above 0, got 0 and 0"
+        )
     if not 0.0 <= config.dropout < 1.0:
         raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
     if not config.start_offset >= 0.0:
@@ -177,6 +220,24 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
         )
 
 
+def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: int) -> int:
+    """Return how many feed-forward rows fit beside the attention rows into the default budget.
+
+    Args:
+        backbone: The encoder.
+        config: Settings; the attention rows are taken from the budget first.
+        sides: Prompts that are trained: 2 for untied ones.
+
+    Returns:
+        Rows per layer, at most 80; at least one where there are no attention rows.
+    """
+    geometry = backbone.geometry
+    attention = 2 * geometry.heads * geometry.head_dim * config.prompt_length
+    budget = BUDGET_SHARE * backbone.parameter_count / (sides * geometry.layers) - attention
+    fitting = int(budget / (2 * backbone.dim + 1))
+    return max(0 if config.prompt_length else 1, min(MAX_DEFAULT_FFN_LENGTH, fitting))
+
+
 def _initial_rows(
     backbone: Backbone,
     config: DeepPromptConfig,
@@ -185,20 +246,14 @@ def _initial_rows(
     texts: Sequence[str],
     rows: Mapping[str, Tensor] | None,
     seed: int,
-) -> Tensor:
-    length = config.prompt_length
+) -> tuple[Tensor, FeedForwardRows | None]:
+    """Return attention rows and feed-forward rows to start from."""
     if rows is not None:
-        # A tied prompt may start an untied task: both sides take the shared rows.
-        found = rows.get(name, rows.get("shared", rows.get("query")))
-        if found is None:
-            raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(rows)}")
-        if found.shape[3] != length:
-            raise ConfigError(
-                f"prompt_length: the task to start from has {found.shape[3]} rows per layer, got "
-                f"{length}; use --prompt-length {found.shape[3]}"
-            )
-        return found
-    if config.initialisation == "random" or not texts:
+        return _rows_of_task(backbone, config, name=name, rows=rows)
+    ffn_length = config.ffn_length or 0
+    feed_forward = own_units(backbone, ffn_length=ffn_length, seed=seed) if ffn_length else None
+    length = config.prompt_length
+    if config.initialisation == "random" or not texts or not length:
         start = random_rows(
             backbone.geometry, prompt_length=length, scale=config.random_scale, seed=seed
         )
@@ -210,7 +265,31 @@ def _initial_rows(
     if config.initialisation == "identity":
         start = start.clone()
         start[:, 1] = 0.0
-    return start
+    return start, feed_forward
+
+
+def _rows_of_task(
+    backbone: Backbone, config: DeepPromptConfig, *, name: str, rows: Mapping[str, Tensor]
+) -> tuple[Tensor, FeedForwardRows | None]:
+    """Return another task's rows, where the lengths are those of the settings."""
+    held = prompts_in(rows)
+    # A tied prompt may start an untied task: both sides take the shared rows.
+    source = next((n for n in (name, "shared", "query") if n in held), None)
+    if source is None:
+        raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(held)}")
+    start, feed_forward = saved_rows(rows, source, geometry=backbone.geometry, dim=backbone.dim)
+    found = {
+        "prompt_length": start.shape[3],
+        "ffn_length": 0 if feed_forward is None else feed_forward.keys.shape[2],
+    }
+    for setting, length in found.items():
+        wanted = getattr(config, setting)
+        if length != wanted:
+            raise ConfigError(
+                f"{setting}: the task to start from has {length} rows per layer, got {wanted}; use "
+                f"--{setting.replace('_', '-')} {length}"
+            )
+    return start, feed_forward
 
 
 class ShallowPromptMethod:
@@ -375,10 +454,9 @@ _LORA_TARGETS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def _lora(config: LoraConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
-    def choose(model: nn.Module) -> list[str]:
-        import peft
-
+def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> list[str]:
+    """Return the names of the linear layers that get an update."""
+    if config.targets == "attention":
         linear = {
             n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)
         }
@@ -388,12 +466,24 @@ def _lora(config: LoraConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
                 f"LoRA: {type(model).__name__} has no known query and value projections among "
                 f"{sorted(linear)}"
             )
+        return list(targets)
+    reached = backbone.injection.linear_layers()
+    if config.targets == "all":
+        return sorted({name for names in reached.values() for name in names})
+    return sorted(set(reached["feed-forward"]))
+
+
+def _lora(backbone: Backbone, config: LoraConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
+    def choose(model: nn.Module) -> list[str]:
+        import peft
+
+        targets = _lora_targets(backbone, model, config)
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=list(targets),
+            target_modules=targets,
         )
         peft.inject_adapter_in_model(settings, model)
         return [name for name, _ in model.named_parameters() if "lora_" in name]
@@ -454,6 +544,8 @@ class MethodFactory:
         if isinstance(config, ShallowPromptConfig):
             return ShallowPromptMethod(backbone, config, seed=seed)
         if isinstance(config, LoraConfig):
-            return WeightsMethod(backbone, config, name=name, choose=_lora(config, seed=seed))
+            return WeightsMethod(
+                backbone, config, name=name, choose=_lora(backbone, config, seed=seed)
+            )
         choose = _biases if name == "bitfit" else _reached
         return WeightsMethod(backbone, config, name=name, choose=choose)

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
-from dptdr.model.segments import PromptCall
+from dptdr.model.segments import Activation, FeedForwardRows, PromptCall
 
 NAME = "dptdr-packed"
 
@@ -32,22 +32,25 @@ class PromptRows(NamedTuple):
         values: Value rows.
         joint: Whether prompt and tokens share one softmax.
         shift: Positions by which the tokens are moved.
+        feed_forward: Rows for the feed-forward layers, shared by all texts.
     """
 
     keys: Float[Tensor, "layers prompt heads head_dim"]
     values: Float[Tensor, "layers prompt heads head_dim"]
     joint: bool = True
     shift: int = 0
+    feed_forward: FeedForwardRows | None = None
 
     @property
     def prompt_length(self) -> int:
-        """Rows per layer."""
+        """Attention rows per layer; may be 0."""
         return int(self.keys.shape[1])
 
     @property
     def bytes(self) -> int:
         """Memory that the rows take."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        tensors = [self.keys, self.values, *(self.feed_forward or ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Run(NamedTuple):
@@ -73,19 +76,66 @@ class Group(NamedTuple):
 
 
 class PackedCall(PromptCall):
-    """What a forward pass over one long row carries to its attention layers.
+    """What a forward pass over one long row carries to its layers.
 
     Args:
         runs: Cover the row without gaps, in order.
         groups: Parts of the row whose prompt is merged or added afterwards.
+        spans: Parts of the row whose tokens meet feed-forward rows.
     """
 
-    __slots__ = ("groups", "runs")
+    __slots__ = ("groups", "runs", "spans")
 
-    def __init__(self, runs: tuple[Run, ...], groups: tuple[Group, ...]) -> None:
+    def __init__(
+        self, runs: tuple[Run, ...], groups: tuple[Group, ...], spans: tuple[Group, ...] = ()
+    ) -> None:
         super().__init__()
         self.runs = runs
         self.groups = groups
+        self.spans = spans
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether feed-forward layers have something to add."""
+        return bool(self.spans)
+
+    def add_feed_forward(
+        self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
+    ) -> Tensor:
+        """Add each task's rows to its own part of the row, in place."""
+        for start, stop, prompt in self.spans:
+            rows = prompt.feed_forward
+            assert rows is not None
+            active = activation(
+                functional.linear(states[0, start:stop], rows.keys[layer, 0], rows.biases[layer, 0])
+            )
+            output[0, start:stop].addmm_(active, rows.values[layer, 0])
+        return output
+
+
+def feed_forward_spans(
+    lengths: Sequence[int], prompts: Sequence[PromptRows | None]
+) -> tuple[Group, ...]:
+    """Return the parts of the long row that meet feed-forward rows, one for each task.
+
+    Args:
+        lengths: Tokens of each text, in the order of the row.
+        prompts: The prompt of each text; texts of one task must be neighbours.
+
+    Returns:
+        The parts, in order; tasks without such rows have none.
+    """
+    spans: list[Group] = []
+    start = 0
+    for length, prompt in zip(lengths, prompts, strict=True):
+        stop = start + length
+        if prompt is not None and prompt.feed_forward is not None:
+            if spans and spans[-1].prompt is prompt and spans[-1].stop == start:
+                spans[-1] = spans[-1]._replace(stop=stop)
+            else:
+                spans.append(Group(start, stop, prompt))
+        start = stop
+    return tuple(spans)
 
 
 def plan(
@@ -112,6 +162,8 @@ def plan(
         last = first
         while last < len(lengths) and prompts[last] is prompt:
             last += 1
+        if prompt is not None and not prompt.prompt_length:
+            prompt = None
         stop = start + sum(lengths[first:last])
         apart = prompt is not None and (
             not prompt.joint
@@ -172,12 +224,10 @@ def packed_attention(
 
 
 def _layer_of(module: nn.Module, *, call: PackedCall) -> int:
-    layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
-    if len(layers) == 1:
-        return layers[0]
     layer = call.layer
     call.layer = layer + 1
-    return layer
+    layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
+    return layers[0] if len(layers) == 1 else layer
 
 
 def attend(

@@ -1,18 +1,25 @@
 """The deep prompt: trained key and value rows for every layer."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dptdr.errors import BundleError
 from dptdr.model.injection import Geometry
-from dptdr.model.segments import Segment
+from dptdr.model.segments import FeedForwardRows, Segment
+
+_FFN = FeedForwardRows._fields
 
 
 class DeepPrompt(nn.Module):
     """Key and value rows of every layer for one side.
 
     Args:
-        rows: ``[layers, 2, heads, prompt, head_dim]``; index 0 of the second axis holds keys.
+        rows: ``[layers, 2, heads, prompt, head_dim]``; index 0 of the second axis holds keys. May
+            have no rows where there are feed-forward rows.
+        feed_forward: Rows for the feed-forward layers, ``texts`` 1; none by default.
         joint: Whether the prompt shares the tokens' softmax.
         dropout: Share of numbers set to 0 in each training pass.
         reparametrisation: Width of the MLP that is added to the rows while training, 0 for none.
@@ -22,21 +29,32 @@ class DeepPrompt(nn.Module):
         its output is added to the rows, so that every initialisation works with it.
     """
 
+    ffn_keys: Tensor
+    ffn_biases: Tensor
+    ffn_values: Tensor
+
     def __init__(
         self,
         rows: Float[Tensor, "layers two heads prompt head_dim"],
         *,
+        feed_forward: FeedForwardRows | None = None,
         joint: bool = True,
         dropout: float = 0.0,
         reparametrisation: int = 0,
     ) -> None:
         super().__init__()
         rows = rows.detach().float()
+        self.ffn_length = 0 if feed_forward is None else feed_forward.keys.shape[2]
+        if feed_forward is not None:
+            for name, tensor in feed_forward._asdict().items():
+                own = nn.Parameter(tensor[:, 0].detach().float().clone())
+                self.register_parameter(f"ffn_{name}", own)
         self.keys = nn.Parameter(rows[:, 0].contiguous().clone())
         self.values = nn.Parameter(rows[:, 1].contiguous().clone())
         self.joint = joint
         self.dropout = dropout
         self._kept: Tensor | None = None
+        self._ffn_kept: Tensor | None = None
         self.mlp: nn.Sequential | None = None
         if reparametrisation:
             layers, _, heads, prompt, head_dim = rows.shape
@@ -51,6 +69,13 @@ class DeepPrompt(nn.Module):
     def prompt_length(self) -> int:
         """Rows per layer."""
         return self.keys.shape[2]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what is saved of this prompt: attention rows under ``""``, others by name."""
+        state = {"": self.rows()} if self.prompt_length else {}
+        if self.ffn_length:
+            state.update({f"ffn_{name}": getattr(self, f"ffn_{name}") for name in _FFN})
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def rows(self) -> Float[Tensor, "layers two heads prompt head_dim"]:
         """Return the rows as they enter attention, the MLP folded in."""
@@ -71,12 +96,29 @@ class DeepPrompt(nn.Module):
             seed: Such as one drawn from the run's seed and the step.
         """
         if self.dropout:
-            self._kept = self._draw(torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            self._kept = self._draw(self.keys, generator)
+            if self.ffn_length:
+                self._ffn_kept = self._draw(self.ffn_values, generator)
 
-    def _draw(self, generator: torch.Generator | None) -> Float[Tensor, "two ..."]:
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "two ..."]:
         """Return factors on keys and values: 0, or what makes up for the numbers dropped."""
-        drawn = torch.rand((2, *self.keys.shape), generator=generator) >= self.dropout
-        return (drawn / (1.0 - self.dropout)).to(self.keys.device)
+        drawn = torch.rand((2, *like.shape), generator=generator) >= self.dropout
+        return (drawn / (1.0 - self.dropout)).to(like.device)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the attention rows as segments; none where there are no such rows."""
+        return (self.segment(),) if self.prompt_length else ()
+
+    def feed_forward(self) -> FeedForwardRows | None:
+        """Return the feed-forward rows as shared by all texts of a batch."""
+        if not self.ffn_length:
+            return None
+        keys, values = self.ffn_keys, self.ffn_values
+        if self.training and self.dropout:
+            kept = self._draw(values, None) if self._ffn_kept is None else self._ffn_kept
+            keys, values = keys * kept[0], values * kept[1]
+        return FeedForwardRows(keys.unsqueeze(1), self.ffn_biases.unsqueeze(1), values.unsqueeze(1))
 
     def segment(self) -> Segment:
         """Return the rows as one segment shared by all texts of a batch."""
@@ -86,14 +128,15 @@ class DeepPrompt(nn.Module):
             rows = self.rows()
             keys, values = rows[:, 0], rows[:, 1]
         if self.training and self.dropout:
-            kept = self._draw(None) if self._kept is None else self._kept
+            kept = self._draw(keys, None) if self._kept is None else self._kept
             keys, values = keys * kept[0], values * kept[1]
         return Segment(keys.unsqueeze(1), values.unsqueeze(1), joint=self.joint)
 
     def extra_repr(self) -> str:
         """Say the prompt's shape in ``print``."""
         layers, heads, prompt, head_dim = self.keys.shape
-        return f"layers={layers}, heads={heads}, prompt={prompt}, head_dim={head_dim}"
+        shape = f"layers={layers}, heads={heads}, prompt={prompt}, head_dim={head_dim}"
+        return f"{shape}, ffn={self.ffn_length}"
 
 
 def random_rows(
@@ -116,5 +159,56 @@ def check_rows(rows: Tensor, *, geometry: Geometry) -> None:
     fits = len(shape) == 5 and all(
         want in ("prompt", have) for want, have in zip(expected, shape, strict=True)
     )
-    if not fits or shape[3] < 1:
+    if not fits:
         raise ValueError(f"expected prompt rows of shape {expected}, got {shape}")
+
+
+def prompts_in(state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the prompts that a saved state holds."""
+    return {name.split(".")[0] for name in state}
+
+
+def saved_rows(
+    state: Mapping[str, Tensor], name: str, *, geometry: Geometry, dim: int
+) -> tuple[Float[Tensor, "layers two heads prompt head_dim"], FeedForwardRows | None]:
+    """Return one prompt's rows of a saved state, checked against a backbone.
+
+    Args:
+        state: Tensors by name, as a bundle holds them.
+        name: The prompt: ``shared``, ``query`` or ``passage``.
+        geometry: The backbone's layers, heads and head size.
+        dim: Size of a token's state.
+
+    Returns:
+        Attention rows (none of them where the state has none), and feed-forward rows.
+
+    Raises:
+        ValueError: If a shape does not fit.
+        BundleError: If parts are missing.
+    """
+    empty = torch.zeros(geometry.layers, 2, geometry.heads, 0, geometry.head_dim)
+    rows = state.get(name, empty).float()
+    check_rows(rows, geometry=geometry)
+    parts = {part: state.get(f"{name}.ffn_{part}") for part in _FFN}
+    found = {part: tensor.float() for part, tensor in parts.items() if tensor is not None}
+    if not found:
+        if not rows.shape[3]:
+            raise BundleError(f"prompt '{name}': expected at least one row, got none")
+        return rows, None
+    if len(found) != len(_FFN):
+        raise BundleError(
+            f"prompt '{name}': feed-forward rows lack {sorted(set(_FFN) - set(found))}"
+        )
+    length = found["biases"].shape[-1]
+    expected = {
+        "keys": (geometry.layers, length, dim),
+        "biases": (geometry.layers, length),
+        "values": (geometry.layers, length, dim),
+    }
+    for part, shape in expected.items():
+        if tuple(found[part].shape) != shape or not length:
+            raise ValueError(
+                f"prompt '{name}': expected feed-forward {part} of shape "
+                f"{(geometry.layers, 'rows', dim)[: len(shape)]}, got {tuple(found[part].shape)}"
+            )
+    return rows, FeedForwardRows(**{part: tensor.unsqueeze(1) for part, tensor in found.items()})

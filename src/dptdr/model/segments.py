@@ -1,4 +1,4 @@
-"""What enters attention: rows of keys and values, per layer, for a batch of texts."""
+"""What a prompt puts into a forward pass: rows for attention and for feed-forward layers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, float], None]
 """Called with (layer, query, key, value, mask, scale) before the prompt is added."""
@@ -29,30 +30,83 @@ class Segment(NamedTuple):
     joint: bool = True
 
 
-class PromptCall:
-    """All that one forward pass of the backbone carries to its attention layers.
+class FeedForwardRows(NamedTuple):
+    """Prompt rows of every feed-forward layer, for one text each or shared by all of a batch.
 
     Args:
-        segments: Prompt rows; none is the bare backbone.
+        keys: Multiplied with a token's state; ``texts`` is the batch size, or 1 where shared.
+        biases: Added to that product, before the layer's own activation.
+        values: Added to the layer's output, each as much as its key was activated.
+    """
+
+    keys: Float[Tensor, "layers texts rows dim"]
+    biases: Float[Tensor, "layers texts rows"]
+    values: Float[Tensor, "layers texts rows dim"]
+
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+
+FeedForwardObserver: TypeAlias = Callable[[int, Tensor, Tensor], None]
+"""Called with (layer, the layer's own output, that output with the prompt's rows)."""
+
+
+class PromptCall:
+    """All that one forward pass of the backbone carries to its layers.
+
+    Args:
+        segments: Prompt rows for attention; none is the base encoder's attention.
+        feed_forward: Prompt rows for the feed-forward layers.
         observer: Looks at each layer's queries, keys and values.
+        feed_forward_observer: Looks at what the rows add to each feed-forward layer.
         modules: Where a probing pass collects the attention modules in call order.
     """
 
-    __slots__ = ("layer", "modules", "observer", "segments")
+    __slots__ = (
+        "feed_forward",
+        "feed_forward_observer",
+        "inputs",
+        "layer",
+        "modules",
+        "observer",
+        "segments",
+    )
 
     def __init__(
         self,
         segments: tuple[Segment, ...] = (),
         *,
+        feed_forward: FeedForwardRows | None = None,
         observer: Observer | None = None,
+        feed_forward_observer: FeedForwardObserver | None = None,
         modules: list[nn.Module] | None = None,
     ) -> None:
         self.segments = segments
+        self.feed_forward = feed_forward
         self.observer = observer
+        self.feed_forward_observer = feed_forward_observer
         self.modules = modules
+        # Input of the up projection, until the down projection has answered.
+        self.inputs: Tensor | None = None
         # Next layer, for architectures that run one attention module several times (ALBERT) or
         # whose attention is intercepted; others know their layer.
         self.layer = 0
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether feed-forward layers have something to add."""
+        return self.feed_forward is not None
+
+    def add_feed_forward(
+        self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
+    ) -> Tensor:
+        """Return a feed-forward layer's output with what the rows add to it."""
+        assert self.feed_forward is not None
+        made = feed_forward(
+            self.feed_forward, layer, states=states, output=output, activation=activation
+        )
+        if self.feed_forward_observer is not None:
+            self.feed_forward_observer(layer, output, made)
+        return made
 
 
 def repeat_heads(
@@ -89,3 +143,37 @@ def layer_rows(
         keys = keys.expand(texts, -1, -1, -1)
         values = values.expand(texts, -1, -1, -1)
     return keys, values
+
+
+def feed_forward(
+    rows: FeedForwardRows,
+    layer: int,
+    *,
+    states: Float[Tensor, "texts tokens dim"],
+    output: Float[Tensor, "texts tokens dim"],
+    activation: Activation,
+) -> Float[Tensor, "texts tokens dim"]:
+    """Return a layer's output with what the prompt rows add to it.
+
+    Args:
+        rows: Prompt rows of every layer, shared by all texts or one set each.
+        layer: Which layer.
+        states: What the layer's own keys are multiplied with.
+        output: The layer's own output.
+        activation: The layer's own activation.
+
+    Returns:
+        ``output + act(states K'^T + b') V'``, in the output's number type.
+
+    Source:
+        The parallel adapter of He et al., arXiv 2110.04366. Differs: keys start as the layer's own
+        and values at zero, so that the start is the backbone.
+    """
+    kind = states.dtype
+    keys, biases, values = (x[layer].to(kind) for x in (rows.keys, rows.biases, rows.values))
+    # No matmul or bmm by name: intercepted architectures watch these for attention.
+    if keys.shape[0] == 1:
+        active = activation(functional.linear(states, keys[0], biases[0]))
+        return output + functional.linear(active, values[0].t()).to(output.dtype)
+    active = activation(torch.baddbmm(biases[:, None, :], states, keys.transpose(1, 2)))
+    return torch.baddbmm(output, active.to(output.dtype), values.to(output.dtype))

@@ -5,6 +5,7 @@ layers may be ordered, as in :mod:`dptdr.model.kernels`. Whether a backbone give
 this way is tried once, with and without a prompt; where it does not, encoding stays padded.
 """
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dptdr.errors import DptdrError
+from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
 from dptdr.model.backbone import Backbone, Tokens
+from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedCall, PromptRows, Run
 from dptdr.model.segments import Segment
@@ -76,7 +78,9 @@ class Unpadded:
             # Raises where the longest shifted text does not fit.
             last = torch.ones(1, max(lengths), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
-        runs, groups = packing.plan(lengths, [prompt] * len(ids), merge=False)
+        prompts = [prompt] * len(ids)
+        runs, groups = packing.plan(lengths, prompts, merge=False)
+        spans = packing.feed_forward_spans(lengths, prompts)
         positions = torch.cat([torch.arange(length) for length in lengths])
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor([[number for row in ids for number in row]]),
@@ -84,7 +88,7 @@ class Unpadded:
         }
         if self._takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups), **inputs)
+        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
         return self._pool(output.last_hidden_state[0].float(), runs)
 
     def _pool(
@@ -106,7 +110,7 @@ class Unpadded:
         ids, prompts = _probe(self.backbone)
         worst = 0.0
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
                 for prompt in prompts:
                     made = self.vectors(ids, prompt=prompt)
                     expected = torch.cat([self._padded(row, prompt=prompt) for row in ids])
@@ -121,7 +125,11 @@ class Unpadded:
         if prompt is not None:
             keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (prompt.keys, prompt.values))
             segments = (Segment(keys, values, joint=prompt.joint),)
-        return self.backbone.vectors(self.backbone.pad([row]), prompts=segments)
+        return self.backbone.vectors(
+            self.backbone.pad([row]),
+            prompts=segments,
+            feed_forward=None if prompt is None else prompt.feed_forward,
+        )
 
 
 def cannot_pack(backbone: Backbone) -> str:
@@ -143,11 +151,14 @@ def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]
     """Return texts of several lengths, and prompts to compare them under."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
-    prompts: list[PromptRows | None] = [None]
+    prompts: list[Any] = [None]
     for joint in (True, False):
         shape = (2, geometry.layers, 3, geometry.heads, geometry.head_dim)
         keys, values = torch.randn(shape, generator=generator)
         prompts.append(PromptRows(keys, values, joint=joint))
+    with contextlib.suppress(UnsupportedBackbone):
+        rows = own_units(backbone, ffn_length=2, seed=0)
+        prompts.append(prompts[1]._replace(feed_forward=rows._replace(values=rows.keys)))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
     ids = [

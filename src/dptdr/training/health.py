@@ -42,6 +42,8 @@ def attention_mass(
         return None
     prompt = method.prompt(side)
     assert prompt is not None
+    if not prompt.prompt_length:
+        return None
     training = method.module.training
     # Before the rows are taken: dropout must not blur what is looked at.
     method.module.eval()
@@ -108,10 +110,55 @@ def _shares(
     return share
 
 
+def feed_forward_share(
+    method: Method, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+) -> Float[np.ndarray, " layers"] | None:
+    """Return how much of each feed-forward layer's output comes from the prompt's rows.
+
+    The mean over all tokens of the texts of ``|added| / (|added| + |own output|)``, lengths of
+    vectors.
+
+    Args:
+        method: A tuned method.
+        texts: Some texts.
+        side: Which side they are.
+        max_tokens: Longest text.
+
+    Returns:
+        Numbers in [0, 1]; ``None`` where there are no such rows on this side.
+    """
+    if not isinstance(method, DeepPromptMethod) or not method.changes(side) or not texts:
+        return None
+    prompt = method.prompt(side)
+    assert prompt is not None
+    if not prompt.ffn_length:
+        return None
+    training = method.module.training
+    method.module.eval()
+    rows = method.backbone.tokenize(texts, side=side, max_tokens=max_tokens)
+    shares: dict[int, list[Tensor]] = {}
+    for places in length_sorted_batches(
+        [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
+    ):
+        tokens = method.backbone.pad([rows[i] for i in places])
+        real = tokens.mask.bool()
+
+        def observe(layer: int, own: Tensor, with_rows: Tensor, real: Tensor = real) -> None:
+            added = (with_rows - own)[real].float().norm(dim=-1)
+            plain = own[real].float().norm(dim=-1)
+            shares.setdefault(layer, []).append(added / (added + plain).clamp(min=1e-12))
+
+        with torch.no_grad():
+            method.vectors(tokens, side=side, feed_forward_observer=observe)
+    method.module.train(training)
+    means = torch.stack([torch.cat(shares[layer]).mean() for layer in sorted(shares)])
+    return means.cpu().numpy().astype(np.float32)
+
+
 def prompt_health(
     method: Method, *, queries: Sequence[str], passages: Sequence[str], max_tokens: int | None
 ) -> dict[str, Any]:
-    """Return the attention mass of both sides as JSON values; empty without a deep prompt.
+    """Return what the prompt does on both sides as JSON values; empty without a deep prompt.
 
     Args:
         method: A tuned method.
@@ -120,12 +167,19 @@ def prompt_health(
         max_tokens: Longest text.
 
     Returns:
-        ``{"query": [[share per head] per layer], "passage": ...}``.
+        ``{"attention_mass": {"query": [[share per head] per layer], "passage": ...},
+        "feed_forward_share": {"query": [share per layer], ...}}``; what the prompt has no rows for
+        is left out.
     """
     sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("passage", passages))
     found: dict[str, Any] = {}
     for side, texts in sides:
         mass = attention_mass(method, texts, side=side, max_tokens=max_tokens)
         if mass is not None:
-            found[side] = [[round(float(share), 5) for share in row] for row in mass]
+            rounded = [[round(float(share), 5) for share in row] for row in mass]
+            found.setdefault("attention_mass", {})[side] = rounded
+        shares = feed_forward_share(method, texts, side=side, max_tokens=max_tokens)
+        if shares is not None:
+            own = [round(float(share), 5) for share in shares]
+            found.setdefault("feed_forward_share", {})[side] = own
     return found

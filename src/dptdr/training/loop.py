@@ -58,17 +58,25 @@ class Trainable:
     Args:
         parameters: What is trained, by name.
         config: Settings.
-        rate: Peak learning rate.
+        rate: Peak learning rate; feed-forward rows of a prompt take the settings' own.
     """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: TrainingConfig, *, rate: float
     ) -> None:
         self.config = config
-        self.parameters = dict(parameters)
-        self.rates = [rate]
+        rows = {n: p for n, p in parameters.items() if n.rsplit(".", 1)[-1].startswith("ffn_")}
+        others = {n: p for n, p in parameters.items() if n not in rows}
+        groups = []
+        self.rates = []
+        self.parameters: dict[str, nn.Parameter] = {}
+        for chosen, own in ((others, rate), (rows, config.ffn_learning_rate)):
+            if chosen:
+                groups.append({"params": list(chosen.values()), "lr": own})
+                self.rates.append(own)
+                self.parameters.update(chosen)
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            groups,
             lr=rate,
             betas=(0.9, 0.999),
             weight_decay=config.weight_decay,
@@ -323,7 +331,8 @@ def layer_norms(parameters: Mapping[str, nn.Parameter]) -> list[float]:
             continue
         square = parameter.grad.detach().float().square()
         numbered = re.search(r"\b(?:layers?|blocks?|h)\.(\d+)\.", name)
-        if name.rsplit(".", 1)[-1] in ("keys", "values") and parameter.dim() == 4:
+        own_name = name.rsplit(".", 1)[-1]
+        if own_name.startswith("ffn_") or (own_name in ("keys", "values") and square.dim() == 4):
             for layer, own in enumerate(square.flatten(1).sum(dim=1)):
                 squares[layer] = squares.get(layer, own.new_zeros(())) + own
         elif numbered is not None:

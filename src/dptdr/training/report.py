@@ -49,10 +49,15 @@ def write_report(run_folder: Path, out: Path) -> None:
     if norms:
         parts += ["<h2>Length of the prompt's rows</h2>", f"<p>{_NORMS_NOTE}</p>"]
         parts.append(_image(_norm_figure(norms), "mean length of key and value rows by layer"))
-    if "health" in by_kind:
+    mass = [record for record in by_kind.get("health", []) if "attention_mass" in record]
+    if mass:
         parts += ["<h2>Attention to the prompt</h2>", f"<p>{_MASS_NOTE}</p>"]
-        parts.append(_image(_mass_figure(by_kind["health"]), "share of attention by layer, head"))
-        parts += [f"<p>{html.escape(line)}</p>" for line in remarks(by_kind["health"][-1])]
+        parts.append(_image(_mass_figure(mass), "share of attention by layer, head"))
+        parts += [f"<p>{html.escape(line)}</p>" for line in remarks(mass[-1])]
+    shares = [record for record in by_kind.get("health", []) if "feed_forward_share" in record]
+    if shares:
+        parts += ["<h2>Feed-forward rows</h2>", f"<p>{_SHARE_NOTE}</p>"]
+        parts.append(_share_table(shares))
     parts += ["<h2>Settings</h2>", _settings_table(identity)]
     with atomic_file(Path(out)) as handle:
         handle.write("\n".join([*parts, "</body></html>\n"]).encode("utf-8"))
@@ -185,7 +190,27 @@ def _prompt_norms(folder: RunFolder) -> dict[tuple[str, int], list[np.ndarray]]:
             if rows.dim() == 5 and rows.shape[1] == 2:
                 lengths = rows.float().norm(dim=-1).mean(dim=(2, 3))
                 norms[name, step] = [lengths[:, 0].numpy(), lengths[:, 1].numpy()]
+            elif name.endswith((".ffn_keys", ".ffn_values")):
+                prompt, kind = name.rsplit(".ffn_", 1)
+                own = rows.float().norm(dim=-1).mean(dim=1).numpy()
+                pair = norms.setdefault((f"{prompt} feed-forward", step), [own, own])
+                pair[kind == "values"] = own
     return norms
+
+
+def _share_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table: one row per side and step, one column per layer."""
+    sides = records[0]["feed_forward_share"]
+    layers = range(len(next(iter(sides.values()))))
+    rows = [
+        f"<tr><td>{html.escape(side)}, step {record['step']}</td>"
+        + "".join(f"<td>{share:.1%}</td>" for share in record["feed_forward_share"][side])
+        + "</tr>"
+        for record in records
+        for side in record["feed_forward_share"]
+    ]
+    head = "".join(f"<th>layer {layer}</th>" for layer in layers)
+    return f"<table><tr><th>side</th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _norm_figure(norms: Mapping[tuple[str, int], list[np.ndarray]]) -> Any:
@@ -295,6 +320,12 @@ def _image(figure: Any, description: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"<img alt='{html.escape(description)}' src='data:image/png;base64,{data}'>"
 
+
+_SHARE_NOTE = (
+    "Share of each feed-forward layer's output that comes from the prompt's rows: the length of "
+    "what they add, over that plus the length of the layer's own output, mean over tokens. It "
+    "starts at 0."
+)
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;"

@@ -236,7 +236,7 @@ def _measure_start(
 def log_health(
     folder: RunFolder, method: Method, data: TrainingData, *, config: TrainingConfig, step: int
 ) -> None:
-    """Write into the log how much attention a deep prompt gets; nothing for other methods.
+    """Write into the log what a deep prompt does in each layer; nothing for other methods.
 
     Args:
         folder: The run's files.
@@ -252,7 +252,7 @@ def log_health(
         max_tokens=config.max_passage_tokens or None,
     )
     if health:
-        folder.log({"kind": "health", "step": step, "attention_mass": health})
+        folder.log({"kind": "health", "step": step, **health})
 
 
 def set_threads(threads: int) -> None:

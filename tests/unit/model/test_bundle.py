@@ -42,6 +42,11 @@ CASES = {
         "deep-prompt",
         DeepPromptConfig(prompt_length=3, sharing="query-only"),
     ),
+    "deep-prompt ffn": (
+        "deep-prompt",
+        DeepPromptConfig(prompt_length=3, ffn_length=4, sharing="untied"),
+    ),
+    "deep-prompt ffn alone": ("deep-prompt", DeepPromptConfig(prompt_length=0, ffn_length=4)),
     "deep-prompt added": (
         "deep-prompt",
         DeepPromptConfig(prompt_length=3, attention="added", initialisation="identity"),
@@ -127,6 +132,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
         "method": "deep-prompt",
         "settings": {
             "prompt_length": 3,
+            "ffn_length": 0,
             "sharing": "tied",
             "attention": "joint",
             "initialisation": "tokens",
@@ -147,7 +153,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
         "training": {"steps": 150},
         "measures": {"nDCG@10": 0.5},
         "dptdr_version": dptdr.__version__,
-        "format_version": 1,
+        "format_version": 2,
     }
     assert read_manifest(tmp_path / "task") == written
     card = (tmp_path / "task" / "README.md").read_text()
@@ -169,14 +175,14 @@ def test_same_state_saved_twice_gives_identical_bytes(backbone, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_default_prompt_on_minilm_is_under_one_megabyte(minilm, tmp_path):
+def test_default_prompt_on_minilm_is_under_two_megabytes(minilm, tmp_path):
     method = MethodFactory(query_texts=TEXTS).build(
         "deep-prompt", minilm, DeepPromptConfig(), seed=0
     )
     manifest = save_task(tmp_path / "task", Encoder(minilm, method=method))
     assert manifest.backbone == "minilm"
-    assert manifest.trained_parameters == 2 * 6 * 384 * 16
-    assert sum(len(data) for data in contents(tmp_path / "task").values()) < 1_000_000
+    assert manifest.trained_parameters == 2 * 6 * 384 * 16 + 6 * 80 * (2 * 384 + 1)
+    assert sum(len(data) for data in contents(tmp_path / "task").values()) < 2_000_000
 
 
 def test_bare_backbone_cannot_be_saved_as_a_task(backbone, tmp_path):
@@ -238,7 +244,10 @@ def task(backbone, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 99}, r"field 'format_version': expected 1, got 99; this version"),
+        (
+            {"format_version": 99},
+            r"expected at most 2, got 99; this version",
+        ),
         ({"limits": None}, r"task.json: field 'limits' is missing"),
         ({"colour": "red"}, r"unknown field 'colour'"),
         ({"settings": [1]}, r"field 'settings': expected dict, got \[1\]"),
@@ -393,3 +402,18 @@ def test_task_runs_in_bfloat16_under_the_same_fingerprints(task):
     one, other = exact.encode_queries(TEXTS), rounded.encode_queries(TEXTS)
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert 0.99 < cosine.min() < 1.0
+
+
+def test_bundle_of_version_1_has_no_feed_forward_rows(backbone, tmp_path):
+    encoder = tuned(backbone)
+    save_task(tmp_path / "task", encoder)
+    path = tmp_path / "task" / "task.json"
+    values = json.loads(path.read_text())
+    assert values["settings"].pop("ffn_length") == 0
+    path.write_text(json.dumps(values | {"format_version": 1}))
+
+    loaded = load_task(tmp_path / "task")
+
+    assert loaded.method.config.ffn_length == 0
+    assert loaded.query_fingerprint == values["query_fingerprint"] == encoder.query_fingerprint
+    np.testing.assert_array_equal(loaded.encode_queries(TEXTS), encoder.encode_queries(TEXTS))

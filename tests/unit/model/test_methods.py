@@ -146,7 +146,7 @@ def test_sharing_decides_which_side_meets_which_prompt(name, sharing):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (DeepPromptConfig(prompt_length=0), "prompt_length: expected at least 1, got 0"),
+        (DeepPromptConfig(prompt_length=-1), "prompt_length: expected 0 to 4096 rows, got -1"),
         (DeepPromptConfig(dropout=1.0), r"dropout: expected a share in \[0, 1\), got 1.0"),
         (DeepPromptConfig(initialisation="identity"), "needs attention 'added'"),
     ],
@@ -171,8 +171,8 @@ def test_rows_of_another_task_start_a_prompt_and_foreign_ones_are_refused(tiny_b
     other = DeepPromptConfig(prompt_length=4, initialisation="task")
     with pytest.raises(ConfigError, match=r"has 5 rows per layer, got 4; use --prompt-length 5"):
         build(tiny_bert, "deep-prompt", other, rows={"shared": rows})
-    with pytest.raises(ValueError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 0, 8\)"):
-        check_rows(rows[:, :, :, :0], geometry=tiny_bert.geometry)
+    with pytest.raises(ValueError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 5, 7\)"):
+        check_rows(rows[..., :7], geometry=tiny_bert.geometry)
 
 
 def test_random_rows_are_a_function_of_the_seed(tiny_bert):

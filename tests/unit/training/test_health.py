@@ -65,3 +65,35 @@ def test_grouped_query_heads_and_causal_masks_are_followed():
     lengths = [len(row) for row in method.backbone.tokenize(TEXTS, side="query")]
     expected = sum(n * mass for n, mass in zip(lengths, alone, strict=True)) / sum(lengths)
     assert attention_mass(method, TEXTS, side="query") == pytest.approx(expected, rel=1e-4)
+
+
+def test_feed_forward_share_is_that_of_the_lengths_of_vectors():
+    from dptdr.config.methods import DeepPromptConfig
+    from dptdr.model.methods import DeepPromptMethod
+    from dptdr.training.health import prompt_health
+
+    backbone = tiny_backbone("bert")
+    method = DeepPromptMethod(backbone, DeepPromptConfig(prompt_length=0, ffn_length=3))
+    start = prompt_health(method, queries=TEXTS, passages=TEXTS, max_tokens=None)
+    assert start == {"feed_forward_share": {"query": [0.0] * 3, "passage": [0.0] * 3}}
+
+    prompt = method.prompt("query")
+    with torch.no_grad():
+        prompt.ffn_values.normal_(generator=torch.Generator().manual_seed(0))
+    seen, own = [], []
+    layer = backbone.model.encoder.layer[0]
+    layer.intermediate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    dense = layer.output.dense
+    for text in TEXTS:
+        ids = backbone.tokenize([text], side="query")
+        with torch.no_grad():
+            method.vectors(backbone.pad(ids), side="query")
+            states = seen[-1][0]
+            keys, biases = prompt.ffn_keys[0], prompt.ffn_biases[0]
+            added = torch.nn.functional.gelu(states @ keys.T + biases) @ prompt.ffn_values[0]
+            plain = torch.nn.functional.linear(layer.intermediate(states), dense.weight, dense.bias)
+            lengths = added.norm(dim=-1), plain.norm(dim=-1)
+        own.append(lengths[0] / (lengths[0] + lengths[1]))
+    found = prompt_health(method, queries=TEXTS, passages=[], max_tokens=None)
+    shares = found["feed_forward_share"]["query"]
+    assert shares[0] == pytest.approx(float(torch.cat(own).mean()), rel=1e-4)

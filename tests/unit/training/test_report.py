@@ -1,6 +1,7 @@
 """The page of a training run."""
 
 import base64
+import json
 import re
 import struct
 
@@ -18,7 +19,7 @@ IDENTITY = {
 }
 
 
-def run_folder(path, *, steps=4, health=True, layers=3, checkpoints=True):
+def run_folder(path, *, steps=4, health=True, layers=3, checkpoints=True, ffn=False):
     import torch
 
     from dptdr.training.checkpoints import RunFolder
@@ -33,7 +34,13 @@ def run_folder(path, *, steps=4, health=True, layers=3, checkpoints=True):
         if step % 2 == 0:
             folder.log({"kind": "dev", "step": step, "nDCG@10": 0.6 - step / 100, "RR@10": 0.5})
             if checkpoints:
-                folder.save_checkpoint(step, {"shared": torch.ones(layers, 2, 2, 2, 4)})
+                state = {"shared": torch.ones(layers, 2, 2, 2, 4)}
+                if ffn:
+                    state |= {
+                        f"shared.ffn_{n}": torch.ones(layers, 5, 8) for n in ("keys", "values")
+                    }
+                    state["shared.ffn_biases"] = torch.ones(layers, 5)
+                folder.save_checkpoint(step, state)
     if health:
         mass = {"query": [[0.001, 0.002], [0.5, 0.3], [0.95, 0.99]], "passage": [[0.2, 0.2]] * 3}
         folder.log({"kind": "health", "step": 0, "attention_mass": mass})
@@ -61,6 +68,22 @@ def test_page_holds_curves_norms_and_attention_and_needs_no_other_file(tmp_path)
     assert len(sizes) == 3
     assert all(width > 300 and height > 200 for width, height in sizes)
     assert not re.search(r"(src|href)='(?!data:)", page)
+
+
+def test_page_of_feed_forward_rows_alone_shows_their_norms_and_shares(tmp_path):
+    from dptdr.training.report import write_report
+
+    out = tmp_path / "report.html"
+    folder = run_folder(tmp_path / "code.training", health=False, ffn=True)
+    log = folder / "log.jsonl"
+    share = {"query": [0.0, 0.125, 0.5], "passage": [0.0, 0.25, 0.5]}
+    record = {"kind": "health", "step": 4, "feed_forward_share": share}
+    log.write_text(log.read_text() + json.dumps(record) + "\n")
+    write_report(folder, out)
+    page = out.read_text(encoding="utf-8")
+    assert "<td>query, step 4</td><td>0.0%</td><td>12.5%</td><td>50.0%</td>" in page
+    heights = [height for _, height in pictures(page)]
+    assert len(heights) == 2, "curves, and norms of both kinds of rows"
 
 
 def test_remarks_name_layers_that_ignore_the_prompt_or_see_nothing_else():

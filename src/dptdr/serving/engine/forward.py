@@ -1,5 +1,6 @@
 """From rows of token ids, each with the prompt of its task, to vectors: one forward pass."""
 
+import contextlib
 import inspect
 import threading
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dptdr.errors import DptdrError
+from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.segments import Segment
+from dptdr.model.initialisation import own_units
+from dptdr.model.segments import FeedForwardRows, Segment
 from dptdr.serving import packing
 from dptdr.serving.kernels import order_weights
 from dptdr.serving.packing import PackedCall, PromptRows, Run
@@ -103,17 +105,25 @@ class Forward:
             keys, values = (
                 x.transpose(1, 2).unsqueeze(1) for x in (row.prompt.keys, row.prompt.values)
             )
-            prompts = (Segment(keys, values, joint=row.prompt.joint),)
+            if row.prompt.prompt_length:
+                prompts = (Segment(keys, values, joint=row.prompt.joint),)
             shift = row.prompt.shift
         with torch.inference_mode():
             tokens = self.backbone.pad([row.ids])
-            return self.backbone.vectors(tokens, prompts=prompts, position_shift=shift)[0]
+            return self.backbone.vectors(
+                tokens,
+                prompts=prompts,
+                feed_forward=None if row.prompt is None else row.prompt.feed_forward,
+                position_shift=shift,
+            )[0]
 
     def _packed(self, rows: Sequence[Row], *, merge: bool | None) -> Float[Tensor, "texts dim"]:
         order = sorted(range(len(rows)), key=lambda i: (id(rows[i].prompt), len(rows[i].ids)))
         chosen = [rows[i] for i in order]
         lengths = [len(row.ids) for row in chosen]
-        runs, groups = packing.plan(lengths, [row.prompt for row in chosen], merge=merge)
+        prompts = [row.prompt for row in chosen]
+        runs, groups = packing.plan(lengths, prompts, merge=merge)
+        spans = packing.feed_forward_spans(lengths, prompts)
         device = self.backbone.device
         ids = torch.tensor([i for row in chosen for i in row.ids], device=device)
         positions = torch.tensor([p for row in chosen for p in self.positions(row)], device=device)
@@ -123,7 +133,7 @@ class Forward:
         }
         if self.takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups), **inputs)
+        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
         made = self._pool(output.last_hidden_state[0].float(), runs)
         vectors = torch.empty_like(made)
         vectors[torch.tensor(order, device=device)] = made
@@ -180,6 +190,7 @@ class Forward:
             vectors[torch.tensor(places, device=vectors.device)] = self.backbone.vectors(
                 self.backbone.pad([row.ids for row in chosen]),
                 prompts=gather([row.prompt for row in chosen]),
+                feed_forward=gather_feed_forward([row.prompt for row in chosen]),
                 position_shift=shift,
             )
         return vectors
@@ -223,13 +234,15 @@ def gather(prompts: Sequence[PromptRows | None]) -> tuple[Segment, ...]:
     """
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
-        if first is None:
+        if first is None or not first.prompt_length:
             return ()
         keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (first.keys, first.values))
         return (Segment(keys, values, joint=first.joint),)
     segments = []
     for joint in (True, False):
-        taken = [p if p is not None and p.joint == joint else None for p in prompts]
+        taken = [
+            p if p is not None and p.prompt_length and p.joint == joint else None for p in prompts
+        ]
         some = next((p for p in taken if p is not None), None)
         if some is None:
             continue
@@ -247,6 +260,35 @@ def gather(prompts: Sequence[PromptRows | None]) -> tuple[Segment, ...]:
             Segment(keys.transpose(2, 3), values.transpose(2, 3), visible=visible, joint=joint)
         )
     return tuple(segments)
+
+
+def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows | None:
+    """Return the feed-forward rows of a padded batch; rows that a text lacks are zero.
+
+    Args:
+        prompts: The prompt of each text.
+
+    Returns:
+        One set of rows for each text, or one that all texts share; ``None`` where there are none.
+    """
+    first = prompts[0]
+    if all(prompt is first for prompt in prompts):
+        return None if first is None else first.feed_forward
+    taken = [None if prompt is None else prompt.feed_forward for prompt in prompts]
+    some = next((rows for rows in taken if rows is not None), None)
+    if some is None:
+        return None
+    layers, _, _, dim = some.keys.shape
+    longest = max(rows.keys.shape[2] for rows in taken if rows is not None)
+    keys = some.keys.new_zeros(layers, len(taken), longest, dim)
+    biases, values = keys.new_zeros(layers, len(taken), longest), torch.zeros_like(keys)
+    for text, rows in enumerate(taken):
+        if rows is not None:
+            length = rows.keys.shape[2]
+            keys[:, text, :length] = rows.keys[:, 0]
+            biases[:, text, :length] = rows.biases[:, 0]
+            values[:, text, :length] = rows.values[:, 0]
+    return FeedForwardRows(keys, biases, values)
 
 
 def _cannot_pack(backbone: Backbone) -> str:
@@ -267,12 +309,17 @@ def probe_rows(backbone: Backbone) -> list[Row]:
     """Return texts of several lengths and prompts, to compare both layouts on."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
-    prompts: list[PromptRows | None] = [None]
+    prompts: list[Any] = [None]
     kind = next(backbone.model.parameters()).dtype
     for number, length in enumerate((3, 5)):
         shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
         keys, values = torch.randn(shape, generator=generator).to(backbone.device, kind)
         prompts.append(PromptRows(keys, values, joint=number == 0))
+    # Feed-forward rows beside the first task's attention rows, where the encoder takes them.
+    with contextlib.suppress(UnsupportedBackbone):
+        units = own_units(backbone, ffn_length=2, seed=0)
+        units = FeedForwardRows(*(x.to(backbone.device, kind) for x in units))
+        prompts[1] = prompts[1]._replace(feed_forward=units._replace(values=units.keys))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
     rows = []

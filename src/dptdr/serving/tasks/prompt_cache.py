@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.errors import BundleError
-from dptdr.model.backbone import Side
+from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import TaskManifest
 from dptdr.model.encoder import Limits
+from dptdr.model.prompt import saved_rows
+from dptdr.model.segments import FeedForwardRows
 from dptdr.serving.packing import PromptRows
 
 _PAGEOUT = 21
@@ -45,10 +46,13 @@ class PromptFile:
         except (safetensors.SafetensorError, OSError) as error:
             raise BundleError(f"{path}: {error}") from None
 
-    def rows(self, name: str) -> Tensor:
-        """Return ``[layers, 2, heads, prompt, head_dim]`` of one prompt."""
-        rows: Tensor = self._file.get_tensor(name)
-        return rows
+    def rows(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of one prompt, as the bundle names them."""
+        return {
+            key: self._file.get_tensor(key)
+            for key in self._file.keys()  # noqa: SIM118
+            if key.split(".")[0] == name
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,17 +92,19 @@ class PromptCache:
 
     Args:
         budget_bytes: Most bytes kept. What a running batch holds is not counted.
-        device: Where the rows lie.
-        dtype: Their number type.
+        backbone: What the rows belong to; they lie where its weights do, in their number type.
     """
 
-    def __init__(self, budget_bytes: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, budget_bytes: int, *, backbone: Backbone) -> None:
+        parameter = next(backbone.model.parameters())
         self.budget_bytes = budget_bytes
+        self._geometry = backbone.geometry
+        self._dim = backbone.dim
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._device = device
-        self._dtype = dtype
+        self._device = parameter.device
+        self._dtype = parameter.dtype
         self._rows: OrderedDict[tuple[str, str], PromptRows] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -124,8 +130,9 @@ class PromptCache:
                 return found
             self.misses += 1
         mapped = version.file.rows(name)
-        made = self.load(mapped, version.config)
-        release(mapped)
+        made = self.load(mapped, version.config, name=name)
+        for tensor in mapped.values():
+            release(tensor)
         with self._lock:
             # Another thread may have loaded the same rows: one object, so that rows group.
             found = self._rows.setdefault(key, made)
@@ -135,15 +142,33 @@ class PromptCache:
                 self._evict()
         return found
 
-    def load(self, rows: Tensor, config: DeepPromptConfig) -> PromptRows:
-        """Return rows of a file as attention takes them."""
+    def load(
+        self, tensors: Mapping[str, Tensor], config: DeepPromptConfig, *, name: str
+    ) -> PromptRows:
+        """Return the rows of a file as attention and feed-forward layers take them.
+
+        Raises:
+            BundleError: If parts are missing.
+            ValueError: If a shape does not fit the backbone.
+        """
+        rows, feed_forward = saved_rows(tensors, name, geometry=self._geometry, dim=self._dim)
         # Token-major and contiguous, as attention takes it, once instead of in every pass.
         keys, values = (
             rows[:, part].transpose(1, 2).to(self._device, self._dtype).contiguous()
             for part in (0, 1)
         )
-        shift = rows.shape[3] if config.position == "shifted" else 0
-        return PromptRows(keys, values, joint=config.attention == "joint", shift=shift)
+        if feed_forward is not None:
+            # A copy: the file's pages are given back.
+            feed_forward = FeedForwardRows(
+                *(x.to(self._device, self._dtype, copy=True) for x in feed_forward)
+            )
+        return PromptRows(
+            keys,
+            values,
+            joint=config.attention == "joint",
+            shift=rows.shape[3] if config.position == "shifted" else 0,
+            feed_forward=feed_forward,
+        )
 
     def _evict(self) -> None:
         while self.bytes > self.budget_bytes and len(self._rows) > 1:

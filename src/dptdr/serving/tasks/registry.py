@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dptdr.errors import BundleError, ServingError
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import read_manifest
@@ -58,8 +56,7 @@ class TaskRegistry:
     def __init__(self, forward: Forward, *, state: Path, budget_bytes: int = 1 << 30) -> None:
         self.forward = forward
         self.backbone: Backbone = forward.backbone
-        parameter: Tensor = next(self.backbone.model.parameters())
-        self.hot = PromptCache(budget_bytes, device=parameter.device, dtype=parameter.dtype)
+        self.hot = PromptCache(budget_bytes, backbone=self.backbone)
         self.verifier = Verifier(forward, self.hot)
         self.catalogue = Catalogue(state)
         bare = Encoder(self.backbone)

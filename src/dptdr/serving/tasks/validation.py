@@ -14,7 +14,6 @@ from dptdr.errors import BundleError, ConfigError, ServingError, WrongBackbone
 from dptdr.model.backbone import Side
 from dptdr.model.bundle import TaskManifest, load_task, read_manifest
 from dptdr.model.encoder import Encoder
-from dptdr.model.prompt import check_rows
 from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile
 
@@ -57,10 +56,9 @@ class Verifier:
         with _as_bundle_error(bundle):
             names = ("query", "passage") if config.sharing == "untied" else ("shared",)
             for name in names:
-                rows = file.rows(name)
-                check_rows(rows, geometry=self.backbone.geometry)
-                if not torch.isfinite(rows).all():
-                    raise BundleError(f"{bundle}: prompt '{name}' holds NaN or infinity")
+                for tensor in file.rows(name).values():
+                    if not torch.isfinite(tensor).all():
+                        raise BundleError(f"{bundle}: prompt '{name}' holds NaN or infinity")
             encoder = load_task(bundle, backbone=self.backbone)
         made = (encoder.query_fingerprint, encoder.passage_fingerprint)
         said = (manifest.query_fingerprint, manifest.passage_fingerprint)
@@ -83,7 +81,7 @@ class Verifier:
         names = {"untied": ("query", "passage")}.get(config.sharing, ("shared",))
         for name in names:
             side: Side = "passage" if name == "passage" else "query"
-            rows = self.hot.load(file.rows(name), config)
+            rows = self.hot.load(file.rows(name), config, name=name)
             if self._bare is None:
                 self._bare = self.forward.vectors([Row(ids)])[0]
             served = self.forward.vectors([Row(ids, rows)])[0]
