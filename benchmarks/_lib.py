@@ -21,14 +21,19 @@ SAMPLES = ("python-code", "python-api")
 Record = dict[str, Any]
 
 
-def machine() -> str:
-    """Describe the processor."""
+def processor() -> str:
+    """Name the processor."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
-    return f"{model}, {os.cpu_count()} cores"
+    return model
+
+
+def machine() -> str:
+    """Describe the processor."""
+    return f"{processor()}, {os.cpu_count()} cores"
 
 
 def commit() -> str:
@@ -37,6 +42,11 @@ def commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     return done.stdout.strip() or "unknown"
+
+
+def here() -> Record:
+    """Return what tells where and with what a record was made."""
+    return {"commit": commit(), "cpu": processor(), "cores": os.cpu_count()}
 
 
 # --- result files
@@ -61,6 +71,13 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a whole file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def put_records(path: Path, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Add records; those that are there under the same key are replaced."""
+    new = {key_of(record, names) for record in records}
+    kept = [record for record in read_records(path) if key_of(record, names) not in new]
+    write_records(path, [*kept, *records])
 
 
 def key_of(record: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -127,19 +144,24 @@ def mean_per_query(records: Sequence[Mapping[str, Any]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*lists, strict=True)]
 
 
-def difference(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str:
-    """Return a mean difference of two systems, each some records, with its p-value."""
+def paired(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the paired test of two systems, each query by its mean over some records."""
     from dptdr.evaluation import paired_test
 
-    if not own or not other or own[0]["query_ids"] != other[0]["query_ids"]:
-        return ""
-    a, b = mean_per_query(own), mean_per_query(other)
-    if a == b:
-        return ""
-    test = paired_test(
-        {f"{i:06}": value for i, value in enumerate(a)},
-        {f"{i:06}": value for i, value in enumerate(b)},
+    if own[0]["query_ids"] != other[0]["query_ids"]:
+        raise ValueError("expected the same queries on both sides")
+    a, b = (
+        {f"{place:06}": value for place, value in enumerate(mean_per_query(side))}
+        for side in (own, other)
     )
+    return paired_test(a, b)
+
+
+def difference(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str:
+    """Return a mean difference of two systems, each some records, with its p-value."""
+    if not own or not other or own[0]["query_ids"] != other[0]["query_ids"] or own == other:
+        return ""
+    test = paired(own, other)
     return f"{test.mean_difference:+.4f}, p {p_text(test.p_randomisation)}"
 
 

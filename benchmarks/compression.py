@@ -6,7 +6,7 @@
 The whole corpus of each data set is encoded once (into the work folder, resumable) and compressed
 in every way; the same test queries are searched exactly in what is stored, and where said again on
 the full vectors for the best 40. With ``--task`` the vectors are those of a tuned task, such as one
-trained with ``--matryoshka``. Records stand in results/compression.json, the plot in
+trained with ``--matryoshka``. Records stand in results/compression.jsonl, the plot in
 docs/images/compression.png.
 """
 
@@ -18,19 +18,17 @@ from typing import Any
 
 import numpy as np
 
+import _lib
 from dptdr.evaluation import evaluate
-from dptdr.io.atomic import read_json, write_json
 from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Query
 from dptdr.search.vectors.compression import compress
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import encode_folder
 from dptdr.search.vectors.folder import VectorFolder
-from search import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "compression.json"
-PLOT = ROOT / "docs" / "images" / "compression.png"
+RESULTS = _lib.RESULTS / "compression.jsonl"
+PLOT = _lib.ROOT / "docs" / "images" / "compression.png"
 
 # Compression, share of the dimensions, candidates for each hit that are scored again.
 WAYS = [
@@ -75,15 +73,13 @@ def run(args: argparse.Namespace) -> None:
             "queries": len(queries),
             "full_dim": full.shape[1],
             "seed": args.seed,
-            **machine(),
+            **_lib.here(),
         }
         records = [
             common | measured(full, query_vectors, way, queries=queries, ids=ids, qrels=qrels)
             for way in WAYS
         ]
-        known = read_json(args.json) if args.json.is_file() else []
-        same = (common["data"], common["encoder"])
-        write_json(args.json, [r for r in known if (r["data"], r["encoder"]) != same] + records)
+        _lib.put_records(args.json, records, ("data", "encoder"))
         print(json.dumps([(label(r), round(r["nDCG@10"], 4)) for r in records]), flush=True)
     table(args)
 
@@ -135,14 +131,14 @@ def label(r: dict[str, Any]) -> str:
 
 def table(args: argparse.Namespace) -> None:
     """Write page and plot from the records."""
-    records = read_json(args.json)
+    records = _lib.read_records(args.json)
     sets = list(dict.fromkeys((r["data"], r["encoder"]) for r in records))
     ways = list(dict.fromkeys(map(label, records)))
     lines = [
         "# Compression",
         "",
         "Made by `python benchmarks/compression.py run --data ... --work ...` (records in "
-        "`results/compression.json`). nDCG@10 over the whole corpus, exact search in what is "
+        "`compression.jsonl`). nDCG@10 over the whole corpus, exact search in what is "
         "stored; in brackets the difference from full vectors. Rescored: the best 40 are scored "
         "again on the full vectors, which then stay on disk. Fewer numbers: the first ones, at "
         "the full length; `matryoshka` is a prompt trained for 384, 192, 96 and 48 numbers.",
@@ -167,7 +163,7 @@ def table(args: argparse.Namespace) -> None:
     )
     plotted = f"![Bytes against nDCG@10](../docs/images/{PLOT.name})"
     lines += ["", plotted, "", "## Origin", "", *(f"- {text}" for text in origins)]
-    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(args.json.with_suffix(".md"), lines)
     plot(records, sets, args.plot)
 
 

@@ -7,7 +7,7 @@ Both read the same texts with the same weights, number type, token limit and num
 turns within one run; each round gives ratios. Ours is what ``dptdr encode`` does and includes
 writing vectors, ids, texts and checksums to disk. Measured as well: the same with a deep prompt of
 16 rows, and by the padded encoder that training uses. Reported too: the largest difference between
-the two systems' vectors. One record for each data set in results/encoding.json.
+the two systems' vectors. One record for each data set in results/encoding.jsonl.
 """
 
 import argparse
@@ -17,19 +17,17 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dptdr.io.atomic import read_json, write_json
+import _lib
 from dptdr.search.vectors.documents import Document, Source, read_documents
 from dptdr.search.vectors.encoding import encode_folder
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "encoding.json"
+RESULTS = _lib.RESULTS / "encoding.jsonl"
 SYSTEMS = ("sentence-transformers", "dptdr", "dptdr, prompt of 16", "dptdr, padded")
 
 
@@ -119,36 +117,21 @@ def run(args: argparse.Namespace) -> None:
         },
         "largest_difference": difference,
         "load_average": os.getloadavg()[0],
-        **machine(),
+        **_lib.here(),
     }
-    known = read_json(args.json) if args.json.is_file() else []
-    others = [r for r in known if (r["data"], r["model"]) != (record["data"], record["model"])]
-    write_json(args.json, [*others, record])
+    _lib.put_records(args.json, [record], ("data", "model"))
     print(json.dumps(record["times_faster"]), difference)
     table(args)
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {"commit": done.stdout.strip(), "cpu": model, "cores": os.cpu_count()}
-
-
 def table(args: argparse.Namespace) -> None:
     """Write the page beside the records."""
-    records = sorted(read_json(args.json), key=lambda r: r["mean_tokens"])
+    records = sorted(_lib.read_records(args.json), key=lambda r: r["mean_tokens"])
     lines = [
         "# Encoding",
         "",
         "Made by `python benchmarks/encoding.py run --data ... --work ...` (records in "
-        "`results/encoding.json`): passages a second into a vector folder with checksums, beside "
+        "`encoding.jsonl`): passages a second into a vector folder with checksums, beside "
         "sentence-transformers' `encode` (which writes nothing), in turns within one run, float32, "
         "same weights and token limit. In brackets: the median over rounds of how many times "
         "faster than sentence-transformers. Difference: the largest between the two systems' "
@@ -171,7 +154,7 @@ def table(args: argparse.Namespace) -> None:
         }
     )
     lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
-    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 def main() -> None:

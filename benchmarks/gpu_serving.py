@@ -1,6 +1,6 @@
 """Serving on a GPU: prompts of many tasks in one fused attention call, against padded batches.
 
-    python benchmarks/gpu_serving.py          # needs a GPU; writes results/serving/gpu.json
+    python benchmarks/gpu_serving.py          # needs a GPU; adds to results/serving.jsonl
     python benchmarks/gpu_serving.py --try    # tiny shapes on the processor; checks, writes nothing
 
 Encoders of the shapes of BERT-base and RoBERTa-large with random weights (speed does not depend on
@@ -13,7 +13,6 @@ reaches on the same card.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 import types
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+import _lib
 from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.pooling import Pooling
@@ -31,7 +31,7 @@ from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.packing import PromptRows
 from flex import FlexForward
 from serving_page import of, write_page
-from serving_tools import ROOT, ratio, take_turns
+from serving_tools import ratio, take_turns
 
 BARE = "padded, no prompt"
 
@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--try", dest="small", action="store_true", help="tiny, on the processor")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "serving")
+    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "serving.jsonl")
     options = parser.parse_args()
     if options.small:
         torch.set_num_threads(1)
@@ -247,12 +247,10 @@ def main() -> None:
         sys.exit("no GPU here: run with --try to check everything but speed on the processor")
     limit = best_product("cuda", size=8192)
     shapes = {"BERT-base": BERT_BASE, "RoBERTa-large": ROBERTA_LARGE}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     record = {
+        "part": "gpu",
         "command": "python benchmarks/gpu_serving.py",
-        "commit": commit,
+        "commit": _lib.commit(),
         "machine": torch.cuda.get_device_name(),
         "card": torch.cuda.get_device_name(),
         "rounds": options.rounds,
@@ -263,8 +261,7 @@ def main() -> None:
             for name, shape in shapes.items()
         },
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _lib.put_records(options.out, [record], ("part",))
     write_page(options.out)
     print(json.dumps(record, indent=1))
 

@@ -5,7 +5,7 @@
 
 Vectors of the bare backbone over the whole corpus (encoded once into the work folder). Every way of
 fusion gets its weight on queries of the train split and is reported on test queries, with a paired
-test against the vectors alone. Records stand in results/hybrid.json.
+test against the vectors alone. Records stand in results/hybrid.jsonl.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import _lib
 from dptdr.evaluation import evaluate, paired_test
-from dptdr.io.atomic import read_json, write_json
 from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Qrels, Query, Run
 from dptdr.search.hybrid import FUSIONS, fuse, tune_weights
@@ -23,10 +23,8 @@ from dptdr.search.indexes.exact import top_k_of_blocks
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import encode_folder
 from dptdr.search.vectors.folder import VectorFolder
-from search import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "hybrid.json"
+RESULTS = _lib.RESULTS / "hybrid.jsonl"
 DEPTH = 100
 
 
@@ -59,10 +57,9 @@ def run(args: argparse.Namespace) -> None:
             "queries": len(judged["test"]),
             "seed": args.seed,
             "systems": systems(runs, judged),
-            **machine(),
+            **_lib.here(),
         }
-        known = read_json(args.json) if args.json.is_file() else []
-        write_json(args.json, [*(r for r in known if r["data"] != data.name), record])
+        _lib.put_records(args.json, [record], ("data",))
         print(json.dumps(record), flush=True)
     table(args)
 
@@ -122,12 +119,12 @@ def one(name: str, weight: float, run: Run, qrels: Qrels, *, base: Any) -> dict[
 
 def table(args: argparse.Namespace) -> None:
     """Write the page beside the records."""
-    records = read_json(args.json)
+    records = _lib.read_records(args.json)
     lines = [
         "# Hybrid search",
         "",
         "Made by `python benchmarks/hybrid.py run --data ... --work ...` (records in "
-        "`results/hybrid.json`). nDCG@10 over the whole corpus, depth 100 from each side; the "
+        "`hybrid.jsonl`). nDCG@10 over the whole corpus, depth 100 from each side; the "
         "weight (share of the vectors) is tuned on queries of the train split. In brackets the "
         "weight, then the difference from the vectors alone and the paired randomisation test's p.",
         "",
@@ -151,7 +148,7 @@ def table(args: argparse.Namespace) -> None:
         f"{r['cores']} cores"
         for r in records
     ]
-    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ set that benchmarks/negatives.py prepares, and takes its tuned bundles as teache
 
 Corpora of a wanted size are a real one's texts repeated, each with a number word of its own, so
 that no two passages are the same text. Every measurement is a process of its own: its time and its
-peak memory are its own. Results stand in results/mining/*.json, the table in results/mining.md.
+peak memory are its own. Results stand in results/mining.jsonl, the table in results/mining.md.
 """
 
 import argparse
@@ -34,8 +34,7 @@ from typing import Any
 
 import _lib
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "mining"
+RESULTS = _lib.RESULTS / "mining.jsonl"
 QUOTA = 30
 DEPTH = 200
 PERCENT = 95.0
@@ -48,7 +47,7 @@ def main() -> None:
     for name in ("build", "scale", "peer", "removal", "one-scale", "one-peer"):
         sub = commands.add_parser(name)
         sub.add_argument("--data", default="tldr", help="name of a packed data set, or a folder")
-        sub.add_argument("--source", type=Path, default=ROOT.parent / "shared" / "data")
+        sub.add_argument("--source", type=Path, default=_lib.SHARED_DATA)
         sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-mining")
         sub.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
         sub.add_argument("--queries", type=int, nargs="+", default=[1_000])
@@ -109,21 +108,11 @@ def measure(
 
 def keep(name: str, found: dict[str, Any]) -> None:
     """Write a result with all that tells how it was made."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     command = " ".join(["benchmarks/mining.py", *sys.argv[1:]])
-    found |= {"name": name, "command": command, **machine()}
-    text = json.dumps(found, indent=2, sort_keys=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    print(text, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "commit": _lib.commit(),
-        "machine": _lib.machine(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-    }
+    origin = {"commit": _lib.commit(), "machine": _lib.machine(), "load_before": os.getloadavg()[0]}
+    found |= {"name": name, "command": command, **origin, "python": platform.python_version()}
+    _lib.put_records(RESULTS, [found], ("name",))
+    print(json.dumps(found), flush=True)
 
 
 def synthetic(arguments: argparse.Namespace, *, passages: int, queries: int) -> Path:
@@ -393,8 +382,8 @@ def removal_rows(task: Any, split: str, *, teacher: str, option: str) -> list[di
 
 
 def table() -> None:
-    """Write results/mining.md from the files of results/mining."""
-    cells = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    """Write results/mining.md from the records."""
+    cells = sorted(_lib.read_records(RESULTS), key=lambda record: str(record["name"]))
     lines = ["# Mining: time, memory, and what is removed", ""]
     lines += scale_lines([cell for cell in cells if cell["name"].startswith("scale")])
     lines += peer_lines([cell for cell in cells if cell["name"].startswith("peer")])
@@ -407,7 +396,7 @@ def table() -> None:
         for cell in cells
     }
     lines += ["## Origin", "", *sorted(origins)]
-    (ROOT / "results" / "mining.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(RESULTS.with_suffix(".md"), lines)
 
 
 def scale_lines(cells: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
-"""What mined negatives add: results/negatives/SET/CONDITION-seedN.json, then results/negatives.md.
+"""What mined negatives add: results/negatives.jsonl, then its page.
 
-Each cell (data set, condition, seed) is one process and one file; a cell that has its file is not
+Each cell (data set, condition, seed) is one process and one line; a cell that has its line is not
 run again, so the command can be stopped and started at will::
 
     python benchmarks/negatives.py run --sets tldr scifact --seeds 0
@@ -15,7 +15,6 @@ does, at several times the cost.
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shlex
@@ -34,8 +33,7 @@ import numpy as np
 
 import _lib
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "negatives"
+RESULTS = _lib.RESULTS / "negatives.jsonl"
 SETS = ("tldr", "scifact", "msmarco-dl", "nq-oracle", "medquad")
 RUNNABLE = ("none", "bm25", "own", "union", "cleaned", "two-rounds")
 CONDITIONS = (*RUNNABLE, "refreshed")
@@ -58,7 +56,7 @@ def main() -> None:
         sub.add_argument("--sets", nargs="+", default=list(SETS))
         sub.add_argument("--conditions", nargs="+", choices=RUNNABLE, default=list(RUNNABLE))
         sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-        sub.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+        sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
         sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
         sub.add_argument("--steps", type=int, default=100)
         sub.add_argument("--batch", type=int, default=32)
@@ -82,19 +80,16 @@ def run(arguments: argparse.Namespace) -> None:
             wanted = [
                 condition
                 for condition in arguments.conditions
-                if not cell_path(name, condition, seed, arguments).exists()
+                if not done(name, condition, seed, arguments)
             ]
             if not wanted or time.monotonic() > ends:
                 continue
-            if (
-                not (RESULTS / name / "bm25-search.json").exists()
-                or not base(name, arguments).is_dir()
-            ):
+            if not base(name, arguments).is_dir():
                 call("prepare", arguments, name=name)
             while wanted and time.monotonic() < ends:
                 arguments.seconds = min(arguments.seconds, ends - time.monotonic())
                 call("cell", arguments, name=name, conditions=wanted, seed=seed)
-                wanted = [c for c in wanted if not cell_path(name, c, seed, arguments).exists()]
+                wanted = [c for c in wanted if not done(name, c, seed, arguments)]
                 table()
 
 
@@ -114,9 +109,10 @@ def call(
     subprocess.run(words, check=True)
 
 
-def cell_path(name: str, condition: str, seed: int, arguments: argparse.Namespace) -> Path:
-    tied = "-tied" if arguments.sharing == "tied" else ""
-    return RESULTS / name / f"{condition}{tied}-seed{seed}.json"
+def done(name: str, condition: str, seed: int, arguments: argparse.Namespace) -> bool:
+    """Whether a cell has its line."""
+    cell = {"set": name, "condition": condition, "sharing": arguments.sharing, "seed": seed}
+    return any(cell.items() <= record.items() for record in _lib.read_records(RESULTS))
 
 
 def base(name: str, arguments: argparse.Namespace) -> Path:
@@ -135,7 +131,6 @@ def min_grade(name: str) -> int:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Cap a set, encode its passages once, and measure the bare backbone and BM25."""
-    from dptdr.io.atomic import write_json
     from dptdr.search.bm25 import Bm25Index
 
     name = arguments.sets[0]
@@ -144,7 +139,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     bare = task.measured(task.encoder)
     run = Bm25Index.build(task.passages).search(task.test_queries, depth=100)
     for system, result in (("bare", bare), ("bm25-search", task.judged(run))):
-        write_json(RESULTS / name / f"{system}.json", {**task.facts(), "system": system, **result})
+        record = {**task.facts(), "system": system, **result}
+        _lib.put_records(RESULTS, [record], ("set", "system"))
 
 
 def capped(name: str, arguments: argparse.Namespace) -> Any:
@@ -217,8 +213,7 @@ class OpenSet:
         from dptdr.evaluation import evaluate
 
         result = evaluate(run, self.folder.qrels("test"), measures=MEASURES)
-        per_query = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
-        return {"measures": dict(result.measures), "per_query": per_query}
+        return {"measures": dict(result.measures), **_lib.compact(result.per_query["nDCG@10"])}
 
     def facts(self) -> dict[str, Any]:
         """Return what stands in every cell."""
@@ -309,7 +304,6 @@ def cell(arguments: argparse.Namespace) -> None:
 
 def one_cell(task: OpenSet, condition: str, *, seed: int) -> None:
     """Mine, train and evaluate."""
-    from dptdr.io.atomic import write_json
     from dptdr.model import Encoder
 
     name, arguments = task.name, task.arguments
@@ -325,8 +319,7 @@ def one_cell(task: OpenSet, condition: str, *, seed: int) -> None:
     method = trained(task, condition, seed=seed, record=record)
     record |= task.measured(Encoder(task.backbone, method=method))
     record["wall_seconds"] = time.monotonic() - began
-    path = cell_path(name, condition, seed, arguments)
-    write_json(path, record)
+    _lib.append_record(RESULTS, record)
     shown = {measure: round(value, 4) for measure, value in record["measures"].items()}
     print(name, condition, seed, shown, f"{record['wall_seconds']:.0f} s", flush=True)
 
@@ -490,7 +483,7 @@ def objective_of(task: OpenSet, method: Any, groups: Any, config: Any) -> Any:
 
 def table() -> None:
     """Write results/negatives.md from all cells."""
-    cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*/*.json"))]
+    cells = _lib.read_records(RESULTS)
     lines = [*HEAD, "", *overall_lines(cells)]
     for sharing in ("query-only", "tied"):
         for name in SETS:
@@ -498,16 +491,14 @@ def table() -> None:
             if own:
                 systems = [c for c in cells if c["set"] == name and "system" in c]
                 lines += ["", *set_lines(name, sharing, own, systems)]
-    lines += ["", *mining_lines(cells), "", "## Origin", ""]
-    lines += sorted({f"- commit {cell['commit']}, {cell['machine']}" for cell in cells})
-    out = ROOT / "results" / "negatives.md"
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += ["", *mining_lines(cells), *_lib.origin(cells)]
+    _lib.write_page(RESULTS.with_suffix(".md"), lines)
 
 
 HEAD = [
     "# What mined negatives add",
     "",
-    "Made by `python benchmarks/negatives.py run` (cells in `results/negatives/`), which can be "
+    "Made by `python benchmarks/negatives.py run` (cells in `negatives.jsonl`), which can be "
     "stopped and goes on. All conditions of a set train the same queries from the same start with "
     "the same steps, batch (32) and learning rate, bfloat16, one mined negative a query and step, "
     "last checkpoint; they differ in the negatives alone. Encoder: MiniLM (`minilm`). Sets are "
@@ -530,8 +521,6 @@ HEAD = [
 def set_lines(
     name: str, sharing: str, cells: list[dict[str, Any]], systems: list[dict[str, Any]]
 ) -> list[str]:
-    from dptdr.evaluation import paired_test
-
     first = cells[0]
     lines = [
         f"## {name}, {sharing} ({first['queries']} test queries, {first['passages']:,} passages, "
@@ -556,17 +545,14 @@ def set_lines(
         if condition != "none" and seeds:
             mine = [cell for cell in own if cell["seed"] in seeds]
             none = [cell for cell in by_condition["none"] if cell["seed"] in seeds]
-            test = paired_test(mean_per_query(mine), mean_per_query(none))
-            p = test.p_randomisation
-            shown = f"{test.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'}"
-        values = [spread([cell["measures"][measure] for cell in own]) for measure in MEASURES]
+            shown = _lib.difference(mine, none)
+        values = [_lib.spread([cell["measures"][measure] for cell in own]) for measure in MEASURES]
         lines.append(f"| {condition} | {' | '.join(values)} | {len(own)} | {shown} |")
     return lines
 
 
 def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
     """Compare each condition with no mined negatives and with the union, over all sets."""
-    from _lib import weighted_p
 
     def of(name: str, condition: str) -> dict[int, dict[str, Any]]:
         chosen = [c for c in cells if c["set"] == name and c.get("condition") == condition]
@@ -592,31 +578,22 @@ def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
                 if not seeds:
                     means.append(None)
                     continue
-                mine, base = (mean_per_query([x[seed] for seed in seeds]) for x in (one, other))
-                apart = np.array([mine[query] - base[query] for query in base])
+                mine, base = (
+                    np.array(_lib.mean_per_query([x[seed] for seed in seeds])) for x in (one, other)
+                )
+                apart = mine - base
                 means.append(float(apart.mean()))
                 weighted.append(apart / apart.size)
             known = [mean for mean in means if mean is not None]
             if not known:
                 continue
-            p = weighted_p(np.concatenate(weighted) / len(known))
+            p = _lib.weighted_p(np.concatenate(weighted) / len(known))
             shown = " | ".join("" if mean is None else f"{mean:+.4f}" for mean in means)
             lines.append(
                 f"| {condition} | {reference} | {shown} | {statistics.fmean(known):+.4f} "
-                f"({len(known)} sets) | {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'} |"
+                f"({len(known)} sets) | {_lib.p_text(p)} |"
             )
     return lines
-
-
-def mean_per_query(cells: list[dict[str, Any]]) -> dict[str, float]:
-    """Return each query's mean over seeds."""
-    queries = cells[0]["per_query"]
-    return {query: statistics.fmean(c["per_query"][query] for c in cells) for query in queries}
-
-
-def spread(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{deviation}"
 
 
 def mining_lines(cells: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Cost of intermediate pretraining: tokens per second and memory.
 
-``python benchmarks/pretraining.py --data DATA --out results/pretraining/cost.json``
+``python benchmarks/pretraining.py --data DATA --out results/pretraining.jsonl``
 
 * Speed, per processor second (on a GPU per second): a step of dptdr, reading, masking and all,
   against the same forward and backward passes in plain transformers on tokens that are ready, in
@@ -285,8 +285,7 @@ def main() -> None:
                 f"{row['peak_mb'] - row['before_mb']:,} MB above the model's {row['before_mb']:,}"
             )
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        _lib.put_records(options.out, [{"part": "cost", **figures}], ("part",))
 
 
 if __name__ == "__main__":

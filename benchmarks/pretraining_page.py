@@ -1,4 +1,4 @@
-"""Write results/pretraining.md from what the pretraining benchmarks left in results/pretraining/.
+"""Write results/pretraining.md from the records in results/pretraining.jsonl.
 
 ``python benchmarks/pretraining_page.py``
 
@@ -6,16 +6,13 @@ What was not measured is named as missing, not left out.
 """
 
 import itertools
-import json
-import statistics
-from pathlib import Path
 from typing import Any
 
+import _lib
 from pretraining_quality import BACKBONES, MEASURES, METHODS, NEGATIVES, SETS
-from pretraining_raw import JOINT, RECIPES, folder_of
+from pretraining_raw import JOINT, RECIPES
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "pretraining"
+RESULTS = _lib.RESULTS / "pretraining.jsonl"
 Row = tuple[str, str, str]
 """Backbone, method, negatives."""
 
@@ -38,49 +35,30 @@ def main() -> None:
     lines = [
         "# Intermediate pretraining",
         "",
-        "Made by `python benchmarks/pretraining_page.py` from `results/pretraining/`. Words: "
+        "Made by `python benchmarks/pretraining_page.py` from `pretraining.jsonl`. Words: "
         "[docs/pretraining.md](../docs/pretraining.md). RIP: retrieval-oriented intermediate "
         "pretraining with all three objectives.",
     ]
     cells = read_cells()
     for part in (goals(cells), quality(cells), encoders(), cost()):
         lines += ["", *part]
-    (ROOT / "results" / "pretraining.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    _lib.write_page(RESULTS.with_suffix(".md"), lines)
 
 
 def read_cells() -> Cells:
     cells: Cells = {}
-    for path in sorted((RESULTS / "cells").glob("*/*.json")):
-        record = read(path)
+    for record in _lib.read_records(RESULTS):
+        if record["part"] != "cell":
+            continue
         row = (record["backbone"], record["method"], record["negatives"])
         cells.setdefault((record["set"], *row), []).append(record)
     return cells
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{' --- |' * len(head)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def test(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> Any:
     """Compare two systems by each query's mean over the seeds that both have."""
-    from dptdr.evaluation import paired_test
-
     shared = {r["seed"] for r in own} & {r["seed"] for r in other}
-
-    def means(records: list[dict[str, Any]]) -> dict[str, float]:
-        chosen = [r for r in records if r["seed"] in shared]
-        return {q: statistics.fmean(r["per_query"][q] for r in chosen) for q in own[0]["per_query"]}
-
-    return paired_test(means(own), means(other))
+    return _lib.paired(*([r for r in side if r["seed"] in shared] for side in (own, other)))
 
 
 def gain(cells: Cells, name: str, own: Row, other: Row) -> tuple[str, int]:
@@ -91,7 +69,7 @@ def gain(cells: Cells, name: str, own: Row, other: Row) -> tuple[str, int]:
     found = test(a, b)
     p = found.p_randomisation
     seeds = len({r["seed"] for r in a} & {r["seed"] for r in b})
-    shown = f"{found.mean_difference:+.4f}, p {f'{p:.4f}' if p >= 5e-5 else '< 0.0001'} ({seeds})"
+    shown = f"{found.mean_difference:+.4f}, p {_lib.p_text(p)} ({seeds})"
     return shown, (1 if found.mean_difference > 0 else -1) if p < ALPHA else 0
 
 
@@ -186,7 +164,7 @@ def goals(cells: Cells) -> list[str]:
         "query's mean over seeds, whose number stands in brackets); better and worse at "
         f"p < {ALPHA}.",
         "",
-        *table(["comparison", "outcome", *SETS], rows),
+        *_lib.table(["comparison", "outcome", *SETS], rows),
     ]
 
 
@@ -213,7 +191,7 @@ def quality(cells: Cells) -> list[str]:
                 origins.add(f"commit {first['commit']}, {first['machine']}, {first['precision']}")
                 rate = f"{first['learning_rate']:g}" if "learning_rate" in first else ""
                 steps = str(first.get("steps", ""))
-                measures = [mean(records, measure) for measure in MEASURES]
+                measures = [_lib.spread([r["measures"][m] for r in records]) for m in MEASURES]
                 seeds = ", ".join(str(r["seed"]) for r in records)
                 own = "" if method == "zero-shot" else negatives
                 rows.append([NAMES[backbone], method, own, *measures, steps, rate, seeds])
@@ -224,14 +202,8 @@ def quality(cells: Cells) -> list[str]:
         caps = next(c[0] for key, c in cells.items() if key[0] == name)
         lines += [f"{caps['queries']} test queries, {caps['passages']} passages.", ""]
         head = ["encoder", "method", "negatives", *MEASURES, "steps", "learning rate", "seeds"]
-        lines += table(head, rows)
+        lines += _lib.table(head, rows)
     return [*lines, "", *(f"- {origin}" for origin in sorted(origins))]
-
-
-def mean(records: list[dict[str, Any]], measure: str) -> str:
-    values = [record["measures"][measure] for record in records]
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
 
 
 def encoders() -> list[str]:
@@ -249,13 +221,15 @@ def encoders() -> list[str]:
         "",
     ]
     rows = []
+    records = [r for r in _lib.read_records(RESULTS) if r["part"] == "encoder"]
+    found = {(record["name"], record["set"]): record for record in records}
     for name, (base, options) in RECIPES.items():
         for data in [""] if name in JOINT else SETS:
-            path = RESULTS / "backbones" / f"{folder_of(name, data)}.json"
-            if path.is_file():
-                rows.append(encoder_row(name, data, base=base, options=options, made=read(path)))
+            made = found.get((name, data))
+            if made is not None:
+                rows.append(encoder_row(name, data, base=base, options=options, made=made))
     head = ["encoder", "on", "from", "options", "held-out losses", "sibling RR", "tokens"]
-    return lines + table([*head, "seconds"], rows)
+    return lines + _lib.table([*head, "seconds"], rows)
 
 
 def encoder_row(
@@ -280,10 +254,9 @@ def encoder_row(
 
 def cost() -> list[str]:
     lines = ["## Cost", ""]
-    path = RESULTS / "cost.json"
-    if not path.is_file():
+    found = next((r for r in _lib.read_records(RESULTS) if r["part"] == "cost"), None)
+    if found is None:
         return [*lines, "Not measured."]
-    found = read(path)
     lines += [
         f"`{found['command']}`, commit {found['commit']}, {found['machine']}, {found['threads']} "
         f"thread, {found['precision']}, torch {found['torch']}, encoder {found['backbone']}.",
@@ -302,7 +275,7 @@ def cost() -> list[str]:
         ]
         for row in found["speed"]
     ]
-    lines += table(["objectives", "system", "tokens/s", "of plain"], rows)
+    lines += _lib.table(["objectives", "system", "tokens/s", "of plain"], rows)
     lines += ["", "Memory of a step with all objectives, above the loaded model:", ""]
     rows = [
         [
@@ -312,7 +285,7 @@ def cost() -> list[str]:
         ]
         for row in found["memory"]
     ]
-    lines += table(["documents per step", "spans per chunk", "MB"], rows)
+    lines += _lib.table(["documents per step", "spans per chunk", "MB"], rows)
     return [
         *lines,
         "",

@@ -1,6 +1,6 @@
-"""What pretraining adds: results/pretraining/cells/SET/BACKBONE-METHOD[-unified]-seedN.json.
+"""What pretraining adds: cells in results/pretraining.jsonl.
 
-A cell (data set, backbone, method, negatives, seed) that has its file is not run again, so the
+A cell (data set, backbone, method, negatives, seed) that has its line is not run again, so the
 command can be stopped and started at will; the backbones are made by
 ``benchmarks/pretraining_raw.py``, the negatives are files of ``dptdr mine``::
 
@@ -26,12 +26,12 @@ from typing import Any
 import _lib
 from pretraining_raw import folder_of
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "pretraining" / "cells"
+RESULTS = _lib.RESULTS / "pretraining.jsonl"
 SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
 BACKBONES = ("mlm", "rip", "mlm-prompt", "more", "minilm", "minilm-rip", "minilm-prompt")
 METHODS = ("zero-shot", "deep-prompt", "full")
 NEGATIVES = ("in-batch", "unified")
+KEY = ("part", "set", "backbone", "method", "negatives", "seed")
 MEASURES = ("nDCG@10", "RR@10", "R@100")
 # The raw encoder was trained for minutes: it is far from where it goes, and takes larger steps than
 # the default of 1e-4, which is for encoders that were trained long.
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--negatives", nargs="+", default=["in-batch"], choices=NEGATIVES)
     parser.add_argument("--mined", type=Path, help="folder of mined SET.jsonl, for unified")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
     parser.add_argument("--sets-work", type=Path, help="where data sets lie unpacked; default WORK")
     parser.add_argument("--steps", type=int, default=100)
@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
 def missing(
     names: list[str], seeds: list[int], arguments: argparse.Namespace
 ) -> list[tuple[str, str, str, str, int]]:
-    """Return the cells that have no file."""
+    """Return the cells that have no line."""
+    done = {_lib.key_of(record, KEY) for record in _lib.read_records(RESULTS)}
     return [
         (name, backbone, method, negatives, seed)
         for seed in seeds
@@ -100,20 +101,19 @@ def missing(
         # Nothing is drawn without training; a prompt of its own is no start for full fine-tuning.
         if not (method == "zero-shot" and (seed != 0 or negatives != "in-batch"))
         and not (method == "full" and backbone.endswith("-prompt"))
-        and not cell_path(name, backbone, method, negatives, seed).is_file()
+        and _lib.key_of(cell_key(name, backbone, method, negatives, seed), KEY) not in done
     ]
 
 
-def cell_path(name: str, backbone: str, method: str, negatives: str, seed: int) -> Path:
-    """Return where a cell's result lies."""
-    mined = "" if negatives == "in-batch" else f"-{negatives}"
-    return RESULTS / name / f"{backbone}-{method}{mined}-seed{seed}.json"
+def cell_key(name: str, backbone: str, method: str, negatives: str, seed: int) -> _lib.Record:
+    """Return what names a cell."""
+    return dict(zip(KEY, ("cell", name, backbone, method, negatives, seed), strict=True))
 
 
 def unpacked(name: str, arguments: argparse.Namespace) -> Path:
     """Return a data set's folder."""
     work = arguments.sets_work or arguments.work
-    return quality.unpack(name, argparse.Namespace(data=arguments.data, work=work))
+    return _lib.data_folder(name, data=arguments.data, work=work)
 
 
 def cells(arguments: argparse.Namespace) -> None:
@@ -136,10 +136,9 @@ def cell(
     seed: int,
     arguments: argparse.Namespace,
 ) -> None:
-    """Train where there is something to train, evaluate, write the cell's file."""
+    """Train where there is something to train, evaluate, write the cell's line."""
     from dptdr.data.subsample import capped_test
     from dptdr.evaluation import evaluate
-    from dptdr.io.atomic import write_json
     from dptdr.io.beir import BeirFolder
 
     began = time.process_time()
@@ -148,11 +147,7 @@ def cell(
         folder, test_queries=arguments.queries, passages=arguments.passages, seed=0
     )
     record: dict[str, Any] = {
-        "set": name,
-        "backbone": backbone,
-        "method": method,
-        "negatives": negatives,
-        "seed": seed,
+        **cell_key(name, backbone, method, negatives, seed),
         "queries": len(capped.queries),
         "passages": len(capped.passages),
         "precision": arguments.precision,
@@ -167,13 +162,11 @@ def cell(
         measures=MEASURES,
     )
     record["measures"] = dict(result.measures)
-    record["per_query"] = {q: round(v, 5) for q, v in sorted(result.per_query["nDCG@10"].items())}
+    record |= _lib.compact(result.per_query["nDCG@10"])
     record["processor_seconds"] = round(time.process_time() - began, 1)
-    path = cell_path(name, backbone, method, negatives, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    _lib.append_record(RESULTS, record)
     shown = {k: round(v, 4) for k, v in record["measures"].items()}
-    print(f"{time.strftime('%H:%M:%S')} {name} {path.name}", shown, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {name} {backbone} {method}", shown, flush=True)
 
 
 def searched(encoder: Any, capped: Any, *, precision: str) -> Any:

@@ -15,7 +15,7 @@
 All but the first two are made for each set, as ``NAME-SET``. Each is a call of ``dptdr pretrain``
 that is stopped after ``--minutes`` and goes on when the script is called again; what is there is
 not made again. Weights stay in ``--work``; what was said and measured goes to
-``results/pretraining/backbones/``. ``mlm`` may be trained elsewhere (``--device cuda`` with
+``results/pretraining.jsonl``. ``mlm`` may be trained elsewhere (``--device cuda`` with
 ``--readers``) and put into ``--work``.
 """
 
@@ -31,8 +31,7 @@ from typing import Any
 
 import _lib
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "pretraining" / "backbones"
+RESULTS = _lib.RESULTS / "pretraining.jsonl"
 SETS = (
     *("medquad", "tldr", "squad-open", "nq-oracle", "scifact", "banking77", "msmarco-dl"),
     *("xquad-en", "python-code", "python-api"),
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--options", default="--steps 1000", help="of mlm: how long, how large")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minilm", default="minilm", help="name or folder")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
     parser.add_argument("--sets-work", type=Path, help="where data sets lie unpacked; default WORK")
     parser.add_argument("--minutes", type=float, default=7.5, help="stop a run after so long")
@@ -85,7 +84,8 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
     out: Path = arguments.work / folder_of(name, data)
     if name == "minilm":
         return Path(arguments.minilm)
-    if (RESULTS / f"{out.name}.json").is_file() and out.is_dir():
+    made = {"part": "encoder", "name": name, "set": data}
+    if out.is_dir() and any(made.items() <= r.items() for r in _lib.read_records(RESULTS)):
         return out
     if name == "corpora":
         if not out.is_dir():
@@ -165,8 +165,8 @@ def record(
     """Write what a run said, without paths."""
     found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
     kept = {k: v for k, v in found.items() if k not in ("out", "run_folder")}
-    RESULTS.mkdir(parents=True, exist_ok=True)
     facts = {
+        "part": "encoder",
         "name": name,
         "set": data,
         "from": base,
@@ -177,8 +177,7 @@ def record(
         "commit": _lib.commit(),
         **kept,
     }
-    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-    (RESULTS / f"{folder_of(name, data)}.json").write_text(text, encoding="utf-8")
+    _lib.put_records(RESULTS, [facts], ("part", "name", "set"))
 
 
 if __name__ == "__main__":

@@ -7,22 +7,19 @@ run: reading the passage file, matching in several processes, the measures::
 
     python benchmarks/protocols.py --data FOLDER --work WORK --passages 1000000 --workers 1 2
 
-``FOLDER`` is any BEIR folder; results/protocols.json and results/protocols.md are written.
+``FOLDER`` is any BEIR folder; results/protocols.jsonl and results/protocols.md are written.
 """
 
 import argparse
 import contextlib
 import itertools
-import json
-import os
-import platform
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import _lib
+
 PASSAGE_WORDS = 100
 PASSAGES_OF_A_QUESTION = 100
 
@@ -35,7 +32,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    parser.add_argument("--out", type=Path, default=_lib.RESULTS)
     arguments = parser.parse_args()
     file = make_passages(arguments)
     answers, run, answered = make_run(file, seed=arguments.seed)
@@ -57,8 +54,8 @@ def main() -> None:
             f"python benchmarks/protocols.py --data {arguments.data.name} --work WORK --passages "
             f"{arguments.passages} --workers {' '.join(map(str, arguments.workers))}"
         ),
-        "commit": commit(),
-        "machine": machine(),
+        "commit": _lib.commit(),
+        "machine": _lib.machine(),
         "seed": arguments.seed,
         "data": arguments.data.name,
         "questions": len(answers),
@@ -138,28 +135,9 @@ def timed(file: Path, answers: list, run: dict, *, workers: int) -> tuple[float,
     return time.perf_counter() - began, result.measures["top-100"]
 
 
-def machine() -> str:
-    """Describe the processor."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Return the commit that is checked out."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def write(result: dict, out: Path) -> None:
     """Write data and page."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "protocols.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _lib.write_records(out / "protocols.jsonl", [result])
     lines = [
         "# Official protocols: speed of answer matching",
         "",
@@ -186,7 +164,7 @@ def write(result: dict, out: Path) -> None:
         f"Made by `{result['command']}` at commit {result['commit']} on {result['machine']}, seed "
         f"{result['seed']}, text of {result['data']}.",
     ]
-    (out / "protocols.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(out / "protocols.md", lines)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from dptdr.search.indexes.building import build_index
 from dptdr.search.indexes.local import LocalIndex
 from dptdr.search.vectors.documents import Document, Source, read_documents
 from dptdr.search.vectors.encoding import encode_folder
-from search import machine
 
 RESULTS = _lib.RESULTS / "query-only.jsonl"
 HEAD = ["data", "steps", "seeds", "bare", "tied", "query-only", "against bare", "against tied"]
@@ -54,7 +53,7 @@ def cost(args: argparse.Namespace) -> None:
         "prompt_bytes": sum(t.nbytes for t in tuned("tied", seed=0).method.state().values()),
         "threads": args.threads,
         "sides": sides,
-        **machine(),
+        **_lib.here(),
     }
     _lib.write_records(args.json, [record])
     table(args)

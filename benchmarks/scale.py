@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --tokens msmarco=DATA wikipedia=DATA
 
-Reads results/encoding.json, results/search.json and results/compression.json. ``--tokens`` measures
-the mean tokens of passages like those of a corpus; they are kept in results/scale.json.
+Reads results/encoding.jsonl and results/search.jsonl. ``--tokens`` measures the mean tokens of
+passages like those of a corpus; they are kept in results/scale.jsonl.
 """
 
 import argparse
@@ -13,14 +13,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dptdr.io.atomic import read_json, write_json
+import _lib
 from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import read_documents
-from search import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
-PAGE = ROOT / "docs" / "scale.md"
+PAGE = _lib.ROOT / "docs" / "scale.md"
 SAMPLE = 2000
 
 CORPORA = [
@@ -36,20 +33,19 @@ def measure_tokens(pairs: list[str]) -> None:
     from dptdr.search.vectors.documents import pack_documents
 
     backbone = Backbone.load("minilm")
-    path = RESULTS / "scale.json"
-    known = read_json(path) if path.is_file() else {}
     for pair in pairs:
         name, _, data = pair.partition("=")
         documents = list(itertools.islice(read_documents(Path(data)), SAMPLE))
         ids = backbone.tokenize([d.passage.content for d in documents], side="passage")
-        known[name] = {
+        record = {
+            "corpus": name,
             "data": Path(data).name,
             "passages": len(documents),
             "mean_tokens": statistics.fmean(len(row) for row in ids),
             "text_bytes": len(pack_documents(documents)[0]) / len(documents) + 8,
-            **machine(),
+            **_lib.here(),
         }
-    write_json(path, known)
+        _lib.put_records(_lib.RESULTS / "scale.jsonl", [record], ("corpus",))
 
 
 def tokens_per_second(records: list[dict[str, Any]], system: str, tokens: float) -> float:
@@ -89,9 +85,10 @@ def size(count: float) -> str:
 
 def page(args: argparse.Namespace) -> list[str]:
     """Return the lines of the page."""
-    encoding = read_json(RESULTS / "encoding.json")
-    search = read_json(RESULTS / "search.json")
-    texts = read_json(RESULTS / "scale.json")
+    encoding = _lib.read_records(_lib.RESULTS / "encoding.jsonl")
+    search = _lib.read_records(_lib.RESULTS / "search.jsonl")
+    measured = _lib.read_records(_lib.RESULTS / "scale.jsonl")
+    texts = {record["corpus"]: record for record in measured}
     dim = search[0]["dim"]
     largest = {
         kind: max((r for r in search if r["kind"] == kind), key=lambda r: r["rows"], default=None)

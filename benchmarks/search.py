@@ -8,7 +8,7 @@ asked for, they are repeated with noise. Queries are other such rows with noise 
 that none is its own answer. Raw libraries are measured in the same run, in turns with ours, with
 the same parameters, on the same vectors, for the same answers: where our kind scores candidates
 again on the full vectors, so does the raw one, by the lines that a user of the library would write.
-Each pair of rows and kind is one record of results/search.json; one that is there is not measured
+Each pair of rows and kind is one record of results/search.jsonl; one that is there is not measured
 again, so the command can be stopped and started at will.
 """
 
@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dptdr.io.atomic import read_json, write_json
+import _lib
+from dptdr.io.atomic import read_json
 from dptdr.records import Passage
 from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.indexes.exact import exact_top_k
@@ -37,8 +37,7 @@ from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
 
 DEPTH = 100
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "search.json"
+RESULTS = _lib.RESULTS / "search.jsonl"
 
 
 class Prepared(NamedTuple):
@@ -224,24 +223,11 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
     return record
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {"commit": commit, "cpu": model, "cores": os.cpu_count()}
-
-
 def run(args: argparse.Namespace) -> None:
     import faiss
 
     faiss.omp_set_num_threads(args.threads)
-    found = read_json(args.json) if args.json.is_file() else []
+    found = _lib.read_records(args.json)
     for rows in args.rows:
         kinds = [
             k for k in args.kinds if not any((r["rows"], r["kind"]) == (rows, k) for r in found)
@@ -273,13 +259,12 @@ def run(args: argparse.Namespace) -> None:
                 "whole_build_seconds": time.perf_counter() - started,
                 **measure(index, at, rounds=args.rounds),
                 "load_average": os.getloadavg()[0],
-                **machine(),
+                **_lib.here(),
             }
             del index
             shutil.rmtree(out)
             print(json.dumps(record), flush=True)
-            found = [*(read_json(args.json) if args.json.is_file() else []), record]
-            write_json(args.json, found)
+            _lib.append_record(args.json, record)
     if args.json == RESULTS:
         table(args)
 
@@ -291,14 +276,13 @@ def options(args: argparse.Namespace) -> dict[str, int]:
 
 def table(args: argparse.Namespace) -> None:
     """Write results/search.md from the records."""
-    records = sorted(
-        read_json(args.json), key=lambda r: (r["rows"], list(INDEX_TYPES).index(r["kind"]))
-    )
+    records = _lib.read_records(args.json)
+    records.sort(key=lambda r: (r["rows"], list(INDEX_TYPES).index(r["kind"])))
     lines = [
         "# Search",
         "",
         "Made by `python benchmarks/search.py run --data ... --work ...` (records in "
-        "`results/search.json`). Vectors of real passages by `minilm`, repeated with noise where "
+        "`search.jsonl`). Vectors of real passages by `minilm`, repeated with noise where "
         "more are wanted; queries are such vectors with noise of their own. Library: raw faiss "
         "with the same parameters, in turns with ours in one run; where a kind scores "
         "candidates again on the full vectors, so does the raw side, in plain numpy. For `exact` "
@@ -323,9 +307,7 @@ def table(args: argparse.Namespace) -> None:
         ]
     origins = sorted({origin(r) for r in records})
     lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
-    page = args.json.with_suffix(".md")
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 HEAD = [

@@ -6,10 +6,10 @@
     python benchmarks/serving.py page
 
 ``prepare`` takes texts out of BEIR folders and converts the encoder for the peers; each part of
-``run`` writes one file into ``results/serving``; ``page`` makes ``results/serving.md`` of them (and
-of ``serving_soak.py``'s). Each part is a ratio between systems that take turns inside one run, so
-that a busy machine slows all of them alike. Times are processor seconds of a whole process
-(tokenising included); wall clock ratios stand beside them.
+``run`` writes one record of ``results/serving.jsonl``; ``page`` makes ``results/serving.md`` of
+them (and of ``serving_soak.py``'s). Each part is a ratio between systems that take turns inside one
+run, so that a busy machine slows all of them alike. Times are processor seconds of a whole process
+(tokenising included); wall clock ratios are beside them.
 """
 
 import argparse
@@ -23,9 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _lib
 from serving_backends import backends, int8, joining, peers
 from serving_mixtures import lora, memory, prompts, tasks
-from serving_tools import ROOT, interpreter, read_texts
+from serving_tools import interpreter, read_texts
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -95,15 +96,13 @@ def run(options: argparse.Namespace) -> None:
     """Run the parts that were asked for; each writes its figures, with where they come from."""
     import torch
 
-    import _lib
-
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as name:
             found = PARTS[part](options, Path(name))
         record = {
+            "part": part,
             "command": f"python benchmarks/serving.py run {part} --texts {options.texts} "
             f"--rounds {options.rounds}",
             "commit": _lib.commit(),
@@ -114,9 +113,8 @@ def run(options: argparse.Namespace) -> None:
             "load average before and after": [round(load, 1), round(os.getloadavg()[0], 1)],
             **found,
         }
-        text = json.dumps(record, indent=1) + "\n"
-        (options.out / f"{part}.json").write_text(text, encoding="utf-8")
-        print(text, flush=True)
+        _lib.put_records(options.out, [record], ("part",))
+        print(json.dumps(record), flush=True)
 
 
 def main() -> None:
@@ -134,7 +132,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--passages", type=int, default=4000)
     parser.add_argument("--peer-python", nargs="+", help="PEER=INTERPRETER with its packages")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "serving")
+    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "serving.jsonl")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if options.action == "prepare":

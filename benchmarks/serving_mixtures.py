@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving_tools import ROOT, add_tasks, ask, build_engine, ratio, take_turns, texts_of
+import _lib
+from serving_tools import add_tasks, ask, build_engine, ratio, take_turns, texts_of
 
 
 def prompts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 check=True,
-                cwd=ROOT,
+                cwd=_lib.ROOT,
             )
             found.setdefault(name, []).append(json.loads(ended.stdout.splitlines()[-1]))
     table = {

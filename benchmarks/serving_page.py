@@ -1,20 +1,21 @@
 """The results page of the server's benchmarks, made of what each part wrote."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import _lib
+
 Found = dict[str, Any]
 
 
-def write_page(folder: Path) -> None:
-    """Write ``FOLDER.md`` from the files in a folder."""
-    parts = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+def write_page(path: Path) -> None:
+    """Write the page beside the records."""
+    parts = {record["part"]: record for record in _lib.read_records(path)}
     lines = [
         "# Serving",
         "",
-        "Made by `python benchmarks/serving.py page` from the files in `results/serving/`, one for "
+        "Made by `python benchmarks/serving.py page` from `serving.jsonl`, one record for "
         "each part, with the command, commit, machine and load of each. Encoder: MiniLM "
         "(`minilm`), float32, one thread. Systems take turns at the same texts inside one run; "
         "ratios are medians over rounds (lowest to highest) of processor seconds of whole "
@@ -27,7 +28,7 @@ def write_page(folder: Path) -> None:
     for name, section in SECTIONS.items():
         if name in parts:
             lines += ["", *section(parts[name]), "", origin(parts[name])]
-    folder.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _lib.write_page(path.with_suffix(".md"), lines)
 
 
 def origin(part: Found) -> str:

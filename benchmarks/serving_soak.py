@@ -1,7 +1,7 @@
 """Mixed load on a server of several workers while tasks come and go; every vector is checked.
 
-    python benchmarks/serving_soak.py --minutes 3 --out soak.json
-    python benchmarks/serving_soak.py --minutes 30 --out results/serving/soak.json
+    python benchmarks/serving_soak.py --minutes 3 --out soak.jsonl
+    python benchmarks/serving_soak.py --minutes 30 --out results/serving.jsonl
 
 Clients ask for vectors of many tasks, sides and lengths, and compare each with the vector of the
 task alone, computed beforehand by the model room. Meanwhile tasks are added, replaced, rolled back
@@ -390,8 +390,7 @@ def main() -> None:
 def write(report: dict[str, Any], out: Path | None) -> None:
     """Write what is known so far."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _lib.put_records(out, [{"part": "soak", **report}], ("part",))
 
 
 def run(

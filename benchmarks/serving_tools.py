@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-
 
 def read_texts(folders: Sequence[Path], count: int, *, seed: int = 0) -> list[str]:
     """Return queries and passages of BEIR folders, shuffled: short and long side by side."""

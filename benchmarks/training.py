@@ -1,6 +1,6 @@
 """Measure what a training step costs, in seconds and in memory, beside full fine-tuning and peers.
 
-    python benchmarks/training.py                  # all parts: results/training.json and .md
+    python benchmarks/training.py                  # all parts: results/training.jsonl and .md
     python benchmarks/training.py --parts seconds  # some of the parts
     python benchmarks/training.py --small          # a quick try with tiny sizes, writes nothing
 
@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results" / "training.json"
+import _lib
+
+RESULTS = _lib.RESULTS / "training.jsonl"
 PARTS = ("seconds", "gradient", "memory", "batches")
 Step = Callable[[int], None]
 
@@ -60,15 +60,18 @@ def main() -> None:
     found: dict[str, Any] = {}
     for part in arguments.parts:
         began = time.monotonic()
-        facts = {"command": f"python benchmarks/training.py --parts {part}", "commit": commit()}
+        command = f"python benchmarks/training.py --parts {part}"
+        facts = {"command": command, "commit": _lib.commit()}
         measured = measure(part, small=arguments.small, rounds=arguments.rounds)
         wall = round(time.monotonic() - began)
-        if RESULTS.is_file() and not arguments.small:
-            found = json.loads(RESULTS.read_text(encoding="utf-8"))
-        found[part] = {**facts, "machine": machine(), "wall_seconds": wall, "figures": measured}
-        if not arguments.small:
-            write(RESULTS, json.dumps(found, indent=1) + "\n")
-            write(RESULTS.with_suffix(".md"), page(found))
+        facts |= {"machine": _lib.machine(), "wall_seconds": wall}
+        record = {"part": part, **facts, "figures": measured}
+        if arguments.small:
+            found[part] = record
+            continue
+        _lib.put_records(RESULTS, [record], ("part",))
+        found = {record["part"]: record for record in _lib.read_records(RESULTS)}
+        _lib.write_page(RESULTS.with_suffix(".md"), page(found).splitlines())
     if arguments.small:
         print(page(found))
 
@@ -530,22 +533,6 @@ def batches_section(figures: list[dict[str, Any]]) -> list[str]:
         f"| {'' if row['whole'] is None else format(row['whole'], '.0f')} | {row['seconds']:.1f} |"
         for row in figures
     ]
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
-        model = found[1] if found else model
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
