@@ -85,6 +85,12 @@ def export_peft(
     if not isinstance(method, DeepPromptMethod):
         raise BundleError(f"{task}: expected a deep prompt, PEFT's prefix tuning holds no other")
     config = method.config
+    if config.ffn_length:
+        raise BundleError(
+            f"{task}: PEFT's prefix tuning has no place for the task's {config.ffn_length} "
+            "feed-forward rows; train with --ffn-length 0, or use the task as a "
+            "sentence-transformers model"
+        )
     if config.attention != "joint":
         raise BundleError(f"{task}: PEFT has no attention '{config.attention}', only 'joint'")
     if config.position != "shifted" and not accept_shift:

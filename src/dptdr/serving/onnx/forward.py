@@ -62,10 +62,16 @@ class OnnxForward(Forward):
             The vectors.
 
         Raises:
-            ConfigError: If a prompt is of the other kind than the graph, or moves positions.
+            ConfigError: If a prompt has feed-forward rows, is of the other kind than the graph, or
+                moves positions.
         """
         del merge
         for row in rows:
+            if row.prompt is not None and row.prompt.feed_forward is not None:
+                raise ConfigError(
+                    "the graph takes no feed-forward rows; train the task with --ffn-length 0, or "
+                    "serve with torch"
+                )
             if row.prompt is not None and (row.prompt.joint != self.joint or row.prompt.shift):
                 kind = self.export["prompt_attention"]
                 raise ConfigError(

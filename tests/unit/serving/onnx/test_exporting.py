@@ -114,6 +114,17 @@ def test_a_prompt_of_the_other_kind_is_refused(place, tmp_path):
         TaskRegistry(forward, state=tmp_path / "state").add("added", bundle)
 
 
+def test_feed_forward_rows_are_refused_by_name(place, tmp_path):
+    from dptdr.errors import ConfigError
+    from dptdr.serving.tasks.registry import TaskRegistry
+
+    forward = loaded(place)
+    bundle = write_bundle(tmp_path / "rows", forward.backbone, ffn_length=2)
+
+    with pytest.raises(ConfigError, match="takes no feed-forward rows; train the task with --ffn"):
+        TaskRegistry(forward, state=tmp_path / "state").add("rows", bundle)
+
+
 def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
     from dptdr.errors import WrongBackbone
     from dptdr.model import Backbone
