@@ -35,13 +35,13 @@ bench: install
 	$(BIN)/python benchmarks/quality.py run --sets python-code python-api \
 		--method bm25 bare deep-prompt full --out bench/quality.jsonl
 	$(BIN)/python benchmarks/encoding.py run --data bench/data --work bench/encoding \
-		--json bench/encoding.json
+		--json bench/encoding.jsonl
 	$(BIN)/python benchmarks/search.py run --data bench/data --work bench/search \
-		--json bench/search.json
+		--json bench/search.jsonl
 	$(BIN)/python benchmarks/mining.py scale --data bench/data --work bench/mining
 	$(BIN)/python benchmarks/serving.py prepare --data bench/data --work bench/serving
 	$(BIN)/python benchmarks/serving.py run prompts tasks lora memory backends joining \
-		--work bench/serving --tasks 100 --texts 120 --out bench/serving
+		--work bench/serving --tasks 100 --texts 120 --out bench/serving.jsonl
 
 docs: install
 	$(BIN)/mkdocs build --strict

@@ -4,12 +4,11 @@
 
     python benchmarks/mining.py scale --data tldr --sizes 10000 100000 1000000
     python benchmarks/mining.py peer --data tldr --passages 2000 --queries 500
-    python benchmarks/mining.py removal --data msmarco-dl
     python benchmarks/mining.py table
 
 `peer` needs the package `datasets`, which sentence-transformers' mining works on. `build` writes
-the synthetic corpora alone, so that only mining is left to measure. `removal` works on the capped
-set that benchmarks/negatives.py prepares, and takes its tuned bundles as teachers.
+the synthetic corpora alone, so that only mining is left to measure. The records of removal are from
+`dptdr mine --judged-split`, bound by bound.
 
 Corpora of a wanted size are a real one's texts repeated, each with a number word of its own, so
 that no two passages are the same text. Every measurement is a process of its own: its time and its
@@ -44,7 +43,7 @@ def main() -> None:
     """Measure, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("build", "scale", "peer", "removal", "one-scale", "one-peer"):
+    for name in ("build", "scale", "peer", "one-scale", "one-peer"):
         sub = commands.add_parser(name)
         sub.add_argument("--data", default="tldr", help="name of a packed data set, or a folder")
         sub.add_argument("--source", type=Path, default=_lib.SHARED_DATA)
@@ -60,7 +59,6 @@ def main() -> None:
         "build": build,
         "scale": scale,
         "peer": peer,
-        "removal": removal,
         "one-scale": one_scale,
         "one-peer": one_peer,
     }
@@ -306,76 +304,6 @@ def cpu_seconds() -> float:
     """Return this process's processor time: what other processes on the machine change least."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-# --- precision and recall of the removal --------------------------------------------------------
-
-
-def removal(arguments: argparse.Namespace) -> None:
-    """Hold bounds and teachers against graded judgements; see `dptdr mine --judged-split`."""
-    import negatives
-
-    arguments.work = arguments.work.with_name("dptdr-quality")
-    arguments.sharing, arguments.data = "query-only", arguments.source
-    name = "msmarco-dl"
-    task = negatives.opened(negatives.capped(name, arguments), name, arguments)
-    bundles = [
-        negatives.base(other, arguments) / "mined" / "round-one-query-only-0"
-        for other in ("nq-oracle", "scifact", "medquad", "tldr")
-    ]
-    tuned = [bundle for bundle in bundles if bundle.is_dir()]
-    teachers = {"untuned minilm": "backbone:minilm"}
-    teachers |= {f"tuned on {bundle.parent.parent.name}": f"task:{bundle}" for bundle in tuned[:1]}
-    if len(tuned) > 1:
-        together = ", ".join(bundle.parent.parent.name for bundle in tuned)
-        teachers[f"ensemble: {together}"] = "task:" + ",".join(map(str, tuned))
-    rows = []
-    with negatives.autocast():
-        for split in ("train", "test"):
-            for teacher, option in teachers.items():
-                rows += removal_rows(task, split, teacher=teacher, option=option)
-    keep(f"removal-{name}", {"rows": rows, "passages": len(task.passages), "kind": "removal"})
-
-
-def removal_rows(task: Any, split: str, *, teacher: str, option: str) -> list[dict[str, Any]]:
-    """Measure one teacher under several bounds."""
-    from contextlib import nullcontext
-
-    import negatives
-    from dptdr.io.store import PassageStore
-    from dptdr.mining.counting import Material
-    from dptdr.mining.quality import measure_removal
-    from dptdr.mining.settings import CleaningSettings, MiningSettings, parse_source
-    from dptdr.mining.sources import Machine, open_workshop
-
-    place = negatives.base(task.name, task.arguments)
-    shop = open_workshop(
-        task.folder,
-        split=split,
-        work=place / "work",
-        cache=place / "cache",
-        machine=Machine(),
-        show=lambda what: nullcontext(lambda done, total: None),
-    )
-    sources = tuple(
-        parse_source(source, depth=DEPTH, quota=QUOTA) for source in ("bm25", "backbone:minilm")
-    )
-    material = Material(
-        queries=task.folder.queries,
-        judgements=shop.judgements,
-        corpus=shop.corpus,
-        passages=PassageStore(task.folder),
-        runs=shop.runs(sources, split=split),
-        teacher=shop.teacher(option),
-    )
-    bounds = [{"percent": float(percent)} for percent in (85, 90, 95, 98, 100)]
-    bounds += [{"margin": margin} for margin in (0.1, 0.05)]
-    rows = []
-    for bound in bounds:
-        settings = MiningSettings(sources=sources, cleaning=CleaningSettings(**bound), min_grade=2)
-        found = measure_removal(material, settings).as_json()
-        rows.append({"split": split, "teacher": teacher, "bound": bound, **found})
-    return rows
 
 
 # --- table -------------------------------------------------------------------------------------

@@ -9,10 +9,14 @@ import itertools
 from typing import Any
 
 import _lib
-from pretraining_quality import BACKBONES, MEASURES, METHODS, NEGATIVES, SETS
 from pretraining_raw import JOINT, RECIPES
 
 RESULTS = _lib.RESULTS / "pretraining.jsonl"
+SETS = ("tldr", "scifact", "medquad", "nq-oracle", "python-code", "python-api")
+BACKBONES = ("mlm", "rip", "mlm-prompt", "more", "minilm", "minilm-rip", "minilm-prompt")
+METHODS = ("zero-shot", "deep-prompt", "full")
+NEGATIVES = ("in-batch", "unified")
+MEASURES = ("nDCG@10", "RR@10", "R@100")
 Row = tuple[str, str, str]
 """Backbone, method, negatives."""
 
@@ -172,10 +176,11 @@ def quality(cells: Cells) -> list[str]:
     lines = [
         "## Figures by data set",
         "",
-        "Cells of `python benchmarks/pretraining_quality.py run`. Test sets are capped, so figures "
-        "are higher than over the full corpora; texts are cut at 64 tokens, in training as in the "
-        "test. Unified negatives: besides those of the batch one a query, drawn from 10 of the "
-        "union of BM25's and MiniLM's first hundred, without what MiniLM scores above 95 % of the "
+        "A new cell is `python benchmarks/quality.py run --encoder FOLDER`. Test sets are capped, "
+        "so figures are higher than over the full corpora; texts are cut at 64 tokens, in training "
+        "as in the test. Unified negatives: besides those of the batch one a query, drawn from 10 "
+        "of the union of BM25's and MiniLM's first hundred, without what MiniLM scores above 95 % "
+        "of the "
         "positive: the same file for all encoders, so that a stronger one chose them than the raw "
         "ones that learn from them.",
     ]
