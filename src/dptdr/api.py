@@ -6,6 +6,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -400,6 +401,8 @@ def build_index(
     vectors: AnyPath | None = None,
     index_type: str = "auto",
     options: dict[str, int] | None = None,
+    dimensions: int | None = None,
+    quantize: str | None = None,
     bm25: bool = False,
     seed: int | None = None,
     threads: int = 0,
@@ -417,6 +420,9 @@ def build_index(
         index_type: ``auto`` chooses by count and memory; or ``exact``, ``hnsw``, ``hnsw-sq``,
             ``ivf-sq``, ``ivf-pq``, ``rabitq``.
         options: Options of the type, such as ``{"M": 48, "ef_search": 200}``.
+        dimensions: Search the first numbers of each vector only, and the best hits again by all.
+        quantize: Search exactly over ``float16``, ``int8`` or ``binary`` numbers, and the best
+            hits again by full vectors.
         bm25: Index the words as well, for hybrid search.
         seed: Decides samples, clusters and rotations; for types with lists only.
         threads: Threads, 0 for all cores; with 1 the same vectors give the same bytes.
@@ -443,16 +449,20 @@ def build_index(
         threads=threads,
         memory_bytes=memory_bytes,
         options=options or {},
+        dimensions=dimensions,
+        quantize=quantize,
         bm25=bm25,
     )
     with _phases(progress)("index") as on_progress:
-        index, _ = build(
+        index, choice = build(
             VectorFolder(folder),
             out=out,
             index_type=index_type,
             settings=settings,
             on_progress=on_progress,
         )
+    if choice.warning is not None:
+        warnings.warn(choice.warning, stacklevel=2)
     return SearchIndex(index, encoder, where=out)
 
 

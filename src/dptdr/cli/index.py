@@ -13,6 +13,8 @@ _BUILD = {"index_type", "M", "ef_construction", "ef_search", "nlist", "nprobe", 
     "threads",
     "memory_gb",
     "bm25",
+    "dimensions",
+    "quantize",
 }
 _TAKES: dict[str, set[str]] = {
     "--out": _BUILD,
@@ -52,6 +54,20 @@ def command(
     nprobe: Annotated[
         int | None,
         typer.Option(help="Lists searched for a query. Default: a twelfth of them, at least 8."),
+    ] = None,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(
+            help="Search the first numbers of each vector only, and the best hits again by all; "
+            "for tasks trained with --matryoshka."
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Search exactly over float16, int8 or binary numbers, and the best hits again by "
+            "full vectors."
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -120,6 +136,7 @@ def command(
         "index_type": index_type,
         **options,
         **{"seed": seed, "threads": threads, "memory_gb": memory_gb, "bm25": bm25 or None},
+        **{"dimensions": dimensions, "quantize": quantize},
         **{"name": name, "task": task, "backbone": backbone, "data": data, "device": device},
     }
     mode = next(flag for flag, where in modes.items() if where is not None)
@@ -134,6 +151,8 @@ def command(
         threads=threads or 0,
         memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
         options=asked,
+        dimensions=dimensions,
+        quantize=quantize,
         bm25=bm25,
     )
     if out is not None:
@@ -160,6 +179,7 @@ def command(
         )
     what = "the index was built again" if done.rebuilt else "the index was up to date"
     typer.echo(f"{refresh}: {done.encoded:,} passages encoded, {done.kept:,} kept, {what}")
+    _warn(done.warning)
     if json is not None:
         report = {"encoded": done.encoded, "kept": done.kept, "rebuilt": done.rebuilt}
         write_json(json, {"index": str(refresh), "index_type": done.index.index_type, **report})
@@ -197,21 +217,29 @@ def _build(
     seconds = time.perf_counter() - started
     file = out / GRAPH
     size = file.stat().st_size if file.is_file() else 0
+    found = "" if choice.recall is None else f"recall@10 {choice.recall:.3f}, "
     typer.echo(
         f"{out}: {index.index_type} over {index.count:,} passages ({choice.reason}), "
-        f"{size / 1e6:.1f} MB beside the vectors, {seconds:.1f} s"
+        f"{found}{size / 1e6:.1f} MB beside the vectors, {seconds:.1f} s"
     )
+    _warn(choice.warning)
     if json is not None:
         report = {
             "index": str(out),
             "index_type": index.index_type,
             "reason": choice.reason,
+            "recall@10": choice.recall,
             "passages": index.count,
             "dim": index.dim,
             "bytes": size,
             "seconds": seconds,
         }
         write_json(json, report)
+
+
+def _warn(text: str | None) -> None:
+    if text is not None:
+        typer.echo(f"warning: {text}", err=True)
 
 
 def _load(

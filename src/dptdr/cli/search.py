@@ -77,6 +77,13 @@ def command(
     rerank_top: Annotated[
         int, typer.Option(min=1, help="Hits of each query that --rerank scores.")
     ] = 50,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check every file of the index against its checksum first; alone, do only that.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write hits with their texts here.")] = None,
 ) -> None:
@@ -86,6 +93,10 @@ def command(
     """
     from dptdr.errors import ConfigError
 
+    if verify:
+        typer.echo(_verify(index, database))
+        if text is None and queries is None:
+            return
     if (text is None) == (queries is None):
         raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
     if queries is not None and run_out is None:
@@ -142,6 +153,18 @@ def _opened(index: Path, database: str | None) -> "Iterator[Index]":
         yield found
     finally:
         found.close()
+
+
+def _verify(index: Path, database: str | None) -> str:
+    """Check all checksums of an index folder and say so."""
+    from dptdr.errors import ConfigError
+    from dptdr.search.indexes.local import open_index
+
+    if database is not None:
+        raise ConfigError("--verify has no effect with --database, which keeps no checksums")
+    opened = open_index(index)
+    opened.verify()
+    return f"{index}: {opened.count:,} passages, all vectors, ids and texts are as written"
 
 
 def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:

@@ -1,9 +1,11 @@
 """Writing files so that a crash leaves the old state or the new one, never half of it."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,7 +62,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    begin = f".{path.name}.{_machine()}-"
+    _remove_leftovers(path.parent, begin=begin)
+    temporary = Path(
+        tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}.", suffix=".tmp", dir=path.parent)
+    )
     aside = path.parent / f".{path.name}.old"
     try:
         yield temporary
@@ -82,6 +88,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         recover_folder(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Return what tells this machine's processes from those of others on shared storage."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _remove_leftovers(parent: Path, *, begin: str) -> None:
+    """Remove temporary folders of processes of this machine that were killed."""
+    for folder in parent.glob(f"{glob.escape(begin)}*.tmp"):
+        number = folder.name.removeprefix(begin).partition(".")[0]
+        if number.isdecimal() and not _runs(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def recover_folder(path: Path) -> None:
@@ -122,10 +151,17 @@ def read_json(path: Path) -> Any:
         raise DataError("no such file", path=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, {error.reason}", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", path=path) from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"expected JSON, {error.msg}", path=path, line=error.lineno) from None
+    except RecursionError:
+        raise DataError("expected JSON, got lists or objects nested too deep", path=path) from None
+    except ValueError as error:
+        # A number of more digits than Python converts.
+        raise DataError(f"expected JSON, {error}", path=path) from None
 
 
 def sha256_file(path: Path) -> str:

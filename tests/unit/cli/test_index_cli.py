@@ -89,6 +89,19 @@ def test_an_option_of_another_type_is_refused_with_the_type_that_auto_chose(data
         run("index", tmp_path / "v", "--out", tmp_path / "i", "--M", "8")
 
 
+def test_dimensions_and_quantize_give_a_smaller_index_that_says_what_it_finds(data, tmp_path):
+    run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
+    small = ("--dimensions", "128", "--quantize", "int8")
+    result = run("index", tmp_path / "v", "--out", tmp_path / "i", *small)
+    assert (
+        "exact over 2 passages (exact search over int8 vectors), recall@10 1.000" in result.stdout
+    )
+    record = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert (record["dimensions"], record["quantize"]) == (128, "int8")
+    result = run("search", tmp_path / "i", "a hot drink", "--backbone", "minilm")
+    assert result.stdout.splitlines()[0].endswith("b  Tea is hot.")
+
+
 def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):
     with pytest.raises(VectorsError, match="make it with `dptdr encode`"):
         run("index", tmp_path / "v", "--out", tmp_path / "i")

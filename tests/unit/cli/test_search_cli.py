@@ -58,6 +58,20 @@ def test_a_text_is_answered_with_rank_score_id_title_and_snippet(built, tmp_path
     assert hits[0]["score"] > hits[1]["score"]
 
 
+def test_verify_alone_checks_all_files_and_needs_no_encoder(built, tmp_path):
+    import shutil
+
+    result = run("search", built / "i", "--verify")
+    assert result.stdout.endswith("i: 3 passages, all vectors, ids and texts are as written\n")
+    shutil.copytree(built / "i", tmp_path / "i")
+    path = tmp_path / "i" / "vectors" / "shards" / "00000.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"hunts mice", b"hunts bats"))
+    with pytest.raises(VectorsError, match=r"00000.jsonl: expected SHA-256 .* damaged"):
+        run("search", tmp_path / "i", "--verify")
+    with pytest.raises(ConfigError, match="--verify has no effect with --database"):
+        run("search", "pets", "--verify", "--database", "qdrant:x")
+
+
 def test_a_long_text_is_cut_at_a_word(built):
     result = run("search", built / "i", "the sun", "--backbone", "minilm", "-k", "1")
     assert result.stdout.rstrip().endswith("words. More words.…")

@@ -64,6 +64,11 @@ class TableEncoder(HashEncoder):
         return self.table[[int(text) for text in texts]]
 
 
+@pytest.fixture(scope="session")
+def make_table_encoder():
+    return TableEncoder
+
+
 def clustered_vectors(count, *, dim=32, seed=0):
     generator = np.random.default_rng(seed)
     centres = generator.standard_normal((40, dim))

@@ -18,11 +18,15 @@ from dptdr.search.indexes.local import (
     LEXICAL,
     VECTORS,
     LocalIndex,
+    check_reduction,
     open_index,
 )
-from dptdr.search.indexes.options import Options, check_options
+from dptdr.search.indexes.options import GRAPH_OPTIONS, LIST_OPTIONS, Options, check_options
+from dptdr.search.indexes.quantized import FULL, QuantizedRows, Reduction, ShortVectors
+from dptdr.search.indexes.recall import MIN_RECALL, RECALL_DEPTH, measure_recall
 from dptdr.search.indexes.rows import ExactRows, RowIndex
 from dptdr.search.indexes.types import (
+    MORE_EXACT,
     Choice,
     IndexType,
     available_memory,
@@ -46,8 +50,17 @@ class BuildSettings:
     """Memory that the index may take, for ``auto``; half of what is free by default."""
     options: Options = field(default_factory=dict)
     """Options of the index type, such as ``{"M": 48}``."""
+    dimensions: int | None = None
+    """Search the first numbers of each vector only, and the best hits again by all of them."""
+    quantize: str | None = None
+    """Search exactly over float16, int8 or binary vectors, and the best hits again in full."""
     bm25: bool = False
     """Build a BM25 index over the same passages as well, for hybrid search."""
+
+    @property
+    def reduction(self) -> Reduction:
+        """How the vectors that are searched differ from the full ones."""
+        return Reduction(self.dimensions, self.quantize)
 
 
 def build_index(
@@ -80,20 +93,22 @@ def build_index(
     out = Path(out)
     choice = Choice(index_type, "as asked for")
     if index_type == "auto":
-        free = settings.memory_bytes
-        choice = choose_type(
-            folder.count,
-            folder.dim,
-            memory_bytes=available_memory() // 2 if free is None else free,
-        )
+        choice = _choose(folder, settings)
         settings = replace(settings, memory_bytes=None)
-    chosen = find_type(choice.index_type)
-    settings = check_settings(settings, chosen, count=folder.count)
+    settings = check_settings(
+        settings, find_type(choice.index_type), count=folder.count, dim=folder.dim
+    )
     folder.verify()
-    started = time.perf_counter()
     try:
         with atomic_folder(out) as temporary:
-            rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)
+            started = time.perf_counter()
+            rows, choice = _build_measured(
+                folder,
+                choice,
+                settings=settings,
+                auto=index_type == "auto",
+                on_progress=on_progress,
+            )
             rows.save(temporary / GRAPH)
             seconds = time.perf_counter() - started
             _link_folder(folder.path, temporary / VECTORS)
@@ -113,13 +128,74 @@ def build_index(
     return open_index(out, verify=False), choice
 
 
-def check_settings(settings: BuildSettings, index_type: IndexType, *, count: int) -> BuildSettings:
+def _choose(folder: VectorFolder, settings: BuildSettings) -> Choice:
+    if settings.reduction.quantize is not None:
+        return Choice("exact", f"exact search over {settings.reduction.quantize} vectors")
+    free = settings.memory_bytes
+    return choose_type(
+        folder.count,
+        settings.reduction.dimensions or folder.dim,
+        memory_bytes=available_memory() // 2 if free is None else free,
+    )
+
+
+def _build_measured(
+    folder: VectorFolder,
+    choice: Choice,
+    *,
+    settings: BuildSettings,
+    auto: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[RowIndex, Choice]:
+    """Build an index and measure what it finds; ``auto`` goes on until it finds enough."""
+    while True:
+        chosen = find_type(choice.index_type)
+        rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)
+        if isinstance(rows, ExactRows):
+            return rows, choice
+        index = LocalIndex(
+            folder.path,
+            index_type=chosen,
+            vectors=folder,
+            rows=rows,
+            reduction=settings.reduction,
+        )
+        recall = round(measure_recall(index, seed=_seed(settings)), 4)
+        choice = choice._replace(recall=recall, warning=_warning(chosen, recall, settings))
+        other = MORE_EXACT.get(chosen.name)
+        if recall >= MIN_RECALL or not auto or other is None or settings.options:
+            return rows, choice
+        choice = Choice(
+            other, f"{chosen.name} found {recall:.3f} of the exact ten; {choice.reason}"
+        )
+
+
+def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> str | None:
+    if recall >= MIN_RECALL:
+        return None
+    advice = {
+        GRAPH_OPTIONS: "raise ef_search, ef_construction or M, or take ivf-sq",
+        LIST_OPTIONS: "raise nprobe, or take exact",
+        (): "take another quantize, or none",
+    }[index_type.options]
+    if settings.dimensions is not None:
+        advice = f"raise dimensions (now {settings.dimensions}), or else {advice}"
+    return (
+        f"recall@{RECALL_DEPTH} against exact search is {recall:.3f} on stored vectors, below "
+        f"{MIN_RECALL}: {advice}"
+    )
+
+
+def check_settings(
+    settings: BuildSettings, index_type: IndexType, *, count: int, dim: int
+) -> BuildSettings:
     """Return settings that all have an effect on an index type.
 
     Args:
         settings: What was asked for.
         index_type: The type.
         count: Passages.
+        dim: Numbers in a vector.
 
     Returns:
         The same with options by their names of today.
@@ -131,6 +207,7 @@ def check_settings(settings: BuildSettings, index_type: IndexType, *, count: int
         settings.options, index_type=index_type.name, accepted=index_type.options
     )
     check_size(index_type, count, options=options)
+    check_reduction(settings.reduction, index_type, dim=dim)
     for name, given, meant in (
         ("seed", settings.seed, index_type.seeded),
         ("memory_bytes", settings.memory_bytes, False),
@@ -146,7 +223,9 @@ def _manifest(
     folder: VectorFolder, choice: Choice, *, settings: BuildSettings, graph: Path
 ) -> dict[str, Any]:
     """Return what the manifest says: of the settings, those that were applied."""
-    made: dict[str, Any] = {}
+    made = {name: value for name, value in settings.reduction._asdict().items() if value}
+    if choice.recall is not None:
+        made["recall@10"] = choice.recall
     if choice.index_type != "exact":
         made["threads"] = settings.threads
     if find_type(choice.index_type).seeded:
@@ -184,7 +263,9 @@ def _build_rows(
     on_progress: Callable[[int, int], None] | None,
 ) -> RowIndex:
     if index_type.name == "exact":
-        return ExactRows(folder)
+        if settings.reduction == FULL:
+            return ExactRows(folder)
+        return QuantizedRows.build(folder, settings.reduction)
     from dptdr.search.indexes.faiss_index import FaissRows, FaissSettings
 
     made = FaissSettings(
@@ -192,7 +273,8 @@ def _build_rows(
         threads=settings.threads,
         **settings.options,
     )
-    return FaissRows.build(folder, index_type.name, settings=made, on_progress=on_progress)
+    vectors = folder if settings.dimensions is None else ShortVectors(folder, settings.dimensions)
+    return FaissRows.build(vectors, index_type.name, settings=made, on_progress=on_progress)
 
 
 def _link_folder(source: Path, target: Path) -> None:

@@ -4,17 +4,20 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
+from dptdr.search.indexes.quantized import ShortVectors
 from dptdr.search.indexes.types import pq_parts
 from dptdr.search.vectors.folder import VectorFolder
 
 # Its type stubs do not match what it offers.
 faiss: Any = importlib.import_module("faiss")
+
+Vectors: TypeAlias = VectorFolder | ShortVectors
 
 _TRAINING_ROWS_PER_LIST = 64
 _MOST_TRAINING_ROWS = 262_144
@@ -67,7 +70,7 @@ class FaissRows:
     @classmethod
     def build(
         cls,
-        folder: VectorFolder,
+        folder: Vectors,
         index_type: str,
         *,
         settings: FaissSettings,
@@ -100,23 +103,36 @@ class FaissRows:
         return cls(index, settings)
 
     @classmethod
-    def load(cls, path: Path, settings: FaissSettings) -> "FaissRows":
+    def load(
+        cls, path: Path, index_type: str, *, settings: FaissSettings, count: int, dim: int
+    ) -> "FaissRows":
         """Read an index from a file.
 
         Args:
             path: The file.
+            index_type: Name of the type that it must be.
             settings: How it is searched.
+            count: Vectors that it must hold.
+            dim: Numbers that each must have.
 
         Returns:
             The index.
 
         Raises:
-            VectorsError: If faiss cannot read it.
+            VectorsError: If faiss cannot read it or it is another index.
         """
         try:
-            return cls(faiss.read_index(str(path)), settings)
-        except RuntimeError as error:
-            raise VectorsError(f"{path}: faiss cannot read it ({_reason(error)})") from None
+            index = faiss.read_index(str(path))
+        except (RuntimeError, MemoryError) as error:
+            raise VectorsError(
+                f"{path}: faiss cannot read it ({_reason(error)}); build the index again"
+            ) from None
+        if not _is_of_type(index, index_type) or (index.ntotal, index.d) != (count, dim):
+            raise VectorsError(
+                f"{path}: expected {count} vectors of {dim} numbers as {index_type}, got "
+                f"{index.ntotal} of {index.d} as {type(index).__name__}; build the index again"
+            )
+        return cls(index, settings)
 
     def save(self, path: Path) -> None:
         """Write the index to a file.
@@ -171,6 +187,23 @@ class FaissRows:
         return parameters
 
 
+def _is_of_type(index: Any, index_type: str) -> bool:
+    """Return whether faiss read what an index type consists of."""
+    inner = index
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(index.index)
+    rotated, made = {
+        "hnsw": (False, faiss.IndexHNSWFlat),
+        "hnsw-sq": (False, faiss.IndexHNSWSQ),
+        "ivf-sq": (False, faiss.IndexIVFScalarQuantizer),
+        "ivf-pq": (True, faiss.IndexIVFPQ),
+        "rabitq": (True, faiss.IndexIVFRaBitQ),
+    }[index_type]
+    same_metric = index.metric_type == faiss.METRIC_INNER_PRODUCT == inner.metric_type
+    fits = inner.ntotal == index.ntotal and same_metric
+    return type(inner) is made and rotated == (inner is not index) and fits
+
+
 def _default_nlist(count: int) -> int:
     # faiss wants 39 training rows for each list.
     return max(1, min(int(4 * count**0.5), count // 39))
@@ -214,9 +247,7 @@ def _seed(index: Any, settings: FaissSettings) -> None:
         inner.pq.cp.min_points_per_centroid = 1
 
 
-def _training_rows(
-    folder: VectorFolder, *, nlist: int, seed: int
-) -> Float32[np.ndarray, "rows dim"]:
+def _training_rows(folder: Vectors, *, nlist: int, seed: int) -> Float32[np.ndarray, "rows dim"]:
     """Return a sample of the vectors, the same for the same seed."""
     # 65,536 rows are 256 for each of the 256 centres of a product code.
     wanted = min(max(nlist * _TRAINING_ROWS_PER_LIST, 65_536), _MOST_TRAINING_ROWS, folder.count)

@@ -13,11 +13,21 @@ from dptdr.io.lines import describe
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.index import Found, check_query_vectors
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
+from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
 from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
 from dptdr.search.indexes.types import IndexType, find_type
+from dptdr.search.vectors.compression import shorten
 from dptdr.search.vectors.documents import Document, Filter
 from dptdr.search.vectors.folder import VectorFolder, settle
-from dptdr.search.vectors.manifest import MANIFEST, Origin, check_format, read_record
+from dptdr.search.vectors.manifest import (
+    MANIFEST,
+    Origin,
+    check_format,
+    read_record,
+    refuse_link,
+    text,
+    whole_number,
+)
 
 FORMAT = "dptdr-index"
 FORMAT_VERSION = 2
@@ -26,6 +36,9 @@ GRAPH = "index.bin"
 LEXICAL = "bm25"
 
 _TRIES = 5
+
+_REDUCED_RERANK = 4
+"""Candidates for each hit that are scored again on the full vectors, after a search of smaller."""
 
 _EXACT_WHEN_ALLOWED = 20_000
 """Filters that leave at most so many passages are answered by scoring all of those."""
@@ -40,6 +53,8 @@ class LocalIndex:
         vectors: Full vectors, ids and texts.
         rows: What finds rows.
         options: Options that it was built with.
+        reduction: How the vectors that are searched differ from the full ones.
+        recall: Recall@10 that was measured when it was built.
     """
 
     def __init__(
@@ -50,12 +65,18 @@ class LocalIndex:
         vectors: VectorFolder,
         rows: RowIndex,
         options: Options | None = None,
+        reduction: Reduction = FULL,
+        recall: float | None = None,
     ) -> None:
         self.path = path
         self.options = dict(options or {})
         self.vectors = vectors
         self.rows = rows
+        self.reduction = reduction
+        self.recall = recall
         self.rerank = index_type.rerank
+        if reduction != FULL:
+            self.rerank = max(self.rerank, _REDUCED_RERANK)
         self._type = index_type
         self._allowed: dict[tuple[Filter, ...], Int64[np.ndarray, " rows"]] = {}
         self._row_of: dict[str, int] | None = None
@@ -126,7 +147,8 @@ class LocalIndex:
         if not self.rerank:
             return self.rows.search(queries, depth=depth, allowed=allowed)
         wanted = min(candidates, depth * self.rerank)
-        _, rows = self.rows.search(queries, depth=wanted, allowed=allowed)
+        short = shorten(queries, self.reduction.dimensions or self.dim)
+        _, rows = self.rows.search(short, depth=wanted, allowed=allowed)
         return rescore(self.vectors, queries, candidates=rows, depth=depth)
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
@@ -137,6 +159,16 @@ class LocalIndex:
         if missing:
             raise VectorsError(f"{self.path}: no passage has the id '{missing[0]}'")
         return self.vectors.documents([self._row_of[identifier] for identifier in ids])
+
+    def verify(self) -> None:
+        """Check all vectors, ids and texts against their checksums.
+
+        Opening an index checks the checksum of what faiss reads, and sizes of all else.
+
+        Raises:
+            VectorsError: If a file's bytes are not those that were written.
+        """
+        self.vectors.verify()
 
     @property
     def has_lexical(self) -> bool:
@@ -215,19 +247,71 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
         index_type, options = _type_and_options(record)
     except VectorsError as error:
         raise VectorsError(f"{manifest_path}: {error}") from None
+    refuse_link(path / VECTORS)
     vectors = VectorFolder(path / VECTORS)
     vectors.pin()
     for field, value in (("count", vectors.count), ("dim", vectors.dim)):
         if record.get(field) != value:
             raise VectorsError(
                 f"{manifest_path}, field '{field}': expected {value} as in the vectors, got "
-                f"{record.get(field)!r}; build the index again"
+                f"{describe(record.get(field))}; build the index again"
             )
-    file = record.get("file")
-    if file is not None:
-        _check_file(path / GRAPH, file, verify=verify)
-    rows = _load_rows(path, index_type, options=options, vectors=vectors)
-    return LocalIndex(path, index_type=index_type, vectors=vectors, rows=rows, options=options)
+    reduction = _reduction(record, index_type, path=manifest_path, dim=vectors.dim)
+    if index_type.name != "exact" or reduction != FULL:
+        _check_file(path / GRAPH, record.get("file"), manifest=manifest_path, verify=verify)
+    rows = _load_rows(path, index_type, options=options, vectors=vectors, reduction=reduction)
+    recall = record.get("recall@10")
+    return LocalIndex(
+        path,
+        index_type=index_type,
+        vectors=vectors,
+        rows=rows,
+        options=options,
+        reduction=reduction,
+        recall=float(recall) if isinstance(recall, int | float) else None,
+    )
+
+
+def _reduction(record: dict[str, Any], index_type: IndexType, *, path: Path, dim: int) -> Reduction:
+    try:
+        return check_reduction(
+            Reduction(record.get("dimensions"), record.get("quantize")), index_type, dim=dim
+        )
+    except VectorsError as error:
+        raise VectorsError(f"{path}: {error}") from None
+
+
+def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) -> Reduction:
+    """Return a reduction that has an effect on an index type, or refuse it.
+
+    Args:
+        reduction: What was asked for, or what a manifest says.
+        index_type: Type of the index.
+        dim: Numbers in a vector of the folder.
+
+    Returns:
+        The same.
+
+    Raises:
+        VectorsError: If it has no effect or is out of bounds.
+    """
+    kept, form = reduction
+    if kept is not None and (type(kept) is not int or not 1 <= kept < dim):
+        raise VectorsError(
+            f"option dimensions: expected a number from 1 to {dim - 1}, below the {dim} of the "
+            f"vectors, got {kept if type(kept) is int else describe(kept)}"
+        )
+    if form is not None and form not in QUANTIZATIONS:
+        shown = f"'{form}'" if isinstance(form, str) else describe(form)
+        raise VectorsError(
+            f"option quantize: expected one of {', '.join(QUANTIZATIONS)}, got {shown}"
+        )
+    if form is not None and index_type.name != "exact":
+        raise VectorsError(
+            f"option quantize has no effect on an index of type {index_type.name}; leave it out, "
+            "or take exact"
+        )
+    return reduction
 
 
 def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
@@ -244,15 +328,22 @@ def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
     )
 
 
-def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
+def _check_file(path: Path, expected: object, *, manifest: Path, verify: bool) -> None:
+    if not isinstance(expected, dict):
+        raise VectorsError(
+            f"{manifest}, field 'file': expected an object, got {describe(expected)}; build the "
+            "index again"
+        )
+    expected_bytes = whole_number(expected, "bytes", path=manifest)
+    refuse_link(path)
     size = path.stat().st_size if path.is_file() else -1
-    if size != expected["bytes"]:
+    if size != expected_bytes:
         came = "no such file" if size < 0 else f"got {size}"
         raise VectorsError(
-            f"{path}: expected {expected['bytes']} bytes, {came}; the file was cut short or "
+            f"{path}: expected {expected_bytes} bytes, {came}; the file was cut short or "
             "changed, build the index again"
         )
-    if verify and (digest := sha256_file(path)) != expected["sha256"]:
+    if verify and (digest := sha256_file(path)) != text(expected, "sha256", manifest):
         raise VectorsError(
             f"{path}: expected SHA-256 {expected['sha256']}, got {digest}; the file was damaged, "
             "build the index again"
@@ -260,10 +351,23 @@ def _check_file(path: Path, expected: dict[str, Any], *, verify: bool) -> None:
 
 
 def _load_rows(
-    path: Path, index_type: IndexType, *, options: Options, vectors: VectorFolder
+    path: Path,
+    index_type: IndexType,
+    *,
+    options: Options,
+    vectors: VectorFolder,
+    reduction: Reduction,
 ) -> RowIndex:
     if index_type.name == "exact":
-        return ExactRows(vectors)
+        if reduction == FULL:
+            return ExactRows(vectors)
+        return QuantizedRows.load(path / GRAPH, reduction, count=vectors.count, dim=vectors.dim)
     from dptdr.search.indexes.faiss_index import FaissRows, FaissSettings
 
-    return FaissRows.load(path / GRAPH, FaissSettings(**options))
+    return FaissRows.load(
+        path / GRAPH,
+        index_type.name,
+        settings=FaissSettings(**options),
+        count=vectors.count,
+        dim=reduction.dimensions or vectors.dim,
+    )

@@ -28,6 +28,8 @@ class Refreshed:
     """Passages whose vectors were taken over."""
     rebuilt: bool
     """Whether the index was built again."""
+    warning: str | None = None
+    """What to do about a recall that is too low."""
 
 
 def refresh_index(
@@ -69,7 +71,8 @@ def refresh_index(
     settings = _as_before(settings or BuildSettings(), old_index, wanted=wanted)
     if wanted != "auto":
         # Refused before hours of encoding.
-        check_settings(settings, find_type(wanted), count=source.count or old_folder.count)
+        count = source.count or old_folder.count
+        check_settings(settings, find_type(wanted), count=count, dim=old_folder.dim)
     before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
@@ -92,25 +95,34 @@ def refresh_index(
         folder.manifest != old_index.vectors.manifest
         or wanted != old_index.index_type
         or settings.options != old_index.options
+        or settings.reduction != old_index.reduction
         or settings.bm25 != old_index.has_lexical
         or settings.seed is not None
     )
+    warning = None
     if rebuilt:
-        old_index, _ = build_index(folder, out=index, index_type=wanted, settings=settings)
+        old_index, choice = build_index(folder, out=index, index_type=wanted, settings=settings)
+        warning = choice.warning
     return Refreshed(
         index=old_index,
         encoded=counting.encoded,
         kept=folder.count - counting.encoded,
         rebuilt=rebuilt,
+        warning=warning,
     )
 
 
 def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:
     """Return settings with what the old index has where nothing else is asked for."""
-    options = settings.options
-    if not options and wanted == old.index_type:
-        options = old.options
-    return replace(settings, options=options, bm25=settings.bm25 or old.has_lexical)
+    settings = replace(settings, bm25=settings.bm25 or old.has_lexical)
+    if wanted != old.index_type:
+        return settings
+    return replace(
+        settings,
+        options=settings.options or old.options,
+        dimensions=settings.dimensions or old.reduction.dimensions,
+        quantize=settings.quantize or old.reduction.quantize,
+    )
 
 
 class _CountingEncoder:

@@ -59,6 +59,15 @@ INDEX_TYPES: dict[str, IndexType] = {
 }
 """All local types. Those with ``rerank`` read the best candidates' full vectors from disk."""
 
+MORE_EXACT = {
+    "hnsw": "ivf-sq",
+    "hnsw-sq": "ivf-sq",
+    "ivf-sq": "exact",
+    "ivf-pq": "ivf-sq",
+    "rabitq": "exact",
+}
+"""What ``auto`` takes instead of a type that finds too little; near-copies are bad for graphs."""
+
 _REMOVED = {"usearch": "0.1.0"}
 """Index types of earlier versions, with the last version that reads them."""
 
@@ -68,6 +77,10 @@ class Choice(NamedTuple):
 
     index_type: str
     reason: str
+    recall: float | None = None
+    """Recall@10 against exact search; None for exact search."""
+    warning: str | None = None
+    """What to do about a recall that is too low."""
 
 
 def pq_parts(dim: int) -> int:

@@ -1,11 +1,11 @@
 """Smaller vectors, and what they cost: half precision, 8 bits, 1 bit, fewer dimensions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 from dptdr.errors import VectorsError
 from dptdr.search.indexes.exact import BLOCK_ROWS, top_k_of_blocks
@@ -40,20 +40,87 @@ class CompressedVectors:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield first row and restored vectors of consecutive blocks.
+    @classmethod
+    def joined(cls, parts: Sequence["CompressedVectors"]) -> "CompressedVectors":
+        """Return consecutive parts of one form as a whole."""
+        first = parts[0]
+        return cls(
+            compression=first.compression,
+            dim=first.dim,
+            codes=np.concatenate([part.codes for part in parts]),
+            scales=np.concatenate([part.scales for part in parts]),
+            middle=first.middle,
+        )
+
+    def as_stored(self) -> np.ndarray:
+        """Return all that search needs as one array, one row for each vector."""
+        if self.compression != "int8":
+            return self.codes
+        stored = np.empty(len(self.codes), dtype=_int8_rows(self.dim))
+        stored["scale"], stored["codes"] = self.scales, self.codes
+        return stored
+
+    @classmethod
+    def from_stored(
+        cls, stored: np.ndarray, *, compression: Compression, dim: int, count: int
+    ) -> "CompressedVectors":
+        """Return the vectors that :meth:`as_stored` gave.
+
+        Args:
+            stored: The array, memory-mapped as a rule.
+            compression: The form.
+            dim: Numbers that are kept of a vector.
+            count: Vectors.
+
+        Returns:
+            The vectors.
+
+        Raises:
+            VectorsError: If the array has another shape or type.
+        """
+        width = (dim + 7) // 8 if compression == "binary" else dim
+        numbers = "uint8" if compression == "binary" else compression
+        expected = (
+            (_int8_rows(dim), (count,)) if compression == "int8" else (numbers, (count, width))
+        )
+        if (stored.dtype, stored.shape) != (np.dtype(expected[0]), expected[1]):
+            raise VectorsError(
+                f"expected {count} vectors of {dim} numbers as {compression}, got the shape "
+                f"{stored.shape} of {stored.dtype}"
+            )
+        nothing = np.empty(0, dtype=np.float32)
+        int8 = compression == "int8"
+        return cls(
+            compression=compression,
+            dim=dim,
+            codes=np.asarray(stored["codes"] if int8 else stored),
+            scales=np.asarray(stored["scale"]) if int8 else nothing,
+            middle=nothing,
+        )
+
+    def blocks(
+        self, rows: Int64[np.ndarray, " rows"] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield place and restored vectors of consecutive blocks.
+
+        Args:
+            rows: The vectors wanted; None for all.
 
         Yields:
-            Row number, and float32 vectors; for ``binary`` each number is 1 or -1.
+            Place among the wanted, and float32 vectors; for ``binary`` each number is 1 or -1.
         """
-        for start in range(0, len(self.codes), BLOCK_ROWS):
-            codes = self.codes[start : start + BLOCK_ROWS]
+        for start in range(0, len(self.codes) if rows is None else len(rows), BLOCK_ROWS):
+            some = (
+                slice(start, start + BLOCK_ROWS)
+                if rows is None
+                else rows[start : start + BLOCK_ROWS]
+            )
+            codes = self.codes[some]
             if self.compression == "binary":
                 bits = np.unpackbits(codes, axis=1, count=self.dim)
                 yield start, bits.astype(np.float32) * 2 - 1
             elif self.compression == "int8":
-                scales = self.scales[start : start + BLOCK_ROWS, None]
-                yield start, codes.astype(np.float32) * scales
+                yield start, codes.astype(np.float32) * self.scales[some, None]
             else:
                 yield start, codes
 
@@ -77,7 +144,7 @@ class CompressedVectors:
         Returns:
             Scores and rows, best first.
         """
-        cut = _cut(queries, self.dim)
+        cut = shorten(queries, self.dim)
         if full is None:
             return top_k_of_blocks(cut, self.blocks(), depth=depth)
         _, candidates = top_k_of_blocks(cut, self.blocks(), depth=depth * factor)
@@ -97,6 +164,7 @@ def compress(
     *,
     compression: Compression = "float32",
     dim: int | None = None,
+    middle: Float[np.ndarray, " dim"] | None = None,
 ) -> CompressedVectors:
     """Return vectors in a smaller form.
 
@@ -106,6 +174,8 @@ def compress(
             vector; ``binary`` keeps which side of the dimension's mean a number lies on.
         dim: Keep the first so many numbers and normalise what is left (Matryoshka); only encoders
             trained for it put the most important numbers first.
+        middle: For ``binary``, the value of each dimension that divides 0 from 1; the mean over
+            these vectors by default.
 
     Returns:
         The compressed vectors; ``bytes`` says what they take.
@@ -122,9 +192,9 @@ def compress(
     kept = full_dim if dim is None else dim
     if not 1 <= kept <= full_dim:
         raise VectorsError(f"expected to keep 1 to {full_dim} numbers of a vector, got {kept}")
-    short = _cut(vectors, kept)
+    short = shorten(vectors, kept)
     nothing = np.empty(0, dtype=np.float32)
-    codes, scales, middle = short, nothing, nothing
+    codes, scales, divides = short, nothing, nothing
     if compression == "float16":
         codes = short.astype(np.float16)
     elif compression == "int8":
@@ -132,15 +202,27 @@ def compress(
         safe = np.where(scales > 0, scales, np.float32(1))
         codes = np.rint(short / safe[:, None]).astype(np.int8)
     elif compression == "binary":
-        middle = short.mean(axis=0)
-        codes = np.packbits(short > middle, axis=1)
+        divides = short.mean(axis=0) if middle is None else np.asarray(middle, dtype=np.float32)
+        codes = np.packbits(short > divides, axis=1)
     return CompressedVectors(
-        compression=compression, dim=kept, codes=codes, scales=scales, middle=middle
+        compression=compression, dim=kept, codes=codes, scales=scales, middle=divides
     )
 
 
-def _cut(vectors: Float[np.ndarray, "rows full_dim"], dim: int) -> Float[np.ndarray, "rows dim"]:
-    """Return the first numbers of each vector, brought back to the length of the whole."""
+def _int8_rows(dim: int) -> np.dtype[Any]:
+    return np.dtype([("scale", "<f4"), ("codes", "i1", (dim,))])
+
+
+def shorten(vectors: Float[np.ndarray, "rows full_dim"], dim: int) -> Float[np.ndarray, "rows dim"]:
+    """Return the first numbers of each vector, at the length of the whole.
+
+    Args:
+        vectors: Full vectors.
+        dim: Numbers to keep.
+
+    Returns:
+        The shorter vectors.
+    """
     whole = np.asarray(vectors, dtype=np.float32)
     if dim == whole.shape[1]:
         return whole

@@ -17,6 +17,7 @@ from dptdr.io.lines import describe, parse_object, raw_lines
 from dptdr.records import Passage
 
 METADATA_FIELD = "metadata"
+MAX_ID_BYTES = 1024
 
 
 class Document(NamedTuple):
@@ -138,10 +139,21 @@ def pack_documents(
 
 
 def unpack_document(line: bytes) -> Document:
-    """Return the document that :func:`pack_documents` wrote as one line."""
+    """Return the document that :func:`pack_documents` wrote as one line.
+
+    Raises:
+        ValueError: If it is no such line.
+    """
     record = orjson.loads(line)
-    passage = Passage(record["_id"], record["text"], record["title"])
-    return Document(passage, record.get(METADATA_FIELD, {}))
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, got {describe(record)}")
+    for field in ("_id", "text", "title"):
+        if not isinstance(record.get(field), str):
+            raise ValueError(f"field '{field}': expected a text, got {describe(record.get(field))}")
+    metadata = record.get(METADATA_FIELD, {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"field 'metadata': expected an object, got {describe(metadata)}")
+    return Document(Passage(record["_id"], record["text"], record["title"]), metadata)
 
 
 def pack_ids(ids: Sequence[str]) -> np.ndarray:
@@ -154,12 +166,19 @@ def pack_ids(ids: Sequence[str]) -> np.ndarray:
         One entry for each id.
 
     Raises:
-        VectorsError: If an id ends with a NUL character, which such an array cannot keep.
+        VectorsError: If an id ends with a NUL character, which such an array cannot keep, or is so
+            long that the array would be many times larger than the texts.
     """
     for identifier in ids:
         if identifier.endswith("\0"):
             raise VectorsError(f"expected ids without a NUL at the end, got {identifier!r}")
     encoded = [identifier.encode("utf-8") for identifier in ids]
+    longest = max(encoded, key=len, default=b"")
+    if len(longest) > MAX_ID_BYTES:
+        raise VectorsError(
+            f"expected passage ids of at most {MAX_ID_BYTES:,} bytes, got one of "
+            f"{len(longest):,} that begins with {longest[:40]!r}; give the passage a shorter id"
+        )
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 

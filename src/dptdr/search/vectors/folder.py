@@ -15,7 +15,14 @@ from dptdr.errors import VectorsError
 from dptdr.io.atomic import recover_folder, sha256_file
 from dptdr.search.indexes.exact import BLOCK_ROWS
 from dptdr.search.vectors.documents import Document, Filter, unpack_document, unpack_ids
-from dptdr.search.vectors.manifest import SHARDS, Shard, StoredFile, read_manifest
+from dptdr.search.vectors.manifest import (
+    MANIFEST,
+    SHARDS,
+    Shard,
+    StoredFile,
+    read_manifest,
+    refuse_link,
+)
 
 _OPEN_FILES = 192
 """Memory-mapped files kept open at once; each holds a file descriptor."""
@@ -41,15 +48,28 @@ class VectorFolder:
         self._starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])
         self._open: OrderedDict[str, np.ndarray] = OrderedDict()
         self._pinned = False
-        for file in self._files():
-            self._check_size(file)
+        refuse_link(self.path / SHARDS)
+        for shard in self.manifest.shards:
+            self._check_rows(shard)
+            for file in shard.files:
+                self._check_size(file)
 
     def _files(self) -> Iterator[StoredFile]:
         for shard in self.manifest.shards:
             yield from shard.files
 
+    def _check_rows(self, shard: Shard) -> None:
+        """Refuse more rows than the files can hold, before anything is allocated for them."""
+        row_bytes = self.dim * np.dtype(self.manifest.origin.dtype).itemsize
+        if shard.vectors.bytes < shard.rows * row_bytes or shard.offsets.bytes < 8 * shard.rows:
+            raise VectorsError(
+                f"{self.path / MANIFEST}: shard {shard.index} lists {shard.rows:,} rows of "
+                f"{self.dim:,} numbers, more than its files hold; encode again"
+            )
+
     def _check_size(self, file: StoredFile) -> None:
         path = self.file(file)
+        refuse_link(path)
         if not path.is_file():
             raise VectorsError(
                 f"{path}: missing, though the manifest lists it; encode again or copy it back"
@@ -77,8 +97,11 @@ class VectorFolder:
         files = list(self._files())
         _allow_open_files(len(files) + 256)
         self._pinned = True
-        for file in files:
-            self._mapped(file)
+        for shard in self.manifest.shards:
+            self._vectors(shard)
+            self._ids(shard)
+            self._offsets(shard)
+            self._mapped(shard.documents)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Check every file against its checksum, and that no id stands twice.
@@ -104,7 +127,7 @@ class VectorFolder:
     def _check_ids(self) -> None:
         seen = np.empty(self.count, dtype=np.uint64)
         for start, ids in self._id_blocks():
-            seen[start : start + len(ids)] = id_hashes(unpack_ids(ids))
+            seen[start : start + len(ids)] = id_hashes(self._decoded(ids))
         seen.sort()
         doubled = seen[1:][seen[1:] == seen[:-1]]
         if not len(doubled):
@@ -112,7 +135,7 @@ class VectorFolder:
         # Equal hashes are suspects only: look at the ids themselves.
         met: set[str] = set()
         for _, ids in self._id_blocks():
-            for identifier in unpack_ids(ids[np.isin(id_hashes(unpack_ids(ids)), doubled)]):
+            for identifier in self._decoded(ids[np.isin(id_hashes(self._decoded(ids)), doubled)]):
                 if identifier in met:
                     raise VectorsError(
                         f"{self.path}: expected unique passage ids, '{identifier}' stands twice; "
@@ -163,17 +186,16 @@ class VectorFolder:
             One id for each row number.
         """
         if len(self.manifest.shards) == 1:
-            return unpack_ids(self._mapped(self.manifest.shards[0].ids)[rows])
+            return self._decoded(self._ids(self.manifest.shards[0])[rows])
         found = np.empty(len(rows), dtype=object)
         for shard, places in self._places(rows):
-            packed = self._mapped(shard.ids)
-            found[places] = packed[rows[places] - self._starts[shard.index]]
-        return [identifier.decode("utf-8") for identifier in found]
+            found[places] = self._ids(shard)[rows[places] - self._starts[shard.index]]
+        return self._decoded(found)
 
     def all_ids(self) -> Iterator[str]:
         """Yield all passage ids in row order."""
         for _, ids in self._id_blocks():
-            yield from unpack_ids(ids)
+            yield from self._decoded(ids)
 
     def documents(self, rows: Sequence[int] | Iterable[int]) -> list[Document]:
         """Return the documents of some rows, in the given order.
@@ -188,17 +210,16 @@ class VectorFolder:
         for row in rows:
             shard = self._shard_of(int(row))
             local = int(row) - int(self._starts[shard.index])
-            first, end = self._mapped(shard.offsets)[local : local + 2].tolist()
-            found.append(unpack_document(self._mapped(shard.documents)[first:end].tobytes()))
+            first, end = self._offsets(shard)[local : local + 2].tolist()
+            found.append(self._document(shard, first, end, row=local))
         return found
 
     def all_documents(self) -> Iterator[Document]:
         """Yield all documents in row order."""
         for shard in self.manifest.shards:
-            text = self._mapped(shard.documents)
-            offsets = self._mapped(shard.offsets).tolist()
-            for first, end in itertools.pairwise(offsets):
-                yield unpack_document(text[first:end].tobytes())
+            offsets = self._offsets(shard).tolist()
+            for row, (first, end) in enumerate(itertools.pairwise(offsets)):
+                yield self._document(shard, first, end, row=row)
 
     def rows_where(self, filters: Sequence[Filter]) -> Int64[np.ndarray, " rows"]:
         """Return the rows whose metadata passes all filters, in growing order.
@@ -218,7 +239,7 @@ class VectorFolder:
 
     def _id_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         for shard, start in zip(self.manifest.shards, self._starts.tolist(), strict=False):
-            yield start, np.asarray(self._mapped(shard.ids))
+            yield start, self._ids(shard)
 
     def _shard_of(self, row: int) -> Shard:
         if not 0 <= row < self.count:
@@ -236,12 +257,52 @@ class VectorFolder:
 
     def _vectors(self, shard: Shard) -> Float[np.ndarray, "rows dim"]:
         vectors = self._mapped(shard.vectors)
-        if vectors.shape != (shard.rows, self.dim):
-            raise VectorsError(
-                f"{self.file(shard.vectors)}: expected {shard.rows} vectors of {self.dim} numbers, "
-                f"got the shape {vectors.shape}; encode again"
+        wanted = (shard.rows, self.dim), np.dtype(self.manifest.origin.dtype)
+        if (vectors.shape, vectors.dtype) != wanted:
+            raise self._misfit(
+                shard.vectors, vectors, f"{shard.rows} vectors of {self.dim} numbers"
             )
         return vectors
+
+    def _ids(self, shard: Shard) -> np.ndarray:
+        ids = self._mapped(shard.ids)
+        if ids.shape != (shard.rows,) or ids.dtype.kind != "S":
+            raise self._misfit(shard.ids, ids, f"{shard.rows} ids")
+        return ids
+
+    def _offsets(self, shard: Shard) -> Int64[np.ndarray, " offsets"]:
+        offsets = self._mapped(shard.offsets)
+        if offsets.shape != (shard.rows + 1,) or offsets.dtype != np.int64:
+            raise self._misfit(shard.offsets, offsets, f"{shard.rows + 1} offsets")
+        return offsets
+
+    def _misfit(self, file: StoredFile, found: np.ndarray, expected: str) -> VectorsError:
+        return VectorsError(
+            f"{self.file(file)}: expected {expected}, got the shape {found.shape} of "
+            f"{found.dtype}; encode again"
+        )
+
+    def _document(self, shard: Shard, first: int, end: int, *, row: int) -> Document:
+        text = self._mapped(shard.documents)
+        if not 0 <= first <= end <= len(text):
+            raise VectorsError(
+                f"{self.file(shard.offsets)}: expected row {row} within the {len(text):,} bytes of "
+                f"{shard.documents.name}, got {first} to {end}; encode again"
+            )
+        try:
+            return unpack_document(text[first:end].tobytes())
+        except ValueError as error:
+            raise VectorsError(
+                f"{self.file(shard.documents)}, row {row}: {error}; encode again"
+            ) from None
+
+    def _decoded(self, packed: np.ndarray) -> list[str]:
+        try:
+            return unpack_ids(packed)
+        except UnicodeDecodeError as error:
+            raise VectorsError(
+                f"{self.path}: expected ids in UTF-8, got {error.object[:40]!r}; encode again"
+            ) from None
 
     def _mapped(self, file: StoredFile) -> np.ndarray:
         known = self._open.get(file.name)
@@ -250,11 +311,13 @@ class VectorFolder:
         path = self.file(file)
         try:
             if path.suffix == ".npy":
-                mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+                mapped: np.ndarray = np.lib.format.open_memmap(path, mode="r")
             else:
                 mapped = np.memmap(path, mode="r", dtype=np.uint8)
-        except (ValueError, OSError) as error:
-            raise VectorsError(f"{path}: cannot be read ({error}); encode again") from None
+        except Exception as error:
+            # A damaged header makes NumPy raise errors of many types.
+            reason = " ".join(str(error).split())[:200]
+            raise VectorsError(f"{path}: cannot be read ({reason}); encode again") from None
         # A plain view: every step of a memmap object costs more than that of an array.
         array = np.asarray(mapped)
         self._open[file.name] = array

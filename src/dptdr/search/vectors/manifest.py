@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from dptdr.errors import DataError, VectorsError
 from dptdr.io.atomic import read_json
+from dptdr.io.lines import describe
 
 FORMAT = "dptdr-vectors"
 FORMAT_VERSION = 1
@@ -89,7 +90,13 @@ def shard_as_json(shard: Shard) -> dict[str, Any]:
     return {"index": shard.index, "rows": shard.rows, **files}
 
 
-_FILE_FIELDS = ("vectors", "ids", "documents", "offsets")
+_FILE_FIELDS = {
+    "vectors": ".npy",
+    "ids": ".ids.npy",
+    "documents": ".jsonl",
+    "offsets": ".offsets.npy",
+}
+"""Files of a shard, and how their names end."""
 
 
 def shard_from_json(record: Any, *, path: Path) -> Shard:
@@ -105,19 +112,68 @@ def shard_from_json(record: Any, *, path: Path) -> Shard:
     Raises:
         VectorsError: If a field is missing or of another type.
     """
-    try:
-        files = {
-            name: StoredFile(
-                str(record[name]["name"]), int(record[name]["bytes"]), str(record[name]["sha256"])
-            )
-            for name in _FILE_FIELDS
-        }
-        return Shard(index=int(record["index"]), rows=int(record["rows"]), **files)
-    except (KeyError, TypeError, ValueError) as error:
+    if not isinstance(record, dict):
+        raise VectorsError(f"{path}: expected a shard as an object, got {describe(record)}")
+    index = whole_number(record, "index", path=path)
+    files = {name: _stored_file(record, name, index=index, path=path) for name in _FILE_FIELDS}
+    return Shard(index=index, rows=whole_number(record, "rows", path=path, least=1), **files)
+
+
+def _stored_file(record: Mapping[str, Any], field: str, *, index: int, path: Path) -> StoredFile:
+    found = record.get(field)
+    if not isinstance(found, dict):
+        raise VectorsError(f"{path}, field '{field}': expected an object, got {describe(found)}")
+    name = f"{index:05d}{_FILE_FIELDS[field]}"
+    # No other name: a manifest must not lead to files outside its folder.
+    if found.get("name") != name:
         raise VectorsError(
-            f"{path}: expected a shard with index, rows, {', '.join(_FILE_FIELDS)}, "
-            f"{_missing(error)}; encode again"
-        ) from None
+            f"{path}, field '{field}': expected the file {name}, got {describe(found.get('name'))}"
+        )
+    return StoredFile(name, whole_number(found, "bytes", path=path), text(found, "sha256", path))
+
+
+def whole_number(record: Mapping[str, Any], field: str, *, path: Path, least: int = 0) -> int:
+    """Return a number of a manifest.
+
+    Args:
+        record: The object that holds it.
+        field: Its name.
+        path: The file, for the message.
+        least: Smallest value.
+
+    Returns:
+        The number.
+
+    Raises:
+        VectorsError: If it is missing, no whole number, or out of bounds.
+    """
+    value = record.get(field)
+    if type(value) is not int or not least <= value < 2**48:
+        raise VectorsError(
+            f"{path}, field '{field}': expected a number of at least {least}, got "
+            f"{str(describe(value))[:60]}; make it again"
+        )
+    return value
+
+
+def text(record: Mapping[str, Any], field: str, path: Path) -> str:
+    """Return a text of a manifest, or refuse another value."""
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise VectorsError(
+            f"{path}, field '{field}': expected a text, got {describe(value)}; make it again"
+        )
+    return value
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link inside a folder: what it leads to is not what was written there.
+
+    Raises:
+        VectorsError: If the path is one.
+    """
+    if path.is_symlink():
+        raise VectorsError(f"{path}: expected a file or folder of its own, got a symbolic link")
 
 
 def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
@@ -134,14 +190,22 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
         VectorsError: If format, version or a field is not as expected.
     """
     check_format(record, path=path, expected=FORMAT, version=FORMAT_VERSION)
-    if record.get("dtype") not in DTYPES:
+    dtype = record.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise VectorsError(
-            f"{path}, field 'dtype': expected {' or '.join(DTYPES)}, got {record.get('dtype')!r}"
+            f"{path}, field 'dtype': expected {' or '.join(DTYPES)}, got {describe(dtype)}"
         )
-    try:
-        return Origin(**{name: record[name] for name in Origin.__dataclass_fields__})
-    except KeyError as error:
-        raise VectorsError(f"{path}: {_missing(error)}; encode again") from None
+    data = record.get("data")
+    return Origin(
+        dim=whole_number(record, "dim", path=path, least=1),
+        dtype=record["dtype"],
+        encoder=text(record, "encoder", path),
+        backbone_fingerprint=text(record, "backbone_fingerprint", path),
+        passage_fingerprint=text(record, "passage_fingerprint", path),
+        data_fingerprint=text(record, "data_fingerprint", path),
+        data=None if data is None else text(record, "data", path),
+        shard_size=whole_number(record, "shard_size", path=path, least=1),
+    )
 
 
 def read_manifest(folder: Path) -> VectorManifest:
@@ -167,14 +231,17 @@ def read_manifest(folder: Path) -> VectorManifest:
         raise VectorsError(f"{folder}: expected a vector folder with {MANIFEST}; {hint}")
     record = read_record(path)
     origin = origin_from_json(record, path=path)
-    shards = tuple(shard_from_json(item, path=path) for item in record.get("shards", []))
+    listed = record.get("shards")
+    if not isinstance(listed, list):
+        raise VectorsError(f"{path}, field 'shards': expected a list, got {describe(listed)}")
+    shards = tuple(shard_from_json(item, path=path) for item in listed)
     if [shard.index for shard in shards] != list(range(len(shards))):
         raise VectorsError(f"{path}, field 'shards': expected every shard once, in order")
     count = sum(shard.rows for shard in shards)
     if count != record.get("count"):
         raise VectorsError(
             f"{path}, field 'count': expected the sum over the shards, {count}, "
-            f"got {record.get('count')}; encode again"
+            f"got {describe(record.get('count'))}; encode again"
         )
     return VectorManifest(origin=origin, count=count, shards=shards)
 
@@ -191,6 +258,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         VectorsError: If the file is missing or holds no JSON object.
     """
+    refuse_link(path)
     try:
         record = read_json(path)
     except DataError as error:
@@ -214,17 +282,11 @@ def check_format(record: Mapping[str, Any], *, path: Path, expected: str, versio
     """
     if record.get("format") != expected:
         raise VectorsError(
-            f"{path}, field 'format': expected '{expected}', got {record.get('format')!r}"
+            f"{path}, field 'format': expected '{expected}', got {describe(record.get('format'))}"
         )
     found = record.get("format_version")
-    if not isinstance(found, int) or not 1 <= found <= version:
+    if type(found) is not int or not 1 <= found <= version:
         raise VectorsError(
             f"{path}, field 'format_version': this dptdr reads versions up to {version}, got "
-            f"{found!r}; use the dptdr that wrote it, or make it again"
+            f"{describe(found)}; use the dptdr that wrote it, or make it again"
         )
-
-
-def _missing(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"field {error} is missing"
-    return f"a field is of the wrong type ({error})"

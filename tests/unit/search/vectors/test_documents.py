@@ -74,3 +74,23 @@ def test_a_filter_keeps_what_it_names(text, metadata, kept):
 def test_a_filter_without_a_value_is_refused():
     with pytest.raises(VectorsError, match="expected a filter such as lang=en"):
         Filter.parse("lang")
+
+
+def test_an_id_that_would_make_the_table_of_ids_huge_is_refused():
+    pack_ids(["a" * 1024])
+    with pytest.raises(VectorsError, match="at most 1,024 bytes, got one of 200,000 that begins"):
+        pack_ids(["b", "a" * 200_000])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[1]", "expected an object, got a list"),
+        (b'{"_id": 1, "text": "", "title": ""}', "field '_id': expected a text, got the number 1"),
+        (b'{"_id": "1", "text": "", "title": "", "metadata": []}', "field 'metadata': expected"),
+        (b'{"_id', "."),
+    ],
+)
+def test_a_line_that_is_no_document_is_a_value_error(line, message):
+    with pytest.raises(ValueError, match=message):
+        unpack_document(line)

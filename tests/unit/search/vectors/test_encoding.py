@@ -118,7 +118,9 @@ KILLED = """
 
 
 def test_kill_minus_nine_loses_and_doubles_nothing(make_encoder, tmp_path):
-    code = textwrap.dedent(KILLED).format(here=str(Path(__file__).parent), out=str(tmp_path / "v"))
+    code = textwrap.dedent(KILLED).format(
+        here=str(Path(__file__).parents[1]), out=str(tmp_path / "v")
+    )
     work = partial_path(tmp_path / "v") / "shards"
     for wanted in (2, 9):
         process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ})

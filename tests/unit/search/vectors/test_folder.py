@@ -97,12 +97,12 @@ def change(folder, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "zip"}, "field 'format': expected 'dptdr-vectors', got 'zip'"),
-        ({"format_version": 9}, "reads version 1, got 9"),
-        ({"count": 12}, "expected the sum over the shards, 11, got 12"),
-        ({"dtype": "int8"}, "expected float32 or float16, got 'int8'"),
-        ({"passage_fingerprint": None}, "field 'passage_fingerprint' is missing"),
-        ({"shards": [{"index": 0}]}, "expected a shard with index"),
+        ({"format": "zip"}, "field 'format': expected 'dptdr-vectors', got the text 'zip'"),
+        ({"format_version": 9}, "reads versions up to 1, got the number 9"),
+        ({"count": 12}, "expected the sum over the shards, 11, got the number 12"),
+        ({"dtype": "int8"}, "expected float32 or float16, got the text 'int8'"),
+        ({"passage_fingerprint": None}, "field 'passage_fingerprint': expected a text, got null"),
+        ({"shards": [{"index": 0}]}, "field 'vectors': expected an object, got null"),
     ],
 )
 def test_a_manifest_that_does_not_fit_names_the_field(folder, fields, message):
