@@ -176,11 +176,12 @@ def objective(backbone: Any, load: Load, *, prompt: int, precision: str, chunk: 
     method = MethodFactory().build("deep-prompt", backbone, settings, seed=0)
     set_training_mode(method)
     config = TrainingConfig(
+        max_steps=1000,
         batch_size=load.queries,
         negatives_per_query=load.passages - 1,
         max_query_tokens=load.query_tokens,
         max_passage_tokens=load.passage_tokens,
-        chunk_texts=chunk,
+        mini_batch_size=chunk or None,
         precision=precision,  # type: ignore[arg-type]
     )
     return ContrastiveObjective(method, made_groups(load), config, score_scale=1.0 / backbone.dim)

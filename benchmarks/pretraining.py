@@ -44,7 +44,9 @@ def made_objective(options: argparse.Namespace, objectives: tuple[str, ...]) -> 
     from dptdr.pretraining.objective import PretrainingObjective
 
     config = PretrainingConfig(
-        batch_size=options.batch_size, chunk_texts=options.chunk_texts, precision=options.precision
+        batch_size=options.batch_size,
+        mini_batch_size=options.chunk_texts or None,
+        precision=options.precision,
     )
     backbone = Backbone.load(options.backbone, device=options.device)
     documents = Documents(BeirFolder(options.data), config)

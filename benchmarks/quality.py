@@ -171,7 +171,7 @@ def tuned(
     negatives = settings.pop("negatives", None)
     min_grade = settings.pop("min_grade", MIN_GRADES.get(cell["set"], 1))
     config = TrainingConfig(
-        steps=cell["steps"],
+        max_steps=cell["steps"],
         seed=cell["seed"],
         precision=arguments.precision,
         **{key: value for key, value in settings.items() if key in names},

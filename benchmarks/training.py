@@ -162,7 +162,7 @@ def objective(
     made = factory.build(method, backbone(), chosen, seed=0)  # type: ignore
     set_training_mode(made)
     config = TrainingConfig(
-        steps=1000,
+        max_steps=1000,
         batch_size=batch,
         max_query_tokens=MAX_TOKENS["query"],
         max_passage_tokens=MAX_TOKENS["passage"],
@@ -278,11 +278,13 @@ def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
         "full fine-tuning": lambda: ours("full", **both),
         "full fine-tuning, bfloat16": lambda: ours("full", precision="bfloat16", **both),
         "PEFT prefix tuning": lambda: peft_prefix(**both),
-        f"deep prompt, chunks of {CHUNK}": lambda: ours("deep-prompt", chunk_texts=CHUNK, **both),
-        f"deep prompt, bfloat16, chunks of {CHUNK}": lambda: ours(
-            "deep-prompt", chunk_texts=CHUNK, precision="bfloat16", **both
+        f"deep prompt, chunks of {CHUNK}": lambda: ours(
+            "deep-prompt", mini_batch_size=CHUNK, **both
         ),
-        f"full fine-tuning, chunks of {CHUNK}": lambda: ours("full", chunk_texts=CHUNK, **both),
+        f"deep prompt, bfloat16, chunks of {CHUNK}": lambda: ours(
+            "deep-prompt", mini_batch_size=CHUNK, precision="bfloat16", **both
+        ),
+        f"full fine-tuning, chunks of {CHUNK}": lambda: ours("full", mini_batch_size=CHUNK, **both),
         f"sentence-transformers cached loss, chunks of {CHUNK}": lambda: sentence_transformers(
             chunk=CHUNK, **both
         ),
@@ -340,9 +342,9 @@ def gradient_differences(*, batch: int) -> dict[str, float]:
 
     whole = gradient()
     steps = {
-        f"float32, chunks of {CHUNK}": gradient(chunk_texts=CHUNK),
+        f"float32, chunks of {CHUNK}": gradient(mini_batch_size=CHUNK),
         "bfloat16": gradient(precision="bfloat16"),
-        f"bfloat16, chunks of {CHUNK}": gradient(precision="bfloat16", chunk_texts=CHUNK),
+        f"bfloat16, chunks of {CHUNK}": gradient(precision="bfloat16", mini_batch_size=CHUNK),
     }
     return {name: float((g - whole).norm() / whole.norm()) for name, g in steps.items()}
 
@@ -368,7 +370,9 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     else:
         precision = kind or "float32"
         chunk = arguments.chunk
-        step = ours(method, batch=batch, lengths=lengths, chunk_texts=chunk, precision=precision)
+        step = ours(
+            method, batch=batch, lengths=lengths, mini_batch_size=chunk or None, precision=precision
+        )
     assert len(texts) == batch
     # Loading may have needed more for a moment: the peak is set back to what is held now.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -6,6 +6,7 @@
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -223,6 +224,7 @@ def pretrain(
             keep_head=keep_head,
             resume=resume,
             watch=watch,
+            note=_note if progress else None,
         )
 
 
@@ -760,6 +762,10 @@ def _set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _phases(progress: object) -> Phase:

@@ -33,7 +33,7 @@ def exact_products():
 def test_gradient_is_that_of_the_cpu(name):
     loss, expected = gradients(made_method(name), GROUPS)
     for chunk in (0, 4):
-        found_loss, found = gradients(on_gpu(name), GROUPS, chunk_texts=chunk)
+        found_loss, found = gradients(on_gpu(name), GROUPS, mini_batch_size=chunk or None)
         assert found_loss == pytest.approx(loss, rel=1e-4)
         # The GPU sums in another order; dropout is drawn on the CPU and is the same.
         assert relative_error(found.cpu(), expected) < 1e-4
@@ -51,7 +51,7 @@ def test_optimiser_state_is_restored_where_the_parameters_lie():
     from dptdr.config.training import TrainingConfig
     from dptdr.training.loop import Trainable
 
-    config = TrainingConfig(steps=4)
+    config = TrainingConfig(max_steps=4)
     runs = []
     for stop in (None, 2):
         method = on_gpu("deep-prompt")

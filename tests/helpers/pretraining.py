@@ -27,13 +27,13 @@ from helpers.tasks import WORDS
 from helpers.tiny import tiny_model, tiny_tokenizer
 
 SMALL = {
-    "steps": 4,
+    "max_steps": 4,
     "batch_size": 6,
     "span_tokens": 20,
-    "least_span_tokens": 5,
-    "evaluations": 2,
+    "min_span_tokens": 5,
+    "eval_steps": 0.5,
     "dev_documents": 5,
-    "chunk_texts": 4,
+    "mini_batch_size": 4,
     "learning_rate": 1e-2,
 }
 
@@ -167,14 +167,14 @@ def relative_error(found, expected):
 
 
 CASES = {
-    "full": {"chunk_texts": 3, "batch_size": 5},
+    "full": {"mini_batch_size": 3, "batch_size": 5},
     "prompt": {
-        "chunk_texts": 3,
+        "mini_batch_size": 3,
         "batch_size": 5,
         "prompt": {"prompt_length": 3, "dropout": 0.3},
     },
     "query-only": {
-        "chunk_texts": 0,
+        "mini_batch_size": None,
         "batch_size": 5,
         "prompt": {"prompt_length": 3, "sharing": "query-only"},
     },

@@ -96,7 +96,11 @@ def several(settings):
             method = made_method(name)
             for chunk in (0, 3):
                 loss, gradient = gradients(
-                    method, shared_groups(), world=world, chunk_texts=chunk, batch_size=7
+                    method,
+                    shared_groups(),
+                    world=world,
+                    mini_batch_size=chunk or None,
+                    batch_size=7,
                 )
                 found[f"{name} {chunk}"] = torch.cat([gradient, torch.tensor([loss]).double()])
         method = made_method("deep-prompt")

@@ -132,7 +132,7 @@ def test_chunked_gradient_is_the_whole_one(made, chunk, step, which):
     objective = made[which]
     found = []
     for texts in (0, chunk):
-        object.__setattr__(objective.config, "chunk_texts", texts)
+        object.__setattr__(objective.config, "mini_batch_size", texts or None)
         found.append(gradient_of(objective, step=step))
     (stats, expected), (again, gradient) = found
     assert again.loss == pytest.approx(stats.loss, rel=1e-5)

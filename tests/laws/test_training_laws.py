@@ -70,7 +70,7 @@ def test_learning_rate_rises_then_falls_and_stays_within_the_peak(steps, share, 
     from dptdr.config.training import TrainingConfig
     from dptdr.training.loop import rate_factor
 
-    config = TrainingConfig(steps=steps, warmup_share=share, schedule=schedule)
+    config = TrainingConfig(max_steps=steps, warmup_ratio=share, schedule=schedule)
     factors = [rate_factor(step, config=config) for step in range(steps)]
     peak = factors.index(max(factors))
     assert all(0.0 < factor <= 1.0 for factor in factors)
@@ -78,12 +78,15 @@ def test_learning_rate_rises_then_falls_and_stays_within_the_peak(steps, share, 
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-@given(steps=st.integers(1, 300), count=st.integers(1, 40))
-def test_the_last_step_is_always_evaluated(steps, count):
+@given(steps=st.integers(1, 300), count=st.integers(2, 40), every=st.integers(1, 40))
+def test_the_last_step_is_always_evaluated(steps, count, every):
     from dptdr.config.training import TrainingConfig
-    from dptdr.training.loop import evaluation_steps
 
-    due = evaluation_steps(TrainingConfig(steps=steps, evaluations=count))
-    assert max(due) == steps
-    assert min(due) >= 1
-    assert len(due) <= min(steps, count)
+    shares = TrainingConfig(max_steps=steps, eval_steps=1 / count).evaluation_steps()
+    numbers = TrainingConfig(max_steps=steps, eval_steps=float(every)).evaluation_steps()
+    for due in (shares, numbers):
+        assert max(due) == steps
+        assert min(due) >= 1
+    assert len(shares) <= min(steps, count)
+    assert len(numbers) == -(-steps // every)
+    assert TrainingConfig(max_steps=steps, eval_steps=0.0).evaluation_steps() == {steps}

@@ -10,9 +10,9 @@ from dptdr.io.beir import BeirFolder
 pytestmark = pytest.mark.learning
 
 CONFIG = TrainingConfig(
-    steps=60,
+    max_steps=60,
     max_passage_tokens=64,
-    evaluations=2,
+    eval_steps=0.5,
     dev_queries=150,
     dev_passages=600,
     precision="bfloat16",

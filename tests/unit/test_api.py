@@ -10,7 +10,7 @@ from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
 QUICK = {
-    "steps": 3,
+    "max_steps": 3,
     "batch_size": 4,
     "dev_passages": 20,
     "prompt_length": 3,

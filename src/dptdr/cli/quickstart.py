@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.config.training import Precision, TrainingConfig
+from dptdr.config.optimisation import Precision
+from dptdr.config.training import TrainingConfig
 from dptdr.io.atomic import write_json
 from dptdr.io.progress import progress
 
@@ -66,11 +67,11 @@ def command(
 def _config(*, steps: int, seed: int) -> TrainingConfig:
     # Shorter texts and a small dev set than by default: this shall take minutes on two cores.
     return TrainingConfig(
-        steps=steps,
+        max_steps=steps,
         seed=seed,
         precision=_precision(),
         # One dev measure, at the end: a hundred queries are too few to choose between checkpoints.
-        evaluations=1,
+        eval_steps=0.0,
         dev_queries=100,
         dev_passages=200,
     )

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias
 
+from dptdr.config.settings import Setting, from_values
 from dptdr.errors import ConfigError
 
 MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
@@ -20,72 +21,92 @@ FEW_QUERIES_OFFSET = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class DeepPromptConfig:
-    """Settings of a deep prompt that are stored with it.
+    """Settings of a deep prompt that are stored with it."""
 
-    Args:
-        prompt_length: Attention rows per layer and side; 0 leaves attention as it is.
-        ffn_length: Feed-forward rows per layer and side; 0 is the paper's prompt. ``None`` takes
-            as many as fit into 2 % of the encoder's parameters, 80 at most.
-        sharing: ``tied``: queries and passages share one prompt; ``untied``: one each;
-            ``query-only``: passages are encoded by the bare backbone.
-        attention: ``joint``: one softmax over prompt and tokens (prefix tuning); ``added``: the
-            prompt has its own softmax and is added to the attention output.
-        initialisation: ``tokens``: keys and values of real tokens of the task's texts; ``random``:
-            normal with ``random_scale``; ``task``: another task's prompt; ``identity``: starts
-            exactly at the backbone's vectors (tokens' keys, zero values; needs ``added``).
-        start_offset: How far below a real token's the logits of rows that start from tokens lie,
-            for the mean query of each layer and head; 0 starts as real tokens do. Higher starts
-            nearer to the backbone, which helps few queries and hinders where much is to be learned.
-            Only under ``joint`` attention.
-        random_scale: Standard deviation of the random start.
-        dropout: Share of prompt numbers set to 0 in each training pass.
-        position: ``unshifted``, or ``shifted``: token positions move by the prompt's length, as
-            with a generation cache (the authors' checkpoints).
-        reparametrisation: Width of the MLP that produces the rows while training, 0 for none; it
-            is folded into the rows when the prompt is saved.
-    """
-
-    prompt_length: int = 16
-    ffn_length: int | None = None
-    sharing: Sharing = "tied"
-    attention: PromptAttention = "joint"
-    initialisation: Initialisation = "tokens"
-    start_offset: float = 0.0
-    random_scale: float = 0.02
-    dropout: float = 0.0
-    position: PositionPolicy = "unshifted"
-    reparametrisation: int = 0
+    prompt_length: Annotated[
+        int, Setting("Attention rows per layer and side; 0 leaves attention as it is.")
+    ] = 16
+    ffn_length: Annotated[
+        int | None,
+        Setting(
+            "Feed-forward rows per layer and side; 0 is the paper's prompt. Default: as many as "
+            "fit into 2 % of the encoder's parameters, 80 at most."
+        ),
+    ] = None
+    sharing: Annotated[
+        Sharing,
+        Setting(
+            "tied: queries and passages share the prompt; untied: separate ones; query-only: "
+            "passages are encoded by the bare backbone, so that tasks can share one index."
+        ),
+    ] = "tied"
+    attention: Annotated[
+        PromptAttention,
+        Setting(
+            "joint: the prompt shares the tokens' softmax (prefix tuning, as in the paper); added: "
+            "a softmax of its own, added to the output."
+        ),
+    ] = "joint"
+    initialisation: Annotated[
+        Initialisation,
+        Setting(
+            "tokens: keys and values of real tokens of the task's texts; random; identity: exactly "
+            "the backbone (needs attention added); task: see --from-task."
+        ),
+    ] = "tokens"
+    start_offset: Annotated[
+        float,
+        Setting(
+            "How far the logits of a start from tokens lie below real tokens'; higher starts "
+            f"nearer to the backbone. Few queries take {FEW_QUERIES_OFFSET:g} by themselves.",
+            unset=-1,
+        ),
+    ] = 0.0
+    random_scale: Annotated[float, Setting("Standard deviation of a random start.")] = 0.02
+    dropout: Annotated[
+        float,
+        Setting(
+            "Share of prompt numbers (or of LoRA's inputs) dropped in each training pass.",
+            was=("prompt_dropout",),
+        ),
+    ] = 0.0
+    position: Annotated[
+        PositionPolicy,
+        Setting(
+            "unshifted, or shifted: token positions move by the prompt's length, as in the "
+            "authors' checkpoints."
+        ),
+    ] = "unshifted"
+    reparametrisation: Annotated[
+        int,
+        Setting("Width of the MLP that makes the prompt while training; 0 is none.", min=0),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShallowPromptConfig:
-    """Settings of a shallow prompt: rows before the word embeddings of the first layer only.
+    """Settings of a shallow prompt: rows before the word embeddings of the first layer only."""
 
-    Args:
-        prompt_length: Rows.
-        sharing: As for deep prompts.
-    """
-
-    prompt_length: int = 16
-    sharing: Sharing = "tied"
+    prompt_length: Annotated[int, Setting("Prompt rows.")] = 16
+    sharing: Annotated[Sharing, Setting("As for deep prompts.")] = "tied"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Settings of low-rank adaptation, done by peft.
+    """Settings of low-rank adaptation, done by peft."""
 
-    Args:
-        rank: Rank of each update.
-        targets: Which linear layers: ``attention`` (query and value projections),
-            ``feed-forward``, or ``all`` of the encoder's layers.
-        alpha: The update is scaled by ``alpha / rank``.
-        dropout: Dropout before the update, in training.
-    """
-
-    rank: int = 8
-    targets: LoraTargets = "attention"
-    alpha: int = 16
-    dropout: float = 0.0
+    rank: Annotated[int, Setting("Rank of LoRA's updates.", min=1, was=("lora_rank",))] = 8
+    targets: Annotated[
+        LoraTargets,
+        Setting(
+            "Linear layers that LoRA updates: attention (query and value), feed-forward, or all.",
+            was=("lora_targets",),
+        ),
+    ] = "attention"
+    alpha: Annotated[
+        int, Setting("LoRA's updates are scaled by alpha / rank; twice --rank where that is given.")
+    ] = 16
+    dropout: Annotated[float, Setting("Dropout before the update, in training.")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +139,4 @@ def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, Met
     if name not in METHOD_NAMES:
         raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
     method: MethodName = name
-    kind = DEFAULT_CONFIGS[method]
-    hints = get_type_hints(kind)
-    wrong = [f"{key}: unknown setting" for key in sorted(set(settings) - set(hints))]
-    for key, hint in hints.items():
-        allowed = get_args(hint) if get_origin(hint) is Literal else ()
-        if allowed and key in settings and settings[key] not in allowed:
-            wrong.append(f"{key}: expected one of {', '.join(allowed)}, got '{settings[key]}'")
-    if wrong:
-        raise ConfigError(f"method '{name}': " + "; ".join(wrong))
-    return method, kind(**settings)
+    return method, from_values(DEFAULT_CONFIGS[method], settings, what=f"method '{name}'")

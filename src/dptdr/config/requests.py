@@ -16,6 +16,7 @@ from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
 
 _INITIALISED = "initialisation"
+_FFN_RATE = "ffn_learning_rate"
 
 
 class TrainingRequest(NamedTuple):
@@ -70,6 +71,8 @@ def training_request(
         for n in sorted(misplaced)
         if owners[n]
     ]
+    if _FFN_RATE in values and method != "deep-prompt":
+        wrong.append(f"{_FFN_RATE}: belongs to method deep-prompt, got method '{method}'")
     if from_task:
         wrong += _from_task_faults(method, values)
     if wrong:
@@ -77,6 +80,8 @@ def training_request(
     settings = {n: value for n, value in values.items() if n in own}
     if from_task:
         settings[_INITIALISED] = "task"
+    if "rank" in settings:
+        settings.setdefault("alpha", 2 * settings["rank"])
     training = {n: value for n, value in values.items() if n not in own}
     return TrainingRequest(
         from_values(TrainingConfig, training, what="training settings"),

@@ -31,12 +31,12 @@ class Setting:
     """
 
     help: str
-    min: float | None = None
-    max: float | None = None
-    above: float | None = None
-    below: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
+    above: int | float | None = None
+    below: int | float | None = None
     was: tuple[str, ...] = ()
-    unset: float | None = None
+    unset: int | float | None = None
     given_as: str | None = None
 
     def fault(self, value: Any) -> str | None:
@@ -81,6 +81,12 @@ class Declared:
             if self.type in (int, float) and (fault := self.setting.fault(item)):
                 return f"expected {fault}, got {item}"
         return None
+
+    def plain(self, value: Any) -> Any:
+        """Return a good value in the field's own type."""
+        if isinstance(value, list):
+            return tuple(value)
+        return float(value) if self.type is float and isinstance(value, int) else value
 
     def _fits(self, value: Any) -> bool:
         if isinstance(value, bool):
@@ -145,8 +151,7 @@ def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -
     for name in known.keys() & values.keys():
         fault = known[name].fault(values[name])
         if fault is None:
-            value = values[name]
-            given[name] = tuple(value) if isinstance(value, list) else value
+            given[name] = known[name].plain(values[name])
         else:
             wrong.append(f"{name}: {fault}")
     made = config(**given)

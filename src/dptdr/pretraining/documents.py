@@ -180,7 +180,7 @@ class Reader:
             # A document without words takes its place in the batch and teaches nothing.
             return [Text(SIDES[0], self.empty, [], [])]
         spans = cut_spans(
-            starts, span_tokens=config.span_tokens, least_span_tokens=config.least_span_tokens
+            starts, span_tokens=config.span_tokens, least_span_tokens=config.min_span_tokens
         )
         generator = np.random.default_rng([stream, config.seed, step, row])
         texts = []
@@ -189,8 +189,8 @@ class Reader:
             begin, stop = shorten(
                 span,
                 starts=starts,
-                share=config.short_span_share,
-                least_span_tokens=config.least_span_tokens,
+                share=config.short_span_ratio,
+                least_span_tokens=config.min_span_tokens,
                 generator=generator,
             )
             masked = self._masked(ids[begin:stop], starts[begin:stop], generator=generator)
@@ -209,7 +209,7 @@ class Reader:
             ids,
             starts=starts,
             maskable=self.words.maskable(ids),
-            share=self.config.mask_share,
+            share=self.config.mlm_probability,
             mask_id=int(self.wording.tokenizer.mask_token_id),
             ordinary=self.words.ordinary,
             generator=generator,

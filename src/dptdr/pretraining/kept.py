@@ -127,9 +127,9 @@ def _condenser(
     backbone: Backbone, kept: KeptHeads | None, config: PretrainingConfig
 ) -> tuple[CondenserHead, Origin]:
     layers = backbone.geometry.layers
-    if config.skip_from >= layers:
+    if config.skip_from is not None and config.skip_from >= layers:
         raise ConfigError(
-            f"skip_from: expected a layer between 1 and {layers - 1} of '{backbone.name}', or 0 "
+            f"skip_from: expected a layer between 1 and {layers - 1} of '{backbone.name}', or none "
             f"for half of its {layers} layers, got {config.skip_from}"
         )
     wanted = int(getattr(backbone.model.config, "num_attention_heads", backbone.geometry.heads))

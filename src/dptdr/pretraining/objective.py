@@ -236,7 +236,7 @@ class PretrainingObjective:
             for chosen in length_sorted_batches(
                 [len(texts[place].ids) for place in own],
                 token_budget=_TOKENS_PER_PIECE.get(device.type, _TOKENS_PER_PIECE_ELSEWHERE),
-                most_texts=self.config.chunk_texts or max(1, len(own)),
+                most_texts=self.config.mini_batch_size or max(1, len(own)),
                 most_padding=batch_sizes(device).padding,
             ):
                 places = tuple(own[number] for number in chosen)
@@ -343,9 +343,9 @@ class _Run:
             return self.loss()
         with torch.no_grad():
             constants = [self.encode(piece) for piece in self.fixed]
-        chunk = self.objective.config.chunk_texts
+        chunk = self.objective.config.mini_batch_size
         texts = sum(len(piece.texts) for piece in self.pieces)
-        run = cached_backward if 0 < chunk < texts else whole_backward
+        run = cached_backward if chunk is not None and chunk < texts else whole_backward
         run(
             self.encode,
             self.pieces,

@@ -209,6 +209,7 @@ class _Run:
         """Build all parts, and refuse what cannot work before anything is trained."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
         documents = Documents(folder, config)
+        config = config.settled(len(documents.store))
         masks = bool({"mlm", "condenser"} & set(objectives))
         # The cheap refusals come before the encoder is copied.
         reader = Reader(backbone, documents, config, masks=masks)
@@ -282,7 +283,7 @@ class _Run:
             self.objective,
             Trainable(
                 self.objective.parameters(),
-                self.config.loop_settings(),
+                self.config,
                 rate=self.config.rate_for(self.method.name),
             ),
             state=self.state,
@@ -479,7 +480,7 @@ def _check_pairs(
     reader: Reader, folder: BeirFolder, *, objectives: Sequence[ObjectiveName]
 ) -> None:
     if "contrastive" in objectives and not reader.has_pairs():
-        least = 2 * reader.config.least_span_tokens
+        least = 2 * reader.config.min_span_tokens
         raise TrainingError(
             f"{folder.path}: the objective contrastive needs documents of at least two different "
             f"spans, and none of the first {reader.looked_at:,} reaches {least} tokens with two; "

@@ -5,13 +5,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dptdr.config.training import TrainingConfig
+from dptdr.config.optimisation import OptimisationConfig
 from dptdr.errors import TrainingError
 from dptdr.io.atomic import write_json
 from dptdr.training.checkpoints import (
@@ -62,7 +62,7 @@ class Trainable:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: TrainingConfig, *, rate: float
+        self, parameters: Mapping[str, nn.Parameter], config: OptimisationConfig, *, rate: float
     ) -> None:
         self.config = config
         rows = {n: p for n, p in parameters.items() if n.rsplit(".", 1)[-1].startswith("ffn_")}
@@ -89,7 +89,7 @@ class Trainable:
 
     def clip(self) -> float:
         """Scale a gradient down that is too large, and return its norm before that."""
-        clip = self.config.clip_norm or math.inf
+        clip = self.config.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(self.parameters.values(), clip))
 
     def update(self, step: int) -> None:
@@ -113,9 +113,9 @@ class Trainable:
         restore_optimizer(self.optimizer, list(self.parameters), tensors)
 
 
-def rate_factor(step: int, *, config: TrainingConfig) -> float:
+def rate_factor(step: int, *, config: OptimisationConfig) -> float:
     """Return the learning rate of a step, counted from 0, as a share of the peak."""
-    warmup = round(config.warmup_share * config.steps)
+    warmup = round(config.warmup_ratio * config.steps)
     if step < warmup:
         return (step + 1) / warmup
     if config.schedule == "constant":
@@ -124,12 +124,6 @@ def rate_factor(step: int, *, config: TrainingConfig) -> float:
     if config.schedule == "linear":
         return max(0.0, 1.0 - done)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def evaluation_steps(config: TrainingConfig) -> set[int]:
-    """Return after how many steps the dev measure is taken; the last step is always among them."""
-    count = config.evaluations
-    return {max(1, round(config.steps * (n + 1) / count)) for n in range(count)}
 
 
 def train_loop(
@@ -169,10 +163,12 @@ def train_loop(
     """
     config = trainable.config
     start, history = _begin(trainable, folder=folder, identity=identity, world=world)
-    due = evaluation_steps(config)
+    due = config.evaluation_steps()
     saver = _Saver(trainable, folder) if world.is_first else None
     pace = _Pace(start=start, steps=config.steps)
     for step in range(start, config.steps):
+        if _out_of_patience(history, config=config):
+            break
         stepped = time.monotonic()
         trainable.forget_gradients()
         stats = objective.backward(step)
@@ -202,6 +198,15 @@ def train_loop(
             watch(pace.progress(done, stats.loss, history=history, measure=config.dev_measure))
     world.barrier()
     return history
+
+
+def _out_of_patience(
+    history: Mapping[int, Mapping[str, float]], *, config: OptimisationConfig
+) -> bool:
+    if config.patience is None or not history:
+        return False
+    best = best_step(history, measure=config.dev_measure)
+    return sum(step > best for step in history) >= config.patience
 
 
 def _begin(
@@ -342,10 +347,3 @@ def layer_norms(parameters: Mapping[str, nn.Parameter]) -> list[float]:
         return []
     norms = torch.stack([squares[layer] for layer in sorted(squares)]).sqrt().tolist()
     return [round(norm, 8) for norm in norms]
-
-
-def run_identity(config: TrainingConfig, **facts: Any) -> dict[str, Any]:
-    """Return what must be equal for a run to be resumed, as JSON values."""
-    settings = asdict(config)
-    settings["matryoshka"] = list(settings["matryoshka"])
-    return {**settings, **facts}

@@ -160,8 +160,12 @@ class ContrastiveObjective:
             total = self.world.sum_scalar(float(loss.detach()))
             return math.isfinite(total)
 
-        chunk = self.config.chunk_texts
-        run = cached_backward if 0 < chunk < sum(len(p.rows) for p in trained) else whole_backward
+        chunk = self.config.mini_batch_size
+        run = (
+            cached_backward
+            if chunk is not None and chunk < sum(len(p.rows) for p in trained)
+            else whole_backward
+        )
         run(
             self._encode,
             trained,
@@ -236,16 +240,16 @@ class ContrastiveObjective:
         config, backbone = self.config, self.method.backbone
         budget = _TOKENS_PER_PIECE.get(backbone.device.type, _TOKENS_PER_PIECE_ELSEWHERE)
         pieces = []
-        sides: tuple[tuple[Side, list[str], int], ...] = (
+        sides: tuple[tuple[Side, list[str], int | None], ...] = (
             ("query", batch.queries, config.max_query_tokens),
             ("passage", batch.passages, config.max_passage_tokens),
         )
         for side, texts, limit in sides:
-            rows = backbone.tokenize(texts, side=side, max_tokens=limit or None)
+            rows = backbone.tokenize(texts, side=side, max_tokens=limit)
             for places in length_sorted_batches(
                 [len(row) for row in rows],
                 token_budget=budget,
-                most_texts=config.chunk_texts or len(rows),
+                most_texts=config.mini_batch_size or len(rows),
                 most_padding=batch_sizes(backbone.device).padding,
             ):
                 pieces.append(Piece(side, tuple(places), [rows[i] for i in places]))

@@ -24,11 +24,6 @@ from dptdr.training.groups import (
 _INITIALISATION_TEXTS = 128
 _GROUPS_LOOKED_AT = 64
 
-# A few queries, seen over and over, are learned by heart: 33 queries for 150 steps cost .12 of
-# nDCG@10 on MS MARCO; 20 steps from a quiet start cost nothing, from tokens as they are .08. See
-# docs/what-makes-prompts-work.md.
-_MOST_EPOCHS = 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -115,19 +110,6 @@ def load_data(
             "dev_split": "dev" if folder.has_split("dev") else "held out from train",
         },
     )
-
-
-def default_steps(queries: int, config: TrainingConfig) -> int:
-    """Return how many steps to train where nobody says: fewer for few queries.
-
-    Args:
-        queries: Training queries.
-        config: Its steps are the most; its batch size says how often all queries are seen.
-
-    Returns:
-        Steps, at least 1: not more than 20 times through the queries.
-    """
-    return min(config.steps, max(1, -(-_MOST_EPOCHS * queries // config.batch_size)))
 
 
 def load_dev(folder: BeirFolder, identity: Mapping[str, Any]) -> DevSet:

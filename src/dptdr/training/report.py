@@ -75,7 +75,7 @@ def _summary(identity: Mapping[str, Any], by_kind: Mapping[str, Any], *, chosen:
     seconds = [record["seconds"] for record in steps]
     rows = [
         ("method", identity["method"]),
-        ("steps", f"{steps[-1]['step']:,} of {identity['steps']:,}"),
+        ("steps", f"{steps[-1]['step']:,} of {identity.get('max_steps', identity.get('steps')):,}"),
         ("seconds per step, median", f"{float(np.median(seconds)):.3f}"),
         ("loss, last tenth", f"{np.mean([r['loss'] for r in _last_tenth(steps)]):.4f}"),
     ]
@@ -121,7 +121,12 @@ def _curves(by_kind: Mapping[str, Any], identity: Mapping[str, Any], *, chosen: 
     loss.set_ylim(bottom=0.0)
     loss.legend(frameon=False)
     _plot_dev(dev, by_kind, identity, chosen=chosen)
-    _plot_gradients(gradient, steps, clip=float(identity["clip_norm"]), window=window)
+    _plot_gradients(
+        gradient,
+        steps,
+        clip=float(identity.get("max_grad_norm", identity.get("clip_norm"))),
+        window=window,
+    )
     for axes in (loss, dev, gradient):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)

@@ -151,7 +151,8 @@ def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
 
     Args:
         backbone: The encoder.
-        settings: Holds ``max_query_tokens`` and ``max_passage_tokens``; 0 is the encoder's limit.
+        settings: Holds ``max_query_tokens`` and ``max_passage_tokens``; ``None`` (or 0, as former
+            versions wrote it) is the encoder's limit.
 
     Returns:
         The limits.

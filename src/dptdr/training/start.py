@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dptdr.config.methods import FEW_QUERIES_OFFSET, DeepPromptConfig
 from dptdr.config.requests import TrainingRequest
+from dptdr.config.training import DEFAULT_STEPS, MAX_EPOCHS
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.model.bundle import load_prompt_rows
 from dptdr.training.loop import Watch
-from dptdr.training.preparation import default_steps, load_data
+from dptdr.training.preparation import load_data
 from dptdr.training.train import TrainingResult, train_task
 
 
@@ -73,16 +74,17 @@ def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingReques
         The request, with those settings that were not given chosen by the data.
     """
     config, method = request.config, request.method_config
-    steps = default_steps(queries, config)
-    if "steps" in request.given or steps >= config.steps:
-        return request
-    said = f"only {queries} training queries: training {steps} steps (20 epochs)"
+    settled = config.settled(queries)
+    asked = config.max_steps is not None or config.num_epochs is not None
+    if asked or settled.steps >= DEFAULT_STEPS:
+        return request._replace(config=settled)
+    said = f"only {queries} training queries: training {settled.steps} steps ({MAX_EPOCHS} epochs)"
     if (
         isinstance(method, DeepPromptConfig)
         and method.attention == "joint"
         and "start_offset" not in request.given
     ):
         method = dataclasses.replace(method, start_offset=FEW_QUERIES_OFFSET)
-        said += f" from start_offset {FEW_QUERIES_OFFSET:g}"
-    sys.stderr.write(f"{said}; set max_steps and start_offset to change that\n")
-    return request._replace(config=dataclasses.replace(config, steps=steps), method_config=method)
+        said += f" from start offset {FEW_QUERIES_OFFSET:g}"
+    sys.stderr.write(f"{said}; give max_steps or start_offset to change that\n")
+    return request._replace(config=settled, method_config=method)

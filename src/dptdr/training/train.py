@@ -14,7 +14,7 @@ from dptdr.model import Backbone, Encoder, Method, MethodFactory, TaskManifest
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import World, joined, local_device
 from dptdr.training.health import prompt_health
-from dptdr.training.loop import Trainable, Watch, best_step, run_identity, train_loop
+from dptdr.training.loop import Trainable, Watch, best_step, train_loop
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
 from dptdr.training.selection import (
@@ -105,6 +105,7 @@ def train_task(
         ConfigError: If a setting is wrong.
         TrainingError: If the run cannot be resumed or the loss is not finite.
     """
+    config = config.settled(len(data.groups))
     config.check()
     out = Path(out)
     with joined(backbone.device.type) as world, mirrored(tensorboard, world=world) as mirror:
@@ -118,7 +119,7 @@ def train_task(
             query_texts=data.query_texts, passage_texts=data.passage_texts, rows=start_rows
         )
         method = factory.build(method_name, backbone, method_config, seed=config.seed)
-        if config.checkpointing:
+        if config.gradient_checkpointing:
             method.backbone.injection.enable_checkpointing()
         scale = world.broadcast_object(
             config.score_scale or measured_scale(backbone, data.passage_texts)
@@ -136,16 +137,16 @@ def train_task(
             score_scale=scale,
         )
         run = _Run(method=method, data=data, config=config, folder=folder, world=world)
-        identity = run_identity(
-            config,
-            learning_rate=config.rate_for(method_name),
-            score_scale=scale,
-            method=method_name,
-            method_settings=settings_of(method_config),
-            backbone_fingerprint=backbone.fingerprint,
-            world_size=world.size,
-            data=data.facts,
-        )
+        identity = {
+            **config.identity(),
+            "learning_rate": config.rate_for(method_name),
+            "score_scale": scale,
+            "method": method_name,
+            "method_settings": settings_of(method_config),
+            "backbone_fingerprint": backbone.fingerprint,
+            "world_size": world.size,
+            "data": data.facts,
+        }
         set_training_mode(method)
         history = train_loop(
             objective,
@@ -177,7 +178,7 @@ class _Run:
     def evaluate(self) -> dict[str, float]:
         """Measure the current parameters on dev."""
         backbone = self.method.backbone
-        limits = training_limits(backbone, run_identity(self.config))
+        limits = training_limits(backbone, self.config.identity())
         self.method.module.eval()
         try:
             encoder = Encoder(backbone, method=self.method, limits=limits)
@@ -227,7 +228,7 @@ def _measure_start(
     """Measure the untuned backbone on dev, which tuning must beat, and the prompt's start."""
     if bare_measures(folder):
         return
-    encoder = Encoder(backbone, limits=training_limits(backbone, run_identity(config)))
+    encoder = Encoder(backbone, limits=training_limits(backbone, config.identity()))
     bare = dev_measures(encoder, data.dev, measure=config.dev_measure)
     folder.log({"kind": "bare", "step": 0, **bare})
     log_health(folder, method, data, config=config, step=0)
@@ -249,7 +250,7 @@ def log_health(
         method,
         queries=data.query_texts[:_HEALTH_TEXTS],
         passages=data.passage_texts[:_HEALTH_TEXTS],
-        max_tokens=config.max_passage_tokens or None,
+        max_tokens=config.max_passage_tokens,
     )
     if health:
         folder.log({"kind": "health", "step": step, **health})

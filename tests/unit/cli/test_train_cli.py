@@ -8,7 +8,7 @@ from dptdr.errors import BackboneError, ConfigError, DataError, TrainingError
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
-SMALL = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
+SMALL = ["--max-steps", "4", "--batch-size", "4", "--eval-steps", "2", "--dev-passages", "10"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_train_writes_a_bundle_that_evaluate_takes(tmp_path, data, backbone, met
     train(data, "--backbone", backbone, "--out", task, "--method", method, *SMALL)
     manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
     assert manifest["method"] == method
-    assert manifest["training"]["steps"] == 4
+    assert manifest["training"]["max_steps"] == 4
     report = tmp_path / "report.json"
     arguments = ["evaluate", data, "--task", task, "--json", report]
     CliRunner().invoke(build_app(), list(map(str, arguments)), catch_exceptions=False)
@@ -48,8 +48,8 @@ def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone)
     done = train(data, "--backbone", backbone, "--out", task, *SMALL[2:])
     training = json.loads((task / "task.json").read_text(encoding="utf-8"))["training"]
     queries = training["train_queries"]
-    assert training["steps"] == -(-20 * queries // 4) < 150
-    assert f"{training['steps']} steps: 20 times through {queries} training queries" in done.output
+    assert training["max_steps"] == -(-20 * queries // 4) < 150
+    assert f"only {queries} training queries: training {training['max_steps']} steps" in done.output
     manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["start_offset"] == 4.0
 
@@ -97,12 +97,15 @@ def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
     ("arguments", "error", "words"),
     [
         (["--method", "magic"], ConfigError, "expected one of deep-prompt"),
-        (["--sharing", "both"], ConfigError, "sharing: expected one of tied, untied, query-only"),
-        (["--attention", "none"], ConfigError, "attention: expected one of joint, added"),
+        (["--sharing", "both"], ConfigError, "--sharing: expected one of tied, untied, query-only"),
+        (["--attention", "none"], ConfigError, "--attention: expected one of joint, added"),
         (["--initialisation", "identity"], ConfigError, "needs attention 'added'"),
-        (["--precision", "int3"], ConfigError, "precision: expected one of float32, bfloat16"),
-        (["--steps", "-1", "--batch-size", "1"], ConfigError, "steps: expected at least 1, got -1"),
+        (["--precision", "int3"], ConfigError, "--precision: expected one of float32, bfloat16"),
+        (["--max-steps", "-1"], ConfigError, "--max-steps: expected at least 1, got -1"),
         (["--prompt-length", "0"], ConfigError, "prompt_length: expected at least 1"),
+        (["--method", "lora", "--prompt-length", "9"], ConfigError, "--prompt-length: belongs to"),
+        (["--method", "full", "--rank", "4"], ConfigError, "--rank: belongs to method lora"),
+        (["--max-query-tokens", "x"], ConfigError, "--max-query-tokens: expected int or none"),
     ],
 )
 def test_bad_settings_are_refused_by_name(tmp_path, data, backbone, arguments, error, words):
@@ -112,8 +115,8 @@ def test_bad_settings_are_refused_by_name(tmp_path, data, backbone, arguments, e
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path, data, backbone):
-    wrong = ["--steps", "-1", "--batch-size", "1", "--temperature", "0"]
-    with pytest.raises(ConfigError, match=r"steps.*batch_size.*temperature"):
+    wrong = ["--max-steps", "-1", "--batch-size", "1", "--temperature", "0"]
+    with pytest.raises(ConfigError, match=r"(?=.*--max-steps)(?=.*--batch-size).*temperature"):
         train(data, "--backbone", backbone, "--out", tmp_path / "t", *wrong)
 
 
@@ -134,3 +137,30 @@ def test_resume_with_other_settings_names_the_difference(tmp_path, data, backbon
     train(*arguments)
     with pytest.raises(TrainingError, match=r"temperature: was 0\.05, is 0\.1"):
         train(*arguments, "--temperature", "0.1", "--resume")
+
+
+def test_former_names_and_sentinels_are_still_read(tmp_path, data, backbone):
+    former = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
+    former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "0"]
+    former += ["--learning-rate", "0", "--start-offset", "-1", "--max-query-tokens", "0"]
+    train(data, "--backbone", backbone, "--out", tmp_path / "t", *former)
+    manifest = json.loads((tmp_path / "t" / "task.json").read_text(encoding="utf-8"))
+    training = manifest["training"]
+    assert (training["max_steps"], training["eval_steps"]) == (4, 0.5)
+    assert (training["warmup_ratio"], training["max_grad_norm"]) == (0.5, 2.0)
+    assert training["mini_batch_size"] is None
+    assert training["max_query_tokens"] is None
+    assert training["learning_rate"] == 0.1
+    assert manifest["settings"]["start_offset"] == 0.0
+
+
+def test_training_stops_when_patience_is_over_and_a_resumed_run_stays_stopped(
+    tmp_path, data, backbone
+):
+    options = ["--max-steps", "40", "--batch-size", "4", "--eval-steps", "1", "--patience", "2"]
+    arguments = [data, "--backbone", backbone, "--out", tmp_path / "t", "--dev-passages", "10"]
+    for resume in ([], ["--resume"]):
+        train(*arguments, *options, "--learning-rate", "1e-9", "--json", tmp_path / "s", *resume)
+        summary = json.loads((tmp_path / "s").read_text(encoding="utf-8"))
+        assert set(summary["dev"]) == {"1", "2", "3"}
+        assert summary["best_step"] == 1

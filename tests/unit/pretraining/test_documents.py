@@ -39,7 +39,7 @@ def test_broken_line_of_the_corpus_is_named(tmp_path):
 
 
 def test_masked_and_true_tokens_are_those_of_one_cut(corpus):
-    made = reader(corpus, short_span_share=0.5)
+    made = reader(corpus, short_span_ratio=0.5)
     tokenizer = made.wording.tokenizer
     rows = [int(row) for row in made.documents.train[:40]]
     passages = made.documents.passages(rows)
@@ -67,7 +67,7 @@ def test_short_documents_give_one_text_and_empty_ones_teach_nothing(tmp_path):
         qrels={},
         meta={},
     )
-    made = reader(tmp_path / "d", least_span_tokens=4)
+    made = reader(tmp_path / "d", min_span_tokens=4)
     short, empty, long = made.read([0, 3, 4], step=0)
     assert [len(short.texts), len(empty.texts), len(long.texts)] == [1, 1, 2]
     assert (len(empty.texts[0].ids), empty.texts[0].targets) == (2, [])
@@ -160,5 +160,5 @@ def test_corpus_without_pairs_is_told(tmp_path):
         meta={},
     )
     # Two halves with the same tokens are one span.
-    assert not reader(tmp_path / "d", least_span_tokens=2).has_pairs()
+    assert not reader(tmp_path / "d", min_span_tokens=2).has_pairs()
     assert np.all(reader(tmp_path / "d").documents.train < 30)

@@ -55,7 +55,7 @@ def copies(tmp_path_factory):
 def test_loss_and_gradient_are_those_written_out(request, corpus, copies, source, chunk):
     data, batch = (copies, 16) if source in ("mean", "prefixed") else (corpus, 6)
     encoder = request.getfixturevalue(source)
-    made = made_objective(data, encoder, chunk_texts=chunk, batch_size=batch)
+    made = made_objective(data, encoder, mini_batch_size=chunk or None, batch_size=batch)
     made.temperature = 0.05 if source == "prefixed" else 1.0
     parts = []
     made._on_parts = lambda step, found: parts.append(found)
@@ -103,7 +103,7 @@ def test_words_without_mask_do_not_count(corpus, lm):
 
 
 def test_documents_of_one_span_train_words_only(corpus, lm):
-    made = made_objective(corpus, lm, least_span_tokens=18, batch_size=12)
+    made = made_objective(corpus, lm, min_span_tokens=18, batch_size=12)
     parts = []
     made._on_parts = lambda step, found: parts.append(found)
     stats = made.backward(0)

@@ -46,7 +46,7 @@ def whole(tmp_path_factory, corpus, plain):
     """A finished run on a whole encoder, heads kept."""
     out = tmp_path_factory.mktemp("whole") / "adapted"
     before = digest(plain)
-    result = run(corpus, out, plain, keep_head=True, steps=12)
+    result = run(corpus, out, plain, keep_head=True, max_steps=12)
     assert digest(plain) == before
     return result
 
@@ -73,7 +73,7 @@ def test_result_has_a_new_fingerprint_and_the_same_pooling(whole, plain):
 
 
 def test_continuing_takes_the_kept_heads(tmp_path, corpus, whole):
-    result = run(corpus, tmp_path / "further", whole.out, steps=2)
+    result = run(corpus, tmp_path / "further", whole.out, max_steps=2)
     assert (result.mlm_head, result.condenser_head) == ("kept", "kept")
     assert result.head_warmup == ()
     assert not (tmp_path / "further" / HEAD_FILE).exists()
@@ -88,7 +88,7 @@ def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt, monk
     # The state is saved after every step, so that the kill at step 3 resumes from step 2 or 3.
     monkeypatch.setattr("dptdr.training.loop.SECONDS_BETWEEN_STATES", 0.0)
     monkeypatch.setattr("dptdr.training.loop._Saver.save_sometimes", lambda s, d, h: s.save(d, h))
-    given = {"prompt": prompt, "objectives": ALL, "steps": 5}
+    given = {"prompt": prompt, "objectives": ALL, "max_steps": 5}
     run(corpus, tmp_path / "one" / "out", plain, **given)
 
     def stop(now):
@@ -102,7 +102,7 @@ def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt, monk
 
 
 def test_kill_in_the_warm_up_changes_nothing(tmp_path, corpus, plain, monkeypatch):
-    given = {"objectives": ("mlm",), "steps": 2, "head_warmup_steps": 3}
+    given = {"objectives": ("mlm",), "max_steps": 2, "head_warmup_steps": 3}
     run(corpus, tmp_path / "one" / "out", plain, **given)
     original = room.PretrainingObjective.warm_up
 
@@ -120,9 +120,11 @@ def test_kill_in_the_warm_up_changes_nothing(tmp_path, corpus, plain, monkeypatc
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path, corpus, lm):
-    run(corpus, tmp_path / "out", lm, objectives=("mlm",), steps=1)
-    with pytest.raises(TrainingError, match=r"cannot resume, .*mask_share: was 0\.15, is 0\.3"):
-        run(corpus, tmp_path / "out", lm, objectives=("mlm",), steps=1, mask_share=0.3, resume=True)
+    run(corpus, tmp_path / "out", lm, objectives=("mlm",), max_steps=1)
+    given = {"objectives": ("mlm",), "max_steps": 1, "mlm_probability": 0.3}
+    words = r"cannot resume, .*mlm_probability: was 0\.15, is 0\.3"
+    with pytest.raises(TrainingError, match=words):
+        run(corpus, tmp_path / "out", lm, resume=True, **given)
 
 
 def test_prompt_run_leaves_a_task_and_the_encoder_as_it_was(tmp_path, corpus, lm):
@@ -132,7 +134,7 @@ def test_prompt_run_leaves_a_task_and_the_encoder_as_it_was(tmp_path, corpus, lm
         BeirFolder(corpus),
         tmp_path / "task",
         backbone=backbone,
-        config=small_config(steps=6),
+        config=small_config(max_steps=6),
         prompt=PROMPT,
     )
     assert result.objectives == ("mlm", "contrastive")
@@ -154,7 +156,8 @@ def test_new_heads_of_a_prompt_run_stay_after_their_warm_up(tmp_path, corpus, pl
         return original(self, step)
 
     monkeypatch.setattr(room.PretrainingObjective, "backward", spy)
-    run(corpus, tmp_path / "task", plain, prompt=PROMPT, objectives=("mlm", "contrastive"), steps=3)
+    objectives = ("mlm", "contrastive")
+    run(corpus, tmp_path / "task", plain, prompt=PROMPT, objectives=objectives, max_steps=3)
     assert len(seen[0]) == 5
     for first, last in zip(seen[0], seen[-1], strict=True):
         assert torch.equal(first, last)
@@ -180,7 +183,7 @@ def test_temperature_of_normalised_encoders_is_not_that_of_others(tmp_path, corp
             BeirFolder(corpus),
             tmp_path / str(number),
             backbone=backbone,
-            config=small_config(steps=1, evaluations=1, objectives=("contrastive",)),
+            config=small_config(max_steps=1, eval_steps=0.0, objectives=("contrastive",)),
         ).temperature
         for number, backbone in enumerate((normalised, Backbone.load(str(plain))))
     ]

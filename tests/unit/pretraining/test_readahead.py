@@ -60,7 +60,7 @@ def test_number_of_readers_changes_no_weight(tmp_path, corpus, plain):
             BeirFolder(corpus),
             out,
             backbone=Backbone.load(str(plain)),
-            config=small_config(steps=3, readers=readers),
+            config=small_config(max_steps=3, readers=readers),
         )
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]

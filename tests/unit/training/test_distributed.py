@@ -20,11 +20,11 @@ SETTINGS = {
     "method": "deep-prompt",
     "method_settings": {"prompt_length": 4, "dropout": 0.1},
     "config": {
-        "steps": 6,
-        "evaluations": 2,
+        "max_steps": 6,
+        "eval_steps": 0.5,
         "batch_size": 7,
         "dev_passages": 20,
-        "chunk_texts": 3,
+        "mini_batch_size": 3,
         "seed": 4,
     },
 }
@@ -59,7 +59,9 @@ def test_gradient_of_two_processes_is_that_of_one(prepared, name, chunk):
     from helpers.train_worker import shared_groups
 
     _, folder = prepared
-    loss, expected = gradients(made_method(name), shared_groups(), chunk_texts=chunk, batch_size=7)
+    loss, expected = gradients(
+        made_method(name), shared_groups(), mini_batch_size=chunk or None, batch_size=7
+    )
     for rank in (0, 1):
         found = load_file(folder / f"gradients-{rank}.safetensors")[f"{name} {chunk}"]
         assert float(found[-1]) == pytest.approx(loss, rel=1e-6)

@@ -36,7 +36,7 @@ def test_chunked_gradient_is_the_whole_gradient_for_any_chunk_size(float64, name
     method = doubled(name)
     loss, expected = gradients(method, GROUPS)
     for chunk in (1, 3, 5, 13):
-        chunked_loss, found = gradients(method, GROUPS, chunk_texts=chunk)
+        chunked_loss, found = gradients(method, GROUPS, mini_batch_size=chunk)
         assert chunked_loss == pytest.approx(loss, rel=1e-12)
         assert relative_error(found, expected) < 1e-12
 
@@ -45,13 +45,13 @@ def test_chunked_gradient_is_the_whole_gradient_for_any_chunk_size(float64, name
 def test_chunked_gradient_in_float32_is_the_whole_gradient(monkeypatch, name):
     method = made_method(name)
     loss, other_chunks = gradients(method, GROUPS)
-    chunked_loss, found = gradients(method, GROUPS, chunk_texts=3)
+    chunked_loss, found = gradients(method, GROUPS, mini_batch_size=3)
     assert chunked_loss == pytest.approx(loss, rel=1e-6)
     assert relative_error(found, other_chunks) < ROUNDING
     from dptdr.training import objective
 
     monkeypatch.setattr(objective, "cached_backward", objective.whole_backward)
-    _, same_chunks = gradients(method, GROUPS, chunk_texts=3)
+    _, same_chunks = gradients(method, GROUPS, mini_batch_size=3)
     assert relative_error(found, same_chunks) < 1e-6
 
 
@@ -61,7 +61,7 @@ def test_chunked_gradient_with_checkpointing_is_the_whole_gradient(float64, name
     method = doubled(name)
     method.backbone.injection.enable_checkpointing()
     _, whole = gradients(method, GROUPS)
-    _, chunked = gradients(method, GROUPS, chunk_texts=4)
+    _, chunked = gradients(method, GROUPS, mini_batch_size=4)
     assert relative_error(whole, expected) < 1e-12
     assert relative_error(chunked, expected) < 1e-12
 
@@ -73,7 +73,7 @@ def test_chunks_with_checkpointing_on_arranged_weights_have_the_plain_gradient(
 ):
     method = made_method(name)
     method.backbone.injection.enable_checkpointing()
-    _, found = gradients(method, GROUPS, chunk_texts=4, precision=precision)
+    _, found = gradients(method, GROUPS, mini_batch_size=4, precision=precision)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     _, expected = gradients(made_method(name), GROUPS)
     assert relative_error(found, expected) < close
@@ -84,7 +84,7 @@ def test_chunked_gradient_in_bfloat16_is_near_the_whole_gradient(name):
     method = made_method(name)
     _, exact = gradients(method, GROUPS)
     _, whole = gradients(method, GROUPS, precision="bfloat16")
-    _, chunked = gradients(method, GROUPS, precision="bfloat16", chunk_texts=4)
+    _, chunked = gradients(method, GROUPS, precision="bfloat16", mini_batch_size=4)
     # bfloat16 holds 8 bits: what chunks change is no more than what rounding changes.
     assert relative_error(whole, exact) < 0.1
     assert relative_error(chunked, whole) < 0.1
@@ -98,7 +98,7 @@ def test_chunked_gradient_of_other_prompts_is_the_whole_gradient(float64, sharin
     )
     method = doubled("deep-prompt", config=config)
     _, expected = gradients(method, GROUPS)
-    _, found = gradients(method, GROUPS, chunk_texts=3)
+    _, found = gradients(method, GROUPS, mini_batch_size=3)
     assert relative_error(found, expected) < 1e-12
 
 
@@ -106,7 +106,7 @@ def test_chunked_gradient_of_other_prompts_is_the_whole_gradient(float64, sharin
 def test_chunked_gradient_on_other_encoders_is_the_whole_gradient(float64, architecture):
     method = doubled("deep-prompt", backbone=tiny_backbone(architecture, pool="cls"))
     _, expected = gradients(method, GROUPS)
-    _, found = gradients(method, GROUPS, chunk_texts=3)
+    _, found = gradients(method, GROUPS, mini_batch_size=3)
     assert relative_error(found, expected) < 1e-12
 
 
@@ -117,7 +117,7 @@ def test_lora_dropout_is_repeated_in_the_second_pass():
 
     method = made_method("lora", config=LoraConfig(rank=2, dropout=0.5))
     objective = ContrastiveObjective(
-        method, GROUPS, TrainingConfig(batch_size=len(GROUPS), chunk_texts=3)
+        method, GROUPS, TrainingConfig(batch_size=len(GROUPS), mini_batch_size=3)
     )
     batch = objective.collect([(0, item) for item in range(len(GROUPS))])
     pieces = objective.pieces(batch)
@@ -156,7 +156,7 @@ def test_prompt_dropout_differs_between_steps_and_is_repeated_within_one():
 def test_chunk_larger_than_the_batch_is_the_whole_batch():
     method = made_method("deep-prompt")
     loss, expected = gradients(method, GROUPS)
-    chunked_loss, found = gradients(method, GROUPS, chunk_texts=10_000)
+    chunked_loss, found = gradients(method, GROUPS, mini_batch_size=10_000)
     assert chunked_loss == loss
     assert torch.equal(found, expected)
 
@@ -169,7 +169,7 @@ def test_large_batch_loss_in_blocks_is_the_loss_in_one(monkeypatch, precision):
     loss, expected = gradients(method, GROUPS, precision=precision)
     monkeypatch.setitem(objective._SCORES_PER_BLOCK, "cpu", 20)
     block_loss, found = gradients(method, GROUPS, precision=precision)
-    cached_loss, cached = gradients(method, GROUPS, precision=precision, chunk_texts=50)
+    cached_loss, cached = gradients(method, GROUPS, precision=precision, mini_batch_size=50)
     assert block_loss == pytest.approx(loss, rel=1e-6)
     assert cached_loss == pytest.approx(loss, rel=1e-6)
     rounding = ROUNDING if precision == "float32" else 0.01
@@ -187,7 +187,7 @@ def test_passages_of_a_query_only_task_are_encoded_once(monkeypatch):
         return original(self, tokens, side=side, observer=observer)
 
     monkeypatch.setattr(type(method), "vectors", counted)
-    gradients(method, GROUPS, chunk_texts=4)
+    gradients(method, GROUPS, mini_batch_size=4)
     passages = [entry for entry in seen if entry[0] == "passage"]
     assert len(passages) == 4  # 14 passages in chunks of 4.
     assert not any(enabled for _, enabled in passages)

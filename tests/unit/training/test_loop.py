@@ -39,10 +39,10 @@ class Parabola:
 def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=None, **settings):
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.distributed import World
-    from dptdr.training.loop import Trainable, run_identity, train_loop
+    from dptdr.training.loop import Trainable, train_loop
 
     bad = {name: settings.pop(name, None) for name in ("bad_step", "bad_gradient_step")}
-    config = TrainingConfig(**{"steps": 12, "evaluations": 4} | settings)
+    config = TrainingConfig(**{"max_steps": 12, "eval_steps": 0.25} | settings)
     parameter = nn.Parameter(torch.zeros(3))
     objective = Parabola(parameter, **bad)
     trainable = Trainable({"keys": parameter}, config, rate=0.1)
@@ -58,7 +58,7 @@ def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=N
         state=lambda: {"keys": parameter.detach().clone()},
         evaluate=evaluate,
         folder=RunFolder(folder, mirror=mirror),
-        identity=run_identity(config) if identity is None else identity,
+        identity=config.identity() if identity is None else identity,
         world=World(),
         keep_all=keep_all,
         watch=watch,
@@ -191,9 +191,9 @@ def test_best_step_takes_the_earliest_of_equals_and_names_missing_measures():
 def test_warmup_of_zero_starts_at_the_peak():
     from dptdr.training.loop import rate_factor
 
-    config = TrainingConfig(steps=4, warmup_share=0.0)
+    config = TrainingConfig(max_steps=4, warmup_ratio=0.0)
     assert [rate_factor(step, config=config) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    config = TrainingConfig(steps=4, warmup_share=0.5)
+    config = TrainingConfig(max_steps=4, warmup_ratio=0.5)
     assert [rate_factor(step, config=config) for step in range(4)] == [0.5, 1.0, 1.0, 0.5]
 
 

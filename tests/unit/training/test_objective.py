@@ -168,7 +168,7 @@ def test_statistics_count_texts_and_tokens_without_padding(method):
 
 
 def test_pieces_hold_each_text_once_and_no_more_than_a_chunk(method):
-    made = objective(method, made_groups(9), batch_size=9, chunk_texts=4)
+    made = objective(method, made_groups(9), batch_size=9, mini_batch_size=4)
     batch = made.collect(made._items(0))
     pieces = made.pieces(batch)
     assert max(len(piece.rows) for piece in pieces) == 4
@@ -183,7 +183,7 @@ def test_loss_that_is_no_number_leaves_no_gradient_and_names_the_whole_batch():
         next(iter(method.trained().values())).fill_(math.nan)
     made = objective(method, made_groups(4), batch_size=4)
     for chunk in (0, 2):
-        made = objective(method, made_groups(4), batch_size=4, chunk_texts=chunk)
+        made = objective(method, made_groups(4), batch_size=4, mini_batch_size=chunk or None)
         stats = made.backward(0)
         assert math.isnan(stats.loss)
         assert sorted(stats.query_ids) == ["q0", "q1", "q2", "q3"]

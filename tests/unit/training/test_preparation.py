@@ -104,10 +104,10 @@ def test_the_same_seed_draws_the_same_dev_set(tmp_path):
 
 
 def test_few_queries_take_fewer_steps():
-    from dptdr.training.preparation import default_steps
-
-    config = TrainingConfig(steps=150, batch_size=32)
-    assert default_steps(33, config) == 21
-    assert default_steps(240, config) == 150
-    assert default_steps(100_000, config) == 150
-    assert default_steps(1, config) == 1
+    config = TrainingConfig(batch_size=32)
+    assert config.settled(33).steps == 21
+    assert config.settled(240).steps == 150
+    assert config.settled(100_000).steps == 150
+    assert config.settled(1).steps == 1
+    assert TrainingConfig(batch_size=32, num_epochs=1.5).settled(64).steps == 3
+    assert TrainingConfig(max_steps=500).settled(1).steps == 500

@@ -11,8 +11,8 @@ from dptdr.errors import TrainingError
 
 IDENTITY = {
     "method": "deep-prompt",
-    "steps": 4,
-    "clip_norm": 1.0,
+    "max_steps": 4,
+    "max_grad_norm": 1.0,
     "dev_measure": "nDCG@10",
     "method_settings": {"prompt_length": 2},
     "data": {"data": "<tiny>"},

@@ -14,9 +14,9 @@ WORKER = Path(__file__).parents[2] / "helpers" / "train_worker.py"
 CASES = {
     "deep-prompt": {
         "method_settings": {"prompt_length": 4, "dropout": 0.1, "reparametrisation": 6},
-        "config": {"clip_norm": 0.5},
+        "config": {"max_grad_norm": 0.5},
     },
-    "lora": {"method_settings": {"rank": 2, "dropout": 0.2}, "config": {"chunk_texts": 5}},
+    "lora": {"method_settings": {"rank": 2, "dropout": 0.2}, "config": {"mini_batch_size": 5}},
     "full": {"method_settings": {}, "config": {"weight_decay": 0.01}},
 }
 
@@ -27,7 +27,7 @@ CASES = {
 def test_killed_and_resumed_training_ends_at_the_same_bytes(one_thread, tmp_path, method):
     from helpers.train_worker import train
 
-    config = {"steps": 10, "evaluations": 2, "batch_size": 4, "dev_passages": 20, "seed": 1}
+    config = {"max_steps": 10, "eval_steps": 0.5, "batch_size": 4, "dev_passages": 20, "seed": 1}
     settings = {
         "method": method,
         "method_settings": CASES[method]["method_settings"],

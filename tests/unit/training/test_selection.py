@@ -10,7 +10,7 @@ from helpers.tasks import tiny_data
 from helpers.tiny import tiny_backbone
 
 CONFIG = TrainingConfig(
-    steps=6, evaluations=3, batch_size=5, dev_passages=20, seed=2, max_query_tokens=10
+    max_steps=6, eval_steps=1 / 3, batch_size=5, dev_passages=20, seed=2, max_query_tokens=10
 )
 METHODS = {
     "deep-prompt": DeepPromptConfig(prompt_length=3, reparametrisation=4),
@@ -118,7 +118,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_bundle_says_how_it_was_trained(runs):
     _, made = runs
     training = made["deep-prompt"].manifest.training
-    assert training["steps"] == 6
+    assert training["max_steps"] == 6
     assert training["method"] == "deep-prompt"
     assert training["learning_rate"] > 0
     assert training["train_queries"] == 14

@@ -1,0 +1,151 @@
+"""Options of a command, derived from the settings that it takes."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from dptdr.config.settings import Declared, declared
+from dptdr.errors import ConfigError
+
+_EVALUATIONS = "evaluations"
+
+
+def settings(panels: dict[type, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of some config classes.
+
+    The command is called with those that were given, as ``settings``: field name to value. Former
+    names are hidden options. A field that two classes have is one option.
+
+    Args:
+        panels: Config class to the heading of its options in the help.
+
+    Returns:
+        A decorator of the command.
+    """
+    fields: dict[str, tuple[Declared, str]] = {}
+    for config, panel in panels.items():
+        for name, field in declared(config).items():
+            fields.setdefault(name, (field, panel))
+    added = _options(fields)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            values = {option: given.pop(option) for option in added}
+            try:
+                command(**given, settings=_given(values, added, fields=fields))
+            except ConfigError as error:
+                flags = {name: option for option, (name, _) in reversed(added.items())}
+                raise ConfigError(_with_flags(str(error), dict.fromkeys(given) | flags)) from None
+
+        hints = get_type_hints(command, include_extras=True)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            parameter.replace(annotation=hints[name], kind=keyword)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "settings"
+        ]
+        parameters += [
+            inspect.Parameter(option, keyword, default=None, annotation=hint)
+            for option, (_, hint) in added.items()
+        ]
+        vars(called)["__signature__"] = inspect.Signature(parameters)
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+def _options(fields: dict[str, tuple[Declared, str]]) -> dict[str, tuple[str, Any]]:
+    """Return option name to field name and annotation, former names among them."""
+    added: dict[str, tuple[str, Any]] = {}
+    for name, (field, panel) in fields.items():
+        shown = field.setting.given_as or name
+        added[shown] = (name, _option(field, shown, panel=panel))
+        former = [*field.setting.was, *([name] if shown != name else [])]
+        added |= {old: (name, _option(field, old, panel=None)) for old in former}
+    if "eval_steps" in fields:
+        hidden = typer.Option("--evaluations", hidden=True, help="Dev measures in a run.")
+        added[_EVALUATIONS] = ("eval_steps", Annotated[int | None, hidden])
+    return added
+
+
+def _given(
+    values: dict[str, Any],
+    added: dict[str, tuple[str, Any]],
+    *,
+    fields: dict[str, tuple[Declared, str]],
+) -> dict[str, Any]:
+    """Return the settings that were given, by field name."""
+    found: dict[str, Any] = {}
+    for option, value in values.items():
+        name, _ = added[option]
+        field, _ = fields[name]
+        if value is None or value == [] or _is_unset(field, value):
+            continue
+        if option == _EVALUATIONS:
+            found[name] = 0.0 if value <= 1 else 1.0 / value
+        else:
+            found[name] = _value(field, value, option=option)
+    return found
+
+
+def _option(field: Declared, name: str, *, panel: str | None) -> Any:
+    """Return the annotation of one option; a former name is hidden."""
+    flag = "--" + name.replace("_", "-")
+    default = field.default
+    shown = "" if default in (None, (), False) else f" [default: {default}]"
+    details: dict[str, Any] = {
+        "help": field.setting.help + shown,
+        "hidden": panel is None,
+        "rich_help_panel": panel,
+        "show_default": False,
+    }
+    if field.type is bool:
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **details)]
+    if field.repeated and not field.choices:
+        return Annotated[list[int] | None, typer.Option(flag, **details)]
+    if field.choices:
+        return Annotated[
+            str | None, typer.Option(flag, metavar=f"[{'|'.join(field.choices)}]", **details)
+        ]
+    if field.optional:
+        # Read as text: "none" is a value too.
+        metavar = "INTEGER" if field.type is int else "FLOAT"
+        return Annotated[str | None, typer.Option(flag, metavar=metavar, **details)]
+    return Annotated[field.type | None, typer.Option(flag, **details)]
+
+
+def _value(field: Declared, value: Any, *, option: str) -> Any:
+    if field.repeated and field.choices:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if field.optional and isinstance(value, str) and field.type is not str:
+        if value == "none":
+            return None
+        try:
+            value = field.type(value)
+        except ValueError:
+            raise ConfigError(
+                f"--{option.replace('_', '-')}: expected {field.type.__name__} or none, "
+                f"got '{value}'"
+            ) from None
+        if value == field.setting.unset:
+            return None
+    return value
+
+
+def _with_flags(message: str, options: dict[str, str | None]) -> str:
+    """Name settings as the command line does: ``--batch-size: ...`` for ``batch_size: ...``."""
+    for name, option in options.items():
+        flag = "--" + (option or name).replace("_", "-")
+        message = re.sub(rf"(?<![\w-]){name}(?=: )", flag, message)
+    return message
+
+
+def _is_unset(field: Declared, value: Any) -> bool:
+    """Tell whether a number stands for "choose for me", as former versions wrote it."""
+    return not field.optional and field.setting.unset is not None and value == field.setting.unset
