@@ -5,11 +5,13 @@
 """
 
 import functools
+import itertools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +28,7 @@ from dptdr.pretraining.pretrain import PretrainingResult
 from dptdr.records import Run
 from dptdr.search.indexes.local import LocalIndex
 from dptdr.search.retriever import SearchIndex, SearchResult
+from dptdr.search.vectors.documents import Document, read_documents, source_of
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.training.train import TrainingResult
 
@@ -96,10 +99,10 @@ def load(
         The encoder; a :class:`Task` if ``name`` is the folder of one.
     """
     if (Path(name) / "task.json").is_file():
-        return _load(task=Path(name), backbone=backbone, device=device, dtype=dtype)
+        return encoder_of(task=Path(name), backbone=backbone, device=device, dtype=dtype)
     if backbone is not None:
         read_manifest(Path(name))
-    return _load(backbone=str(name), device=device, dtype=dtype)
+    return encoder_of(backbone=str(name), device=device, dtype=dtype)
 
 
 def train(
@@ -305,7 +308,7 @@ def mine(
         teacher=teacher,
         judged_split=judged_split,
         cache=None if cache is None else Path(cache),
-        machine=Machine(_device(device), dtype, threads or os.cpu_count() or 1),
+        machine=Machine(resolve_device(device), dtype, threads or os.cpu_count() or 1),
     )
     return mine_folder(request, show=_phases(progress))
 
@@ -320,6 +323,7 @@ def encode(
     part: tuple[int, int] = (0, 1),
     processes: int = 1,
     ray: str | None = None,
+    limit: int | None = None,
     device: str = "auto",
     weights: str = "float32",
     backbone: str | None = None,
@@ -336,6 +340,7 @@ def encode(
         part: Do part i of n, from 0: for several machines.
         processes: Processes on this machine, or workers of ``ray``; each loads the encoder.
         ray: Encode on a Ray cluster: its address, ``auto`` or ``local``.
+        limit: Encode only the first so many passages.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         weights: Number type of the backbone's weights.
         backbone: Where the task's backbone lies, if not where it was.
@@ -345,13 +350,12 @@ def encode(
         The vectors; ``None`` while other parts are not done.
     """
     from dptdr.search.vectors.cluster import Cluster, encode_on_ray
-    from dptdr.search.vectors.documents import read_documents, source_of
     from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
     from dptdr.search.vectors.workers import encode_in_processes
 
     if ray is not None and part[1] > 1:
         raise ConfigError("expected ray or a part, got both: ray does all parts")
-    device = _device(device)
+    device = resolve_device(device)
     load_one = functools.partial(
         _fast_encoder, encoder, backbone=backbone, device=device, dtype=weights
     )
@@ -362,6 +366,16 @@ def encode(
     folder, work = Path(data), Path(out)
     settings = EncodeSettings(shard_size=shard_size, dtype=dtype, part=part[0], parts=part[1])
     source = source_of(folder)
+    read = functools.partial(read_documents, folder)
+    if limit is not None:
+        if ray is not None:
+            raise ConfigError("expected ray or a limit, got both: ray reads the whole corpus")
+        read = functools.partial(_first_documents, folder, limit=limit)
+        source = replace(
+            source,
+            fingerprint=f"{source.fingerprint} first {limit}",
+            count=min(limit, source.count or limit),
+        )
     with _phases(progress)("encode") as on_progress:
         if ray is not None:
             # A worker on an accelerator has it for itself.
@@ -378,7 +392,7 @@ def encode(
         if processes == 1:
             return encode_folder(
                 load_one(),
-                read_documents(folder),
+                read(),
                 out=work,
                 source=source,
                 settings=settings,
@@ -386,7 +400,7 @@ def encode(
             )
         return encode_in_processes(
             load_one,
-            functools.partial(read_documents, folder),
+            read,
             out=work,
             source=source,
             settings=settings,
@@ -505,7 +519,7 @@ def open_index(
             None if encoder is None else _encoder(encoder, device=device),
             hybrid=hybrid,
             dense_weight=dense_weight,
-            scorer=None if rerank is None else cross_encoder(rerank, device=_device(device)),
+            scorer=None if rerank is None else cross_encoder(rerank, device=resolve_device(device)),
             rerank_top=rerank_top,
             where=path,
         )
@@ -696,24 +710,41 @@ def serve(
         run_server(complete, host=host, port=port)
 
 
-def _load(
+def encoder_of(
     *,
     task: Path | None = None,
     backbone: str | Backbone | None = None,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Encoder:
+    """Load the encoder of a task, or a bare backbone; of both, the task on that backbone.
+
+    Args:
+        task: Folder of the task.
+        backbone: Name, folder, or with a task a loaded one.
+        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        dtype: Number type of the backbone's weights.
+
+    Returns:
+        The encoder.
+    """
     if isinstance(backbone, Backbone):
-        assert task is not None
+        if task is None:
+            return Encoder(backbone)
         return Task(load_task(task, backbone=backbone), path=task)
-    encoder = load_encoder(task=task, backbone=backbone, device=_device(device), dtype=dtype)
+    if task is None and backbone is None:
+        raise ConfigError(
+            "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
+            "training"
+        )
+    encoder = load_encoder(task=task, backbone=backbone, device=resolve_device(device), dtype=dtype)
     return encoder if task is None else Task(encoder, path=task)
 
 
 def _backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
     if isinstance(given, Backbone):
         return given
-    return Backbone.load(str(given), device=_device(device))
+    return Backbone.load(str(given), device=resolve_device(device))
 
 
 def _encoder(given: AnyEncoder, *, device: str, dtype: str = "float32") -> Encoder:
@@ -728,6 +759,10 @@ def _system(given: AnyEncoder, *, device: str, dtype: str = "float32") -> Encode
     return _encoder(given, device=device, dtype=dtype)
 
 
+def _first_documents(folder: Path, *, limit: int) -> Iterator[Document]:
+    return itertools.islice(read_documents(folder), limit)
+
+
 def _fast_encoder(given: AnyEncoder, *, backbone: str | None, device: str, dtype: str) -> Encoder:
     """Return an encoder that is fast at encoding and can no longer be trained."""
     if isinstance(given, Encoder):
@@ -737,7 +772,7 @@ def _fast_encoder(given: AnyEncoder, *, backbone: str | None, device: str, dtype
     return encoder
 
 
-def _device(name: str) -> str:
+def resolve_device(name: str) -> str:
     """Return a torch device that is there, or refuse the name."""
     import torch
 

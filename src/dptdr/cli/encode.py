@@ -1,14 +1,15 @@
 """``dptdr encode``: a corpus becomes a folder of vectors."""
 
-import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.cli.common import Device, Json, write_result
+from dptdr.errors import ConfigError
+
 if TYPE_CHECKING:
-    from dptdr.model import Encoder
     from dptdr.search.vectors.folder import VectorFolder
 
 
@@ -50,124 +51,18 @@ def command(
             "to start one. DATA and OUT lie under the same path on every machine."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Encode only the first so many passages.")
+    ] = None,
+    device: Device = "auto",
     precision: Annotated[
         str, typer.Option(help="Precision of the backbone's weights: float32 or bfloat16.")
     ] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Write counts and speed to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Encode a corpus into a vector folder.
 
     A killed run goes on where it was when the same command is given again.
-    """
-    from dptdr.errors import ConfigError
-    from dptdr.io.atomic import write_json
-    from dptdr.io.progress import progress
-    from dptdr.search.vectors.cluster import Cluster, encode_on_ray
-    from dptdr.search.vectors.documents import read_documents, source_of
-    from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
-    from dptdr.search.vectors.workers import encode_in_processes
-
-    part, parts = parse_part(shard)
-    settings = EncodeSettings(
-        shard_size=shard_size, dtype=parse_dtype(dtype), part=part, parts=parts
-    )
-    load = functools.partial(
-        load_corpus_encoder, task=task, backbone=backbone, device=device, precision=precision
-    )
-    source = source_of(data)
-    started = time.perf_counter()
-    folder: VectorFolder | None
-    with progress("encode") as on_progress:
-        if ray is not None:
-            if parts > 1:
-                raise ConfigError("expected --ray or --shard, got both: --ray does all parts")
-            folder = encode_on_ray(
-                load,
-                data,
-                out=out,
-                source=source,
-                settings=settings,
-                # A worker on an accelerator has it for itself.
-                cluster=Cluster(ray, workers=processes, gpus=0 if device == "cpu" else 1),
-                on_progress=on_progress,
-            )
-        elif processes == 1:
-            folder = encode_folder(
-                load(),
-                read_documents(data),
-                out=out,
-                source=source,
-                settings=settings,
-                on_progress=on_progress,
-            )
-        else:
-            folder = encode_in_processes(
-                load,
-                functools.partial(read_documents, data),
-                out=out,
-                source=source,
-                settings=settings,
-                processes=processes,
-                on_progress=on_progress,
-            )
-    if folder is None:
-        typer.echo(
-            f"part {shard} is done; {partial_path(out)} waits for the other parts, then run any of "
-            "them again"
-        )
-        return
-    report = encode_report(folder, seconds=time.perf_counter() - started)
-    typer.echo(
-        f"{out}: {folder.count:,} vectors of {folder.dim} numbers, {report['bytes'] / 1e6:.1f} MB, "
-        f"by {folder.manifest.origin.encoder}, {report['seconds']:.1f} s"
-    )
-    if json is not None:
-        write_json(json, report)
-
-
-def load_corpus_encoder(
-    *, task: Path | None, backbone: str | None, device: str = "cpu", precision: str = "float32"
-) -> "Encoder":
-    """Return the encoder that the options name, made fast for encoding and of no other use.
-
-    Args:
-        task: Task bundle.
-        backbone: Bare backbone, or where the task's backbone lies.
-        device: Torch device.
-        precision: Precision of the backbone's weights.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ConfigError: If neither is given.
-    """
-    encoder = load_encoder_of(task=task, backbone=backbone, device=device, precision=precision)
-    encoder.only_encode()
-    return encoder
-
-
-def load_encoder_of(
-    *,
-    task: Path | None,
-    backbone: str | None,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> "Encoder":
-    """Return the encoder that the options name.
-
-    Args:
-        task: Task bundle.
-        backbone: Bare backbone, or where the task's backbone lies.
-        device: Torch device.
-        precision: Precision of the backbone's weights.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ConfigError: If neither is given.
     """
     from dptdr.errors import ConfigError
 
@@ -176,9 +71,37 @@ def load_encoder_of(
             "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
             "training"
         )
-    from dptdr.model import load_encoder
+    part = parse_part(shard)
+    stored = parse_dtype(dtype)
+    from dptdr import api
 
-    return load_encoder(task=task, backbone=backbone, device=device, dtype=precision)
+    started = time.perf_counter()
+    folder = api.encode(
+        data,
+        task or str(backbone),
+        out=out,
+        shard_size=shard_size,
+        dtype=stored,
+        part=part,
+        processes=processes,
+        ray=ray,
+        limit=limit,
+        device=device,
+        weights=precision,
+        backbone=backbone if task is not None else None,
+    )
+    if folder is None:
+        typer.echo(
+            f"part {shard} is done; {out}.partial waits for the other parts, then run any of them "
+            "again"
+        )
+        return
+    report = encode_report(folder, seconds=time.perf_counter() - started)
+    said = (
+        f"{out}: {folder.count:,} vectors of dimension {folder.dim}, {report['bytes'] / 1e6:.1f} "
+        f"MB, by {folder.manifest.origin.encoder}, {report['seconds']:.1f} s"
+    )
+    write_result(json, report, said=said)
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -193,8 +116,6 @@ def parse_part(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: If it is no such pair.
     """
-    from dptdr.errors import ConfigError
-
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"expected --shard i/n with i from 0 to n - 1, such as 0/4, got {text!r}")
@@ -213,7 +134,6 @@ def parse_dtype(text: str) -> Any:
     Raises:
         ConfigError: If it is neither float32 nor float16.
     """
-    from dptdr.errors import ConfigError
     from dptdr.search.vectors.manifest import DTYPES
 
     if text not in DTYPES:

@@ -161,12 +161,13 @@ def command(
     assert refresh is not None
     if data is None:
         raise ConfigError("expected --data DATA with --refresh, got none")
-    from dptdr.cli.encode import load_corpus_encoder
+    from dptdr.api import encoder_of
     from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
     from dptdr.search.indexes.refresh import refresh_index
 
-    encoder = load_corpus_encoder(task=task, backbone=backbone, device=device or "cpu")
+    encoder = encoder_of(task=task, backbone=backbone, device=device or "auto")
+    encoder.only_encode()
     with progress("encode") as on_progress:
         done = refresh_index(
             encoder,

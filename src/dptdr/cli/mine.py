@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dptdr.cli.common import Device, Json, write_result
 from dptdr.mining.settings import (
     CleaningSettings,
     MiningSettings,
@@ -68,7 +69,7 @@ def command(
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.md and report.png.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
+    json: Json = None,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +77,7 @@ def command(
             "Default: with the unfinished work, removed at the end."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where encoders run: cpu, cuda, cuda:1.")] = "cpu",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Number format: float32, bfloat16.")] = "float32",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of BM25. Default: one per core.")
@@ -88,7 +89,7 @@ def command(
     file. A killed run goes on where it was when the same command is given again; until it is done,
     its work stands in OUT.partial.
     """
-    from dptdr.io.atomic import write_json
+    from dptdr.api import resolve_device
     from dptdr.io.progress import progress
     from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
     from dptdr.mining.report import mining_tables, write_mining_report
@@ -113,11 +114,11 @@ def command(
         teacher=teacher,
         judged_split=judged_split,
         cache=cache,
-        machine=Machine(device=device, dtype=dtype, threads=threads or os.cpu_count() or 1),
+        machine=Machine(
+            device=resolve_device(device), dtype=dtype, threads=threads or os.cpu_count() or 1
+        ),
     )
     found = mine_folder(request, show=progress)
-    typer.echo(mining_tables(found))
-    if json is not None:
-        write_json(json, found)
+    write_result(json, found, said=mining_tables(found))
     if report is not None:
         write_mining_report(report, found)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.cli.common import Device
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -84,7 +86,7 @@ def command(
             help="Check every file of the index against its checksum first; alone, do only that.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
+    device: Device = "auto",
     json: Annotated[Path | None, typer.Option(help="Write hits with their texts here.")] = None,
 ) -> None:
     """Search an index with a text, or with all queries of a split.
@@ -101,7 +103,7 @@ def command(
         raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
     if queries is not None and run_out is None:
         raise ConfigError("expected --run-out FILE with --queries, got none")
-    from dptdr.cli.encode import load_encoder_of
+    from dptdr.api import encoder_of
     from dptdr.records import Query
     from dptdr.search.index import check_encoder
     from dptdr.search.pipeline import Pipeline, parse_fusion
@@ -113,7 +115,7 @@ def command(
     filters = tuple(Filter.parse(condition) for condition in filter or [])
     fusion = None if hybrid is None else parse_fusion(hybrid)
     with _opened(index, database) as opened:
-        encoder = load_encoder_of(task=task, backbone=backbone, device=device)
+        encoder = encoder_of(task=task, backbone=backbone, device=device)
         check_encoder(opened.origin, encoder, where=index)
         pipeline = Pipeline(
             opened,

@@ -46,21 +46,22 @@ class EvaluationReport:
         Args:
             path: Where the file shall stand.
         """
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "system": self.system,
-                "data": self.data,
-                "split": self.split,
-                "judgements_fingerprint": self.judgements_fingerprint,
-                "protocol": self.protocol,
-                "measures": self.measures,
-                "per_query": self.per_query,
-                "queries": self.queries,
-                **{key: value for key, value in self.details.items() if key not in _FIELDS},
-            },
-        )
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as it is written."""
+        return {
+            "format": FORMAT,
+            "system": self.system,
+            "data": self.data,
+            "split": self.split,
+            "judgements_fingerprint": self.judgements_fingerprint,
+            "protocol": self.protocol,
+            "measures": self.measures,
+            "per_query": self.per_query,
+            "queries": self.queries,
+            **{key: value for key, value in self.details.items() if key not in _FIELDS},
+        }
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationReport":

@@ -9,6 +9,14 @@ from typing import Any
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+_phases: list[str] = []
+
+
+def current_phase() -> str:
+    """Return the piece of work that is going on, or was when an error ended it; else nothing."""
+    return _phases[-1] if _phases else ""
+
+
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Give a callable that shows (done, total) of one piece of work on standard error.
@@ -19,11 +27,15 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         The callable.
     """
+    _phases.append(what)
     if sys.stderr.isatty():
         with _bar(what) as show:
             yield show
     else:
+        sys.stderr.write(f"{what} ...\n")
         yield _lines(what)
+    # Left in place by an error, for whoever says where it happened.
+    _phases.pop()
 
 
 @contextlib.contextmanager
@@ -69,6 +81,7 @@ class TrainingProgress:
         self._last = 0.0
 
     def __enter__(self) -> "TrainingProgress":
+        _phases.append("train")
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -84,9 +97,11 @@ class TrainingProgress:
             self._task = self._bar.add_task("train", total=None, facts="")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if error is None:
+            _phases.pop()
 
     def __call__(self, now: Any) -> None:
         """Show one step, a ``dptdr.training.loop.Progress``."""
