@@ -8,6 +8,8 @@ import pytest
 from typer.main import get_command
 
 from dptdr.cli.app import build_app
+from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,10 +24,17 @@ def dptdr_lines():
     return [line for line in lines if line.startswith("dptdr ")]
 
 
-def test_python_block_prints_the_answer(capsys):
+def test_python_block_trains_measures_and_searches(tmp_path, monkeypatch, capsys):
     (block,) = blocks("python")
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip() == "zip"
+    tiny_data(tmp_path / "DATA")
+    save_tiny(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    quick = block.replace('"minilm", max_steps=150', '"./tiny", max_steps=2, dev_passages=10')
+    assert quick != block
+    exec(compile(quick, "README.md", "exec"), {})
+    measures, hits = capsys.readouterr().out.splitlines()
+    assert "nDCG@10" in measures
+    assert hits.count("SearchResult(") == 5
 
 
 def test_there_are_command_lines_to_check():

@@ -107,7 +107,7 @@ def command(
     backbone: Annotated[str | None, typer.Option(help="Backbone, for --refresh.")] = None,
     data: Annotated[Path | None, typer.Option(help="BEIR folder, for --refresh.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="Torch device, for --refresh. Default: cpu.")
+        str | None, typer.Option(help="Torch device, for --refresh. Default: auto.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write type, bytes and time here.")] = None,
     kind: Annotated[str | None, typer.Option(hidden=True)] = None,

@@ -1,0 +1,57 @@
+import sys
+import types
+
+import pytest
+
+from dptdr.cli import app, main
+from dptdr.errors import ConfigError
+from dptdr.io.progress import progress
+
+
+def called(monkeypatch, capsys, command):
+    """Run ``dptdr probe`` with this command and return exit code and standard error."""
+    module = types.ModuleType("probe_command")
+    module.command = command
+    monkeypatch.setitem(sys.modules, "probe_command", module)
+    monkeypatch.setattr(app, "COMMANDS", {"probe": "probe_command"})
+    monkeypatch.setattr(app, "GROUPS", {})
+    monkeypatch.setattr(sys, "argv", ["dptdr", "probe"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def interrupted():
+    with progress("mine"):
+        raise KeyboardInterrupt
+
+
+def refused():
+    raise ConfigError("expected this, got that")
+
+
+def full():
+    raise OSError(28, "No space left on device", "out.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "line"),
+    [
+        (interrupted, 130, "interrupted dptdr probe (mine); what is finished is kept, the same"),
+        (refused, 2, "error: expected this, got that"),
+        (full, 2, "error: out.jsonl: No space left on device"),
+    ],
+)
+def test_a_command_ends_with_one_line_and_its_code(monkeypatch, capsys, command, code, line):
+    found, said = called(monkeypatch, capsys, command)
+    assert found == code
+    assert said.splitlines()[-1].startswith(line)
+
+
+def test_a_closed_pipe_ends_with_141(monkeypatch, capsys):
+    def closed():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
+    assert called(monkeypatch, capsys, closed) == (141, "")
