@@ -40,7 +40,7 @@ def test_every_listed_command_exists():
 def test_every_option_of_a_command_has_a_help_text(name):
     command = get_command(build_app()).commands[name]
     for parameter in command.params:
-        if parameter.name != "help":
+        if parameter.name != "help" and not getattr(parameter, "hidden", False):
             assert parameter.help, f"{name} {parameter.name}"
 
 
