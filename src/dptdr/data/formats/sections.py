@@ -39,7 +39,10 @@ def file_sections(path: Path) -> Iterator[Section]:
         DataError: If the file cannot be read or is not UTF-8; names file and line.
     """
     for section in _PARSERS[path.suffix.lower()](text_lines(path)):
-        yield section if section.title else section._replace(title=path.stem)
+        if section.title:
+            yield section
+        elif section.paragraphs:
+            yield section._replace(title=path.stem)
 
 
 def _text_sections(lines: Iterable[str]) -> Iterator[Section]:
