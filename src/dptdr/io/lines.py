@@ -154,7 +154,7 @@ def text_field(record: Mapping[str, Any], name: str, *, path: Path, number: int)
 
 
 def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -> str:
-    """Return a field that must hold an id: a string that is not empty.
+    """Return a field that must hold an id: a string that is not empty, or an integer.
 
     Args:
         record: The JSON object.
@@ -168,6 +168,8 @@ def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -
     Raises:
         DataError: If the field is absent, not a string, empty, or holds a tab or a line break.
     """
+    if type(record.get(name)) is int:
+        return str(record[name])
     value = text_field(record, name, path=path, number=number)
     fault = id_fault(value)
     if fault:

@@ -122,6 +122,13 @@ def test_qrels_without_header_are_read_from_the_first_line(tmp_path: Path):
     assert folder.qrels("test") == {"q": {"0": 1, "1": 0}}
 
 
+def test_ids_that_are_numbers_are_read_as_texts(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=b'{"_id": 7, "text": "x"}', test=b"q\t7\t1\n")
+
+    assert [passage.id for passage in folder.passages()] == ["7"]
+    assert folder.qrels("test") == {"q": {"7": 1}}
+
+
 def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
     folder = make(tmp_path / "d", corpus=GOOD, test=b"", dev=b"", train=b"", b=b"", a=b"")
 
@@ -138,9 +145,8 @@ def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
         (b'{"text": "x"}', "corpus.jsonl, line 7, field '_id': is missing; the record has text"),
         (b"{}", "corpus.jsonl, line 7, field '_id': is missing; the record has no field"),
         (
-            b'{"_id": 7, "text": "x"}',
-            "corpus.jsonl, line 7, field '_id': expected a string, got the number 7; write it as "
-            '"7"',
+            b'{"_id": 7.5, "text": "x"}',
+            "corpus.jsonl, line 7, field '_id': expected a string, got the number 7.5",
         ),
         (
             b'{"_id": "", "text": "x"}',
