@@ -24,17 +24,17 @@ TRAINING: dict[str, Any] = {
     "max_query_tokens": 32,
     "max_passage_tokens": 96,
     # One dev measure, at the end: so few dev queries could not choose between checkpoints.
-    "evaluations": 1,
+    "eval_steps": 0.0,
     "dev_queries": 20,
     "dev_passages": 60,
     "seed": 0,
 }
 PRETRAINING: dict[str, Any] = {
-    "steps": 30,
+    "max_steps": 30,
     "batch_size": 16,
     "span_tokens": 64,
-    "chunk_texts": 0,
-    "evaluations": 1,
+    "mini_batch_size": None,
+    "eval_steps": 0.0,
     "dev_documents": 32,
 }
 MINING: dict[str, Any] = {"num_negatives": 20, "range_max": 50}
@@ -80,7 +80,7 @@ def one_set(call: Calls, name: str, *, arguments: Any) -> dict[str, Any]:
         out=data,
         made=data / "corpus.jsonl",
     )
-    training = {**TRAINING, "steps": arguments.steps}
+    training = {**TRAINING, "max_steps": arguments.steps}
     common = {"resume": True, "device": arguments.device}
 
     def train(task: str, backbone: Any, **settings: Any) -> Path:

@@ -24,10 +24,10 @@ from dptdr.data.formats.conversion import convert
 STRICT = True
 PRETRAINING = {
     # Two passes over the corpus. Spans and batch are coCondenser's; the authors published neither.
-    "steps": 8600,
+    "max_steps": 8600,
     "batch_size": 2048,
     "span_tokens": 80,
-    "chunk_texts": 64,
+    "mini_batch_size": 64,
     "learning_rate": 1e-4,
     "temperature": 1.0,
     "precision": "bfloat16",
@@ -39,7 +39,7 @@ TRAINING = {
     "ffn_length": 0,
     "sharing": "tied",
     # Theirs: 10 epochs of 8 cards x 8 queries, 30 passages a query, rate 7e-3.
-    "steps": 78_584,
+    "max_steps": 78_584,
     "batch_size": 64,
     "positives_per_query": 1,
     "negatives_per_query": 29,
@@ -49,10 +49,10 @@ TRAINING = {
     "score_scale": 1.0,
     "max_query_tokens": 32,
     "max_passage_tokens": 128,
-    "chunk_texts": 128,
+    "mini_batch_size": 128,
     # Theirs were fp16, and positions moved by 128 (position="shifted").
     "precision": "bfloat16",
-    "evaluations": 10,
+    "eval_steps": 0.1,
     "dev_queries": 500,
     "dev_passages": 20_000,
     "dev_measure": "RR@10",

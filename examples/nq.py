@@ -21,10 +21,10 @@ from dptdr.data.formats.conversion import convert
 # Refuse files whose counts are not the published ones.
 STRICT = True
 PRETRAINING = {
-    "steps": 10_000,
+    "max_steps": 10_000,
     "batch_size": 2048,
     "span_tokens": 80,
-    "chunk_texts": 64,
+    "mini_batch_size": 64,
     "learning_rate": 1e-4,
     "temperature": 1.0,
     "precision": "bfloat16",
@@ -36,7 +36,7 @@ TRAINING = {
     "ffn_length": 0,
     "sharing": "untied",
     # Theirs: 60 epochs of 8 cards x 16 questions, 2 passages a question, rate 7e-3.
-    "steps": 27_600,
+    "max_steps": 27_600,
     "batch_size": 128,
     "positives_per_query": 1,
     "negatives_per_query": 1,
@@ -47,9 +47,9 @@ TRAINING = {
     "max_query_tokens": 32,
     # 156 tokens hold a passage of 100 words; the authors give no figure.
     "max_passage_tokens": 156,
-    "chunk_texts": 128,
+    "mini_batch_size": 128,
     "precision": "bfloat16",
-    "evaluations": 10,
+    "eval_steps": 0.1,
     "dev_queries": 500,
     "dev_passages": 20_000,
     "dev_measure": "RR@10",

@@ -13,23 +13,23 @@ from helpers.tiny import save_tiny
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL_PRETRAINING = {
-    "steps": 2,
+    "max_steps": 2,
     "batch_size": 4,
     "span_tokens": 20,
-    "least_span_tokens": 2,
-    "chunk_texts": 4,
+    "min_span_tokens": 2,
+    "mini_batch_size": 4,
     "precision": "float32",
-    "evaluations": 1,
+    "eval_steps": 0.0,
 }
 SMALL_TRAINING = {
     "batch_size": 4,
     "max_passage_tokens": 30,
     "precision": "float32",
-    "evaluations": 1,
+    "eval_steps": 0.0,
     "dev_passages": 10,
     "dev_queries": 4,
 }
-OF_THE_PAPER = {"steps": 2, "negatives_per_query": 1, "chunk_texts": 4, "prompt_length": 3}
+OF_THE_PAPER = {"max_steps": 2, "negatives_per_query": 1, "mini_batch_size": 4, "prompt_length": 3}
 SMALL_MINING = {"num_negatives": 3, "range_max": 10, "dtype": "float32"}
 
 
@@ -145,7 +145,7 @@ def test_own_data_goes_from_pairs_to_an_answer(texts, monkeypatch, capsys):
     lines = [f"{queries[n]},{passages[n]}\n" for n in queries]
     Path("pairs.csv").write_text("question,answer\n" + "".join(lines), encoding="utf-8")
     module = script("own_data", monkeypatch)
-    module.TRAINING.update(steps=2)
+    module.TRAINING.update(max_steps=2)
     words = ("pairs.csv", "--backbone", "./encoder", "--query", queries["3"])
     run(module, monkeypatch, *words)
     out = capsys.readouterr().out
