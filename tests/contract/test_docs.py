@@ -18,8 +18,8 @@ import sys
 from dptdr.cli import main
 
 words = ["{backbone}" if word == "minilm" else word for word in sys.argv[1:]]
-if words[0] in ("train", "pretrain"):
-    words += ["--steps", "2", "--batch-size", "2"]
+if words[0] == "train":
+    words += ["--max-steps", "2", "--batch-size", "2"]
 sys.argv[1:] = words
 main()
 """
