@@ -148,7 +148,12 @@ class Backbone:
         self._weights_hash = None
 
     def tokenize(
-        self, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        side: Side,
+        max_tokens: int | None = None,
+        prefix: str | None = None,
     ) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, cut to the limit.
 
@@ -156,11 +161,13 @@ class Backbone:
             texts: The texts.
             side: Which prefix to put before them.
             max_tokens: A tighter limit than the backbone's own.
+            prefix: Replaces the side's prefix.
 
         Returns:
             One list of ids per text, not padded.
         """
-        prefix = self.pooling.query_prefix if side == "query" else self.pooling.passage_prefix
+        if prefix is None:
+            prefix = self.pooling.query_prefix if side == "query" else self.pooling.passage_prefix
         limit = min(max_tokens or self.pooling.max_tokens, self.pooling.max_tokens)
         encoded = self.tokenizer(
             [prefix + text for text in texts] if prefix else list(texts),

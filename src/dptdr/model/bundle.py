@@ -14,7 +14,7 @@ from dptdr.config.methods import MethodConfig, MethodName, config_from, settings
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.model.backbone import MINILM, Backbone, resolve
-from dptdr.model.card import write_card
+from dptdr.model.card import write_card, write_modules
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.methods import Method, MethodFactory
 
@@ -130,6 +130,10 @@ def _save(
         )
         write_json(temporary / TASK_FILE, asdict(manifest))
         write_card(temporary / "README.md", asdict(manifest))
+        pooling = method.backbone.pooling
+        write_modules(
+            temporary, query_prefix=pooling.query_prefix, passage_prefix=pooling.passage_prefix
+        )
     return manifest
 
 

@@ -1,21 +1,84 @@
-"""The readable card of a task bundle."""
+"""What a task's folder says to others: its card, and the files that sentence-transformers reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.io.atomic import atomic_file
+from dptdr import __version__
+from dptdr.io.atomic import atomic_file, write_json
+
+_HUB_NAMES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+_MODULE = "dptdr.model.sentence_transformer.TaskModule"
+_TAGS = ["dptdr", "sentence-transformers", "feature-extraction", "dense-retrieval", "prompt-tuning"]
 
 
-def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_modules(folder: Path, *, query_prefix: str, passage_prefix: str) -> None:
+    """Write what makes a task's folder a sentence-transformers model.
+
+    Args:
+        folder: The task's folder.
+        query_prefix: Text that the backbone wants before queries.
+        passage_prefix: Text that it wants before passages.
+    """
+    write_json(
+        folder / "modules.json",
+        [{"idx": 0, "name": "0", "path": "", "type": _MODULE}],
+    )
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "SentenceTransformer",
+            "requirements": {"dptdr": f">={__version__}", "sentence-transformers": ">=6"},
+            "prompts": {"query": query_prefix, "document": passage_prefix},
+            "default_prompt_name": None,
+            "similarity_fn_name": "dot",
+        },
+    )
+
+
+def write_card(path: Path, manifest: Mapping[str, Any], *, license_name: str = "unknown") -> None:
     """Write a task's ``README.md``: what it is, what it reached, how to use it.
 
     Args:
         path: The file.
         manifest: The fields of ``task.json``.
+        license_name: The licence as the hub names it.
     """
+    head = _head(manifest, license_name=license_name)
     with atomic_file(path) as handle:
-        handle.write(_card(manifest).encode("utf-8"))
+        handle.write(f"---\n{head}\n---\n\n{_card(manifest)}".encode())
+
+
+def _head(manifest: Mapping[str, Any], *, license_name: str) -> str:
+    """Return the card's YAML head as the hub reads it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    backbone = str(manifest["backbone"])
+    base = _HUB_NAMES.get(backbone, backbone)
+    data = Path(str(manifest["training"].get("data", "dev"))).name
+    results = [
+        EvalResult(
+            task_type="text-retrieval",
+            dataset_type=data,
+            dataset_name=data,
+            metric_type=name.removeprefix("dev "),
+            metric_value=value,
+        )
+        for name, value in sorted(manifest["measures"].items())
+        if isinstance(value, float) and not name.startswith("bare ")
+    ]
+    card = ModelCardData(
+        library_name="dptdr",
+        license=license_name,
+        pipeline_tag="feature-extraction",
+        # A local folder means nothing to others.
+        base_model=None if Path(base).is_absolute() else base,
+        tags=_TAGS,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=str(manifest["name"]),
+        eval_results=results or None,
+    )
+    return card.to_yaml()
 
 
 def _card(manifest: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.config.methods import settings_of
-from dptdr.errors import DptdrError
+from dptdr.errors import ConfigError, DptdrError
 from dptdr.model import fingerprints
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.methods import DeepPromptMethod, Method, ShallowPromptMethod
@@ -236,6 +236,42 @@ class Encoder:
                 if on_progress is not None:
                     on_progress(done, len(texts))
         return vectors
+
+    def vectors(self, ids: Sequence[list[int]], *, side: Side) -> Float[Tensor, "texts dim"]:
+        """Return one float32 vector per text of token ids, on the backbone's device.
+
+        Args:
+            ids: Token ids of each text, as ``backbone.tokenize`` gives them.
+            side: Whose prompt they meet.
+
+        Returns:
+            The vectors, with gradients to what is trained where torch records them.
+        """
+        made = list(self._batches(ids, side=side))
+        order = torch.tensor([number for batch, _ in made for number in batch])
+        vectors = torch.cat([vectors.float() for _, vectors in made])
+        return vectors[torch.argsort(order).to(vectors.device)]
+
+    def to_sentence_transformer(self, *others: "Encoder") -> Any:
+        """Return this task as a sentence-transformers model that shares its weights.
+
+        Args:
+            others: Further tasks of the same backbone, for ``encode(..., prompt_task=[...])``.
+
+        Returns:
+            A ``SentenceTransformer``.
+
+        Raises:
+            ConfigError: If the package is missing, or the tasks do not fit together.
+        """
+        try:
+            from dptdr.model.sentence_transformer import to_sentence_transformer
+        except ImportError as error:
+            raise ConfigError(
+                f"a sentence-transformers model needs sentence-transformers 6 ({error}); install "
+                "'dptdr[sentence-transformers]'"
+            ) from None
+        return to_sentence_transformer(self, *others)
 
     def _batches(
         self, ids: Sequence[list[int]], *, side: Side
