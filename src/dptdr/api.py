@@ -24,6 +24,7 @@ from dptdr.io.progress import TrainingProgress
 from dptdr.io.progress import progress as progress_bar
 from dptdr.mining.settings import OutputFormat, PositiveScore
 from dptdr.model import Backbone, Encoder, TaskManifest, load_encoder, load_task, read_manifest
+from dptdr.model.hub import push_task, task_folder
 from dptdr.pretraining.pretrain import PretrainingResult
 from dptdr.records import Run
 from dptdr.search.indexes.local import LocalIndex
@@ -78,6 +79,39 @@ class Task(Encoder):
         """What ``task.json`` says: method, settings, fingerprints, dev measures."""
         return read_manifest(self.path)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        base_model: str | None = None,
+        license_name: str = "unknown",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the bundle to the Hugging Face hub; :func:`load` takes ``org/name`` then.
+
+        Args:
+            repository: ``org/name``; it is made where there is none.
+            base_model: The backbone's name on the hub; needed where it is a local folder here.
+            license_name: The licence for the card, as the hub names it (``apache-2.0``).
+            private: Whether a new repository is private.
+            revision: Branch to write to; the main one by default.
+            token: Access token; the stored one by default.
+
+        Returns:
+            The address of the commit.
+        """
+        return push_task(
+            self.path,
+            repository,
+            base_model=base_model,
+            license_name=license_name,
+            private=private,
+            revision=revision,
+            token=token,
+        )
+
 
 def load(
     name: AnyPath,
@@ -89,17 +123,19 @@ def load(
     """Load a task, or a bare backbone.
 
     Args:
-        name: Folder of a task, or name or folder of a backbone (``minilm`` needs no download).
+        name: Folder of a task or its name on the hub (``org/name``), or name or folder of a
+            backbone (``minilm`` needs no download).
         backbone: Where the task's backbone lies, or the loaded one; by default the one that the
             task names.
         device: Torch device; ``auto`` takes cuda, mps or cpu, the first that is there.
         dtype: Number type of the backbone's weights.
 
     Returns:
-        The encoder; a :class:`Task` if ``name`` is the folder of one.
+        The encoder; a :class:`Task` if ``name`` is one.
     """
-    if (Path(name) / "task.json").is_file():
-        return encoder_of(task=Path(name), backbone=backbone, device=device, dtype=dtype)
+    folder = task_folder(name)
+    if folder is not None:
+        return encoder_of(task=folder, backbone=backbone, device=device, dtype=dtype)
     if backbone is not None:
         read_manifest(Path(name))
     return encoder_of(backbone=str(name), device=device, dtype=dtype)
