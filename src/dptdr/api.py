@@ -154,6 +154,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     tensorboard: AnyPath | None = None,
+    track: Literal["wandb", "trackio", "mlflow"] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Task:
@@ -171,6 +172,7 @@ def train(
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         threads: Processor threads; torch's own choice by default.
         tensorboard: Write TensorBoard files to this folder.
+        track: Send the run's log to this tracker as well.
         progress: Show progress on standard error.
         **settings: Fields of :class:`dptdr.config.training.TrainingConfig` and of the method's
             settings in :mod:`dptdr.config.methods`, such as ``max_steps`` or ``prompt_length``.
@@ -182,7 +184,11 @@ def train(
         ConfigError: If a setting is unknown, wrong, or does not belong to the method.
     """
     from dptdr.training.start import train_folder
+    from dptdr.training.tracking import Tracking
 
+    tracking = Tracking(
+        tensorboard=None if tensorboard is None else Path(tensorboard), tracker=track
+    )
     request = training_request(method, settings, from_task=from_task is not None)
     folder = BeirFolder(data)
     _set_threads(threads)
@@ -199,7 +205,7 @@ def train(
             min_grade=min_grade,
             resume=resume,
             watch=watch,
-            tensorboard=None if tensorboard is None else Path(tensorboard),
+            tracking=tracking,
         )
     return Task(load_task(Path(out), backbone=encoder), path=Path(out), result=result)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,6 +57,10 @@ def command(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write TensorBoard files to this folder.")
     ] = None,
+    track: Annotated[
+        Literal["wandb", "trackio", "mlflow"] | None,
+        typer.Option(help="Send the log to this tracker as well."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML report of the run to this file.")
     ] = None,
@@ -79,6 +83,7 @@ def command(
         device=device,
         threads=threads,
         tensorboard=tensorboard,
+        track=track,
         **settings,
     )
     if task.result is None:

@@ -12,6 +12,7 @@ from dptdr.model import Backbone
 from dptdr.model.bundle import load_prompt_rows
 from dptdr.training.loop import Watch
 from dptdr.training.preparation import load_data
+from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
 
 
@@ -26,7 +27,7 @@ def train_folder(
     min_grade: int = 1,
     resume: bool = False,
     watch: Watch | None = None,
-    tensorboard: Path | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
     """Train what was asked for on a data folder.
 
@@ -40,7 +41,7 @@ def train_folder(
         min_grade: Minimum grade of a positive.
         resume: Go on with the run in ``OUT.training``.
         watch: Told about every step.
-        tensorboard: Folder for TensorBoard files.
+        tracking: Where the log goes besides its own file.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -59,7 +60,7 @@ def train_folder(
         resume=resume,
         start_rows=rows,
         watch=watch,
-        tensorboard=tensorboard,
+        tracking=tracking,
     )
 
 

@@ -1,5 +1,6 @@
 """From training data to a task bundle."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from dptdr.training.selection import (
     select_again,
     training_limits,
 )
-from dptdr.training.tensorboard import mirrored
+from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
 
 __all__ = [
     "TrainingData",
@@ -80,7 +81,7 @@ def train_task(
     resume: bool = False,
     start_rows: Mapping[str, Tensor] | None = None,
     watch: Watch | None = None,
-    tensorboard: Path | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
     """Train one task, choose its best checkpoint, and write the bundle.
 
@@ -96,7 +97,7 @@ def train_task(
         resume: Go on with the run found in ``OUT.training``, or start one if there is none.
         start_rows: Another task's prompt rows to start from.
         watch: Told about every step.
-        tensorboard: Folder for TensorBoard files.
+        tracking: Where the log goes besides its own file.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -108,7 +109,11 @@ def train_task(
     config = config.settled(len(data.groups))
     config.check()
     out = Path(out)
-    with joined(backbone.device.type) as world, mirrored(tensorboard, world=world) as mirror:
+    tracked = {"method": method_name, **settings_of(method_config), **dataclasses.asdict(config)}
+    with (
+        joined(backbone.device.type) as world,
+        mirrored(tracking, world=world, name=out.name, settings=tracked) as mirror,
+    ):
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one query for each of {world.size} processes, got "

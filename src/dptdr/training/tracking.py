@@ -1,0 +1,149 @@
+"""A run's log in the trackers that people watch several runs with."""
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from dptdr.errors import ConfigError
+from dptdr.training.checkpoints import Record
+from dptdr.training.distributed import World
+
+Tracker = Literal["wandb", "trackio", "mlflow"]
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where a run's log goes besides its own file.
+
+    Args:
+        tensorboard: Folder for TensorBoard files.
+        tracker: A tracker that knows itself where to write, and whether it is offline
+            (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``).
+
+    Raises:
+        ConfigError: If there is no such tracker.
+    """
+
+    tensorboard: Path | None = None
+    tracker: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name before anything is loaded."""
+        if self.tracker is not None and self.tracker not in TRACKERS:
+            raise ConfigError(f"track: expected one of {', '.join(TRACKERS)}, got '{self.tracker}'")
+
+
+UNTRACKED = Tracking()
+
+_Write: TypeAlias = Callable[[dict[str, float], int], None]
+_LEFT_OUT = ("kind", "step", "attention_mass", "layer_gradient_norms")
+
+
+@contextlib.contextmanager
+def mirrored(
+    tracking: Tracking,
+    *,
+    world: World,
+    name: str = "task",
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Callable[[Record], None] | None]:
+    """Provide what sends each line of a run's log to trackers as well.
+
+    Args:
+        tracking: The trackers.
+        world: The processes; only the first one writes.
+        name: The run's name there.
+        settings: The run's settings there.
+
+    Yields:
+        A function of one line of the log, or ``None`` if nothing is tracked.
+
+    Raises:
+        ConfigError: If a tracker is not installed.
+    """
+    tensorboard, track = tracking.tensorboard, tracking.tracker
+    if not world.is_first or (tensorboard is None and track is None):
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        writers: list[_Write] = []
+        if tensorboard is not None:
+            writers.append(stack.enter_context(_tensorboard(tensorboard)))
+        if track is not None:
+            tracker = _mlflow if track == "mlflow" else _wandb
+            writers.append(stack.enter_context(tracker(track, name, dict(settings or {}))))
+
+        def write(record: Record) -> None:
+            values = scalars(record)
+            for writer in writers:
+                writer(values, int(record["step"]))
+
+        yield write
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """Return the numbers of one line of the log by the names that trackers show."""
+    kind = record["kind"]
+    found = {
+        f"{kind}/{name}": float(value)
+        for name, value in record.items()
+        if name not in _LEFT_OUT and isinstance(value, int | float)
+    }
+    for layer, norm in enumerate(record.get("layer_gradient_norms", [])):
+        found[f"gradient norm/layer {layer}"] = norm
+    for side, layers in record.get("attention_mass", {}).items():
+        for layer, heads in enumerate(layers):
+            found[f"attention to the prompt, {side}/layer {layer}"] = sum(heads) / len(heads)
+    return found
+
+
+@contextlib.contextmanager
+def _tensorboard(path: Path) -> Iterator[_Write]:
+    writer = _package("torch.utils.tensorboard", needs="tensorboard").SummaryWriter(str(path))
+
+    def write(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def _wandb(package: str, name: str, settings: dict[str, Any]) -> Iterator[_Write]:
+    """Write to Weights & Biases, or to trackio, which has the same three functions."""
+    tracker = _package(package, needs=package)
+    tracker.init(project="dptdr", name=name, config=settings)
+    try:
+        yield lambda values, step: tracker.log(values, step=step)
+    finally:
+        tracker.finish()
+
+
+@contextlib.contextmanager
+def _mlflow(package: str, name: str, settings: dict[str, Any]) -> Iterator[_Write]:
+    tracker = _package(package, needs=package)
+    with tracker.start_run(run_name=name):
+        tracker.log_params(settings)
+
+        def write(values: dict[str, float], step: int) -> None:
+            # MLflow takes no '@' and no comma in names.
+            allowed = {re.sub(r"[^\w./ -]", "_", key): value for key, value in values.items()}
+            tracker.log_metrics(allowed, step=step)
+
+        yield write
+
+
+def _package(module: str, *, needs: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        extra = "; install 'dptdr[watch]'" if needs == "tensorboard" else f": pip install {needs}"
+        raise ConfigError(f"tracking needs the package {needs}{extra}") from None
