@@ -1,4 +1,4 @@
-"""``dptdr export``: a backbone as an ONNX graph that takes any task's prompt as an input."""
+"""``dptdr export``: a backbone as an ONNX graph for all tasks, or one task as a graph alone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,13 @@ def command(
         str | None,
         typer.Option(help="How prompts meet the graph: 'joint' or 'added'. Default: the task's."),
     ] = None,
+    fold: Annotated[
+        bool,
+        typer.Option(
+            "--fold",
+            help="Fold the task into the graph: token ids in, its vectors out, no torch.",
+        ),
+    ] = False,
     int8: Annotated[
         bool, typer.Option(help="Write an 8-bit graph as well; needs --data to show its cost.")
     ] = False,
@@ -35,10 +42,16 @@ def command(
     """Export a backbone to ONNX, with the prompt as an input of the graph.
 
     The 8-bit graph serves all tasks of the backbone (`dptdr serve --onnx`). Graphs are compared
-    with torch on random mixtures, and the 8-bit one by retrieval quality on --data too.
+    with torch on random mixtures, and the 8-bit one by retrieval quality on --data too. With
+    --fold the graph is one task alone.
     """
     from dptdr.errors import ConfigError
 
+    if fold:
+        if task is None or attention is not None or int8 or data is not None:
+            raise ConfigError("--fold: expected --task, and none of --attention, --int8 and --data")
+        _fold(task, out, backbone=backbone, json=json)
+        return
     if task is None and backbone is None:
         raise ConfigError("expected --task or --backbone, got neither")
     if attention not in (None, "joint", "added"):
@@ -63,6 +76,22 @@ def command(
         found["measured_on"] = {"data": data.name, "split": split}
         write_json(out / MANIFEST, found)
     _print(found, out)
+    if json is not None:
+        write_json(json, found)
+
+
+def _fold(task: Path, out: Path, *, backbone: str | None, json: Path | None) -> None:
+    from dptdr.io.atomic import write_json
+    from dptdr.model.bundle import load_encoder
+    from dptdr.serving.onnx.folding import export_task
+
+    found = export_task(load_encoder(task=task, backbone=backbone), out)
+    typer.echo(f"{out}: task '{found['task']}' on '{found['backbone']}'")
+    for side, facts in found["sides"].items():
+        typer.echo(
+            f"{side}: {facts['file']}, differs from torch by at most "
+            f"{facts['largest_difference']:.1e}"
+        )
     if json is not None:
         write_json(json, found)
 

@@ -156,6 +156,11 @@ class Encoder:
         return self.backbone.dim
 
     @property
+    def is_two_sided(self) -> bool:
+        """Whether queries and passages meet different prompts, or only queries meet one."""
+        return getattr(getattr(self.method, "config", None), "sharing", "tied") != "tied"
+
+    @property
     def backbone_fingerprint(self) -> str:
         """Fingerprint of the untuned backbone."""
         return self._base_fingerprint

@@ -214,10 +214,9 @@ class TaskModule(InputModule):  # type: ignore[misc]
 def _side(encoder: Encoder, task: str | None) -> Side:
     if task in _SIDES:
         return _SIDES[task]
-    method = encoder.method
     if task is not None:
         raise ConfigError(f"task: expected 'query' or 'document', got '{task}'")
-    if getattr(getattr(method, "config", None), "sharing", "tied") != "tied":
+    if encoder.is_two_sided:
         raise ConfigError(
             f"task '{encoder.name}' encodes queries and passages differently: use encode_query and "
             "encode_document, or encode(..., task='query') and encode(..., task='document')"

@@ -105,7 +105,7 @@ def export(
     """
     check_installed()
     with atomic_folder(out) as folder:
-        _write_graph(backbone, folder / FILES["fp32"], kind=kind)
+        _write_backbone(backbone, folder / FILES["fp32"], kind=kind)
         backbone.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         found: dict[str, Any] = {
             "format": FORMAT,
@@ -132,12 +132,41 @@ def export(
     return found
 
 
-def _write_graph(backbone: Backbone, file: Path, *, kind: PromptKind) -> None:
-    dynamic = torch.export.Dim.DYNAMIC
-    texts, tokens, prompt = dynamic, dynamic, dynamic
-    rows = {1: texts, 3: prompt}
-    shapes = ({0: texts, 1: tokens}, {0: texts, 1: tokens}, rows, rows, {0: texts, 1: prompt})
-    sample = sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2))
+DYNAMIC = torch.export.Dim.DYNAMIC
+
+
+def _write_backbone(backbone: Backbone, file: Path, *, kind: PromptKind) -> None:
+    rows = {1: DYNAMIC, 3: DYNAMIC}
+    pairs = {0: DYNAMIC, 1: DYNAMIC}
+    write_graph(
+        _Graph(backbone, kind=kind),
+        file,
+        sample=sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2)),
+        shapes=(pairs, pairs, rows, rows, pairs),
+        name=backbone.name,
+    )
+
+
+def write_graph(
+    module: nn.Module,
+    file: Path,
+    *,
+    sample: Sequence[np.ndarray],
+    shapes: tuple[dict[int, Any], ...],
+    name: str,
+) -> None:
+    """Write a module as an ONNX graph with the output ``vectors``.
+
+    Args:
+        module: Takes the first inputs of :data:`INPUTS`.
+        file: The graph.
+        sample: Inputs to trace it with.
+        shapes: Which axes of each input vary.
+        name: The backbone's name, for the message.
+
+    Raises:
+        BackboneError: If it cannot be written.
+    """
     before = [logging.getLogger(name).level for name in ("onnxscript", "torch.onnx")]
     try:
         for name in ("onnxscript", "torch.onnx"):
@@ -145,12 +174,12 @@ def _write_graph(backbone: Backbone, file: Path, *, kind: PromptKind) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Graph(backbone, kind=kind).eval(),
+                module.eval(),
                 tuple(torch.from_numpy(value) for value in sample),
                 str(file),
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=list(INPUTS),
+                input_names=list(INPUTS[: len(sample)]),
                 output_names=["vectors"],
                 external_data=False,
                 verbose=False,
@@ -158,7 +187,7 @@ def _write_graph(backbone: Backbone, file: Path, *, kind: PromptKind) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise BackboneError(
-            f"backbone '{backbone.name}' cannot be written as an ONNX graph: "
+            f"backbone '{name}' cannot be written as an ONNX graph: "
             f"{reason[0] if reason else type(error).__name__}; serve it with torch"
         ) from error
     finally:

@@ -1,0 +1,130 @@
+"""One task as ONNX graphs of its own: backbone and trained rows folded together, no torch to run.
+
+::
+
+    FOLDER/model.onnx       queries and passages, where they meet the same prompt
+    FOLDER/query.onnx       else one graph
+    FOLDER/passage.onnx     for each side
+    FOLDER/tokenizer.json   for the package tokenizers
+    FOLDER/export.json      per side: file, prefix, most tokens, how far it is from torch
+
+Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``. Output: ``vectors``
+``[texts, dim]``.
+"""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dptdr.errors import BackboneError
+from dptdr.io.atomic import atomic_folder, write_json
+from dptdr.model.backbone import Side, Tokens
+from dptdr.model.encoder import Encoder
+from dptdr.serving.onnx.exporting import (
+    DYNAMIC,
+    FORMAT_VERSION,
+    FP32_TOLERANCE,
+    INPUTS,
+    MANIFEST,
+    check_installed,
+    open_session,
+    sample_inputs,
+    write_graph,
+)
+
+FORMAT = "dptdr-onnx-task"
+
+
+class _SideGraph(nn.Module):
+    """One side of a task, as it is traced."""
+
+    def __init__(self, encoder: Encoder, *, side: Side) -> None:
+        super().__init__()
+        self.model = encoder.backbone.model
+        self._encoder = encoder
+        self._side: Side = side
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "texts tokens"],
+        attention_mask: Int[Tensor, "texts tokens"],
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        tokens = Tokens(input_ids, attention_mask)
+        method = self._encoder.method
+        if method is None or not method.changes(self._side):
+            return self._encoder.backbone.vectors(tokens)
+        return method.vectors(tokens, side=self._side)
+
+
+def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
+    """Write a task as ONNX graphs, checked against torch.
+
+    Args:
+        encoder: The task; a fresh one, in float32 on the processor.
+        out: The folder; what stands there stays until the new one is complete.
+
+    Returns:
+        What was written to ``export.json``.
+
+    Raises:
+        ConfigError: If packages are missing.
+        BackboneError: If a graph cannot be made, or gives other vectors than torch.
+    """
+    check_installed()
+    pooling = encoder.backbone.pooling
+    prefixes = {"query": pooling.query_prefix, "passage": pooling.passage_prefix}
+    sides: dict[str, dict[str, Any]] = {}
+    with atomic_folder(out) as folder:
+        for side in get_args(Side):
+            file = f"{side}.onnx" if encoder.is_two_sided else "model.onnx"
+            if not (folder / file).exists():
+                difference = _write(encoder, folder / file, side=side)
+            sides[side] = {
+                "file": file,
+                "prefix": prefixes[side],
+                "max_tokens": min(encoder.limits.of(side), pooling.max_tokens),
+                "largest_difference": difference,
+            }
+        encoder.backbone.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        found: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "task": encoder.name,
+            "backbone": encoder.backbone.name,
+            "query_fingerprint": encoder.query_fingerprint,
+            "passage_fingerprint": encoder.passage_fingerprint,
+            "dim": encoder.dim,
+            "padding_id": encoder.backbone.tokenizer.pad_token_id or 0,
+            "sides": sides,
+        }
+        write_json(folder / MANIFEST, found)
+    return found
+
+
+def _write(encoder: Encoder, file: Path, *, side: Side) -> float:
+    """Write one graph and return how far it is from torch, in units of the longest vector."""
+    backbone = encoder.backbone
+    graph = _SideGraph(encoder, side=side)
+    axes = {0: DYNAMIC, 1: DYNAMIC}
+    sample = sample_inputs(backbone, lengths=(7, 4, 5), prompts=(1,))[:2]
+    write_graph(graph, file, sample=sample, shapes=(axes, axes), name=backbone.name)
+    session = open_session(file)
+    largest = 0.0
+    for seed, lengths in enumerate(((3, 9, 40, 5), (12,), (1, 33))):
+        inputs = sample_inputs(backbone, lengths=lengths, prompts=(1,), seed=seed)[:2]
+        with torch.no_grad():
+            right = graph(*(torch.from_numpy(value) for value in inputs)).numpy()
+        made = session.run(None, dict(zip(INPUTS, inputs, strict=False)))[0]
+        scale = max(1.0, float(np.linalg.norm(right, axis=1).max()))
+        largest = max(largest, float(np.abs(made - right).max()) / scale)
+    if not largest <= FP32_TOLERANCE:
+        raise BackboneError(
+            f"task '{encoder.name}': the graph of the {side} side differs from torch by "
+            f"{largest:.1e}, more than {FP32_TOLERANCE}; serve it with torch"
+        )
+    return largest

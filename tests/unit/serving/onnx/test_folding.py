@@ -1,0 +1,104 @@
+"""One task as ONNX graphs: the same vectors as torch, where there is no torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dptdr.cli.app import build_app
+from dptdr.config.methods import DeepPromptConfig, LoraConfig, ShallowPromptConfig
+from dptdr.model import Backbone, Encoder, Limits, MethodFactory, load_task, save_task
+from helpers.tiny import save_tiny
+
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(name, reason=f"SKIPPED LOUDLY: ONNX export is not tested without {name}")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TEXTS = ["red car", "how does the moon grow in the garden of the old house of the river", "who"]
+CASES = {
+    "tied": ("deep-prompt", DeepPromptConfig(prompt_length=3)),
+    "untied": ("deep-prompt", DeepPromptConfig(prompt_length=3, ffn_length=2, sharing="untied")),
+    "query-only": (
+        "deep-prompt",
+        DeepPromptConfig(prompt_length=3, ffn_length=0, sharing="query-only"),
+    ),
+    "shifted": ("deep-prompt", DeepPromptConfig(prompt_length=3, position="shifted")),
+    "shallow": ("shallow-prompt", ShallowPromptConfig(prompt_length=3)),
+    "lora": ("lora", LoraConfig(rank=2)),
+}
+# What docs/integrations.md shows; a process in which torch and dptdr cannot be imported.
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = sys.modules["dptdr"] = sys.modules["transformers"] = None
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder, side, out, *texts = sys.argv[1:]
+about = json.load(open(f"{folder}/export.json"))
+facts = about["sides"][side]
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+tokenizer.enable_truncation(facts["max_tokens"])
+tokenizer.enable_padding(pad_id=about["padding_id"])
+session = onnxruntime.InferenceSession(f"{folder}/{facts['file']}")
+encoded = tokenizer.encode_batch([facts["prefix"] + text for text in texts])
+(vectors,) = session.run(
+    None,
+    {
+        "input_ids": np.array([text.ids for text in encoded]),
+        "attention_mask": np.array([text.attention_mask for text in encoded]),
+    },
+)
+np.save(out, vectors)
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("fold") / "tiny", seed=3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
+    backbone = Backbone.load(str(tiny))
+    kind, config = CASES[case]
+    method = MethodFactory().build(kind, backbone, config, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in method.trained().values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    method.module.eval()
+    limits = Limits(max_query_tokens=9, max_passage_tokens=14)
+    save_task(tmp_path / "task", Encoder(backbone, method=method, limits=limits))
+
+    arguments = ["export", "--fold", "--task", tmp_path / "task", "--out", tmp_path / "graph"]
+    ended = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+
+    assert ended.exit_code == 0, ended.output + repr(ended.exception)
+    graphs = sorted(file.name for file in (tmp_path / "graph").glob("*.onnx"))
+    two_sided = case in ("untied", "query-only")
+    assert graphs == (["passage.onnx", "query.onnx"] if two_sided else ["model.onnx"])
+    ours = load_task(tmp_path / "task")
+    for side, expected in (
+        ("query", ours.encode_queries(TEXTS)),
+        ("passage", ours.encode_passages(TEXTS)),
+    ):
+        out = tmp_path / f"{side}.npy"
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "graph"), side, str(out), *TEXTS],
+            check=True,
+        )
+        np.testing.assert_allclose(np.load(out), expected, atol=1e-4)
+    about = json.loads((tmp_path / "graph" / "export.json").read_text())
+    assert about["query_fingerprint"] == ours.query_fingerprint
+
+
+def test_fold_refuses_options_of_the_other_export(tmp_path):
+    ended = CliRunner().invoke(build_app(), ["export", "--fold", "--out", str(tmp_path / "graph")])
+
+    assert "--fold: expected --task" in str(ended.exception)
