@@ -67,6 +67,9 @@ def export_peft(
 ) -> list[Path]:
     """Write a deep-prompt task as PEFT prefix-tuning adapters.
 
+    A default task has no faithful adapter: PEFT moves token positions by the prompt's length, and
+    has no place for feed-forward rows.
+
     Args:
         task: The task bundle.
         out: Folder to write: the adapter, or ``query`` and ``passage`` in it where they differ.

@@ -180,10 +180,14 @@ def test_peft_adapter_gives_the_vectors_that_peft_computes(tmp_path, architectur
     torch.testing.assert_close(made, want, atol=2e-5, rtol=1e-4)
 
 
-def saved_task(path, folder, **settings):
+def saved_task(path, folder, *, ffn_length=0, **settings):
     backbone = Backbone.load(str(folder))
     config = DeepPromptConfig(
-        prompt_length=4, initialisation="random", random_scale=0.5, **settings
+        prompt_length=4,
+        ffn_length=ffn_length,
+        initialisation="random",
+        random_scale=0.5,
+        **settings,
     )
     encoder = Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=3), limits=LIMITS)
     save_task(path, encoder)
@@ -217,6 +221,9 @@ def test_export_refuses_what_peft_cannot_say(tmp_path):
     saved_task(tmp_path / "added", folder, attention="added", position="shifted")
     with pytest.raises(BundleError, match="only 'joint'"):
         export_peft(tmp_path / "added", tmp_path / "x", backbone=backbone)
+    saved_task(tmp_path / "ffn", folder, position="shifted", ffn_length=2)
+    with pytest.raises(BundleError, match="no place for the task's 2 feed-forward rows"):
+        export_peft(tmp_path / "ffn", tmp_path / "x", backbone=backbone, accept_shift=True)
 
 
 def test_adapter_of_another_kind_or_size_is_refused(tmp_path):
