@@ -99,8 +99,9 @@ def test_mlflow_itself_takes_the_values(monkeypatch, tmp_path):
     from dptdr.training.distributed import World
     from dptdr.training.tracking import Tracking, mirrored
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'runs'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     with mirrored(
         Tracking(tracker="mlflow"), world=World(), name="faq", settings={"a": 1}
     ) as write:

@@ -1,0 +1,71 @@
+"""Haystack's embedders."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from haystack import Document, component, default_from_dict, default_to_dict
+
+from dptdr.model.bundle import load_encoder
+from dptdr.model.encoder import Encoder
+
+
+class _Embedder:
+    """What both embedders share: a task's folder, loaded when it is first needed.
+
+    Args:
+        task: The task's folder.
+        device: Torch device.
+    """
+
+    def __init__(self, task: str, device: str = "cpu") -> None:
+        self.task = task
+        self.device = device
+        self._encoder: Encoder | None = None
+
+    def warm_up(self) -> None:
+        """Load the task."""
+        if self._encoder is None:
+            self._encoder = load_encoder(task=Path(self.task), device=self.device)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The loaded task."""
+        self.warm_up()
+        assert self._encoder is not None
+        return self._encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, for a pipeline that is saved."""
+        return dict(default_to_dict(self, task=self.task, device=self.device))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Any:
+        """Return the embedder of a saved pipeline."""
+        return default_from_dict(cls, data)
+
+
+@component
+class DptdrTextEmbedder(_Embedder):
+    """Embeds a query with a task."""
+
+    @component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
+    def run(self, text: str) -> dict[str, list[float]]:
+        """Return the query's vector as ``embedding``."""
+        return {"embedding": self.encoder.encode_queries([text])[0].tolist()}
+
+
+@component
+class DptdrDocumentEmbedder(_Embedder):
+    """Embeds documents with a task."""
+
+    @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
+    def run(self, documents: list[Document]) -> dict[str, list[Document]]:
+        """Return the documents with their vectors; documents without text get that of ''."""
+        vectors = self.encoder.encode_passages([document.content or "" for document in documents])
+        return {
+            "documents": [
+                replace(document, embedding=vector.tolist())
+                for document, vector in zip(documents, vectors, strict=True)
+            ]
+        }

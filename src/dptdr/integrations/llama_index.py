@@ -1,0 +1,38 @@
+"""LlamaIndex' embeddings."""
+
+import asyncio
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from dptdr.model.encoder import Encoder
+
+
+class DptdrEmbedding(BaseEmbedding):  # type: ignore[misc]
+    """A task for LlamaIndex: queries and texts each meet the prompt of their side.
+
+    Args:
+        encoder: What ``dptdr.load`` returned.
+        options: As ``BaseEmbedding`` takes them.
+    """
+
+    _encoder: Encoder = PrivateAttr()
+
+    def __init__(self, encoder: Encoder, **options: Any) -> None:
+        super().__init__(model_name=encoder.name, **options)
+        self._encoder = encoder
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self._encoder.encode_queries([query])[0].tolist()
+        return vector
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self._encoder.encode_passages(texts).tolist()
+        return vectors

@@ -1,0 +1,105 @@
+"""Tasks in other tools: each embeds both sides as we do."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import dptdr
+from dptdr.config.methods import DeepPromptConfig
+from dptdr.model import Backbone, Encoder, Limits, MethodFactory, save_task
+from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
+
+# These packages bring pytest plugins and deprecations of their own.
+pytestmark = pytest.mark.filterwarnings("ignore")
+REASON = "the extra 'integrations' is not installed"
+PASSAGES = ["the red boat of the river", "cat", "dog run in the garden"]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """An untied task: whoever embeds passages as queries is found out."""
+    folder = tmp_path_factory.mktemp("integrations")
+    backbone = Backbone.load(str(save_tiny(folder / "tiny")))
+    config = DeepPromptConfig(prompt_length=3, sharing="untied", random_scale=2.0)
+    method = MethodFactory().build("deep-prompt", backbone, config, seed=0)
+    limits = Limits(max_query_tokens=12, max_passage_tokens=20)
+    save_task(folder / "task", Encoder(backbone, method=method, limits=limits))
+    return dptdr.load(folder / "task", device="cpu")
+
+
+def close(found, expected):
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-5)
+
+
+def test_langchain_embeds_each_side(task):
+    pytest.importorskip("langchain_core", reason=REASON)
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    from dptdr.integrations.langchain import DptdrEmbeddings
+
+    embeddings = DptdrEmbeddings(task)
+
+    close(embeddings.embed_documents(PASSAGES), task.encode_passages(PASSAGES))
+    close(embeddings.embed_query("red boat"), task.encode_queries(["red boat"])[0])
+    store = InMemoryVectorStore.from_texts(PASSAGES, embeddings)
+    (best,) = store.similarity_search("red boat", k=1)
+    # LangChain's store compares by cosine.
+    passages, query = task.encode_passages(PASSAGES), task.encode_queries(["red boat"])[0]
+    assert (
+        best.page_content
+        == PASSAGES[int(np.argmax(passages @ query / np.linalg.norm(passages, axis=1)))]
+    )
+
+
+def test_llama_index_embeds_each_side(task):
+    pytest.importorskip("llama_index.core", reason=REASON)
+    from dptdr.integrations.llama_index import DptdrEmbedding
+
+    embedding = DptdrEmbedding(task)
+
+    close(embedding.get_text_embedding_batch(PASSAGES), task.encode_passages(PASSAGES))
+    close(embedding.get_query_embedding("red boat"), task.encode_queries(["red boat"])[0])
+    close(embedding.get_text_embedding("cat"), task.encode_passages(["cat"])[0])
+    asked = asyncio.run(embedding.aget_query_embedding("red boat"))
+    close(asked, task.encode_queries(["red boat"])[0])
+
+
+def test_haystack_pipeline_embeds_each_side_and_can_be_saved(task, monkeypatch):
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+    haystack = pytest.importorskip("haystack", reason=REASON)
+    from dptdr.integrations.haystack import DptdrDocumentEmbedder, DptdrTextEmbedder
+
+    pipeline = haystack.Pipeline()
+    pipeline.add_component("documents", DptdrDocumentEmbedder(str(task.path)))
+    pipeline.add_component("query", DptdrTextEmbedder(str(task.path)))
+    again = haystack.Pipeline.from_dict(
+        pipeline.to_dict(), allowed_modules=["dptdr.integrations.haystack"]
+    )
+
+    documents = [haystack.Document(content=text) for text in PASSAGES]
+    found = again.run({"documents": {"documents": documents}, "query": {"text": "red boat"}})
+
+    close(
+        [document.embedding for document in found["documents"]["documents"]],
+        task.encode_passages(PASSAGES),
+    )
+    close(found["query"]["embedding"], task.encode_queries(["red boat"])[0])
+
+
+def test_mteb_measures_what_evaluate_does(task, tmp_path):
+    mteb = pytest.importorskip("mteb", reason=REASON)
+    from dptdr.integrations.mteb import LocalRetrieval, MtebModel
+
+    data = tiny_data(tmp_path / "tiny-data", test=20)
+    expected = dptdr.evaluate(data, task, progress=False).measures["nDCG@10"]
+
+    for model in (MtebModel(task), task.to_sentence_transformer()):
+        (result,) = mteb.evaluate(
+            model, LocalRetrieval(data), cache=None, show_progress_bar=False
+        ).task_results
+        found = result.scores["test"][0]["ndcg_at_10"]
+        # mteb rounds to five digits.
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert 0.0 < expected < 1.0
