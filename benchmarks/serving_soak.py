@@ -223,7 +223,7 @@ class Soak:
             ({"json": {"model": "none", "input": "x"}}, 404),
             ({"json": {"model": "s0", "input": ["x"] * 3000}}, 422),
             ({"json": {"model": "s0", "input": "x" * 1_000_000}}, 422),
-            ({"json": {"model": "s0", "input": ""}}, 200),
+            ({"json": {"model": "s0:query", "input": ""}}, 200),
             ({"content": b'{"model": "s0", "input": "\xff"}'}, 400),
             ({"content": b" " * 9_000_000}, 413),
         ]
@@ -248,12 +248,13 @@ class Soak:
                     self.count(f"bundle refused: {status}")
                     if status not in (409, 422):
                         self.complain(f"bundle '{bundle}' gave {status}")
-            body = json.dumps({"model": "s1", "input": self.truth.texts[:32]}).encode()
+            body = json.dumps({"model": "s1:query", "input": self.truth.texts[:32]}).encode()
+            head = (
+                "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
             with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as wire:
-                wire.sendall(
-                    b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
-                    b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
-                )
+                wire.sendall(head.encode() + body)
                 time.sleep(0.05)
                 self.count("hung up")
             time.sleep(5.0)

@@ -153,7 +153,9 @@ class WebServer:
         } | options
         self.runtime = Runtime(ServerSettings(**settings))
         self.app = build_app(self.runtime, logger=self.log)
-        self.client = TestClient(self.app, raise_server_exceptions=False)
+        self.client = TestClient(
+            self.app, base_url="http://localhost", raise_server_exceptions=False
+        )
 
     @classmethod
     @contextlib.contextmanager

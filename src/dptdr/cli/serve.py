@@ -1,7 +1,6 @@
 """``dptdr serve``: an HTTP server for many tasks on one encoder."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -65,6 +64,22 @@ def command(
     max_text_characters: Annotated[
         int, typer.Option(min=1, help="Longest text, in characters.")
     ] = 200_000,
+    receive_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds that a client may take to send headers, and then its body."
+        ),
+    ] = 30.0,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Most connections, per worker.")
+    ] = 1000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name under which an open server may be reached, beside its addresses and "
+            "localhost. May be given several times."
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Longest wait for vectors, in seconds.")
     ] = 60.0,
@@ -137,6 +152,9 @@ def command(
             max_texts=max_texts,
             max_tokens=max_tokens,
             max_text_characters=max_text_characters,
+            receive_seconds=receive_timeout,
+            max_connections=max_connections,
+            hosts=tuple(name.lower() for name in (host, *(allowed_host or []))),
             timeout_seconds=timeout,
             requests_per_second=rate,
             task_requests_per_second=task_rate,
@@ -188,5 +206,7 @@ def _state_folder(given: Path | None) -> Iterator[Path]:
         given.mkdir(parents=True, exist_ok=True)
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="dptdr-serve-") as folder:
-        yield Path(folder)
+    from dptdr.serving.temporary import temporary_folder
+
+    with temporary_folder("serve") as folder:
+        yield folder

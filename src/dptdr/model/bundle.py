@@ -200,8 +200,10 @@ def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
             f"field 'limits': expected positive {sorted(Limits.__dataclass_fields__)}, got {limits}"
         )
     weights = values.get("weights_file")
-    if isinstance(weights, str) and Path(weights).name != weights:
-        problems.append(f"field 'weights_file': expected a file of the bundle, got '{weights}'")
+    if isinstance(weights, str) and (Path(weights).name != weights or len(weights) > 255):
+        problems.append(
+            f"field 'weights_file': expected a file of the bundle, got '{weights[:100]}'"
+        )
     if problems:
         raise BundleError(f"{path}: " + "; ".join(problems))
     return TaskManifest(**values)

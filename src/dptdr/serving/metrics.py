@@ -1,6 +1,8 @@
 """Prometheus metrics, for one worker or for all of them together."""
 
+import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from dptdr.serving.engine.requests import BatchReport, CheckReport
@@ -69,16 +71,52 @@ class Metrics:
         self.checks.labels("passed" if report.passed else "failed").inc()
         self.check_difference.set(report.difference)
 
-    def text(self) -> bytes:
-        """Return all metrics as Prometheus reads them; of all workers where there are several."""
+    def text(self, *, existing: set[str], shown: set[str], all_shown: bool) -> bytes:
+        """Return metrics as Prometheus reads them; of all workers where there are several.
+
+        Args:
+            existing: Tasks there are; counts of others are forgotten.
+            shown: Tasks whose counts are returned.
+            all_shown: Whether counts over all tasks are returned too.
+
+        Returns:
+            The text.
+        """
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if not folder:
-            made: bytes = generate_latest(self.registry)
-            return made
-        together = CollectorRegistry()
-        MultiProcessCollector(together, path=folder)
-        made = generate_latest(together)
+        together = self.registry
+        if folder:
+            together = CollectorRegistry()
+            MultiProcessCollector(together, path=folder)
+        else:
+            self._forget(existing)
+        made: bytes = generate_latest(_Filtered(together, shown=shown, all_shown=all_shown))
         return made
+
+    def _forget(self, existing: set[str]) -> None:
+        for metric in (self.task_requests, self.task_texts, self.task_tokens, self.task_seconds):
+            for family in metric.collect():
+                for name in {sample.labels["task"] for sample in family.samples} - existing:
+                    metric.remove(name)
+
+
+class _Filtered:
+    """A collector's metrics without those of some tasks."""
+
+    def __init__(self, collector: Any, *, shown: set[str], all_shown: bool) -> None:
+        self.collector = collector
+        self.shown = shown
+        self.all_shown = all_shown
+
+    def collect(self) -> Iterator[Any]:
+        """Yield metric families with the samples that may be seen."""
+        for family in self.collector.collect():
+            kept = copy.copy(family)
+            kept.samples = [s for s in family.samples if self._shows(s.labels.get("task"))]
+            if kept.samples:
+                yield kept
+
+    def _shows(self, task: str | None) -> bool:
+        return self.all_shown if task is None else task in self.shown

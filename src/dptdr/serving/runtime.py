@@ -106,6 +106,11 @@ class Runtime:
         return self.loaded and not self.draining
 
     @property
+    def bare_only(self) -> bool:
+        """Whether the server was started for the bare encoder and can take no task."""
+        return not self.settings.tasks and self.settings.tasks_folder is None
+
+    @property
     def registry(self) -> TaskRegistry:
         """The tasks.
 
@@ -181,7 +186,11 @@ def allowed_bundle(name: str, *, folder: Path | None) -> Path:
             "a path"
         )
     if not (root / name).is_dir():
-        raise ServingError(f"bundle '{name}': there is no such folder in the tasks folder")
+        raise ServingError(f"bundle '{name[:100]}': there is no such folder in the tasks folder")
+    if (root / name).is_symlink() or any(file.is_symlink() for file in (root / name).iterdir()):
+        raise ServingError(
+            f"bundle '{name[:100]}': expected plain files, got a link; copy what it points to"
+        )
     return root / name
 
 

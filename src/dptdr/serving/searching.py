@@ -66,6 +66,11 @@ class ServedIndex:
     def _passages(self) -> Iterator[Passage]:
         return (document.passage for document in self.index.vectors.all_documents())
 
+    def fits(self, version: TaskVersion) -> bool:
+        """Whether a version may search here and its queries belong to these vectors."""
+        made = self.index.origin.passage_fingerprint
+        return self.task in ("", version.task) and made == version.fingerprints["passage"]
+
     def search(
         self,
         vector: Float[np.ndarray, " dim"],
@@ -135,7 +140,7 @@ class Searcher:
         self.indexes = [ServedIndex(task, path, hybrid=hybrid) for task, path in indexes]
 
     def find(self, version: TaskVersion) -> ServedIndex:
-        """Return the index that a version can search: its own, else any with its vectors.
+        """Return the index that a version can search: its own, else one given for any task.
 
         Args:
             version: Whose queries are searched.
@@ -148,12 +153,9 @@ class Searcher:
             ServingError: If there is none.
         """
         wanted = version.fingerprints["passage"]
-        fitting = [
-            served for served in self.indexes if served.index.origin.passage_fingerprint == wanted
-        ]
         own = [served for served in self.indexes if served.task == version.task]
-        for served in [*own, *fitting]:
-            if served in fitting:
+        for served in [*own, *self.indexes]:
+            if served.fits(version):
                 return served
         if own:
             origin = own[0].index.origin

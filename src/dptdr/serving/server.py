@@ -1,16 +1,18 @@
 """Running a server: one process, or several that share the catalogue on disk."""
 
 import contextlib
+import multiprocessing
 import os
-import shutil
+import signal
 import sys
-import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dptdr.errors import DptdrError, ServingError
 from dptdr.serving.settings import ServerSettings
+from dptdr.serving.temporary import temporary_folder
 
 _BACKLOG = 2048
 
@@ -35,8 +37,13 @@ def serve(settings: ServerSettings, *, host: str, port: int) -> None:
 def _config(app: Any, settings: ServerSettings, *, host: str, port: int) -> Any:
     import uvicorn
 
+    from dptdr.serving.connections import limited_protocol
+
     return uvicorn.Config(
         app,
+        http=limited_protocol(
+            receive_seconds=settings.receive_seconds, max_connections=settings.max_connections
+        ),
         host=host,
         port=port,
         access_log=False,
@@ -106,6 +113,7 @@ def work(file: str, socket: Any, failures: Any) -> None:
     from dptdr.serving.runtime import Runtime
     from dptdr.serving.supervisor import CANNOT_LOAD
 
+    _end_with_parent()
     settings = ServerSettings.read(Path(file))
     try:
         runtime = Runtime(settings)
@@ -119,13 +127,24 @@ def work(file: str, socket: Any, failures: Any) -> None:
     DrainingServer(config).run(sockets=[socket])
 
 
+def _end_with_parent() -> None:
+    """Stop this worker when the supervisor is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="dptdr-parent", daemon=True).start()
+
+
 @contextlib.contextmanager
 def _metrics_folder() -> Iterator[None]:
     """Give all workers one folder for their counters, before any of them imports the client."""
-    folder = tempfile.mkdtemp(prefix="dptdr-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    try:
-        yield
-    finally:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder("metrics") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]

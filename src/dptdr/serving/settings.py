@@ -31,6 +31,9 @@ class ServerSettings:
         max_tokens: Most tokens per request, texts cut to their task's limit.
         max_text_characters: Longest text.
         max_hits: Most hits per search.
+        receive_seconds: How long a client may take to send headers, and then its body.
+        max_connections: Most connections, per worker; the oldest without a request goes first.
+        hosts: Names under which an open server is reached, beside addresses and ``localhost``.
         timeout_seconds: How long a request may wait for its vectors.
         requests_per_second: Most requests per second and key, 0 for no limit; per worker.
         task_requests_per_second: Most requests per second and task, 0 for no limit; per worker.
@@ -60,6 +63,9 @@ class ServerSettings:
     max_tokens: int = 300_000
     max_text_characters: int = 200_000
     max_hits: int = 1000
+    receive_seconds: float = 30.0
+    max_connections: int = 1000
+    hosts: tuple[str, ...] = ()
     timeout_seconds: float = 60.0
     requests_per_second: float = 0.0
     task_requests_per_second: float = 0.0
@@ -80,10 +86,17 @@ class ServerSettings:
             "max_texts",
             "max_tokens",
             "burst_requests",
+            "max_connections",
         ):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("timeout_seconds", "stop_seconds", "max_body_bytes", "prompt_memory_bytes"):
+        for name in (
+            "timeout_seconds",
+            "stop_seconds",
+            "receive_seconds",
+            "max_body_bytes",
+            "prompt_memory_bytes",
+        ):
             if getattr(self, name) <= 0:
                 problems.append(f"{name}: expected more than 0, got {getattr(self, name)}")
         names = [name for name, _ in self.tasks]
@@ -108,6 +121,7 @@ class ServerSettings:
                 values[name] = Path(values[name])
         for name in ("tasks", "indexes"):
             values[name] = tuple((key, Path(folder)) for key, folder in values[name])
+        values["hosts"] = tuple(values["hosts"])
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
 

@@ -131,6 +131,7 @@ class Engine:
         version: TaskVersion,
         side: Side,
         timeout_seconds: float = 60.0,
+        keep_end: bool = False,
     ) -> "Future[Encoded]":
         """Queue texts of one task; the future may be cancelled.
 
@@ -140,6 +141,7 @@ class Engine:
             side: Query or passage.
             timeout_seconds: After this the answer is of no use; the request fails with
                 :class:`RequestTimeout`.
+            keep_end: Whether long texts lose their beginning instead of their end.
 
         Returns:
             A future of the vectors.
@@ -157,6 +159,7 @@ class Engine:
             version=version,
             side=side,
             deadline=time.monotonic() + timeout_seconds,
+            keep_end=keep_end,
         )
         with self._changed:
             if not self._accepting:
@@ -219,22 +222,19 @@ class Engine:
                 if self._to_prepare.empty() or len(requests) >= 64:
                     break
                 request = self._to_prepare.get()
-            kinds = {(r.side, r.version.limits.of(r.side)) for r in requests}
-            for side, limit in sorted(kinds):
-                self._prepare(
-                    [r for r in requests if (r.side, r.version.limits.of(r.side)) == (side, limit)],
-                    side=side,
-                    limit=limit,
-                )
+            for cut in sorted({r.cut for r in requests}):
+                self._prepare([r for r in requests if r.cut == cut], cut)
             if request is None:
                 return
 
-    def _prepare(self, requests: list[PendingRequest], *, side: Side, limit: int) -> None:
+    def _prepare(self, requests: list[PendingRequest], cut: tuple[Side, int, bool]) -> None:
+        side, limit, keep_end = cut
         try:
             ids = self.forward.tokenize(
                 [text for request in requests for text in request.texts],
                 side=side,
                 max_tokens=limit,
+                keep_end=keep_end,
             )
         except Exception as error:
             for request in requests:

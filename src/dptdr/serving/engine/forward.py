@@ -64,7 +64,12 @@ class Forward:
         self.reason = reason
 
     def tokenize(
-        self, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        side: Side,
+        max_tokens: int | None = None,
+        keep_end: bool = False,
     ) -> list[list[int]]:
         """Return the token ids of each text; may be called from any thread.
 
@@ -72,13 +77,58 @@ class Forward:
             texts: The texts.
             side: Which prefix to put before them.
             max_tokens: Where to cut.
+            keep_end: Whether a long text loses its beginning instead of its end.
 
         Returns:
             One list of ids per text.
         """
         # The limit is a setting inside the tokenizer, which may be borrowed by one thread only.
         with self._tokenizer_lock:
-            return self.backbone.tokenize(texts, side=side, max_tokens=max_tokens)
+            before = self.backbone.tokenizer.truncation_side
+            self.backbone.tokenizer.truncation_side = "left" if keep_end else before
+            try:
+                return self.backbone.tokenize(texts, side=side, max_tokens=max_tokens)
+            finally:
+                self.backbone.tokenizer.truncation_side = before
+
+    def tokens(self, texts: Sequence[str], *, side: Side, special: bool = True) -> list[Any]:
+        """Return the whole texts as the tokenizer cuts them, without any limit.
+
+        Args:
+            texts: The texts.
+            side: Which prefix to put before them.
+            special: Whether special tokens are added.
+
+        Returns:
+            One ``tokenizers.Encoding`` per text.
+        """
+        pooling = self.backbone.pooling
+        prefix = pooling.query_prefix if side == "query" else pooling.passage_prefix
+        with self._tokenizer_lock:
+            encoded = self.backbone.tokenizer(
+                [prefix + text for text in texts], add_special_tokens=special, verbose=False
+            )
+        found: list[Any] = encoded.encodings
+        return found
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str] | None:
+        """Return the texts of token ids, ``None`` if they are not this tokenizer's.
+
+        Args:
+            rows: The ids of each text, with or without special tokens.
+
+        Returns:
+            The texts; each gives the same ids again.
+        """
+        tokenizer = self.backbone.tokenizer
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        plain = [[i for i in row if i not in special] for row in rows]
+        if any(not 0 <= i < len(tokenizer) for row in plain for i in row):
+            return None
+        with self._tokenizer_lock:
+            texts = [str(tokenizer.decode(row)) for row in plain]
+            again = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return texts if again == plain else None
 
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None

@@ -103,6 +103,7 @@ class PendingRequest:
     __slots__ = (
         "arrived",
         "began",
+        "cut",
         "deadline",
         "estimate",
         "future",
@@ -116,7 +117,14 @@ class PendingRequest:
     )
 
     def __init__(
-        self, texts: list[str], *, number: int, version: TaskVersion, side: Side, deadline: float
+        self,
+        texts: list[str],
+        *,
+        number: int,
+        version: TaskVersion,
+        side: Side,
+        deadline: float,
+        keep_end: bool = False,
     ) -> None:
         self.texts = texts
         self.number = number
@@ -127,6 +135,8 @@ class PendingRequest:
         self.began = self.arrived
         self.left = len(texts)
         limit = version.limits.of(side)
+        # Requests that are cut alike are tokenised together.
+        self.cut: tuple[Side, int, bool] = (side, limit, keep_end)
         self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
         self.tokens: list[int] = []
         self.vectors = np.empty((0, 0), dtype=np.float32)

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from dptdr.serving.http import schemas
-from dptdr.serving.http.dependencies import demand, key_of, runtime_of
-from dptdr.serving.http.responses import json_response
-from dptdr.serving.http.routes import reply_of
+from dptdr.serving.http.access import GuardedRoute, key_of, reach, runtime_of
+from dptdr.serving.http.errors import without_folders
+from dptdr.serving.http.responses import json_response, reply_of
 from dptdr.serving.runtime import CHECK_TEXTS, Runtime, allowed_bundle
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import Task, UnknownTask
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 
 
 @router.get("/tasks", responses=reply_of(schemas.TaskList))
@@ -31,13 +31,16 @@ async def tasks(request: Request) -> Response:
         for name, why in runtime.registry.broken.items()
         if key.reaches(name.partition("@")[0]) and "administer" in key.scopes
     }
-    return json_response({"tasks": found, "broken": broken})
+    if runtime.registry.unreadable and key.reaches_all and "administer" in key.scopes:
+        broken["catalogue"] = runtime.registry.unreadable
+    return json_response(
+        {"tasks": found, "broken": {name: without_folders(why) for name, why in broken.items()}}
+    )
 
 
 @router.get("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
 async def one_task(task: str, request: Request) -> Response:
     """Describe one task."""
-    key_of(request).demand("use", task)
     return _described(task, runtime_of(request))
 
 
@@ -54,7 +57,8 @@ async def replace(task: str, body: schemas.NewVersion, request: Request) -> Resp
 
 
 async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace: bool) -> Response:
-    demand(request, "administer", task)
+    reach(request, task)
+    key_of(request).demand_bundle(body.bundle)
     runtime = runtime_of(request)
 
     def work() -> None:
@@ -71,7 +75,6 @@ async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace
 @router.delete("/tasks/{task}", responses=reply_of(None, status=204), status_code=204)
 async def remove(task: str, request: Request, version: str | None = None) -> Response:
     """Remove a task, or one version of it; requests that run finish with what they hold."""
-    demand(request, "administer", task)
     registry = runtime_of(request).registry
     await run_in_threadpool(registry.remove, task, version=version)
     return Response(status_code=204)
@@ -80,7 +83,6 @@ async def remove(task: str, request: Request, version: str | None = None) -> Res
 @router.post("/tasks/{task}/rollback", responses=reply_of(schemas.TaskInfo))
 async def rollback(task: str, request: Request) -> Response:
     """Let the task's name mean its former default version again."""
-    demand(request, "administer", task)
     runtime = runtime_of(request)
     await run_in_threadpool(runtime.registry.rollback, task)
     return _described(task, runtime)
@@ -89,7 +91,6 @@ async def rollback(task: str, request: Request) -> Response:
 @router.put("/tasks/{task}/default", responses=reply_of(schemas.TaskInfo))
 async def set_default(task: str, body: schemas.DefaultVersion, request: Request) -> Response:
     """Let the task's name mean another version."""
-    demand(request, "administer", task)
     runtime = runtime_of(request)
     await run_in_threadpool(runtime.registry.set_default, task, body.version)
     return _described(task, runtime)
@@ -98,7 +99,6 @@ async def set_default(task: str, body: schemas.DefaultVersion, request: Request)
 @router.post("/self-check", responses=reply_of(schemas.SelfCheck))
 async def self_check(request: Request) -> Response:
     """Compare a random mixture of all tasks with each row computed alone, now."""
-    demand(request, "administer")
     report = await run_in_threadpool(runtime_of(request).engine.check, CHECK_TEXTS)
     return json_response(report._asdict())
 
@@ -112,15 +112,15 @@ def _described(task: str, runtime: Runtime, *, status: int = 200) -> Response:
 
 def describe(name: str, task: Task, runtime: Runtime) -> dict[str, Any]:
     """Return a task as replies show it."""
-    default = task.versions.get(task.entry.default)
-    fits = {served.index.origin.passage_fingerprint for served in runtime.searcher.indexes}
+    default = task.versions.get(task.record.default)
     return {
         "task": name,
-        "default": task.entry.default,
-        "history": list(task.entry.history),
-        "searchable": default is not None and default.fingerprints["passage"] in fits,
+        "default": task.record.default,
+        "history": list(task.record.history),
+        "searchable": default is not None
+        and any(served.fits(default) for served in runtime.searcher.indexes),
         "versions": [
-            _version(version, default=version.version == task.entry.default)
+            _version(version, default=version.version == task.record.default)
             for version in task.versions.values()
         ],
     }

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 import dptdr
 from dptdr.errors import DptdrError
-from dptdr.serving.http import admin, routes
+from dptdr.serving.http import admin, embedding, routes
 from dptdr.serving.http import errors as problems
 from dptdr.serving.http.dependencies import ClientDisconnected
 from dptdr.serving.http.middleware import Surroundings, make_logger
@@ -51,6 +51,7 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
     )
     app.state.runtime = runtime
     app.include_router(routes.router)
+    app.include_router(embedding.router)
     app.include_router(admin.router)
     problems.install(app)
     app.add_exception_handler(ClientDisconnected, routes.hung_up)
@@ -58,6 +59,8 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
         Surroundings,
         metrics=runtime.metrics,
         max_body_bytes=runtime.settings.max_body_bytes,
+        receive_seconds=runtime.settings.receive_seconds,
+        hosts=frozenset(runtime.settings.hosts) if runtime.keyring.open else None,
         logger=log,
     )
     return app

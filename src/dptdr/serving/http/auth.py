@@ -29,12 +29,14 @@ class Key:
         name: Who has it; stands in logs.
         scopes: What it may do.
         tasks: Patterns of task names it may touch, as in ``medical-*``.
+        bundles: Patterns of bundles in the tasks folder that it may add; ``tasks`` by default.
         requests_per_second: Its own rate, 0 for no limit; none: the server's.
     """
 
     name: str
     scopes: frozenset[Scope]
     tasks: tuple[str, ...] = ("*",)
+    bundles: tuple[str, ...] | None = None
     requests_per_second: float | None = None
 
     def demand(self, scope: Scope, task: str | None = None) -> None:
@@ -50,11 +52,32 @@ class Key:
         if scope not in self.scopes:
             raise Forbidden(f"the key '{self.name}' has no scope '{scope}'")
         if task is not None and not self.reaches(task):
-            raise Forbidden(f"the key '{self.name}' does not reach task '{task}'")
+            raise Forbidden(f"the key '{self.name}' does not reach task '{task[:100]}'")
 
     def reaches(self, task: str) -> bool:
         """Say whether the key may touch a task."""
         return any(fnmatch.fnmatchcase(task, pattern) for pattern in self.tasks)
+
+    @property
+    def reaches_all(self) -> bool:
+        """Whether no task is out of reach."""
+        return "*" in self.tasks
+
+    def demand_bundle(self, name: str) -> None:
+        """Refuse a bundle that the key may not add: it may hold another tenant's task.
+
+        Args:
+            name: Its name in the tasks folder.
+
+        Raises:
+            Forbidden: If the key does not reach it.
+        """
+        patterns = self.tasks if self.bundles is None else self.bundles
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            raise Forbidden(
+                f"the key '{self.name}' does not reach bundle '{name[:100]}'; its 'bundles' (or, "
+                "without them, its 'tasks') in the keys file say which it may add"
+            )
 
 
 OPEN = Key(name="open", scopes=frozenset(SCOPES))
@@ -121,9 +144,11 @@ class Keyring:
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file; expected API keys") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: expected a file with API keys, {(error.strerror or str(error)).lower()}"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: expected TOML with [[key]] tables, {error}") from None
         tables = values.get("key")
         if not isinstance(tables, list) or not tables or set(values) != {"key"}:
@@ -132,13 +157,17 @@ class Keyring:
         keys: dict[str, Key] = {}
         for number, table in enumerate(tables, start=1):
             found = _problems(table)
+            if not found and table["sha256"].lower() in keys:
+                found = ["field 'sha256': the same hash is given twice; one key has one entry"]
             problems += [f"key {number}: {problem}" for problem in found]
             if not found:
                 rate = table.get("requests_per_second")
+                bundles = table.get("bundles")
                 keys[table["sha256"].lower()] = Key(
                     name=table["name"],
                     scopes=frozenset(table["scopes"]),
                     tasks=tuple(table.get("tasks", ["*"])),
+                    bundles=None if bundles is None else tuple(bundles),
                     requests_per_second=None if rate is None else float(rate),
                 )
         if problems:
@@ -153,7 +182,9 @@ def hash_key(secret: str) -> str:
 
 def _problems(table: Any) -> list[str]:
     problems = []
-    allowed = {"name", "sha256", "scopes", "tasks", "requests_per_second"}
+    if not isinstance(table, dict):
+        return [f"expected a table, got {str(table)[:50]!r}"]
+    allowed = {"name", "sha256", "scopes", "tasks", "bundles", "requests_per_second"}
     unknown = sorted(set(table) - allowed)
     if unknown:
         problems.append(f"unknown fields {unknown}, expected {sorted(allowed)}")
@@ -163,14 +194,16 @@ def _problems(table: Any) -> list[str]:
     if not isinstance(digest, str) or len(digest) != 64 or not _is_hex(digest):
         problems.append("field 'sha256': expected 64 hexadecimal digits (the key's hash)")
     scopes = table.get("scopes")
-    if not isinstance(scopes, list) or not scopes or not set(scopes) <= set(SCOPES):
-        problems.append(f"field 'scopes': expected some of {list(SCOPES)}, got {scopes!r}")
-    tasks = table.get("tasks", ["*"])
-    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-        problems.append("field 'tasks': expected a list of task names or patterns")
+    if not isinstance(scopes, list) or not scopes or any(s not in SCOPES for s in scopes):
+        got = str(scopes)[:100]
+        problems.append(f"field 'scopes': expected some of {list(SCOPES)}, got {got}")
+    for name in ("tasks", "bundles"):
+        patterns = table.get(name, ["*"])
+        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+            problems.append(f"field '{name}': expected a list of names or patterns")
     rate = table.get("requests_per_second", 0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
-        problems.append("field 'requests_per_second': expected a number of at least 0")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1e9:
+        problems.append("field 'requests_per_second': expected a number from 0 to 1e9")
     return problems
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from dptdr.model.backbone import Side
 from dptdr.serving.engine.requests import Encoded
-from dptdr.serving.http.auth import Key, Scope
+from dptdr.serving.http import schemas
+from dptdr.serving.http.access import key_of, reach, runtime_of
 from dptdr.serving.http.errors import Invalid
-from dptdr.serving.runtime import Runtime
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import BARE
 
@@ -27,92 +27,120 @@ class Asked(NamedTuple):
     Args:
         version: The task's version.
         side: Query or passage.
-        key: Whose request it is.
     """
 
     version: TaskVersion
     side: Side
-    key: Key
 
 
-def runtime_of(request: Request) -> Runtime:
-    """Return the worker's runtime."""
-    runtime: Runtime = request.app.state.runtime
-    return runtime
+SIDES: dict[str, Side] = {
+    "query": "query",
+    "search_query": "query",
+    "passage": "passage",
+    "document": "passage",
+    "search_document": "passage",
+}
+"""What clients call the two sides."""
 
 
-def key_of(request: Request) -> Key:
-    """Return what the request's key allows.
+def asked(request: Request, model: str | None, *, side: str | None = None) -> Asked:
+    """Find out which task and side a request means, and count it against the task's rate.
 
-    Raises:
-        Unauthorized: If a key is needed and there is none.
-    """
-    kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    given = secret.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
-    key = runtime_of(request).keyring.find(given or None)
-    request.scope["dptdr_facts"]["key"] = key.name
-    return key
-
-
-def demand(request: Request, scope: Scope, task: str | None = None) -> Key:
-    """Return the request's key if it allows something.
-
-    Raises:
-        Unauthorized: If a key is needed and there is none.
-        Forbidden: If it does not reach that far.
-    """
-    key = key_of(request)
-    key.demand(scope, task)
-    return key
-
-
-def asked(request: Request, model: str, *, side: Side | None = None) -> Asked:
-    """Find out which task and side a request means, and count it against the rates.
+    A task in the address decides; clients that cannot name a task send any model there. Without
+    any name the one task that the key reaches is meant, never the bare backbone.
 
     Args:
         request: The request.
         model: ``task``, ``task@version``, each with ``:query`` or ``:passage``.
-        side: The side, where it stands elsewhere.
+        side: The side, where another field says it.
 
     Returns:
         What was asked.
 
     Raises:
-        DptdrError: If the key, the name or a rate forbids it.
+        DptdrError: If the name is unknown or says too little, or the key or a rate forbids it.
     """
     runtime = runtime_of(request)
+    addressed = request.path_params.get("task")
+    name, word = _split(addressed or model or _only_task(request))
+    if addressed and model is not None and not word:
+        # Of a model that means nothing here, only a side counts.
+        word = model.rpartition(":")[2] if model.rpartition(":")[2] in SIDES else ""
+    task = reach(request, name)
+    version = runtime.registry.resolve(name)
+    said = {SIDES[given] for given in (word, side) if given}
+    if len(said) > 1:
+        raise Invalid(f"the request says both 'query' and 'passage' of task '{name[:100]}'")
+    meant = said.pop() if said else _either_side(request, version)
+    runtime.rates.take(
+        ("task", version.task),
+        per_second=runtime.settings.task_requests_per_second,
+        what=f"clients of task '{task}'",
+    )
+    request.scope["dptdr_facts"].update(task=version.name, side=meant)
+    return Asked(version, meant)
+
+
+def _split(model: str) -> tuple[str, str]:
     name, colon, word = model.partition(":")
-    if colon and word not in ("query", "passage"):
+    if colon and word not in SIDES:
         raise Invalid(
             f"model '{model[:100]}': expected 'task:query' or 'task:passage' after the colon"
         )
-    meant: Side = side or ("passage" if word == "passage" else "query")
-    key = demand(request, "use", name.partition("@")[0])
-    version = runtime.registry.resolve(name)
-    settings = runtime.settings
-    own = key.requests_per_second
-    runtime.rates.take(
-        ("key", key.name),
-        per_second=settings.requests_per_second if own is None else own,
-        what=f"the key '{key.name}'",
-    )
-    runtime.rates.take(
-        ("task", version.task),
-        per_second=settings.task_requests_per_second,
-        what=f"clients of task '{version.task}'",
-    )
-    request.scope["dptdr_facts"].update(task=version.name, side=meant)
-    return Asked(version, meant, key)
+    return name, word
 
 
-def checked_texts(request: Request, given: str | list[str]) -> list[str]:
-    """Return the texts of a request if they are within the limits.
+def _only_task(request: Request) -> str:
+    """Return the task that a request without one means.
+
+    Raises:
+        Invalid: If there is none, or more than one.
+    """
+    runtime = runtime_of(request)
+    key = key_of(request)
+    served = runtime.registry.tasks()
+    names = sorted(name for name in served if key.reaches(name))
+    if len(names) == 1:
+        return names[0]
+    if runtime.bare_only and not served:
+        return BARE
+    listed = ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    raise Invalid(
+        f"the request names no task and there are {len(names)}: name one of {listed or 'none'}, or "
+        f"'{BARE}' for the bare encoder, or use the address /tasks/NAME/..."
+    )
+
+
+def _either_side(request: Request, version: TaskVersion) -> Side:
+    """Return the side of a request that says none, where both sides give the same vectors.
+
+    Raises:
+        Invalid: If they do not: the side cannot be guessed.
+    """
+    pooling = runtime_of(request).registry.backbone.pooling
+    one = version.prompts["query"] == version.prompts["passage"]
+    if not one or pooling.query_prefix != pooling.passage_prefix:
+        name = version.task
+        raise Invalid(
+            f"task '{name}' encodes queries and passages differently: name '{name}:query' or "
+            f"'{name}:passage', or say it in 'input_type' or 'prompt_name', or use the addresses "
+            f"/tasks/{name}:query and /tasks/{name}:passage"
+        )
+    # The longer limit, so that no passage is cut where a query would be.
+    limits = version.limits
+    return "query" if limits.max_query_tokens > limits.max_passage_tokens else "passage"
+
+
+def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
+    """Return the texts of a request if they are within the limits; token ids are decoded.
 
     Raises:
         Invalid: If there are too many, one is too long, or one is no Unicode text.
     """
     settings = runtime_of(request).settings
-    texts = [given] if isinstance(given, str) else given
+    texts: list[str] = [given] if isinstance(given, str) else list(given)  # type: ignore[arg-type]
+    if texts and not isinstance(given, str) and not isinstance(given[0], str):
+        texts = _decoded(request, given)
     if not texts or len(texts) > settings.max_texts:
         raise Invalid(f"expected 1 to {settings.max_texts:,} texts, got {len(texts):,}")
     for number, text in enumerate(texts):
@@ -129,13 +157,35 @@ def checked_texts(request: Request, given: str | list[str]) -> list[str]:
     return texts
 
 
-async def encode(request: Request, what: Asked, texts: list[str]) -> Encoded:
+def _decoded(request: Request, given: Any) -> list[str]:
+    """Return the texts of token ids, as OpenAI's clients send them.
+
+    Raises:
+        Invalid: If an id is not in the tokenizer, or the ids are those of another one.
+    """
+    rows: list[list[int]] = [given] if isinstance(given[0], int) else given
+    runtime = runtime_of(request)
+    if len(rows) > runtime.settings.max_texts:
+        raise Invalid(f"expected 1 to {runtime.settings.max_texts:,} texts, got {len(rows):,}")
+    texts = runtime.registry.forward.decode(rows)
+    if texts is None:
+        raise Invalid(
+            "token ids that this encoder's tokenizer does not know, or would cut otherwise: send "
+            "texts; in LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False"
+        )
+    return texts
+
+
+async def encode(
+    request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
+) -> Encoded:
     """Return the vectors of texts; give up if the client hangs up.
 
     Args:
         request: The request; its body has been read.
         what: Task and side.
         texts: The texts.
+        keep_end: Whether long texts lose their beginning instead of their end.
 
     Returns:
         The vectors.
@@ -150,6 +200,7 @@ async def encode(request: Request, what: Asked, texts: list[str]) -> Encoded:
         version=what.version,
         side=what.side,
         timeout_seconds=runtime.settings.timeout_seconds,
+        keep_end=keep_end,
     )
     answer: asyncio.Future[Encoded] = asyncio.wrap_future(future)
     gone = asyncio.create_task(_gone(request))
@@ -206,7 +257,7 @@ def shortened(
     if dimensions is None or dimensions == full:
         return vectors
     trained = version.manifest.training.get("matryoshka") if version.manifest else None
-    allowed = [int(length) for length in trained or []]
+    allowed = list(trained or [])
     if dimensions not in allowed:
         name = "the bare backbone" if version.task == BARE else f"task '{version.name}'"
         raise Invalid(

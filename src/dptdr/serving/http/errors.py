@@ -1,6 +1,7 @@
 """Errors in one shape: ``{"error": {"type", "message", "request_id", ...}}``."""
 
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -50,9 +51,15 @@ STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (DptdrError, 422, "refused"),
 )
 
+_MAX_MESSAGE = 1000
+
+# The folders of an absolute path, up to its last part.
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks:)(?:[^/\s'\";,]+/)+(?=[^/\s])")
+
 _NAMES = {
     400: "unreadable",
     404: "no_such_route",
+    408: "too_slow",
     405: "method",
     413: "too_large",
     499: "hung_up",
@@ -74,20 +81,29 @@ def problem(status: int, kind: str, message: str, *, request: Request, **more: A
         The reply.
     """
     identifier = request.scope.get("dptdr_request_id", "")
-    body = {"type": kind, "message": message, "request_id": identifier, **more}
+    # Half a character from a broken file must not break the reply.
+    said = message.encode("utf-8", "replace").decode("utf-8")
+    if len(said) > _MAX_MESSAGE:
+        said = said[:_MAX_MESSAGE] + "..."
+    body = {"type": kind, "message": said, "request_id": identifier, **more}
     return json_response({"error": body}, status=status)
 
 
 def of_error(error: DptdrError, request: Request) -> Response:
     """Return the reply for one of dptdr's own errors."""
     status, kind = next((s, k) for cls, s, k in STATUS if isinstance(error, cls))
-    reply = problem(status, kind, str(error), request=request)
+    reply = problem(status, kind, without_folders(str(error)), request=request)
     seconds = getattr(error, "retry_after_seconds", 1.0 if status == 503 else None)
     if seconds is not None:
         reply.headers["Retry-After"] = str(math.ceil(seconds))
     if status == 401:
         reply.headers["WWW-Authenticate"] = "Bearer"
     return reply
+
+
+def without_folders(message: str) -> str:
+    """Return a message without the folders of this machine: a path's last part is enough."""
+    return _FOLDERS.sub("", message)
 
 
 def install(app: FastAPI) -> None:
@@ -100,7 +116,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
         found = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            f"{'.'.join(str(part)[:60] for part in item['loc'])}: {item['msg'][:300]}"
             for item in error.errors()[:5]
         ]
         return problem(422, "invalid", "; ".join(found), request=request)

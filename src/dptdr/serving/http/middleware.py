@@ -1,5 +1,6 @@
-"""Around every request: an id, a limit on its size, a line in the log, a number in the metrics."""
+"""Around every request: an id, limits on its size and time, a log line, a number in the metrics."""
 
+import asyncio
 import re
 import sys
 import time
@@ -12,6 +13,7 @@ import structlog
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dptdr.serving.http.access import foreign
 from dptdr.serving.http.responses import json_response
 from dptdr.serving.metrics import Metrics
 
@@ -38,11 +40,25 @@ class Surroundings:
         app: The application.
         metrics: Where requests are counted.
         max_body_bytes: Longest body.
+        receive_seconds: How long a client may take to send its body.
+        hosts: Names of an open server, where browsers of other sites must be refused; ``None`` with
+            keys, which no foreign page has.
         logger: Takes one event per request; never a text of it.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, logger: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        max_body_bytes: int,
+        receive_seconds: float,
+        hosts: frozenset[str] | None,
+        logger: Any,
+    ) -> None:
         self.app = app
+        self.receive_seconds = receive_seconds
+        self.hosts = hosts
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.logger = logger
@@ -71,12 +87,15 @@ class Surroundings:
             await send(message)
 
         try:
-            announced = _content_length(scope)
-            if announced is not None and announced > self.max_body_bytes:
-                error = _error("too_large", too_large(self.max_body_bytes), identifier)
-                await json_response(error, status=413)(scope, receive, answer)
+            refused = self._refused(scope)
+            if refused is not None:
+                refusal_status, kind, why = refused
+                reply = json_response(_error(kind, why, identifier), status=refusal_status)
+                # What follows on this connection cannot be told from the refused body.
+                reply.headers["Connection"] = "close"
+                await reply(scope, receive, answer)
             else:
-                await self.app(scope, _counted(receive, self.max_body_bytes), answer)
+                await self.app(scope, self._limited(receive), answer)
         except Exception as error:
             facts["error"] = "".join(traceback.format_exception_only(error)).strip()[:500]
             facts["trace"] = "".join(traceback.format_tb(error.__traceback__)[-6:])
@@ -97,6 +116,48 @@ class Surroundings:
                 milliseconds=round((time.perf_counter() - began) * 1000, 1),
                 **facts,
             )
+
+    def _refused(self, scope: Scope) -> tuple[int, str, str] | None:
+        """Return status, kind and message where a request is refused by its headers alone."""
+        names = [name for name, _ in scope["headers"]]
+        if b"content-length" in names and b"transfer-encoding" in names:
+            why = "expected Content-Length or Transfer-Encoding, got both"
+            return 400, "unreadable", why
+        if self.hosts is not None:
+            why = foreign(scope["method"], scope["headers"], hosts=self.hosts)
+            if why:
+                return 403, "foreign", why
+        announced = _content_length(scope)
+        if announced is not None and announced > self.max_body_bytes:
+            return 413, "too_large", too_large(self.max_body_bytes)
+        return None
+
+    def _limited(self, receive: Receive) -> Callable[[], Any]:
+        """Return ``receive`` that stops a body which is too long, or comes too slowly."""
+        seen = 0
+        complete = False
+        deadline = asyncio.get_running_loop().time() + self.receive_seconds
+
+        async def limited() -> Message:
+            nonlocal seen, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                # The framework lets these pass where it would turn others into status 400.
+                why = f"expected the whole body within {self.receive_seconds:g} seconds"
+                raise HTTPException(408, why, headers={"Connection": "close"}) from None
+            if message["type"] == "http.request":
+                complete = not message.get("more_body", False)
+                seen += len(message.get("body", b""))
+                if seen > self.max_body_bytes:
+                    why = too_large(self.max_body_bytes)
+                    raise HTTPException(413, why, headers={"Connection": "close"})
+            return message
+
+        return limited
 
 
 def _log_of(logger: Any, route: str, status: int) -> Callable[..., Any]:
@@ -130,20 +191,3 @@ def _content_length(scope: Scope) -> int | None:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return None
-
-
-def _counted(receive: Receive, limit: int) -> Callable[[], Any]:
-    """Return ``receive`` that stops a body which was announced too small, or not at all."""
-    seen = 0
-
-    async def count() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                # The framework lets this one pass where it would turn others into status 400.
-                raise HTTPException(413, too_large(limit))
-        return message
-
-    return count

@@ -8,6 +8,19 @@ import orjson
 from jaxtyping import Float
 from starlette.responses import Response
 
+from dptdr.serving.http import schemas
+
+_STATUSES = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 504)
+
+
+def reply_of(model: Any, *, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """Return the replies of a route for the OpenAPI document."""
+    found: dict[int | str, dict[str, Any]] = {
+        code: {"model": schemas.ProblemReply} for code in _STATUSES
+    }
+    found[status] = {"model": model} if model is not None else {}
+    return found
+
 
 def json_response(value: Any, *, status: int = 200) -> Response:
     """Return a JSON reply."""

@@ -1,6 +1,7 @@
-"""What a server answers: vectors and hits."""
+"""What a server says of itself, and hits."""
 
 import time
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,38 +9,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse
 
 import dptdr
+from dptdr.errors import VectorsError
 from dptdr.search.vectors.documents import Filter
 from dptdr.serving.http import schemas
-from dptdr.serving.http.dependencies import (
-    ClientDisconnected,
-    asked,
-    checked_texts,
-    demand,
-    encode,
-    key_of,
-    normalised,
-    runtime_of,
-    shortened,
-)
+from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
+from dptdr.serving.http.auth import Key
+from dptdr.serving.http.dependencies import SIDES, ClientDisconnected, asked, checked_texts, encode
 from dptdr.serving.http.errors import Invalid, problem
 from dptdr.serving.http.page import PAGE
-from dptdr.serving.http.responses import as_base64, json_response
+from dptdr.serving.http.responses import json_response, reply_of
+from dptdr.serving.runtime import Runtime
 from dptdr.serving.searching import answer
-from dptdr.serving.tasks.registry import BARE
+from dptdr.serving.tasks.prompt_cache import TaskVersion
+from dptdr.serving.tasks.registry import BARE, UnknownTask
 
-_STATUSES = (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
-
-
-def reply_of(model: type | None, *, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return the replies of a route for the OpenAPI document."""
-    found: dict[int | str, dict[str, Any]] = {
-        code: {"model": schemas.ProblemReply} for code in _STATUSES
-    }
-    found[status] = {"model": model} if model is not None else {}
-    return found
-
-
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 
 @router.get("/", include_in_schema=False)
@@ -72,11 +56,11 @@ async def health(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """Say what this server is, as text-embeddings-inference does."""
     runtime = runtime_of(request)
-    key = demand(request, "use")
+    key = key_of(request)
     registry, settings = runtime.registry, runtime.settings
     return json_response(
         {
-            "model_id": registry.backbone.name,
+            "model_id": PurePath(registry.backbone.name).name,
             "model_sha": registry.backbone.fingerprint,
             "model_dtype": "float32",
             "max_input_length": registry.bare.limits.max_passage_tokens,
@@ -87,7 +71,8 @@ async def info(request: Request) -> Response:
             "dim": registry.backbone.dim,
             "layout": registry.forward.layout,
             "tasks": sum(key.reaches(name) for name in registry.tasks()),
-            "indexes": [served.name for served in runtime.searcher.indexes],
+            "indexes": _index_names(runtime, key),
+            "bare_searchable": key.reaches(BARE) and _searchable(runtime, registry.bare),
             "hybrid": settings.hybrid,
             "keys": not runtime.keyring.open,
             "version": dptdr.__version__,
@@ -95,16 +80,42 @@ async def info(request: Request) -> Response:
     )
 
 
+def _index_names(runtime: Runtime, key: Key) -> list[str]:
+    """Return the indexes that a task within the key's reach can search."""
+    registry = runtime.registry
+    versions = [
+        version
+        for name, task in registry.tasks().items()
+        if key.reaches(name)
+        for version in task.versions.values()
+    ]
+    if key.reaches(BARE):
+        versions.append(registry.bare)
+    return [
+        served.name
+        for served in runtime.searcher.indexes
+        if any(served.fits(version) for version in versions)
+    ]
+
+
+def _searchable(runtime: Runtime, version: TaskVersion) -> bool:
+    return any(served.fits(version) for served in runtime.searcher.indexes)
+
+
 @router.get("/metrics", responses=reply_of(None), response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return Prometheus metrics, of all workers together."""
+    """Return Prometheus metrics of all workers together; a limited key sees its tasks alone."""
     runtime = runtime_of(request)
-    demand(request, "use")
+    key = key_of(request)
     registry = runtime.registry
     runtime.metrics.tasks.set(len(registry.tasks()))
     runtime.metrics.prompt_bytes.set(registry.hot.bytes)
     runtime.metrics.queue_tokens.set(runtime.engine.waiting_tokens)
-    text = await run_in_threadpool(runtime.metrics.text)
+    names = {BARE, *registry.tasks()}
+    mine = {name for name in names if key.reaches(name)}
+    text = await run_in_threadpool(
+        runtime.metrics.text, existing=names, shown=mine, all_shown=key.reaches_all
+    )
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -113,64 +124,22 @@ async def models(request: Request) -> Response:
     """List the tasks as OpenAI lists models."""
     key = key_of(request)
     names = [BARE, *sorted(runtime_of(request).registry.tasks())]
-    data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "dptdr"}
-        for name in names
-        if key.reaches(name)
-    ]
+    data = [_model(name) for name in names if key.reaches(name)]
     return json_response({"object": "list", "data": data})
 
 
-@router.post("/v1/embeddings", responses=reply_of(schemas.EmbeddingsReply))
-async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
-    """Encode texts, as OpenAI's clients ask for it."""
-    texts = checked_texts(request, body.input)
-    what = asked(request, body.model)
-    encoded = await encode(request, what, texts)
-    vectors = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
-    wanted = as_base64 if body.encoding_format == "base64" else None
-    data = [
-        {
-            "object": "embedding",
-            "index": place,
-            "embedding": vector if wanted is None else wanted(vector),
-        }
-        for place, vector in enumerate(vectors)
-    ]
-    tokens = sum(encoded.tokens)
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "model": what.version.name,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
-    )
+@router.get("/v1/models/{model}", responses=reply_of(schemas.Model))
+async def one_model(model: schemas.TaskName, request: Request) -> Response:
+    """Describe a task as OpenAI describes a model."""
+    name, colon, side = model.partition(":")
+    if colon and side not in SIDES:
+        raise UnknownTask(f"unknown task '{model[:100]}'; see /v1/tasks")
+    runtime_of(request).registry.resolve(name)
+    return json_response(_model(model))
 
 
-@router.post("/embed", responses=reply_of(None))
-async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
-    """Encode texts, as clients of text-embeddings-inference ask for it."""
-    texts = checked_texts(request, body.inputs)
-    what = asked(request, body.task or BARE, side=body.prompt_name)
-    if not body.truncate:
-        _refuse_long(request, texts, limit=what.version.limits.of(what.side))
-    encoded = await encode(request, what, texts)
-    vectors = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
-    return json_response(normalised(vectors) if body.normalize else vectors)
-
-
-def _refuse_long(request: Request, texts: list[str], *, limit: int) -> None:
-    forward = runtime_of(request).registry.forward
-    for number, text in enumerate(texts):
-        # One token more than allowed is enough to know.
-        tokens = len(forward.tokenize([text], side="query", max_tokens=limit + 1)[0])
-        most = forward.backbone.pooling.max_tokens
-        if tokens > limit or (limit == most and tokens == most):
-            raise Invalid(
-                f"text {number}: expected fewer than {limit} tokens with truncate=false; split "
-                "the text, or allow truncation"
-            )
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "dptdr"}
 
 
 @router.post("/v1/search", responses=reply_of(schemas.SearchReply))
@@ -208,8 +177,6 @@ async def search(body: schemas.SearchRequest, request: Request) -> Response:
 
 
 def _filters(given: list[str]) -> list[Filter]:
-    from dptdr.errors import VectorsError
-
     try:
         return [Filter.parse(condition) for condition in given]
     except VectorsError as error:

@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-SideName = Literal["query", "passage"]
+SideName = Literal["query", "passage", "document", "search_query", "search_document"]
+
+MAX_ITEMS = 100_000
+"""No list in a body may be longer, whatever the server's own limits are."""
 
 Text = Annotated[str, Field(description="A text.", examples=["how do I cross the river?"])]
 TaskName = Annotated[
@@ -18,33 +29,102 @@ TaskName = Annotated[
 ]
 
 
+Texts = str | list[str] | list[int] | list[list[int]]
+
+
+def _read_texts(value: Any) -> Texts:
+    """Check a text, texts, token ids or lists of them; the first fault ends it."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError("texts", "expected a text, or a list with at least 1 item")
+    if len(value) > MAX_ITEMS:
+        raise PydanticCustomError("texts", f"expected at most {MAX_ITEMS:,} items")
+    kind = type(value[0])
+    if kind not in (str, int, list) or any(type(item) is not kind for item in value):
+        raise PydanticCustomError("texts", "expected texts, token ids, or lists of token ids")
+    if kind is list:
+        for row in value:
+            if not 0 < len(row) <= MAX_ITEMS or any(type(item) is not int for item in row):
+                raise PydanticCustomError(
+                    "texts", "expected lists of token ids, none of them empty"
+                )
+    texts: Texts = value
+    return texts
+
+
+_STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+TextsField = Annotated[
+    Texts,
+    PlainValidator(_read_texts),
+    WithJsonSchema(
+        {
+            "description": "A text, texts, token ids, or lists of token ids.",
+            "anyOf": [
+                {"type": "string", "examples": ["how do I cross the river?"]},
+                _STRINGS,
+                _IDS,
+                {"type": "array", "items": _IDS, "minItems": 1},
+            ],
+        }
+    ),
+]
+
+
 class Request(BaseModel):
     """Base of all request bodies: unknown fields are an error, not a silent nothing."""
 
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: Any) -> Any:
+        # One error for the first unknown field, not one for each of a million.
+        if isinstance(value, dict):
+            for name in value:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_field",
+                        "unknown field '{name}', expected some of {known}",
+                        {"name": str(name)[:60], "known": ", ".join(cls.model_fields)},
+                    )
+        return value
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Request):
     """OpenAI's embeddings request; ``model`` is the task, with ``:query`` or ``:passage``."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
     model: Annotated[
-        str,
+        str | None,
         Field(
-            description="'task', 'task@version', with ':query' (the default) or ':passage'.",
+            description="'task' or 'task@version', with ':query' or ':passage' where they differ; "
+            "may be left out where there is one task.",
             examples=["backbone:query", "medical:passage"],
             min_length=1,
             max_length=200,
         ),
-    ]
-    input: Annotated[Text | Annotated[list[Text], Field(min_length=1)], Field(description="Texts.")]
+    ] = None
+    input: TextsField
+    input_type: Annotated[
+        SideName | None, Field(description="Which side the texts are, if the model does not say.")
+    ] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[
         int | None,
         Field(ge=1, description="Shorter vectors, where the task was trained for that length."),
     ] = None
     user: Annotated[str | None, Field(description="Not used.")] = None
+
+
+Direction = Annotated[
+    Literal["Right", "right", "Left", "left"],
+    Field(description="Which end of a long text is cut off."),
+]
+PromptName = Annotated[
+    SideName | None,
+    Field(description="Which side the texts are; needed where a task's two sides differ."),
+]
 
 
 class Embedding(BaseModel):
@@ -74,19 +154,57 @@ class EmbeddingsReply(BaseModel):
 class EmbedRequest(Request):
     """The embed request of text-embeddings-inference."""
 
-    inputs: Annotated[
-        Text | Annotated[list[Text], Field(min_length=1)], Field(description="Texts.")
-    ]
+    inputs: TextsField
     normalize: Annotated[bool, Field(description="Scale vectors to length 1.")] = True
     truncate: Annotated[
         bool, Field(description="Whether texts beyond the task's limit may be cut.")
     ] = True
-    truncation_direction: Literal["Right", "right"] = "Right"
-    prompt_name: Annotated[
-        SideName | None, Field(description="Which side the texts are; 'query' by default.")
-    ] = None
+    truncation_direction: Direction = "Right"
+    prompt_name: PromptName = None
     dimensions: Annotated[int | None, Field(ge=1)] = None
     task: TaskName | None = None
+
+
+class SimilarityInputs(Request):
+    """One text and those it is compared with."""
+
+    source_sentence: Text
+    sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class SimilarityParameters(Request):
+    """How texts are cut and encoded."""
+
+    truncate: bool = True
+    truncation_direction: Direction = "Right"
+    prompt_name: PromptName = None
+
+
+class SimilarityRequest(Request):
+    """The similarity request of text-embeddings-inference."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+    task: TaskName | None = None
+
+
+class TokenizeRequest(Request):
+    """The tokenize request of text-embeddings-inference."""
+
+    inputs: Annotated[Text | list[Text], Field(description="Texts.")]
+    add_special_tokens: bool = True
+    prompt_name: PromptName = None
+    task: TaskName | None = None
+
+
+class Token(BaseModel):
+    """One token of a text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class SearchRequest(Request):
@@ -230,6 +348,7 @@ class Info(BaseModel):
     layout: str
     tasks: int
     indexes: list[str]
+    bare_searchable: Annotated[bool, Field(description="Whether an index fits the bare encoder.")]
     hybrid: bool
     keys: Annotated[bool, Field(description="Whether an API key is needed.")]
     version: str

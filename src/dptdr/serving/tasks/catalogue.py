@@ -13,6 +13,7 @@ that is being served.
 import contextlib
 import fcntl
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import BundleError, DataError, ServingError
-from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
 
 FORMAT_VERSION = 1
+
+_HISTORY = 20
+"""Former defaults that are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +47,23 @@ class TaskRecord:
     added: dict[str, str] = field(default_factory=dict)
 
     def with_version(self, version: str, *, key: str, default: bool) -> "TaskRecord":
-        """Return the entry with one version more."""
+        """Return the record with one version more."""
         moved = default and version != self.default
         return TaskRecord(
             default=version if default else self.default,
-            history=(*self.history, self.default) if moved else self.history,
+            history=(*self.history, self.default)[-_HISTORY:] if moved else self.history,
             versions={**self.versions, version: key},
             added={**self.added, version: datetime.now(UTC).isoformat(timespec="seconds")},
         )
 
     def with_default(self, version: str, *, history: tuple[str, ...]) -> "TaskRecord":
-        """Return the entry with another default."""
+        """Return the record with another default."""
         return TaskRecord(
-            default=version, history=history, versions=self.versions, added=self.added
+            default=version, history=history[-_HISTORY:], versions=self.versions, added=self.added
         )
 
     def without(self, version: str) -> "TaskRecord":
-        """Return the entry with one version less."""
+        """Return the record with one version less."""
         return TaskRecord(
             default=self.default,
             history=tuple(v for v in self.history if v != version),
@@ -128,6 +132,9 @@ class Catalogue:
         """
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in (self.folder / "bundles").glob(".*.tmp"):
+                # Written under this lock only: whoever wrote it is dead.
+                shutil.rmtree(left, ignore_errors=True)
             tasks = self.read()
             before = dict(tasks)
             yield tasks
@@ -156,7 +163,7 @@ class Catalogue:
         return self.folder / "bundles" / key
 
     def keep(self, source: Path, *, weights_file: str) -> str:
-        """Copy a bundle's manifest and weights into the state folder.
+        """Copy a bundle's manifest and weights into the state folder, unless a good copy is there.
 
         Args:
             source: The bundle.
@@ -168,7 +175,7 @@ class Catalogue:
         manifest = (source / "task.json").read_bytes()
         key = _key(manifest)
         target = self.bundle(key)
-        if not target.is_dir():
+        if not _holds(target, manifest, weights_file):
             with atomic_folder(target) as temporary:
                 shutil.copyfile(source / weights_file, temporary / weights_file)
                 (temporary / "task.json").write_bytes(manifest)
@@ -192,3 +199,13 @@ def bundle_key(source: Path) -> str:
 def _key(manifest: bytes) -> str:
     # The manifest holds the checksum of the weights.
     return hashlib.sha256(manifest).hexdigest()[:32]
+
+
+def _holds(folder: Path, manifest: bytes, weights_file: str) -> bool:
+    """Say whether a copy is whole."""
+    try:
+        expected = json.loads(manifest)["weights_sha256"]
+        kept = (folder / "task.json").read_bytes()
+        return kept == manifest and sha256_file(folder / weights_file) == expected
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -46,6 +46,15 @@ class PromptFile:
         except (safetensors.SafetensorError, OSError) as error:
             raise BundleError(f"{path}: {error}") from None
 
+    def lengths(self, name: str) -> tuple[int, int]:
+        """Return attention and feed-forward rows of one prompt, from its shapes alone."""
+        sizes = []
+        for key in (name, f"{name}.ffn_biases"):
+            held = key in self._file.keys()  # noqa: SIM118
+            shape = self._file.get_slice(key).get_shape() if held else (0,)
+            sizes.append(int(shape[3] if len(shape) == 5 else shape[-1]))
+        return sizes[0], sizes[1]
+
     def rows(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one prompt, as the bundle names them."""
         return {

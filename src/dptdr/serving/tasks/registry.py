@@ -28,6 +28,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+_NEVER = (-1, -1, -1)
+
+
 class UnknownTask(ServingError):
     """No such task or version."""
 
@@ -40,7 +43,7 @@ class TaskExists(ServingError):
 class Task:
     """A task with its versions."""
 
-    entry: TaskRecord
+    record: TaskRecord
     versions: Mapping[str, TaskVersion] = field(default_factory=dict)
 
 
@@ -68,9 +71,10 @@ class TaskRegistry:
             fingerprints={"query": bare.query_fingerprint, "passage": bare.passage_fingerprint},
         )
         self._tasks: Mapping[str, Task] = {}
-        self._seen: tuple[int, int, int] = (-1, -1, -1)
+        self._seen: tuple[int, int, int] = _NEVER
         self._lock = threading.RLock()
         self.broken: dict[str, str] = {}
+        self.unreadable = ""
         self.refresh()
 
     def resolve(self, name: str) -> TaskVersion:
@@ -91,14 +95,16 @@ class TaskRegistry:
             return self.bare
         task = self._tasks.get(task_name)
         if task is None:
-            raise UnknownTask(
-                f"unknown task '{task_name}'; see /v1/tasks for the {len(self._tasks)} there are"
-            )
-        found = task.versions.get(version if at else task.entry.default)
+            raise UnknownTask(f"unknown task '{task_name[:100]}'; see /v1/tasks")
+        found = task.versions.get(version if at else task.record.default)
         if found is None:
+            wanted = version if at else task.record.default
+            if wanted in task.record.versions:
+                raise UnknownTask(
+                    f"the server's copy of '{task_name}@{wanted}' is damaged; add its bundle again"
+                )
             raise UnknownTask(
-                f"task '{task_name}' has no version '{version or task.entry.default}'; it has "
-                f"{', '.join(task.versions)}"
+                f"task '{task_name}' has no version '{wanted[:100]}'; it has {_listed(task)}"
             )
         return found
 
@@ -143,7 +149,8 @@ class TaskRegistry:
         check_names(task, version)
         if reuse:
             found = self._same(self.tasks(), task, bundle_key(bundle))
-            if found is not None:
+            # A version whose copy is damaged is not among them: it is copied again below.
+            if found is not None and found in self._tasks[task].versions:
                 return self.resolve(f"{task}@{found}")
         self._check_free(self.tasks(), task, version, replace=replace)
         key = bundle_key(bundle)
@@ -155,7 +162,10 @@ class TaskRegistry:
             same = self._same(tasks, task, key) if reuse else None
             named = same or self._check_free(tasks, task, version, replace=replace)
             entry = tasks.get(task, TaskRecord(default=named))
-            if same is None:
+            if same is not None:
+                # Every worker opens the new copy.
+                self.catalogue.file.touch()
+            else:
                 first = default or not entry.versions
                 tasks[task] = entry.with_version(named, key=key, default=first)
         return self.resolve(f"{task}@{named}")
@@ -164,7 +174,7 @@ class TaskRegistry:
     def _same(tasks: Mapping[str, Any], task: str, key: str) -> str | None:
         """Return the newest version that holds a bundle, if any does."""
         known = tasks.get(task)
-        entry = known.entry if isinstance(known, Task) else known
+        entry = known.record if isinstance(known, Task) else known
         if entry is None:
             return None
         found = [version for version, held in entry.versions.items() if held == key]
@@ -179,8 +189,10 @@ class TaskRegistry:
         if known is not None and not replace:
             raise TaskExists(f"task '{task}' is there already; replace it or choose another name")
         if version is None:
-            numbers = [int(v) for v in versions if v.isdigit()]
-            return str(max(numbers, default=0) + 1)
+            number = 1 + max((int(v) for v in versions if v.isdigit() and len(v) < 10), default=0)
+            while str(number) in versions:
+                number += 1
+            return str(number)
         if version in versions:
             raise TaskExists(f"'{task}@{version}' is there already; versions never change")
         return version
@@ -256,14 +268,25 @@ class TaskRegistry:
             signature = self.catalogue.signature()
             if signature == self._seen:
                 return
-            entries = self.catalogue.read()
+            try:
+                entries = self.catalogue.read()
+            except ServingError as error:
+                if self._seen == _NEVER:
+                    raise
+                # What is in memory goes on being served.
+                self.unreadable = str(error)
+                self._seen = signature
+                return
+            self.unreadable = ""
             tasks: dict[str, Task] = {}
+            self.broken = {}
             for name, entry in entries.items():
                 known = self._tasks.get(name)
-                if known is not None and known.entry == entry:
+                whole = known is not None and set(known.versions) == set(entry.versions)
+                if known is not None and known.record == entry and whole:
                     tasks[name] = known
                 else:
-                    tasks[name] = Task(entry=entry, versions=self._versions(name, entry, known))
+                    tasks[name] = Task(record=entry, versions=self._versions(name, entry, known))
             gone = _keys(self._tasks) - _keys(tasks)
             self._tasks = tasks
             self._seen = signature
@@ -325,6 +348,11 @@ def check_names(task: str, version: str | None) -> None:
         raise ServingError(
             f"version '{version[:80]}': expected 1 to 64 letters, digits, '.', '_' and '-'"
         )
+
+
+def _listed(task: Task) -> str:
+    names = list(task.versions)
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _keys(tasks: Mapping[str, Task]) -> set[str]:

@@ -18,6 +18,9 @@ from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile
 
 _NO_EFFECT = 1e-7
+_MOST_MEASURES = 200
+_LARGEST_MEASURE = 1e15
+_LONGEST_NAME = 100
 _PROBE_TEXT = "side effects"
 
 
@@ -50,12 +53,20 @@ class Verifier:
             WrongBackbone: If it belongs to another backbone.
         """
         manifest = read_manifest(bundle)
+        check_described(manifest, bundle)
         config = deep_prompt_config(manifest, bundle)
         self.check_backbone(manifest, bundle)
         file = PromptFile(bundle / manifest.weights_file, key=manifest.weights_sha256)
         with _as_bundle_error(bundle):
             names = ("query", "passage") if config.sharing == "untied" else ("shared",)
             for name in names:
+                # Before anything is made in the size that the settings claim.
+                claimed = (config.prompt_length, config.ffn_length or 0)
+                if file.lengths(name) != claimed:
+                    raise BundleError(
+                        f"{bundle}: task.json says prompt_length and ffn_length {claimed}, but "
+                        f"prompt '{name}' has {file.lengths(name)} rows"
+                    )
                 for tensor in file.rows(name).values():
                     if not torch.isfinite(tensor).all():
                         raise BundleError(f"{bundle}: prompt '{name}' holds NaN or infinity")
@@ -136,6 +147,32 @@ def deep_prompt_config(manifest: TaskManifest, folder: Path) -> DeepPromptConfig
         raise BundleError(f"{folder / 'task.json'}: {error}") from None
     assert isinstance(config, DeepPromptConfig)
     return config
+
+
+def check_described(manifest: TaskManifest, folder: Path) -> None:
+    """Refuse what could not be shown in a list of tasks.
+
+    Raises:
+        BundleError: If measures are not plain finite numbers, or trained lengths no numbers.
+    """
+    where = folder / "task.json"
+    if len(manifest.measures) > _MOST_MEASURES:
+        raise BundleError(
+            f"{where}, field 'measures': expected at most {_MOST_MEASURES}, got "
+            f"{len(manifest.measures):,}"
+        )
+    for name, value in manifest.measures.items():
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not abs(value) < _LARGEST_MEASURE:
+            raise BundleError(f"{where}, field 'measures': expected finite numbers")
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise BundleError(
+                f"{where}, field 'measures': expected names of at most {_LONGEST_NAME} printable "
+                "letters"
+            )
+    lengths = manifest.training.get("matryoshka") or []
+    if not isinstance(lengths, list) or any(type(n) is not int or n < 1 for n in lengths):
+        raise BundleError(f"{where}, field 'training.matryoshka': expected a list of lengths")
 
 
 @contextlib.contextmanager

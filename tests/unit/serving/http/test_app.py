@@ -74,12 +74,12 @@ def test_embeddings_of_the_bare_backbone_by_name(client, web):
 
 
 def test_embeddings_shorter_vectors_only_where_trained(client, web):
-    full = embed(client, "two", ["the cat"])["data"][0]["embedding"]
-    short = embed(client, "two", ["the cat"], dimensions=8)["data"][0]["embedding"]
+    full = embed(client, "two:query", ["the cat"])["data"][0]["embedding"]
+    short = embed(client, "two:query", ["the cat"], dimensions=8)["data"][0]["embedding"]
 
     np.testing.assert_allclose(short, np.array(full[:8]) / np.linalg.norm(full[:8]), atol=1e-5)
     assert len(embed(client, "one", ["the cat"], dimensions=32)["data"][0]["embedding"]) == 32
-    for model, dimensions in (("one", 8), ("two", 9), ("backbone", 8)):
+    for model, dimensions in (("one", 8), ("two:query", 9), ("backbone", 8)):
         body = {"model": model, "input": "x", "dimensions": dimensions}
         message = error(client.post("/v1/embeddings", json=body), 422, "invalid")
         assert "train with --matryoshka" in message
@@ -91,15 +91,21 @@ def test_embed_as_text_embeddings_inference(client, web):
     expected = web.encoder("one").encode_queries(["the red boat", "a dog"])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(reply.json(), expected, atol=2e-5)
-    bare = client.post("/embed", json={"inputs": "a dog", "normalize": False}).json()
+    body = {"inputs": "a dog", "normalize": False, "task": "backbone"}
+    bare = client.post("/embed", json=body).json()
     np.testing.assert_allclose(bare, web.bare.encode_queries(["a dog"]), atol=2e-5)
 
 
 def test_embed_refuses_long_texts_when_told_not_to_cut(client):
     long = "the " * 100
-    body = {"inputs": ["short", long], "truncate": False}
+    body = {"inputs": ["short", long], "truncate": False, "task": "one"}
     message = error(client.post("/embed", json=body), 422, "invalid")
-    assert "text 1: expected fewer than 64 tokens" in message
+    assert "text 1: expected at most 64 tokens" in message
+    # A text of exactly the limit is whole; one token more is not.
+    limit = body | {"inputs": "the " * 62}
+    assert client.post("/embed", json=limit).status_code == 200
+    over = client.post("/embed", json=body | {"inputs": "the " * 63})
+    assert "got 65" in error(over, 422, "invalid")
     assert client.post("/embed", json=body | {"truncate": True}).status_code == 200
     assert client.post("/embed", json=body | {"inputs": ["short"]}).status_code == 200
 
@@ -111,9 +117,15 @@ def test_embed_refuses_long_texts_when_told_not_to_cut(client):
         ({"model": "one@9", "input": "x"}, 404, "unknown_task", "no version '9'; it has 1"),
         ({"model": "one:both", "input": "x"}, 422, "invalid", "'task:query' or 'task:passage'"),
         ({"model": "one", "input": []}, 422, "invalid", "at least 1 item"),
-        ({"model": "one", "input": [1, 2]}, 422, "invalid", "valid string"),
+        ({"model": "one", "input": [1.5]}, 422, "invalid", "texts, token ids"),
+        ({"model": "one", "input": ["x", 1]}, 422, "invalid", "texts, token ids"),
+        ({"model": "one", "input": [99999]}, 422, "invalid", "check_embedding_ctx_length=False"),
+        ({"model": "one", "input": [[]]}, 422, "invalid", "none of them empty"),
+        ({"model": "two", "input": "x"}, 422, "invalid", "'two:query' or 'two:passage'"),
+        ({"input": "x"}, 422, "invalid", "name one of 'one', 'two'"),
+        ({"model": "one:query", "input": "x", "input_type": "passage"}, 422, "invalid", "both"),
         ({"model": "one"}, 422, "invalid", "Field required"),
-        ({"model": "one", "input": "x", "inputs": "y"}, 422, "invalid", "Extra inputs"),
+        ({"model": "one", "input": "x", "inputs": "y"}, 422, "invalid", "unknown field"),
         ({"model": "one", "input": "x" * 501}, 422, "invalid", "at most 500 characters, got 501"),
         ({"model": "one", "input": ["x"] * 33}, 422, "invalid", "1 to 32 texts, got 33"),
     ],
@@ -217,7 +229,7 @@ def test_tasks_add_replace_roll_back_remove(client, web):
     assert "there already" in error(client.post("/v1/tasks", json=body), 409, "task_exists")
     replaced = client.put("/v1/tasks/new", json={"bundle": "untied", "version": "b"}).json()
     assert (replaced["default"], replaced["history"]) == ("b", ["1"])
-    second = embed(client, "new", ["a dog"])
+    second = embed(client, "new:query", ["a dog"])
     assert second["model"] == "new@b"
     assert embed(client, "new@1", ["a dog"])["data"][0]["embedding"] == pytest.approx(first)
 
@@ -329,8 +341,13 @@ def test_openapi_document_describes_every_route(client):
         "/info",
         "/metrics",
         "/v1/models",
-        "/v1/embeddings",
-        "/embed",
+        "/v1/models/{model}",
+        *(
+            before + path
+            for before in ("", "/tasks/{task}")
+            for path in ("/v1/embeddings", "/embeddings", "/embed", "/similarity", "/tokenize")
+        ),
+        "/tasks/{task}",
         "/v1/search",
         "/v1/tasks",
         "/v1/tasks/{task}",
@@ -390,7 +407,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(web):
         held.entered.wait(60)
         with socket.create_connection((where.hostname, where.port)) as connection:
             connection.sendall(
-                b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"
+                b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json"
                 b"\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
             )
             wait_for(lambda: engine.waiting_tokens == 32)

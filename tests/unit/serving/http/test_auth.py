@@ -71,3 +71,26 @@ def test_read_names_all_problems(tmp_path, text, words):
 def test_read_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         Keyring.read(tmp_path / "keys.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("key = [1]\n", "key 1: expected a table"),
+        ("[[key]]\nname='a'\nsha256='" + "0" * 64 + "'\nscopes=[['use']]\n", "field 'scopes'"),
+        (GOOD + "requests_per_second=nan\n", "requests_per_second"),
+        (GOOD + "requests_per_second=inf\n", "requests_per_second"),
+        (GOOD + "requests_per_second=1" + "0" * 400 + "\n", "requests_per_second"),
+        (GOOD + "bundles=[1]\n", "field 'bundles'"),
+        (GOOD + GOOD, "key 3: field 'sha256': the same hash is given twice"),
+    ],
+)
+def test_read_refuses_what_would_be_another_error_later(tmp_path, text, words):
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        Keyring.read(tmp_path / "keys.toml")
+
+
+def test_read_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is a directory"):
+        Keyring.read(tmp_path)

@@ -235,7 +235,7 @@ def test_a_damaged_copy_takes_down_its_version_only(registry, bundle):
     fresh = TaskRegistry(registry.forward, state=registry.catalogue.folder)
 
     assert fresh.resolve("medical").version == "1"
-    with pytest.raises(UnknownTask, match="task 'law' has no version '1'"):
+    with pytest.raises(UnknownTask, match="copy of 'law@1' is damaged"):
         fresh.resolve("law")
     assert "SHA-256" in fresh.broken["law@1"]
 
@@ -295,3 +295,48 @@ def test_bank_works_on_an_intercepted_backbone(tmp_path):
     version = registry.add("medical", path)
 
     np.testing.assert_allclose(vector(registry, version), alone(path, backbone), atol=2e-5)
+
+
+@pytest.mark.parametrize("repair", ["restart", "replace"])
+def test_a_damaged_copy_is_made_again_from_its_bundle(served, tmp_path, bundle, repair):
+    source = bundle("medical", seed=1)
+    state = tmp_path / "state"
+    first = TaskRegistry(served, state=state)
+    first.add("medical", source)
+    (weights,) = (state / "bundles").glob("*/prompt.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(bytes(data))
+
+    again = TaskRegistry(served, state=state)
+    assert "SHA-256" in again.broken["medical@1"]
+    with pytest.raises(UnknownTask, match="copy of 'medical@1' is damaged; add its bundle again"):
+        again.resolve("medical")
+    if repair == "restart":
+        assert again.add("medical", source, replace=True, reuse=True).version == "1"
+    else:
+        again.add("medical", source, version="b", replace=True)
+
+    assert again.resolve("medical@1").prompts == first.resolve("medical@1").prompts
+    assert again.broken == {}
+
+
+def test_a_damaged_catalogue_does_not_take_away_what_is_in_memory(served, tmp_path, bundle):
+    registry = TaskRegistry(served, state=tmp_path / "state")
+    version = registry.add("medical", bundle("medical"))
+    registry.catalogue.file.write_text("{")
+
+    assert registry.resolve("medical") is version
+    assert "expected a catalogue" in registry.unreadable
+    with pytest.raises(ServingError, match="expected a catalogue"):
+        TaskRegistry(served, state=tmp_path / "state")
+
+
+def test_what_a_killed_server_was_copying_is_removed(registry, bundle):
+    left = registry.catalogue.folder / "bundles" / ".abc.123.tmp"
+    left.mkdir()
+
+    registry.add("medical", bundle("medical"))
+
+    assert not left.exists()

@@ -1,0 +1,213 @@
+"""Who may do what: one rule for each route, and one check of key, scope, task and rate.
+
+The check runs before a body is read. Tasks that are named in a body pass through the same
+:func:`reach` once the body is known.
+"""
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from dptdr.serving.http.auth import Forbidden, Key, Scope, Unauthorized
+from dptdr.serving.runtime import Runtime
+
+
+class Access(NamedTuple):
+    """What a route needs.
+
+    Args:
+        scope: The key's scope; ``None`` where no key is needed.
+        all_tasks: Whether the key must reach every task.
+    """
+
+    scope: Scope | None
+    all_tasks: bool = False
+
+
+_USE = Access("use")
+_ADMINISTER = Access("administer")
+
+ACCESS: dict[tuple[str, str], Access] = {
+    ("GET", "/"): Access(None),
+    ("GET", "/health"): Access(None),
+    ("GET", "/info"): _USE,
+    ("GET", "/metrics"): _USE,
+    ("GET", "/v1/models"): _USE,
+    ("GET", "/v1/models/{model}"): _USE,
+    ("POST", "/v1/embeddings"): _USE,
+    ("POST", "/embeddings"): _USE,
+    ("POST", "/embed"): _USE,
+    ("POST", "/similarity"): _USE,
+    ("POST", "/tokenize"): _USE,
+    ("POST", "/tasks/{task}"): _USE,
+    ("POST", "/tasks/{task}/v1/embeddings"): _USE,
+    ("POST", "/tasks/{task}/embeddings"): _USE,
+    ("POST", "/tasks/{task}/embed"): _USE,
+    ("POST", "/tasks/{task}/similarity"): _USE,
+    ("POST", "/tasks/{task}/tokenize"): _USE,
+    ("POST", "/v1/search"): _USE,
+    ("GET", "/v1/tasks"): _USE,
+    ("GET", "/v1/tasks/{task}"): _USE,
+    ("POST", "/v1/tasks"): _ADMINISTER,
+    ("PUT", "/v1/tasks/{task}"): _ADMINISTER,
+    ("DELETE", "/v1/tasks/{task}"): _ADMINISTER,
+    ("POST", "/v1/tasks/{task}/rollback"): _ADMINISTER,
+    ("PUT", "/v1/tasks/{task}/default"): _ADMINISTER,
+    ("POST", "/v1/self-check"): Access("administer", all_tasks=True),
+}
+"""Every route; one that is missing here cannot be added to the application."""
+
+
+def runtime_of(request: Request) -> Runtime:
+    """Return the worker's runtime."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+class GuardedRoute(APIRoute):
+    """A route that looks at the key, and counts the request, before it reads the body."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        """Return the handler behind the check."""
+        handle: Any = super().get_route_handler()
+        needs = {method: ACCESS[method, self.path_format] for method in self.methods or ()}
+
+        async def guarded(request: Request) -> Response:
+            admit(request, needs[request.method])
+            response: Response = await handle(request)
+            return response
+
+        return guarded
+
+
+def admit(request: Request, needs: Access) -> None:
+    """Let a request in, or refuse it by its key, its rate, or the task in its address.
+
+    Raises:
+        Unauthorized: If a key is needed and there is none.
+        Forbidden: If the key does not reach that far.
+        RateLimited: If requests come too fast.
+    """
+    if needs.scope is None:
+        return
+    runtime = runtime_of(request)
+    settings = runtime.settings
+    given = _secret(request)
+    try:
+        key = runtime.keyring.find(given)
+    except Unauthorized:
+        who = request.client.host if request.client else ""
+        runtime.rates.take(
+            ("refused", who),
+            per_second=settings.requests_per_second,
+            what="clients without a known key",
+        )
+        raise
+    request.scope["dptdr_facts"]["key"] = key.name
+    request.scope["dptdr_access"] = (key, needs.scope)
+    own = key.requests_per_second
+    runtime.rates.take(
+        ("key", key.name),
+        per_second=settings.requests_per_second if own is None else own,
+        what=f"the key '{key.name}'",
+    )
+    key.demand(needs.scope)
+    if needs.all_tasks and not key.reaches_all:
+        raise Forbidden(f"the key '{key.name}' does not reach all tasks, as this needs")
+    for part in ("task", "model"):
+        if part in request.path_params:
+            reach(request, request.path_params[part])
+
+
+def _secret(request: Request) -> str | None:
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    given = secret.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
+    return given or None
+
+
+def key_of(request: Request) -> Key:
+    """Return the key that :func:`admit` let in."""
+    key: Key = request.scope["dptdr_access"][0]
+    return key
+
+
+def reach(request: Request, name: str) -> str:
+    """Refuse a task that the request's key does not reach.
+
+    Args:
+        request: A request that was let in.
+        name: ``task``, with a version or a side if there is one.
+
+    Returns:
+        The task's name alone.
+
+    Raises:
+        Forbidden: If the key does not reach it; whether it exists is not told.
+    """
+    key, scope = request.scope["dptdr_access"]
+    task = name.partition(":")[0].partition("@")[0]
+    key.demand(scope, task)
+    return task
+
+
+def foreign(
+    method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
+) -> str:
+    """Return why an open server must not answer: another site speaks through a browser.
+
+    A name that is none of ours may have been rebound to this address; an address cannot be.
+
+    Args:
+        method: The request's method.
+        headers: Its headers.
+        hosts: Names of this server.
+
+    Returns:
+        The reason; empty if there is none.
+    """
+    found = {name: value.decode("latin-1") for name, value in headers}
+    host = found.get(b"host")
+    if host is not None and not _ours(host, hosts):
+        return (
+            f"host '{host[:100]}' is not a name of this server; use its address, or start it with "
+            "--allowed-host NAME"
+        )
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return ""
+    origin = found.get(b"origin")
+    if origin is not None:
+        netloc = urlsplit(origin).netloc
+        named = _host_name(netloc) in hosts and not _local(_host_name(netloc))
+        if netloc != host and not named:
+            return f"a page of '{origin[:100]}' may not use this server"
+    elif found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "a page of another site may not use this server"
+    return ""
+
+
+def _ours(host: str, hosts: Collection[str]) -> bool:
+    name = _host_name(host)
+    return _local(name) or name in hosts or _is_address(name)
+
+
+def _local(name: str) -> bool:
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _host_name(host: str) -> str:
+    """Return a host without its port, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

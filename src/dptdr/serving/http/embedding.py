@@ -1,0 +1,160 @@
+"""Vectors, as clients of OpenAI and of text-embeddings-inference ask for them.
+
+Each address is there by itself and below ``/tasks/{task}``, where the address names the task (and,
+with ``:query`` or ``:passage``, the side), for clients that cannot name one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+from jaxtyping import Float
+from starlette.concurrency import run_in_threadpool
+
+from dptdr.serving.http import schemas
+from dptdr.serving.http.access import GuardedRoute, runtime_of
+from dptdr.serving.http.dependencies import (
+    Asked,
+    asked,
+    checked_texts,
+    encode,
+    normalised,
+    shortened,
+)
+from dptdr.serving.http.errors import Invalid
+from dptdr.serving.http.responses import as_base64, json_response, reply_of
+
+router = APIRouter(route_class=GuardedRoute)
+
+
+def _named(task: schemas.TaskName) -> None:
+    """Declare the task of an address; :func:`asked` reads it."""
+    del task
+
+
+def _post(path: str, model: Any) -> Callable[[Any], Any]:
+    """Return a decorator that adds a route at its own address and at each task's."""
+
+    def add(handler: Any) -> Any:
+        replies = reply_of(model)
+        router.post(path, responses=replies)(handler)
+        address = "/tasks/{task}" + path
+        return router.post(address, responses=replies, dependencies=[Depends(_named)])(handler)
+
+    return add
+
+
+@_post("/v1/embeddings", schemas.EmbeddingsReply)
+@_post("/embeddings", schemas.EmbeddingsReply)
+async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
+    """Encode texts, as OpenAI's clients ask for it."""
+    texts = checked_texts(request, body.input)
+    what = asked(request, body.model, side=body.input_type)
+    encoded = await encode(request, what, texts)
+    vectors = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
+    wanted = as_base64 if body.encoding_format == "base64" else None
+    data = [
+        {
+            "object": "embedding",
+            "index": place,
+            "embedding": vector if wanted is None else wanted(vector),
+        }
+        for place, vector in enumerate(vectors)
+    ]
+    tokens = sum(encoded.tokens)
+    return json_response(
+        {
+            "object": "list",
+            "data": data,
+            "model": what.version.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+@_post("/embed", None)
+async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
+    """Encode texts, as clients of text-embeddings-inference ask for it."""
+    return await _embedded(request, body)
+
+
+async def _embedded(request: Request, body: schemas.EmbedRequest) -> Response:
+    vectors = await _vectors(request, body)
+    return json_response(normalised(vectors) if body.normalize else vectors)
+
+
+@router.post("/tasks/{task}", responses=reply_of(None), dependencies=[Depends(_named)])
+async def inference(body: schemas.EmbedRequest, request: Request) -> Response:
+    """Encode texts, as huggingface_hub's ``InferenceClient`` asks for it."""
+    return await _embedded(request, body)
+
+
+@_post("/similarity", None)
+async def similarity(body: schemas.SimilarityRequest, request: Request) -> Response:
+    """Compare one text with others by the cosine of their vectors."""
+    options = body.parameters or schemas.SimilarityParameters()
+    vectors = await _vectors(
+        request,
+        schemas.EmbedRequest(
+            inputs=[body.inputs.source_sentence, *body.inputs.sentences],
+            truncate=options.truncate,
+            truncation_direction=options.truncation_direction,
+            prompt_name=options.prompt_name,
+            task=body.task,
+        ),
+    )
+    made = normalised(vectors)
+    return json_response(made[1:] @ made[0])
+
+
+@_post("/tokenize", list[list[schemas.Token]])
+async def tokenize(body: schemas.TokenizeRequest, request: Request) -> Response:
+    """Return the tokens of texts, uncut."""
+    texts = checked_texts(request, body.inputs)
+    what = asked(request, body.task, side=body.prompt_name)
+    forward = runtime_of(request).registry.forward
+    found = await run_in_threadpool(
+        forward.tokens, texts, side=what.side, special=body.add_special_tokens
+    )
+    return json_response([_tokens(encoding) for encoding in found])
+
+
+def _tokens(encoding: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": number,
+            "text": text,
+            "special": bool(special),
+            "start": None if special else start,
+            "stop": None if special else stop,
+        }
+        for number, text, special, (start, stop) in zip(
+            encoding.ids,
+            encoding.tokens,
+            encoding.special_tokens_mask,
+            encoding.offsets,
+            strict=True,
+        )
+    ]
+
+
+async def _vectors(request: Request, body: schemas.EmbedRequest) -> Float[np.ndarray, "texts dim"]:
+    texts = checked_texts(request, body.inputs)
+    what = asked(request, body.task, side=body.prompt_name)
+    if not body.truncate:
+        await run_in_threadpool(_refuse_long, request, texts, what)
+    keep_end = body.truncation_direction.lower() == "left"
+    encoded = await encode(request, what, texts, keep_end=keep_end)
+    return shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
+
+
+def _refuse_long(request: Request, texts: list[str], what: Asked) -> None:
+    forward = runtime_of(request).registry.forward
+    limit = min(what.version.limits.of(what.side), forward.backbone.pooling.max_tokens)
+    for number, encoding in enumerate(forward.tokens(texts, side=what.side)):
+        if len(encoding.ids) > limit:
+            raise Invalid(
+                f"text {number}: expected at most {limit} tokens with truncate=false, got "
+                f"{len(encoding.ids):,}; split the text, or allow truncation"
+            )
