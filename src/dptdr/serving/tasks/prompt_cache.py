@@ -51,7 +51,7 @@ class PromptFile:
         sizes = []
         for key in (name, f"{name}.ffn_biases"):
             held = key in self._file.keys()  # noqa: SIM118
-            shape = self._file.get_slice(key).get_shape() if held else (0,)
+            shape: Any = self._file.get_slice(key).get_shape() if held else [0]
             sizes.append(int(shape[3] if len(shape) == 5 else shape[-1]))
         return sizes[0], sizes[1]
 
