@@ -105,7 +105,7 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
     said = arguments.work / f"{out.name}.json"
     words = ["-m", "dptdr", "pretrain", str(corpus), "--backbone", str(source), "--out", str(out)]
     # The last of an option counts.
-    words += [*shlex.split(COMMON), *shlex.split(options), "--seed", str(SEED), "--resume"]
+    words += [*shlex.split(COMMON), *shlex.split(options), "--seed", str(SEED)]
     words += ["--device", arguments.device, "--threads", str(arguments.threads)]
     words += ["--json", str(said)]
     while True:

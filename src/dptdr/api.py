@@ -150,7 +150,7 @@ def train(
     negatives: AnyPath | None = None,
     from_task: AnyPath | None = None,
     min_grade: int = 1,
-    resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     tensorboard: AnyPath | None = None,
@@ -168,7 +168,7 @@ def train(
         negatives: Mined negatives or training groups (JSON lines) that replace the train qrels.
         from_task: Start from the prompt of this task.
         min_grade: Minimum grade of a positive.
-        resume: Go on with the run in ``OUT.training``.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         threads: Processor threads; torch's own choice by default.
         tensorboard: Write TensorBoard files to this folder.
@@ -203,7 +203,7 @@ def train(
             negatives=None if negatives is None else Path(negatives),
             from_task=None if from_task is None else Path(from_task),
             min_grade=min_grade,
-            resume=resume,
+            overwrite=overwrite,
             watch=watch,
             tracking=tracking,
         )
@@ -218,7 +218,7 @@ def pretrain(
     prompt_only: bool = False,
     from_task: AnyPath | None = None,
     keep_head: bool = False,
-    resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
@@ -233,7 +233,7 @@ def pretrain(
         prompt_only: Freeze the backbone and train a prompt alone.
         from_task: With ``prompt_only``: start from the prompt of this task.
         keep_head: Write the heads beside the backbone, to continue from them later.
-        resume: Go on with the run in ``OUT.pretraining``.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.pretraining``.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         threads: Processor threads; torch's own choice by default.
         progress: Show progress on standard error.
@@ -267,7 +267,7 @@ def pretrain(
             prompt=prompt,
             start_rows=rows,
             keep_head=keep_head,
-            resume=resume,
+            overwrite=overwrite,
             watch=watch,
             note=_note if progress else None,
         )
@@ -295,6 +295,7 @@ def mine(
     device: str = "auto",
     dtype: str = "float32",
     threads: int | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Mine hard negatives; judged positives and copies of their texts never appear.
@@ -322,6 +323,7 @@ def mine(
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         dtype: Number type of the encoders' weights.
         threads: Threads of BM25; one for each core by default.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.partial``.
         progress: Show progress on standard error.
 
     Returns:
@@ -352,7 +354,7 @@ def mine(
         cache=None if cache is None else Path(cache),
         machine=Machine(resolve_device(device), dtype, threads or os.cpu_count() or 1),
     )
-    return mine_folder(request, show=_phases(progress))
+    return mine_folder(request, show=_phases(progress), overwrite=overwrite)
 
 
 def encode(
@@ -369,6 +371,7 @@ def encode(
     device: str = "auto",
     weights: str = "float32",
     backbone: str | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> VectorFolder | None:
     """Encode a corpus into a vector folder; a stopped call goes on where it was.
@@ -386,6 +389,7 @@ def encode(
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         weights: Number type of the backbone's weights.
         backbone: Where the task's backbone lies, if not where it was.
+        overwrite: Start over, whatever is at ``out``.
         progress: Show progress on standard error.
 
     Returns:
@@ -429,6 +433,7 @@ def encode(
                 source=source,
                 settings=settings,
                 cluster=cluster,
+                overwrite=overwrite,
                 on_progress=on_progress,
             )
         if processes == 1:
@@ -438,6 +443,7 @@ def encode(
                 out=work,
                 source=source,
                 settings=settings,
+                overwrite=overwrite,
                 on_progress=on_progress,
             )
         return encode_in_processes(
@@ -447,6 +453,7 @@ def encode(
             source=source,
             settings=settings,
             processes=processes,
+            overwrite=overwrite,
             on_progress=on_progress,
         )
 
@@ -465,6 +472,7 @@ def build_index(
     seed: int | None = None,
     threads: int = 0,
     memory_bytes: int | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     progress: bool = True,
 ) -> SearchIndex:
@@ -485,6 +493,7 @@ def build_index(
         seed: Decides samples, clusters and rotations; for types with lists only.
         threads: Threads, 0 for all cores; with 1 the same vectors give the same bytes.
         memory_bytes: Memory that ``auto`` may plan with; half of what is free by default.
+        overwrite: Replace whatever index, and vectors of a BEIR folder, are there.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         progress: Show progress on standard error.
 
@@ -501,7 +510,7 @@ def build_index(
         if encoder is None:
             raise ConfigError("expected an encoder for the texts of a data folder, got none")
         folder = Path(vectors) if vectors is not None else out.with_name(f"{out.name}.vectors")
-        encode(data, encoder, out=folder, progress=progress)
+        encode(data, encoder, out=folder, overwrite=overwrite, progress=progress)
     settings = BuildSettings(
         seed=seed,
         threads=threads,
@@ -517,6 +526,7 @@ def build_index(
             out=out,
             index_type=index_type,
             settings=settings,
+            overwrite=overwrite,
             on_progress=on_progress,
         )
     if choice.warning is not None:

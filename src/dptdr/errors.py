@@ -4,6 +4,8 @@
 
     DptdrError                  anything below; the command line prints it as one line, exit code 2
     |-- DataError               a data file is missing or broken (names file, line, field)
+    |-- OutputError             an output cannot be written, is in use, or was made otherwise
+    |-- OutputError             an output cannot be written, is in use, or has other settings
     |-- ConfigError             a recipe, setting or option is wrong (lists all problems)
     |-- EvaluationError         run, qrels or measures do not fit together
     |-- NegativesError          mining cannot go on
@@ -60,6 +62,20 @@ class DataError(DptdrError):
         ]
         where = ", ".join(part for part in parts if part)
         super().__init__(f"{where}: {message}" if where else message)
+
+
+class OutputError(DptdrError):
+    """An output cannot be written, another process writes it, or it was made with other settings.
+
+    Args:
+        message: What is wrong and what to do.
+        path: The output.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        self.path = path
+        self.reason = message
+        super().__init__(message if path is None else f"{path}: {message}")
 
 
 class ConfigError(DptdrError):

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,12 +18,11 @@ from dptdr.config.methods import config_from
 from dptdr.config.training import TrainingConfig
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
-from dptdr.training import loop
 from dptdr.training.distributed import joined
 from dptdr.training.train import load_data, train_task
 
 
-def train(settings, out, *, resume=False):
+def train(settings, out, **options):
     """One call of train_task, from plain values."""
     config = TrainingConfig(**settings["config"])
     name, method = config_from(settings["method"], settings["method_settings"])
@@ -40,46 +38,56 @@ def train(settings, out, *, resume=False):
         method_name=name,
         method_config=method,
         config=config,
-        resume=resume,
+        **options,
     )
 
 
+class MinutePerStep:
+    """A clock by which each step takes a minute, so that the state is saved after every one."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def step(self, _):
+        self.now += 60.0
+
+
 def kill_again_and_again(settings):
-    """Start training, kill it at a random moment, resume, until it has come to its end."""
-    log = Path(settings["out"] + ".training") / "log.jsonl"
+    """Start training, kill it at one of its file operations, again, until it comes to its end."""
     generator = random.Random(settings["kill_seed"])
-    loop.SECONDS_BETWEEN_STATES = settings["seconds_between_states"]
-    kills = 0
-    while True:
+    for kills in range(settings["kills"] + 1):
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)
-            train(settings, settings["out"], resume=True)
+            if kills < settings["kills"]:
+                kill_at(generator.randint(10, 50), below=str(Path(settings["out"]).parent))
+            clock = MinutePerStep()
+            train(settings, settings["out"], clock=clock, watch=clock.step)
             os._exit(0)
-        # A number of new lines in the log, and a moment: any place within a step.
-        grown = size(log) + generator.randint(0, 900)
-        moment = generator.random() * 0.05
-        while kills < settings["kills"]:
-            done, _ = os.waitpid(child, os.WNOHANG)
-            if done:
-                child = 0
-                break
-            if size(log) >= grown:
-                time.sleep(moment)
-                os.kill(child, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        status = os.waitpid(child, 0)[1] if child else 0
+        generator.random()
+        status = os.waitpid(child, 0)[1]
         if status == 0:
             print(json.dumps({"kills": kills}))
             return
         if status != signal.SIGKILL:
             sys.exit(f"training ended with {status}")
-        kills += 1
 
 
-def size(path):
-    return path.stat().st_size if path.exists() else 0
+def kill_at(number, *, below):
+    """Kill this process at the given file operation below a folder: any place within a step."""
+    left = number
+
+    def count(event, arguments):
+        nonlocal left
+        if event.startswith(("open", "os.")) and below in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
 
 
 def several(settings):

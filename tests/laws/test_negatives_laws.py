@@ -127,7 +127,7 @@ def _mined(folder, material, mining, *, name):
 
     out = folder / f"{name}.jsonl"
     try:
-        statistics = mine(material, mining, out=out, work=folder / name, data_fingerprint="d")
+        statistics = mine(material, mining, out=out, work=folder / name)
     except NegativesError as error:
         if "no negative was found" in str(error) or "has a positive" in str(error):
             return None, None
@@ -270,7 +270,7 @@ source = SourceSettings(name="x", kind="run", value="x", quota=5, sampling="unif
 mining = MiningSettings(
     sources=(source,), cleaning=CleaningSettings(margin=0.1), block_queries=10
 )
-mine(material, mining, out=out, work=place / "work", data_fingerprint="d")
+mine(material, mining, out=out, work=place / "work")
 """
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 
 def command(
     reports: Annotated[
@@ -25,6 +27,7 @@ def command(
     Per measure: paired randomisation test (20,000 sign patterns, or all where fewer exist),
     t-test, 95 % bootstrap interval, and Holm's correction over the systems.
     """
+    try_outputs(json, html, png)
     from dptdr.evaluation.compare import compare_reports
     from dptdr.evaluation.comparison_report import (
         comparison_table,

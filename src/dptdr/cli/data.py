@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 if TYPE_CHECKING:
     from dptdr.data.formats.writing import Conversion
     from dptdr.data.inspect import Inspection, TextStats
@@ -32,6 +34,7 @@ def inspect_command(
 
     Exit code 2 if there are errors, 0 if there are none or only warnings.
     """
+    try_outputs(json)
     from dptdr.data.inspect import inspect_folder
     from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
@@ -148,6 +151,7 @@ def convert_command(
     ] = None,
 ) -> None:
     """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
+    try_outputs(json)
     from dptdr.data.formats.columns import TableSettings
     from dptdr.data.formats.conversion import convert
     from dptdr.io.atomic import write_json

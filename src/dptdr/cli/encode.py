@@ -8,6 +8,7 @@ import typer
 
 from dptdr.cli.common import Device, Json, write_result
 from dptdr.errors import ConfigError
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.search.vectors.folder import VectorFolder
@@ -58,12 +59,16 @@ def command(
     precision: Annotated[
         str, typer.Option(help="Precision of the backbone's weights: float32 or bfloat16.")
     ] = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.partial hold.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Encode a corpus into a vector folder.
 
     A killed run goes on where it was when the same command is given again.
     """
+    try_outputs(json)
     from dptdr.errors import ConfigError
 
     if task is None and backbone is None:
@@ -89,6 +94,7 @@ def command(
         device=device,
         weights=precision,
         backbone=backbone if task is not None else None,
+        overwrite=overwrite,
     )
     if folder is None:
         typer.echo(

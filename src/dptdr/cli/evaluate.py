@@ -7,6 +7,7 @@ import typer
 
 from dptdr.cli.common import Device, Json, write_result
 from dptdr.errors import ConfigError
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.evaluation.report import EvaluationReport
@@ -81,6 +82,7 @@ def command(
 
     Every judged query counts, one without an answer as 0.
     """
+    try_outputs(json, run_out)
     system: Any
     if protocol is not None:
         _refuse_with_protocol(data=data, task=task, backbone=backbone, bm25=bm25)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 if TYPE_CHECKING:
     from dptdr.model.backbone import Backbone
 
@@ -45,6 +47,8 @@ def command(
     with torch on random mixtures, and the 8-bit one by retrieval quality on --data too. With
     --fold the graph is one task alone.
     """
+    try_outputs(json)
+    try_outputs(out, folders=True)
     from dptdr.errors import ConfigError
 
     if fold:

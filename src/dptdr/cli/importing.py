@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 
 def command(
     source: Annotated[
@@ -43,6 +45,7 @@ def command(
 
     Token positions stay shifted by the prompt's length, as they were in training.
     """
+    try_outputs(json)
     from dptdr.errors import ConfigError
     from dptdr.io.atomic import write_json
 

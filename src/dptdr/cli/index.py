@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 if TYPE_CHECKING:
     from dptdr.search.indexes.building import BuildSettings
 
@@ -109,11 +111,15 @@ def command(
     device: Annotated[
         str | None, typer.Option(help="Torch device, for --refresh. Default: auto.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace whatever index is at OUT.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write type, bytes and time here.")] = None,
     kind: Annotated[str | None, typer.Option(hidden=True)] = None,
     option: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Build an index over a vector folder, or renew one with --refresh."""
+    try_outputs(json)
     from dptdr.errors import ConfigError
     from dptdr.search.indexes.building import BuildSettings
 
@@ -156,7 +162,14 @@ def command(
         bm25=bm25,
     )
     if out is not None:
-        _build(vectors, out, index_type=index_type or "auto", settings=settings, json=json)
+        _build(
+            vectors,
+            out,
+            index_type=index_type or "auto",
+            settings=settings,
+            overwrite=overwrite,
+            json=json,
+        )
         return
     assert refresh is not None
     if data is None:
@@ -196,7 +209,13 @@ def _refuse_without_effect(given: Mapping[str, Any], *, mode: str) -> None:
 
 
 def _build(
-    vectors: Path, out: Path, *, index_type: str, settings: "BuildSettings", json: Path | None
+    vectors: Path,
+    out: Path,
+    *,
+    index_type: str,
+    settings: "BuildSettings",
+    overwrite: bool,
+    json: Path | None,
 ) -> None:
     import time
 
@@ -213,6 +232,7 @@ def _build(
             out=out,
             index_type=index_type,
             settings=settings,
+            overwrite=overwrite,
             on_progress=on_progress,
         )
     seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dptdr.cli.common import Device, Json, write_result
+from dptdr.io.resume import try_outputs
 from dptdr.mining.settings import (
     CleaningSettings,
     MiningSettings,
@@ -70,6 +71,9 @@ def command(
         Path | None, typer.Option(help="Folder for report.json, report.md and report.png.")
     ] = None,
     json: Json = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.partial hold.")
+    ] = False,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -118,7 +122,9 @@ def command(
             device=resolve_device(device), dtype=dtype, threads=threads or os.cpu_count() or 1
         ),
     )
-    found = mine_folder(request, show=progress)
+    try_outputs(json)
+    try_outputs(report, cache, folders=True)
+    found = mine_folder(request, show=progress, overwrite=overwrite)
     write_result(json, found, said=mining_tables(found))
     if report is not None:
         write_mining_report(report, found)

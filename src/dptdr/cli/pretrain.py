@@ -10,6 +10,7 @@ from dptdr.cli.options import settings as options_of
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.pretraining import DEV_MEASURES, PretrainingConfig
 from dptdr.config.requests import pretraining_request
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult
@@ -43,14 +44,20 @@ def command(
     from_task: Annotated[
         Path | None, typer.Option(help="With --prompt-only: start from this task's prompt.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT.pretraining.")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.pretraining hold.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     device: Device = "auto",
     threads: Threads = None,
     json_out: Json = None,
 ) -> None:
-    """Pretrain on the bare texts of DATA (masked words, Condenser, two spans of one document)."""
+    """Pretrain on the bare texts of DATA (masked words, Condenser, two spans of one document).
+
+    The same command once more continues a stopped run, or finds a complete one.
+    """
+    try_outputs(out, folders=True)
+    try_outputs(json_out)
     # Refused before torch is imported.
     pretraining_request(
         settings,
@@ -67,7 +74,7 @@ def command(
         prompt_only=prompt_only,
         from_task=from_task,
         keep_head=keep_head,
-        resume=resume,
+        overwrite=overwrite,
         device=device,
         threads=threads,
         **settings,

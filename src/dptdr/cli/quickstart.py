@@ -12,6 +12,7 @@ from dptdr.config.optimisation import Precision
 from dptdr.config.training import TrainingConfig
 from dptdr.io.atomic import write_json
 from dptdr.io.progress import progress
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.data.subsample import CappedSet
@@ -38,6 +39,7 @@ def command(
     ] = None,
 ) -> None:
     """Tune two tasks on one frozen encoder, index, evaluate and search them; no download."""
+    try_outputs(json_out)
     began = time.monotonic()
     from dptdr.model import Backbone
 
@@ -172,6 +174,7 @@ def _tune(
             method_name="deep-prompt",
             method_config=DeepPromptConfig(),
             config=config,
+            overwrite=True,
             watch=watch,
         )
     assert result is not None  # One process trains here.
@@ -190,7 +193,7 @@ def _indexed_run(encoder: "Encoder", data: Path, index: Path, *, queries: "list[
     shutil.rmtree(vectors, ignore_errors=True)
     with progress("encoding") as show:
         folder = encode_data(encoder, data, out=vectors, on_progress=show)
-    built, _ = build_index(folder, out=index, index_type="exact")
+    built, _ = build_index(folder, out=index, index_type="exact", overwrite=True)
     return search_queries(built, encoder, queries=queries, depth=100)
 
 

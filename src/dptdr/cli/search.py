@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dptdr.cli.common import Device
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,6 +94,7 @@ def command(
 
     An index whose vectors another prompt or backbone made is refused.
     """
+    try_outputs(json, run_out)
     from dptdr.errors import ConfigError
 
     if verify:

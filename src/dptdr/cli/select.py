@@ -8,6 +8,7 @@ import typer
 
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import write_json
+from dptdr.io.resume import try_outputs
 
 
 def command(
@@ -36,6 +37,8 @@ def command(
     ] = None,
 ) -> None:
     """Measure every checkpoint of a run again, and say (and write) which one is best."""
+    try_outputs(json)
+    try_outputs(out, folders=True)
     if out is not None and out.exists():
         raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
     from dptdr.io.beir import BeirFolder

@@ -16,6 +16,7 @@ from dptdr.config.methods import (
 )
 from dptdr.config.requests import training_request
 from dptdr.config.training import TrainingConfig
+from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.api import Task
@@ -49,9 +50,10 @@ def command(
         Path | None, typer.Option(help="Start from the prompt of this task bundle.")
     ] = None,
     min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in OUT.training.")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.training hold.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     device: Device = "auto",
     threads: Threads = None,
     tensorboard: Annotated[
@@ -66,7 +68,12 @@ def command(
     ] = None,
     json_out: Json = None,
 ) -> None:
-    """Train a task on DATA and write its bundle; the backbone itself is not changed."""
+    """Train a task on DATA and write its bundle; the backbone itself is not changed.
+
+    The same command once more continues a stopped run, or finds a complete one.
+    """
+    try_outputs(out, tensorboard, folders=True)
+    try_outputs(report, json_out)
     # Refused before torch is imported.
     training_request(method, settings, from_task=from_task is not None)
     from dptdr import api
@@ -79,7 +86,7 @@ def command(
         negatives=negatives,
         from_task=from_task,
         min_grade=min_grade,
-        resume=resume,
+        overwrite=overwrite,
         device=device,
         threads=threads,
         tensorboard=tensorboard,

@@ -1,116 +1,141 @@
 """Writing files so that a crash leaves the old state or the new one, never half of it."""
 
 import contextlib
-import glob
+import errno
 import hashlib
 import json
 import os
-import platform
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dptdr.errors import DataError
+from safetensors import SafetensorError
+
+from dptdr.errors import DataError, OutputError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever keeps ``path`` from being written into one :class:`OutputError`.
+
+    Args:
+        path: The output, for the message.
+
+    Raises:
+        OutputError: If the block raises an ``OSError``, or safetensors' own kind of one.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        name = getattr(error, "filename", None)
+        if name and Path(name) != path and not str(name).endswith(_TEMPORARY):
+            reason += f": {name}"
+        advice = _ADVICE.get(getattr(error, "errno", 0), "choose another place, then run again")
+        raise OutputError(f"cannot be written ({reason}); {advice}", path=path) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room, then run again",
+    errno.EDQUOT: "make room, then run again",
+    errno.EMFILE: "allow more open files (ulimit -n), then run again",
+    errno.ENFILE: "close other programs, then run again",
+}
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
 
-    On any error the temporary file is removed and what stood at ``path`` stays.
+    On any error the temporary file is removed and what was at ``path`` stays. A device or pipe,
+    such as ``/dev/stdout``, is written to directly.
 
     Args:
-        path: Where the finished file shall stand; missing parent folders are made.
+        path: The file to write; missing parent folders are made.
 
     Yields:
         The temporary file, opened for binary writing.
+
+    Raises:
+        OutputError: If the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        # mkstemp makes private files; a result is as readable as any file the user makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as handle:
+                yield handle
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(
+            prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            # mkstemp makes private files; a result is as readable as any file the user makes.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; it takes the place of ``path`` when the block ends.
 
-    A folder that stood at ``path`` is moved aside first and removed last, so that at every moment
-    either the old or the new one is complete on disk. A process killed between the two renames
-    leaves the old folder under ``.NAME.old``, from where :func:`recover_folder` brings it back.
+    A folder at ``path`` is moved aside first and removed last, so that at every moment either the
+    old or the new one is complete on disk. A process killed between the two renames leaves the old
+    folder under ``.NAME.old``, from where :func:`recover_folder` brings it back.
 
     Args:
-        path: Where the finished folder shall stand; missing parents are made.
+        path: The folder to write; missing parents are made.
 
     Yields:
         The temporary folder to write into.
+
+    Raises:
+        OutputError: If the folder cannot be written; names ``path``, not the temporary folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(path)
-    begin = f".{path.name}.{_machine()}-"
-    _remove_leftovers(path.parent, begin=begin)
-    temporary = Path(
-        tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}.", suffix=".tmp", dir=path.parent)
-    )
-    aside = path.parent / f".{path.name}.old"
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                # safetensors writes for the owner alone; a server may run as someone else.
-                file.chmod(0o666 & ~umask)
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _machine() -> str:
-    """Return what tells this machine's processes from those of others on shared storage."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-
-
-def _remove_leftovers(parent: Path, *, begin: str) -> None:
-    """Remove temporary folders of processes of this machine that were killed."""
-    for folder in parent.glob(f"{glob.escape(begin)}*.tmp"):
-        number = folder.name.removeprefix(begin).partition(".")[0]
-        if number.isdecimal() and not _runs(int(number)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_TEMPORARY, dir=path.parent))
+        aside = path.parent / f".{path.name}.old"
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    # safetensors writes for the owner alone; a server may run as someone else.
+                    file.chmod(0o666 & ~umask)
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            temporary.rename(path)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            recover_folder(path)
+            if isinstance(error, OutputError) and temporary in (error.path or path).parents:
+                raise OutputError(error.reason, path=path) from error
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_folder(path: Path) -> None:
@@ -118,6 +143,44 @@ def recover_folder(path: Path) -> None:
     aside = path.parent / f".{path.name}.old"
     if aside.exists() and not path.exists():
         aside.rename(path)
+
+
+_TEMPORARY = ".tmp"
+_HOST = hashlib.sha256(socket.gethostname().encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _prefix(path: Path) -> str:
+    """Return how temporary names begin: they tell whose they are."""
+    return f".{path.name}.{_HOST}-{os.getpid()}."
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders of ``path`` that no living process works on.
+
+    Those of another machine stay, since nobody here can tell whether their process lives.
+    """
+    # Versions up to 0.1 wrote random letters alone; nobody else may work on the same path.
+    name = re.compile(
+        rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-(\d+)\.)?[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}"
+    )
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        owner = name.fullmatch(entry.name)
+        if owner and (not owner[1] or (owner[1] == _HOST and not is_alive(int(owner[2])))):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
@@ -151,17 +214,10 @@ def read_json(path: Path) -> Any:
         raise DataError("no such file", path=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, {error.reason}", path=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error})", path=path) from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"expected JSON, {error.msg}", path=path, line=error.lineno) from None
-    except RecursionError:
-        raise DataError("expected JSON, got lists or objects nested too deep", path=path) from None
-    except ValueError as error:
-        # A number of more digits than Python converts.
-        raise DataError(f"expected JSON, {error}", path=path) from None
 
 
 def sha256_file(path: Path) -> str:

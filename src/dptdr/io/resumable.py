@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dptdr.errors import NegativesError
-from dptdr.io.atomic import read_json, write_json
+from dptdr.io.atomic import read_json, write_json, writing
 
 FORMAT = 2
 
@@ -19,26 +19,25 @@ class ResumableFile:
 
     Args:
         folder: The folder of the unfinished work; made where it is missing.
-        plan: What identifies the work; another plan may not go on with it.
 
     Raises:
-        NegativesError: If the folder was begun with another plan, or its bytes are not those that
-            were written.
+        NegativesError: If its bytes are not those that were written.
+        OutputError: If it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, plan: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "mined.jsonl"
         self._state_path = folder / "state.json"
-        self._plan = plan
         self._digest = hashlib.sha256()
         self.blocks = 0
         self.extra: Any = None
-        folder.mkdir(parents=True, exist_ok=True)
         length = self._recover() if self._state_path.is_file() else 0
-        self._handle: BinaryIO = self.path.open("r+b" if self.path.is_file() else "w+b")
-        self._handle.truncate(length)
-        self._handle.seek(length)
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._handle: BinaryIO = self.path.open("r+b" if self.path.is_file() else "w+b")
+            self._handle.truncate(length)
+            self._handle.seek(length)
         self._length = length
 
     def append_block(self, content: bytes, *, extra: Any) -> None:
@@ -48,9 +47,10 @@ class ResumableFile:
             content: The block's bytes.
             extra: What else the next start must know, as JSON can hold it.
         """
-        self._handle.write(content)
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        with writing(self.path):
+            self._handle.write(content)
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
         self._digest.update(content)
         self._length += len(content)
         self.blocks += 1
@@ -58,7 +58,6 @@ class ResumableFile:
             self._state_path,
             {
                 "format": FORMAT,
-                "plan": self._plan,
                 "blocks": self.blocks,
                 "bytes": self._length,
                 "sha256": self._digest.hexdigest(),
@@ -77,20 +76,15 @@ class ResumableFile:
             out: Where it shall stand.
         """
         self.close()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self.path.replace(out)
+        with writing(out):
+            self.path.replace(out)
 
     def _recover(self) -> int:
         state = read_json(self._state_path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise NegativesError(
-                f"{self._state_path}: expected a state of format {FORMAT}; remove {self.folder} to "
-                "begin anew"
-            )
-        if state["plan"] != self._plan:
-            raise NegativesError(
-                f"{self.folder} was begun with other data, sources or settings; give the same ones "
-                "to go on, or remove it to begin anew"
+                f"{self._state_path}: expected a state of format {FORMAT}; overwrite it to "
+                "start over"
             )
         left = int(state["bytes"])
         if self.path.is_file():
@@ -100,8 +94,8 @@ class ResumableFile:
                     left -= len(chunk)
         if left or self._digest.hexdigest() != state["sha256"]:
             raise NegativesError(
-                f"{self.path}: its bytes are not those that were written; remove {self.folder} to "
-                "begin anew"
+                f"{self.path}: its bytes are not those that were written; overwrite it to "
+                "start over"
             )
         self.blocks, self.extra = int(state["blocks"]), state["extra"]
         return int(state["bytes"])

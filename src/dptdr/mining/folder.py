@@ -1,20 +1,25 @@
 """Mining from a data folder: what was asked for, from its checks to the report."""
 
+import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dptdr.errors import ConfigError
 from dptdr.io.beir import BeirFolder
+from dptdr.io.resume import claim
 from dptdr.io.store import PassageStore
 from dptdr.mining.counting import Material
 from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.report import mining_report
 from dptdr.mining.settings import CleaningSettings, MiningSettings, check_cleaning
-from dptdr.mining.sources import TEACHERS, Machine, open_workshop
+from dptdr.mining.sources import TEACHERS, Machine, open_workshop, source_identity
+
+if TYPE_CHECKING:
+    from dptdr.mining.sources import Encoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,26 +36,76 @@ class MineRequest:
     machine: Machine = field(default_factory=Machine)
 
 
-def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str, Any]:
-    """Mine negatives from a data folder.
+def mine_folder(
+    request: MineRequest, *, show: Callable[[str], Any], overwrite: bool = False
+) -> dict[str, Any]:
+    """Mine negatives from a data folder; the same call once more returns its report at once.
 
     Args:
         request: What is asked for.
         show: Gives a context with a progress callable for a piece of work.
+        overwrite: Start over, whatever is at the output and in ``OUT.partial``.
 
     Returns:
         The report.
 
     Raises:
         DataError: If the data or a run file is broken.
+        OutputError: If the output was made with other settings, another process writes it, or it
+            cannot be written.
         NegativesError: If mining cannot go on; what was mined stays in ``OUT.partial``.
     """
-    folder = BeirFolder(request.data)
     work = request.out.with_name(request.out.name + ".partial")
+    with claim(request.out) as output:
+        folder = BeirFolder(request.data)
+        encoders: "Encoders" = {}
+        inputs = _inputs(request, folder, encoders=encoders)
+        # Vectors and runs beside it are bound to what made them, and good for other settings too.
+        if not output.begin(inputs, work=work / "mined", overwrite=overwrite):
+            output.finish(_mine(request, folder, work=work, encoders=encoders, show=show))
+        shutil.rmtree(work, ignore_errors=True)
+        return dict(output.result)
+
+
+def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -> dict[str, Any]:
+    """Return what the negatives depend on; where a source is does not matter, what it is does."""
+    identity = functools.partial(source_identity, machine=request.machine, encoders=encoders)
+    sources = {
+        source.name: {
+            **{name: value for name, value in asdict(source).items() if name != "value"},
+            "value": identity(source.kind, source.value),
+        }
+        for source in request.settings.sources
+    }
+    teacher = None
+    if request.teacher is not None:
+        kind, _, value = request.teacher.partition(":")
+        teacher = f"{kind}: {identity(kind, value)}"
+    return {
+        **asdict(request.settings),
+        "sources": sources,
+        "data_fingerprint": folder.fingerprint(),
+        "split": request.split,
+        "teacher": teacher,
+        "judged_split": request.judged_split,
+        "dtype": request.machine.dtype,
+    }
+
+
+def _mine(
+    request: MineRequest,
+    folder: BeirFolder,
+    *,
+    work: Path,
+    encoders: "Encoders",
+    show: Callable[[str], Any],
+) -> dict[str, Any]:
+    """Write the negatives and return the report."""
     cache = request.cache or work / "cache"
     shop = open_workshop(
         folder, split=request.split, work=work, cache=cache, machine=request.machine, show=show
     )
+    shop.encoders = encoders
     teacher = shop.teacher(request.teacher) if request.teacher is not None else None
     sources = request.settings.sources
     material = Material(
@@ -72,7 +127,7 @@ def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str
             show=show,
             corpus=shop.corpus,
         )
-        judged.encoders.update(shop.encoders)
+        judged.encoders = encoders
         removal = measure_removal(
             Material(
                 queries=folder.queries,
@@ -90,10 +145,8 @@ def mine_folder(request: MineRequest, *, show: Callable[[str], Any]) -> dict[str
             request.settings,
             out=request.out,
             work=work / "mined",
-            data_fingerprint=shop.fingerprint,
             on_progress=on_progress,
         )
-    shutil.rmtree(work, ignore_errors=True)
     return mining_report(
         statistics,
         request.settings,

@@ -3,11 +3,8 @@
 In memory are one block of queries, and the tables of ids and hashes of corpus and judgements.
 """
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +34,6 @@ def mine(
     *,
     out: Path,
     work: Path,
-    data_fingerprint: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
     """Mine negatives into a file; a killed call goes on where it was.
@@ -46,20 +42,19 @@ def mine(
         material: What to mine from.
         settings: How.
         out: The file to write; it appears when all is done.
-        work: Folder of the unfinished work.
-        data_fingerprint: Identifies corpus, queries and judgements.
+        work: Folder of the unfinished work; what is in it must be of the same material and
+            settings.
         on_progress: Called with queries done and total.
 
     Returns:
         The counts over all queries.
 
     Raises:
-        NegativesError: If a source ranks no judged query, no negative was found at all, or the
-            folder holds work of another plan. What was mined stays in the folder.
+        NegativesError: If a source ranks no judged query, or no negative was found at all. What
+            was mined stays in the folder.
     """
     _check_runs(material)
-    plan = _plan(material, settings, data_fingerprint=data_fingerprint)
-    file = ResumableFile(work, plan=plan)
+    file = ResumableFile(work)
     try:
         statistics = (
             Statistics.from_json(file.extra)
@@ -111,24 +106,6 @@ def _check_runs(material: Material) -> None:
                 f"source '{name}' ranks none of the {material.judgements.queries} judged queries; "
                 "give a run over the queries of this split"
             )
-
-
-def _plan(material: Material, settings: MiningSettings, *, data_fingerprint: str) -> str:
-    """Return what identifies a mining: the same plan gives the same bytes."""
-    value = {
-        "data": data_fingerprint,
-        "runs": {name: run.fingerprint for name, run in material.runs.items()},
-        "teacher": None if material.teacher is None else material.teacher.fingerprint,
-        # Where a source's file lies does not matter, what it holds does.
-        "settings": {
-            **asdict(settings),
-            "sources": [
-                {key: entry for key, entry in asdict(source).items() if key != "value"}
-                for source in settings.sources
-            ],
-        },
-    }
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _blocks(material: Material, *, size: int, skip: int) -> Iterator[list[Query]]:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dptdr.errors import ConfigError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dptdr.model import Encoder
     from dptdr.records import Query
     from dptdr.search.vectors.folder import VectorFolder
+
+    Encoders: TypeAlias = dict[tuple[str, str], Encoder]
 
 TEACHERS = "cross-encoder:NAME, task:FOLDER[,FOLDER], backbone:NAME or file:RUN"
 _QUERIES_PER_PART = 4_096
@@ -45,8 +47,7 @@ class Workshop:
         cache: Folder where corpus vectors and the BM25 index are kept.
         machine: What encoders run on.
         show: Gives a progress callable for a piece of work.
-        encoders: Kind and value to the teachers' encoders; a source that is one of them is not
-            loaded again.
+        encoders: Kind and value to the encoders that are loaded.
     """
 
     folder: "BeirFolder"
@@ -58,7 +59,7 @@ class Workshop:
     cache: Path
     machine: Machine
     show: Callable[[str], Any]
-    encoders: "dict[tuple[str, str], Encoder]" = field(default_factory=dict)
+    encoders: "Encoders" = field(default_factory=dict)
 
     def runs(self, sources: "Sequence[SourceSettings]", *, split: str) -> "dict[str, RunTable]":
         """Return the runs of sources over the judged queries, made now or found finished.
@@ -130,24 +131,14 @@ class Workshop:
         members = []
         names = []
         for value in values:
-            encoder = self.encoders[kind, value] = self._encoder(kind, value)
+            encoder = self._encoder(kind, value)
             identity = f"{encoder.query_fingerprint} {encoder.passage_fingerprint}"
             members.append((encoder.encode_queries, self.vectors(encoder), identity))
             names.append(encoder.name)
         return EncoderTeacher(members, name=f"{kind}:{','.join(names)}")
 
     def _encoder(self, kind: str, value: str) -> "Encoder":
-        from dptdr.model import load_encoder
-
-        device, dtype = self.machine.device, self.machine.dtype
-        if (kind, value) in self.encoders:
-            return self.encoders[kind, value]
-        if kind == "task":
-            encoder = load_encoder(task=Path(value), device=device, dtype=dtype)
-        else:
-            encoder = load_encoder(backbone=value, device=device, dtype=dtype)
-        encoder.only_encode()
-        return encoder
+        return load_source(kind, value, machine=self.machine, encoders=self.encoders)
 
     def _import(self, path: Path, run: Path) -> "RunTable":
         from dptdr.errors import DataError
@@ -217,6 +208,55 @@ class Workshop:
             yield queries
             total = self.judgements.queries
             on_progress(min(total, writer.parts * _QUERIES_PER_PART), total)
+
+
+def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:
+    """Return what identifies the content of a source or teacher, wherever it is.
+
+    Args:
+        kind: What ranks or scores.
+        value: Names of encoders, or a run file.
+        machine: What encoders run on.
+        encoders: Those that are loaded; others are added.
+
+    Returns:
+        Constants of BM25, a checksum, or fingerprints.
+
+    Raises:
+        DataError: If a run file is missing.
+    """
+    from dptdr.errors import DataError
+    from dptdr.io.atomic import sha256_file
+    from dptdr.search.bm25 import K1, B
+
+    if kind == "bm25":
+        return f"{K1} {B}"
+    if kind in ("run", "file"):
+        if not Path(value).is_file():
+            raise DataError("no such file", path=value)
+        return sha256_file(Path(value))
+    if kind not in ("task", "backbone"):
+        return value
+    made = [
+        load_source(kind, one, machine=machine, encoders=encoders)
+        for one in (value.split(",") if kind == "task" else [value])
+    ]
+    return " ".join(f"{one.query_fingerprint} {one.passage_fingerprint}" for one in made)
+
+
+def load_source(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> "Encoder":
+    """Return the encoder that a source or teacher names, loaded once."""
+    from dptdr.model import load_encoder
+
+    if (kind, value) not in encoders:
+        device, dtype = machine.device, machine.dtype
+        if kind == "task":
+            encoder = load_encoder(task=Path(value), device=device, dtype=dtype)
+        else:
+            encoder = load_encoder(backbone=value, device=device, dtype=dtype)
+        encoder.only_encode()
+        encoders[kind, value] = encoder
+    return encoders[kind, value]
 
 
 def open_workshop(

@@ -86,29 +86,11 @@ def save_task(
 
     Raises:
         ValueError: If the encoder is a bare backbone.
-        BundleError: If the bundle cannot be written; what stood at ``path`` is unchanged.
+        OutputError: If the bundle cannot be written; what was at ``path`` is unchanged.
     """
     if encoder.method is None:
         raise ValueError("a bare backbone has nothing to save as a task")
-    path = Path(path)
-    try:
-        return _save(path, encoder, encoder.method, name=name, training=training, measures=measures)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(
-            f"{path}: the task cannot be written: {error}; what stood there is unchanged, make "
-            "room or choose another folder"
-        ) from error
-
-
-def _save(
-    path: Path,
-    encoder: Encoder,
-    method: Method,
-    *,
-    name: str | None,
-    training: Mapping[str, Any] | None,
-    measures: Mapping[str, Any] | None,
-) -> TaskManifest:
+    path, method = Path(path), encoder.method
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
     with atomic_folder(path) as temporary:
         state = method.state()

@@ -1,5 +1,7 @@
 """From the bare texts of a corpus to a pretrained encoder, or to a pretrained prompt."""
 
+import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from dptdr.errors import ConfigError, TrainingError
 from dptdr.io.atomic import atomic_file, sha256_file
 from dptdr.io.beir import CORPUS, BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
+from dptdr.model.bundle import TASK_FILE
 from dptdr.pretraining.documents import Documents, Reader
 from dptdr.pretraining.kept import (
     BuiltHeads,
@@ -29,11 +32,11 @@ from dptdr.pretraining.kept import (
     read_head_file,
 )
 from dptdr.pretraining.objective import PretrainingObjective
-from dptdr.pretraining.saving import FACTS_FILE, check_out, save_backbone
-from dptdr.training.checkpoints import RunFolder, check_same_run
-from dptdr.training.distributed import World, joined, local_device
-from dptdr.training.loop import Trainable, Watch, best_step, train_loop
-from dptdr.training.train import set_training_mode
+from dptdr.pretraining.saving import FACTS_FILE, refuse_source, save_backbone
+from dptdr.training.checkpoints import RunFolder
+from dptdr.training.distributed import World, claimed, joined, local_device
+from dptdr.training.loop import Clock, Trainable, Watch, best_step, train_loop
+from dptdr.training.train import rows_digest, set_training_mode
 
 _INITIALISATION_TEXTS = 128
 
@@ -84,7 +87,7 @@ class PretrainingResult:
     run_folder: Path
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     folder: BeirFolder,
     out: Path,
     *,
@@ -93,12 +96,14 @@ def pretrain(
     prompt: DeepPromptConfig | None = None,
     start_rows: Mapping[str, Tensor] | None = None,
     keep_head: bool = False,
-    resume: bool = False,
+    overwrite: bool = False,
     watch: Watch | None = None,
     note: Note | None = None,
+    clock: Clock = time.monotonic,
 ) -> PretrainingResult | None:
     """Pretrain an encoder, or with ``prompt`` a deep prompt alone, on a corpus without labels.
 
+    The same call once more returns at once; a stopped run is continued and ends in the same bytes.
     Started by ``torchrun``, the processes share each batch; the first one writes.
 
     Args:
@@ -110,9 +115,11 @@ def pretrain(
             the whole encoder.
         start_rows: Another task's prompt rows to start from.
         keep_head: Write the heads beside the backbone, to continue from them later.
-        resume: Go on with the run found in ``OUT.pretraining``, or start one if there is none.
+        overwrite: Start over, whatever is in ``OUT.pretraining``; an old result stays until the
+            new one is complete.
         watch: Told about every step.
         note: Told, on the first process, about what comes before the first step.
+        clock: Seconds, from any start.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -120,7 +127,9 @@ def pretrain(
     Raises:
         BackboneError: If the encoder cannot be pretrained so.
         ConfigError: If settings or corpus do not fit.
-        TrainingError: If the run cannot be resumed or the loss is not finite.
+        OutputError: If the result or the run was made with other settings, another process works
+            on it, or it cannot be written.
+        TrainingError: If the loss is not finite.
 
     Source:
         Gao and Callan, arXiv 2104.08253 and 2108.05540. Differs: see docs/pretraining.md; prompts
@@ -128,13 +137,16 @@ def pretrain(
     """
     config.check()
     out = Path(out)
-    check_out(out, backbone=backbone, mark=FACTS_FILE if prompt is None else "task.json")
-    with joined(backbone.device.type) as world:
+    refuse_source(out, backbone=backbone)
+    mark = FACTS_FILE if prompt is None else TASK_FILE
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(joined(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one document for each of {world.size} processes, "
                 f"got {config.batch_size}"
             )
+        output = stack.enter_context(claimed(out, mark=mark, world=world))
         backbone.model.to(local_device(backbone.device))
         run = _Run.prepare(
             folder,
@@ -144,17 +156,35 @@ def pretrain(
             prompt=prompt,
             start_rows=start_rows,
             world=world,
+            keep_head=keep_head,
         )
-        try:
-            return run.train(
-                resume=resume,
-                keep_head=keep_head,
-                keep_all=prompt is not None,
-                watch=watch,
-                note=note,
-            )
-        finally:
-            run.objective.close()
+        stack.callback(run.objective.close)
+        work, also = run.folder.path, {"keep_head": keep_head}
+        began = run.folder.began()
+        if output.begin(
+            run.identity | also,
+            work=work,
+            began=None if began is None else began | also,
+            overwrite=overwrite,
+        ):
+            return _found(out, output.result, work=work) if world.is_first else None
+        kept = run.train(keep_all=prompt is not None, watch=watch, note=note, clock=clock)
+        if kept is None:
+            return None
+        output.finish(kept)
+        return _found(out, kept, work=work)
+
+
+def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
+    """Return the result of a finished run, from what its record keeps."""
+    first, last = kept["losses"]
+    changed = {
+        "objectives": tuple(kept["objectives"]),
+        "history": {int(step): dict(measures) for step, measures in kept["history"].items()},
+        "losses": (dict(first), dict(last)),
+        "head_warmup": tuple(kept["head_warmup"]),
+    }
+    return PretrainingResult(**{**kept, **changed}, out=out, run_folder=work)
 
 
 def chosen_objectives(
@@ -193,6 +223,7 @@ class _Run:
     identity: dict[str, Any]
     facts: dict[str, Any]
     world: World
+    keep_head: bool
 
     @classmethod
     def prepare(
@@ -205,6 +236,7 @@ class _Run:
         prompt: DeepPromptConfig | None,
         start_rows: Mapping[str, Tensor] | None,
         world: World,
+        keep_head: bool,
     ) -> "_Run":
         """Build all parts, and refuse what cannot work before anything is trained."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
@@ -254,6 +286,7 @@ class _Run:
             "backbone_fingerprint": backbone.fingerprint,
             "world_size": world.size,
             "data": facts,
+            **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),
         }
         return cls(
             out=out,
@@ -265,20 +298,15 @@ class _Run:
             identity=identity,
             facts=facts,
             world=world,
+            keep_head=keep_head,
         )
 
     def train(
-        self,
-        *,
-        resume: bool,
-        keep_head: bool,
-        keep_all: bool,
-        watch: Watch | None,
-        note: Note | None,
-    ) -> PretrainingResult | None:
+        self, *, keep_all: bool, watch: Watch | None, note: Note | None, clock: Clock
+    ) -> dict[str, Any] | None:
         """Train from the start or from where an earlier run stopped, and write what was reached."""
         first = self.world.is_first
-        self.begin(resume=resume, note=note if first else None)
+        self.begin(note=note if first else None)
         history = train_loop(
             self.objective,
             Trainable(
@@ -289,21 +317,18 @@ class _Run:
             state=self.state,
             evaluate=self.evaluate,
             folder=self.folder,
-            identity=self.identity,
             world=self.world,
             keep_all=keep_all,
             watch=watch,
+            clock=clock,
         )
-        return self.finish(history, keep_head=keep_head) if first else None
+        return self.finish(history) if first else None
 
-    def begin(self, *, resume: bool, note: Note | None) -> None:
-        """Clear or check the run's folder, warm new heads up, and measure the start."""
+    def begin(self, *, note: Note | None) -> None:
+        """Record what the run is, warm new heads up, and measure the start."""
         if self.world.is_first:
-            if not resume:
-                self.folder.clear()
             self.folder.begin(self.identity)
         self.world.barrier()
-        check_same_run(self.folder.identity(), self.identity, path=self.folder.path)
         self._warm_up(note=note)
         set_training_mode(self.method)
         if self.world.is_first and not _records(self.folder, "bare"):
@@ -378,8 +403,8 @@ class _Run:
         finally:
             set_training_mode(self.method)
 
-    def finish(self, history: dict[int, dict[str, float]], *, keep_head: bool) -> PretrainingResult:
-        """Load the best checkpoint and write the backbone or the task."""
+    def finish(self, history: dict[int, dict[str, float]]) -> dict[str, Any]:
+        """Load the best checkpoint, write backbone or task, and return what the record keeps."""
         best = best_step(history, measure=self.config.dev_measure)
         self._load(best)
         prompt_only = self.method.name != "full"
@@ -392,30 +417,28 @@ class _Run:
             backbone.forget_fingerprint()
             fingerprint = backbone.fingerprint
             facts |= {"backbone": backbone.name, "fingerprint": fingerprint, "dev": history[best]}
-            heads = self.built.heads if keep_head and self.built.mlm is not None else None
+            heads = self.built.heads if self.keep_head and self.built.mlm is not None else None
             save_backbone(self.out, backbone, facts=facts, heads=heads)
         steps = _records(self.folder, "step")
         parts = _records(self.folder, "parts")
         warmup = [float(record["loss"]) for record in _records(self.folder, "head")]
-        return PretrainingResult(
-            out=self.out,
-            prompt_only=prompt_only,
-            objectives=self.objective.objectives,
-            temperature=self.objective.temperature,
-            history=history,
-            bare=self._bare(),
-            best_step=best,
-            losses=(self._losses(parts[0]), self._losses(parts[-1])),
-            mlm_head=self.built.mlm,
-            condenser_head=self.built.condenser,
-            head_warmup=(warmup[0], warmup[-1]) if warmup else (),
-            seconds=sum(record["seconds"] for record in steps),
-            tokens=sum(record["tokens"] for record in steps),
-            fingerprint=fingerprint,
-            run_folder=self.folder.path,
-            documents=self._counts()["documents_drawn"],
-            single_span_documents=self._counts()["single_span_documents_drawn"],
-        )
+        return {
+            "prompt_only": prompt_only,
+            "objectives": self.objective.objectives,
+            "temperature": self.objective.temperature,
+            "history": {str(step): measures for step, measures in history.items()},
+            "bare": self._bare(),
+            "best_step": best,
+            "losses": (self._losses(parts[0]), self._losses(parts[-1])),
+            "mlm_head": self.built.mlm,
+            "condenser_head": self.built.condenser,
+            "head_warmup": (warmup[0], warmup[-1]) if warmup else (),
+            "seconds": sum(record["seconds"] for record in steps),
+            "tokens": sum(record["tokens"] for record in steps),
+            "fingerprint": fingerprint,
+            "documents": self._counts()["documents_drawn"],
+            "single_span_documents": self._counts()["single_span_documents_drawn"],
+        }
 
     def _load(self, step: int) -> None:
         state = self.folder.load_checkpoint(step)

@@ -76,7 +76,7 @@ class ReadAhead:
         except BrokenProcessPool:
             raise TrainingError(
                 f"step {step + 1}: a process that reads documents ahead has ended, perhaps for "
-                "want of memory; use fewer readers, and go on with --resume"
+                "want of memory; use fewer readers, and run again to continue"
             ) from None
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.errors import BackboneError, ConfigError
-from dptdr.io.atomic import atomic_folder, recover_folder, write_json
+from dptdr.errors import ConfigError
+from dptdr.io.atomic import atomic_folder, write_json
 from dptdr.model import Backbone
 from dptdr.model.backbone import resolve
 from dptdr.model.injection import quiet_transformers
@@ -17,28 +17,17 @@ FACTS_FILE = "pretraining.json"
 _POOLING_NAMES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
 
 
-def check_out(out: Path, *, backbone: Backbone, mark: str) -> None:
-    """Refuse to write where something else stands: what stands there would be replaced.
-
-    Args:
-        out: The folder to write.
-        backbone: The encoder that is read.
-        mark: The file by which an earlier result of the same kind is known.
+def refuse_source(out: Path, *, backbone: Backbone) -> None:
+    """Refuse to write over the encoder that is read.
 
     Raises:
-        ConfigError: If the folder is the encoder's own, a file, or holds other things.
+        ConfigError: If ``out`` is its folder.
     """
-    recover_folder(out)
     source = resolve(backbone.name)
     if source is not None and out.resolve() == source.resolve():
         raise ConfigError(
             f"--out {out}: this is the backbone that is read; choose another folder, so that tasks "
             "trained on it stay usable"
-        )
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / mark).is_file()):
-        raise ConfigError(
-            f"--out {out}: something else stands there (no {mark} in it); choose a new or empty "
-            "folder"
         )
 
 
@@ -54,22 +43,16 @@ def save_backbone(
         heads: Heads to keep beside it, to continue from.
 
     Raises:
-        BackboneError: If the folder cannot be written; what stood there is unchanged.
+        OutputError: If the folder cannot be written; what was there is unchanged.
     """
-    try:
-        with atomic_folder(path) as folder:
-            with quiet_transformers():
-                backbone.model.save_pretrained(folder)
-                backbone.tokenizer.save_pretrained(folder)
-            _write_modules(folder, backbone)
-            if heads is not None:
-                write_kept(folder / HEAD_FILE, heads)
-            write_json(folder / FACTS_FILE, dict(facts))
-    except OSError as error:
-        raise BackboneError(
-            f"{path}: the encoder cannot be written: {error}; what stood there is unchanged, make "
-            "room or choose another folder"
-        ) from error
+    with atomic_folder(path) as folder:
+        with quiet_transformers():
+            backbone.model.save_pretrained(folder)
+            backbone.tokenizer.save_pretrained(folder)
+        _write_modules(folder, backbone)
+        if heads is not None:
+            write_kept(folder / HEAD_FILE, heads)
+        write_json(folder / FACTS_FILE, dict(facts))
 
 
 def _write_modules(folder: Path, backbone: Backbone) -> None:

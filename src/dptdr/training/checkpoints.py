@@ -1,7 +1,6 @@
 """The working folder of a training run: checkpoints to choose from, a state to resume from."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dptdr.errors import TrainingError
-from dptdr.io.atomic import atomic_file, atomic_folder, read_json, recover_folder, write_json
+from dptdr.io.atomic import atomic_file, atomic_folder, read_json, write_json, writing
 
 Record: TypeAlias = Mapping[str, Any]
 """A line of the log; it has a ``step`` and a ``kind``: step, dev, bare or health."""
@@ -22,7 +21,7 @@ class RunFolder:
 
     ::
 
-        run.json         settings and data of the run: what resuming demands to be the same
+        run.json         settings and data of the run
         log.jsonl        one line per step, evaluation and health check
         checkpoints/     step-0000075.safetensors: what was trained, nothing else
         last/            state.safetensors, state.json: what resuming starts from
@@ -43,17 +42,17 @@ class RunFolder:
         """One JSON line per logged step and evaluation."""
         return self.path / "log.jsonl"
 
-    def clear(self) -> None:
-        """Start afresh: an old run's files must not be mixed with a new one's."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Write down what the run is, unless it has begun before."""
-        recover_folder(self.path / "last")
+        """Record what the run is."""
+        write_json(self.path / "run.json", dict(identity))
+
+    def forget_failure(self) -> None:
+        """Remove what an earlier attempt wrote about a loss that was not finite."""
         (self.path / "failed.json").unlink(missing_ok=True)
-        if not (self.path / "run.json").is_file():
-            write_json(self.path / "run.json", dict(identity))
+
+    def began(self) -> dict[str, Any] | None:
+        """Return what :meth:`begin` recorded, ``None`` if there is no run."""
+        return self.identity() if (self.path / "run.json").is_file() else None
 
     def identity(self) -> dict[str, Any]:
         """Return what :meth:`begin` wrote.
@@ -117,13 +116,14 @@ class RunFolder:
     def log(self, record: Record) -> None:
         """Append one record to the log."""
         line = json.dumps(dict(record), sort_keys=True) + "\n"
-        if not self._opened:
-            self._opened = True
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._ends_in_half_a_line():
-                line = "\n" + line
-        with self.log_path.open("a", encoding="utf-8") as handle:
-            handle.write(line)
+        with writing(self.log_path):
+            if not self._opened:
+                self._opened = True
+                self.path.mkdir(parents=True, exist_ok=True)
+                if self._ends_in_half_a_line():
+                    line = "\n" + line
+            with self.log_path.open("a", encoding="utf-8") as handle:
+                handle.write(line)
         if self._mirror is not None:
             self._mirror(record)
 
@@ -164,41 +164,6 @@ class RunFolder:
                 f"{self.path}: expected a training run with dev measures, found none"
             )
         return history
-
-
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
-    """Refuse to resume a run that was started with other settings.
-
-    Args:
-        before: Settings that the run was started with.
-        now: Settings it shall go on with.
-        path: The run's folder, for the message.
-
-    Raises:
-        TrainingError: Listing each difference.
-    """
-    old, new = _flat(before), _flat(now)
-    differences = [
-        f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(set(old) | set(new))
-        if old.get(key) != new.get(key)
-    ]
-    if differences:
-        raise TrainingError(
-            f"{path}: cannot resume, the run was started otherwise ({'; '.join(differences)}); "
-            "use the same settings, or train into another folder"
-        )
-
-
-def _flat(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted names, as they come back from JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(dict(values))).items():
-        if isinstance(value, dict):
-            flat |= _flat(value, prefix=f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -2,11 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+from dptdr.errors import DptdrError, OutputError
+from dptdr.io.resume import Output, claim
+
+T = TypeVar("T")
 
 
 class World:
@@ -85,6 +91,24 @@ class World:
         torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def on_first(self, call: Callable[[], T]) -> T:
+        """Return what a call in the first process returns; its error stops all of them.
+
+        Raises:
+            DptdrError: What the call raised, or its words in the other processes.
+        """
+        value: T | None = None
+        error: DptdrError | None = None
+        if self.is_first:
+            try:
+                value = call()
+            except DptdrError as raised:
+                error = raised
+        value, words = self.broadcast_object((value, None if error is None else str(error)))
+        if words is not None:
+            raise error or OutputError(words)
+        return cast(T, value)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
@@ -127,6 +151,66 @@ def local_device(device: torch.device) -> torch.device:
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+class SharedOutput:
+    """An output of several processes, which the first one claims and writes.
+
+    Args:
+        world: The processes.
+        output: What the first process has claimed.
+    """
+
+    def __init__(self, world: World, output: Output | None) -> None:
+        self._world = world
+        self._output = output
+
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        work: Path,
+        began: Mapping[str, Any] | None,
+        overwrite: bool,
+    ) -> bool:
+        """Return whether the output is complete, in every process; see :meth:`Output.begin`."""
+
+        def begin() -> bool:
+            assert self._output is not None
+            return self._output.begin(settings, work=work, began=began, overwrite=overwrite)
+
+        return self._world.on_first(begin)
+
+    @property
+    def result(self) -> Any:
+        """What the first process kept of a complete output; ``None`` in the others."""
+        return None if self._output is None else self._output.result
+
+    def finish(self, result: Any) -> None:
+        """Record in the first process that the output is complete."""
+        if self._output is not None:
+            self._output.finish(result)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, mark: str, world: World) -> Iterator[SharedOutput]:
+    """Claim an output for all processes; see :func:`dptdr.io.resume.claim`.
+
+    Args:
+        path: The folder.
+        mark: The file by which a folder of ours is known.
+        world: The processes.
+
+    Yields:
+        The output.
+
+    Raises:
+        OutputError: In every process, if the first one cannot claim it.
+    """
+    with contextlib.ExitStack() as stack:
+        outputs: list[Output] = []
+        world.on_first(lambda: outputs.append(stack.enter_context(claim(path, mark=mark))))
+        yield SharedOutput(world, outputs[0] if outputs else None)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,7 @@ from torch import Tensor, nn
 from dptdr.config.optimisation import OptimisationConfig
 from dptdr.errors import TrainingError
 from dptdr.io.atomic import write_json
-from dptdr.training.checkpoints import (
-    RunFolder,
-    check_same_run,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from dptdr.training.checkpoints import RunFolder, optimizer_tensors, restore_optimizer
 from dptdr.training.distributed import World
 from dptdr.training.objective import Objective, StepStats
 
@@ -50,6 +44,7 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 Evaluate = Callable[[], dict[str, float]]
+Clock = Callable[[], float]
 
 
 class Trainable:
@@ -133,12 +128,12 @@ def train_loop(
     state: Callable[[], Mapping[str, Tensor]],
     evaluate: Evaluate,
     folder: RunFolder,
-    identity: Mapping[str, Any],
     world: World,
     keep_all: bool = True,
     watch: Watch | None = None,
+    clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:
-    """Train, evaluate, keep checkpoints; go on where an earlier run with this identity stopped.
+    """Train, evaluate, keep checkpoints; continue where an earlier run in this folder stopped.
 
     The state to resume from is saved at every evaluation, and every minute in between. Each step
     is a pure function of its number and the parameters, so that it does not matter which one it is.
@@ -148,28 +143,28 @@ def train_loop(
         trainable: The parameters and their optimiser.
         state: What a checkpoint holds.
         evaluate: Dev measures of the current parameters; the first process's count.
-        folder: Where checkpoints, log and resume state go; only the first process writes.
-        identity: Settings that must be the same to resume.
+        folder: Where checkpoints, log and resume state go; only the first process writes. A state
+            in it must be of a run with the same settings.
         world: The processes.
         keep_all: Whether to keep every checkpoint, or only the best.
         watch: Told about every step.
+        clock: Seconds, from any start.
 
     Returns:
         Dev measures by step.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite, the last good checkpoint stays; or
-            if the run in the folder was started otherwise.
+        TrainingError: If the loss or the gradient is not finite; the last good checkpoint stays.
     """
     config = trainable.config
-    start, history = _begin(trainable, folder=folder, identity=identity, world=world)
+    start, history = _begin(trainable, folder=folder, world=world)
     due = config.evaluation_steps()
-    saver = _Saver(trainable, folder) if world.is_first else None
-    pace = _Pace(start=start, steps=config.steps)
+    saver = _Saver(trainable, folder, clock=clock) if world.is_first else None
+    pace = _Pace(start=start, steps=config.steps, clock=clock)
     for step in range(start, config.steps):
         if _out_of_patience(history, config=config):
             break
-        stepped = time.monotonic()
+        stepped = clock()
         trainable.forget_gradients()
         stats = objective.backward(step)
         layers = layer_norms(trainable.parameters)
@@ -180,7 +175,7 @@ def train_loop(
         pace.count(stats.texts)
         if world.is_first:
             record = {"kind": "step", "step": done, "loss": stats.loss, "gradient_norm": norm}
-            record |= {"seconds": time.monotonic() - stepped, "tokens": stats.tokens}
+            record |= {"seconds": clock() - stepped, "tokens": stats.tokens}
             folder.log({**record, "texts": stats.texts, "layer_gradient_norms": layers})
         if done in due:
             with pace.paused():
@@ -210,13 +205,11 @@ def _out_of_patience(
 
 
 def _begin(
-    trainable: Trainable, *, folder: RunFolder, identity: Mapping[str, Any], world: World
+    trainable: Trainable, *, folder: RunFolder, world: World
 ) -> tuple[int, dict[int, dict[str, float]]]:
     """Take over the state of an earlier run, if there is one: steps done, dev measures by step."""
     if world.is_first:
-        folder.begin(identity)
-    world.barrier()
-    check_same_run(folder.identity(), identity, path=folder.path)
+        folder.forget_failure()
     resumed = folder.load_state()
     if resumed is None:
         world.share_first(trainable.parameters.values())
@@ -229,47 +222,48 @@ def _begin(
 class _Saver:
     """Saves the state to resume from; between evaluations so seldom that it costs little."""
 
-    def __init__(self, trainable: Trainable, folder: RunFolder) -> None:
+    def __init__(self, trainable: Trainable, folder: RunFolder, *, clock: Clock) -> None:
         self._trainable = trainable
         self._folder = folder
-        self._saved = time.monotonic()
+        self._clock = clock
+        self._saved = clock()
         self._cost = 0.0
 
     def save(self, done: int, history: Mapping[int, Mapping[str, float]]) -> None:
-        began = time.monotonic()
+        began = self._clock()
         self._folder.save_state(
             self._trainable.tensors(),
             {"step": done, "history": {str(s): dict(m) for s, m in history.items()}},
         )
-        self._saved = time.monotonic()
+        self._saved = self._clock()
         self._cost = self._saved - began
 
     def save_sometimes(self, done: int, history: Mapping[int, Mapping[str, float]]) -> None:
         # The state of full fine-tuning is three times the encoder: at most a twentieth of the time.
-        if time.monotonic() - self._saved >= max(SECONDS_BETWEEN_STATES, 20.0 * self._cost):
+        if self._clock() - self._saved >= max(SECONDS_BETWEEN_STATES, 20.0 * self._cost):
             self.save(done, history)
 
 
 class _Pace:
     """Counts texts and time, evaluations left out."""
 
-    def __init__(self, *, start: int, steps: int) -> None:
-        self._start, self._steps = start, steps
-        self._began, self._texts, self._waited = time.monotonic(), 0, 0.0
+    def __init__(self, *, start: int, steps: int, clock: Clock) -> None:
+        self._start, self._steps, self._clock = start, steps, clock
+        self._began, self._texts, self._waited = clock(), 0, 0.0
 
     def count(self, texts: int) -> None:
         self._texts += texts
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        began = time.monotonic()
+        began = self._clock()
         yield
-        self._waited += time.monotonic() - began
+        self._waited += self._clock() - began
 
     def progress(
         self, done: int, loss: float, *, history: Mapping[int, Mapping[str, float]], measure: str
     ) -> Progress:
-        seconds = max(1e-9, time.monotonic() - self._began - self._waited)
+        seconds = max(1e-9, self._clock() - self._began - self._waited)
         return Progress(
             step=done,
             steps=self._steps,

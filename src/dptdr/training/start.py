@@ -25,7 +25,7 @@ def train_folder(
     negatives: Path | None = None,
     from_task: Path | None = None,
     min_grade: int = 1,
-    resume: bool = False,
+    overwrite: bool = False,
     watch: Watch | None = None,
     tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
@@ -39,7 +39,7 @@ def train_folder(
         negatives: A training file that replaces the train qrels.
         from_task: A task whose prompt is the start.
         min_grade: Minimum grade of a positive.
-        resume: Go on with the run in ``OUT.training``.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
         watch: Told about every step.
         tracking: Where the log goes besides its own file.
 
@@ -57,7 +57,7 @@ def train_folder(
         method_name=request.method,
         method_config=request.method_config,
         config=request.config,
-        resume=resume,
+        overwrite=overwrite,
         start_rows=rows,
         watch=watch,
         tracking=tracking,

@@ -1,10 +1,15 @@
 """From training data to a task bundle."""
 
+import contextlib
 import dataclasses
+import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -12,10 +17,11 @@ from dptdr.config.methods import MethodConfig, MethodName, settings_of
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, TaskManifest
+from dptdr.model.bundle import TASK_FILE, read_manifest
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import World, joined, local_device
+from dptdr.training.distributed import World, claimed, joined, local_device
 from dptdr.training.health import prompt_health
-from dptdr.training.loop import Trainable, Watch, best_step, train_loop
+from dptdr.training.loop import Clock, Trainable, Watch, best_step, train_loop
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
 from dptdr.training.selection import (
@@ -70,7 +76,7 @@ def measured_scale(backbone: Backbone, texts: list[str]) -> float:
     return float(1.0 / (vectors**2).sum(axis=1).mean())
 
 
-def train_task(
+def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     data: TrainingData,
     out: Path,
     *,
@@ -78,13 +84,15 @@ def train_task(
     method_name: MethodName,
     method_config: MethodConfig,
     config: TrainingConfig,
-    resume: bool = False,
+    overwrite: bool = False,
     start_rows: Mapping[str, Tensor] | None = None,
     watch: Watch | None = None,
     tracking: Tracking = UNTRACKED,
+    clock: Clock = time.monotonic,
 ) -> TrainingResult | None:
     """Train one task, choose its best checkpoint, and write the bundle.
 
+    The same call once more returns at once; a stopped run is continued and ends in the same bytes.
     Started by ``torchrun``, the processes share each batch; the first one writes.
 
     Args:
@@ -94,31 +102,34 @@ def train_task(
         method_name: Tuning method.
         method_config: Its settings.
         config: Training settings.
-        resume: Go on with the run found in ``OUT.training``, or start one if there is none.
+        overwrite: Start over, whatever is in ``OUT.training``; an old bundle stays until the new
+            one is complete.
         start_rows: Another task's prompt rows to start from.
         watch: Told about every step.
         tracking: Where the log goes besides its own file.
+        clock: Seconds, from any start.
 
     Returns:
         The result; ``None`` in every process but the first.
 
     Raises:
         ConfigError: If a setting is wrong.
-        TrainingError: If the run cannot be resumed or the loss is not finite.
+        OutputError: If the bundle or the run was made with other settings, another process works
+            on it, or it cannot be written.
+        TrainingError: If the loss is not finite.
     """
     config = config.settled(len(data.groups))
     config.check()
     out = Path(out)
     tracked = {"method": method_name, **settings_of(method_config), **dataclasses.asdict(config)}
-    with (
-        joined(backbone.device.type) as world,
-        mirrored(tracking, world=world, name=out.name, settings=tracked) as mirror,
-    ):
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(joined(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one query for each of {world.size} processes, got "
                 f"{config.batch_size}"
             )
+        output = stack.enter_context(claimed(out, mark=TASK_FILE, world=world))
         backbone.model.to(local_device(backbone.device))
         factory = MethodFactory(
             query_texts=data.query_texts, passage_texts=data.passage_texts, rows=start_rows
@@ -129,19 +140,7 @@ def train_task(
         scale = world.broadcast_object(
             config.score_scale or measured_scale(backbone, data.passage_texts)
         )
-        folder = RunFolder(out.parent / f"{out.name}.training", mirror=mirror)
-        if world.is_first:
-            if not resume:
-                folder.clear()
-            _measure_start(folder, method, backbone=backbone, data=data, config=config)
-        objective = ContrastiveObjective(
-            method,
-            data.groups,
-            config,
-            world=world,
-            score_scale=scale,
-        )
-        run = _Run(method=method, data=data, config=config, folder=folder, world=world)
+        work = out.with_name(f"{out.name}.training")
         identity = {
             **config.identity(),
             "learning_rate": config.rate_for(method_name),
@@ -151,7 +150,24 @@ def train_task(
             "backbone_fingerprint": backbone.fingerprint,
             "world_size": world.size,
             "data": data.facts,
+            **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),
         }
+        if output.begin(identity, work=work, began=RunFolder(work).began(), overwrite=overwrite):
+            return _found(out, output.result, work=work) if world.is_first else None
+        mirror = mirrored(tracking, world=world, name=out.name, settings=tracked)
+        folder = RunFolder(work, mirror=stack.enter_context(mirror))
+        if world.is_first:
+            folder.begin(identity)
+            _measure_start(folder, method, backbone=backbone, data=data, config=config)
+        world.barrier()
+        objective = ContrastiveObjective(
+            method,
+            data.groups,
+            config,
+            world=world,
+            score_scale=scale,
+        )
+        run = _Run(method=method, data=data, config=config, folder=folder, world=world)
         set_training_mode(method)
         history = train_loop(
             objective,
@@ -159,15 +175,35 @@ def train_task(
             state=method.state,
             evaluate=run.evaluate,
             folder=folder,
-            identity=identity,
             world=world,
             keep_all=method_name != "full",
             watch=watch,
+            clock=clock,
         )
-        result = run.finish(out, history) if world.is_first else None
+        if world.is_first:
+            kept = run.finish(out, history)
+            output.finish(kept)
         # Every process may load the bundle afterwards.
         world.barrier()
-        return result
+        return _found(out, kept, work=work) if world.is_first else None
+
+
+def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
+    """Return the result of a finished run, from its bundle and what its record keeps."""
+    return TrainingResult(
+        manifest=read_manifest(out),
+        history={int(step): dict(measures) for step, measures in kept["history"].items()},
+        bare=dict(kept["bare"]),
+        best_step=int(kept["best_step"]),
+        seconds=float(kept["seconds"]),
+        run_folder=work,
+    )
+
+
+def rows_digest(rows: Mapping[str, Tensor]) -> str:
+    """Return what identifies the prompt rows that a run starts from."""
+    plain = {name: rows[name].detach().cpu().contiguous() for name in sorted(rows)}
+    return hashlib.sha256(safetensors.torch.save(plain)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,22 +227,20 @@ class _Run:
         finally:
             set_training_mode(self.method)
 
-    def finish(self, out: Path, history: dict[int, dict[str, float]]) -> TrainingResult:
-        """Load the best checkpoint and write the bundle."""
+    def finish(self, out: Path, history: dict[int, dict[str, float]]) -> dict[str, Any]:
+        """Load the best checkpoint, write the bundle, and return what the record keeps."""
         best = best_step(history, measure=self.config.dev_measure)
         self.method.load(self.folder.load_checkpoint(best))
         self.method.module.eval()
         log_health(self.folder, self.method, self.data, config=self.config, step=best)
-        manifest = save_as_task(self.folder, out, method=self.method, step=best)
+        save_as_task(self.folder, out, method=self.method, step=best)
         steps = [record for record in self.folder.records() if record["kind"] == "step"]
-        return TrainingResult(
-            manifest=manifest,
-            history=history,
-            bare=bare_measures(self.folder),
-            best_step=best,
-            seconds=sum(record["seconds"] for record in steps),
-            run_folder=self.folder.path,
-        )
+        return {
+            "history": {str(step): measures for step, measures in history.items()},
+            "bare": bare_measures(self.folder),
+            "best_step": best,
+            "seconds": sum(record["seconds"] for record in steps),
+        }
 
 
 def set_training_mode(method: Method) -> None:

@@ -1,6 +1,7 @@
 """``dptdr mine`` from the command line."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from dptdr.cli.mine import command
 from dptdr.data.training_files import GroupFile
-from dptdr.errors import ConfigError, DataError, NegativesError
+from dptdr.errors import ConfigError, DataError, NegativesError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
@@ -106,6 +107,26 @@ def test_mine_writes_negatives_that_training_reads(data, tmp_path, encoder):
     assert report["sources"]["bm25"]["queries"] == 2
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "negatives for 2 queries" in result.output
+
+
+def test_the_same_mining_again_is_complete_and_another_one_is_refused(data, tmp_path, encoder):
+    out = tmp_path / "negatives.jsonl"
+    arguments = [data, "--source", "backbone:minilm,quota=1", "--out", out]
+    first = _invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    before, encoded = out.read_bytes(), encoder.passages
+    again = _invoke(*arguments)
+    assert f"{out}: complete, nothing to do" in again.output
+    assert again.stdout.splitlines() == first.stdout.splitlines()
+    assert encoder.passages == encoded
+    words = r"settings differ .*seed: was 0, is 3; sources.*quota: was 1, is 2"
+    other = _invoke(data, "--source", "backbone:minilm,quota=2", "--seed", "3", "--out", out)
+    assert isinstance(other.exception, OutputError)
+    assert re.search(words, str(other.exception))
+    assert out.read_bytes() == before
+    result = _invoke(data, "--source", "bm25", "--out", out, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert out.read_bytes() != before
 
 
 def test_mine_gives_the_same_bytes_with_any_threads_and_a_cache(data, tmp_path, encoder):

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dptdr.cli.app import build_app
-from dptdr.errors import BackboneError, ConfigError, DataError, TrainingError
+from dptdr.errors import BackboneError, ConfigError, DataError, OutputError
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -132,13 +132,6 @@ def test_missing_train_split_is_named(tmp_path, backbone):
         train(data, "--backbone", backbone, "--out", tmp_path / "t", *SMALL)
 
 
-def test_resume_with_other_settings_names_the_difference(tmp_path, data, backbone):
-    arguments = [data, "--backbone", backbone, "--out", tmp_path / "t", *SMALL]
-    train(*arguments)
-    with pytest.raises(TrainingError, match=r"temperature: was 0\.05, is 0\.1"):
-        train(*arguments, "--temperature", "0.1", "--resume")
-
-
 def test_former_names_and_sentinels_are_still_read(tmp_path, data, backbone):
     former = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
     former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "0"]
@@ -164,3 +157,29 @@ def test_training_stops_when_patience_is_over_and_a_resumed_run_stays_stopped(
         summary = json.loads((tmp_path / "s").read_text(encoding="utf-8"))
         assert set(summary["dev"]) == {"1", "2", "3"}
         assert summary["best_step"] == 1
+
+
+def test_the_same_command_is_complete_and_another_one_overwrites_only_when_told(
+    tmp_path, data, backbone
+):
+    task = tmp_path / "t"
+    arguments = [data, "--backbone", backbone, "--out", task, *SMALL]
+    first = train(*arguments)
+    for again in (train(*arguments), train(*arguments, "--resume")):
+        assert f"{task}: complete, nothing to do" in again.output
+        assert again.stdout.splitlines() == first.stdout.splitlines()
+    with pytest.raises(OutputError, match=r"settings differ .*temperature: was 0\.05, is 0\.1"):
+        train(*arguments, "--temperature", "0.1")
+    train(*arguments, "--temperature", "0.1", "--overwrite")
+    manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
+    assert manifest["training"]["temperature"] == 0.1
+
+
+@pytest.mark.parametrize("option", ["--out", "--json", "--report"])
+def test_outputs_are_tried_before_the_training(tmp_path, data, backbone, option):
+    (tmp_path / "file").touch()
+    outputs = {"--out": tmp_path / "t", option: tmp_path / "file" / "x"}
+    options = [word for pair in outputs.items() for word in pair]
+    with pytest.raises(OutputError, match="file/x: cannot be written"):
+        train(data, "--backbone", backbone, *options, *SMALL)
+    assert not (tmp_path / "t.training").exists()

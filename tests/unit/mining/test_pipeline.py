@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dptdr.errors import NegativesError
+from dptdr.errors import NegativesError, OutputError
 from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.settings import CleaningSettings, MiningSettings
@@ -15,7 +15,7 @@ TEXTS = ["zero", "one", "two", "Two ", "four", "ONE", "six", "seven"]
 
 
 def _mine(world, tmp_path, settings, **changes):
-    arguments = {"out": tmp_path / "out.jsonl", "work": tmp_path / "work", "data_fingerprint": "d"}
+    arguments = {"out": tmp_path / "out.jsonl", "work": tmp_path / "work"}
     statistics = mine(world.material, settings, **{**arguments, **changes})
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], statistics
@@ -141,7 +141,7 @@ def test_mine_goes_on_after_a_kill_with_the_same_bytes_and_counts(
 
     failing = make_teacher(_teacher_scores(), fail_at=300)
     broken = replace(made.material, teacher=failing)
-    arguments = {"work": tmp_path / "second", "data_fingerprint": "d"}
+    arguments = {"work": tmp_path / "second"}
     out = tmp_path / "again.jsonl"
     with pytest.raises(KeyboardInterrupt):
         mine(broken, settings, out=out, **arguments)
@@ -159,22 +159,24 @@ def test_mine_goes_on_after_a_kill_with_the_same_bytes_and_counts(
     assert not any(query in {"q0", "q1", "q2", "q3"} for query, _ in rest.asked)
 
 
-def test_mine_refuses_to_go_on_with_other_settings_or_damaged_bytes(
-    world, source, make_teacher, tmp_path
-):
+def test_mine_refuses_to_go_on_with_damaged_bytes(world, source, make_teacher, tmp_path):
     made, settings = _many(world, source, make_teacher(_teacher_scores(), fail_at=300))
-    arguments = {"out": tmp_path / "o", "work": tmp_path / "w", "data_fingerprint": "d"}
+    arguments = {"out": tmp_path / "o", "work": tmp_path / "w"}
     with pytest.raises(KeyboardInterrupt):
         mine(made.material, settings, **arguments)
-    with pytest.raises(NegativesError, match="was begun with other data, sources or settings"):
-        mine(made.material, replace(settings, seed=1), **arguments)
-    with pytest.raises(NegativesError, match="was begun with other data, sources or settings"):
-        mine(made.material, settings, **{**arguments, "data_fingerprint": "other"})
     damaged = (tmp_path / "w" / "mined.jsonl").read_bytes()
     (tmp_path / "w" / "mined.jsonl").write_bytes(damaged.replace(b"p1", b"pX"))
     with pytest.raises(NegativesError, match="its bytes are not those that were written"):
         mine(made.material, settings, **arguments)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_full_disk_while_mining_is_one_error_that_names_the_file(world, source, tmp_path):
+    made, settings = _many(world, source)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "other").touch()
+    with pytest.raises(OutputError, match=r"/o: cannot be written \("):
+        mine(made.material, settings, out=tmp_path / "o", work=tmp_path / "w")
 
 
 def test_mine_gives_other_draws_for_another_seed_and_the_same_whatever_the_blocks(

@@ -19,7 +19,7 @@ from dptdr.config.methods import (
     NoConfig,
     ShallowPromptConfig,
 )
-from dptdr.errors import BundleError, WrongBackbone
+from dptdr.errors import BundleError, OutputError, WrongBackbone
 from dptdr.io.atomic import sha256_file
 from dptdr.model import (
     Encoder,
@@ -322,7 +322,7 @@ def test_full_disk_leaves_the_old_bundle_and_says_so(task, backbone, monkeypatch
 
     where = bundle_module.safetensors.torch if step == "save_file" else bundle_module
     monkeypatch.setattr(where, step, fail)
-    with pytest.raises(BundleError, match=r"cannot be written: .*No space left on device"):
+    with pytest.raises(OutputError, match=r"cannot be written .*No space left on device"):
         save_task(task, tuned(backbone, seed=5))
     assert contents(task) == before
     assert [p.name for p in task.parent.iterdir()] == ["task"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.errors import ConfigError, TrainingError
+from dptdr.errors import ConfigError, OutputError, TrainingError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
 from dptdr.pretraining import pretrain as room
@@ -15,21 +15,22 @@ from dptdr.pretraining.saving import save_backbone
 from dptdr.records import Passage
 from helpers.pretraining import small_config
 from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.train_worker import MinutePerStep
 
 PROMPT = DeepPromptConfig(prompt_length=3)
 ALL = ("mlm", "condenser", "contrastive")
 
 
-def run(corpus, out, source, *, keep_head=False, resume=False, prompt=None, watch=None, **given):
+def run(corpus, out, source, *, keep_head=False, prompt=None, watch=None, options=None, **given):
     return pretrain(
         BeirFolder(corpus),
         out,
         backbone=Backbone.load(str(source)),
         config=small_config(**given),
         keep_head=keep_head,
-        resume=resume,
         prompt=prompt,
         watch=watch,
+        **(options or {}),
     )
 
 
@@ -84,21 +85,34 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("prompt", [None, PROMPT], ids=["whole", "prompt"])
-def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt, monkeypatch):
-    # The state is saved after every step, so that the kill at step 3 resumes from step 2 or 3.
-    monkeypatch.setattr("dptdr.training.loop.SECONDS_BETWEEN_STATES", 0.0)
-    monkeypatch.setattr("dptdr.training.loop._Saver.save_sometimes", lambda s, d, h: s.save(d, h))
+def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt):
     given = {"prompt": prompt, "objectives": ALL, "max_steps": 5}
     run(corpus, tmp_path / "one" / "out", plain, **given)
+    clock = MinutePerStep()
 
     def stop(now):
-        if now.step == 3:
+        clock.step(now)
+        if now.step == 4:
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(corpus, tmp_path / "two" / "out", plain, watch=stop, **given)
-    run(corpus, tmp_path / "two" / "out", plain, resume=True, **given)
+        run(corpus, tmp_path / "two" / "out", plain, watch=stop, options={"clock": clock}, **given)
+    state = tmp_path / "two" / "out.pretraining" / "last" / "state.json"
+    assert json.loads(state.read_text(encoding="utf-8"))["step"] == 4
+    run(corpus, tmp_path / "two" / "out", plain, **given)
     assert digest(tmp_path / "one" / "out") == digest(tmp_path / "two" / "out")
+
+
+def test_a_finished_run_is_returned_at_once(corpus, plain, whole, capsys):
+    before = digest(whole.out)
+    steps = []
+    again = run(corpus, whole.out, plain, keep_head=True, max_steps=12, watch=steps.append)
+    assert again == whole
+    assert steps == []
+    assert digest(whole.out) == before
+    assert "complete, nothing to do" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="keep_head: was True, is False"):
+        run(corpus, whole.out, plain, max_steps=12)
 
 
 def test_kill_in_the_warm_up_changes_nothing(tmp_path, corpus, plain, monkeypatch):
@@ -115,16 +129,17 @@ def test_kill_in_the_warm_up_changes_nothing(tmp_path, corpus, plain, monkeypatc
     with pytest.raises(Stopped):
         run(corpus, tmp_path / "two" / "out", plain, **given)
     monkeypatch.setattr(room.PretrainingObjective, "warm_up", original)
-    run(corpus, tmp_path / "two" / "out", plain, resume=True, **given)
+    run(corpus, tmp_path / "two" / "out", plain, **given)
     assert digest(tmp_path / "one" / "out") == digest(tmp_path / "two" / "out")
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path, corpus, lm):
     run(corpus, tmp_path / "out", lm, objectives=("mlm",), max_steps=1)
-    given = {"objectives": ("mlm",), "max_steps": 1, "mlm_probability": 0.3}
-    words = r"cannot resume, .*mlm_probability: was 0\.15, is 0\.3"
-    with pytest.raises(TrainingError, match=words):
-        run(corpus, tmp_path / "out", lm, resume=True, **given)
+    with pytest.raises(OutputError, match=r"cannot resume: .*mlm_probability: was 0\.15, is 0\.3"):
+        run(corpus, tmp_path / "out", lm, objectives=("mlm",), max_steps=1, mlm_probability=0.3)
+    options = {"overwrite": True}
+    given = {"objectives": ("mlm",), "max_steps": 1, "mlm_probability": 0.3, "options": options}
+    assert run(corpus, tmp_path / "out", lm, **given).best_step == 1
 
 
 def test_prompt_run_leaves_a_task_and_the_encoder_as_it_was(tmp_path, corpus, lm):
@@ -197,7 +212,7 @@ def test_writing_over_the_backbone_is_refused(corpus, plain):
 
 def test_writing_over_something_else_is_refused(tmp_path, corpus, plain):
     (tmp_path / "thesis.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"something else stands there \(no pretraining\.json"):
+    with pytest.raises(OutputError, match=r"something else is there \(no pretraining\.json"):
         run(corpus, tmp_path, plain)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "dear"
 

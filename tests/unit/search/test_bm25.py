@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.errors import DataError
+from dptdr.errors import DataError, OutputError
 from dptdr.records import Hit, Passage, Query
 from dptdr.search import bm25 as module
 from dptdr.search.bm25 import Bm25Index
@@ -127,7 +127,7 @@ def test_save_that_fails_keeps_the_old_index(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_json", _full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         Bm25Index.build(PASSAGES[:2]).save(tmp_path / "bm25")
     assert len(Bm25Index.load(tmp_path / "bm25")) == 5
     assert [file.name for file in tmp_path.iterdir()] == ["bm25"]

@@ -104,12 +104,12 @@ def test_only_the_first_process_writes_and_returns(prepared):
 
 
 def test_a_run_of_two_processes_is_not_resumed_by_one(prepared):
-    from dptdr.errors import TrainingError
+    from dptdr.errors import OutputError
     from helpers.train_worker import train
 
     settings, folder = prepared
-    with pytest.raises(TrainingError, match="world_size: was 2, is 1"):
-        train(settings, folder / "task", resume=True)
+    with pytest.raises(OutputError, match="world_size: was 2, is 1"):
+        train(settings, folder / "task")
 
 
 def test_alone_nothing_is_exchanged():

@@ -36,7 +36,7 @@ class Parabola:
         return StepStats(loss=loss, texts=10, tokens=50, query_ids=ids)
 
 
-def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=None, **settings):
+def run(folder, *, stop=None, watch=None, keep_all=True, mirror=None, clock=None, **settings):
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.distributed import World
     from dptdr.training.loop import Trainable, train_loop
@@ -58,10 +58,10 @@ def run(folder, *, stop=None, watch=None, keep_all=True, identity=None, mirror=N
         state=lambda: {"keys": parameter.detach().clone()},
         evaluate=evaluate,
         folder=RunFolder(folder, mirror=mirror),
-        identity=config.identity() if identity is None else identity,
         world=World(),
         keep_all=keep_all,
         watch=watch,
+        clock=clock or (lambda: float(len(objective.steps))),
     )
     return history, parameter.detach().clone(), objective.steps
 
@@ -79,26 +79,43 @@ def test_a_run_that_was_stopped_and_resumed_ends_at_the_same_bytes(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_state_is_saved_between_evaluations_too(tmp_path, monkeypatch):
-    from dptdr.training import loop
+class GivenClock:
+    """A clock that goes on by what each reading, and each step, is said to take."""
 
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_STATES", 0.0)
-    monkeypatch.setattr(loop._Saver, "_cost", 0.0, raising=False)
-    seen = []
+    def __init__(self, *, per_reading=0.0):
+        self.now = 0.0
+        self.per_reading = per_reading
+
+    def __call__(self):
+        self.now += self.per_reading
+        return self.now
+
+
+def saved_steps(folder, *, seconds_per_step, per_reading=0.0):
+    """The steps after which the state of a run of 12 steps with one evaluation was saved."""
+    clock = GivenClock(per_reading=per_reading)
+    seen = {}
 
     def watch(progress):
-        state = json.loads((tmp_path / "run" / "last" / "state.json").read_text(encoding="utf-8"))
-        seen.append(state["step"] == progress.step)
+        state = folder / "last" / "state.json"
+        if state.exists():
+            seen.setdefault(json.loads(state.read_text(encoding="utf-8"))["step"])
+        clock.now += seconds_per_step
 
-    original = loop._Saver.save
+    run(folder, watch=watch, eval_steps=12.0, clock=clock)
+    return list(seen)
 
-    def save(self, *arguments):
-        original(self, *arguments)
-        self._cost = 0.0
 
-    monkeypatch.setattr(loop._Saver, "save", save)
-    run(tmp_path / "run", watch=watch)
-    assert seen == [True] * 12
+def test_the_state_is_saved_each_minute_between_evaluations_too(tmp_path):
+    assert saved_steps(tmp_path / "slow", seconds_per_step=61.0) == list(range(2, 13))
+    assert saved_steps(tmp_path / "medium", seconds_per_step=20.0) == [4, 7, 10, 12]
+    assert saved_steps(tmp_path / "quick", seconds_per_step=1.0) == [12]
+
+
+def test_saving_the_state_takes_a_twentieth_of_the_time_at_most(tmp_path):
+    # Saving takes the 10 seconds of a reading, so 200 must go by; a step takes 101.
+    saved = saved_steps(tmp_path / "run", seconds_per_step=61.0, per_reading=10.0)
+    assert saved == [2, 4, 6, 8, 10, 12]
 
 
 def test_steps_that_were_repeated_count_once_in_the_log(tmp_path):
@@ -125,31 +142,6 @@ def test_watcher_and_mirror_are_told_of_every_step(tmp_path):
     assert seen[-1].seconds_left == 0.0
     assert seen[-1].texts_per_second > 0.0
     assert [r["step"] for r in mirrored if r["kind"] == "step"] == list(range(1, 13))
-
-
-def test_other_settings_are_refused_with_the_difference(tmp_path):
-    run(tmp_path / "run")
-    with pytest.raises(
-        TrainingError, match=r"cannot resume.*\(weight_decay: was 0\.0, is 0\.5\); use the"
-    ):
-        run(tmp_path / "run", weight_decay=0.5)
-
-
-def test_nested_settings_are_refused_with_the_difference(tmp_path):
-    first = {"data": {"name": "a", "queries": 5}, "world_size": 1}
-    run(tmp_path / "run", identity=first)
-    second = {"data": {"name": "a", "queries": 6}, "world_size": 2}
-    words = r"data\.queries: was 5, is 6; world_size: was 1, is 2"
-    with pytest.raises(TrainingError, match=words):
-        run(tmp_path / "run", identity=second)
-
-
-def test_other_settings_are_refused_before_the_first_state(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", stop=1)
-    assert not (tmp_path / "run" / "last").exists()
-    with pytest.raises(TrainingError, match="cannot resume"):
-        run(tmp_path / "run", seed=1)
 
 
 @pytest.mark.parametrize("kind", ["bad_step", "bad_gradient_step"])

@@ -1,15 +1,18 @@
 """Building a local index: whole or not at all, of the type that suits the corpus."""
 
+import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_folder, sha256_file, write_json
+from dptdr.io.resume import claim
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.indexes.local import (
     FORMAT,
@@ -35,7 +38,7 @@ from dptdr.search.indexes.types import (
     find_type,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import MANIFEST
+from dptdr.search.vectors.manifest import MANIFEST, shard_as_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,10 @@ def build_index(
     out: Path,
     index_type: str = "auto",
     settings: BuildSettings | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LocalIndex, Choice]:
-    """Build an index over a vector folder; an index at ``out`` stays until the new one is whole.
+    """Build an index over a vector folder; the same call once more finds it complete.
 
     The vector folder becomes part of the index: as hard links where the disk allows, else copied.
 
@@ -80,17 +84,19 @@ def build_index(
         out: The index folder.
         index_type: Name of a type, or ``auto``.
         settings: How to build.
+        overwrite: Replace whatever index is at ``out``; it stays until the new one is complete.
         on_progress: Called with (passages added, passages).
 
     Returns:
         The index, and why it is of this type.
 
     Raises:
-        VectorsError: If the vectors are damaged, the type is unknown, an option has no effect or
-            asks for more than the passages give, or the disk is full.
+        OutputError: If the index at ``out`` was made otherwise, or it cannot be written.
+        VectorsError: If the vectors are damaged, the type is unknown, or an option has no effect
+            or asks for more than the passages give.
     """
     settings = settings or BuildSettings()
-    out = Path(out)
+    made = _inputs(folder, index_type, settings=settings)
     choice = Choice(index_type, "as asked for")
     if index_type == "auto":
         choice = _choose(folder, settings)
@@ -98,9 +104,11 @@ def build_index(
     settings = check_settings(
         settings, find_type(choice.index_type), count=folder.count, dim=folder.dim
     )
-    folder.verify()
-    try:
-        with atomic_folder(out) as temporary:
+    with claim(out, mark=MANIFEST) as output:
+        if output.begin(made, overwrite=overwrite):
+            return open_index(out), Choice(**output.result)
+        folder.verify()
+        with atomic_folder(Path(out)) as temporary:
             started = time.perf_counter()
             rows, choice = _build_measured(
                 folder,
@@ -120,12 +128,22 @@ def build_index(
                 _manifest(folder, choice, settings=settings, graph=temporary / GRAPH)
                 | {"build_seconds": round(seconds, 3)},
             )
-    except OSError as error:
-        raise VectorsError(
-            f"{out}: cannot be written ({error.strerror or error}); what stood there is unchanged, "
-            "make room and build again"
-        ) from error
+        output.finish(choice._asdict())
     return open_index(out, verify=False), choice
+
+
+def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -> dict[str, Any]:
+    """Return what an index depends on; threads and memory change how long it takes."""
+    shards = json.dumps([shard_as_json(shard) for shard in folder.manifest.shards])
+    used = {k: v for k, v in asdict(settings).items() if k not in ("threads", "memory_bytes")}
+    return {
+        **used,
+        "passage_fingerprint": folder.manifest.origin.passage_fingerprint,
+        "data_fingerprint": folder.manifest.origin.data_fingerprint,
+        "vectors_sha256": hashlib.sha256(shards.encode()).hexdigest(),
+        "index_type": index_type,
+        "options": dict(settings.options),
+    }
 
 
 def _choose(folder: VectorFolder, settings: BuildSettings) -> Choice:

@@ -101,7 +101,9 @@ def refresh_index(
     )
     warning = None
     if rebuilt:
-        old_index, choice = build_index(folder, out=index, index_type=wanted, settings=settings)
+        old_index, choice = build_index(
+            folder, out=index, index_type=wanted, settings=settings, overwrite=True
+        )
         warning = choice.warning
     return Refreshed(
         index=old_index,

@@ -15,11 +15,18 @@ from dptdr import errors
 from dptdr.errors import DptdrError, VectorsError
 from dptdr.io.beir import CORPUS
 from dptdr.io.lines import UTF8_MARK, open_bytes
+from dptdr.io.resume import claim
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Document, Source, parse_document, read_documents
-from dptdr.search.vectors.encoding import EncodeSettings, begin_folder, encode_folder, partial_path
+from dptdr.search.vectors.encoding import (
+    EncodeSettings,
+    begin_folder,
+    fill_folder,
+    partial_path,
+    remove_folder,
+)
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import DType
+from dptdr.search.vectors.manifest import MANIFEST, DType
 from dptdr.search.vectors.reuse import KnownVectors
 from dptdr.search.vectors.windows import PassageIds, encode_window, record_path
 
@@ -48,6 +55,7 @@ def encode_on_ray(
     source: Source,
     settings: EncodeSettings,
     cluster: Cluster,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder:
     """Encode the corpus of a BEIR folder by the workers of a Ray cluster.
@@ -63,6 +71,7 @@ def encode_on_ray(
         source: Identifies the corpus.
         settings: Shard size and dtype; all parts are done here.
         cluster: Where to encode.
+        overwrite: Start over, whatever is at ``out``.
         on_progress: Called with (passages in finished windows, passages).
 
     Returns:
@@ -76,32 +85,39 @@ def encode_on_ray(
     ray = _ray()
     if cluster.workers < 1:
         raise VectorsError(f"expected at least 1 worker, got {cluster.workers}")
-    encoder = load_encoder()
-    work = begin_folder(encoder, out=out, source=source, settings=settings)
-    if work is None:
-        return VectorFolder(out)
-    windows = list(corpus_windows(data, settings.shard_size))
-    missing = [window for window in windows if not record_path(work, window.number).is_file()]
-    if missing:
-        _connect(ray, cluster)
-        done = len(windows) - len(missing)
-        for row in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
-            if row["error"]:
-                raise getattr(errors, row["kind"])(row["error"])
-            done += 1
-            if on_progress is not None:
-                on_progress(min(done * settings.shard_size, source.count or 0), source.count or 0)
-    unseen = [window for window in windows if not record_path(work, window.number).is_file()]
-    if unseen:
-        raise VectorsError(
-            f"{work}: the workers wrote {len(unseen)} windows that are not seen here; give --out "
-            "on storage that all machines see under the same path"
+    with claim(out, mark=MANIFEST):
+        if overwrite:
+            remove_folder(out, settings=settings)
+        encoder = load_encoder()
+        work = begin_folder(encoder, out=out, source=source, settings=settings)
+        if work is None:
+            return VectorFolder(out)
+        windows = list(corpus_windows(data, settings.shard_size))
+        missing = [window for window in windows if not record_path(work, window.number).is_file()]
+        if missing:
+            _connect(ray, cluster)
+            done = len(windows) - len(missing)
+            for row in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
+                if row["error"]:
+                    raise getattr(errors, row["kind"])(row["error"])
+                done += 1
+                if on_progress is not None:
+                    on_progress(
+                        min(done * settings.shard_size, source.count or 0), source.count or 0
+                    )
+        unseen = [window for window in windows if not record_path(work, window.number).is_file()]
+        if unseen:
+            raise VectorsError(
+                f"{work}: the workers wrote {len(unseen)} windows that are not seen here; give "
+                "--out on storage that all machines see under the same path"
+            )
+        # Checks every record against the passages, and puts the folder in its place.
+        folder = fill_folder(
+            encoder, read_documents(data), out=out, source=source, settings=settings
         )
-    # Checks every record against the passages, and puts the folder in its place.
-    folder = encode_folder(encoder, read_documents(data), out=out, source=source, settings=settings)
-    if folder is None:
-        raise VectorsError(f"{partial_path(out)}: was changed by another process; run again")
-    return folder
+        if folder is None:
+            raise VectorsError(f"{partial_path(out)}: was changed by another process; run again")
+        return folder
 
 
 def _ray() -> Any:
@@ -248,13 +264,6 @@ class WindowWorker:
             )
         except DptdrError as error:
             return {"number": here.number, "kind": type(error).__name__, "error": str(error)}
-        except OSError as error:
-            return {
-                "number": here.number,
-                "kind": VectorsError.__name__,
-                "error": f"{self.work}: cannot be written ({error.strerror or error}); what was "
-                "finished is kept, make room and run again to go on",
-            }
         return {"number": here.number, "kind": "", "error": ""}
 
 

@@ -7,16 +7,16 @@ and several processes or machines may fill one folder. When every window has its
 manifest is written and the folder takes the place of ``OUT``.
 """
 
-import contextlib
-import fcntl
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from dptdr.errors import VectorsError, WrongPrompt
-from dptdr.io.atomic import recover_folder, write_json
+from dptdr.errors import VectorsError
+from dptdr.io.atomic import write_json, writing
+from dptdr.io.resume import check_same, claim, locked, say_complete
 from dptdr.records import Passage
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import (
@@ -83,6 +83,7 @@ def encode_folder(
     source: Source,
     settings: EncodeSettings | None = None,
     reuse: VectorFolder | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
     """Encode passages into a vector folder, going on where an earlier call was killed.
@@ -98,31 +99,73 @@ def encode_folder(
         settings: Shard size, dtype, and which part of the work to do.
         reuse: A vector folder whose vectors are taken over for passages of the same content,
             where the same encoder made them; the folder at ``out`` may be given.
+        overwrite: Start over, whatever is at ``out``.
         on_progress: Called with (passages done, passages); the total is 0 where unknown.
 
     Returns:
         The finished folder, or None while other parts are not done.
 
     Raises:
-        WrongPrompt: If an unfinished or finished folder was made by another encoder.
-        VectorsError: If it was made from other data or with other settings, an id stands twice, a
-            vector holds NaN, there is no passage, or the disk is full.
+        OutputError: If a finished or unfinished folder was made by another encoder, from other
+            data or with other settings; if another process fills it, or it cannot be written.
+        VectorsError: If an id occurs twice, a vector holds NaN, or there is no passage.
     """
     settings = settings or EncodeSettings()
     out = Path(out)
+    part = (settings.part, settings.parts)
+    with claim(out, mark=MANIFEST, part=part if settings.parts > 1 else None):
+        if overwrite:
+            remove_folder(out, settings=settings)
+        return fill_folder(
+            encoder,
+            passages,
+            out=out,
+            source=source,
+            settings=settings,
+            reuse=reuse,
+            on_progress=on_progress,
+        )
+
+
+def remove_folder(out: Path, *, settings: EncodeSettings) -> None:
+    """Remove a finished and an unfinished vector folder, to start over.
+
+    Raises:
+        VectorsError: If other parts may be at work in it.
+    """
+    if settings.parts > 1:
+        raise VectorsError(
+            f"{out}: expected to overwrite all parts at once, got one of {settings.parts}; remove "
+            f"{out} and {partial_path(out)} instead"
+        )
+    for path in (out, partial_path(out)):
+        with writing(path):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+def fill_folder(
+    encoder: TextEncoder,
+    passages: Iterable[Passage | Document],
+    *,
+    out: Path,
+    source: Source,
+    settings: EncodeSettings,
+    reuse: VectorFolder | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VectorFolder | None:
+    """Do what :func:`encode_folder` does, in a folder that the caller has claimed."""
     renewed = reuse is not None and reuse.path == out
     work = begin_folder(encoder, out=out, source=source, settings=settings, renewed=renewed)
     if work is None:
         return VectorFolder(out)
     origin = _origin(encoder, source=source, settings=settings)
     known = KnownVectors(reuse, encoder=encoder, dtype=settings.dtype)
-    try:
+    with writing(work):
         worker = _Worker(encoder, work=work, settings=settings, known=known)
         complete = worker.go_through(passages, total=source.count or 0, on_progress=on_progress)
         if complete:
             return _finish(work, out=out, origin=origin)
-    except OSError as error:
-        raise _full(work, error) from error
     # Another part may have written the last record and put the folder in its place meanwhile.
     return VectorFolder(out) if not work.exists() and (out / MANIFEST).is_file() else None
 
@@ -148,28 +191,19 @@ def begin_folder(
         The unfinished folder, or None where ``out`` is finished and holds what is wanted.
 
     Raises:
-        WrongPrompt: If either was made by another encoder.
-        VectorsError: If it was made from other data or with other settings, or the disk is full.
+        OutputError: If either was made by another encoder, from other data or with other settings,
+            or cannot be written.
     """
-    recover_folder(out)
     origin = _origin(encoder, source=source, settings=settings)
     if (out / MANIFEST).is_file() and not renewed:
-        finished = VectorFolder(out)
-        check_same_origin(finished.manifest.origin, origin, where=out, finished=True)
+        check_same(_settings(VectorFolder(out).manifest.origin), _settings(origin), path=out)
+        if settings.part == 0:
+            say_complete(out)
         return None
     work = partial_path(out)
-    try:
+    with writing(work):
         _open_plan(work, origin)
-    except OSError as error:
-        raise _full(work, error) from error
     return work
-
-
-def _full(work: Path, error: OSError) -> VectorsError:
-    return VectorsError(
-        f"{work}: cannot be written ({error.strerror or error}); what was finished is kept, make "
-        "room and run again to go on"
-    )
 
 
 def encode_data(
@@ -289,43 +323,18 @@ def _open_plan(work: Path, origin: Origin) -> None:
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(origin)})
     begun = origin_from_json(read_record(path), path=path)
-    check_same_origin(begun, origin, where=work, finished=False)
+    check_same(_settings(begun), _settings(origin), path=work)
 
 
-def check_same_origin(begun: Origin, now: Origin, *, where: Path, finished: bool) -> None:
-    """Refuse to go on with vectors of another encoder, other data or other settings.
-
-    Args:
-        begun: What made the vectors that are there.
-        now: What would make the next ones.
-        where: The folder.
-        finished: Whether the folder is complete.
-
-    Raises:
-        WrongPrompt: If backbone or prompt differ.
-        VectorsError: If data, dtype or shard size differ.
-    """
-    advice = (
-        "choose another folder, or renew it with `dptdr index VECTORS --refresh`"
-        if finished
-        else f"go on with what it was begun with, or remove {where} to begin anew"
-    )
-    if begun.passage_fingerprint != now.passage_fingerprint:
-        raise WrongPrompt(
-            f"{where}: was made by '{begun.encoder}' with passage fingerprint "
-            f"{begun.passage_fingerprint}, not by '{now.encoder}' with {now.passage_fingerprint}; "
-            + advice
-        )
-    for field in ("data_fingerprint", "dtype", "shard_size", "dim"):
-        before, after = getattr(begun, field), getattr(now, field)
-        if before != after:
-            what = field.replace("_", " ")
-            raise VectorsError(f"{where}: was made with {what} {before}, not {after}; {advice}")
+def _settings(origin: Origin) -> dict[str, Any]:
+    """Return what must be the same to go on with vectors, or to keep them."""
+    names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim")
+    return {name: getattr(origin, name) for name in names}
 
 
 def _finish(work: Path, *, out: Path, origin: Origin) -> VectorFolder:
     """Write the manifest and put the folder in its place; of several processes, one does it."""
-    with _locked(out.with_name(f".{out.name}.lock")):
+    with locked(out, f".{out.name}.finish.lock", wait=True):
         if work.is_dir():
             records = sorted((work / SHARDS).glob("*.json"))
             shards = sorted(
@@ -353,14 +362,3 @@ def _remove_leftovers(folder: Path, shards: Sequence[Shard]) -> None:
     for path in folder.iterdir():
         if path.name not in listed:
             path.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file against other processes of this machine."""
-    with path.open("wb") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

@@ -10,12 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from dptdr.errors import DptdrError, VectorsError
+from dptdr.io.resume import claim
 from dptdr.records import Passage
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Document, Source
-from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
+from dptdr.search.vectors.encoding import (
+    EncodeSettings,
+    encode_folder,
+    partial_path,
+    remove_folder,
+)
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import SHARDS
+from dptdr.search.vectors.manifest import MANIFEST, SHARDS
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -29,6 +35,7 @@ def encode_in_processes(
     settings: EncodeSettings,
     processes: int,
     reuse: Path | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
     """Encode a corpus by several processes; the result has the bytes of one process.
@@ -45,6 +52,7 @@ def encode_in_processes(
         settings: As for one process; ``part`` and ``parts`` split the work between machines.
         processes: Number of processes, at least 1.
         reuse: A finished vector folder to take vectors from.
+        overwrite: Start over, whatever is at ``out``.
         on_progress: Called with (passages in finished shards, passages).
 
     Returns:
@@ -56,6 +64,9 @@ def encode_in_processes(
     """
     if processes < 1:
         raise VectorsError(f"expected at least 1 process, got {processes}")
+    if overwrite:
+        with claim(out, mark=MANIFEST):
+            remove_folder(out, settings=settings)
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(
         processes,

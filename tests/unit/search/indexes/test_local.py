@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError
+from dptdr.errors import OutputError, VectorsError
 from dptdr.search.index import Index
 from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.indexes.exact import exact_top_k
@@ -171,7 +171,7 @@ def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
 
 def test_an_index_of_a_removed_type_names_the_last_version_that_reads_it(table_folder, tmp_path):
     build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
-    change_manifest(tmp_path / "i", format_version=1, kind="usearch")
+    change_manifest(tmp_path / "i", format_version=1, index_type="usearch")
     with pytest.raises(VectorsError, match=r"manifest.json.*was removed; version 0\.1\.0 is the"):
         open_index(tmp_path / "i")
 
@@ -224,18 +224,40 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(table_folder, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("dptdr.search.indexes.building.write_json", full)
-    with pytest.raises(VectorsError, match=r"No space left.*what stood there is unchanged"):
-        build_index(table_folder, out=tmp_path / "i", index_type="ivf-sq")
+    with pytest.raises(OutputError, match=r"/i: cannot be written .No space left.*make room"):
+        build_index(table_folder, out=tmp_path / "i", index_type="ivf-sq", overwrite=True)
     monkeypatch.undo()
     index = open_index(tmp_path / "i")
     assert index.index_type == "hnsw"
     assert index.search(queries, depth=3).ids == before
-    assert [path.name for path in tmp_path.iterdir()] == ["i"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".i.made.json", "i"]
+
+
+def test_the_same_index_again_is_complete_and_another_one_is_refused(
+    table_folder, tmp_path, capsys
+):
+    out = tmp_path / "i"
+    first = build_index(table_folder, out=out)
+    written = (out / "manifest.json").read_bytes()
+    again = build_index(
+        table_folder, out=out, settings=BuildSettings(threads=2, memory_bytes=10**9)
+    )
+    assert again[1] == first[1]
+    assert capsys.readouterr().err == f"{out}: complete, nothing to do\n"
+    with pytest.raises(
+        OutputError, match="bm25: was False, is True; index_type: was 'auto', is 'hnsw'"
+    ):
+        build_index(table_folder, out=out, index_type="hnsw", settings=BuildSettings(bm25=True))
+    assert (out / "manifest.json").read_bytes() == written
+    assert (
+        build_index(table_folder, out=out, index_type="hnsw", overwrite=True)[0].index_type
+        == "hnsw"
+    )
 
 
 def test_faiss_that_cannot_write_leaves_nothing(table_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dptdr.search.indexes.building.GRAPH", "no/such/folder/index.bin")
-    with pytest.raises(VectorsError, match=r"cannot be written .*make room"):
+    with pytest.raises((OutputError, VectorsError), match=r"cannot be written"):
         build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,7 +268,9 @@ def test_options_reach_search_after_opening(table_folder, tmp_path, table, queri
     _, rows = exact_top_k(queries, table, depth=10)
 
     def recall(settings):
-        build_index(table_folder, out=tmp_path / "i", index_type="ivf-sq", settings=settings)
+        build_index(
+            table_folder, out=tmp_path / "i", index_type="ivf-sq", settings=settings, overwrite=True
+        )
         found = open_index(tmp_path / "i").search(queries, depth=10)
         pairs = zip(rows, found.ids, strict=True)
         return np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])

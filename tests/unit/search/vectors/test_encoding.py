@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.errors import OutputError, VectorsError
+from dptdr.io.resume import claim
 from dptdr.records import Passage
 from dptdr.search.vectors.documents import Document, Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
@@ -96,7 +96,7 @@ def test_a_stop_in_the_middle_loses_no_vector_and_repeats_no_finished_shard(make
 
 
 KILLED = """
-    import sys, time
+    import os, signal, sys
     sys.path.insert(0, {here!r})
     from conftest import HashEncoder
     from dptdr.search.vectors.documents import Source
@@ -104,31 +104,30 @@ KILLED = """
     from pathlib import Path
     from dptdr.records import Passage
 
-    class Slow(HashEncoder):
-        def encode_passages(self, texts, *, on_progress=None):
-            time.sleep(0.02)
-            return super().encode_passages(texts)
+    left = {operations}
 
+    def count(event, arguments):
+        global left
+        if event in ("open", "os.rename") and ".partial" in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
     passages = [Passage(f"d{{n}}", f"word{{n}}") for n in range(200)]
     encode_folder(
-        Slow(), passages, out=Path({out!r}), source=Source(fingerprint="f"),
+        HashEncoder(), passages, out=Path({out!r}), source=Source(fingerprint="f"),
         settings=EncodeSettings(shard_size=8),
     )
 """
 
 
 def test_kill_minus_nine_loses_and_doubles_nothing(make_encoder, tmp_path):
-    code = textwrap.dedent(KILLED).format(
-        here=str(Path(__file__).parents[1]), out=str(tmp_path / "v")
-    )
-    work = partial_path(tmp_path / "v") / "shards"
-    for wanted in (2, 9):
-        process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ})
-        deadline = time.time() + 60
-        while len(list(work.glob("*.json"))) < wanted and time.time() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    here, out = str(Path(__file__).parents[1]), str(tmp_path / "v")
+    for operations in (23, 60):
+        code = textwrap.dedent(KILLED).format(here=here, out=out, operations=operations)
+        done = subprocess.run([sys.executable, "-c", code], check=False)
+        assert done.returncode == -signal.SIGKILL
         assert not (tmp_path / "v").exists()
     passages = [Passage(f"d{n}", f"word{n}") for n in range(200)]
     settings = EncodeSettings(shard_size=8)
@@ -143,8 +142,9 @@ def test_kill_minus_nine_loses_and_doubles_nothing(make_encoder, tmp_path):
         source=Source(fingerprint="f"),
         settings=settings,
     )
-    assert 0 < len(last.encoded) <= 128
+    assert 0 < len(last.encoded) <= 184
     assert folder_bytes(resumed.path) == folder_bytes(whole.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "w"]
 
 
 def test_parts_done_anywhere_give_the_bytes_of_one_process(make_encoder, tmp_path):
@@ -177,11 +177,12 @@ def test_an_unfinished_folder_says_how_to_go_on(encoder, tmp_path):
         VectorFolder(tmp_path / "v")
 
 
-def test_a_finished_folder_is_returned_without_encoding(make_encoder, tmp_path):
+def test_a_finished_folder_is_returned_without_encoding(make_encoder, tmp_path, capsys):
     encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE)
     again = make_encoder()
     assert encode_folder(again, PASSAGES, out=tmp_path / "v", source=SOURCE).count == 23
     assert again.encoded == []
+    assert capsys.readouterr().err == f"{tmp_path / 'v'}: complete, nothing to do\n"
 
 
 def begin(encoder, out, **settings):
@@ -197,7 +198,7 @@ def begin(encoder, out, **settings):
 def test_another_prompt_may_not_go_on_and_both_fingerprints_are_named(make_encoder, tmp_path):
     begin(make_encoder(), tmp_path / "v")
     with pytest.raises(
-        WrongPrompt, match=r"fingerprint passage-b1-p1, not by 'double' with passage-b1-p2; go on"
+        OutputError, match="passage_fingerprint: was 'passage-b1-p1', is 'passage-b1-p2'"
     ):
         begin(make_encoder(prompt="p2"), tmp_path / "v")
 
@@ -205,14 +206,36 @@ def test_another_prompt_may_not_go_on_and_both_fingerprints_are_named(make_encod
 def test_a_finished_folder_of_another_prompt_is_left_alone(make_encoder, tmp_path):
     encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE)
     before = folder_bytes(tmp_path / "v")
-    with pytest.raises(WrongPrompt, match="choose another folder"):
+    with pytest.raises(OutputError, match="cannot resume: these settings differ"):
         encode_folder(make_encoder(prompt="p2"), PASSAGES, out=tmp_path / "v", source=SOURCE)
     assert folder_bytes(tmp_path / "v") == before
 
 
+def test_a_folder_is_overwritten_only_when_told_and_only_as_a_whole(make_encoder, tmp_path):
+    out = tmp_path / "v"
+    encode_folder(make_encoder(), PASSAGES, out=out, source=SOURCE, settings=SMALL)
+    other = make_encoder(prompt="p2")
+    given = {"out": out, "source": SOURCE, "overwrite": True}
+    half = EncodeSettings(shard_size=5, part=0, parts=2)
+    with pytest.raises(VectorsError, match="expected to overwrite all parts at once, got one of 2"):
+        encode_folder(other, PASSAGES, settings=half, **given)
+    folder = encode_folder(other, PASSAGES, settings=SMALL, **given)
+    assert folder.manifest.origin.passage_fingerprint == "passage-b1-p2"
+    assert len(other.encoded) == 23
+
+
+def test_two_processes_never_fill_the_same_part(make_encoder, tmp_path):
+    given = {"out": tmp_path / "v", "source": SOURCE, "settings": SMALL}
+    with (
+        claim(tmp_path / "v", mark="manifest.json"),
+        pytest.raises(OutputError, match=f"v: is being written by process {os.getpid()} on"),
+    ):
+        encode_folder(make_encoder(), PASSAGES, **given)
+
+
 def test_other_data_or_settings_may_not_go_on(make_encoder, tmp_path):
     begin(make_encoder(), tmp_path / "v")
-    with pytest.raises(VectorsError, match="made with data fingerprint data-1, not data-2"):
+    with pytest.raises(OutputError, match="data_fingerprint: was 'data-1', is 'data-2'"):
         encode_folder(
             make_encoder(),
             PASSAGES,
@@ -220,7 +243,7 @@ def test_other_data_or_settings_may_not_go_on(make_encoder, tmp_path):
             source=Source(fingerprint="data-2"),
             settings=SMALL,
         )
-    with pytest.raises(VectorsError, match="made with dtype float32, not float16"):
+    with pytest.raises(OutputError, match="dtype: was 'float32', is 'float16'"):
         begin(make_encoder(), tmp_path / "v", dtype="float16")
     changed = [PASSAGES[0]._replace(text="other"), *PASSAGES[1:]]
     with pytest.raises(VectorsError, match=r"from other passages than shard 0 of this data"):
@@ -288,7 +311,7 @@ def test_a_full_disk_keeps_what_was_finished(make_encoder, tmp_path, monkeypatch
         return real(path)
 
     monkeypatch.setattr(module, "atomic_file", full)
-    with pytest.raises(VectorsError, match=r"No space left.*make room and run again"):
+    with pytest.raises(OutputError, match=r"v.partial: .*No space left.*make room, then run again"):
         encode_folder(make_encoder(), PASSAGES, out=tmp_path / "v", source=SOURCE, settings=SMALL)
     monkeypatch.undo()
     again = make_encoder()

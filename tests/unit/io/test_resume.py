@@ -1,0 +1,224 @@
+"""The protocol of outputs: complete, partial, other settings, locks, and what is tried first."""
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dptdr.errors import OutputError
+from dptdr.io.resume import claim, try_outputs
+
+SETTINGS = {"steps": 4, "data": {"name": "a", "queries": 5}}
+
+
+def make(out, settings=SETTINGS, *, text="made", fail=False, **options):
+    """A stage that writes one file; returns whether it did, and what was kept."""
+    with claim(out) as output:
+        if output.begin(settings, **options):
+            return False, output.result
+        if fail:
+            if "work" in options:
+                options["work"].mkdir()
+                (options["work"] / "half").touch()
+            raise KeyboardInterrupt
+        out.write_text(text)
+        output.finish({"length": len(text)})
+        return True, None
+
+
+def test_the_same_settings_again_find_the_output_complete(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert make(out) == (True, None)
+    assert capsys.readouterr().err == ""
+    assert make(out, dict(reversed(SETTINGS.items()))) == (False, {"length": 4})
+    assert capsys.readouterr().err == f"{out}: complete, nothing to do\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.made.json", "out"]
+
+
+def test_a_killed_stage_is_continued(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(KeyboardInterrupt):
+        make(out, work=work, fail=True)
+    with pytest.raises(OutputError, match="steps: was 4, is 5"):
+        make(out, SETTINGS | {"steps": 5}, work=work)
+    assert make(out, work=work) == (True, None)
+    assert (work / "half").exists()
+
+
+def test_other_settings_are_refused_with_all_differences_unless_overwritten(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "out.training"
+    make(out, work=work)
+    work.mkdir()
+    (work / "old").touch()
+    other = {"data": {"name": "a", "queries": 6}, "seed": 1}
+    expected = (
+        f"{out}: cannot resume: these settings differ from the original run: data.queries: was 5, "
+        "is 6; seed: was absent, is 1; steps: was 4, is absent; give the same settings, choose "
+        "another output, or overwrite it (--overwrite)"
+    )
+    with pytest.raises(OutputError) as error:
+        make(out, other, work=work, text="other")
+    assert str(error.value) == expected
+    assert out.read_text() == "made"
+    assert make(out, other, work=work, text="other", overwrite=True) == (True, None)
+    assert out.read_text() == "other"
+    assert not work.exists()
+
+
+def test_a_kill_while_overwriting_is_not_taken_for_complete(tmp_path):
+    out = tmp_path / "out"
+    make(out)
+    other = SETTINGS | {"steps": 9}
+    with pytest.raises(KeyboardInterrupt):
+        make(out, other, overwrite=True, fail=True)
+    assert out.read_text() == "made"
+    assert make(out, other, text="other") == (True, None)
+    assert out.read_text() == "other"
+
+
+def test_an_output_of_unknown_settings_is_kept(tmp_path):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(OutputError, match=r"out: exists already, .* not recorded; .*--overwrite"):
+        make(out)
+    assert out.read_text() == "mine"
+    # An earlier version recorded the settings elsewhere.
+    assert make(out, began=SETTINGS) == (True, None)
+
+
+def test_an_output_that_was_changed_is_kept_and_one_that_was_removed_is_made_again(tmp_path):
+    out = tmp_path / "out"
+    make(out)
+    out.write_text("changed since")
+    with pytest.raises(OutputError, match="was changed after it was complete"):
+        make(out)
+    out.unlink()
+    assert make(out, SETTINGS | {"steps": 5}) == (True, None)
+
+
+def test_a_folder_with_other_things_is_never_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter").touch()
+    with (
+        pytest.raises(OutputError, match=r"something else is there .no task\.json in it"),
+        claim(tmp_path / "home", mark="task.json") as output,
+    ):
+        output.begin(SETTINGS, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    with claim(tmp_path / "empty", mark="task.json") as output:
+        assert not output.begin(SETTINGS)
+
+
+HOLDER = """
+    import sys
+    from pathlib import Path
+    from dptdr.io.resume import claim
+    with claim(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds ``tmp_path / 'out'``."""
+    code = textwrap.dedent(HOLDER)
+    arguments = [sys.executable, "-c", code, str(tmp_path / "out")]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_told_who_holds_the_output(tmp_path, holder):
+    words = rf"out: is being written by process {holder.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:"
+    with pytest.raises(OutputError, match=words):
+        make(tmp_path / "out")
+    make(tmp_path / "other")
+    holder.communicate()
+    assert make(tmp_path / "out") == (True, None)
+
+
+def test_the_lock_and_the_leftovers_of_a_killed_process_are_taken_over(tmp_path, holder):
+    from dptdr.io import atomic
+
+    dead = f"{atomic._HOST}-{holder.pid}"
+    holder.kill()
+    holder.wait()
+    for name in (f".out.{dead}.abcdefgh.tmp", ".out.abc_efg1.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    kept = [
+        f".out.{atomic._HOST}-{os.getpid()}.abcdefgh.tmp",
+        f".out.0000aaaa-{holder.pid}.abcdefgh.tmp",  # Of another machine.
+        f".out.jsonl.{dead}.abcdefgh.tmp",  # Of another output.
+        "out.abcdefgh.tmp",
+    ]
+    for name in kept:
+        (tmp_path / name).touch()
+    assert make(tmp_path / "out") == (True, None)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == sorted([*kept, "out", ".out.made.json"])
+
+
+def test_parts_of_one_folder_go_together_but_none_twice_and_not_with_the_whole(tmp_path):
+    out = tmp_path / "v"
+    with claim(out, mark="m", part=(0, 2)), claim(out, mark="m", part=(1, 2)):
+        for part in ((0, 2), None):
+            with (
+                pytest.raises(OutputError, match=f"written by process {os.getpid()}"),
+                claim(out, mark="m", part=part),
+            ):
+                pass
+    with (
+        claim(out, mark="m"),
+        pytest.raises(OutputError, match="is being written"),
+        claim(out, mark="m", part=(0, 2)),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written_are_found_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: expected a file, got a folder"):
+        try_outputs(tmp_path / "folder")
+    with pytest.raises(OutputError, match="file: expected a folder, got a file"):
+        try_outputs(tmp_path / "file", folders=True)
+    with pytest.raises(OutputError, match=r"out: cannot be written .*file"):
+        try_outputs(tmp_path / "file" / "out")
+    with pytest.raises(OutputError, match=r"aaa: cannot be written \(File name too long"):
+        try_outputs(tmp_path / ("a" * 300))
+    with pytest.raises(OutputError, match=r"expected the name of an output, got '\.'"):
+        try_outputs(Path())
+    try_outputs(None, tmp_path / "new" / "deeper" / "out")
+    assert list((tmp_path / "new" / "deeper").iterdir()) == []
+
+
+def test_a_name_that_is_not_utf_8_is_refused_in_words_that_can_be_printed(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(OutputError, match=r"caf\\xe9': expected a name in UTF-8") as error:
+        try_outputs(path)
+    str(error.value).encode("ascii")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(Permission denied"):
+        try_outputs(tmp_path / "out")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert make(tmp_path / "out") == (True, None)
