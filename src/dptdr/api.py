@@ -288,6 +288,7 @@ def mine(
     positive_score: PositiveScore = "mean",
     keep_scores: bool = False,
     min_grade: int = 1,
+    keep_identical: bool = False,
     format: OutputFormat = "dptdr",
     judged_split: str | None = None,
     cache: AnyPath | None = None,
@@ -316,6 +317,7 @@ def mine(
         positive_score: Which score counts where a query has several positives.
         keep_scores: Drop nothing; write the teacher's scores.
         min_grade: Minimum grade of a positive.
+        keep_identical: Whether a query that is a passage of the data may be its own negative.
         format: ``dptdr`` (ids with provenance) or ``tevatron`` (texts).
         judged_split: Measure precision and recall of the removal on this split's judgements.
         cache: Keep corpus vectors and the BM25 index in this folder.
@@ -349,6 +351,7 @@ def mine(
         settings=MiningSettings(
             sources=tuple(parsed), cleaning=cleaning, seed=seed, min_grade=min_grade, output=format
         ),
+        keep_identical=keep_identical,
         teacher=teacher,
         judged_split=judged_split,
         cache=None if cache is None else Path(cache),
@@ -589,6 +592,7 @@ def retrieve(
     id_prefix: str | None = None,
     depth: int = 100,
     limit: int | None = None,
+    keep_identical: bool = False,
     out: AnyPath | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -603,6 +607,7 @@ def retrieve(
         id_prefix: Ask the queries whose ids begin so instead, judged or not.
         depth: Passages for each query.
         limit: Ask only the first so many queries.
+        keep_identical: Whether a query that is a passage of the data may find itself.
         out: Write a TREC run file here.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         threads: Threads of BM25; one for each core by default.
@@ -620,7 +625,7 @@ def retrieve(
     else:
         queries, _ = judged_queries(folder, split, limit=limit)
     if isinstance(system, SearchIndex):
-        run = system.run(queries, depth=depth)
+        run = system.run(queries, depth=depth, keep_identical=keep_identical)
         name = system.index.origin.encoder if system.encoder is None else system.encoder.name
     else:
         ranking = rank(
@@ -629,6 +634,7 @@ def retrieve(
             queries=queries,
             depth=depth,
             threads=threads or os.cpu_count() or 1,
+            keep_identical=keep_identical,
             phase=_phases(progress),
         )
         run, name = ranking.run, ranking.system
@@ -646,11 +652,13 @@ def evaluate(
     measures: Sequence[str] = (),
     depth: int | None = None,
     limit: int | None = None,
+    keep_identical: bool = False,
     run_out: AnyPath | None = None,
     protocol: Literal["msmarco", "nq"] | None = None,
     passages: AnyPath | None = None,
     queries: AnyPath | None = None,
     matching: Literal["string", "regex"] = "string",
+    strict: bool = False,
     device: str = "auto",
     dtype: str = "float32",
     threads: int | None = None,
@@ -665,11 +673,13 @@ def evaluate(
         measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
         depth: Passages ranked for each query; what the measures need by default, at least 100.
         limit: Ask only the first so many queries.
+        keep_identical: Whether a query that is a passage of the data may find itself.
         run_out: Write the ranking to this TREC run file.
         protocol: Measure a run file by official rules.
         passages: For ``nq``: psgs_w100.tsv or corpus.jsonl that the run names.
         queries: For ``nq``: queries.jsonl that tells which id is which question.
         matching: For ``nq``: answers are texts, or regular expressions.
+        strict: For ``nq``: refuse answers that match every passage or none.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         dtype: Number type of the backbone's weights.
         threads: Threads of BM25, or processes of ``nq``; one for each core by default.
@@ -690,6 +700,7 @@ def evaluate(
             passages=passages,
             queries=queries,
             matching=matching,
+            strict=strict,
             workers=threads,
             phase=_phases(progress),
         )
@@ -702,6 +713,7 @@ def evaluate(
         queries=asked,
         depth=depth,
         threads=threads,
+        keep_identical=keep_identical,
         phase=_phases(progress),
     )
     report = measure(ranking, folder, split=split, qrels=judged, measures=measures, depth=depth)
@@ -873,6 +885,7 @@ def _by_protocol(
     passages: AnyPath | None,
     queries: AnyPath | None,
     matching: Literal["string", "regex"],
+    strict: bool,
     workers: int,
     phase: Phase,
 ) -> EvaluationReport:
@@ -891,6 +904,7 @@ def _by_protocol(
             passages=Path(passages),
             queries=None if queries is None else Path(queries),
             matching=matching,
+            strict=strict,
             workers=workers,
             on_progress=on_progress,
         )

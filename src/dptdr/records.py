@@ -42,7 +42,8 @@ class TrainingGroup(NamedTuple):
     """A query with texts to tell apart.
 
     ``positive_scores`` and ``negative_scores`` are a teacher's scores, empty where there are none,
-    else of the same lengths as the texts.
+    else of the same lengths as the texts. ``own_passage`` is the passage that the query is itself,
+    empty for most: it is never a negative.
     """
 
     query_id: str
@@ -53,6 +54,7 @@ class TrainingGroup(NamedTuple):
     negative_ids: tuple[str, ...] = ()
     positive_scores: tuple[float, ...] = ()
     negative_scores: tuple[float, ...] = ()
+    own_passage: str = ""
 
 
 Run: TypeAlias = dict[str, list[Hit]]

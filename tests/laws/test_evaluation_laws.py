@@ -170,7 +170,7 @@ words = st.lists(st.sampled_from(["a", "B", "É", "ΣΑΣ", "9", ".", "-", "of t
 @settings(deadline=None)
 def test_answer_accuracy_agrees_with_success_over_passages_that_contain_an_answer(texts, answer):
     passages = [(f"p{row}", " ".join(text)) for row, text in enumerate(texts)]
-    prepared = [prepare_answer(" ".join(answer), matching="string")]
+    prepared = [prepare_answer(" ".join(answer), matching="string")[0]]
     run = {"q": [Hit(key, float(-row)) for row, (key, _) in enumerate(passages)]}
     result = evaluate_nq(run, [prepared], query_ids=["q"], passages=iter(passages))
     needle = tokenize(" ".join(answer))

@@ -39,6 +39,10 @@ def command(
             min=1, help="Passages ranked per query. Default: what the measures need, at least 100."
         ),
     ] = None,
+    keep_identical: Annotated[
+        bool,
+        typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
+    ] = False,
     run_out: Annotated[
         Path | None, typer.Option(help="Write the ranking to this TREC run file.")
     ] = None,
@@ -69,6 +73,12 @@ def command(
         Literal["string", "regex"],
         typer.Option(help="Answers of nq are texts, or regular expressions (CuratedTREC)."),
     ] = "string",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse nq answers that match every passage or none, as an empty one."
+        ),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -117,6 +127,8 @@ def command(
         passages=passages,
         queries=queries,
         matching=matching,
+        strict=strict,
+        keep_identical=keep_identical,
         threads=workers,
     )
     write_result(json, report.as_json(), said=_table(report))
@@ -142,6 +154,8 @@ def _table(report: "EvaluationReport") -> str:
     values = [f"{value:.4f}" for value in report.measures.values()]
     rows.append([report.system, f"{report.queries:,}", *values])
     lines = [where, "", *markdown_table(rows)]
+    if faults := report.details.get("faulty_answers"):
+        lines += ["", f"answers scored as DPR does: {len(faults)}, such as {faults[0]}"]
     if report.details.get("unanswered"):
         lines += ["", f"queries without any passage, counted as 0: {report.details['unanswered']}"]
     if report.protocol == "msmarco":

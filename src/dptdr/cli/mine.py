@@ -36,6 +36,10 @@ def command(
     ] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     min_grade: Annotated[int, typer.Option(help="Least grade of a positive.")] = 1,
+    keep_identical: Annotated[
+        bool,
+        typer.Option("--keep-identical", help="Let a query that is a passage be its own negative."),
+    ] = False,
     teacher: Annotated[
         str | None, typer.Option(help=f"Scores candidates, to drop false negatives: {TEACHERS}.")
     ] = None,
@@ -115,6 +119,7 @@ def command(
             min_grade=min_grade,
             output=format,
         ),
+        keep_identical=keep_identical,
         teacher=teacher,
         judged_split=judged_split,
         cache=cache,

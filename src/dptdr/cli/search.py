@@ -49,6 +49,10 @@ def command(
             help="Search the queries whose ids begin so instead of a split's, judged or not."
         ),
     ] = None,
+    keep_identical: Annotated[
+        bool,
+        typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
+    ] = False,
     run_out: Annotated[
         Path | None, typer.Option(help="TREC run file to write, with --queries.")
     ] = None,
@@ -108,7 +112,7 @@ def command(
     from dptdr.api import encoder_of
     from dptdr.records import Query
     from dptdr.search.index import check_encoder
-    from dptdr.search.pipeline import Pipeline, parse_fusion
+    from dptdr.search.pipeline import TEXT_ID, Pipeline, parse_fusion
     from dptdr.search.rerank import cross_encoder
     from dptdr.search.vectors.documents import Filter
 
@@ -130,14 +134,14 @@ def command(
         if tune_on is not None and queries is not None:
             typer.echo(_tune(pipeline, queries, tune_on))
         asked = (
-            [Query("query", text)] if text is not None else _queries_of(queries, split, id_prefix)
+            [Query(TEXT_ID, text)] if text is not None else _queries_of(queries, split, id_prefix)
         )
         started = time.perf_counter()
         wanted = depth or (10 if text is not None else 100)
-        run = pipeline.search(asked, depth=wanted, filters=filters)
+        run = pipeline.search(asked, depth=wanted, filters=filters, keep_identical=keep_identical)
         seconds = time.perf_counter() - started
         if text is not None:
-            _print_hits(opened, text, run["query"], json=json)
+            _print_hits(opened, text, run[TEXT_ID], json=json)
             return
         assert run_out is not None
         _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)

@@ -83,6 +83,9 @@ class TrainingConfig(OptimisationConfig):
     dev_passages: Annotated[
         int, Setting("Maximum number of passages in the dev corpus, judged ones included.", min=2)
     ] = 400
+    keep_identical: Annotated[
+        bool, Setting("Let a query that is a passage of the data be its own answer or negative.")
+    ] = False
 
     def settled(self, queries: int) -> "TrainingConfig":
         """Return the settings with the number of steps that fits the training queries.

@@ -9,17 +9,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from dptdr.errors import DataError
-from dptdr.io.beir import (
-    CORPUS,
-    QUERIES,
-    BeirFolder,
-    is_qrels_header,
-    parse_judgement,
-    parse_passage,
-    parse_query,
-)
+from dptdr.io.beir import BeirFolder, parse_passage, parse_query
 from dptdr.io.intarray import IntArray, as_numbers, int_array
 from dptdr.io.lines import raw_lines
+from dptdr.io.trec import is_qrels_header, parse_judgement
 
 Severity: TypeAlias = Literal["error", "warning"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -110,17 +103,17 @@ def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> 
         DataError: If there is no such folder or no corpus in it.
     """
     folder = BeirFolder(path)
-    files = [folder.path / CORPUS, folder.path / QUERIES]
+    files = [folder.corpus_path, folder.queries_path]
     files += [folder.qrels_path(split) for split in folder.splits()]
     total = sum(file.stat().st_size for file in files if file.is_file())
     ledger = _Ledger(root=folder.path, total_bytes=total, on_progress=on_progress)
     passages = _read_passages(folder, ledger)
     queries = _read_queries(folder, ledger)
     splits = {
-        split: _read_split(folder.qrels_path(split), ledger, passages=passages, queries=queries)
+        split: _read_split(folder, split, ledger, passages=passages, queries=queries)
         for split in folder.splits()
     }
-    _check_overlap(ledger, queries=queries)
+    _check_overlap(ledger, file=folder.queries_path.name, queries=queries)
     if not splits:
         ledger.add("no judgements", "warning", "qrels/: holds no SPLIT.tsv")
     return Inspection(
@@ -217,7 +210,7 @@ def _lengths(values: IntArray) -> Lengths:
 
 
 def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
-    file = folder.path / CORPUS
+    file = folder.corpus_path
     texts = _Texts()
     line_of_text = int_array()
     for number, line in raw_lines(file):
@@ -227,7 +220,7 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         except DataError as error:
             ledger.broken(error, file)
             continue
-        where = f"{CORPUS}:{number}: '{passage.id}'"
+        where = f"{file.name}:{number}: '{passage.id}'"
         first = texts.lines.setdefault(passage.id, number)
         if first != number:
             ledger.add("duplicate passage id", "error", f"{where} stands in line {first} already")
@@ -239,12 +232,14 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         texts.measure(passage.content)
         line_of_text.append(number)
     if not texts.lines:
-        ledger.add("no passages", "error", f"{CORPUS}: holds no passage that can be read")
-    _find_duplicate_texts(texts, line_of_text, ledger)
+        ledger.add("no passages", "error", f"{file.name}: holds no passage that can be read")
+    _find_duplicate_texts(texts, line_of_text, ledger, file=file.name)
     return texts
 
 
-def _find_duplicate_texts(texts: _Texts, line_of_text: IntArray, ledger: _Ledger) -> None:
+def _find_duplicate_texts(
+    texts: _Texts, line_of_text: IntArray, ledger: _Ledger, *, file: str
+) -> None:
     if not texts.hashes:
         return
     hashes = as_numbers(texts.hashes)
@@ -254,15 +249,15 @@ def _find_duplicate_texts(texts: _Texts, line_of_text: IntArray, ledger: _Ledger
     for position in sorted(repeated, key=lambda place: int(order[place])):
         here, earlier = line_of_text[order[position]], line_of_text[order[position - 1]]
         ledger.add(
-            "duplicate passage text", "warning", f"{CORPUS}:{here}: same text as line {earlier}"
+            "duplicate passage text", "warning", f"{file}:{here}: same text as line {earlier}"
         )
 
 
 def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
-    file = folder.path / QUERIES
+    file = folder.queries_path
     texts = _Texts()
     if not file.is_file():
-        ledger.add("no queries", "error", f"{QUERIES}: no such file")
+        ledger.add("no queries", "error", f"{file.name}: no such file")
         return texts
     for number, line in raw_lines(file):
         ledger.advance(number, line)
@@ -271,7 +266,7 @@ def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         except DataError as error:
             ledger.broken(error, file)
             continue
-        where = f"{QUERIES}:{number}: '{query.id}'"
+        where = f"{file.name}:{number}: '{query.id}'"
         first = texts.lines.setdefault(query.id, number)
         if first != number:
             ledger.add("duplicate query id", "error", f"{where} stands in line {first} already")
@@ -282,7 +277,10 @@ def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
     return texts
 
 
-def _read_split(file: Path, ledger: _Ledger, *, passages: _Texts, queries: _Texts) -> SplitStats:
+def _read_split(
+    folder: BeirFolder, split: str, ledger: _Ledger, *, passages: _Texts, queries: _Texts
+) -> SplitStats:
+    file = folder.qrels_path(split)
     grades: Counter[int] = Counter()
     best: dict[str, int] = {}
     first_line: dict[str, int] = {}
@@ -310,7 +308,7 @@ def _read_split(file: Path, ledger: _Ledger, *, passages: _Texts, queries: _Text
         grades[grade] += 1
         best[query_id] = max(grade, best.get(query_id, grade))
         if first_line.setdefault(query_id, number) == number:
-            queries.splits.setdefault(query_id, []).append(file.stem)
+            queries.splits.setdefault(query_id, []).append(split)
     for query_id, grade in best.items():
         if grade <= 0:
             ledger.add(
@@ -343,12 +341,12 @@ def _check_repeated(
         )
 
 
-def _check_overlap(ledger: _Ledger, *, queries: _Texts) -> None:
+def _check_overlap(ledger: _Ledger, *, file: str, queries: _Texts) -> None:
     """Report queries that several splits share, by id or by text."""
     splits_of_text: dict[int, dict[str, str]] = {}
     for (query_id, number), text in zip(queries.lines.items(), queries.hashes, strict=True):
         splits = queries.splits.get(query_id, [])
-        where = f"{QUERIES}:{number}: '{query_id}'"
+        where = f"{file}:{number}: '{query_id}'"
         if len(splits) > 1:
             ledger.add("query in several splits", "warning", f"{where} is in {', '.join(splits)}")
         known = splits_of_text.setdefault(text, {})

@@ -33,11 +33,11 @@ class GroupFile:
     the file refers to them by id.
 
     Args:
-        path: The file, not packed.
+        path: The file, plain or gzip.
         folder: The data folder that ids refer to; needed for ids alone.
 
     Raises:
-        DataError: If the file is missing, empty, packed or of no known format, or if it holds ids
+        DataError: If the file is missing, empty or of no known format, or if it holds ids
             and no folder is given.
     """
 
@@ -136,8 +136,6 @@ def _as_object(value: object, *, path: Path, line: int) -> dict[str, Any]:
 
 
 def _array_spans(path: Path) -> Spans:
-    if path.suffix == ".gz":
-        raise DataError("is packed and can only be read from the start; unpack it", path=path)
     starts, ends = int_array(), int_array()
     for element in array_elements(path):
         starts.append(element.start)

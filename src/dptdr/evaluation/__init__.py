@@ -3,8 +3,7 @@
 from dptdr.evaluation.differences import QueryDifference, query_differences
 from dptdr.evaluation.measures import DEFAULT_MEASURES, Evaluation, evaluate
 from dptdr.evaluation.significance import PairedTest, holm, paired_test
-from dptdr.io.qrels import read_qrels
-from dptdr.io.runs import read_run, write_run
+from dptdr.io.trec import read_qrels, read_run, write_run
 
 __all__ = [
     "DEFAULT_MEASURES",

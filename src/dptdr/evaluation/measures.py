@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dptdr.errors import EvaluationError
+from dptdr.io.trec import LARGEST_GRADE
 from dptdr.records import Hit, Qrels
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "R@100")
@@ -49,13 +50,20 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[name] = ir_measures.parse_measure(name)
             ir_measures.evaluator([parsed[name]], {"q": {"p": 1}})
-        # ir_measures validates with asserts, names and syntax errors alike.
-        except (NameError, ValueError, AssertionError, SyntaxError, TypeError):
-            wrong.append(name)
+        # ir_measures validates with asserts, names, keys and syntax errors alike.
+        except (
+            NameError,
+            ValueError,
+            AssertionError,
+            SyntaxError,
+            TypeError,
+            LookupError,
+        ) as error:
+            wrong.append(f"{name!r} ({' '.join(str(error).split())[:160].rstrip('.')})")
     if wrong:
         raise EvaluationError(
-            f"unknown measure {', '.join(repr(name) for name in wrong)}; write them as "
-            "ir_measures does, such as nDCG@10, RR@10, R@100, AP, P@5, Success@20"
+            f"ir_measures cannot compute {', '.join(wrong)}; write measures as it does, such as "
+            "nDCG@10, RR@10, R@100, AP, P@5, Success@20"
         )
     return parsed
 
@@ -82,8 +90,8 @@ def evaluate(
         Means and values per query.
 
     Raises:
-        EvaluationError: If a measure is unknown, the qrels are empty, no judged query is in the
-            run, or a query of the run lists a passage twice.
+        EvaluationError: If a measure or a grade cannot be computed with, the qrels are empty, no
+            judged query is in the run, or a query of the run lists a passage twice.
 
     Source:
         ir_measures (MacAvaney et al., ECIR 2022) over trec_eval. Differs: see above, nothing else.
@@ -93,6 +101,7 @@ def evaluate(
     objects = parse_measures(measures)
     if not qrels:
         raise EvaluationError("expected judged queries, the qrels hold none")
+    _check_grades(qrels)
     ranked = {query_id: run[query_id] for query_id in qrels if query_id in run}
     if not ranked:
         raise EvaluationError(
@@ -100,10 +109,11 @@ def evaluate(
             "give the qrels of the run's own queries"
         )
     scores = {query_id: _surrogate_scores(query_id, hits) for query_id, hits in ranked.items()}
-    names = {str(measure): name for name, measure in objects.items()}
-    per_query = {name: dict.fromkeys(qrels, 0.0) for name in objects}
-    for metric in ir_measures.iter_calc(list(objects.values()), qrels, scores):
-        per_query[names[str(metric.measure)]][metric.query_id] = float(metric.value)
+    # Two names may mean one measure, such as RR@10 and MRR@10.
+    values = {measure: dict.fromkeys(qrels, 0.0) for measure in objects.values()}
+    for metric in ir_measures.iter_calc(list(values), qrels, scores):
+        values[metric.measure][metric.query_id] = float(metric.value)
+    per_query = {name: dict(values[measure]) for name, measure in objects.items()}
     means = {name: sum(values.values()) / len(qrels) for name, values in per_query.items()}
     return Evaluation(
         measures=means,
@@ -111,6 +121,16 @@ def evaluate(
         queries=len(qrels),
         unanswered=len(qrels) - len(ranked),
     )
+
+
+def _check_grades(qrels: Qrels) -> None:
+    for query_id, grades in qrels.items():
+        for passage_id, grade in grades.items():
+            if abs(grade) > LARGEST_GRADE:
+                raise EvaluationError(
+                    f"query '{query_id}', passage '{passage_id}': expected a grade from "
+                    f"-{LARGEST_GRADE:,} to {LARGEST_GRADE:,}, got {grade}"
+                )
 
 
 def _surrogate_scores(query_id: str, hits: Sequence[Hit]) -> dict[str, float]:

@@ -1,33 +1,28 @@
 """BEIR folders: the one form of data that every stage reads.
 
 ``corpus.jsonl`` (``_id``, ``title``, ``text``), ``queries.jsonl`` (``_id``, ``text``) and
-``qrels/SPLIT.tsv`` (header, then query-id, corpus-id, score).
+``qrels/SPLIT.tsv`` (header, then query-id, corpus-id, score; or TREC's four columns). Each may be
+packed (``corpus.jsonl.gz``). Hidden files are ignored. Ids are unique.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
 from dptdr.errors import DataError
 from dptdr.io.atomic import atomic_folder, recover_folder, write_json
-from dptdr.io.lines import (
-    decode_line,
-    id_fault,
-    id_field,
-    integer,
-    parse_object,
-    raw_lines,
-    text_field,
-)
+from dptdr.io.ids import IdSet
+from dptdr.io.lines import id_fault, id_field, parse_object, raw_lines, text_field
+from dptdr.io.trec import QRELS_HEADER, read_qrels
 from dptdr.records import Judgement, Passage, Qrels, Query
 
 CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 QRELS = "qrels"
-QRELS_HEADER = ("query-id", "corpus-id", "score")
+Record = TypeVar("Record")
 _SPLIT_ORDER = ("train", "dev", "test")
 
 
@@ -48,7 +43,9 @@ class BeirFolder:
         if not self.path.is_dir():
             what = "this is a file" if self.path.exists() else "no such folder"
             raise DataError(f"{what}; {layout}", path=self.path)
-        if not (self.path / CORPUS).is_file():
+        self.corpus_path = _member(self.path / CORPUS)
+        self.queries_path = _member(self.path / QUERIES)
+        if not self.corpus_path.is_file():
             raise DataError(
                 f"no {CORPUS} in this folder; {layout} "
                 "(`dptdr data convert` makes one from other formats)",
@@ -64,32 +61,49 @@ class BeirFolder:
         """Return the passages in file order, read as they are asked for.
 
         Returns:
-            An iterator that raises DataError, naming file, line and field, at a broken line.
+            An iterator that raises DataError at a broken line or an id that was there before.
         """
-        path = self.path / CORPUS
-        return (parse_passage(line, path=path, number=number) for number, line in raw_lines(path))
+        return self.read_corpus(parse_passage, passage_id)
+
+    def read_corpus(
+        self, parse: Callable[..., Record], id_of: Callable[[Record], str]
+    ) -> Iterator[Record]:
+        """Return what a function makes of each line of the corpus; see :meth:`passages`.
+
+        Args:
+            parse: Takes the line, and ``path`` and ``number`` by name.
+            id_of: Gives a record's id.
+
+        Returns:
+            The iterator.
+        """
+        return _unique(self.corpus_path, parse, id_of, noun="passage")
 
     def queries(self) -> Iterator[Query]:
         """Return the queries of all splits in file order, read as they are asked for.
 
         Returns:
-            An iterator that raises DataError, naming file, line and field, at a broken line.
+            An iterator that raises DataError at a broken line or an id that was there before.
 
         Raises:
             DataError: If the folder has no queries.
         """
-        path = self.path / QUERIES
-        if not path.is_file():
-            raise DataError("no such file", path=path)
-        return (parse_query(line, path=path, number=number) for number, line in raw_lines(path))
+        if not self.queries_path.is_file():
+            raise DataError("no such file", path=self.queries_path)
+        return _unique(self.queries_path, parse_query, query_id, noun="query")
 
     def splits(self) -> list[str]:
         """Return the names of the splits: train, dev, test first, others by name.
 
         Returns:
-            One name for each ``qrels/NAME.tsv``.
+            One name for each ``qrels/NAME.tsv`` that is not hidden.
         """
-        names = {file.stem for file in (self.path / QRELS).glob("*.tsv")}
+        files = (self.path / QRELS).glob("*.tsv*")
+        names = {
+            file.name.removesuffix(".gz").removesuffix(".tsv")
+            for file in files
+            if file.name.endswith((".tsv", ".tsv.gz")) and not file.name.startswith(".")
+        }
         known = [name for name in _SPLIT_ORDER if name in names]
         return known + sorted(names.difference(known))
 
@@ -113,7 +127,7 @@ class BeirFolder:
         Returns:
             The path, whether or not the file exists.
         """
-        return self.path / QRELS / f"{split}.tsv"
+        return _member(self.path / QRELS / f"{split}.tsv")
 
     def qrels(self, split: str) -> Qrels:
         """Return the judgements of a split.
@@ -132,18 +146,7 @@ class BeirFolder:
         if not path.is_file():
             have = ", ".join(self.splits()) or "none"
             raise DataError(f"no split '{split}'; this folder has {have}", path=path)
-        qrels: Qrels = {}
-        for number, judgement in judgements(path):
-            grades = qrels.setdefault(judgement.query_id, {})
-            earlier = grades.setdefault(judgement.passage_id, judgement.grade)
-            if earlier != judgement.grade:
-                raise DataError(
-                    f"query '{judgement.query_id}' and passage '{judgement.passage_id}' are judged "
-                    f"twice, {earlier} and {judgement.grade}; keep one",
-                    path=path,
-                    line=number,
-                )
-        return qrels
+        return read_qrels(path)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over names and bytes of the corpus, the queries and all judgements.
@@ -152,7 +155,7 @@ class BeirFolder:
             64 hexadecimal digits.
         """
         digest = hashlib.sha256()
-        files = [self.path / CORPUS, self.path / QUERIES]
+        files = [self.corpus_path, self.queries_path]
         files += [self.qrels_path(split) for split in sorted(self.splits())]
         for file in files:
             if file.is_file():
@@ -160,6 +163,57 @@ class BeirFolder:
                     inner = hashlib.file_digest(handle, "sha256").hexdigest()
                 digest.update(f"{file.relative_to(self.path).as_posix()} {inner}\n".encode())
         return digest.hexdigest()
+
+
+def _member(path: Path) -> Path:
+    """Return the packed file where there is no plain one."""
+    packed = path.with_name(path.name + ".gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def passage_id(passage: Passage) -> str:
+    """Return a passage's id."""
+    return passage.id
+
+
+def query_id(query: Query) -> str:
+    """Return a query's id."""
+    return query.id
+
+
+def _unique(
+    path: Path,
+    parse: Callable[..., Record],
+    id_of: Callable[[Record], str],
+    *,
+    noun: str,
+) -> Iterator[Record]:
+    seen = IdSet()
+    for number, line in raw_lines(path):
+        record = parse(line, path=path, number=number)
+        if not seen.add(id_of(record)):
+            _refuse_second(id_of(record), path=path, number=number, noun=noun)
+        yield record
+
+
+def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> None:
+    """Find the first line of an id; there is none where only the hashes are equal."""
+    for earlier, line in raw_lines(path):
+        if earlier == number:
+            return
+        if parse_object(line, path=path, number=earlier).get("_id") == record_id:
+            raise duplicate_id(record_id, path=path, lines=(earlier, number), noun=noun)
+
+
+def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: str) -> DataError:
+    """Return the error for an id that two lines of a file have."""
+    first, second = lines
+    return DataError(
+        f"duplicate {noun} id '{record_id}', first in line {first}; remove one of the two",
+        path=path,
+        line=second,
+        field="_id",
+    )
 
 
 def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
@@ -204,69 +258,6 @@ def parse_query(line: bytes, *, path: Path, number: int) -> Query:
         id=id_field(record, "_id", path=path, number=number),
         text=text_field(record, "text", path=path, number=number),
     )
-
-
-def is_qrels_header(line: bytes) -> bool:
-    """Return whether the first line of a qrels file is BEIR's header.
-
-    Args:
-        line: The bytes of the line.
-
-    Returns:
-        True if the first or last column is named as BEIR names it.
-    """
-    fields = line.decode("utf-8", "replace").lower().split("\t")
-    return fields[-1].strip() == "score" or fields[0].strip().replace("_", "-") == "query-id"
-
-
-def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
-    """Return the judgement that stands in one line of a BEIR qrels file.
-
-    Args:
-        line: The bytes of the line.
-        path: The file, for messages.
-        number: The line's number, for messages.
-
-    Returns:
-        The judgement.
-
-    Raises:
-        DataError: If the line is broken; names file, line and field.
-    """
-    fields = decode_line(line, path=path, number=number).split("\t")
-    if len(fields) != len(QRELS_HEADER):
-        raise DataError(
-            "expected 3 fields separated by tabs (query-id, corpus-id, score), "
-            f"got {len(fields)}: {line[:80].decode('utf-8', 'replace')!r}",
-            path=path,
-            line=number,
-        )
-    for name, value in zip(QRELS_HEADER[:2], fields, strict=False):
-        fault = id_fault(value)
-        if fault:
-            raise DataError(fault, path=path, line=number, field=name)
-    grade = integer(fields[2], path=path, number=number, field="score")
-    return Judgement(query_id=fields[0], passage_id=fields[1], grade=grade)
-
-
-def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
-    """Yield line number and judgement of a BEIR qrels file.
-
-    The header that BEIR prescribes may be absent: a first line whose score is an integer counts.
-
-    Args:
-        path: The file.
-
-    Yields:
-        Number of the line, and what it says.
-
-    Raises:
-        DataError: If the file is missing or a line is broken.
-    """
-    for number, line in raw_lines(path):
-        if number == 1 and is_qrels_header(line):
-            continue
-        yield number, parse_judgement(line, path=path, number=number)
 
 
 class BeirCounts(NamedTuple):
@@ -341,7 +332,7 @@ def _refuse_foreign(path: Path) -> None:
     """Replacing a folder deletes it; only what this module wrote may be deleted."""
     if path.exists() and not path.is_dir():
         raise DataError("a file stands where the data folder shall be written", path=path)
-    if path.is_dir() and any(path.iterdir()) and not (path / CORPUS).is_file():
+    if path.is_dir() and any(path.iterdir()) and not _member(path / CORPUS).is_file():
         raise DataError(
             f"this folder holds other files and no {CORPUS}; name a new or empty folder", path=path
         )

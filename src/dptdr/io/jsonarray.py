@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dptdr.errors import DataError
-from dptdr.io.lines import open_bytes
+from dptdr.io.lines import READ_FAULTS, open_bytes
 
 _CHUNK_BYTES = 1 << 20
 # A fault farther from the end of what is read than the longest literal is none of a cut.
@@ -41,7 +41,11 @@ def is_json_array(path: Path) -> bool:
         DataError: If the file cannot be read.
     """
     with open_bytes(path) as handle:
-        return handle.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        try:
+            start = handle.read(1024)
+        except READ_FAULTS as error:
+            raise DataError(f"cannot be read: {error}", path=path) from None
+    return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def array_elements(path: Path) -> Iterator[Element]:
@@ -137,7 +141,7 @@ class _Reader:
             self.at = 0
         except UnicodeDecodeError as error:
             raise self.fault(f"expected UTF-8 text, {error.reason}", len(self.text)) from None
-        except (EOFError, OSError) as error:
+        except READ_FAULTS as error:
             raise self.fault(f"cannot be read: {error}", len(self.text)) from None
 
     def fault(self, reason: str, position: int) -> DataError:

@@ -8,6 +8,8 @@ passages.
 import codecs
 import gzip
 import io
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ import orjson
 
 from dptdr.errors import DataError
 
+LARGEST_INTEGER = 2**31 - 1
 UTF8_MARK = b"\xef\xbb\xbf"
+_DECIMAL = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
+READ_FAULTS = (EOFError, OSError, zlib.error)
+"""What reading a file may raise; a damaged archive raises any of them."""
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
@@ -37,6 +43,8 @@ def open_bytes(path: Path) -> io.BufferedReader:
         return path.open("rb")
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
+    except IsADirectoryError:
+        raise DataError("expected a file, this is a folder", path=path) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None
 
@@ -63,8 +71,24 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if line.strip():
                     yield number, line
-        except (EOFError, OSError) as error:
+        except READ_FAULTS as error:
             raise DataError(f"cannot be read: {error}", path=path, line=number + 1) from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of :func:`raw_lines` as text.
+
+    Args:
+        path: A UTF-8 file, plain or gzip.
+
+    Yields:
+        Number and text of one line.
+
+    Raises:
+        DataError: If the file cannot be read or a line is not UTF-8.
+    """
+    for number, line in raw_lines(path):
+        yield number, decode_line(line, path=path, number=number)
 
 
 def decode_line(line: bytes, *, path: Path, number: int) -> str:
@@ -193,30 +217,37 @@ def id_fault(value: str) -> str | None:
     return None
 
 
-def integer(text: str, *, path: Path, number: int, field: str) -> int:
+def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARGEST_INTEGER) -> int:
     """Return a decimal integer.
 
     Args:
-        text: What stands in the file.
-        path: The file, for the message.
-        number: The line's number, for the message.
-        field: The field's name, for the message.
+        text: The field's content.
+        path: The file.
+        number: The line's number.
+        field: The field's name.
+        bound: Largest absolute value; native code below cannot hold any number.
 
     Returns:
         The integer.
 
     Raises:
-        DataError: If the text is not a decimal integer.
+        DataError: If the text is not a decimal integer or out of bounds.
     """
-    try:
-        # int() would also take "1_000" and other scripts' digits.
-        if not text.strip().isascii() or "_" in text:
-            raise ValueError
-        return int(text)
-    except ValueError:
+    # int() would also take "1_000" and other scripts' digits.
+    if not _DECIMAL.fullmatch(text):
         raise DataError(
-            f"expected an integer, got {text!r}", path=path, line=number, field=field
-        ) from None
+            f"expected an integer, got {text[:40]!r}", path=path, line=number, field=field
+        )
+    # int() refuses a text of thousands of digits.
+    value = int(text) if len(text) <= 40 else None
+    if value is None or abs(value) > bound:
+        raise DataError(
+            f"expected an integer from -{bound:,} to {bound:,}, got {text.strip()[:40]}",
+            path=path,
+            line=number,
+            field=field,
+        )
+    return value
 
 
 def describe(value: object) -> str:

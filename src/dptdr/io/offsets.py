@@ -1,7 +1,10 @@
 """Random access to the records of files that do not fit in memory: 16 bytes a record are held."""
 
 import os
+import shutil
+import tempfile
 import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,18 @@ from jaxtyping import Int64
 
 from dptdr.errors import DataError
 from dptdr.io.intarray import as_numbers, int_array
-from dptdr.io.lines import UTF8_MARK, open_bytes
+from dptdr.io.lines import READ_FAULTS, UTF8_MARK, open_bytes
 
 
 class Spans:
     """A file that is read piece by piece, each piece by its row.
 
+    A packed file is unpacked once, into a temporary file without a name.
+
     Args:
-        path: The file, not packed.
-        starts: Where each piece begins, in bytes.
-        ends: Where each piece ends, in bytes.
+        path: The file, plain or gzip.
+        starts: Where each piece begins, in bytes of the unpacked file.
+        ends: Where each piece ends.
     """
 
     def __init__(
@@ -28,9 +33,8 @@ class Spans:
         self.path = path
         self._starts = starts
         self._ends = ends
-        open_bytes(path).close()  # for its errors
         # A bare descriptor: reads at a place share no position, and it closes with the object.
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = _descriptor(path)
         weakref.finalize(self, os.close, self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,30 +81,48 @@ class Spans:
         return lines
 
 
+def _descriptor(path: Path) -> int:
+    with open_bytes(path) as handle:
+        if path.suffix != ".gz":
+            return os.dup(handle.fileno())
+        with tempfile.TemporaryFile() as unpacked:
+            try:
+                shutil.copyfileobj(handle, unpacked, 1 << 20)
+                unpacked.flush()
+            except READ_FAULTS as error:
+                raise DataError(f"cannot be read: {error}", path=path) from None
+            return os.dup(unpacked.fileno())
+
+
 def _opened(
     path: Path, starts: Int64[np.ndarray, " rows"], ends: Int64[np.ndarray, " rows"]
 ) -> Spans:
     return Spans(path, starts=starts, ends=ends)
 
 
+def _whole(handle: Iterable[bytes], *, path: Path) -> Iterator[bytes]:
+    try:
+        yield from handle
+    except READ_FAULTS as error:
+        raise DataError(f"cannot be read: {error}", path=path) from None
+
+
 def line_spans(path: Path) -> Spans:
     """Return the lines of a file that are not blank, for reading by row.
 
     Args:
-        path: A text file, not packed.
+        path: A text file, plain or gzip.
 
     Returns:
         One piece for each line, without line endings.
 
     Raises:
-        DataError: If the file is missing or packed.
+        DataError: If the file is missing or its gzip data is broken.
     """
-    if path.suffix == ".gz":
-        raise DataError("is packed and can only be read from the start; unpack it", path=path)
     starts, ends = int_array(), int_array()
     position = 0
     with open_bytes(path) as handle:
-        for line in handle:
+        for line in _whole(handle, path=path):
             kept = line.rstrip(b"\r\n")
             # A byte order mark is part of no record.
             mark = len(UTF8_MARK) if position == 0 and kept.startswith(UTF8_MARK) else 0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dptdr.errors import DataError
-from dptdr.io.beir import CORPUS, QUERIES, BeirFolder, parse_passage, parse_query
+from dptdr.io.beir import BeirFolder, duplicate_id, parse_passage, parse_query
 from dptdr.io.intarray import as_numbers, int_array
 from dptdr.io.offsets import Spans, line_spans
 from dptdr.records import Passage, Query
@@ -20,14 +20,14 @@ Record = TypeVar("Record", Passage, Query)
 class RecordStore(abc.ABC, Generic[Record]):
     """Records of a JSON-lines file by id; 32 bytes for each are in memory, the texts are not.
 
-    Of records with equal ids the first counts. Every line is read once, and checked, when the
-    store is made.
+    Every line is read once, and checked, when the store is made.
 
     Args:
         path: The file.
 
     Raises:
-        DataError: If the file is missing or a line is broken; names file, line and field.
+        DataError: If the file is missing, a line is broken or two have one id; names file, line
+            and field.
     """
 
     noun: ClassVar[str]
@@ -43,6 +43,15 @@ class RecordStore(abc.ABC, Generic[Record]):
         numbers = as_numbers(hashes)
         self._rows: Int64[np.ndarray, " rows"] = np.argsort(numbers, kind="stable")
         self._hashes: Int64[np.ndarray, " rows"] = numbers[self._rows]
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
+            first, second = (int(row) for row in self._rows[place : place + 2])
+            record_id = self.at(second).id
+            if self.at(first).id == record_id:
+                lines = (self._spans.line_number(first), self._spans.line_number(second))
+                raise duplicate_id(record_id, path=self.path, lines=lines, noun=self.noun)
 
     @staticmethod
     @abc.abstractmethod
@@ -125,7 +134,7 @@ class PassageStore(RecordStore[Passage]):
     parse_line = staticmethod(parse_passage)
 
     def __init__(self, folder: BeirFolder) -> None:
-        super().__init__(folder.path / CORPUS)
+        super().__init__(folder.corpus_path)
 
 
 class QueryStore(RecordStore[Query]):
@@ -142,4 +151,4 @@ class QueryStore(RecordStore[Query]):
     parse_line = staticmethod(parse_query)
 
     def __init__(self, folder: BeirFolder) -> None:
-        super().__init__(folder.path / QUERIES)
+        super().__init__(folder.queries_path)

@@ -1,7 +1,7 @@
 """One query under way, and what the counts take from it."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -37,6 +37,7 @@ class Material:
         corpus: Ids and text hashes.
         passages: Texts by row.
         runs: Source name to run.
+        own: Ids of queries that are passages, which are none of their own negatives.
         teacher: Scores pairs, or None.
     """
 
@@ -45,6 +46,7 @@ class Material:
     corpus: CorpusTable
     passages: PassageRows
     runs: Mapping[str, RunTable]
+    own: Collection[str] = ()
     teacher: Teacher | None = None
 
 

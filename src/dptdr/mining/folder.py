@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptdr.errors import ConfigError
 from dptdr.io.beir import BeirFolder
+from dptdr.io.identical import is_own_passage, say_own
 from dptdr.io.resume import claim
 from dptdr.io.store import PassageStore
 from dptdr.mining.counting import Material
@@ -16,7 +17,7 @@ from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.report import mining_report
 from dptdr.mining.settings import CleaningSettings, MiningSettings, check_cleaning
-from dptdr.mining.sources import TEACHERS, Machine, open_workshop, source_identity
+from dptdr.mining.sources import TEACHERS, Machine, Workshop, open_workshop, source_identity
 
 if TYPE_CHECKING:
     from dptdr.mining.sources import Encoders
@@ -30,6 +31,7 @@ class MineRequest:
     out: Path
     settings: MiningSettings
     split: str = "train"
+    keep_identical: bool = False
     teacher: str | None = None
     judged_split: str | None = None
     cache: Path | None = None
@@ -88,6 +90,7 @@ def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -
         "split": request.split,
         "teacher": teacher,
         "judged_split": request.judged_split,
+        "keep_identical": request.keep_identical,
         "dtype": request.machine.dtype,
     }
 
@@ -108,11 +111,15 @@ def _mine(
     shop.encoders = encoders
     teacher = shop.teacher(request.teacher) if request.teacher is not None else None
     sources = request.settings.sources
+    passages = PassageStore(folder)
+    own = frozenset() if request.keep_identical else _own(folder, shop, passages)
+    say_own(len(own))
     material = Material(
         queries=folder.queries,
         judgements=shop.judgements,
         corpus=shop.corpus,
-        passages=PassageStore(folder),
+        passages=passages,
+        own=own,
         runs=shop.runs(sources, split=request.split),
         teacher=teacher,
     )
@@ -133,7 +140,8 @@ def _mine(
                 queries=folder.queries,
                 judgements=judged.judgements,
                 corpus=shop.corpus,
-                passages=material.passages,
+                passages=passages,
+                own=own,
                 runs=judged.runs(sources, split=request.judged_split),
                 teacher=teacher,
             ),
@@ -153,6 +161,16 @@ def _mine(
         teacher=None if teacher is None else teacher.name,
         removal=removal,
     )
+
+
+def _own(folder: BeirFolder, shop: Workshop, passages: PassageStore) -> frozenset[str]:
+    """Return the ids of the queries that are passages of the corpus."""
+    found = set()
+    for query in folder.queries():
+        row = int(shop.corpus.rows_of([query.id])[0])
+        if row >= 0 and is_own_passage(query, passages.at(row)):
+            found.add(query.id)
+    return frozenset(found)
 
 
 def check_teacher(

@@ -153,6 +153,7 @@ def _begin(
     candidates = find_candidates(
         query.id,
         positives=positives,
+        banned=material.corpus.rows_of([query.id] if query.id in material.own else []),
         rankings=rankings,
         sources=settings.sources,
         corpus=material.corpus,

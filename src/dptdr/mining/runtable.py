@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt64
 
 from dptdr.errors import DataError, NegativesError
 from dptdr.io.atomic import atomic_file, read_json, write_json
-from dptdr.io.runs import RunLine, iterate_run_lines
+from dptdr.io.trec import RunLine, iterate_run_lines
 from dptdr.mining.corpus import CorpusTable, stable_hash
 
 FORMAT = 1

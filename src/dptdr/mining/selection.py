@@ -122,6 +122,7 @@ def find_candidates(
     sources: Sequence[SourceSettings],
     corpus: CorpusTable,
     seed: int,
+    banned: Sequence[int] | Int64[np.ndarray, " banned"] = (),
 ) -> Candidates:
     """Return the candidates of one query.
 
@@ -132,10 +133,12 @@ def find_candidates(
         sources: Settings of the sources.
         corpus: The corpus.
         seed: Seed of the sampling.
+        banned: Further corpus rows that are no negatives.
 
     Returns:
-        The candidates; none is a positive, or has the text of one.
+        The candidates; none is a positive or banned, or has the text of one.
     """
+    banned_texts = corpus.text_hashes[np.asarray(banned, dtype=np.int64)]
     positive_texts = corpus.text_hashes[np.asarray(positives, dtype=np.int64)]
     found: dict[str, SourceHits] = {}
     for source in sources:
@@ -146,7 +149,7 @@ def find_candidates(
         forbidden = np.isin(texts, positive_texts)
         hits = np.flatnonzero(forbidden)
         window = slice(source.first_rank - 1, source.last_rank)
-        free = ~forbidden[window]
+        free = ~(forbidden | np.isin(texts, banned_texts))[window]
         order = sampling_order(
             texts[window][free],
             ranking.scores[window][free],

@@ -288,7 +288,7 @@ def open_workshop(
     """
     from dptdr.errors import DataError
     from dptdr.io.atomic import sha256_file
-    from dptdr.io.beir import CORPUS, judgements
+    from dptdr.io.trec import judgements
     from dptdr.mining.corpus import CorpusTable, JudgementTable
 
     if not folder.has_split(split):
@@ -303,7 +303,7 @@ def open_workshop(
     return Workshop(
         folder=folder,
         fingerprint=folder.fingerprint(),
-        corpus_fingerprint=sha256_file(folder.path / CORPUS),
+        corpus_fingerprint=sha256_file(folder.corpus_path),
         corpus=corpus,
         judgements=JudgementTable.build(triples, corpus=corpus),
         work=work,

@@ -19,7 +19,7 @@ from dptdr.config.pretraining import (
 )
 from dptdr.errors import ConfigError, TrainingError
 from dptdr.io.atomic import atomic_file, sha256_file
-from dptdr.io.beir import CORPUS, BeirFolder
+from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
 from dptdr.model.bundle import TASK_FILE
 from dptdr.pretraining.documents import Documents, Reader
@@ -270,7 +270,7 @@ class _Run:
         )
         facts = {
             "data": folder.name,
-            "corpus_sha256": sha256_file(folder.path / CORPUS),
+            "corpus_sha256": sha256_file(folder.corpus_path),
             "documents": len(documents.store),
             "dev_documents": len(documents.dev),
         }

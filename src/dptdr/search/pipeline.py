@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from dptdr.errors import VectorsError
+from dptdr.io.identical import is_own_passage, say_own, without_own
 from dptdr.records import Hit, Qrels, Query, Run
 from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
 from dptdr.search.index import Index, search_queries
@@ -14,6 +15,9 @@ from dptdr.search.vectors.documents import Filter
 
 _FUSED_DEPTH = 100
 """Hits that each ranking brings to a fusion at least."""
+
+TEXT_ID = "\n"
+"""Id of a query that has none: no passage can have it."""
 
 _FILTERED_WORDS = 10
 """How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
@@ -59,7 +63,12 @@ class Pipeline:
             self._lexical = index.lexical()
 
     def search(
-        self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter] = ()
+        self,
+        queries: Sequence[Query],
+        *,
+        depth: int,
+        filters: Sequence[Filter] = (),
+        keep_identical: bool = False,
     ) -> Run:
         """Return the hits of every query after all stages.
 
@@ -67,11 +76,13 @@ class Pipeline:
             queries: The queries.
             depth: Hits for each query.
             filters: Conditions on metadata; all must hold.
+            keep_identical: Whether a query that is a passage of the index may find itself.
 
         Returns:
             The run.
         """
         wanted = max(depth, self.rerank_top) if self.scorer is not None else depth
+        wanted += not keep_identical
         if self.fusion is None:
             run = search_queries(
                 self.index, self.encoder, queries=queries, depth=wanted, filters=filters
@@ -84,6 +95,10 @@ class Pipeline:
                 weights=weights,
                 depth=wanted,
             )
+        if not keep_identical:
+            own = self._own(queries, run)
+            say_own(len(own))
+            run = without_own(run, own, depth=wanted - 1)
         if self.scorer is not None:
             run = rerank(
                 run,
@@ -109,7 +124,9 @@ class Pipeline:
         """
         if self.fusion is None:
             raise VectorsError("expected a fusion to tune the weight of, the search uses none")
-        rankings = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
+        dense, words = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
+        own = self._own(queries, dense) | self._own(queries, words)
+        rankings = (without_own(dense, own), without_own(words, own))
         tuned = tune_weights(rankings, qrels, fusion=self.fusion)
         self.dense_weight = tuned.weights[0]
         return tuned
@@ -134,6 +151,16 @@ class Pipeline:
             for hit, (_, metadata) in zip(hits, documents, strict=True)
             if all(condition.keeps(metadata) for condition in filters)
         ]
+
+    def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
+        """Return the ids of the queries that are passages and have found themselves."""
+        met = [q for q in queries if any(hit.passage_id == q.id for hit in run[q.id])]
+        documents = self.index.documents([query.id for query in met])
+        return {
+            query.id
+            for query, (passage, _) in zip(met, documents, strict=True)
+            if is_own_passage(query, passage)
+        }
 
     def _contents(self, ids: Sequence[str]) -> list[str]:
         return [document.passage.content for document in self.index.documents(ids)]

@@ -9,7 +9,8 @@ from dptdr.errors import DataError
 from dptdr.evaluation import DEFAULT_MEASURES, evaluate, read_run
 from dptdr.evaluation.measures import parse_measures
 from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
-from dptdr.io.beir import QUERIES, BeirFolder
+from dptdr.io.beir import BeirFolder
+from dptdr.io.identical import own_passages, say_own, without_own
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.retrieve import TextEncoder, retrieve
@@ -49,7 +50,7 @@ def judged_queries(
         raise DataError(
             f"{len(missing)} judged queries have no text, such as '{min(missing)}'; "
             "`dptdr data inspect` lists them",
-            path=folder.path / QUERIES,
+            path=folder.queries_path,
         )
     kept = queries[:limit]
     return kept, {query.id: judged[query.id] for query in kept}
@@ -73,7 +74,7 @@ def prefixed_queries(folder: BeirFolder, prefix: str, *, limit: int | None = Non
     if not found:
         raise DataError(
             f"expected queries whose ids begin with '{prefix}', found none",
-            path=folder.path / QUERIES,
+            path=folder.queries_path,
         )
     return found[:limit]
 
@@ -85,6 +86,7 @@ def rank(
     queries: Sequence[Query],
     depth: int,
     threads: int = 1,
+    keep_identical: bool = False,
     phase: Phase,
 ) -> Ranking:
     """Rank the folder's passages for some queries.
@@ -95,11 +97,31 @@ def rank(
         queries: The queries.
         depth: Passages for each query.
         threads: Threads of BM25.
+        keep_identical: Whether a query that is a passage may find itself.
         phase: Shows progress.
 
     Returns:
         The run and what made it.
     """
+    own = {} if keep_identical else own_passages(queries, folder.passages())
+    say_own(len(own))
+    ranking = _rank(
+        system, folder, queries=queries, depth=depth + bool(own), threads=threads, phase=phase
+    )
+    finished = isinstance(system, Path | dict)
+    kept = without_own(ranking.run, own, depth=None if finished else depth)
+    return ranking._replace(run=kept)
+
+
+def _rank(
+    system: TextEncoder | Path | Run | str,
+    folder: BeirFolder,
+    *,
+    queries: Sequence[Query],
+    depth: int,
+    threads: int,
+    phase: Phase,
+) -> Ranking:
     if isinstance(system, Path):
         return Ranking(read_run(system), system.stem, {"run": str(system)})
     if isinstance(system, dict):
@@ -116,6 +138,7 @@ def rank(
             queries=queries,
             passages=list(folder.passages()),
             depth=depth,
+            keep_identical=True,
             on_progress=on_progress,
         )
     fingerprints = {

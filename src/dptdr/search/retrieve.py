@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import VectorsError
+from dptdr.io.identical import own_passages, without_own
 from dptdr.records import Hit, Passage, Query, Run
 from dptdr.search.indexes.exact import exact_top_k
 
@@ -59,6 +60,7 @@ def retrieve(
     queries: Sequence[Query],
     passages: Sequence[Passage],
     depth: int,
+    keep_identical: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Encode queries and passages, and rank all passages for each query exactly.
@@ -68,6 +70,7 @@ def retrieve(
         queries: The queries; their ids are the keys of the run.
         passages: The passages; at equal score the earlier one ranks higher.
         depth: Hits for each query, at least 1; fewer where there are fewer passages.
+        keep_identical: Whether a query that is a passage may find itself.
         on_progress: Called with (texts encoded, texts), queries and passages counted together.
 
     Returns:
@@ -94,14 +97,16 @@ def retrieve(
     passage_vectors = encoder.encode_passages(
         [passage.content for passage in passages], on_progress=report(len(queries))
     )
-    scores, rows = exact_top_k(query_vectors, passage_vectors, depth=depth)
-    return {
+    own = {} if keep_identical else own_passages(queries, passages)
+    scores, rows = exact_top_k(query_vectors, passage_vectors, depth=depth + bool(own))
+    run = {
         query.id: [
             Hit(passages[row].id, score)
             for row, score in zip(rows[index].tolist(), scores[index].tolist(), strict=True)
         ]
         for index, query in enumerate(queries)
     }
+    return without_own(run, own, depth=depth)
 
 
 def _check_unique(ids: Sequence[str], *, what: str) -> None:

@@ -8,7 +8,7 @@ from dptdr.errors import ConfigError
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.hybrid import Tuned
 from dptdr.search.index import Index, check_encoder
-from dptdr.search.pipeline import Pipeline, parse_fusion
+from dptdr.search.pipeline import TEXT_ID, Pipeline, parse_fusion
 from dptdr.search.rerank import Scorer
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Filter
@@ -94,7 +94,7 @@ class SearchIndex:
         Returns:
             At most ``k`` passages with their texts.
         """
-        hits = self.run([Query("query", text)], depth=k, filters=filters)["query"]
+        hits = self.run([Query(TEXT_ID, text)], depth=k, filters=filters)[TEXT_ID]
         documents = self.index.documents([hit.passage_id for hit in hits])
         return [
             SearchResult(hit.passage_id, hit.score, passage.title, passage.text, metadata)
@@ -107,6 +107,7 @@ class SearchIndex:
         *,
         depth: int = 100,
         filters: Mapping[str, str | Sequence[str]] | Sequence[Filter] = (),
+        keep_identical: bool = False,
     ) -> Run:
         """Return the hits of many queries, by query id.
 
@@ -114,11 +115,14 @@ class SearchIndex:
             queries: The queries.
             depth: Maximum number of hits for each.
             filters: As for :meth:`search`.
+            keep_identical: Whether a query that is a passage of the index may find itself.
 
         Returns:
             The run.
         """
-        return self._ready().search(queries, depth=depth, filters=_filters(filters))
+        return self._ready().search(
+            queries, depth=depth, filters=_filters(filters), keep_identical=keep_identical
+        )
 
     def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
         """Set ``dense_weight`` to what is best on judged queries.

@@ -78,6 +78,28 @@ class QrelsGroups:
         return self._groups[item]
 
 
+class OwnPassages:
+    """Groups that know the passage that a query is itself.
+
+    Args:
+        groups: The groups.
+        own: Query id to the content of that passage.
+    """
+
+    def __init__(self, groups: Groups, own: Mapping[str, str]) -> None:
+        self._groups = groups
+        self._own = own
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        """Return one group."""
+        group = self._groups[item]
+        return group._replace(own_passage=self._own.get(group.query_id, ""))
+
+
 def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:
     """Return up to ``count`` queries and as many of their positives, for initialisation.
 
@@ -131,11 +153,18 @@ class DevSet:
         queries: The dev queries.
         passages: The corpus: all judged passages of the queries, and others drawn at random.
         qrels: Judgements of the queries.
+        keep_identical: Whether a query that is a passage may find itself.
     """
 
     def __init__(
-        self, *, queries: Sequence[Query], passages: Sequence[Passage], qrels: Qrels
+        self,
+        *,
+        queries: Sequence[Query],
+        passages: Sequence[Passage],
+        qrels: Qrels,
+        keep_identical: bool = False,
     ) -> None:
+        self.keep_identical = keep_identical
         self.queries = list(queries)
         self.passages = list(passages)
         self.qrels = qrels

@@ -201,14 +201,15 @@ class ContrastiveObjective:
                 len(group.negatives), wanted=config.negatives_per_query, **draw
             ):
                 text = group.negatives[number]
-                if text in group.positives:
+                if text in group.positives or text == group.own_passage:
                     continue
                 column = place(text)
                 if group.negative_scores:
                     teacher[column] = group.negative_scores[number]
             batch.query_ids.append(group.query_id)
             batch.queries.append(group.query)
-            known = frozenset(map(text_hash, group.positives))
+            own = [group.own_passage] if group.own_passage else []
+            known = frozenset(map(text_hash, [*group.positives, *own]))
             batch.rows.append(Row(positives, known, teacher))
         return batch
 

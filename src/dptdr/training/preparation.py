@@ -9,11 +9,13 @@ from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError, TrainingError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder
+from dptdr.io.identical import own_passages, say_own
 from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
 from dptdr.training.groups import (
     DevSet,
     Groups,
+    OwnPassages,
     QrelsGroups,
     draw_dev_ids,
     held_out_split,
@@ -96,10 +98,18 @@ def load_data(
         facts["train_queries_without_positive"] = made.without_positive
     if config.distillation != "none":
         _check_teacher(made, config)
+    # Ids of a foreign file may be anything.
+    foreign = isinstance(made, FileGroups) and made.format not in ("mined", "groups")
+    own = {}
+    if not config.keep_identical and not foreign:
+        own = own_passages(folder.queries(), folder.passages())
+    say_own(len(own))
+    if own:
+        made = OwnPassages(made, own)
     query_texts, passage_texts = sample_texts(made, _INITIALISATION_TEXTS, seed=config.seed)
     return TrainingData(
         groups=made,
-        dev=_dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)]),
+        dev=_dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)], config),
         query_texts=query_texts,
         passage_texts=passage_texts,
         facts={
@@ -131,12 +141,12 @@ def load_dev(folder: BeirFolder, identity: Mapping[str, Any]) -> DevSet:
             f"{folder.path}: the run was trained on data with fingerprint {expected}, this folder "
             f"has {found}; give the folder of the run"
         )
-    names = ("dev_queries", "dev_passages", "seed")
-    config = TrainingConfig(**{name: identity[name] for name in names})
+    names = ("dev_queries", "dev_passages", "keep_identical", "seed")
+    config = TrainingConfig(**{name: identity[name] for name in names if name in identity})
     _, judged = _judgements(folder, config, needs_train=False)
     dev, corpus_ids = _drawn_dev(folder, judged, config)
     queries, passages = load_texts(folder, query_ids=set(dev), passage_ids=corpus_ids)
-    return _dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)])
+    return _dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)], config)
 
 
 def _drawn_dev(folder: BeirFolder, judged: Qrels, config: TrainingConfig) -> tuple[Qrels, set[str]]:
@@ -153,8 +163,15 @@ def _drawn_dev(folder: BeirFolder, judged: Qrels, config: TrainingConfig) -> tup
     return dev, corpus_ids
 
 
-def _dev_set(dev: Qrels, queries: Mapping[str, str], passages: list[Passage]) -> DevSet:
-    return DevSet(queries=[Query(q, queries[q]) for q in sorted(dev)], passages=passages, qrels=dev)
+def _dev_set(
+    dev: Qrels, queries: Mapping[str, str], passages: list[Passage], config: TrainingConfig
+) -> DevSet:
+    return DevSet(
+        queries=[Query(q, queries[q]) for q in sorted(dev)],
+        passages=passages,
+        qrels=dev,
+        keep_identical=config.keep_identical,
+    )
 
 
 def _judgements(

@@ -27,7 +27,13 @@ def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[st
     depth = max(
         [_DEPTH, *(int(cutoff) for name in names for cutoff in re.findall(r"@(\d+)", name))]
     )
-    run = retrieve(encoder, queries=dev.queries, passages=dev.passages, depth=depth)
+    run = retrieve(
+        encoder,
+        queries=dev.queries,
+        passages=dev.passages,
+        depth=depth,
+        keep_identical=dev.keep_identical,
+    )
     return {
         name: float(value)
         for name, value in evaluate(run, dev.qrels, measures=names).measures.items()

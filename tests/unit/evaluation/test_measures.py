@@ -42,8 +42,23 @@ def test_evaluate_goes_by_the_order_of_the_run_where_scores_are_equal():
 
 
 def test_evaluate_names_all_unknown_measures():
-    with pytest.raises(EvaluationError, match="unknown measure 'nDGC@10', 'nDCG@', 'R';"):
-        evaluate(RUN, QRELS, measures=["nDGC@10", "RR@10", "nDCG@", "R"])
+    with pytest.raises(
+        EvaluationError, match=r"compute 'nDGC@10' \(.*'nDCG@' \(.*'R' \("
+    ) as caught:
+        evaluate(RUN, QRELS, measures=["nDGC@10", "RR@10", "nDCG@", "R", "RBP(p=0.8)"])
+    assert "'RBP(p=0.8)' (Unsupported measures {RBP})" in str(caught.value)
+
+
+def test_evaluate_fills_the_columns_of_two_names_of_one_measure():
+    result = evaluate(RUN, QRELS, measures=["RR@10", "MRR@10", "RR@10"])
+    assert result.measures == {"RR@10": 0.375, "MRR@10": 0.375}
+    assert result.per_query["MRR@10"] == result.per_query["RR@10"]
+
+
+@pytest.mark.parametrize("grade", [1_000_001, 2**40, -(2**31)])
+def test_evaluate_refuses_grades_that_trec_eval_cannot_hold(grade):
+    with pytest.raises(EvaluationError, match=f"expected a grade from .* got {grade}"):
+        evaluate(RUN, {"q1": {"a": grade}})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.io.lines import raw_lines
+from dptdr.io.store import PassageStore, QueryStore
 from dptdr.records import Passage, Query
 
 ODD = 'line separator \u2028 next line \x85 lone return \r tab \t quote " end'
@@ -137,6 +138,10 @@ def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
     assert not folder.has_split("eval")
 
 
+def six() -> bytes:
+    return b"".join(line(id=str(number), text="x") + b"\n" for number in range(1, 7))
+
+
 @pytest.mark.parametrize(
     ("seventh", "expected"),
     [
@@ -170,7 +175,7 @@ def test_splits_are_listed_in_the_usual_order(tmp_path: Path):
 def test_a_broken_passage_is_named_with_file_line_and_field(
     tmp_path: Path, seventh: bytes, expected: str
 ):
-    folder = make(tmp_path / "d", corpus=GOOD * 6 + seventh + b"\n" + GOOD)
+    folder = make(tmp_path / "d", corpus=six() + seventh + b"\n" + GOOD)
 
     with pytest.raises(DataError) as error:
         list(folder.passages())
@@ -180,10 +185,10 @@ def test_a_broken_passage_is_named_with_file_line_and_field(
 
 
 def test_passages_before_the_broken_line_are_given(tmp_path: Path):
-    folder = make(tmp_path / "d", corpus=GOOD * 6 + b"{")
+    folder = make(tmp_path / "d", corpus=six() + b"{")
     stream = folder.passages()
 
-    assert [next(stream).id for _ in range(6)] == ["p"] * 6
+    assert [next(stream).id for _ in range(6)] == list("123456")
     with pytest.raises(DataError, match="line 7"):
         next(stream)
 
@@ -205,12 +210,12 @@ def test_a_broken_query_is_named_with_file_line_and_field(tmp_path: Path):
         (
             b"query-id\tcorpus-id\tscore\nq p 1\n",
             "qrels/test.tsv, line 2: expected 3 fields separated by tabs (query-id, corpus-id, "
-            "score), got 1: 'q p 1'",
+            "score) or 4 fields (query-id, 0, passage-id, grade), got 3: 'q p 1'",
         ),
         (
             b"q\tp\t1\nq\tp",
             "qrels/test.tsv, line 2: expected 3 fields separated by tabs (query-id, corpus-id, "
-            "score), got 2: 'q\\tp'",
+            "score) or 4 fields (query-id, 0, passage-id, grade), got 2: 'q\\tp'",
         ),
         (
             b"query-id\tcorpus-id\tscore\nq\tp\t0.5\n",
@@ -223,6 +228,11 @@ def test_a_broken_query_is_named_with_file_line_and_field(tmp_path: Path):
         (
             b"q\tp\t1_0\n",
             "qrels/test.tsv, line 1, field 'score': expected an integer, got '1_0'",
+        ),
+        (
+            b"q\tp\t1732700000000\n",
+            "qrels/test.tsv, line 1, field 'score': expected an integer from -1,000,000 to "
+            "1,000,000, got 1732700000000",
         ),
         (
             b"q\t\t1\n",
@@ -318,3 +328,70 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path):
 
     assert [file.name for file in (tmp_path / "home").iterdir()] == ["letter.txt"]
     assert (tmp_path / "empty" / "corpus.jsonl").exists()
+
+
+def pack(path: Path) -> None:
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def test_packed_members_are_read_as_the_plain_ones(tmp_path: Path):
+    written = {
+        "passages": [Passage("a", "x"), Passage("b", "y")],
+        "queries": [Query("q", "what")],
+        "qrels": {"test": {"q": {"a": 1}}, "train": {"q": {"b": 1}}},
+    }
+    write_beir(tmp_path / "d", **written, meta={})
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        pack(tmp_path / "d" / name)
+    folder = BeirFolder(tmp_path / "d")
+
+    assert list(folder.passages()) == written["passages"]
+    assert list(folder.queries()) == written["queries"]
+    assert folder.splits() == ["train", "test"]
+    assert {split: folder.qrels(split) for split in folder.splits()} == written["qrels"]
+    assert PassageStore(folder)["b"] == Passage("b", "y")
+    assert QueryStore(folder)["q"] == Query("q", "what")
+
+
+def test_a_damaged_packed_corpus_is_one_error_for_streams_and_stores(tmp_path: Path):
+    write_beir(tmp_path / "d", passages=[Passage("a", "x" * 999)], queries=[], qrels={}, meta={})
+    pack(tmp_path / "d" / "corpus.jsonl")
+    packed = tmp_path / "d" / "corpus.jsonl.gz"
+    content = bytearray(packed.read_bytes())
+    content[24] ^= 0xFF
+    packed.write_bytes(content)
+    folder = BeirFolder(tmp_path / "d")
+
+    with pytest.raises(DataError, match=r"corpus.jsonl.gz.*: cannot be read"):
+        list(folder.passages())
+    with pytest.raises(DataError, match=r"corpus.jsonl.gz: cannot be read"):
+        PassageStore(folder)
+
+
+def test_hidden_files_are_no_splits(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, test=b"q\tp\t1\n")
+    for name in ("._test.tsv", ".DS_Store", "._dev.tsv.gz"):
+        (folder.path / "qrels" / name).write_bytes(b"\x00\x05")
+
+    assert folder.splits() == ["test"]
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
+def test_an_id_that_is_there_twice_is_refused_with_both_lines(tmp_path: Path, name: str):
+    lines = b"\n\n".join(line(id=i, text=i) for i in ("a", "b", "a"))
+    folder = make(tmp_path / "d", corpus=GOOD)
+    (folder.path / name).write_bytes(lines)
+    noun = "passage" if name == "corpus.jsonl" else "query"
+    expected = rf"{name}, line 5, field '_id': duplicate {noun} id 'a', first in line 1; remove"
+
+    with pytest.raises(DataError, match=expected):
+        list(folder.passages() if noun == "passage" else folder.queries())
+    with pytest.raises(DataError, match=expected):
+        PassageStore(folder) if noun == "passage" else QueryStore(folder)
+
+
+def test_trec_judgements_of_four_columns_are_read(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=GOOD, test=b"q 0 p 1\nq\tQ0\tp 2\t2\n")
+
+    assert folder.qrels("test") == {"q": {"p": 1, "p 2": 2}}

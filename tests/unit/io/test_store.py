@@ -52,13 +52,6 @@ def test_ids_of_equal_hash_are_told_apart(folder: BeirFolder, monkeypatch: pytes
     assert "5" not in passages
 
 
-def test_of_equal_ids_the_first_counts(tmp_path: Path):
-    repeated = [Passage("a", "first"), Passage("b", "x"), Passage("a", "second")]
-    write_beir(tmp_path / "d", passages=repeated, queries=[], qrels={}, meta={})
-
-    assert PassageStore(BeirFolder(tmp_path / "d"))["a"].text == "first"
-
-
 def test_blank_lines_crlf_and_a_byte_order_mark_do_not_shift_rows(folder: BeirFolder):
     path = folder.path / "corpus.jsonl"
     lines = path.read_bytes().split(b"\n")

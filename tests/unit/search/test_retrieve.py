@@ -49,3 +49,9 @@ def test_ids_that_stand_twice_are_refused(encoder):
 def test_depth_below_one_is_refused(encoder):
     with pytest.raises(ValueError, match="depth of at least 1, got 0"):
         retrieve(encoder, queries=[Query("q1", "x")], passages=PASSAGES, depth=0)
+
+
+def test_a_query_that_is_a_passage_does_not_find_itself(encoder):
+    asked = {"queries": [Query("d1", "red apple pie")], "passages": PASSAGES, "depth": 1}
+    assert retrieve(encoder, **asked)["d1"][0].passage_id == "d3"
+    assert retrieve(encoder, **asked, keep_identical=True)["d1"][0].passage_id == "d1"

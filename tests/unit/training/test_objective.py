@@ -6,6 +6,7 @@ import torch
 
 from dptdr.config.training import TrainingConfig
 from dptdr.records import TrainingGroup
+from dptdr.training.masks import Columns, text_hash
 from helpers.training import gradients, made_groups, made_method
 
 
@@ -188,3 +189,16 @@ def test_loss_that_is_no_number_leaves_no_gradient_and_names_the_whole_batch():
         assert math.isnan(stats.loss)
         assert sorted(stats.query_ids) == ["q0", "q1", "q2", "q3"]
         assert all(p.grad is None for p in method.trained().values())
+
+
+def test_the_passage_that_a_query_is_itself_is_no_negative(method):
+    groups = [
+        TrainingGroup("a", "red", ("blue",), negatives=("red title",), own_passage="red title"),
+        TrainingGroup("b", "green", ("red title",)),
+    ]
+    batch = objective(method, groups, batch_size=2).collect([(0, 0), (0, 1)])
+    assert batch.passages == ["blue", "red title"]
+    masks = Columns([text_hash(text) for text in batch.passages]).masks(
+        batch.rows, device=torch.device("cpu")
+    )
+    assert masks.ignored.tolist() == [[True, True], [False, True]]

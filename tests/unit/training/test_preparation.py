@@ -111,3 +111,22 @@ def test_few_queries_take_fewer_steps():
     assert config.settled(1).steps == 1
     assert TrainingConfig(batch_size=32, num_epochs=1.5).settled(64).steps == 3
     assert TrainingConfig(max_steps=500).settled(1).steps == 500
+
+
+def test_a_query_that_is_a_passage_is_no_negative_of_its_own(tmp_path, capsys):
+    write_beir(
+        tmp_path / "data",
+        passages=[Passage(f"p{i}", f"passage {i}", "title") for i in range(4)],
+        queries=[Query("p0", "passage 0"), Query("q1", "one"), Query("q2", "two")],
+        qrels={"train": {"p0": {"p1": 1}, "q1": {"p0": 1}}, "dev": {"q2": {"p2": 1}}},
+        meta={},
+    )
+    data = load(tmp_path / "data")
+    assert {g.query_id: g.own_passage for g in (data.groups[0], data.groups[1])} == {
+        "p0": "title passage 0",
+        "q1": "",
+    }
+    assert capsys.readouterr().err.count("1 queries are passages under the same id") == 1
+    kept = load(tmp_path / "data", keep_identical=True)
+    assert kept.groups[0].own_passage == ""
+    assert kept.dev.keep_identical

@@ -5,16 +5,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from dptdr.data.formats.material import Material, UniqueIds
-from dptdr.errors import DataError
-from dptdr.io.beir import CORPUS, QUERIES, BeirFolder
+from dptdr.data.formats.material import Material
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Passage, Query
 
 Record = TypeVar("Record", Passage, Query)
 
 
 def read_beir(source: Path) -> Material:
-    """Return the records of a BEIR folder; ids must be unique.
+    """Return the records of a BEIR folder.
 
     Args:
         source: The folder.
@@ -28,25 +27,19 @@ def read_beir(source: Path) -> Material:
     folder = BeirFolder(source)
     counted: Counter[str] = Counter()
     return Material(
-        passages=_unique(folder.passages(), counted, path=folder.path / CORPUS),
-        queries=_unique(folder.queries(), counted, path=folder.path / QUERIES),
+        passages=_counted(folder.passages(), counted, path=folder.corpus_path),
+        queries=_counted(folder.queries(), counted, path=folder.queries_path),
         qrels={split: folder.qrels(split) for split in folder.splits()},
         files=[
-            folder.path / CORPUS,
-            folder.path / QUERIES,
+            folder.corpus_path,
+            folder.queries_path,
             *(folder.qrels_path(split) for split in folder.splits()),
         ],
         counted=counted,
     )
 
 
-def _unique(records: Iterable[Record], counted: Counter[str], *, path: Path) -> Iterator[Record]:
-    seen = UniqueIds()
+def _counted(records: Iterable[Record], counted: Counter[str], *, path: Path) -> Iterator[Record]:
     for record in records:
-        if not seen.add(record.id):
-            raise DataError(
-                f"id '{record.id}' stands a second time; `dptdr data inspect` gives the lines",
-                path=path,
-            )
         counted[path.name] += 1
         yield record

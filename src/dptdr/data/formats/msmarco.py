@@ -16,9 +16,10 @@ from dptdr.data.formats.material import (
     need_folder,
     plain_name,
 )
-from dptdr.data.formats.tables import check_width, checked_id, judgement_rows, tab_rows
+from dptdr.data.formats.tables import check_width, checked_id, tab_rows
 from dptdr.errors import DataError
 from dptdr.io.lines import decode_line, raw_lines
+from dptdr.io.trec import judgements
 from dptdr.records import Passage, Qrels, Query
 
 _QUERIES = re.compile(r"queries\.(?P<split>[\w.-]+)\.tsv|msmarco-test(?P<year>\d{4})-queries\.tsv")
@@ -118,7 +119,7 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
 
 def _qrels(path: Path, counted: Counter[str]) -> Qrels:
     qrels: Qrels = {}
-    for _, judgement in judgement_rows(path):
+    for _, judgement in judgements(path):
         counted[plain_name(path)] += 1
         qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
     return qrels

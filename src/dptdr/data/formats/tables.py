@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dptdr.errors import DataError
-from dptdr.io.lines import decode_line, id_fault, integer, raw_lines
-from dptdr.records import Judgement
+from dptdr.io.lines import decode_line, id_fault, raw_lines
 
 # The csv module refuses fields beyond 128 KiB unless told otherwise.
 _LARGEST_FIELD = 1 << 24
@@ -105,28 +104,3 @@ def checked_id(text: str, *, path: Path, number: int, field: str) -> str:
     if fault:
         raise DataError(fault, path=path, line=number, field=field)
     return text
-
-
-def judgement_rows(path: Path) -> Iterator[tuple[int, Judgement]]:
-    """Yield the judgements of a qrels file of TREC: query, iteration, passage, grade.
-
-    Args:
-        path: The file, with tabs or spaces between the fields, plain or gzip.
-
-    Yields:
-        Number of the line, and what it says.
-
-    Raises:
-        DataError: If the file is missing or a line is broken.
-    """
-    for number, line in raw_lines(path):
-        fields = decode_line(line, path=path, number=number).split()
-        if len(fields) != 4:
-            raise DataError(
-                f"expected 4 fields (query, 0, passage, grade), got {len(fields)}; "
-                "was the file cut short?",
-                path=path,
-                line=number,
-            )
-        grade = integer(fields[3], path=path, number=number, field="grade")
-        yield number, Judgement(query_id=fields[0], passage_id=fields[2], grade=grade)

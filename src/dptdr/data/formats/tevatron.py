@@ -33,7 +33,8 @@ def read_tevatron(source: Path) -> Material:
     """
     corpus = find_file(source, "corpus.jsonl") if source.is_dir() else None
     paths = sorted(source.glob("*.jsonl")) + sorted(source.glob("*.jsonl.gz"))
-    paths = [path for path in paths if path != corpus] if source.is_dir() else [source]
+    paths = [path for path in paths if path != corpus and not path.name.startswith(".")]
+    paths = paths if source.is_dir() else [source]
     if not paths or not all(path.is_file() for path in paths):
         raise DataError("expected a .jsonl file of Tevatron's, or a folder of such", path=source)
     splits = {plain_name(path).removesuffix(".jsonl"): path for path in paths}

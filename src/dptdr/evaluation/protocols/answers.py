@@ -55,7 +55,7 @@ class RegexAnswer:
 Answer = StringAnswer | RegexAnswer
 
 
-def prepare_answer(text: str, *, matching: Matching) -> Answer:
+def prepare_answer(text: str, *, matching: Matching) -> tuple[Answer, str | None]:
     """Make an answer ready for many comparisons.
 
     Args:
@@ -63,28 +63,24 @@ def prepare_answer(text: str, *, matching: Matching) -> Answer:
         matching: Which of the two it is.
 
     Returns:
-        The prepared answer.
-
-    Raises:
-        ValueError: If the answer has no token (as a sub-list, nothing is part of every passage),
-            or the expression is empty or broken.
+        The prepared answer, and what is wrong with it. As in DPR, an answer without tokens and an
+        empty expression match every passage, and a broken expression matches none.
     """
     if matching == "regex":
         import regex
 
-        if not text:
-            raise ValueError("the expression is empty, it would match every passage")
         flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
+        fault = None if text else "the expression is empty, every passage counts"
         try:
-            return RegexAnswer(pattern=regex.compile(_decompose(text), flags=flags))
+            return RegexAnswer(pattern=regex.compile(_decompose(text), flags=flags)), fault
         except regex.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+            never = RegexAnswer(pattern=regex.compile("(?!)"))
+            return never, f"not a regular expression ({error}), no passage counts"
     tokens = tokenize(text)
-    if not tokens:
-        raise ValueError("the answer has no letter, digit or sign, it would match every passage")
     # A capital sigma is lower-cased by its neighbours, so a whole text may differ from its tokens.
     needed = tuple(token for token in tokens if not re.search("[σς]", token))
-    return StringAnswer(joined=_join(tokens), needed=needed)
+    fault = None if tokens else "the answer has no letter, digit or sign, every passage counts"
+    return StringAnswer(joined=_join(tokens), needed=needed), fault
 
 
 def contains_answer(text: str, answers: Sequence[Answer]) -> bool:

@@ -7,13 +7,13 @@ passages are in memory.
 
 import ast
 import csv
-import json
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,8 @@ from jaxtyping import Bool
 
 from dptdr.errors import DataError, EvaluationError
 from dptdr.evaluation.protocols.answers import Answer, Matching, contains_answer, prepare_answer
-from dptdr.io.textlines import numbered_lines
+from dptdr.io.beir import parse_query
+from dptdr.io.lines import READ_FAULTS, open_bytes, raw_lines
 from dptdr.records import Run
 
 CUTOFFS = (5, 20, 100)
@@ -81,15 +82,11 @@ def read_questions(path: Path) -> list[Question]:
             )
         try:
             answers = ast.literal_eval(row[1])
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             answers = None
-        if (
-            not isinstance(answers, list)
-            or not answers
-            or not all(isinstance(answer, str) for answer in answers)
-        ):
+        if not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
             raise DataError(
-                f'expected a list of answers such as ["Paris"], found {row[1][:60]}',
+                f'expected a list of answers such as ["Paris"], got {row[1][:60]}',
                 path=path,
                 line=line,
                 field="answers",
@@ -103,8 +100,10 @@ def read_questions(path: Path) -> list[Question]:
 def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
     """Stream ids and texts of ``psgs_w100.tsv`` (id, text, title) or of a ``corpus.jsonl``.
 
+    As DPR does, quotation marks at the ends of a text are left out.
+
     Args:
-        path: The file; its ending tells which of the two it is.
+        path: The file, plain or gzip; its ending tells which of the two it is.
 
     Yields:
         Passage id and text, without the title.
@@ -113,8 +112,9 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
         DataError: If the file is missing or a line is broken; names file and line.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        yield from _jsonl_texts(path)
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        for passage_id, text in _jsonl_texts(path):
+            yield passage_id, text.strip('"')
         return
     for line, row in _tab_rows(path):
         if len(row) != 3:
@@ -124,7 +124,7 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
                 line=line,
             )
         if line > 1 or row[0] != "id":
-            yield row[0], row[1]
+            yield row[0], row[1].strip('"')
 
 
 def match_query_ids(
@@ -162,33 +162,32 @@ def match_query_ids(
 
 
 def prepare_questions(
-    questions: Sequence[Question], *, matching: Matching, path: Path
-) -> list[tuple[Answer, ...]]:
+    questions: Sequence[Question], *, matching: Matching
+) -> tuple[list[tuple[Answer, ...]], list[str]]:
     """Prepare the answers of all questions.
 
     Args:
         questions: The questions in file order.
         matching: ``string`` for Natural Questions, ``regex`` for CuratedTREC.
-        path: Their file, for error messages.
 
     Returns:
-        Prepared answers, one tuple per question.
-
-    Raises:
-        DataError: If an answer can match nothing sensible; lists up to five, with their questions.
+        Prepared answers, one tuple per question; and the answers that match every passage or none,
+        each in words with its question.
     """
     prepared: list[tuple[Answer, ...]] = []
-    wrong: list[str] = []
+    faults: list[str] = []
     for number, question in enumerate(questions, start=1):
-        try:
-            answers = [prepare_answer(text, matching=matching) for text in question.answers]
-            prepared.append(tuple(answers))
-        except ValueError as error:
-            wrong.append(f"question {number} ({question.text[:60]}): {error}")
-    if wrong:
-        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise DataError("; ".join(wrong[:5]) + more, path=path, field="answers")
-    return prepared
+        where = f"question {number} ({question.text[:60]})"
+        answers: list[Answer] = []
+        for text in question.answers:
+            answer, fault = prepare_answer(text, matching=matching)
+            answers.append(answer)
+            if fault is not None:
+                faults.append(f"{where}: {fault}")
+        if not answers:
+            faults.append(f"{where}: the list of answers is empty, no passage counts")
+        prepared.append(tuple(answers))
+    return prepared, faults
 
 
 def evaluate_nq(
@@ -357,29 +356,25 @@ def _accuracy(
 def _tab_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and fields of a tab-separated file with csv quoting, as DPR writes it."""
     csv.field_size_limit(_LARGEST_FIELD)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, delimiter="\t")
-            try:
-                for row in reader:
-                    if row:
-                        yield reader.line_num, row
-            except csv.Error as error:
-                raise DataError(str(error), path=path, line=reader.line_num) from None
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"expected UTF-8 text, {error.reason}", path=path, line=reader.line_num + 1
-                ) from None
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
+    with open_bytes(path) as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, delimiter="\t")
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(str(error), path=path, line=reader.line_num) from None
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"expected UTF-8 text, {error.reason}", path=path, line=reader.line_num + 1
+            ) from None
+        except READ_FAULTS as error:
+            raise DataError(
+                f"cannot be read: {error}", path=path, line=reader.line_num + 1
+            ) from None
 
 
 def _jsonl_texts(path: Path) -> Iterator[tuple[str, str]]:
-    for line, text in numbered_lines(path):
-        try:
-            record = json.loads(text)
-            yield record["_id"], record["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(
-                "expected a JSON object with the fields _id and text", path=path, line=line
-            ) from None
+    for number, line in raw_lines(path):
+        query = parse_query(line, path=path, number=number)
+        yield query.id, query.text

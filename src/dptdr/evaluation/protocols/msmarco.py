@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dptdr.errors import DataError, EvaluationError
 from dptdr.evaluation.measures import evaluate
-from dptdr.io.runs import parse_run_line
-from dptdr.io.textlines import numbered_lines
+from dptdr.io.lines import text_lines
+from dptdr.io.trec import parse_run_line
 from dptdr.records import Hit, Qrels
 
 MRR_CUTOFF = 10
@@ -66,7 +66,7 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
     path = Path(path)
     ranks: dict[str, dict[int, str]] = {}
     seen: dict[str, set[str]] = {}
-    for number, text in numbered_lines(path):
+    for number, text in text_lines(path):
         query_id, passage_id, rank = _parse(text, path=path, line=number)
         if not 1 <= rank <= LARGEST_RANK:
             raise DataError(

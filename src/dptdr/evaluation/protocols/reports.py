@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from dptdr.errors import DataError
 from dptdr.evaluation.protocols import dpr as nq
 from dptdr.evaluation.protocols.msmarco import DEFINITIONS, evaluate_msmarco, read_ranks
 from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
 from dptdr.io.atomic import sha256_file
-from dptdr.io.qrels import read_qrels
-from dptdr.io.runs import read_run
+from dptdr.io.trec import read_qrels, read_run
 
 
 def measure_msmarco(*, qrels: Path, run: Path) -> EvaluationReport:
@@ -49,6 +49,7 @@ def measure_nq(
     passages: Path,
     queries: Path | None = None,
     matching: Literal["string", "regex"] = "string",
+    strict: bool = False,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
@@ -60,14 +61,22 @@ def measure_nq(
         passages: The passages that the run names.
         queries: Tells which id is which question; else ids are line numbers from 0.
         matching: Whether answers are texts or regular expressions.
+        strict: Whether to refuse answers that match every passage or none.
         workers: Processes.
         on_progress: Called with (passages matched, passages).
 
     Returns:
-        The report.
+        The report; ``faulty_answers`` of its details lists answers that match every passage or
+        none.
+
+    Raises:
+        DataError: If a file is broken, or ``strict`` is set and there are faulty answers.
     """
     questions = nq.read_questions(qrels)
-    answers = nq.prepare_questions(questions, matching=matching, path=qrels)
+    answers, faults = nq.prepare_questions(questions, matching=matching)
+    if strict and faults:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise DataError("; ".join(faults[:5]) + more, path=qrels, field="answers")
     ranking = read_run(run)
     ids = [str(number) for number in range(len(questions))]
     if queries is not None:
@@ -94,5 +103,6 @@ def measure_nq(
             "matching": matching,
             "unanswered": result.unanswered,
             "passages_matched": result.passages_matched,
+            "faulty_answers": faults,
         },
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dptdr import errors
 from dptdr.errors import DptdrError, VectorsError
-from dptdr.io.beir import CORPUS
+from dptdr.io.beir import BeirFolder
 from dptdr.io.lines import UTF8_MARK, open_bytes
 from dptdr.io.resume import claim
 from dptdr.search.retrieve import TextEncoder
@@ -188,7 +188,7 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
         DataError: If a line is broken.
         VectorsError: If an id stands twice or there is no passage.
     """
-    path = data / CORPUS
+    path = BeirFolder(data).corpus_path
     ids = PassageIds()
     held: list[str] = []
     number = end = 0
@@ -234,7 +234,7 @@ class WindowWorker:
         self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType
     ) -> None:
         self.encoder = load_encoder()
-        self.path = data / CORPUS
+        self.path = BeirFolder(data).corpus_path
         self.work = work
         self.dtype = dtype
         self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)

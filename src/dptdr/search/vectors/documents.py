@@ -12,8 +12,8 @@ import orjson
 from jaxtyping import Int64
 
 from dptdr.errors import DataError, VectorsError
-from dptdr.io.beir import CORPUS, BeirFolder, parse_passage
-from dptdr.io.lines import describe, parse_object, raw_lines
+from dptdr.io.beir import BeirFolder, parse_passage
+from dptdr.io.lines import READ_FAULTS, describe, open_bytes, parse_object
 from dptdr.records import Passage
 
 METADATA_FIELD = "metadata"
@@ -46,39 +46,37 @@ def source_of(data: Path | str) -> Source:
         data: The folder that holds ``corpus.jsonl``.
 
     Returns:
-        SHA-256 of the corpus file (queries and judgements do not matter to its vectors), its
-        folder and its number of lines.
+        SHA-256 of the unpacked corpus file (queries and judgements do not matter to its vectors),
+        its folder and its number of lines.
 
     Raises:
         DataError: If there is no such folder or no corpus in it.
     """
-    path = BeirFolder(data).path / CORPUS
+    path = BeirFolder(data).corpus_path
     digest = hashlib.sha256()
     lines = 0
     last = b"\n"
-    with path.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-            lines += chunk.count(b"\n")
-            last = chunk[-1:]
+    with open_bytes(path) as handle:
+        try:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+                lines += chunk.count(b"\n")
+                last = chunk[-1:]
+        except READ_FAULTS as error:
+            raise DataError(f"cannot be read: {error}", path=path) from None
     return Source(fingerprint=digest.hexdigest(), data=str(data), count=lines + (last != b"\n"))
 
 
 def read_documents(data: Path | str) -> Iterator[Document]:
-    """Yield the passages of a BEIR folder with their ``metadata`` object, in file order.
+    """Return the passages of a BEIR folder with their ``metadata`` object, in file order.
 
     Args:
         data: The folder that holds ``corpus.jsonl``.
 
-    Yields:
-        One document for each line.
-
-    Raises:
-        DataError: If a line is broken; names file, line and field.
+    Returns:
+        An iterator that raises DataError at a broken line or an id that was there before.
     """
-    path = Path(data) / CORPUS
-    for number, line in raw_lines(path):
-        yield parse_document(line, path=path, number=number)
+    return BeirFolder(data).read_corpus(parse_document, lambda document: document.passage.id)
 
 
 def parse_document(line: bytes, *, path: Path, number: int) -> Document:

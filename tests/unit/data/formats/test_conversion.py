@@ -34,7 +34,7 @@ def test_an_id_twice_is_refused(tmp_path: Path):
         meta={},
     )
 
-    with pytest.raises(DataError, match=r"corpus.jsonl: id 'a' stands a second time"):
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 2, .*duplicate passage id 'a'"):
         convert(str(tmp_path / "in"), format="beir", out=tmp_path / "out")
 
 

@@ -141,8 +141,8 @@ def test_packed_files_trec_topics_and_a_collection_with_titles_are_read(tmp_path
         ("queries.train.tsv", "10\ta\n10\ta\n", "line 2: query id '10' stands a second time"),
         ("queries.dev.small.tsv", "20\tother\n", "query '20' has another text than in an earlier"),
         ("queries.train.tsv", "10\n", "queries.train.tsv, line 1: expected 2 fields"),
-        ("qrels.train.tsv", "10\t0\t0\n", "qrels.train.tsv, line 1: expected 4 fields (query, 0, "),
-        ("qrels.train.tsv", "10\t0\t0\tyes\n", "field 'grade': expected an integer, got 'yes'"),
+        ("qrels.train.tsv", "10\t0\n", "qrels.train.tsv, line 1: expected 3 fields separated by"),
+        ("qrels.train.tsv", "10\t0\t0\tyes\n", "field 'score': expected an integer, got 'yes'"),
     ],
 )
 def test_a_broken_line_is_named_and_nothing_is_written(

@@ -1,4 +1,9 @@
-"""Run files in the TREC format: ``query-id Q0 passage-id rank score tag``, one hit a line."""
+"""Judgements and runs as TREC tools and BEIR write them, one a line.
+
+Qrels are ``query-id TAB corpus-id TAB score`` (BEIR, with or without its header) or
+``query-id 0 passage-id grade`` (TREC, blanks or tabs). Runs are
+``query-id Q0 passage-id rank score tag``.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +14,102 @@ import numpy as np
 
 from dptdr.errors import DataError, EvaluationError
 from dptdr.io.atomic import atomic_file
-from dptdr.io.textlines import numbered_lines
-from dptdr.records import Hit, Run
+from dptdr.io.lines import decode_line, id_fault, integer, raw_lines, text_lines
+from dptdr.records import Hit, Judgement, Qrels, Run
 
-LAYOUT = "query-id Q0 passage-id rank score tag"
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+RUN_LAYOUT = "query-id Q0 passage-id rank score tag"
+LARGEST_GRADE = 1_000_000
+"""trec_eval reserves 8 bytes for each grade up to the largest."""
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+"""trec_eval compares scores in single precision."""
+
+
+def is_qrels_header(line: bytes) -> bool:
+    """Return whether the first line of a qrels file names its columns."""
+    fields = line.decode("utf-8", "replace").lower().split("\t")
+    return fields[-1].strip() == "score" or fields[0].strip().replace("_", "-") == "query-id"
+
+
+def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
+    """Parse one line of a qrels file: BEIR's three columns or TREC's four.
+
+    Args:
+        line: The bytes of the line.
+        path: The file.
+        number: The line's number.
+
+    Returns:
+        The judgement.
+
+    Raises:
+        DataError: If the line is broken; names file, line and field.
+    """
+    text = decode_line(line, path=path, number=number)
+    fields = text.split("\t") if text.count("\t") in (2, 3) else text.split()
+    if len(fields) not in (3, 4) or (len(fields) == 3 and "\t" not in text):
+        raise DataError(
+            "expected 3 fields separated by tabs (query-id, corpus-id, score) or 4 fields "
+            f"(query-id, 0, passage-id, grade), got {len(fields)}: {text[:80]!r}",
+            path=path,
+            line=number,
+        )
+    query_id, passage_id, grade = fields[0], fields[-2], fields[-1]
+    for name, value in zip(QRELS_HEADER, (query_id, passage_id), strict=False):
+        fault = id_fault(value)
+        if fault:
+            raise DataError(fault, path=path, line=number, field=name)
+    return Judgement(
+        query_id,
+        passage_id,
+        integer(grade, path=path, number=number, field="score", bound=LARGEST_GRADE),
+    )
+
+
+def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
+    """Yield line number and judgement of a qrels file; a header line may be absent.
+
+    Args:
+        path: The file, plain or gzip.
+
+    Yields:
+        Number of the line, and its judgement.
+
+    Raises:
+        DataError: If the file is missing or a line is broken.
+    """
+    path = Path(path)
+    for number, line in raw_lines(path):
+        if number == 1 and is_qrels_header(line):
+            continue
+        yield number, parse_judgement(line, path=path, number=number)
+
+
+def read_qrels(path: Path) -> Qrels:
+    """Read a whole qrels file.
+
+    Args:
+        path: The file, plain or gzip.
+
+    Returns:
+        Query id to passage id to grade, in file order.
+
+    Raises:
+        DataError: If the file is missing, a line is broken, or a pair is judged twice with
+            different grades.
+    """
+    path = Path(path)
+    qrels: Qrels = {}
+    for number, (query_id, passage_id, grade) in judgements(path):
+        earlier = qrels.setdefault(query_id, {}).setdefault(passage_id, grade)
+        if earlier != grade:
+            raise DataError(
+                f"query '{query_id}' and passage '{passage_id}' are judged twice, {earlier} and "
+                f"{grade}; keep one",
+                path=path,
+                line=number,
+            )
+    return qrels
 
 
 class RunLine(NamedTuple):
@@ -41,21 +138,28 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
     """
     fields = text.split()
     if len(fields) != 6:
-        raise DataError(f"expected 6 fields ({LAYOUT}), found {len(fields)}", path=path, line=line)
-    query_id, _, passage_id, rank_text, score_text, _ = fields
-    if not (rank_text.isascii() and rank_text.isdigit()):
         raise DataError(
-            f"expected a whole number, found '{rank_text}'", path=path, line=line, field="rank"
+            f"expected 6 fields ({RUN_LAYOUT}), got {len(fields)}", path=path, line=line
+        )
+    query_id, _, passage_id, rank_text, score_text, _ = fields
+    rank = integer(rank_text, path=path, number=line, field="rank")
+    if rank < 0:
+        raise DataError(
+            f"expected a rank of at least 0, got {rank}", path=path, line=line, field="rank"
         )
     try:
-        score = float(score_text)
+        # float() would also take "1_0" and other scripts' digits.
+        score = math.nan if "_" in score_text or not score_text.isascii() else float(score_text)
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
+    if not abs(score) <= LARGEST_SCORE:
         raise DataError(
-            f"expected a finite number, found '{score_text}'", path=path, line=line, field="score"
+            f"expected a finite number in single precision, got '{score_text[:40]}'",
+            path=path,
+            line=line,
+            field="score",
         )
-    return RunLine(query_id, passage_id, int(rank_text), score)
+    return RunLine(query_id, passage_id, rank, score)
 
 
 def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
@@ -70,7 +174,7 @@ def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
     Raises:
         DataError: If the file is missing or a line is broken; names file and line.
     """
-    for number, text in numbered_lines(path):
+    for number, text in text_lines(path):
         yield number, parse_run_line(text, path=path, line=number)
 
 
@@ -141,10 +245,10 @@ def format_run_lines(query_id: str, hits: Iterable[Hit], *, tag: str) -> bytes:
     for rank, hit in enumerate(hits, start=1):
         _check_token(hit.passage_id, what="passage id")
         score = float(hit.score)
-        if not math.isfinite(score):
+        if not abs(score) <= LARGEST_SCORE:
             raise EvaluationError(
-                f"query '{query_id}', passage '{hit.passage_id}': expected a finite score, "
-                f"found {score}"
+                f"query '{query_id}', passage '{hit.passage_id}': expected a finite score in "
+                f"single precision, got {score}"
             )
         if score > previous_score:
             raise EvaluationError(

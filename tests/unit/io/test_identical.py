@@ -1,0 +1,34 @@
+"""Queries that are passages."""
+
+import pytest
+
+from dptdr.io.identical import is_own_passage, own_passages, without_own
+from dptdr.records import Hit, Passage, Query
+
+
+@pytest.mark.parametrize(
+    ("query", "passage", "own"),
+    [
+        (Query("a", "text"), Passage("a", "text"), True),
+        (Query("a", "other words"), Passage("a", "text"), True),
+        (Query("a", "text"), Passage("b", "text"), False),
+        (Query("7", " TEXT  here"), Passage("7", "text here", "title"), True),
+        (Query("7", "title text"), Passage("7", "text", "title"), True),
+        # Two numberings from 1 meet by chance.
+        (Query("7", "who"), Passage("7", "text"), False),
+    ],
+)
+def test_a_query_is_the_passage_of_its_id_and_numbers_need_the_text(query, passage, own):
+    assert is_own_passage(query, passage) is own
+    assert own_passages([query], [Passage("z", "z"), passage]) == (
+        {passage.id: passage.content} if own else {}
+    )
+
+
+def test_without_own_drops_the_query_itself_and_fills_the_depth():
+    run = {"a": [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)], "b": [Hit("b", 2.0), Hit("a", 1.0)]}
+
+    assert without_own(run, {"a"}, depth=2) == {
+        "a": [Hit("b", 2.0), Hit("c", 1.0)],
+        "b": [Hit("b", 2.0), Hit("a", 1.0)],
+    }
