@@ -201,7 +201,7 @@ def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> Non
     for earlier, line in raw_lines(path):
         if earlier == number:
             return
-        if parse_object(line, path=path, number=earlier).get("_id") == record_id:
+        if str(parse_object(line, path=path, number=earlier).get("_id")) == record_id:
             raise duplicate_id(record_id, path=path, lines=(earlier, number), noun=noun)
 
 

@@ -220,5 +220,7 @@ def test_triples_that_are_cut_short_leave_no_file(tmp_path: Path):
 
 
 def test_an_unknown_format_names_those_there_are(source: Path, tmp_path: Path):
-    with pytest.raises(DataError, match="no format 'csv'; there are beir, dpr, msmarco, "):
+    with pytest.raises(
+        DataError, match="no format 'csv'; there are table, documents, beir, dpr, msmarco, "
+    ):
         convert(str(source), format="csv", out=tmp_path / "out")
