@@ -284,7 +284,7 @@ def _plot_ranks(axes: Any, report: Mapping[str, Any]) -> None:
     axes.set_xticks(np.arange(len(labels)) + 0.4 - width / 2, labels, rotation=30)
     axes.set_xlabel("rank in the source")
     axes.set_ylabel("negatives")
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 def _plot_counts(axes: Any, report: Mapping[str, Any]) -> None:
@@ -297,7 +297,7 @@ def _plot_counts(axes: Any, report: Mapping[str, Any]) -> None:
     for number, (label, values) in enumerate(groups.items()):
         axes.barh(np.arange(len(names)) + 0.27 * number, values, height=0.25, label=label)
     axes.set_yticks(np.arange(len(names)) + 0.27, names)
-    axes.legend()
+    axes.legend(loc="upper right")
 
 
 def _plot_overlap(axes: Any, report: Mapping[str, Any]) -> None:

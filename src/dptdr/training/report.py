@@ -119,7 +119,7 @@ def _curves(by_kind: Mapping[str, Any], identity: Mapping[str, Any], *, chosen: 
     loss.plot(numbers, _running_mean(losses, window=window), color="tab:blue", label="smoothed")
     loss.set(title="loss", xlabel="step")
     loss.set_ylim(bottom=0.0)
-    loss.legend(frameon=False)
+    loss.legend(loc="upper right", frameon=False)
     _plot_dev(dev, by_kind, identity, chosen=chosen)
     _plot_gradients(
         gradient,
@@ -151,7 +151,7 @@ def _plot_dev(
         axes.axvline(chosen, color="0.4", linestyle=":", label="chosen step")
     axes.set(title="dev measures (dashed: bare backbone)", xlabel="step")
     if names:
-        axes.legend(framealpha=0.9, edgecolor="none")
+        axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
 
 
 def _plot_gradients(
@@ -174,7 +174,7 @@ def _plot_gradients(
     if clip:
         axes.axhline(clip, color="tab:red", linestyle=":", label="clipped above")
     axes.set(title="gradient norm by layer, before clipping", xlabel="step", yscale="log")
-    axes.legend(framealpha=0.9, edgecolor="none", fontsize="small")
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none", fontsize="small")
 
 
 def _layer_colour(layer: int, *, layers: int) -> Any:

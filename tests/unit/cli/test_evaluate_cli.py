@@ -1,8 +1,6 @@
 """``dptdr evaluate`` from the command line."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,8 +99,8 @@ def test_evaluate_encoder_ranks_by_dot_product_and_keeps_its_fingerprints(
         asked.update(arguments)
         return _WordEncoder()
 
-    # A stand-in for the whole room: this test needs no torch.
-    monkeypatch.setitem(sys.modules, "dptdr.model", SimpleNamespace(load_encoder=_load))
+    # A stand-in: this test needs no encoder.
+    monkeypatch.setattr("dptdr.api.load_encoder", _load)
     result = _invoke(
         data, "--backbone", "minilm", "--json", tmp_path / "r.json", "--dtype", "bfloat16"
     )

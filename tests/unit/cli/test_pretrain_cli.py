@@ -95,7 +95,7 @@ def test_a_finished_run_is_complete_and_prints_the_same(tmp_path, data, backbone
         ),
         (["--mask-share", "1"], r"--mlm-probability: expected above 0 and below 1, got 1\.0"),
         (["--span-tokens", "4"], r"--span-tokens: expected at least min_span_tokens \(16\), got 4"),
-        (["--dev-measure", "nDCG@10"], r"dev_measure: expected one of negative loss, sibling R@1"),
+        (["--dev-measure", "nDCG@10"], r"dev-measure: expected one of negative loss, sibling R@1"),
         (["--precision", "int8"], r"precision: expected one of float32, bfloat16, got 'int8'"),
         (["--schedule", "up", "--seed", "-1"], r"(?=.*schedule: .* got 'up').*seed: .* 0, got -1"),
         (["--prompt-only", "--keep-head"], r"--keep-head: keeps heads beside a backbone"),

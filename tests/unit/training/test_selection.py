@@ -152,7 +152,7 @@ def test_ranks_are_searched_as_deep_as_the_measure_asks(runs, monkeypatch):
     data, made = runs
     depths = []
 
-    def spied(encoder, *, queries, passages, depth):
+    def spied(encoder, *, queries, passages, depth, **_):
         depths.append(depth)
         return {query.id: [] for query in queries}
 

@@ -171,7 +171,7 @@ def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
 
 def test_an_index_of_a_removed_type_names_the_last_version_that_reads_it(table_folder, tmp_path):
     build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
-    change_manifest(tmp_path / "i", format_version=1, index_type="usearch")
+    change_manifest(tmp_path / "i", format_version=1, kind="usearch")
     with pytest.raises(VectorsError, match=r"manifest.json.*was removed; version 0\.1\.0 is the"):
         open_index(tmp_path / "i")
 

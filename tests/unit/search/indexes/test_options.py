@@ -21,7 +21,8 @@ def small_folder(make_encoder, tmp_path):
 
 def build(folder, index_type, **settings):
     out = folder.path.parent / "i"
-    build_index(folder, out=out, index_type=index_type, settings=BuildSettings(**settings))
+    settings = BuildSettings(**settings)
+    build_index(folder, out=out, index_type=index_type, settings=settings, overwrite=True)
     return json.loads((out / "manifest.json").read_text())
 
 

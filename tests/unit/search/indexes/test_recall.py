@@ -65,7 +65,7 @@ def test_auto_takes_a_better_type_when_a_graph_finds_too_little(
 def test_exact_search_is_not_measured_and_a_good_index_has_no_warning(table_folder, tmp_path):
     index, choice = build_index(table_folder, out=tmp_path / "i", index_type="exact")
     assert (index.recall, choice.warning) == (None, None)
-    _, choice = build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
+    _, choice = build_index(table_folder, out=tmp_path / "graph", index_type="hnsw")
     assert choice.recall >= 0.95
     assert choice.warning is None
 
@@ -116,8 +116,9 @@ def test_smaller_vectors_are_searched_and_the_best_scored_again_in_full(
 def test_every_type_takes_fewer_dimensions(table_folder, table, tmp_path):
     for index_type in ("hnsw", "ivf-pq", "rabitq"):
         settings = BuildSettings(dimensions=24, threads=1)
-        build_index(table_folder, out=tmp_path / "i", index_type=index_type, settings=settings)
-        index = open_index(tmp_path / "i")
+        out = tmp_path / index_type
+        build_index(table_folder, out=out, index_type=index_type, settings=settings)
+        index = open_index(out)
         assert index.rows.index.d == 24
         found = index.search(table[:50], depth=1)
         assert np.mean([ids == [f"d{row}"] for row, ids in enumerate(found.ids)]) > 0.9
