@@ -67,7 +67,13 @@ def test_same_command_gives_the_same_bytes(tmp_path, data, backbone):
         (tmp_path / name).mkdir()
         train(data, "--backbone", backbone, "--out", tmp_path / name / "task", *SMALL)
     one = sorted(f for f in (tmp_path / "one" / "task").iterdir())
-    assert [f.name for f in one] == ["README.md", "prompt.safetensors", "task.json"]
+    assert [f.name for f in one] == [
+        "README.md",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "prompt.safetensors",
+        "task.json",
+    ]
     for file in one:
         assert file.read_bytes() == (tmp_path / "two" / "task" / file.name).read_bytes()
 
@@ -102,7 +108,7 @@ def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
         (["--initialisation", "identity"], ConfigError, "needs attention 'added'"),
         (["--precision", "int3"], ConfigError, "--precision: expected one of float32, bfloat16"),
         (["--max-steps", "-1"], ConfigError, "--max-steps: expected at least 1, got -1"),
-        (["--prompt-length", "0"], ConfigError, "prompt_length: expected at least 1"),
+        (["--prompt-length", "-1"], ConfigError, "--prompt-length: expected 0 to 4096 rows"),
         (["--method", "lora", "--prompt-length", "9"], ConfigError, "--prompt-length: belongs to"),
         (["--method", "full", "--rank", "4"], ConfigError, "--rank: belongs to method lora"),
         (["--max-query-tokens", "x"], ConfigError, "--max-query-tokens: expected int or none"),

@@ -183,7 +183,7 @@ def damage_settings(path):
         (damage_format, "format_version"),
         (damage_json, "expected JSON"),
         (damage_fingerprint, "fingerprints in task.json"),
-        (damage_settings, "expected prompts|does not contain"),
+        (damage_settings, "but prompt 'query' has"),
     ],
 )
 def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, damage, message):
