@@ -212,12 +212,17 @@ def read_json(path: Path) -> Any:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", path=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, {error.reason}", path=path) from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"expected JSON, {error.msg}", path=path, line=error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        # Thousands of digits, or of nested brackets, stop the parser itself.
+        raise DataError(f"expected JSON, got what cannot be parsed: {error}", path=path) from None
 
 
 def sha256_file(path: Path) -> str:
