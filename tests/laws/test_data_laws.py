@@ -24,8 +24,10 @@ ids = st.text(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    passages=st.lists(st.builds(Passage, id=ids, text=texts, title=texts), max_size=6),
-    queries=st.lists(st.builds(Query, id=ids, text=texts), max_size=6),
+    passages=st.lists(
+        st.builds(Passage, id=ids, text=texts, title=texts), max_size=6, unique_by=lambda p: p.id
+    ),
+    queries=st.lists(st.builds(Query, id=ids, text=texts), max_size=6, unique_by=lambda q: q.id),
     qrels=st.dictionaries(ids, st.dictionaries(ids, st.integers(-2, 9), min_size=1), max_size=4),
 )
 def test_what_is_written_is_what_is_read(passages, queries, qrels):
@@ -40,15 +42,19 @@ def test_what_is_written_is_what_is_read(passages, queries, qrels):
 
 
 @settings(max_examples=40, deadline=None)
-@given(passages=st.lists(st.builds(Passage, id=ids, text=texts, title=texts), max_size=8))
-def test_a_passage_by_id_is_the_first_of_that_id(passages):
+@given(
+    passages=st.lists(
+        st.builds(Passage, id=ids, text=texts, title=texts), max_size=8, unique_by=lambda p: p.id
+    )
+)
+def test_a_passage_by_id_is_that_passage(passages):
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "data"
         write_beir(path, passages=passages, queries=[], qrels={}, meta={})
         store = PassageStore(BeirFolder(path))
 
         for passage in passages:
-            assert store[passage.id] == next(p for p in passages if p.id == passage.id)
+            assert store[passage.id] == passage
 
 
 values = st.recursive(

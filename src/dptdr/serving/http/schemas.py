@@ -7,6 +7,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    StrictBool,
     WithJsonSchema,
     model_validator,
 )
@@ -155,9 +156,9 @@ class EmbedRequest(Request):
     """The embed request of text-embeddings-inference."""
 
     inputs: TextsField
-    normalize: Annotated[bool, Field(description="Scale vectors to length 1.")] = True
+    normalize: Annotated[StrictBool, Field(description="Scale vectors to length 1.")] = True
     truncate: Annotated[
-        bool, Field(description="Whether texts beyond the task's limit may be cut.")
+        StrictBool, Field(description="Whether texts beyond the task's limit may be cut.")
     ] = True
     truncation_direction: Direction = "Right"
     prompt_name: PromptName = None
@@ -175,7 +176,7 @@ class SimilarityInputs(Request):
 class SimilarityParameters(Request):
     """How texts are cut and encoded."""
 
-    truncate: bool = True
+    truncate: StrictBool = True
     truncation_direction: Direction = "Right"
     prompt_name: PromptName = None
 
@@ -192,7 +193,7 @@ class TokenizeRequest(Request):
     """The tokenize request of text-embeddings-inference."""
 
     inputs: Annotated[Text | list[Text], Field(description="Texts.")]
-    add_special_tokens: bool = True
+    add_special_tokens: StrictBool = True
     prompt_name: PromptName = None
     task: TaskName | None = None
 
@@ -258,7 +259,7 @@ class NewVersion(Request):
         str | None, Field(description="Name of the version; the next number by default.")
     ] = None
     default: Annotated[
-        bool, Field(description="Whether the bare task name means this version from now on.")
+        StrictBool, Field(description="Whether the bare task name means this version from now on.")
     ] = True
 
 
