@@ -193,7 +193,6 @@ def tuned(
         method_name=method,
         method_config=method_config,
         config=config,
-        resume=True,
         watch=clock.tick,
     )
     assert result is not None

@@ -81,7 +81,7 @@ def one_set(call: Calls, name: str, *, arguments: Any) -> dict[str, Any]:
         made=data / "corpus.jsonl",
     )
     training = {**TRAINING, "max_steps": arguments.steps}
-    common = {"resume": True, "device": arguments.device}
+    common = {"device": arguments.device}
 
     def train(task: str, backbone: Any, **settings: Any) -> Path:
         made = out / task

@@ -119,7 +119,6 @@ def mine_and_train(
             out=task,
             backbone=backbone,
             negatives=negatives,
-            resume=True,
             device=device,
             made=task / "task.json",
             **training,

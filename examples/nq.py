@@ -80,7 +80,6 @@ def main() -> None:
         data,
         out=rip,
         backbone=arguments.backbone,
-        resume=True,
         device=device,
         made=rip / "config.json",
         **PRETRAINING,

@@ -41,7 +41,6 @@ def main() -> None:
         data,
         out=task,
         backbone=arguments.backbone,
-        resume=True,
         device=device,
         made=task / "task.json",
         **TRAINING,
