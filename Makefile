@@ -17,7 +17,8 @@ quickstart: install
 	$(BIN)/dptdr quickstart --out quickstart
 
 test: install
-	$(BIN)/python -m pytest -m "not learning and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not learning and not gpu" \
+		--numprocesses auto --dist worksteal
 
 learning: install
 	$(BIN)/python -m pytest -m learning --timeout 1800

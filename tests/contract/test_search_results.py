@@ -24,8 +24,8 @@ def script(monkeypatch):
 
 @pytest.mark.parametrize("name", ["search", "encoding", "compression", "hybrid"])
 def test_the_page_is_made_of_the_records(script, name, tmp_path):
-    records = tmp_path / f"{name}.json"
-    shutil.copy(ROOT / "results" / f"{name}.json", records)
+    records = tmp_path / f"{name}.jsonl"
+    shutil.copy(ROOT / "results" / f"{name}.jsonl", records)
     plot = tmp_path / "plot.png"
     script(name).table(argparse.Namespace(json=records, plot=plot))
     page = (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8")

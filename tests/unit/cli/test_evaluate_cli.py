@@ -12,10 +12,11 @@ from dptdr.errors import ConfigError, DataError, EvaluationError
 from dptdr.evaluation import read_run
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import write_beir
+from dptdr.model import Encoder
 from dptdr.records import Passage, Query
 
 
-class _WordEncoder:
+class _WordEncoder(Encoder):
     """Vectors that count a few words: scores are computed by hand."""
 
     dim = 4
@@ -23,6 +24,9 @@ class _WordEncoder:
     backbone_fingerprint = "b" * 8
     query_fingerprint = "q" * 8
     passage_fingerprint = "p" * 8
+
+    def __init__(self):
+        pass
 
     def _encode(self, texts):
         words = ["fox", "dog", "cat", "sea"]
@@ -107,7 +111,7 @@ def test_evaluate_encoder_ranks_by_dot_product_and_keeps_its_fingerprints(
     assert result.exit_code == 0, result.output
     assert asked == {"task": None, "backbone": "minilm", "device": "cpu", "dtype": "bfloat16"}
     report = EvaluationReport.read(tmp_path / "r.json")
-    assert report.system == "backbone:words"
+    assert report.system == "words"
     assert report.per_query["RR@10"] == {"q0": 0.5, "q1": 1.0, "q2": 0.5}
     assert report.details["fingerprints"]["passage"] == "p" * 8
     assert report.details["depth"] == 100

@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_other_processes_and_runs_without_a_tracker_write_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tensorboard": "tb"}, r"needs the package tensorboard; install 'dptdr\[watch\]'"),
+        ({"tensorboard": Path("tb")}, r"needs the package tensorboard; install 'dptdr\[watch\]'"),
         ({"tracker": "trackio"}, "needs the package trackio: pip install trackio"),
         ({"tracker": "neptune"}, "expected one of wandb, trackio, mlflow, got 'neptune'"),
     ],
