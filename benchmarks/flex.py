@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
-from dptdr.model.segments import PromptCall
+from dptdr.model.rows import PromptCall
 from dptdr.serving.engine.forward import Forward, Row, probe_rows
 from dptdr.serving.packing import PromptRows
 
@@ -38,9 +38,9 @@ class Shared(NamedTuple):
     """Prompts of all tasks of a batch, one behind the other, and who sees them.
 
     Args:
-        keys: Key rows; ``None`` where no text has a prompt of this kind.
+        keys: Key rows; ``None`` where no text has a prompt.
         values: Value rows.
-        mask: Which token sees which prompt row (and, for joint prompts, which token).
+        mask: Which token sees which prompt row and which token.
     """
 
     keys: Float[Tensor, "layers 1 heads rows head_dim"] | None
@@ -52,16 +52,14 @@ class FlexCall(PromptCall):
     """What a forward pass over one long row carries to its attention layers.
 
     Args:
-        joint: Prompts that share the tokens' softmax, with the tokens' own mask.
-        added: Prompts with a softmax of their own, if there are any.
+        shared: The prompts, with the mask.
     """
 
-    __slots__ = ("added", "joint")
+    __slots__ = ("shared",)
 
-    def __init__(self, joint: Shared, added: Shared | None) -> None:
+    def __init__(self, shared: Shared) -> None:
         super().__init__()
-        self.joint = joint
-        self.added = added
+        self.shared = shared
 
 
 class FlexForward(Forward):
@@ -174,24 +172,15 @@ def make_call(
     counts = torch.tensor([*lengths, total - sum(lengths)], device=device)
     texts = torch.arange(len(lengths) + 1, device=device)
     text_of = torch.repeat_interleave(texts, counts, output_size=total)
-    made: list[Shared | None] = []
-    for joint in (True, False):
-        distinct: dict[int, PromptRows] = {}
-        for prompt in prompts:
-            if prompt is not None and prompt.joint == joint:
-                distinct.setdefault(id(prompt), prompt)
-        numbers = {name: number for number, name in enumerate(distinct)}
-        own = [numbers.get(id(prompt), _NOBODY) for prompt in prompts]
-        task_of = torch.tensor([*own, _NOBODY], device=device)[text_of]
-        if not distinct and not joint:
-            made.append(None)
-            continue
-        keys, values, owner_of = _side_by_side(list(distinct.values()), device=device)
-        mask = _mask(text_of, task_of, owner_of, tokens=joint, device=device)
-        made.append(Shared(keys, values, mask))
-    joined, added = made
-    assert joined is not None
-    return FlexCall(joined, added)
+    distinct: dict[int, PromptRows] = {}
+    for prompt in prompts:
+        if prompt is not None:
+            distinct.setdefault(id(prompt), prompt)
+    numbers = {name: number for number, name in enumerate(distinct)}
+    own = [numbers.get(id(prompt), _NOBODY) for prompt in prompts]
+    task_of = torch.tensor([*own, _NOBODY], device=device)[text_of]
+    keys, values, owner_of = _side_by_side(list(distinct.values()), device=device)
+    return FlexCall(Shared(keys, values, _mask(text_of, task_of, owner_of, device=device)))
 
 
 def _side_by_side(
@@ -219,32 +208,22 @@ def _mask(
     task_of: Int[Tensor, " tokens"],
     owner_of: Int[Tensor, " rows"],
     *,
-    tokens: bool,
     device: torch.device,
 ) -> BlockMask:
-    """Return who sees whom: own task's rows, and own text's tokens where asked for."""
-    total = text_of.shape[0]
-    wide = torch.cat([owner_of, torch.full_like(text_of, _NOBODY - 1)]) if tokens else owner_of
-    texts = torch.cat([torch.full_like(owner_of, -1), text_of]) if tokens else None
-
-    def mask(sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> BlockMask:
-        return create_block_mask(
-            sees,
-            B=None,
-            H=None,
-            Q_LEN=total,
-            KV_LEN=wide.shape[0],
-            device=device,
-            _compile=device.type == "cuda",
-        )
-
-    # Lambdas, for they are looked at by their code, which a decorated function hides.
-    if texts is None:
-        return mask(lambda _batch, _head, query, key: wide[key] == task_of[query])
-    return mask(
+    """Return who sees whom: own task's rows, and own text's tokens."""
+    wide = torch.cat([owner_of, torch.full_like(text_of, _NOBODY - 1)])
+    texts = torch.cat([torch.full_like(owner_of, -1), text_of])
+    return create_block_mask(
+        # A lambda, for it is looked at by its code, which a decorated function hides.
         lambda _batch, _head, query, key: (
             (wide[key] == task_of[query]) | (texts[key] == text_of[query])
-        )
+        ),
+        B=None,
+        H=None,
+        Q_LEN=text_of.shape[0],
+        KV_LEN=wide.shape[0],
+        device=device,
+        _compile=device.type == "cuda",
     )
 
 
@@ -287,17 +266,11 @@ def flex_packed_attention(
     layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
     layer = layers[0] if len(layers) == 1 else call.layer
     call.layer += 1
-    joint = call.joint
-    if joint.keys is not None and joint.values is not None:
-        key = torch.cat([joint.keys[layer], key], dim=2)
-        value = torch.cat([joint.values[layer], value], dim=2)
-    kernel = _kernel(query.device)
-    output = kernel(query, key, value, block_mask=joint.mask, scale=scale)
-    added = call.added
-    if added is not None and added.keys is not None and added.values is not None:
-        output = output + kernel(
-            query, added.keys[layer], added.values[layer], block_mask=added.mask, scale=scale
-        )
+    shared = call.shared
+    if shared.keys is not None and shared.values is not None:
+        key = torch.cat([shared.keys[layer], key], dim=2)
+        value = torch.cat([shared.values[layer], value], dim=2)
+    output = _kernel(query.device)(query, key, value, block_mask=shared.mask, scale=scale)
     return output.transpose(1, 2).contiguous(), None
 
 

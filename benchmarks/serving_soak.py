@@ -74,7 +74,6 @@ class Truth:
             config = DeepPromptConfig(
                 prompt_length=4 + 9 * (number % 5),
                 sharing=kinds[number % 3],
-                attention="added" if number % 4 == 3 else "joint",
                 initialisation="random",
                 random_scale=0.4,
             )

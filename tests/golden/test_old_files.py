@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dptdr.errors import OutputError
+from dptdr.errors import BundleError, OutputError
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -31,10 +31,23 @@ def data(tmp_path):
 
 
 def test_a_task_gives_the_same_vectors(backbone):
-    from dptdr.model import load_task
+    from dptdr.model import load_task, read_manifest
 
     task = load_task(OLD / "task", backbone=backbone)
     assert task.encode_queries(QUERIES)[:, :4] == pytest.approx(np.array(VECTORS), abs=1e-5)
+    manifest = read_manifest(OLD / "task")
+    assert task.query_fingerprint == manifest.query_fingerprint
+    assert task.passage_fingerprint == manifest.passage_fingerprint
+
+
+def test_a_prompt_with_a_softmax_of_its_own_is_refused(backbone, tmp_path):
+    from dptdr.model import load_task
+
+    shutil.copytree(OLD / "task", tmp_path / "task")
+    file = tmp_path / "task" / "task.json"
+    file.write_text(file.read_text().replace('"attention": "joint"', '"attention": "added"'))
+    with pytest.raises(BundleError, match=r"attention: expected 'joint', got 'added'; version 0"):
+        load_task(tmp_path / "task", backbone=backbone)
 
 
 def test_a_vector_folder_is_read_and_found_complete(backbone, data, tmp_path, capsys):

@@ -15,7 +15,7 @@ import torch._dynamo.testing
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dptdr.model import Injection
-from helpers.prompts import lengths_visible, random_segment, states
+from helpers.prompts import lengths_visible, random_attention, states
 from helpers.tiny import tiny_model, token_batch
 
 
@@ -26,16 +26,14 @@ def compare(architecture: str) -> dict[str, Any]:
     visible = lengths_visible((5, 1, 3), longest=5)
     calls = []
     for seed in (1, 3):
-        shared = random_segment(injection.geometry, seed=seed, prompt=3)
-        own = random_segment(
-            injection.geometry, seed=seed + 1, prompt=5, texts=3, joint=False, visible=visible
+        calls.append(
+            random_attention(injection.geometry, seed=seed, prompt=5, texts=3, visible=visible)
         )
-        calls.append((shared, own))
-    expected = [states(injection, ids, mask, segments) for segments in calls]
+    expected = [states(injection, ids, mask, rows) for rows in calls]
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounter()
     injection.compile(fullgraph=True, backend=counter)
-    got = [states(injection, ids, mask, segments) for segments in calls]
+    got = [states(injection, ids, mask, rows) for rows in calls]
     return {
         "difference": max(
             float((a - b)[mask > 0].abs().max()) for a, b in zip(got, expected, strict=True)
@@ -56,8 +54,8 @@ def many_sizes() -> dict[str, Any]:
     for number, prompt in enumerate((3, 5, 8, 16, 2, 7)):
         lengths = tuple(range(3, 6 + number))
         ids, mask = token_batch(lengths)
-        segment = random_segment(injection.geometry, prompt=prompt, texts=len(lengths))
-        apart = states(injection, ids, mask, (segment,)) - states(plain, ids, mask, (segment,))
+        segment = random_attention(injection.geometry, prompt=prompt, texts=len(lengths))
+        apart = states(injection, ids, mask, segment) - states(plain, ids, mask, segment)
         difference = max(difference, float(apart[mask > 0].abs().max()))
     return {"difference": difference, "graphs": counter.frame_count}
 

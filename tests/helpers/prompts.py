@@ -3,26 +3,25 @@
 import torch
 from torch import Tensor
 
-from dptdr.model import Geometry, PromptCall, Segment
+from dptdr.model import AttentionRows, Geometry, PromptCall
 from helpers.reference import Rows
 
 
-def random_segment(
+def random_attention(
     geometry: Geometry,
     *,
     prompt: int = 4,
     texts: int = 1,
     seed: int = 0,
-    joint: bool = True,
     visible: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Segment:
+) -> AttentionRows:
     """Rows far from zero, so that they take a good share of attention."""
     generator = torch.Generator().manual_seed(seed)
     shape = (geometry.layers, texts, geometry.heads, prompt, geometry.head_dim)
     keys = torch.randn(shape, generator=generator).to(dtype)
     values = torch.randn(shape, generator=generator).to(dtype)
-    return Segment(keys, values, visible, joint)
+    return AttentionRows(keys, values, visible)
 
 
 def lengths_visible(lengths: tuple[int, ...], *, longest: int) -> Tensor:
@@ -30,12 +29,12 @@ def lengths_visible(lengths: tuple[int, ...], *, longest: int) -> Tensor:
     return torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
 
 
-def as_rows(segments: tuple[Segment, ...]) -> list[Rows]:
+def as_rows(rows: AttentionRows) -> list[Rows]:
     """The same rows for the hand-written reference."""
-    return [Rows(s.keys, s.values, s.visible, s.joint) for s in segments]
+    return [Rows(*rows)]
 
 
-def states(injection, ids: Tensor, mask: Tensor, segments: tuple[Segment, ...] = ()) -> Tensor:
+def states(injection, ids: Tensor, mask: Tensor, rows: AttentionRows | None = None) -> Tensor:
     """Last hidden states with the prompt."""
-    call = PromptCall(segments)
+    call = PromptCall(rows)
     return injection(call, input_ids=ids, attention_mask=mask).last_hidden_state

@@ -25,7 +25,6 @@ class Rows:
     keys: Tensor
     values: Tensor
     visible: Tensor | None = None
-    joint: bool = True
 
 
 @dataclass
@@ -69,7 +68,6 @@ def attend(
     parts: list[tuple[Tensor, Tensor, Tensor]] = [
         (token_scores, allowed.expand_as(token_scores), value)
     ]
-    added: list[tuple[Tensor, Tensor, Tensor]] = []
     for rows in _PASS.prompts:
         group = heads // rows.keys.shape[2]
         # Query head h reads key/value head h // group.
@@ -83,12 +81,8 @@ def attend(
         seen = torch.ones(texts, keys.shape[2], dtype=torch.bool)
         if rows.visible is not None:
             seen = rows.visible
-        part = (scores, seen[:, None, None, :].expand_as(scores), values)
-        (parts if rows.joint else added).append(part)
-    output = _weighted(parts)
-    for part in added:
-        output = output + _weighted([part])
-    return output
+        parts.append((scores, seen[:, None, None, :].expand_as(scores), values))
+    return _weighted(parts)
 
 
 def _weighted(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:

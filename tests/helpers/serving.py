@@ -14,14 +14,12 @@ from dptdr.config.methods import DeepPromptConfig
 from dptdr.model import Backbone, DeepPrompt, Encoder, Limits
 from dptdr.model.bundle import save_task
 from dptdr.model.methods import DeepPromptMethod
-from dptdr.model.segments import FeedForwardRows
+from dptdr.model.rows import FeedForwardRows
 from dptdr.serving.packing import PromptRows
 from helpers.tiny import WORDS
 
 
-def random_rows(
-    backbone: Backbone, length: int, *, ffn_length: int = 0, joint: bool = True, seed: int = 0
-):
+def random_rows(backbone: Backbone, length: int, *, ffn_length: int = 0, seed: int = 0):
     """Prompt rows of a served task."""
     geometry = backbone.geometry
     generator = torch.Generator().manual_seed(seed)
@@ -35,7 +33,7 @@ def random_rows(
             torch.randn(shape[:3], generator=generator) * 0.3,
             torch.randn(shape, generator=generator) * 0.3,
         )
-    return PromptRows(keys, values, joint=joint, feed_forward=feed_forward)
+    return PromptRows(keys, values, feed_forward=feed_forward)
 
 
 def sentence(words: int, *, seed: int = 0) -> str:
@@ -59,7 +57,6 @@ def task_encoder(
         method.module[name] = DeepPrompt(
             rows,
             feed_forward=made.feed_forward,
-            joint=settings.get("attention", "joint") == "joint",
         )
     return Encoder(backbone, method=method, limits=limits)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.model import Encoder, Injection, MethodFactory
 from dptdr.model.encoder import length_sorted_batches
-from helpers.prompts import random_segment, states
+from helpers.prompts import random_attention, states
 from helpers.tiny import ARCHITECTURES, WORDS, tiny_backbone, tiny_model, token_batch
 
 SOME = ["bert", "albert", "modernbert", "qwen3", "mpnet", "deberta-v2"]
@@ -30,38 +30,33 @@ def padded(backbone, texts, *, extra=0):
     return type(tokens)(ids, mask)
 
 
-@pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_masked_prompt_is_the_backbone(architecture, joint):
-    """Up to the order of sums, hence in double precision; apart from that exactly."""
+def test_masked_prompt_is_the_backbone(architecture):
+    """Up to the order of sums, hence in double precision."""
     injection = Injection(tiny_model(architecture).double())
     ids, mask = token_batch((9, 4, 12), padding=injection.model.config.pad_token_id or 0)
-    segment = random_segment(
+    segment = random_attention(
         injection.geometry,
         texts=3,
-        joint=joint,
         visible=torch.zeros(3, 4, dtype=torch.bool),
         dtype=torch.float64,
     )
     bare = states(injection, ids, mask)
-    prompted = states(injection, ids, mask, (segment,))
-    torch.testing.assert_close(
-        prompted[mask > 0], bare[mask > 0], rtol=0, atol=1e-12 if joint else 0
-    )
+    prompted = states(injection, ids, mask, segment)
+    torch.testing.assert_close(prompted[mask > 0], bare[mask > 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_identity_start_is_exactly_the_backbone_and_learns(frozen_tiny, architecture):
+def test_feed_forward_rows_start_exactly_as_the_backbone_and_learn(frozen_tiny, architecture):
     backbone = frozen_tiny(architecture)
-    config = DeepPromptConfig(prompt_length=3, attention="added", initialisation="identity")
-    factory = MethodFactory(query_texts=["red car", "old house"], passage_texts=["the river"])
-    method = factory.build("deep-prompt", backbone, config, seed=0)
+    config = DeepPromptConfig(prompt_length=0, ffn_length=3)
+    method = MethodFactory().build("deep-prompt", backbone, config, seed=0)
     tokens = padded(backbone, ["red car", "the old house of the river stone", "cat"])
     bare = backbone.vectors(tokens)
     prompted = method.vectors(tokens, side="query")
     assert torch.equal(prompted, bare)
     (prompted * torch.arange(32)).sum().backward()
-    values = method.trained()["shared.values"]
+    values = method.trained()["shared.ffn_values"]
     assert values.grad.flatten(1).abs().amax(dim=1).min() > 0
 
 
@@ -96,9 +91,9 @@ def test_frozen_weights_are_byte_identical_after_training(architecture):
 @pytest.mark.parametrize("architecture", SOME)
 def test_padding_changes_nothing(frozen_tiny, architecture, texts, extra):
     backbone = frozen_tiny(architecture)
-    segment = random_segment(backbone.geometry)
-    exact = backbone.vectors(padded(backbone, texts), prompts=(segment,))
-    wider = backbone.vectors(padded(backbone, texts, extra=extra), prompts=(segment,))
+    segment = random_attention(backbone.geometry)
+    exact = backbone.vectors(padded(backbone, texts), attention=segment)
+    wider = backbone.vectors(padded(backbone, texts, extra=extra), attention=segment)
     torch.testing.assert_close(wider, exact, rtol=1e-5, atol=1e-5)
 
 
@@ -120,31 +115,13 @@ def test_batch_is_each_text_alone(frozen_tiny, architecture, texts):
 def test_order_of_prompt_rows_does_not_matter(frozen_tiny, seed, order):
     backbone = frozen_tiny("bert")
     tokens = padded(backbone, ["red car", "the old house"])
-    segment = random_segment(backbone.geometry, seed=seed)
+    segment = random_attention(backbone.geometry, seed=seed)
     shuffled = segment._replace(
         keys=segment.keys[..., order, :], values=segment.values[..., order, :]
     )
     torch.testing.assert_close(
-        backbone.vectors(tokens, prompts=(shuffled,)),
-        backbone.vectors(tokens, prompts=(segment,)),
-        rtol=1e-5,
-        atol=1e-5,
-    )
-
-
-@few
-@given(seed=st.integers(0, 2**31))
-def test_two_joint_segments_are_their_concatenation(frozen_tiny, seed):
-    backbone = frozen_tiny("bert")
-    tokens = padded(backbone, ["red car", "the old house"])
-    whole = random_segment(backbone.geometry, seed=seed, prompt=6)
-    parts = tuple(
-        whole._replace(keys=whole.keys[..., part, :], values=whole.values[..., part, :])
-        for part in (slice(0, 2), slice(2, 6))
-    )
-    torch.testing.assert_close(
-        backbone.vectors(tokens, prompts=parts),
-        backbone.vectors(tokens, prompts=(whole,)),
+        backbone.vectors(tokens, attention=shuffled),
+        backbone.vectors(tokens, attention=segment),
         rtol=1e-5,
         atol=1e-5,
     )

@@ -10,7 +10,7 @@ from helpers.serving import random_rows, task_encoder
 from helpers.tiny import tiny_backbone
 
 LENGTHS = st.tuples(st.integers(0, 12), st.integers(0, 9)).filter(any)
-PROMPTS = st.lists(st.tuples(LENGTHS, st.booleans(), st.integers(0, 99)), min_size=1, max_size=5)
+PROMPTS = st.lists(st.tuples(LENGTHS, st.integers(0, 99)), min_size=1, max_size=5)
 MERGE = st.sampled_from([None, True, False])
 
 
@@ -32,8 +32,8 @@ def rows_of(forward, prompts, texts):
     from dptdr.serving.engine.forward import Row
 
     made = [None] + [
-        random_rows(forward.backbone, length, ffn_length=ffn_length, joint=joint, seed=seed)
-        for (length, ffn_length), joint, seed in prompts
+        random_rows(forward.backbone, length, ffn_length=ffn_length, seed=seed)
+        for (length, ffn_length), seed in prompts
     ]
     # Shifted positions beside unshifted ones.
     made[-1] = made[-1]._replace(shift=made[-1].prompt_length)
@@ -86,16 +86,13 @@ def test_served_vectors_equal_those_of_an_untouched_encoder(forwards, minilm):
 
     texts = ["what helps against a cold?", "a " * 200, "river", "how do I list files by size"]
     forward = forwards["minilm"]
-    for number, attention in enumerate(("joint", "added")):
-        encoder = task_encoder(minilm, seed=number, prompt_length=9, attention=attention, scale=0.5)
-        keys, values = encoder.method.state()["shared"].unbind(1)
-        prompt = random_rows(minilm, 9)._replace(
-            keys=keys.transpose(1, 2).contiguous(),
-            values=values.transpose(1, 2).contiguous(),
-            joint=attention == "joint",
-        )
-        ids = forward.tokenize(texts, side="query", max_tokens=256)
+    encoder = task_encoder(minilm, prompt_length=9, scale=0.5)
+    keys, values = encoder.method.state()["shared"].unbind(1)
+    prompt = random_rows(minilm, 9)._replace(
+        keys=keys.transpose(1, 2).contiguous(), values=values.transpose(1, 2).contiguous()
+    )
+    ids = forward.tokenize(texts, side="query", max_tokens=256)
 
-        made = forward.vectors([Row(row, prompt) for row in ids]).numpy()
+    made = forward.vectors([Row(row, prompt) for row in ids]).numpy()
 
-        np.testing.assert_allclose(made, encoder.encode_queries(texts), atol=1e-5)
+    np.testing.assert_allclose(made, encoder.encode_queries(texts), atol=1e-5)

@@ -15,14 +15,10 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     task: Annotated[
         Path | None,
-        typer.Option(help="Task bundle: its backbone and kind of attention, and --data's judge."),
+        typer.Option(help="Task bundle: its backbone, and --data's judge."),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Encoder: minilm, a folder or a name.")
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(help="How prompts meet the graph: 'joint' or 'added'. Default: the task's."),
     ] = None,
     fold: Annotated[
         bool,
@@ -52,14 +48,12 @@ def command(
     from dptdr.errors import ConfigError
 
     if fold:
-        if task is None or attention is not None or int8 or data is not None:
-            raise ConfigError("--fold: expected --task, and none of --attention, --int8 and --data")
+        if task is None or int8 or data is not None:
+            raise ConfigError("--fold: expected --task, and neither --int8 nor --data")
         _fold(task, out, backbone=backbone, json=json)
         return
     if task is None and backbone is None:
         raise ConfigError("expected --task or --backbone, got neither")
-    if attention not in (None, "joint", "added"):
-        raise ConfigError(f"--attention: expected 'joint' or 'added', got '{attention}'")
     if int8 and data is None:
         raise ConfigError(
             "--int8 changes the vectors; give --data DATA to measure what that costs in nDCG@10"
@@ -72,9 +66,8 @@ def command(
     from dptdr.serving.onnx.exporting import MANIFEST, export
 
     manifest = None if task is None else read_manifest(task)
-    kind: Any = attention or ("joint" if manifest is None else manifest.settings["attention"])
     name = backbone or (manifest.backbone if manifest is not None else "")
-    found = export(Backbone.load(name), out, kind=kind, int8=int8)
+    found = export(Backbone.load(name), out, int8=int8)
     if data is not None:
         found["ndcg_at_10"] = _measured(Backbone.load(name), out, task=task, data=data, split=split)
         found["measured_on"] = {"data": data.name, "split": split}
@@ -113,9 +106,7 @@ def _measured(
 
 
 def _print(found: dict[str, Any], out: Path) -> None:
-    typer.echo(
-        f"{out}: '{found['backbone']}' with prompts of attention {found['prompt_attention']}"
-    )
+    typer.echo(f"{out}: '{found['backbone']}' with prompts as inputs")
     for precision, difference in found["largest_difference"].items():
         cosine = found["least_cosine"][precision]
         line = f"{precision}: differs from torch by at most {difference:.1e}, cosine {cosine:.4f}"

@@ -10,10 +10,9 @@ from dptdr.errors import ConfigError
 MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
 METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
 Sharing = Literal["tied", "untied", "query-only"]
-PromptAttention = Literal["joint", "added"]
 LoraTargets = Literal["attention", "feed-forward", "all"]
 PositionPolicy = Literal["unshifted", "shifted"]
-Initialisation = Literal["tokens", "random", "task", "identity"]
+Initialisation = Literal["tokens", "random", "task"]
 
 FEW_QUERIES_OFFSET = 4.0
 """Start offset of a prompt that is trained on few queries; see docs/what-makes-prompts-work.md."""
@@ -40,18 +39,11 @@ class DeepPromptConfig:
             "passages are encoded by the bare backbone, so that tasks can share one index."
         ),
     ] = "tied"
-    attention: Annotated[
-        PromptAttention,
-        Setting(
-            "joint: the prompt shares the tokens' softmax (prefix tuning, as in the paper); added: "
-            "a softmax of its own, added to the output."
-        ),
-    ] = "joint"
     initialisation: Annotated[
         Initialisation,
         Setting(
-            "tokens: keys and values of real tokens of the task's texts; random; identity: exactly "
-            "the backbone (needs attention added); task: see --from-task."
+            "tokens: keys and values of real tokens of the task's texts; random; task: see "
+            "--from-task."
         ),
     ] = "tokens"
     start_offset: Annotated[
@@ -139,4 +131,11 @@ def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, Met
     if name not in METHOD_NAMES:
         raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
     method: MethodName = name
-    return method, from_values(DEFAULT_CONFIGS[method], settings, what=f"method '{name}'")
+    values = dict(settings)
+    # Settings written by former versions hold it.
+    if method == "deep-prompt" and (attention := values.pop("attention", "joint")) != "joint":
+        raise ConfigError(
+            f"method '{name}', attention: expected 'joint', got {attention!r}; version 0.1.0 is "
+            "the last one that reads such prompts: train the task again"
+        )
+    return method, from_values(DEFAULT_CONFIGS[method], values, what=f"method '{name}'")

@@ -23,10 +23,11 @@ from dptdr.model.injection import Geometry, Injection
 from dptdr.model.methods import Method, MethodFactory
 from dptdr.model.pooling import Pooling
 from dptdr.model.prompt import DeepPrompt
-from dptdr.model.segments import PromptCall, Segment
+from dptdr.model.rows import AttentionRows, PromptCall
 
 __all__ = [
     "METHOD_NAMES",
+    "AttentionRows",
     "Backbone",
     "DeepPrompt",
     "DeepPromptConfig",
@@ -42,7 +43,6 @@ __all__ = [
     "NoConfig",
     "Pooling",
     "PromptCall",
-    "Segment",
     "ShallowPromptConfig",
     "Side",
     "TaskManifest",

@@ -16,9 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.segments import (
+from dptdr.model.rows import (
+    AttentionRows,
     PromptCall,
-    Segment,
     layer_rows,
     repeat_heads,
     visible_columns,
@@ -62,7 +62,6 @@ def prompted_attention(
 
     Source:
         Liu et al., P-Tuning v2 (arXiv 2110.07602), section 3.2; Tang et al. (arXiv 2208.11503).
-        Differs: ``joint=False`` segments have a softmax of their own.
     """
     for unsupported in ("softcap", "s_aux"):
         if options.get(unsupported) is not None:
@@ -75,24 +74,18 @@ def prompted_attention(
     mask = _token_mask(module, query=query, key=key, mask=attention_mask, options=options)
     times = query.shape[1] // key.shape[1]
     call: PromptCall | None = options.get(KEYWORD)
-    segments: tuple[Segment, ...] = ()
+    rows = None
     layer = 0
     if call is not None:
-        segments = call.segments
+        rows = call.attention
         layer = _layer_of(module, call=call)
         if call.observer is not None:
             call.observer(layer, query, key, value, mask, scale)
     key = repeat_heads(key, times=times)
     value = repeat_heads(value, times=times)
-    joined = tuple(segment for segment in segments if segment.joint)
-    if joined:
-        key, value, mask = _joined(
-            joined, query=query, key=key, value=value, mask=mask, layer=layer
-        )
+    if rows is not None:
+        key, value, mask = _joined(rows, query=query, key=key, value=value, mask=mask, layer=layer)
     output = _attend(query, key, value, mask=mask, dropout=dropout, scale=scale)
-    for segment in segments:
-        if not segment.joint:
-            output = output + added_attention(segment, query=query, layer=layer, scale=scale)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -171,7 +164,7 @@ def _token_mask(
 
 
 def _joined(
-    segments: tuple[Segment, ...],
+    rows: AttentionRows,
     *,
     query: Tensor,
     key: Tensor,
@@ -180,13 +173,13 @@ def _joined(
     layer: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Put the prompt rows before the token rows and widen the mask accordingly."""
-    rows = [layer_rows(segment, layer, query=query) for segment in segments]
+    keys, values = layer_rows(rows, layer, query=query)
     tokens = key.shape[2]
-    key = _join_rows([keys for keys, _ in rows] + [key])
-    value = _join_rows([values for _, values in rows] + [value])
-    if mask is None and all(segment.visible is None for segment in segments):
+    key = _join_rows([keys, key])
+    value = _join_rows([values, value])
+    if mask is None and rows.visible is None:
         return key, value, None
-    columns = torch.cat([visible_columns(segment, query=query) for segment in segments], dim=-1)
+    columns = visible_columns(rows, query=query)
     if mask is None:
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
     mask = mask.expand(query.shape[0], mask.shape[1], query.shape[2], tokens)
@@ -211,24 +204,6 @@ def _like_mask(columns: Bool[Tensor, "texts 1 tokens prompt"], *, mask: Tensor) 
     return torch.zeros(columns.shape, dtype=mask.dtype, device=mask.device).masked_fill(
         ~columns, lowest
     )
-
-
-def added_attention(
-    segment: Segment,
-    *,
-    query: Float[Tensor, "texts heads tokens head_dim"],
-    layer: int,
-    scale: float,
-) -> Float[Tensor, "texts heads tokens head_dim"]:
-    """Return what a segment with its own softmax adds to the attention output."""
-    keys, values = layer_rows(segment, layer, query=query)
-    if segment.visible is None:
-        return _attend(query, keys, values, mask=None, dropout=0.0, scale=scale)
-    # A text without any visible row must add exactly nothing, where softmax over nothing is NaN.
-    anything = segment.visible.any(dim=-1)
-    columns = segment.visible | ~anything[:, None]
-    added = _attend(query, keys, values, mask=columns[:, None, None, :], dropout=0.0, scale=scale)
-    return added * anything[:, None, None, None].to(added.dtype)
 
 
 def prompted_mask(*arguments: Any, **options: Any) -> Tensor | None:

@@ -17,12 +17,12 @@ from dptdr.model import fingerprints
 from dptdr.model.caches import bound_kernel_caches
 from dptdr.model.injection import Geometry, Injection, quiet_transformers
 from dptdr.model.pooling import Pooling, pool_states, read_pooling, transformer_folder
-from dptdr.model.segments import (
+from dptdr.model.rows import (
+    AttentionRows,
     FeedForwardObserver,
     FeedForwardRows,
     Observer,
     PromptCall,
-    Segment,
 )
 
 MINILM = "minilm"
@@ -195,7 +195,7 @@ class Backbone:
         self,
         tokens: Tokens,
         *,
-        prompts: tuple[Segment, ...] = (),
+        attention: AttentionRows | None = None,
         feed_forward: FeedForwardRows | None = None,
         prefix_embeddings: Float[Tensor, "prompt dim"] | None = None,
         position_shift: int = 0,
@@ -206,7 +206,7 @@ class Backbone:
 
         Args:
             tokens: The padded batch.
-            prompts: Prompt rows for every attention layer; none is the base encoder's attention.
+            attention: Prompt rows for every attention layer.
             feed_forward: Prompt rows for every feed-forward layer.
             prefix_embeddings: Rows put before the word embeddings (shallow prompts).
             position_shift: Positions by which the tokens are moved, as with a generation cache.
@@ -229,7 +229,7 @@ class Backbone:
         if position_shift:
             inputs["position_ids"] = self.shifted_positions(tokens, shift=position_shift)
         call = PromptCall(
-            prompts,
+            attention,
             feed_forward=feed_forward,
             observer=observer,
             feed_forward_observer=feed_forward_observer,

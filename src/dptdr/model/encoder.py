@@ -20,6 +20,7 @@ from dptdr.model.unpadded import Unpadded
 
 OnProgress = Callable[[int, int], None]
 
+_SHAPING = ("position", "alpha")
 _UNPADDED_TOKENS = 2048
 """Tokens of a batch without padding: its states stay in the processor's cache."""
 
@@ -190,10 +191,11 @@ class Encoder:
                 }
             elif "shared" not in state and side in state:
                 state = {"shared": state[side]}
-            settings: dict[str, Any] = settings_of(method.config)
             # How a prompt was started or regularised does not shape the vectors it makes.
-            shaping = ("attention", "position", "alpha")
-            kept = {k: v for k, v in settings.items() if k in shaping}
+            kept = {k: v for k, v in settings_of(method.config).items() if k in _SHAPING}
+            if isinstance(method, DeepPromptMethod):
+                # A choice once; it stays in the hash, so that fingerprints stay.
+                kept["attention"] = "joint"
             parts.append(fingerprints.hash_tensors(state))
             parts.append(fingerprints.hash_settings({"method": method.name, **kept}))
         return fingerprints.combine(*parts)
@@ -323,7 +325,6 @@ class Encoder:
         return PromptRows(
             keys,
             values,
-            joint=config.attention == "joint",
             shift=prompt.prompt_length if config.position == "shifted" else 0,
             feed_forward=feed_forward,
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.segments import Activation, PromptCall
+from dptdr.model.rows import Activation, PromptCall
 
 CurrentCall = Callable[[], PromptCall | None]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.segments import FeedForwardRows
+from dptdr.model.rows import FeedForwardRows
 
 _TEXTS_PER_BATCH = 16
 _QUERY_TEXTS = 64

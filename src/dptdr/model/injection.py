@@ -20,7 +20,7 @@ from dptdr.errors import UnsupportedBackbone
 from dptdr.model import attention
 from dptdr.model.feed_forward import FeedForwardHooks, FeedForwardLayer, find_layers
 from dptdr.model.interception import InterceptedAttention
-from dptdr.model.segments import FeedForwardRows, PromptCall, Segment
+from dptdr.model.rows import AttentionRows, FeedForwardRows, PromptCall
 
 Route = Literal["registry", "interception"]
 
@@ -87,7 +87,7 @@ class Injection:
         call.layer = 0
         with _activated(call, route=self.route):
             output = self._forward(call, inputs)
-        if (call.segments or call.has_feed_forward) and call.layer != self.geometry.layers:
+        if call.has_rows and call.layer != self.geometry.layers:
             # Some architectures change their attention with the length of the text.
             raise UnsupportedBackbone(
                 f"{type(self.model).__name__}: the prompt reached {call.layer} layers of "
@@ -99,7 +99,7 @@ class Injection:
     def _run(self, call: PromptCall, inputs: dict[str, Any]) -> Any:
         if self.route == "registry":
             return self.model(**inputs, **{attention.KEYWORD: call})
-        if not (call.segments or call.has_feed_forward or call.observer):
+        if not (call.has_rows or call.observer):
             return self.model(**inputs)
         with InterceptedAttention(call):
             return self.model(**inputs)
@@ -424,8 +424,8 @@ def _prove_effect(injection: Injection) -> None:
     with torch.no_grad():
         bare = injection(PromptCall(), **inputs).last_hidden_state
     with torch.enable_grad():
-        prompt = Segment(rows[0], rows[1])
-        output = injection(PromptCall((prompt,)), **inputs).last_hidden_state
+        prompt = AttentionRows(rows[0], rows[1])
+        output = injection(PromptCall(prompt), **inputs).last_hidden_state
         if torch.equal(output.detach(), bare):
             raise UnsupportedBackbone(
                 f"{name}: a random prompt did not change the output, so prompts have no effect"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.segments import PromptCall, Segment, layer_rows, visible_columns
+from dptdr.model.rows import PromptCall, layer_rows, visible_columns
 
 _PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 _SOFTMAXES = {torch.softmax, functional.softmax, Tensor.softmax}
@@ -40,7 +40,7 @@ class InterceptedAttention(TorchFunctionMode):
         self._scores: Tensor | None = None
         self._factor: float | Tensor = 1.0
         self._division: tuple[Tensor, Any] | None = None
-        self._prompt_probabilities: list[Tensor] | None = None
+        self._prompt_probabilities: Tensor | None = None
         self._waiting = False
 
     def __torch_function__(
@@ -93,31 +93,18 @@ class InterceptedAttention(TorchFunctionMode):
             )
         texts, heads, tokens = scores.shape[:3]
         query = query.reshape(texts, heads, tokens, query.shape[-1])
-        layer = self.call.layer
-        extra, self._prompt_probabilities = [], []
-        for segment in self.call.segments:
-            extra.append(self._prompt_scores(segment, query=query, layer=layer, like=scores))
-        joined = [e for e, s in zip(extra, self.call.segments, strict=True) if s.joint]
-        full = func(torch.cat([*joined, scores], dim=-1), *args[1:], **kwargs)
-        start = 0
-        for added, segment in zip(extra, self.call.segments, strict=True):
-            if segment.joint:
-                width = added.shape[-1]
-                self._prompt_probabilities.append(full[..., start : start + width])
-                start += width
-            else:
-                self._prompt_probabilities.append(_own_softmax(added, segment=segment))
         self._waiting = True
         self._query = query
-        return full[..., start:].contiguous() if start else full
-
-    def _prompt_scores(
-        self, segment: Segment, *, query: Tensor, layer: int, like: Tensor
-    ) -> Tensor:
-        keys, _ = layer_rows(segment, layer, query=query)
-        scores = torch.matmul(query, keys.transpose(-1, -2)) * self._factor
-        columns = visible_columns(segment, query=query)
-        return scores.to(like.dtype).masked_fill(~columns, torch.finfo(like.dtype).min)
+        rows = self.call.attention
+        if rows is None:
+            return func(*args, **kwargs)
+        keys, _ = layer_rows(rows, self.call.layer, query=query)
+        added = (torch.matmul(query, keys.transpose(-1, -2)) * self._factor).to(scores.dtype)
+        hidden = ~visible_columns(rows, query=query)
+        added = added.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        full = func(torch.cat([added, scores], dim=-1), *args[1:], **kwargs)
+        self._prompt_probabilities = full[..., : added.shape[-1]]
+        return full[..., added.shape[-1] :].contiguous()
 
     def _after_softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Follow dropout on the probabilities, then add the prompt's share to the context."""
@@ -128,11 +115,8 @@ class InterceptedAttention(TorchFunctionMode):
             )
         result = func(*args, **kwargs)
         if func in _DROPOUTS:
-            assert self._prompt_probabilities is not None
-            self._prompt_probabilities = [
-                func(p, *args[1:], **kwargs) if segment.joint else p
-                for p, segment in zip(self._prompt_probabilities, self.call.segments, strict=True)
-            ]
+            if self._prompt_probabilities is not None:
+                self._prompt_probabilities = func(self._prompt_probabilities, *args[1:], **kwargs)
         elif func in _PRODUCTS:
             result = self._context(result, value=args[1])
         return result
@@ -140,7 +124,6 @@ class InterceptedAttention(TorchFunctionMode):
     def _context(self, context: Tensor, *, value: Tensor) -> Tensor:
         assert self._query is not None
         assert self._key is not None
-        assert self._prompt_probabilities is not None
         query, layer = self._query, self.call.layer
         texts, heads = query.shape[:2]
         if self.call.observer is not None:
@@ -153,23 +136,13 @@ class InterceptedAttention(TorchFunctionMode):
                 None,
                 float(self._factor),
             )
-        for segment, probabilities in zip(
-            self.call.segments, self._prompt_probabilities, strict=True
-        ):
-            _, values = layer_rows(segment, layer, query=query)
-            share = torch.matmul(probabilities.to(values.dtype), values)
+        if self.call.attention is not None:
+            assert self._prompt_probabilities is not None
+            _, values = layer_rows(self.call.attention, layer, query=query)
+            share = torch.matmul(self._prompt_probabilities.to(values.dtype), values)
             context = context + share.reshape(context.shape)
         self.call.layer = layer + 1
         self._query = self._key = self._scores = None
         self._division = self._prompt_probabilities = None
         self._waiting = False
         return context
-
-
-def _own_softmax(scores: Tensor, *, segment: Segment) -> Tensor:
-    """Return the probabilities of a segment with its own softmax; nothing visible gives zeros."""
-    probabilities = functional.softmax(scores, dim=-1)
-    if segment.visible is None:
-        return probabilities
-    anything = segment.visible.any(dim=-1)[:, None, None, None]
-    return probabilities * anything.to(probabilities.dtype)

@@ -21,7 +21,7 @@ from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units, quieter, token_rows
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
-from dptdr.model.segments import FeedForwardObserver, FeedForwardRows, Observer, Segment
+from dptdr.model.rows import FeedForwardObserver, FeedForwardRows, Observer
 
 BUDGET_SHARE = 0.02
 """Share of the encoder's parameters that a prompt trains at most where no length is given."""
@@ -121,7 +121,6 @@ class DeepPromptMethod:
             prompts[name] = DeepPrompt(
                 start,
                 feed_forward=feed_forward,
-                joint=config.attention == "joint",
                 dropout=config.dropout,
                 reparametrisation=config.reparametrisation,
             )
@@ -148,12 +147,11 @@ class DeepPromptMethod:
     ) -> Float[Tensor, "texts dim"]:
         """Return one vector per text."""
         prompt = self.prompt(side)
-        segments: tuple[Segment, ...] = () if prompt is None else prompt.segments()
         shifted = prompt is not None and self.config.position == "shifted"
         shift = prompt.prompt_length if prompt is not None and shifted else 0
         return self.backbone.vectors(
             tokens,
-            prompts=segments,
+            attention=None if prompt is None else prompt.attention(),
             feed_forward=None if prompt is None else prompt.feed_forward(),
             position_shift=shift,
             observer=observer,
@@ -195,7 +193,6 @@ class DeepPromptMethod:
             prompts[name] = DeepPrompt(
                 rows,
                 feed_forward=feed_forward,
-                joint=self.config.attention == "joint",
                 dropout=self.config.dropout,
             ).to(self.backbone.device)
 
@@ -213,11 +210,6 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
         raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
     if not config.start_offset >= 0.0:
         raise ConfigError(f"start_offset: expected at least 0, got {config.start_offset}")
-    if config.initialisation == "identity" and config.attention != "added":
-        raise ConfigError(
-            "initialisation 'identity' needs attention 'added': zero rows in the tokens' softmax "
-            "would still take attention mass"
-        )
 
 
 def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: int) -> int:
@@ -260,11 +252,7 @@ def _initial_rows(
     else:
         side: Side = "passage" if name == "passage" else "query"
         start = token_rows(backbone, texts, prompt_length=length, side=side, seed=seed)
-        if config.attention == "joint":
-            start = quieter(start, backbone, texts, side=side, by=config.start_offset)
-    if config.initialisation == "identity":
-        start = start.clone()
-        start[:, 1] = 0.0
+        start = quieter(start, backbone, texts, side=side, by=config.start_offset)
     return start, feed_forward
 
 

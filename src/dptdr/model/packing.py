@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
-from dptdr.model.segments import Activation, FeedForwardRows, PromptCall
+from dptdr.model.rows import Activation, AttentionRows, FeedForwardRows, PromptCall
 
 NAME = "dptdr-packed"
 
@@ -30,14 +30,12 @@ class PromptRows(NamedTuple):
     Args:
         keys: Key rows, laid out as token keys are: the heads of a row lie together.
         values: Value rows.
-        joint: Whether prompt and tokens share one softmax.
         shift: Positions by which the tokens are moved.
         feed_forward: Rows for the feed-forward layers, shared by all texts.
     """
 
     keys: Float[Tensor, "layers prompt heads head_dim"]
     values: Float[Tensor, "layers prompt heads head_dim"]
-    joint: bool = True
     shift: int = 0
     feed_forward: FeedForwardRows | None = None
 
@@ -45,6 +43,13 @@ class PromptRows(NamedTuple):
     def prompt_length(self) -> int:
         """Attention rows per layer; may be 0."""
         return int(self.keys.shape[1])
+
+    def attention(self) -> AttentionRows | None:
+        """Return the attention rows as padded attention takes them."""
+        if not self.prompt_length:
+            return None
+        keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (self.keys, self.values))
+        return AttentionRows(keys, values)
 
     @property
     def bytes(self) -> int:
@@ -80,7 +85,7 @@ class PackedCall(PromptCall):
 
     Args:
         runs: Cover the row without gaps, in order.
-        groups: Parts of the row whose prompt is merged or added afterwards.
+        groups: Parts of the row whose prompt is merged afterwards.
         spans: Parts of the row whose tokens meet feed-forward rows.
     """
 
@@ -149,7 +154,7 @@ def plan(
     Args:
         lengths: Tokens of each text, in the order of the row.
         prompts: The prompt of each text; texts of one task shall be neighbours.
-        merge: Force merging (true) or joining (false) of joint prompts; by default decided here.
+        merge: Force merging (true) or joining (false); by default decided here.
 
     Returns:
         The runs and the groups.
@@ -166,12 +171,9 @@ def plan(
             prompt = None
         stop = start + sum(lengths[first:last])
         apart = prompt is not None and (
-            not prompt.joint
-            or (
-                merge
-                if merge is not None
-                else last - first >= 2 and stop - start <= SHORT_TEXT * (last - first)
-            )
+            merge
+            if merge is not None
+            else last - first >= 2 and stop - start <= SHORT_TEXT * (last - first)
         )
         if apart and prompt is not None:
             groups.append(Group(start, stop, prompt))
@@ -256,7 +258,6 @@ def attend(
         Merging: Milakov & Gimelshein, *Online normalizer calculation for softmax*,
         arXiv 1805.02867: two partial softmaxes are blended by their log-sum-exp.
     """
-    needs_sums = any(group.prompt.joint for group in call.groups)
     outputs: list[Tensor] = []
     sums: list[Tensor] = []
     for run in call.runs:
@@ -268,15 +269,14 @@ def attend(
             keys = torch.cat([run.prompt.keys[layer].expand(shared), keys], dim=1)
             values = torch.cat([run.prompt.values[layer].expand(shared), values], dim=1)
         made, total = _attention(
-            query[cut].unflatten(0, shape), keys, values, scale=scale, sums=needs_sums
+            query[cut].unflatten(0, shape), keys, values, scale=scale, sums=bool(call.groups)
         )
         outputs.append(made.flatten(0, 1))
         if total is not None:
             sums.append(total.transpose(1, 2).flatten(0, 1))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if call.groups:
-        all_sums = torch.cat(sums) if sums else None
-        _meet_groups(call, layer, query=query, output=output, sums=all_sums, scale=scale)
+        _meet_groups(call, layer, query=query, output=output, sums=torch.cat(sums), scale=scale)
     return output
 
 
@@ -286,25 +286,20 @@ def _meet_groups(
     *,
     query: Tensor,
     output: Tensor,
-    sums: Tensor | None,
+    sums: Tensor,
     scale: float,
 ) -> None:
-    """Blend or add the prompts' attention into the output, in place."""
+    """Blend the prompts' attention into the output, in place."""
     for group in call.groups:
         cut = slice(group.start, group.stop)
-        joint = group.prompt.joint
         made, total = _attention(
             query[cut].unsqueeze(0),
             group.prompt.keys[layer].unsqueeze(0),
             group.prompt.values[layer].unsqueeze(0),
             scale=scale,
-            sums=joint,
+            sums=True,
         )
-        if not joint:
-            output[cut] += made[0]
-            continue
         assert total is not None
-        assert sums is not None
         share = torch.sigmoid(total[0].transpose(0, 1) - sums[cut]).unsqueeze(-1)
         output[cut] = torch.lerp(output[cut], made[0], share)
 

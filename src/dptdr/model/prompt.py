@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dptdr.errors import BundleError
 from dptdr.model.injection import Geometry
-from dptdr.model.segments import FeedForwardRows, Segment
+from dptdr.model.rows import AttentionRows, FeedForwardRows
 
 _FFN = FeedForwardRows._fields
 
@@ -20,7 +20,6 @@ class DeepPrompt(nn.Module):
         rows: ``[layers, 2, heads, prompt, head_dim]``; index 0 of the second axis holds keys. May
             have no rows where there are feed-forward rows.
         feed_forward: Rows for the feed-forward layers, ``texts`` 1; none by default.
-        joint: Whether the prompt shares the tokens' softmax.
         dropout: Share of numbers set to 0 in each training pass.
         reparametrisation: Width of the MLP that is added to the rows while training, 0 for none.
 
@@ -38,7 +37,6 @@ class DeepPrompt(nn.Module):
         rows: Float[Tensor, "layers two heads prompt head_dim"],
         *,
         feed_forward: FeedForwardRows | None = None,
-        joint: bool = True,
         dropout: float = 0.0,
         reparametrisation: int = 0,
     ) -> None:
@@ -51,7 +49,6 @@ class DeepPrompt(nn.Module):
                 self.register_parameter(f"ffn_{name}", own)
         self.keys = nn.Parameter(rows[:, 0].contiguous().clone())
         self.values = nn.Parameter(rows[:, 1].contiguous().clone())
-        self.joint = joint
         self.dropout = dropout
         self._kept: Tensor | None = None
         self._ffn_kept: Tensor | None = None
@@ -106,10 +103,6 @@ class DeepPrompt(nn.Module):
         drawn = torch.rand((2, *like.shape), generator=generator) >= self.dropout
         return (drawn / (1.0 - self.dropout)).to(like.device)
 
-    def segments(self) -> tuple[Segment, ...]:
-        """Return the attention rows as segments; none where there are no such rows."""
-        return (self.segment(),) if self.prompt_length else ()
-
     def feed_forward(self) -> FeedForwardRows | None:
         """Return the feed-forward rows as shared by all texts of a batch."""
         if not self.ffn_length:
@@ -120,8 +113,10 @@ class DeepPrompt(nn.Module):
             keys, values = keys * kept[0], values * kept[1]
         return FeedForwardRows(keys.unsqueeze(1), self.ffn_biases.unsqueeze(1), values.unsqueeze(1))
 
-    def segment(self) -> Segment:
-        """Return the rows as one segment shared by all texts of a batch."""
+    def attention(self) -> AttentionRows | None:
+        """Return the attention rows as shared by all texts of a batch."""
+        if not self.prompt_length:
+            return None
         keys: Tensor = self.keys
         values: Tensor = self.values
         if self.mlp is not None:
@@ -130,7 +125,7 @@ class DeepPrompt(nn.Module):
         if self.training and self.dropout:
             kept = self._draw(keys, None) if self._kept is None else self._kept
             keys, values = keys * kept[0], values * kept[1]
-        return Segment(keys.unsqueeze(1), values.unsqueeze(1), joint=self.joint)
+        return AttentionRows(keys.unsqueeze(1), values.unsqueeze(1))
 
     def extra_repr(self) -> str:
         """Say the prompt's shape in ``print``."""

@@ -20,7 +20,6 @@ from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedCall, PromptRows, Run
-from dptdr.model.segments import Segment
 
 _TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
@@ -121,13 +120,9 @@ class Unpadded:
         return "" if worst <= _TOLERANCE else f"its vectors differ from padded ones by {worst:.1e}"
 
     def _padded(self, row: list[int], *, prompt: PromptRows | None) -> Float[Tensor, "1 dim"]:
-        segments: tuple[Segment, ...] = ()
-        if prompt is not None:
-            keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (prompt.keys, prompt.values))
-            segments = (Segment(keys, values, joint=prompt.joint),)
         return self.backbone.vectors(
             self.backbone.pad([row]),
-            prompts=segments,
+            attention=None if prompt is None else prompt.attention(),
             feed_forward=None if prompt is None else prompt.feed_forward,
         )
 
@@ -151,14 +146,12 @@ def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]
     """Return texts of several lengths, and prompts to compare them under."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
-    prompts: list[Any] = [None]
-    for joint in (True, False):
-        shape = (2, geometry.layers, 3, geometry.heads, geometry.head_dim)
-        keys, values = torch.randn(shape, generator=generator)
-        prompts.append(PromptRows(keys, values, joint=joint))
+    shape = (2, geometry.layers, 3, geometry.heads, geometry.head_dim)
+    prompt = PromptRows(*torch.randn(shape, generator=generator))
+    prompts = [None, prompt]
     with contextlib.suppress(UnsupportedBackbone):
         rows = own_units(backbone, ffn_length=2, seed=0)
-        prompts.append(prompts[1]._replace(feed_forward=rows._replace(values=rows.keys)))
+        prompts.append(prompt._replace(feed_forward=rows._replace(values=rows.keys)))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
     ids = [

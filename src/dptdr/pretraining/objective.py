@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dptdr.config.pretraining import ObjectiveName, PretrainingConfig
-from dptdr.model import DeepPrompt, Method, PromptCall, Segment, Side, Tokens
+from dptdr.model import AttentionRows, DeepPrompt, Method, PromptCall, Side, Tokens
 from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.pooling import pool_states
@@ -248,11 +248,11 @@ class PretrainingObjective:
         backbone = self.method.backbone
         tokens = backbone.pad([text.ids for text in piece.texts])
         inputs: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-        segments = self._segments(piece.side, tokens, inputs=inputs)
+        rows = self._attention_rows(piece.side, tokens, inputs=inputs)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=enabled):
             output = backbone.injection(
-                PromptCall(segments),
+                PromptCall(rows),
                 **inputs,
                 output_hidden_states=self.heads.condenser is not None,
             )
@@ -260,19 +260,19 @@ class PretrainingObjective:
         early = late if self.heads.condenser is None else output.hidden_states[self._early].float()
         return States(early, late, tokens.mask)
 
-    def _segments(
+    def _attention_rows(
         self, side: Side, tokens: Tokens, *, inputs: dict[str, Any]
-    ) -> tuple[Segment, ...]:
+    ) -> AttentionRows | None:
         method = self.method
         if self._bare or not isinstance(method, DeepPromptMethod):
-            return ()
+            return None
         prompt = method.prompt(side)
         if prompt is None:
-            return ()
+            return None
         if method.config.position == "shifted":
             shift = prompt.prompt_length
             inputs["position_ids"] = method.backbone.shifted_positions(tokens, shift=shift)
-        return (prompt.segment(),)
+        return prompt.attention()
 
     def vectors(self, states: States) -> Float[Tensor, "texts dim"]:
         """Return one vector per text, as the encoder makes them for retrieval."""

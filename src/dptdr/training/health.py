@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dptdr.model import Method, Segment, Side
+from dptdr.model import AttentionRows, Method, Side
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
-from dptdr.model.segments import layer_rows, repeat_heads
+from dptdr.model.rows import layer_rows, repeat_heads
 
 _TOKENS_PER_BATCH = 2048
 
@@ -21,9 +21,7 @@ def attention_mass(
 ) -> Float[np.ndarray, "layers heads"] | None:
     """Return the share of attention that each layer's heads give to the prompt.
 
-    The mean over all tokens of the texts. A prompt with a softmax of its own takes no share of the
-    tokens' attention: then it is the norm of what it adds, over that plus the norm of what it is
-    added to.
+    The mean over all tokens of the texts.
 
     Args:
         method: A tuned method.
@@ -42,13 +40,14 @@ def attention_mass(
         return None
     prompt = method.prompt(side)
     assert prompt is not None
-    if not prompt.prompt_length:
-        return None
     training = method.module.training
     # Before the rows are taken: dropout must not blur what is looked at.
     method.module.eval()
     with torch.no_grad():
-        segment = prompt.segment()
+        prompt_rows = prompt.attention()
+    if prompt_rows is None:
+        method.module.train(training)
+        return None
     rows = backbone.tokenize(texts, side=side, max_tokens=max_tokens)
     sums: dict[int, Tensor] = {}
     tokens_seen = 0
@@ -67,9 +66,7 @@ def attention_mass(
             scale: float,
             real: Tensor = real,
         ) -> None:
-            shares = _shares(
-                segment, layer=layer, query=query, key=key, value=value, mask=mask, scale=scale
-            )
+            shares = _shares(prompt_rows, layer=layer, query=query, key=key, mask=mask, scale=scale)
             total = (shares * real).sum(dim=(0, 2))
             sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
 
@@ -82,32 +79,25 @@ def attention_mass(
 
 
 def _shares(
-    segment: Segment,
+    rows: AttentionRows,
     *,
     layer: int,
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     mask: Tensor | None,
     scale: float,
 ) -> Float[Tensor, "texts heads tokens"]:
     """Return what share of each token's attention the prompt gets."""
     query = query.float()
     times = query.shape[1] // key.shape[1]
-    keys, values = layer_rows(segment, layer, query=query)
+    keys, _ = layer_rows(rows, layer, query=query)
     to_prompt = query @ keys.float().transpose(-1, -2) * scale
     to_tokens = query @ repeat_heads(key.float(), times=times).transpose(-1, -2) * scale
     if mask is not None and mask.dtype == torch.bool:
         to_tokens = to_tokens.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         to_tokens = to_tokens + mask.float()
-    if segment.joint:
-        prompt, tokens = to_prompt.logsumexp(dim=-1), to_tokens.logsumexp(dim=-1)
-        return torch.sigmoid(prompt - tokens)
-    added = (to_prompt.softmax(dim=-1) @ values.float()).norm(dim=-1)
-    plain = to_tokens.softmax(dim=-1).nan_to_num() @ repeat_heads(value.float(), times=times)
-    share: Tensor = added / (added + plain.norm(dim=-1)).clamp(min=1e-12)
-    return share
+    return torch.sigmoid(to_prompt.logsumexp(dim=-1) - to_tokens.logsumexp(dim=-1))
 
 
 def feed_forward_share(

@@ -344,6 +344,5 @@ _NORMS_NOTE = (
 )
 _MASS_NOTE = (
     "Share of each head's attention that goes to the prompt, in percent, mean over the tokens of "
-    "some texts. With a softmax of its own the prompt takes no attention: then it is the length of "
-    "what the prompt adds, over that plus the length of what it is added to."
+    "some texts."
 )

@@ -80,11 +80,7 @@ def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingReques
     if asked or settled.steps >= DEFAULT_STEPS:
         return request._replace(config=settled)
     said = f"only {queries} training queries: training {settled.steps} steps ({MAX_EPOCHS} epochs)"
-    if (
-        isinstance(method, DeepPromptConfig)
-        and method.attention == "joint"
-        and "start_offset" not in request.given
-    ):
+    if isinstance(method, DeepPromptConfig) and "start_offset" not in request.given:
         method = dataclasses.replace(method, start_offset=FEW_QUERIES_OFFSET)
         said += f" from start offset {FEW_QUERIES_OFFSET:g}"
     sys.stderr.write(f"{said}; give max_steps or start_offset to change that\n")

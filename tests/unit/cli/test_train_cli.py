@@ -104,8 +104,11 @@ def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
     [
         (["--method", "magic"], ConfigError, "expected one of deep-prompt"),
         (["--sharing", "both"], ConfigError, "--sharing: expected one of tied, untied, query-only"),
-        (["--attention", "none"], ConfigError, "--attention: expected one of joint, added"),
-        (["--initialisation", "identity"], ConfigError, "needs attention 'added'"),
+        (
+            ["--initialisation", "x"],
+            ConfigError,
+            "--initialisation: expected one of tokens, random",
+        ),
         (["--precision", "int3"], ConfigError, "--precision: expected one of float32, bfloat16"),
         (["--max-steps", "-1"], ConfigError, "--max-steps: expected at least 1, got -1"),
         (["--prompt-length", "-1"], ConfigError, "--prompt-length: expected 0 to 4096 rows"),

@@ -4,18 +4,11 @@ import pytest
 import torch
 
 from dptdr.model import Injection
-from helpers.prompts import as_rows, lengths_visible, random_segment, states
+from helpers.prompts import as_rows, lengths_visible, random_attention, states
 from helpers.reference import reference_states
 from helpers.tiny import ARCHITECTURES, INTERCEPTED, REGISTRY, tiny_model, token_batch
 
 LENGTHS = (9, 4, 12)
-KINDS = {
-    "joint": (True,),
-    "added": (False,),
-    "joint-and-added": (True, False),
-    "two-joint": (True, True),
-    "two-added": (False, False),
-}
 
 
 def exactness(architecture):
@@ -27,18 +20,12 @@ def padding_of(model):
     return model.config.pad_token_id or 0
 
 
-def segments_for(geometry, kind, *, dtype):
-    """The first segment is shared by all texts, the second has rows and length of each text."""
+def rows_for(geometry, *, shared=False, dtype=torch.float64):
+    """Rows that all texts share, or rows and a length of each text."""
+    if shared:
+        return random_attention(geometry, prompt=3, seed=1, dtype=dtype)
     visible = lengths_visible((5, 1, 3), longest=5)
-    first = KINDS[kind][0]
-    found = [random_segment(geometry, prompt=3, seed=1, joint=first, dtype=dtype)]
-    for joint in KINDS[kind][1:]:
-        found.append(
-            random_segment(
-                geometry, prompt=5, texts=3, seed=2, joint=joint, visible=visible, dtype=dtype
-            )
-        )
-    return tuple(found)
+    return random_attention(geometry, prompt=5, texts=3, seed=2, visible=visible, dtype=dtype)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -51,15 +38,15 @@ def test_reference_without_prompt_is_the_model_itself(architecture):
     torch.testing.assert_close(by_hand[mask > 0], own[mask > 0], rtol=near, atol=near)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prompted_output_in_double_precision_is_the_hand_written_one(architecture, kind):
+def test_prompted_output_in_double_precision_is_the_hand_written_one(architecture, shared):
     model = tiny_model(architecture).double()
     injection = Injection(model)
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
-    segments = segments_for(injection.geometry, kind, dtype=torch.float64)
-    expected = reference_states(model, ids, mask, as_rows(segments))
-    got = states(injection, ids, mask, segments)
+    rows = rows_for(injection.geometry, shared=shared)
+    expected = reference_states(model, ids, mask, as_rows(rows))
+    got = states(injection, ids, mask, rows)
     bare = states(injection, ids, mask)
     assert (expected - bare)[mask > 0].abs().max() > 0.1, "the prompt must matter here"
     near = exactness(architecture)
@@ -71,9 +58,9 @@ def test_prompted_output_in_single_precision_is_the_hand_written_one(architectur
     model = tiny_model(architecture)
     injection = Injection(model)
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
-    segments = segments_for(injection.geometry, "joint-and-added", dtype=torch.float32)
-    expected = reference_states(model, ids, mask, as_rows(segments))
-    got = states(injection, ids, mask, segments)
+    rows = rows_for(injection.geometry, dtype=torch.float32)
+    expected = reference_states(model, ids, mask, as_rows(rows))
+    got = states(injection, ids, mask, rows)
     torch.testing.assert_close(got[mask > 0], expected[mask > 0], rtol=1e-5, atol=1e-5)
 
 
@@ -82,43 +69,37 @@ def test_prompt_gradients_are_those_of_the_hand_written_attention(architecture):
     model = tiny_model(architecture).double()
     injection = Injection(model)
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
-    segments = segments_for(injection.geometry, "joint-and-added", dtype=torch.float64)
+    start = rows_for(injection.geometry)
     weights = (
         torch.randn(3, 12, 32, dtype=torch.float64, generator=torch.Generator()) * mask[:, :, None]
     )
 
     def gradients(compute):
-        rows = [t.clone().requires_grad_() for s in segments for t in (s.keys, s.values)]
-        copies = tuple(
-            segment._replace(keys=rows[2 * i], values=rows[2 * i + 1])
-            for i, segment in enumerate(segments)
-        )
-        loss = (compute(copies) * weights).sum()
-        return torch.autograd.grad(loss, rows)
+        keys, values = start.keys.clone().requires_grad_(), start.values.clone().requires_grad_()
+        loss = (compute(start._replace(keys=keys, values=values)) * weights).sum()
+        return torch.autograd.grad(loss, (keys, values))
 
-    expected = gradients(lambda s: reference_states(model, ids, mask, as_rows(s)))
-    got = gradients(lambda s: states(injection, ids, mask, s))
+    expected = gradients(lambda rows: reference_states(model, ids, mask, as_rows(rows)))
+    got = gradients(lambda rows: states(injection, ids, mask, rows))
     for one, other in zip(got, expected, strict=True):
         near = 10 * exactness(architecture)
         torch.testing.assert_close(one, other, rtol=near, atol=near)
         assert one.flatten(1).abs().amax(dim=1).min() > 0, "every layer gets a gradient"
 
 
-@pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_with_different_prompts_in_one_batch_equal_each_alone(architecture, joint):
+def test_rows_with_different_prompts_in_one_batch_equal_each_alone(architecture):
     model = tiny_model(architecture)
     injection = Injection(model)
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
     prompt_lengths = (5, 0, 2)
-    together = random_segment(
+    together = random_attention(
         injection.geometry,
         prompt=5,
         texts=3,
-        joint=joint,
         visible=lengths_visible(prompt_lengths, longest=5),
     )
-    batch = states(injection, ids, mask, (together,))
+    batch = states(injection, ids, mask, together)
     for row, (tokens, prompt) in enumerate(zip(LENGTHS, prompt_lengths, strict=True)):
         own = together._replace(
             keys=together.keys[:, row : row + 1, :, :prompt],
@@ -129,7 +110,7 @@ def test_rows_with_different_prompts_in_one_batch_equal_each_alone(architecture,
             injection,
             ids[row : row + 1, :tokens],
             mask[row : row + 1, :tokens],
-            (own,) if prompt else (),
+            own if prompt else None,
         )
         torch.testing.assert_close(batch[row, :tokens], alone[0], rtol=1e-5, atol=1e-5)
 
@@ -145,14 +126,14 @@ def test_modernbert_prompt_is_seen_from_every_token_of_a_local_window():
     model = tiny_model("modernbert")
     injection = Injection(model)
     ids, mask = token_batch((40,))
-    segment = random_segment(injection.geometry)
+    segment = random_attention(injection.geometry)
     local = [kind == "sliding_attention" for kind in model.config.layer_types]
     assert any(local), "the tiny model must have a local layer"
     layer = local.index(True)
     keys = segment.keys.clone()
     keys[layer] += 1.0
-    moved = states(injection, ids, mask, (segment._replace(keys=keys),))
-    before = states(injection, ids, mask, (segment,))
+    moved = states(injection, ids, mask, segment._replace(keys=keys))
+    before = states(injection, ids, mask, segment)
     assert ((moved - before).abs().amax(dim=-1) > 1e-4).all()
 
 
@@ -161,21 +142,21 @@ def test_modernbert_prompt_keys_are_not_rotated():
     model = tiny_model("modernbert")
     injection = Injection(model)
     ids, mask = token_batch((10,))
-    segment = random_segment(injection.geometry)
+    segment = random_attention(injection.geometry)
     positions = torch.arange(10)[None]
 
-    def at(shift, prompts):
+    def at(shift, rows):
         from dptdr.model import PromptCall
 
         return injection(
-            PromptCall(prompts),
+            PromptCall(rows),
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions + shift,
         ).last_hidden_state
 
-    torch.testing.assert_close(at(7, ()), at(0, ()), rtol=1e-4, atol=1e-4)
-    assert (at(7, (segment,)) - at(0, (segment,))).abs().max() > 1e-2
+    torch.testing.assert_close(at(7, None), at(0, None), rtol=1e-4, atol=1e-4)
+    assert (at(7, segment) - at(0, segment)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "qwen3", "mpnet", "deberta-v2"])
@@ -183,9 +164,9 @@ def test_bfloat16_weights_take_prompts_kept_in_float32(architecture):
     model = tiny_model(architecture)
     exact = Injection(model)
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
-    segment = random_segment(exact.geometry)
-    expected = states(exact, ids, mask, (segment,))
-    rounded = states(Injection(tiny_model(architecture).bfloat16()), ids, mask, (segment,))
+    segment = random_attention(exact.geometry)
+    expected = states(exact, ids, mask, segment)
+    rounded = states(Injection(tiny_model(architecture).bfloat16()), ids, mask, segment)
     assert rounded.dtype == torch.bfloat16
     cosine = torch.cosine_similarity(rounded.float()[mask > 0], expected[mask > 0], dim=-1)
     assert cosine.min() > 0.99

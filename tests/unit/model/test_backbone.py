@@ -11,7 +11,7 @@ import transformers
 
 from dptdr.errors import BackboneError
 from dptdr.model import Backbone, Encoder, Pooling, backbone
-from helpers.prompts import lengths_visible, random_segment
+from helpers.prompts import lengths_visible, random_attention
 from helpers.tiny import (
     HEADS,
     HIDDEN,
@@ -44,13 +44,13 @@ def test_minilm_is_what_sentence_transformers_computes(minilm):
 def test_minilm_rows_with_different_prompts_equal_each_alone(minilm):
     tokens = minilm.pad(minilm.tokenize(TEXTS[:3], side="query"))
     prompt_lengths = (16, 0, 7)
-    together = random_segment(
+    together = random_attention(
         minilm.geometry,
         prompt=16,
         texts=3,
         visible=lengths_visible(prompt_lengths, longest=16),
     )
-    batch = minilm.vectors(tokens, prompts=(together,))
+    batch = minilm.vectors(tokens, attention=together)
     for row, prompt in enumerate(prompt_lengths):
         own = together._replace(
             keys=together.keys[:, row : row + 1, :, :prompt],
@@ -58,7 +58,7 @@ def test_minilm_rows_with_different_prompts_equal_each_alone(minilm):
             visible=None,
         )
         one = minilm.pad(minilm.tokenize([TEXTS[row]], side="query"))
-        alone = minilm.vectors(one, prompts=(own,) if prompt else ())
+        alone = minilm.vectors(one, attention=own if prompt else None)
         torch.testing.assert_close(batch[row], alone[0], rtol=0, atol=1e-5)
     assert (batch[0] - minilm.vectors(tokens)[0]).abs().max() > 1e-2
 
@@ -219,9 +219,9 @@ def test_shifted_positions_are_those_of_the_authors_code(frozen_tiny, architectu
     tokens = backbone.Tokens(ids, mask)
     expected = shifted_by_dptdr_code(ids, shift=3, padding_index=padding_index)
     assert torch.equal(tiny.shifted_positions(tokens, shift=3), expected)
-    prompt = random_segment(tiny.geometry, prompt=3)
-    vectors = tiny.vectors(tokens, prompts=(prompt,), position_shift=3)
-    unshifted = tiny.vectors(tokens, prompts=(prompt,))
+    prompt = random_attention(tiny.geometry, prompt=3)
+    vectors = tiny.vectors(tokens, attention=prompt, position_shift=3)
+    unshifted = tiny.vectors(tokens, attention=prompt)
     assert (vectors - unshifted).abs().max() > 1e-2
     zero = tiny.shifted_positions(tokens, shift=0)
     by_itself = tiny.model(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -47,10 +47,6 @@ CASES = {
         DeepPromptConfig(prompt_length=3, ffn_length=4, sharing="untied"),
     ),
     "deep-prompt ffn alone": ("deep-prompt", DeepPromptConfig(prompt_length=0, ffn_length=4)),
-    "deep-prompt added": (
-        "deep-prompt",
-        DeepPromptConfig(prompt_length=3, attention="added", initialisation="identity"),
-    ),
     "deep-prompt shifted": ("deep-prompt", DeepPromptConfig(prompt_length=3, position="shifted")),
     "deep-prompt reparametrised": (
         "deep-prompt",
@@ -134,7 +130,6 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
             "prompt_length": 3,
             "ffn_length": 0,
             "sharing": "tied",
-            "attention": "joint",
             "initialisation": "tokens",
             "start_offset": 0.0,
             "random_scale": 0.02,

@@ -80,7 +80,6 @@ def test_fingerprints_tell_apart_all_that_shapes_vectors(tiny_bert):
         tuned(tiny_bert),
         tuned(tiny_bert, limits=limits),
         tuned(tiny_bert, seed=1),
-        tuned(tiny_bert, attention="added"),
         tuned(tiny_bert, position="shifted"),
     ]
     for alpha in (4, 8):

@@ -13,7 +13,7 @@ from torch import nn
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model import Geometry, Injection, PromptCall
-from helpers.prompts import random_segment, states
+from helpers.prompts import random_attention, states
 from helpers.tiny import ARCHITECTURES, HEADS, HIDDEN, VOCAB_SIZE, tiny_model, token_batch
 
 LENGTHS = (9, 4, 12)
@@ -34,15 +34,15 @@ def padding_of(model):
 def query_and_passage_pass(injection):
     """Forward queries, forward passages with another prompt, then one backward through both."""
     segments = [
-        random_segment(injection.geometry, seed=1, prompt=3),
-        random_segment(injection.geometry, seed=2, prompt=5, texts=3, joint=False),
+        random_attention(injection.geometry, seed=1, prompt=3),
+        random_attention(injection.geometry, seed=2, prompt=5, texts=3),
     ]
     rows = [t.requires_grad_() for s in segments for t in (s.keys, s.values)]
     padding = padding_of(injection.model)
     outputs = []
     for number, segment in enumerate(segments):
         ids, mask = token_batch(LENGTHS, seed=number, padding=padding)
-        outputs.append(states(injection, ids, mask, (segment,)) * mask[:, :, None])
+        outputs.append(states(injection, ids, mask, segment) * mask[:, :, None])
     loss = (outputs[0].sum(dim=1) * outputs[1].sum(dim=1)).sum()
     return [output.detach() for output in outputs], torch.autograd.grad(loss, rows)
 
@@ -71,10 +71,10 @@ def test_checkpointing_runs_each_block_again_in_backward(architecture):
         m for m in model.modules() if type(m).__name__.endswith(("Attention", "AttentionHead"))
     ]
     inner[-1].register_forward_hook(lambda *_: runs.append("run"))
-    segment = random_segment(injection.geometry)
+    segment = random_attention(injection.geometry)
     segment.keys.requires_grad_()
     ids, mask = token_batch(LENGTHS, padding=padding_of(model))
-    output = states(injection, ids, mask, (segment,))
+    output = states(injection, ids, mask, segment)
     forward = len(runs)
     output.sum().backward()
     assert len(runs) == 2 * forward
@@ -288,10 +288,10 @@ class Fickle(transformers.MPNetModel):
 
 def test_attention_that_changes_with_the_length_of_a_text_is_an_error_not_a_bare_vector():
     injection = Injection(Fickle(transformers.MPNetConfig(**SMALL)).eval())
-    segment = random_segment(injection.geometry)
-    states(injection, *token_batch((8, 5)), (segment,))
+    segment = random_attention(injection.geometry)
+    states(injection, *token_batch((8, 5)), segment)
     with pytest.raises(UnsupportedBackbone, match="reached 0 layers of 2 in this forward pass"):
-        states(injection, *token_batch((9, 5)), (segment,))
+        states(injection, *token_batch((9, 5)), segment)
 
 
 def test_geometry_states_key_value_heads_of_grouped_attention():
@@ -309,7 +309,7 @@ def test_observer_sees_each_layer_once_with_and_without_prompts(architecture):
     injection = Injection(tiny_model(architecture))
     geometry = injection.geometry
     ids, mask = token_batch(LENGTHS, padding=padding_of(injection.model))
-    for segments in ((), (random_segment(geometry),)):
+    for rows in (None, random_attention(geometry)):
         seen = []
 
         def observe(layer, query, key, value, mask, scale, seen=seen):
@@ -317,7 +317,7 @@ def test_observer_sees_each_layer_once_with_and_without_prompts(architecture):
             assert scale == pytest.approx(geometry.head_dim**-0.5)
             seen.append((layer, tuple(key.shape), tuple(value.shape)))
 
-        call = PromptCall(segments, observer=observe)
+        call = PromptCall(rows, observer=observe)
         injection(call, input_ids=ids, attention_mask=mask)
         shape = (3, geometry.heads, 12, geometry.head_dim)
         assert seen == [(layer, shape, shape) for layer in range(geometry.layers)]

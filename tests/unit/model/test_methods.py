@@ -148,7 +148,6 @@ def test_sharing_decides_which_side_meets_which_prompt(name, sharing):
     [
         (DeepPromptConfig(prompt_length=-1), "prompt_length: expected 0 to 4096 rows, got -1"),
         (DeepPromptConfig(dropout=1.0), r"dropout: expected a share in \[0, 1\), got 1.0"),
-        (DeepPromptConfig(initialisation="identity"), "needs attention 'added'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tiny_bert, config, said):
@@ -213,8 +212,8 @@ def test_reparametrisation_starts_at_the_rows_and_folds_into_them(tiny_bert):
     with torch.no_grad():
         prompt.mlp[2].weight.normal_()
     folded = DeepPrompt(prompt.rows())
-    torch.testing.assert_close(folded.segment().keys, prompt.segment().keys)
-    torch.testing.assert_close(folded.segment().values, prompt.segment().values)
+    torch.testing.assert_close(folded.attention().keys, prompt.attention().keys)
+    torch.testing.assert_close(folded.attention().values, prompt.attention().values)
     assert not torch.equal(prompt.rows(), rows)
     assert repr(prompt).startswith("DeepPrompt(\n  layers=3, heads=4, prompt=4, head_dim=8")
 
@@ -223,24 +222,24 @@ def test_dropout_is_drawn_anew_in_training_and_absent_in_eval(tiny_bert):
     rows = torch.ones(3, 2, 4, 50, 8)
     prompt = DeepPrompt(rows, dropout=0.25)
     torch.manual_seed(0)
-    one, other = prompt.segment(), prompt.segment()
+    one, other = prompt.attention(), prompt.attention()
     assert not torch.equal(one.keys, other.keys)
     assert one.keys.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert (one.keys == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     torch.manual_seed(0)
-    assert torch.equal(prompt.segment().keys, one.keys), "the generator's state decides"
+    assert torch.equal(prompt.attention().keys, one.keys), "the generator's state decides"
     prompt.eval()
-    assert torch.equal(prompt.segment().keys, rows[:, 0].unsqueeze(1))
+    assert torch.equal(prompt.attention().keys, rows[:, 0].unsqueeze(1))
 
 
 def test_shifted_policy_moves_positions_by_the_length_of_the_prompt():
     backbone = tiny_backbone()
     tokens = tokens_of(backbone)
     method = build(backbone, "deep-prompt", DeepPromptConfig(prompt_length=3, position="shifted"))
-    segment = method.prompt("query").segment()
-    expected = backbone.vectors(tokens, prompts=(segment,), position_shift=3)
+    segment = method.prompt("query").attention()
+    expected = backbone.vectors(tokens, attention=segment, position_shift=3)
     assert torch.equal(method.vectors(tokens, side="query"), expected)
-    assert not torch.equal(expected, backbone.vectors(tokens, prompts=(segment,)))
+    assert not torch.equal(expected, backbone.vectors(tokens, attention=segment))
 
 
 def test_weight_methods_of_a_checkpointed_backbone_train_their_own_copy():

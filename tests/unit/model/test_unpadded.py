@@ -26,7 +26,6 @@ def tuned(backbone, name, config):
         {},
         {"sharing": "untied"},
         {"sharing": "query-only"},
-        {"attention": "added"},
         {"position": "shifted"},
         {"reparametrisation": 8},
     ],

@@ -29,15 +29,6 @@ def test_plan_short_texts_of_one_task_are_merged_long_ones_joined(served):
     assert [r.prompt for r in runs] == [None, None, b]
 
 
-def test_plan_an_added_prompt_is_always_met_apart(served):
-    added = random_rows(served.backbone, 2, joint=False)
-
-    runs, groups = plan([50], [added])
-
-    assert runs[0].prompt is None
-    assert [(g.start, g.stop) for g in groups] == [(0, 50)]
-
-
 def test_rows_bytes_count_keys_and_values(served):
     rows = random_rows(served.backbone, 5)
 

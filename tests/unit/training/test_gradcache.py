@@ -91,11 +91,8 @@ def test_chunked_gradient_in_bfloat16_is_near_the_whole_gradient(name):
 
 
 @pytest.mark.parametrize("sharing", ["untied", "query-only"])
-@pytest.mark.parametrize("attention", ["joint", "added"])
-def test_chunked_gradient_of_other_prompts_is_the_whole_gradient(float64, sharing, attention):
-    config = DeepPromptConfig(
-        prompt_length=3, dropout=0.3, sharing=sharing, attention=attention, reparametrisation=5
-    )
+def test_chunked_gradient_of_other_prompts_is_the_whole_gradient(float64, sharing):
+    config = DeepPromptConfig(prompt_length=3, dropout=0.3, sharing=sharing, reparametrisation=5)
     method = doubled("deep-prompt", config=config)
     _, expected = gradients(method, GROUPS)
     _, found = gradients(method, GROUPS, mini_batch_size=3)
@@ -144,13 +141,13 @@ def test_prompt_dropout_differs_between_steps_and_is_repeated_within_one():
     assert torch.equal(first, again)
     prompt = method.module["shared"]
     prompt.draw_dropout(1)
-    one = prompt.segment().keys.detach().clone()
+    one = prompt.attention().keys.detach().clone()
     prompt.draw_dropout(2)
-    assert not torch.equal(one, prompt.segment().keys)
+    assert not torch.equal(one, prompt.attention().keys)
     dropped = float((one == 0).float().mean())
     assert dropped == pytest.approx(0.3, abs=0.08)
     method.module.eval()
-    assert float((prompt.segment().keys == 0).float().mean()) == 0.0
+    assert float((prompt.attention().keys == 0).float().mean()) == 0.0
 
 
 def test_chunk_larger_than_the_batch_is_the_whole_batch():

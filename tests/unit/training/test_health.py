@@ -9,25 +9,19 @@ from helpers.training import made_method
 TEXTS = ["red car in the garden", "old house", "who does paint the boat in the river"]
 
 
-def expected_mass(method, *, joint):
+def expected_mass(method):
     """Shares from one text at a time, so that nothing is padded, by plain softmax over columns."""
     backbone = method.backbone
-    prompt = method.module["shared"].segment()
+    prompt = method.module["shared"].attention()
     sums, tokens_seen = np.zeros((3, 4)), 0
     for text in TEXTS:
         tokens = backbone.pad(backbone.tokenize([text], side="query"))
 
         def observe(layer, query, key, value, mask, scale):
-            keys, values = prompt.keys[layer], prompt.values[layer]
+            keys = prompt.keys[layer]
             columns = torch.cat([keys, key], dim=2)
             scores = query @ columns.transpose(-1, -2) * scale
-            rows = keys.shape[2]
-            if joint:
-                share = scores.softmax(dim=-1)[..., :rows].sum(dim=-1)
-            else:
-                added = (scores[..., :rows].softmax(dim=-1) @ values).norm(dim=-1)
-                plain = (scores[..., rows:].softmax(dim=-1) @ value).norm(dim=-1)
-                share = added / (added + plain)
+            share = scores.softmax(dim=-1)[..., : keys.shape[2]].sum(dim=-1)
             sums[layer] += share.sum(dim=(0, 2)).detach().numpy()
 
         with torch.no_grad():
@@ -36,14 +30,12 @@ def expected_mass(method, *, joint):
     return sums / tokens_seen
 
 
-@pytest.mark.parametrize("attention", ["joint", "added"])
-def test_attention_mass_is_the_softmax_share_of_the_prompts_columns(attention):
+def test_attention_mass_is_the_softmax_share_of_the_prompts_columns():
     from dptdr.training.health import attention_mass
 
-    config = DeepPromptConfig(prompt_length=3, attention=attention)
-    method = made_method("deep-prompt", config=config)
+    method = made_method("deep-prompt", config=DeepPromptConfig(prompt_length=3))
     found = attention_mass(method, TEXTS, side="query")
-    assert found == pytest.approx(expected_mass(method, joint=attention == "joint"), rel=1e-4)
+    assert found == pytest.approx(expected_mass(method), rel=1e-4)
     assert method.module.training
 
 

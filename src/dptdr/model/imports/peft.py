@@ -94,8 +94,6 @@ def export_peft(
             "feed-forward rows; train with --ffn-length 0, or use the task as a "
             "sentence-transformers model"
         )
-    if config.attention != "joint":
-        raise BundleError(f"{task}: PEFT has no attention '{config.attention}', only 'joint'")
     if config.position != "shifted" and not accept_shift:
         raise BundleError(
             f"{task}: PEFT moves token positions by the prompt's {config.prompt_length} rows, the "

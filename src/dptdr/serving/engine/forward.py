@@ -13,7 +13,7 @@ from torch import Tensor
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units
-from dptdr.model.segments import FeedForwardRows, Segment
+from dptdr.model.rows import AttentionRows, FeedForwardRows
 from dptdr.serving import packing
 from dptdr.serving.kernels import order_weights
 from dptdr.serving.packing import PackedCall, PromptRows, Run
@@ -149,22 +149,13 @@ class Forward:
 
     def single(self, row: Row) -> Float[Tensor, " dim"]:
         """Return one row's vector by the model room's own path: the reference of all checks."""
-        prompts: tuple[Segment, ...] = ()
-        shift = 0
-        if row.prompt is not None:
-            keys, values = (
-                x.transpose(1, 2).unsqueeze(1) for x in (row.prompt.keys, row.prompt.values)
-            )
-            if row.prompt.prompt_length:
-                prompts = (Segment(keys, values, joint=row.prompt.joint),)
-            shift = row.prompt.shift
+        prompt = row.prompt
         with torch.inference_mode():
-            tokens = self.backbone.pad([row.ids])
             return self.backbone.vectors(
-                tokens,
-                prompts=prompts,
-                feed_forward=None if row.prompt is None else row.prompt.feed_forward,
-                position_shift=shift,
+                self.backbone.pad([row.ids]),
+                attention=None if prompt is None else prompt.attention(),
+                feed_forward=None if prompt is None else prompt.feed_forward,
+                position_shift=0 if prompt is None else prompt.shift,
             )[0]
 
     def _packed(self, rows: Sequence[Row], *, merge: bool | None) -> Float[Tensor, "texts dim"]:
@@ -239,7 +230,7 @@ class Forward:
             chosen = [rows[i] for i in places]
             vectors[torch.tensor(places, device=vectors.device)] = self.backbone.vectors(
                 self.backbone.pad([row.ids for row in chosen]),
-                prompts=gather([row.prompt for row in chosen]),
+                attention=gather([row.prompt for row in chosen]),
                 feed_forward=gather_feed_forward([row.prompt for row in chosen]),
                 position_shift=shift,
             )
@@ -273,43 +264,32 @@ class Forward:
         return ""
 
 
-def gather(prompts: Sequence[PromptRows | None]) -> tuple[Segment, ...]:
-    """Return the prompts of a padded batch as at most two segments: joint ones and added ones.
+def gather(prompts: Sequence[PromptRows | None]) -> AttentionRows | None:
+    """Return the attention rows of a padded batch.
 
     Args:
         prompts: The prompt of each text.
 
     Returns:
-        Segments with masks where texts have different prompts, shared rows where all have one.
+        Rows with a mask where texts have different prompts, shared rows where all have one.
     """
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
-        if first is None or not first.prompt_length:
-            return ()
-        keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (first.keys, first.values))
-        return (Segment(keys, values, joint=first.joint),)
-    segments = []
-    for joint in (True, False):
-        taken = [
-            p if p is not None and p.prompt_length and p.joint == joint else None for p in prompts
-        ]
-        some = next((p for p in taken if p is not None), None)
-        if some is None:
-            continue
-        longest = max(p.prompt_length for p in taken if p is not None)
-        layers, _, heads, head_dim = some.keys.shape
-        keys = some.keys.new_zeros(layers, len(taken), longest, heads, head_dim)
-        values = torch.zeros_like(keys)
-        visible = torch.zeros(len(taken), longest, dtype=torch.bool, device=keys.device)
-        for text, prompt in enumerate(taken):
-            if prompt is not None:
-                keys[:, text, : prompt.prompt_length] = prompt.keys
-                values[:, text, : prompt.prompt_length] = prompt.values
-                visible[text, : prompt.prompt_length] = True
-        segments.append(
-            Segment(keys.transpose(2, 3), values.transpose(2, 3), visible=visible, joint=joint)
-        )
-    return tuple(segments)
+        return None if first is None else first.attention()
+    longest = max(0 if p is None else p.prompt_length for p in prompts)
+    if not longest:
+        return None
+    some = next(p for p in prompts if p is not None)
+    layers, _, heads, head_dim = some.keys.shape
+    keys = some.keys.new_zeros(layers, len(prompts), longest, heads, head_dim)
+    values = torch.zeros_like(keys)
+    visible = torch.zeros(len(prompts), longest, dtype=torch.bool, device=keys.device)
+    for text, prompt in enumerate(prompts):
+        if prompt is not None:
+            keys[:, text, : prompt.prompt_length] = prompt.keys
+            values[:, text, : prompt.prompt_length] = prompt.values
+            visible[text, : prompt.prompt_length] = True
+    return AttentionRows(keys.transpose(2, 3), values.transpose(2, 3), visible=visible)
 
 
 def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows | None:
@@ -361,10 +341,10 @@ def probe_rows(backbone: Backbone) -> list[Row]:
     geometry = backbone.geometry
     prompts: list[Any] = [None]
     kind = next(backbone.model.parameters()).dtype
-    for number, length in enumerate((3, 5)):
+    for length in (3, 5):
         shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
         keys, values = torch.randn(shape, generator=generator).to(backbone.device, kind)
-        prompts.append(PromptRows(keys, values, joint=number == 0))
+        prompts.append(PromptRows(keys, values))
     # Feed-forward rows beside the first task's attention rows, where the encoder takes them.
     with contextlib.suppress(UnsupportedBackbone):
         units = own_units(backbone, ffn_length=2, seed=0)

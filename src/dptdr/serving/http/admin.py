@@ -136,7 +136,6 @@ def _version(version: TaskVersion, *, default: bool) -> dict[str, Any]:
         "method": version.manifest.method,
         "prompt_length": version.config.prompt_length,
         "sharing": version.config.sharing,
-        "attention": version.config.attention,
         "trained_parameters": version.manifest.trained_parameters,
         "query_fingerprint": version.fingerprints["query"],
         "passage_fingerprint": version.fingerprints["passage"],

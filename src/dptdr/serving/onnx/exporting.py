@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from dptdr.errors import BackboneError, ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
 from dptdr.model.backbone import Backbone, Tokens
-from dptdr.model.segments import Segment
+from dptdr.model.rows import AttentionRows
 
 Precision = Literal["fp32", "int8"]
-PromptKind = Literal["joint", "added"]
 
 FORMAT = "dptdr-onnx"
 FORMAT_VERSION = 1
@@ -49,11 +48,10 @@ _LEAST_COSINE = 0.9
 class _Graph(nn.Module):
     """What is traced."""
 
-    def __init__(self, backbone: Backbone, *, kind: PromptKind) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.model = backbone.model
         self._backbone = backbone
-        self._joint = kind == "joint"
 
     def forward(
         self,
@@ -64,8 +62,8 @@ class _Graph(nn.Module):
         prompt_mask: Bool[Tensor, "texts prompt"],
     ) -> Float[Tensor, "texts dim"]:
         """Return one vector per text."""
-        segment = Segment(prompt_keys, prompt_values, prompt_mask, self._joint)
-        return self._backbone.vectors(Tokens(input_ids, attention_mask), prompts=(segment,))
+        rows = AttentionRows(prompt_keys, prompt_values, prompt_mask)
+        return self._backbone.vectors(Tokens(input_ids, attention_mask), attention=rows)
 
 
 def check_installed() -> None:
@@ -85,15 +83,12 @@ def check_installed() -> None:
         )
 
 
-def export(
-    backbone: Backbone, out: Path, *, kind: PromptKind = "joint", int8: bool = False
-) -> dict[str, Any]:
+def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, Any]:
     """Write a backbone as an ONNX graph, checked against torch.
 
     Args:
         backbone: The encoder; a fresh one, in float32 on the processor.
         out: The folder; what stands there stays until the new one is complete.
-        kind: Whether prompts share the tokens' softmax (``joint``) or are added.
         int8: Whether to write the 8-bit graph as well.
 
     Returns:
@@ -105,14 +100,14 @@ def export(
     """
     check_installed()
     with atomic_folder(out) as folder:
-        _write_backbone(backbone, folder / FILES["fp32"], kind=kind)
+        _write_backbone(backbone, folder / FILES["fp32"])
         backbone.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         found: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "backbone": backbone.name,
             "backbone_fingerprint": backbone.fingerprint,
-            "prompt_attention": kind,
+            "prompt_attention": "joint",
             "geometry": asdict(backbone.geometry),
             "dim": backbone.dim,
             "pooling": asdict(backbone.pooling),
@@ -124,7 +119,7 @@ def export(
             _quantise(folder)
             precisions.append("int8")
         for precision in precisions:
-            difference, cosine = compare(backbone, folder / FILES[precision], kind=kind)
+            difference, cosine = compare(backbone, folder / FILES[precision])
             found["largest_difference"][precision] = difference
             found["least_cosine"][precision] = cosine
             _check(backbone, precision, difference=difference, cosine=cosine)
@@ -135,11 +130,11 @@ def export(
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 
-def _write_backbone(backbone: Backbone, file: Path, *, kind: PromptKind) -> None:
+def _write_backbone(backbone: Backbone, file: Path) -> None:
     rows = {1: DYNAMIC, 3: DYNAMIC}
     pairs = {0: DYNAMIC, 1: DYNAMIC}
     write_graph(
-        _Graph(backbone, kind=kind),
+        _Graph(backbone),
         file,
         sample=sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2)),
         shapes=(pairs, pairs, rows, rows, pairs),
@@ -241,19 +236,18 @@ def sample_inputs(
     return ids.astype(np.int64), mask.astype(np.int64), keys, values, visible
 
 
-def compare(backbone: Backbone, file: Path, *, kind: PromptKind) -> tuple[float, float]:
+def compare(backbone: Backbone, file: Path) -> tuple[float, float]:
     """Return how far a graph is from torch on random mixtures.
 
     Args:
         backbone: The truth.
         file: The graph.
-        kind: Of its prompts.
 
     Returns:
         Largest difference in units of the longest vector, and least cosine.
     """
     session = open_session(file)
-    graph = _Graph(backbone, kind=kind)
+    graph = _Graph(backbone)
     largest, least = 0.0, 1.0
     for seed, (lengths, prompts) in enumerate(
         (((3, 9, 40, 5), (0, 7, 2, 4)), ((12,), (0,)), ((1, 33), (16, 1)))
@@ -313,6 +307,10 @@ def read_export(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = read_json(folder / MANIFEST)
     except DataError as error:
         raise ConfigError(f"{error}; expected a folder that `dptdr export` wrote") from None
+    if found.get("prompt_attention", "joint") != "joint":
+        raise ConfigError(
+            f"{folder / MANIFEST}: expected prompts that share the tokens' softmax; export again"
+        )
     if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
         raise ConfigError(
             f"{folder / MANIFEST}: expected format {FORMAT} {FORMAT_VERSION}, got "

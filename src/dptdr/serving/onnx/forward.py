@@ -45,7 +45,6 @@ class OnnxForward(Forward):
                 f"{file}: no such graph; the server takes 8-bit graphs only, a float32 one is "
                 "slower than torch: make it with `dptdr export --int8`"
             )
-        self.joint = self.export["prompt_attention"] == "joint"
         self.session = open_session(file, threads=threads)
         self.tolerance = INT8_TOLERANCE
 
@@ -62,8 +61,7 @@ class OnnxForward(Forward):
             The vectors.
 
         Raises:
-            ConfigError: If a prompt has feed-forward rows, is of the other kind than the graph, or
-                moves positions.
+            ConfigError: If a prompt has feed-forward rows or moves positions.
         """
         del merge
         for row in rows:
@@ -72,11 +70,9 @@ class OnnxForward(Forward):
                     "the graph takes no feed-forward rows; train the task with --ffn-length 0, or "
                     "serve with torch"
                 )
-            if row.prompt is not None and (row.prompt.joint != self.joint or row.prompt.shift):
-                kind = self.export["prompt_attention"]
+            if row.prompt is not None and row.prompt.shift:
                 raise ConfigError(
-                    f"the graph takes prompts with attention '{kind}' and unshifted positions "
-                    "only; export another graph, or serve with torch"
+                    "the graph takes prompts with unshifted positions only; serve with torch"
                 )
         tokens = self.backbone.pad([row.ids for row in rows])
         inputs = (tokens.ids.numpy(), tokens.mask.numpy(), *self._prompts(rows))
@@ -84,20 +80,18 @@ class OnnxForward(Forward):
         return torch.from_numpy(np.asarray(made, dtype=np.float32))
 
     def _prompts(self, rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
-        segments = gather([row.prompt for row in rows])
+        prompts = gather([row.prompt for row in rows])
         texts = len(rows)
-        if not segments:
+        if prompts is None:
             geometry = self.backbone.geometry
             shape = (geometry.layers, texts, geometry.heads, 1, geometry.head_dim)
             nothing = np.zeros(shape, dtype=np.float32)
             return nothing, nothing, np.zeros((texts, 1), dtype=np.bool_)
-        (segment,) = segments
-        prompt = segment.keys.shape[3]
-        visible = segment.visible
+        visible = prompts.visible
         if visible is None:
-            visible = torch.ones(texts, prompt, dtype=torch.bool)
+            visible = torch.ones(texts, prompts.keys.shape[3], dtype=torch.bool)
         keys, values = (
             part.expand(-1, texts, -1, -1, -1).contiguous().numpy()
-            for part in (segment.keys, segment.values)
+            for part in (prompts.keys, prompts.values)
         )
         return keys, values, visible.numpy()

@@ -20,7 +20,7 @@ from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import TaskManifest
 from dptdr.model.encoder import Limits
 from dptdr.model.prompt import saved_rows
-from dptdr.model.segments import FeedForwardRows
+from dptdr.model.rows import FeedForwardRows
 from dptdr.serving.packing import PromptRows
 
 _PAGEOUT = 21
@@ -174,7 +174,6 @@ class PromptCache:
         return PromptRows(
             keys,
             values,
-            joint=config.attention == "joint",
             shift=rows.shape[3] if config.position == "shifted" else 0,
             feed_forward=feed_forward,
         )

@@ -218,9 +218,6 @@ def test_export_refuses_what_peft_cannot_say(tmp_path):
     assert export_peft(
         tmp_path / "plain", tmp_path / "peft", backbone=backbone, accept_shift=True
     ) == [tmp_path / "peft"]
-    saved_task(tmp_path / "added", folder, attention="added", position="shifted")
-    with pytest.raises(BundleError, match="only 'joint'"):
-        export_peft(tmp_path / "added", tmp_path / "x", backbone=backbone)
     saved_task(tmp_path / "ffn", folder, position="shifted", ffn_length=2)
     with pytest.raises(BundleError, match="no place for the task's 2 feed-forward rows"):
         export_peft(tmp_path / "ffn", tmp_path / "x", backbone=backbone, accept_shift=True)

@@ -22,7 +22,7 @@ def mixture(backbone, *, lengths=(5, 9, 5, 5, 2, 30, 1, 17)):
     prompts = [
         None,
         random_rows(backbone, 3, seed=1),
-        random_rows(backbone, 6, seed=2, joint=False),
+        random_rows(backbone, 6, seed=2),
         random_rows(backbone, 5, seed=3),
     ]
     rows = []
@@ -126,19 +126,14 @@ def test_order_weights_keeps_the_vectors_and_the_fingerprint():
 def test_gather_one_prompt_for_all_is_shared_not_copied(served):
     prompt = random_rows(served.backbone, 4)
 
-    (segment,) = gather([prompt] * 5)
+    rows = gather([prompt] * 5)
 
-    assert segment.keys.shape[1] == 1
-    assert segment.keys.data_ptr() == prompt.keys.data_ptr()
-    assert gather([None, None]) == ()
+    assert rows.keys.shape[1] == 1
+    assert rows.keys.data_ptr() == prompt.keys.data_ptr()
+    assert gather([None, None]) is None
 
 
-def test_gather_mixed_prompts_make_one_segment_for_each_kind_of_softmax(served):
-    joint = random_rows(served.backbone, 4)
-    added = random_rows(served.backbone, 2, joint=False)
+def test_gather_mixed_prompts_each_text_sees_its_own_rows(served):
+    rows = gather([random_rows(served.backbone, 4), None, random_rows(served.backbone, 2)])
 
-    segments = gather([joint, None, added])
-
-    assert [segment.joint for segment in segments] == [True, False]
-    assert segments[0].visible.sum(dim=1).tolist() == [4, 0, 0]
-    assert segments[1].visible.sum(dim=1).tolist() == [0, 0, 2]
+    assert rows.visible.sum(dim=1).tolist() == [4, 0, 2]

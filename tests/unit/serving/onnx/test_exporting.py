@@ -103,17 +103,6 @@ def test_bank_and_engine_work_on_a_graph(place, tmp_path):
     assert report.passed
 
 
-def test_a_prompt_of_the_other_kind_is_refused(place, tmp_path):
-    from dptdr.errors import ConfigError
-    from dptdr.serving.tasks.registry import TaskRegistry
-
-    forward = loaded(place)
-    bundle = write_bundle(tmp_path / "added", forward.backbone, attention="added")
-
-    with pytest.raises(ConfigError, match="takes prompts with attention 'joint'"):
-        TaskRegistry(forward, state=tmp_path / "state").add("added", bundle)
-
-
 def test_feed_forward_rows_are_refused_by_name(place, tmp_path):
     from dptdr.errors import ConfigError
     from dptdr.serving.tasks.registry import TaskRegistry
@@ -139,7 +128,6 @@ def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
     ("arguments", "words"),
     [
         ([], "expected --task or --backbone"),
-        (["--backbone", "minilm", "--attention", "x"], "expected 'joint' or 'added'"),
         (["--backbone", "minilm", "--int8"], "give --data DATA to measure what that costs"),
         (["--backbone", "minilm", "--data", "x"], "give --int8 to make one"),
     ],

@@ -29,9 +29,8 @@ def alone(path, backbone, side="query"):
 
 
 @pytest.mark.parametrize("sharing", ["tied", "untied", "query-only"])
-@pytest.mark.parametrize("attention", ["joint", "added"])
-def test_add_a_task_is_served_as_it_is_alone(registry, bundle, sharing, attention):
-    path = bundle(sharing=sharing, attention=attention)
+def test_add_a_task_is_served_as_it_is_alone(registry, bundle, sharing):
+    path = bundle(sharing=sharing)
 
     version = registry.add("medical", path)
 
@@ -202,10 +201,10 @@ def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, dama
     ("value", "message"), [(float("nan"), "NaN or infinity"), (0.0, "has no effect on a vector")]
 )
 def test_add_refuses_rows_without_sense_or_effect(registry, tmp_path, value, message):
-    encoder = task_encoder(registry.backbone, attention="added")
+    encoder = task_encoder(registry.backbone, prompt_length=0, ffn_length=2)
     shared = encoder.method.module["shared"]
     with torch.no_grad():
-        shared.values.fill_(value)
+        shared.ffn_values.fill_(value)
     save_task(tmp_path / "odd", encoder)
 
     with pytest.raises(BundleError, match=message):

@@ -12,22 +12,18 @@ Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, floa
 """Called with (layer, query, key, value, mask, scale) before the prompt is added."""
 
 
-class Segment(NamedTuple):
-    """Prompt rows of every layer, for one text each or shared by all texts of a batch.
+class AttentionRows(NamedTuple):
+    """Prompt rows of every attention layer, for one text each or shared by all of a batch.
 
     Args:
         keys: Key rows; ``texts`` is the batch size, or 1 when all texts share the rows.
         values: Value rows, laid out as the keys.
         visible: Which rows each text may attend to; ``None`` means all of them.
-        joint: True: token and prompt keys share one softmax, as in prefix tuning. False: the
-            prompt has a softmax of its own and its result is added, so that zero values leave the
-            backbone exactly as it is.
     """
 
     keys: Float[Tensor, "layers texts heads prompt head_dim"]
     values: Float[Tensor, "layers texts heads prompt head_dim"]
     visible: Bool[Tensor, "texts prompt"] | None = None
-    joint: bool = True
 
 
 class FeedForwardRows(NamedTuple):
@@ -54,7 +50,7 @@ class PromptCall:
     """All that one forward pass of the backbone carries to its layers.
 
     Args:
-        segments: Prompt rows for attention; none is the base encoder's attention.
+        attention: Prompt rows for the attention layers.
         feed_forward: Prompt rows for the feed-forward layers.
         observer: Looks at each layer's queries, keys and values.
         feed_forward_observer: Looks at what the rows add to each feed-forward layer.
@@ -62,25 +58,25 @@ class PromptCall:
     """
 
     __slots__ = (
+        "attention",
         "feed_forward",
         "feed_forward_observer",
         "inputs",
         "layer",
         "modules",
         "observer",
-        "segments",
     )
 
     def __init__(
         self,
-        segments: tuple[Segment, ...] = (),
+        attention: AttentionRows | None = None,
         *,
         feed_forward: FeedForwardRows | None = None,
         observer: Observer | None = None,
         feed_forward_observer: FeedForwardObserver | None = None,
         modules: list[nn.Module] | None = None,
     ) -> None:
-        self.segments = segments
+        self.attention = attention
         self.feed_forward = feed_forward
         self.observer = observer
         self.feed_forward_observer = feed_forward_observer
@@ -90,6 +86,11 @@ class PromptCall:
         # Next layer, for architectures that run one attention module several times (ALBERT) or
         # whose attention is intercepted; others know their layer.
         self.layer = 0
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any layer has something to add."""
+        return self.attention is not None or self.has_feed_forward
 
     @property
     def has_feed_forward(self) -> bool:
@@ -117,24 +118,24 @@ def repeat_heads(
 
 
 def visible_columns(
-    segment: Segment, *, query: Float[Tensor, "texts heads tokens head_dim"]
+    rows: AttentionRows, *, query: Float[Tensor, "texts heads tokens head_dim"]
 ) -> Bool[Tensor, "texts 1 tokens prompt"]:
     """Return which prompt columns each token query may attend to."""
     texts, _, tokens, _ = query.shape
-    prompt = segment.keys.shape[-2]
-    if segment.visible is None:
+    prompt = rows.keys.shape[-2]
+    if rows.visible is None:
         return torch.ones(texts, 1, tokens, prompt, dtype=torch.bool, device=query.device)
-    return segment.visible[:, None, None, :].expand(texts, 1, tokens, prompt)
+    return rows.visible[:, None, None, :].expand(texts, 1, tokens, prompt)
 
 
 def layer_rows(
-    segment: Segment, layer: int, *, query: Float[Tensor, "texts heads tokens head_dim"]
+    rows: AttentionRows, layer: int, *, query: Float[Tensor, "texts heads tokens head_dim"]
 ) -> tuple[
     Float[Tensor, "texts heads prompt head_dim"], Float[Tensor, "texts heads prompt head_dim"]
 ]:
     """Return one layer's prompt keys and values in the query's shape, heads and dtype."""
-    keys = segment.keys[layer]
-    values = segment.values[layer]
+    keys = rows.keys[layer]
+    values = rows.values[layer]
     times = query.shape[1] // keys.shape[1]
     texts = query.shape[0]
     keys = repeat_heads(keys, times=times).to(query.dtype)
