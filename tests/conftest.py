@@ -5,6 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, and none judged by the clock: a loaded machine changes nothing.
+settings.register_profile(
+    "dptdr",
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("dptdr")
 
 # Makes `from helpers...` work everywhere below this folder.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -25,8 +25,6 @@ FILES = (
 )
 QUIET = settings(
     max_examples=200,
-    derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -22,7 +22,7 @@ ids = st.text(
 ).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     passages=st.lists(
         st.builds(Passage, id=ids, text=texts, title=texts), max_size=6, unique_by=lambda p: p.id
@@ -41,7 +41,7 @@ def test_what_is_written_is_what_is_read(passages, queries, qrels):
         assert folder.qrels("test") == qrels
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     passages=st.lists(
         st.builds(Passage, id=ids, text=texts, title=texts), max_size=8, unique_by=lambda p: p.id
@@ -64,7 +64,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     elements=st.lists(values, max_size=6),
     indent=st.none() | st.integers(0, 2),
@@ -83,7 +83,7 @@ def test_an_array_read_in_pieces_is_the_array_read_whole(elements, indent, ascii
         jsonarray._CHUNK_BYTES = before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     groups=st.lists(
         st.fixed_dictionaries(
@@ -137,7 +137,7 @@ def converted(source, out):
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(table=st.lists(rows, min_size=1, max_size=6))
 def test_every_file_format_of_a_table_becomes_the_same_folder(table):
     with tempfile.TemporaryDirectory() as name:

@@ -45,7 +45,6 @@ tied_runs = st.dictionaries(
 
 
 @given(run=runs)
-@settings(deadline=None)
 def test_a_run_with_distinct_scores_reads_back_as_written(run):
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder) / "run", run, tag="t")
@@ -53,7 +52,6 @@ def test_a_run_with_distinct_scores_reads_back_as_written(run):
 
 
 @given(run=tied_runs)
-@settings(deadline=None)
 def test_a_run_with_ties_reads_back_in_the_same_order_and_is_evaluated_alike_by_trec_eval(run):
     import ir_measures
 
@@ -76,7 +74,6 @@ def test_a_run_with_ties_reads_back_in_the_same_order_and_is_evaluated_alike_by_
 
 
 @given(run=runs.filter(bool), data=st.data())
-@settings(deadline=None)
 def test_a_query_dropped_from_the_run_counts_zero_and_changes_no_other(run, data):
     qrels = {query: {hits[-1].passage_id: 1} for query, hits in run.items()}
     qrels["always"] = {"p": 1}
@@ -95,7 +92,7 @@ values = st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0]), min_size=2, max
 
 @given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30))
 @example(pairs=[(0.0, 0.0), (0.0, 5e-324)])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_values(pairs):
     a = {str(index): pair[0] for index, pair in enumerate(pairs)}
     b = {str(index): pair[1] for index, pair in enumerate(pairs)}
@@ -108,7 +105,7 @@ def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_values(pairs):
 
 
 @given(differences=values, seed=st.integers(0, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_drawn_patterns_agree_with_all_patterns(differences, seed):
     moving = np.array(differences[:12]) - 0.3
     exact = randomisation_p(moving, permutations=4096, seed=seed)
@@ -126,7 +123,6 @@ def test_holm_never_lowers_a_p_value_nor_changes_their_order(p_values):
 
 
 @given(run=runs.filter(bool), data=st.data())
-@settings(deadline=None)
 def test_msmarco_protocol_agrees_with_ir_measures_where_both_define_the_same(run, data):
     import ir_measures
 
@@ -167,7 +163,6 @@ words = st.lists(st.sampled_from(["a", "B", "É", "ΣΑΣ", "9", ".", "-", "of t
 
 
 @given(texts=st.lists(words, min_size=1, max_size=8), answer=words.filter(bool))
-@settings(deadline=None)
 def test_answer_accuracy_agrees_with_success_over_passages_that_contain_an_answer(texts, answer):
     passages = [(f"p{row}", " ".join(text)) for row, text in enumerate(texts)]
     prepared = [prepare_answer(" ".join(answer), matching="string")[0]]

@@ -15,9 +15,7 @@ SOME = ["bert", "albert", "modernbert", "qwen3", "mpnet", "deberta-v2"]
 texts_of_words = st.lists(
     st.lists(st.sampled_from(WORDS), min_size=0, max_size=14).map(" ".join), min_size=1, max_size=6
 )
-few = settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def padded(backbone, texts, *, extra=0):

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptdr.mining.corpus import CorpusTable, JudgementTable, normalised
@@ -135,7 +135,7 @@ def _mined(folder, material, mining, *, name):
     return out.read_bytes(), statistics
 
 
-_relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+_relaxed = settings(max_examples=40)
 
 
 @given(case=minings())
@@ -228,7 +228,7 @@ def test_a_sample_does_not_depend_on_order_or_interruption(items, size, cut):
     threads=st.integers(2, 4),
     depth=st.integers(1, 6),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_bm25_ranks_alike_with_any_threads_and_a_shallow_search_is_the_top_of_a_deep_one(
     passages, threads, depth
 ):

@@ -126,7 +126,7 @@ def made(tmp_path_factory):
     return [made_objective(corpus, source, prompt=p, batch_size=6) for p in (None, prompt)]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(chunk=st.integers(1, 12), step=st.integers(0, 1000), which=st.integers(0, 1))
 def test_chunked_gradient_is_the_whole_one(made, chunk, step, which):
     objective = made[which]

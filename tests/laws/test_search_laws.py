@@ -9,7 +9,7 @@ from dptdr.search.indexes.rows import ExactRows
 from dptdr.search.vectors.folder import VectorFolder
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     passages=st.integers(1, 40),
@@ -30,7 +30,7 @@ def test_exact_search_equals_a_full_stable_sort_whatever_the_block(
     assert scores.tolist() == np.take_along_axis(everything, expected, axis=1).tolist()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shards=st.lists(st.integers(1, 9), min_size=1, max_size=20),

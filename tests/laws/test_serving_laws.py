@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.serving import random_rows, task_encoder
@@ -50,7 +50,7 @@ def rows_of(forward, prompts, texts):
     texts=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), min_size=1, max_size=16),
     merge=MERGE,
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 def test_a_mixed_batch_equals_each_row_alone(forwards, name, prompts, texts, merge):
     forward = forwards[name]
     rows = rows_of(forward, prompts, texts)
@@ -67,7 +67,7 @@ def test_a_mixed_batch_equals_each_row_alone(forwards, name, prompts, texts, mer
     texts=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 5)), min_size=1, max_size=8),
     merge=MERGE,
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 def test_a_mixed_batch_of_the_packaged_encoder_equals_each_row_alone(
     forwards, prompts, texts, merge
 ):
