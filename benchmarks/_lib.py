@@ -2,14 +2,17 @@
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,50 @@ def data_folder(name: str, *, data: Path, work: Path) -> Path:
     with tarfile.open(data / f"{name}.tar.xz") as archive:
         archive.extractall(folder.parent, filter="data")
     return folder
+
+
+# --- systems that take turns
+
+
+def take_turns(
+    systems: dict[str, Callable[[], Any]], *, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Run all systems in turn, ``rounds`` times; the first round warms up and does not count.
+
+    A system that returns its own ``cpu`` and ``wall`` seconds (it runs in another process) is
+    believed; the others are measured here.
+    """
+    times: dict[str, dict[str, list[float]]] = {n: {"cpu": [], "wall": []} for n in systems}
+    for number in range(rounds + 1):
+        order = list(systems.items())
+        # Nobody always comes behind the same neighbour.
+        random.Random(number).shuffle(order)
+        for name, run in order:
+            gc.collect()
+            cpu, wall = time.process_time(), time.perf_counter()
+            said = run()
+            took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+            if isinstance(said, dict):
+                took = said
+            if number:
+                for clock, seconds in took.items():
+                    times[name][clock].append(seconds)
+    return times
+
+
+def ratio(times: dict[str, Any], one: str, other: str, clock: str = "cpu") -> dict[str, float]:
+    """Return the median over rounds of ``one`` over ``other``, and its range."""
+    pairs = [a / b for a, b in zip(times[one][clock], times[other][clock], strict=True)]
+    return {
+        "median": round(statistics.median(pairs), 3),
+        "low": round(min(pairs), 3),
+        "high": round(max(pairs), 3),
+    }
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    """Return a ratio with its range."""
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 # --- values per query

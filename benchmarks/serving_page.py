@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import _lib
+from _lib import ratio_text as of
 
 Found = dict[str, Any]
 
@@ -21,7 +22,7 @@ def write_page(path: Path) -> None:
         "ratios are medians over rounds (lowest to highest) of processor seconds of whole "
         "processes. The machine was shared with other work all the time: read ratios, not seconds.",
         "",
-        "On a GPU nothing was measured: there was no card. `python benchmarks/gpu_serving.py` does "
+        "On a GPU nothing was measured: there was no card. `python benchmarks/gpu/serving.py` does "
         "it in one call; its kernel for prompts (FlexAttention) is held to the plain one on the "
         "processor, in tests.",
     ]
@@ -42,16 +43,9 @@ def origin(part: Found) -> str:
     return said + "*"
 
 
-def of(ratio: dict[str, float]) -> str:
-    """Return a ratio with its range."""
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-
-
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """Return a table."""
-    names = list(head)
-    lines = [names, ["---"] * len(names), *([str(cell) for cell in row] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    """Return a table of anything."""
+    return _lib.table(list(head), [[str(cell) for cell in row] for row in rows])
 
 
 def verdict(good: bool, goal: str, found: str) -> str:  # noqa: FBT001

@@ -473,7 +473,7 @@ INTRODUCTION = (
     "saved. What is better than that comes from frozen weights being arranged and rounded once, "
     "from the optimiser, and from bfloat16. A query-only prompt is cheaper by far, as its "
     "passages pass the bare encoder without a gradient.\n\n"
-    "On a GPU nothing was measured: there was no card. `python benchmarks/gpu_training.py` does it "
+    "On a GPU nothing was measured: there was no card. `python benchmarks/gpu/training.py` does it "
     "in one call."
 )
 

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.learning
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_training.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "training.py"
 
 
 def test_gpu_benchmark_runs_in_tiny_sizes_and_compares_gradients():

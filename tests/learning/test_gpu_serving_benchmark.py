@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.learning
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_serving.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "serving.py"
 
 
 def test_gpu_serving_benchmark_gives_the_padded_vectors():

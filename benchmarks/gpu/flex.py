@@ -10,7 +10,7 @@ On a processor the same call runs without the compiler, as the reference of what
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
-from dptdr.model.rows import PromptCall
+from dptdr.model.segments import PromptCall
 from dptdr.serving.engine.forward import Forward, Row, probe_rows
 from dptdr.serving.packing import PromptRows
 
@@ -34,32 +34,25 @@ _NOBODY = -1
 _TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-class Shared(NamedTuple):
-    """Prompts of all tasks of a batch, one behind the other, and who sees them.
-
-    Args:
-        keys: Key rows; ``None`` where no text has a prompt.
-        values: Value rows.
-        mask: Which token sees which prompt row and which token.
-    """
-
-    keys: Float[Tensor, "layers 1 heads rows head_dim"] | None
-    values: Float[Tensor, "layers 1 heads rows head_dim"] | None
-    mask: BlockMask
-
-
 class FlexCall(PromptCall):
     """What a forward pass over one long row carries to its attention layers.
 
     Args:
-        shared: The prompts, with the mask.
+        keys: Key rows of all tasks of the batch, one behind the other; ``None`` without prompts.
+        values: Value rows.
+        mask: Which token sees which prompt row and which token.
     """
 
-    __slots__ = ("shared",)
+    __slots__ = ("keys", "mask", "values")
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(
+        self,
+        keys: Float[Tensor, "layers 1 heads rows head_dim"] | None,
+        values: Float[Tensor, "layers 1 heads rows head_dim"] | None,
+        mask: BlockMask,
+    ) -> None:
         super().__init__()
-        self.shared = shared
+        self.keys, self.values, self.mask = keys, values, mask
 
 
 class FlexForward(Forward):
@@ -89,15 +82,7 @@ class FlexForward(Forward):
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per row, in the given order.
-
-        Args:
-            rows: The texts, each with at least one token.
-            merge: Has no meaning here.
-
-        Returns:
-            The vectors.
-        """
+        """Return one float32 vector per row, in the given order; ``merge`` has no meaning here."""
         del merge
         with torch.inference_mode():
             lengths = [len(row.ids) for row in rows]
@@ -133,7 +118,11 @@ class FlexForward(Forward):
         return vectors
 
     def _prove(self) -> None:
-        rows = probe_rows(self.backbone)
+        # Of the probes the attention rows alone: feed-forward rows do not pass through here.
+        rows = [
+            Row(row.ids, None if row.prompt is None else PromptRows(*row.prompt[:2]))
+            for row in probe_rows(self.backbone)
+        ]
         try:
             made = self.vectors(rows)
             expected = torch.stack([self.single(row) for row in rows])
@@ -165,9 +154,6 @@ def make_call(
         prompts: The prompt of each text.
         total: Length of the row with its filling; filling sees nothing but itself.
         device: Where to compute.
-
-    Returns:
-        The call.
     """
     counts = torch.tensor([*lengths, total - sum(lengths)], device=device)
     texts = torch.arange(len(lengths) + 1, device=device)
@@ -180,7 +166,7 @@ def make_call(
     own = [numbers.get(id(prompt), _NOBODY) for prompt in prompts]
     task_of = torch.tensor([*own, _NOBODY], device=device)[text_of]
     keys, values, owner_of = _side_by_side(list(distinct.values()), device=device)
-    return FlexCall(Shared(keys, values, _mask(text_of, task_of, owner_of, device=device)))
+    return FlexCall(keys, values, _mask(text_of, task_of, owner_of))
 
 
 def _side_by_side(
@@ -207,23 +193,21 @@ def _mask(
     text_of: Int[Tensor, " tokens"],
     task_of: Int[Tensor, " tokens"],
     owner_of: Int[Tensor, " rows"],
-    *,
-    device: torch.device,
 ) -> BlockMask:
     """Return who sees whom: own task's rows, and own text's tokens."""
-    wide = torch.cat([owner_of, torch.full_like(text_of, _NOBODY - 1)])
+    tasks = torch.cat([owner_of, torch.full_like(text_of, _NOBODY - 1)])
     texts = torch.cat([torch.full_like(owner_of, -1), text_of])
+    # A lambda, for it is looked at by its code, which a decorated function hides.
     return create_block_mask(
-        # A lambda, for it is looked at by its code, which a decorated function hides.
         lambda _batch, _head, query, key: (
-            (wide[key] == task_of[query]) | (texts[key] == text_of[query])
+            (tasks[key] == task_of[query]) | (texts[key] == text_of[query])
         ),
         B=None,
         H=None,
         Q_LEN=text_of.shape[0],
-        KV_LEN=wide.shape[0],
-        device=device,
-        _compile=device.type == "cuda",
+        KV_LEN=tasks.shape[0],
+        device=text_of.device,
+        _compile=text_of.device.type == "cuda",
     )
 
 
@@ -236,17 +220,6 @@ def flex_packed_attention(
     **options: Any,
 ) -> tuple[Float[Tensor, "texts tokens heads head_dim"], None]:
     """Attend within each text of one long row and to its task's rows, in one call.
-
-    Args:
-        module: The attention module.
-        query: Token queries; one text where the call is a :class:`FlexCall`.
-        key: Token keys.
-        value: Token values.
-        attention_mask: Not looked at for a flex call: its block mask says who sees whom.
-        options: As transformers passes them, with the call under ``dptdr_prompt``.
-
-    Returns:
-        Attention output, and no weights.
 
     Raises:
         UnsupportedBackbone: If a flex call meets an attention that needs more than the mask says.
@@ -266,11 +239,10 @@ def flex_packed_attention(
     layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
     layer = layers[0] if len(layers) == 1 else call.layer
     call.layer += 1
-    shared = call.shared
-    if shared.keys is not None and shared.values is not None:
-        key = torch.cat([shared.keys[layer], key], dim=2)
-        value = torch.cat([shared.values[layer], value], dim=2)
-    output = _kernel(query.device)(query, key, value, block_mask=shared.mask, scale=scale)
+    if call.keys is not None and call.values is not None:
+        key = torch.cat([call.keys[layer], key], dim=2)
+        value = torch.cat([call.values[layer], value], dim=2)
+    output = _kernel(query.device)(query, key, value, block_mask=call.mask, scale=scale)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -1,7 +1,7 @@
 """Measure training on one GPU at the sizes of the paper, in one call.
 
-    python benchmarks/gpu_training.py           # results/gpu_training.json and .md
-    python benchmarks/gpu_training.py --small   # tiny sizes, on a CPU too; writes nothing
+    python benchmarks/gpu/training.py           # results/gpu-training.jsonl and .md
+    python benchmarks/gpu/training.py --small   # tiny sizes, on a CPU too; writes nothing
 
 Encoders of BERT-base's and RoBERTa-large's shape from random weights; deep prompts of 32 and 128
 rows; 512 queries with 8 passages each of 128 tokens, in-batch negatives, chunks through GradCache,
@@ -13,34 +13,21 @@ takes prompts and how fast, and how far gradients are from those of the CPU.
 
 import argparse
 import contextlib
-import json
-import platform
-import re
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import _encoders
 import numpy as np
 import torch
+from _encoders import Shape, best_time, now
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results" / "gpu_training.json"
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
+import _lib
+
+RESULTS = _lib.RESULTS / "gpu-training.jsonl"
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-1}
 WORDS = 1000
-
-
-class Shape(NamedTuple):
-    """Sizes of an encoder."""
-
-    kind: str
-    layers: int
-    dim: int
-    heads: int
-    inner: int
-    vocabulary: int
 
 
 class Load(NamedTuple):
@@ -54,10 +41,6 @@ class Load(NamedTuple):
     prompts: tuple[int, ...]
 
 
-SHAPES = {
-    "BERT-base": Shape("bert", 12, 768, 12, 3072, 30522),
-    "RoBERTa-large": Shape("roberta", 24, 1024, 16, 4096, 50265),
-}
 SMALL_SHAPES = {
     "BERT-base": Shape("bert", 2, 32, 4, 64, 1100),
     "RoBERTa-large": Shape("roberta", 3, 48, 4, 96, 1100),
@@ -74,13 +57,13 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not arguments.small:
         parser.error("expected a GPU, found none; --small runs on a CPU")
-    shapes, load = (SMALL_SHAPES, SMALL_LOAD) if arguments.small else (SHAPES, LOAD)
+    shapes, load = (SMALL_SHAPES, SMALL_LOAD) if arguments.small else (_encoders.SHAPES, LOAD)
     began = time.monotonic()
     found: dict[str, Any] = {
-        "command": "python benchmarks/gpu_training.py",
-        "commit": commit(),
-        "machine": machine(device),
-        "limit_tflops": product_limit(device, size=256 if arguments.small else 8192),
+        "command": "python benchmarks/gpu/training.py",
+        "commit": _lib.commit(),
+        "machine": f"one {torch.cuda.get_device_name()}" if device == "cuda" else _lib.machine(),
+        "limit_tflops": _encoders.product_limit(device, size=256 if arguments.small else 8192),
         "load": load._asdict(),
         "steps": [],
         "gradients": [],
@@ -97,10 +80,10 @@ def main() -> None:
             torch.cuda.empty_cache()
         found["gradients"].append({"encoder": name} | gradient_differences(shape, device=device))
     found["wall_seconds"] = round(time.monotonic() - began)
-    print(page(found))
+    print("\n".join(page(found)))
     if not arguments.small:
-        write(RESULTS, json.dumps(found, indent=1) + "\n")
-        write(RESULTS.with_suffix(".md"), page(found))
+        _lib.write_records(RESULTS, [found])
+        _lib.write_page(RESULTS.with_suffix(".md"), page(found))
 
 
 # --- encoders and texts
@@ -108,10 +91,10 @@ def main() -> None:
 
 def made_backbone(shape: Shape, *, device: str) -> Any:
     """Return an encoder of random weights whose tokenizer makes one token of each word."""
-    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
-    from dptdr.model import Backbone, Pooling
+    from dptdr.model import Pooling
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     ids = {word: number for number, word in enumerate([*special, *map(str, range(WORDS))])}
@@ -120,29 +103,17 @@ def made_backbone(shape: Shape, *, device: str) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    fast = transformers.PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=256, pad_token="[PAD]"
     )
-    factories = {
-        "bert": (transformers.BertConfig, transformers.BertModel),
-        "roberta": (transformers.RobertaConfig, transformers.RobertaModel),
-    }
-    config, model = factories[shape.kind]
-    torch.manual_seed(0)
-    made = model(
-        config(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.dim,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=shape.inner,
-            max_position_embeddings=300,
-            pad_token_id=0,
-        ),
-        add_pooling_layer=False,
+    made = _encoders.random_encoder(
+        shape,
+        tokenizer=fast,
+        pooling=Pooling(pool="cls", max_tokens=256),
+        max_position_embeddings=300,
     )
-    pooling = Pooling(pool="cls", max_tokens=256)
-    return Backbone(made.to(device), fast, name=shape.kind, pooling=pooling)
+    made.model.to(device)
+    return made
 
 
 def made_groups(load: Load) -> list[Any]:
@@ -238,27 +209,6 @@ def step_flops(shape: Shape, load: Load, *, prompt: int) -> float:
     return 3 * linear + (2 + 2.5) * attention
 
 
-def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def product_limit(device: str, *, size: int) -> float:
-    """Return the TFLOP/s of one large product of matrices in bfloat16."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / best_time(lambda: a @ b, device=device) / 1e12
-
-
-def best_time(run: Callable[[], object], *, device: str, turns: int = 10) -> float:
-    times = []
-    for _ in range(turns + 3):
-        began = now(device)
-        run()
-        times.append(now(device) - began)
-    return min(times[3:])
-
-
 # --- attention
 
 
@@ -346,7 +296,7 @@ def gradient_differences(shape: Shape, *, device: str) -> dict[str, float]:
 # --- the page
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any]) -> list[str]:
     load, limit = Load(**found["load"]), found["limit_tflops"]
     lines = [
         "# Training on a GPU",
@@ -378,44 +328,14 @@ def page(found: dict[str, Any]) -> str:
         "",
         *table(found["gradients"]),
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    names = list(rows[0])
-    cells = [
-        [f"{v:.1e}" if isinstance(v, float) else str(v) for v in (row[n] for n in names)]
-        for row in rows
-    ]
-    rule = ["---"] * len(names)
-    return ["| " + " | ".join(line) + " |" for line in (names, rule, *cells)]
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        return f"one {torch.cuda.get_device_name()}"
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found[1] if found else platform.machine()
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    return _lib.table(
+        list(rows[0]),
+        [[f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows],
     )
-    return done.stdout.strip() or "unknown"
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

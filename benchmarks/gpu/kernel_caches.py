@@ -1,6 +1,6 @@
 """What bounding the matrix libraries' kernel caches costs and saves: results/kernel-caches.md.
 
-    python benchmarks/kernel_caches.py
+    python benchmarks/gpu/kernel_caches.py
 
 Two processes, one with the libraries' own bound of 1,024 kernels each and one with ours, encode the
 same batches of texts of many lengths; resident memory is read on the way, and the time at the end.
@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _encoders  # noqa: F401 - the way to _lib
+
 import _lib
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 _RUN = """
@@ -48,7 +49,7 @@ def main() -> None:
     """Run both, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=1200)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "kernel-caches.md")
+    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "kernel-caches.md")
     arguments = parser.parse_args()
     rows = []
     for name, bound in (("the libraries' own, 1,024", "1024"), ("ours, 64", "")):
@@ -64,9 +65,10 @@ def main() -> None:
     text = [
         "# Kernels kept for the shapes of matrix products",
         "",
-        "Made by `python benchmarks/kernel_caches.py`. A process encodes batches of 1 to 8 texts",
-        "of 1 to 150 random tokens (MiniLM, packed, one thread) and keeps at most so many kernels",
-        "in each of two caches. Memory is resident; seconds are the processor's, for all batches.",
+        "Made by `python benchmarks/gpu/kernel_caches.py`. A process encodes batches of 1 to 8",
+        "texts of 1 to 150 random tokens (MiniLM, packed, one thread) and keeps at most so many",
+        "kernels in each of two caches. Memory is resident; seconds are the processor's, for all",
+        "batches.",
         "",
         f"| kernels kept | {heads} | seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -74,8 +76,7 @@ def main() -> None:
         "",
         f"Commit {_lib.commit()}, {_lib.machine()}, seed 0.",
     ]
-    arguments.out.write_text("\n".join(text) + "\n", encoding="utf-8")
-    print("\n".join(text))
+    _lib.write_page(arguments.out, text)
 
 
 if __name__ == "__main__":

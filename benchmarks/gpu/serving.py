@@ -1,7 +1,7 @@
 """Serving on a GPU: prompts of many tasks in one fused attention call, against padded batches.
 
-    python benchmarks/gpu_serving.py          # needs a GPU; adds to results/serving.jsonl
-    python benchmarks/gpu_serving.py --try    # tiny shapes on the processor; checks, writes nothing
+    python benchmarks/gpu/serving.py          # needs a GPU; adds to results/serving.jsonl
+    python benchmarks/gpu/serving.py --try    # tiny shapes on the processor; checks, writes nothing
 
 Encoders of the shapes of BERT-base and RoBERTa-large with random weights (speed does not depend on
 them), in bfloat16. Lengths are spread as those of real texts. FlexAttention runs compiled on a GPU
@@ -17,11 +17,13 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _encoders
 import torch
+from _encoders import Shape
+from flex import FlexForward
 
 import _lib
 from dptdr.model.backbone import Backbone
@@ -29,104 +31,37 @@ from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.pooling import Pooling
 from dptdr.serving.engine.forward import Forward, Row
 from dptdr.serving.packing import PromptRows
-from flex import FlexForward
-from serving_page import of, write_page
-from serving_tools import ratio, take_turns
 
 BARE = "padded, no prompt"
+TINY = Shape("bert", 2, 64, 4, 128, 100)
+# Most tokens of a batch, and how many texts are encoded.
+LOADS = {"BERT-base": (16384, 2048), "RoBERTa-large": (16384, 1024), "tiny": (256, 24)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """An encoder's shape.
-
-    Args:
-        kind: ``bert`` or ``roberta``.
-        layers: Layers.
-        dim: Width.
-        heads: Attention heads.
-        inner: Width of the feed-forward layers.
-        vocabulary: Different tokens.
-        batch_tokens: Most tokens per batch.
-        texts: How many texts are encoded.
-    """
-
-    kind: str
-    layers: int
-    dim: int
-    heads: int
-    inner: int
-    vocabulary: int
-    batch_tokens: int
-    texts: int
-
-    def operations(self, lengths: list[int], *, prompt: int) -> float:
-        """Return the floating-point operations that texts need, embeddings not counted."""
-        per_token = 2 * self.layers * (4 * self.dim**2 + 2 * self.dim * self.inner)
-        seen = 4 * self.layers * self.dim
-        return float(sum(n * (per_token + seen * (n + prompt)) for n in lengths))
-
-
-BERT_BASE = Shape(
-    kind="bert",
-    layers=12,
-    dim=768,
-    heads=12,
-    inner=3072,
-    vocabulary=30522,
-    batch_tokens=16384,
-    texts=2048,
-)
-ROBERTA_LARGE = Shape(
-    kind="roberta",
-    layers=24,
-    dim=1024,
-    heads=16,
-    inner=4096,
-    vocabulary=50265,
-    batch_tokens=16384,
-    texts=1024,
-)
-TINY = Shape(
-    kind="bert",
-    layers=2,
-    dim=64,
-    heads=4,
-    inner=128,
-    vocabulary=100,
-    batch_tokens=256,
-    texts=24,
-)
+def operations(shape: Shape, lengths: list[int], *, prompt: int) -> float:
+    """Return the floating-point operations that texts need, embeddings not counted."""
+    per_token = 2 * shape.layers * (4 * shape.dim**2 + 2 * shape.dim * shape.inner)
+    seen = 4 * shape.layers * shape.dim
+    return float(sum(n * (per_token + seen * (n + prompt)) for n in lengths))
 
 
 def build(shape: Shape, *, device: str, dtype: torch.dtype) -> Backbone:
     """Return an encoder with random weights."""
-    import transformers
-
-    torch.manual_seed(0)
-    configs = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
-    models = {"bert": transformers.BertModel, "roberta": transformers.RobertaModel}
-    config = configs[shape.kind](
-        hidden_size=shape.dim,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
-        vocab_size=shape.vocabulary,
+    # Texts come as token ids; of a tokenizer only the padding is asked.
+    made: Backbone = _encoders.random_encoder(
+        shape,
+        tokenizer=types.SimpleNamespace(pad_token_id=0),
+        pooling=Pooling(normalise=True, max_tokens=512),
         max_position_embeddings=514,
     )
-    model = models[shape.kind](config).to(device, dtype)
-    # Texts come as token ids; of a tokenizer only the padding is asked.
-    tokenizer = types.SimpleNamespace(pad_token_id=config.pad_token_id)
-    return Backbone(
-        model, tokenizer, name=shape.kind, pooling=Pooling(normalise=True, max_tokens=512)
-    )
+    made.model.to(device, dtype)
+    return made
 
 
-def made_texts(shape: Shape) -> list[list[int]]:
+def made_texts(shape: Shape, *, texts: int, longest: int) -> list[list[int]]:
     """Return texts of token ids: half of them short, a few as long as may be."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.empty(shape.texts).log_normal_(4.0, 0.9, generator=generator)
-    longest = min(512, shape.batch_tokens)
+    lengths = torch.empty(texts).log_normal_(4.0, 0.9, generator=generator)
     return [
         torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist()
         for length in lengths.long().clamp(4, longest).tolist()
@@ -145,12 +80,12 @@ def made_prompts(backbone: Backbone, count: int, *, prompt: int) -> list[PromptR
     ]
 
 
-def batches(shape: Shape, rows: list[Row], *, padded: bool) -> list[list[Row]]:
+def batches(rows: list[Row], *, budget: int, padded: bool) -> list[list[Row]]:
     """Return batches of neighbours in length within the token budget."""
     order = list(
         length_sorted_batches(
             [len(row.ids) for row in rows],
-            token_budget=shape.batch_tokens,
+            token_budget=budget,
             most_texts=len(rows),
             most_padding=10**9,
         )
@@ -159,18 +94,19 @@ def batches(shape: Shape, rows: list[Row], *, padded: bool) -> list[list[Row]]:
         return [[rows[i] for i in batch] for batch in order]
     made: list[list[Row]] = [[]]
     for i in (i for batch in order for i in batch):
-        if sum(len(row.ids) for row in made[-1]) + len(rows[i].ids) > shape.batch_tokens:
+        if sum(len(row.ids) for row in made[-1]) + len(rows[i].ids) > budget:
             made.append([])
         made[-1].append(rows[i])
     return made
 
 
-def measure(shape: Shape, *, device: str, rounds: int, limit: float) -> dict[str, Any]:
+def measure(name: str, *, device: str, rounds: int, limit: float) -> dict[str, Any]:
     """Measure one shape: padded and fused, without and with prompts, of one task and of many."""
+    shape, (budget, count) = _encoders.SHAPES.get(name, TINY), LOADS[name]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     padded = Forward(build(shape, device=device, dtype=dtype), layout="padded", ordered=False)
     fused = FlexForward(build(shape, device=device, dtype=dtype))
-    texts = made_texts(shape)
+    texts = made_texts(shape, texts=count, longest=min(512, budget))
     lengths = [len(ids) for ids in texts]
     systems: dict[str, Callable[[], Any]] = {}
     rows_of: dict[str, int] = {}
@@ -180,54 +116,32 @@ def measure(shape: Shape, *, device: str, rounds: int, limit: float) -> dict[str
         own = made_prompts(fused.backbone, tasks, prompt=prompt) if prompt else [None]
         rows = [Row(ids, own[n % len(own)]) for n, ids in enumerate(texts)]
         what = f"{prompt} rows, {tasks} task{'s' * (tasks > 1)}" if prompt else "no prompt"
-        for name, forward in (("padded", padded), ("fused", fused)):
-            if name == "padded" and tasks > 100:
+        for layout, forward in (("padded", padded), ("fused", fused)):
+            if layout == "padded" and tasks > 100:
                 continue
-            cut = batches(shape, rows, padded=name == "padded")
-            systems[f"{name}, {what}"] = lambda f=forward, c=cut: timed(f, c, device=device)
-            rows_of[f"{name}, {what}"] = prompt
+            cut = batches(rows, budget=budget, padded=layout == "padded")
+            systems[f"{layout}, {what}"] = lambda f=forward, c=cut: timed(f, c, device=device)
+            rows_of[f"{layout}, {what}"] = prompt
         chosen = rows[:: max(1, len(rows) // 16)]
         alone = torch.stack([padded.single(row) for row in chosen])
         cosines = torch.nn.functional.cosine_similarity(alone, fused.vectors(chosen))
         worst = min(worst, float(cosines.min()))
-    times = take_turns(systems, rounds=rounds)
+    times = _lib.take_turns(systems, rounds=rounds)
     found = []
-    for name in systems:
-        seconds = statistics.median(times[name]["wall"])
-        share = shape.operations(lengths, prompt=rows_of[name]) / seconds / limit
-        found.append(
-            [
-                name,
-                of(ratio(times, name, BARE, "wall")),
-                round(len(texts) / seconds),
-                f"{100 * share:.1f} %",
-            ]
-        )
+    for system, prompt in rows_of.items():
+        seconds = statistics.median(times[system]["wall"])
+        share = operations(shape, lengths, prompt=prompt) / seconds / (1e12 * limit)
+        over = _lib.ratio_text(_lib.ratio(times, system, BARE, "wall"))
+        found.append([system, over, round(len(texts) / seconds), f"{100 * share:.1f} %"])
     return {"texts": len(texts), "tokens": sum(lengths), "least cosine": worst, "rows": found}
 
 
 def timed(forward: Forward, cut: list[list[Row]], *, device: str) -> dict[str, float]:
     """Encode all batches; return the seconds until the card is done."""
-    began, cpu = time.perf_counter(), time.process_time()
+    began, cpu = _encoders.now(device), time.process_time()
     for batch in cut:
         forward.vectors(batch)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-
-
-def best_product(device: str, *, size: int) -> float:
-    """Return the operations per second of a large matrix product: what the card can do."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        began = time.perf_counter()
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+    return {"wall": _encoders.now(device) - began, "cpu": time.process_time() - cpu}
 
 
 def main() -> None:
@@ -239,30 +153,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.small:
         torch.set_num_threads(1)
-        limit = best_product("cpu", size=256)
-        found = measure(TINY, device="cpu", rounds=1, limit=limit)
+        limit = _encoders.product_limit("cpu", size=256)
+        found = measure("tiny", device="cpu", rounds=1, limit=limit)
         print(json.dumps(found, indent=1))
         sys.exit(0 if found["least cosine"] > 1 - 1e-6 else 1)
     if not torch.cuda.is_available():
         sys.exit("no GPU here: run with --try to check everything but speed on the processor")
-    limit = best_product("cuda", size=8192)
-    shapes = {"BERT-base": BERT_BASE, "RoBERTa-large": ROBERTA_LARGE}
+    limit = _encoders.product_limit("cuda", size=8192)
     record = {
         "part": "gpu",
-        "command": "python benchmarks/gpu_serving.py",
+        "command": "python benchmarks/gpu/serving.py",
         "commit": _lib.commit(),
         "machine": torch.cuda.get_device_name(),
         "card": torch.cuda.get_device_name(),
         "rounds": options.rounds,
         "seed": 0,
-        "limit, TFLOP/s": round(limit / 1e12, 1),
+        "limit, TFLOP/s": round(limit, 1),
         "shapes": {
-            name: measure(shape, device="cuda", rounds=options.rounds, limit=limit)
-            for name, shape in shapes.items()
+            name: measure(name, device="cuda", rounds=options.rounds, limit=limit)
+            for name in _encoders.SHAPES
         },
     }
     _lib.put_records(options.out, [record], ("part",))
-    write_page(options.out)
     print(json.dumps(record, indent=1))
 
 
