@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
-from dptdr.model.segments import PromptCall
+from dptdr.model.rows import PromptCall
 from dptdr.serving.engine.forward import Forward, Row, probe_rows
 from dptdr.serving.packing import PromptRows
 
