@@ -104,9 +104,11 @@ def failing(*arguments):
 
 
 def test_serve_answers_and_finishes_what_it_took(place):
+    from helpers.serving import wait_for
+
     tasks = place / "tasks"
     with serving(
-        tasks / "one", f"second={tasks / 'two'}", "--tasks-folder", tasks, "--drain", "0.7"
+        tasks / "one", f"second={tasks / 'two'}", "--tasks-folder", tasks, "--drain", "5"
     ) as server:
         texts = ["the red boat", "a dog"]
         made = server.vectors("one", texts)
@@ -117,9 +119,8 @@ def test_serve_answers_and_finishes_what_it_took(place):
         assert refused.json()["error"]["type"] == "wrong_backbone"
 
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
         # Draining: balancers are sent away, those who come all the same are answered.
-        assert httpx.get(server.address + "/health").status_code == 503
+        wait_for(lambda: httpx.get(server.address + "/health").status_code == 503)
         assert server.vectors("one", texts).shape == (2, 32)
         assert server.process.wait(30) == 0
     assert '"event": "stopped"' in "".join(server.lines)
