@@ -304,7 +304,8 @@ def mine(
     Args:
         data: The data.
         out: JSON-lines file to write; give it to :func:`train` as ``negatives``.
-        sources: Each ``bm25``, ``backbone:NAME``, ``task:FOLDER`` or ``run:FILE``.
+        sources: Each ``bm25``, ``bm25:LANGUAGE``, ``backbone:NAME``, ``task:FOLDER`` or
+            ``run:FILE``.
         split: Whose judgements are the positives.
         num_negatives: Negatives for each query and source.
         range_max: Ranks 1 to this are candidates.
@@ -472,6 +473,7 @@ def build_index(
     dimensions: int | None = None,
     quantize: str | None = None,
     bm25: bool = False,
+    language: str | None = None,
     seed: int | None = None,
     threads: int = 0,
     memory_bytes: int | None = None,
@@ -493,6 +495,7 @@ def build_index(
         quantize: Search exactly over ``float16``, ``int8`` or ``binary`` numbers, and the best
             hits again by full vectors.
         bm25: Index the words as well, for hybrid search.
+        language: Language of the words, such as ``german``; told by the texts by default.
         seed: Decides samples, clusters and rotations; for types with lists only.
         threads: Threads, 0 for all cores; with 1 the same vectors give the same bytes.
         memory_bytes: Memory that ``auto`` may plan with; half of what is free by default.
@@ -522,6 +525,7 @@ def build_index(
         dimensions=dimensions,
         quantize=quantize,
         bm25=bm25,
+        language=language,
     )
     with _phases(progress)("index") as on_progress:
         index, choice = build(
@@ -602,7 +606,8 @@ def retrieve(
 
     Args:
         data: The data.
-        system: An index to search, or an encoder or ``bm25`` to rank the data's own corpus with.
+        system: An index to search, or an encoder, ``bm25`` or ``bm25:LANGUAGE`` to rank the data's
+            own corpus with.
         split: Whose judged queries are asked.
         id_prefix: Ask the queries whose ids begin so instead, judged or not.
         depth: Passages for each query.
@@ -668,7 +673,7 @@ def evaluate(
 
     Args:
         data: The data; with ``protocol`` the file of judgements (for ``nq`` of questions).
-        system: An encoder, ``bm25``, a run, or the path of a TREC run file.
+        system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a TREC run file.
         split: Whose judged queries are asked.
         measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
         depth: Passages ranked for each query; what the measures need by default, at least 100.
@@ -816,8 +821,8 @@ def _encoder(given: AnyEncoder, *, device: str, dtype: str = "float32") -> Encod
 
 
 def _system(given: AnyEncoder, *, device: str, dtype: str = "float32") -> Encoder | Path | str:
-    if given == "bm25":
-        return "bm25"
+    if isinstance(given, str) and given.partition(":")[0] == "bm25":
+        return given
     if not isinstance(given, Encoder) and Path(given).is_file():
         return Path(given)
     return _encoder(given, device=device, dtype=dtype)

@@ -25,6 +25,10 @@ def command(
         typer.Option(help="Measure this bare encoder: `minilm`, a folder or a hub name."),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Measure BM25.")] = False,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Language of --bm25, such as german. Default: auto, by the texts."),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Measure this finished TREC run file.")] = None,
     split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv to answer.")] = "test",
     measure: Annotated[
@@ -93,6 +97,8 @@ def command(
     Every judged query counts, one without an answer as 0.
     """
     try_outputs(json, run_out)
+    if language is not None and not bm25:
+        raise ConfigError("--language has no effect without --bm25; leave it out")
     system: Any
     if protocol is not None:
         _refuse_with_protocol(data=data, task=task, backbone=backbone, bm25=bm25)
@@ -109,7 +115,7 @@ def command(
             raise ConfigError("expected a BEIR folder to evaluate on, or --protocol with --qrels")
         if sum(given) != 1:
             raise ConfigError(f"expected exactly one of {_EXACTLY_ONE}, found {sum(given)}")
-        source, system = data, "bm25" if bm25 else run
+        source, system = data, f"bm25:{language or 'auto'}" if bm25 else run
     from dptdr import api
 
     if system is None:

@@ -15,6 +15,7 @@ _BUILD = {"index_type", "M", "ef_construction", "ef_search", "nlist", "nprobe", 
     "threads",
     "memory_gb",
     "bm25",
+    "language",
     "dimensions",
     "quantize",
 }
@@ -89,6 +90,10 @@ def command(
         bool,
         typer.Option("--bm25", help="Index the words as well, for `dptdr search --hybrid`."),
     ] = False,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Language of --bm25, such as german. Default: auto, by the texts."),
+    ] = None,
     refresh: Annotated[
         Path | None,
         typer.Option(
@@ -142,7 +147,7 @@ def command(
         "index_type": index_type,
         **options,
         **{"seed": seed, "threads": threads, "memory_gb": memory_gb, "bm25": bm25 or None},
-        **{"dimensions": dimensions, "quantize": quantize},
+        **{"dimensions": dimensions, "quantize": quantize, "language": language},
         **{"name": name, "task": task, "backbone": backbone, "data": data, "device": device},
     }
     mode = next(flag for flag, where in modes.items() if where is not None)
@@ -160,6 +165,7 @@ def command(
         dimensions=dimensions,
         quantize=quantize,
         bm25=bm25,
+        language=language,
     )
     if out is not None:
         _build(
@@ -243,6 +249,8 @@ def _build(
         f"{out}: {index.index_type} over {index.count:,} passages ({choice.reason}), "
         f"{found}{size / 1e6:.1f} MB beside the vectors, {seconds:.1f} s"
     )
+    if index.language is not None:
+        typer.echo(f"BM25: {index.language}")
     _warn(choice.warning)
     if json is not None:
         report = {

@@ -172,7 +172,7 @@ def _verify(index: Path, database: str | None) -> str:
         raise ConfigError("--verify has no effect with --database, which keeps no checksums")
     opened = open_index(index)
     opened.verify()
-    return f"{index}: {opened.count:,} passages, all vectors, ids and texts are as written"
+    return f"{index}: {opened.count:,} passages, all files are as written"
 
 
 def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
+from dptdr.errors import DataError
+from dptdr.io.npy import map_array
+
 _MOST_RECENT = 1 << 18
 
 
@@ -102,15 +105,25 @@ class IdTable:
 
     @classmethod
     def load(cls, folder: Path) -> "IdTable":
-        """Map the two files of :meth:`save` into memory."""
-        return cls(
-            np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False),
-            np.load(folder / "id_offsets.npy", mmap_mode="r", allow_pickle=False),
-        )
+        """Map the two files of :meth:`save`.
+
+        Raises:
+            DataError: If they are missing, damaged, or do not fit each other.
+        """
+        blob = map_array(folder / "ids.npy", dtype=np.uint8)
+        offsets = map_array(folder / "id_offsets.npy", dtype=np.int64)
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(blob):
+            raise DataError("ids and their offsets do not fit each other", path=folder)
+        if (np.diff(offsets) < 0).any():
+            raise DataError("expected growing offsets", path=folder / "id_offsets.npy")
+        return cls(blob, offsets)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> str:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        return self._blob[start:end].tobytes().decode("utf-8")
+        try:
+            return self._blob[start:end].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"expected ids in UTF-8, got {error.object[:40]!r}") from None

@@ -23,7 +23,7 @@ class SourceSettings:
     Attributes:
         name: How the source is called in the output; unique.
         kind: What ranks.
-        value: Task folder, backbone name or run file; empty for BM25.
+        value: Task folder, backbone name, run file, or BM25's language.
         first_rank: Best rank that is taken, from 1.
         last_rank: Worst rank that is taken.
         quota: Negatives per query from this source, at most.
@@ -100,10 +100,10 @@ def parse_source(text: str, *, depth: int, quota: int) -> SourceSettings:
     """
     head, options = _split_options(text)
     kind, _, value = head.partition(":")
-    if kind not in get_args(Kind) or (kind == "bm25") == bool(value):
+    if kind not in get_args(Kind) or (kind != "bm25" and not value):
         raise ConfigError(
-            f"source '{text}': expected bm25, backbone:NAME, task:FOLDER or run:FILE, then "
-            "options such as ,ranks=10-200,quota=30,sampling=uniform,name=X"
+            f"source '{text}': expected bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or "
+            "run:FILE, then options such as ,ranks=10-200,quota=30,sampling=uniform,name=X"
         )
     first, last = _ranks(options, text=text, depth=depth)
     sampling = options.get("sampling", "top")

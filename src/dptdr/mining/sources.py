@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dptdr.errors import ConfigError
+from dptdr.search.words import AUTO, check_language
 
 if TYPE_CHECKING:
     from dptdr.io.beir import BeirFolder
@@ -87,7 +88,7 @@ class Workshop:
         if kind == "run":
             return self._import(path, Path(value))
         if kind == "bm25":
-            return self._bm25(path, depth=depth)
+            return self._bm25(path, language=value or AUTO, depth=depth)
         return self._dense(path, kind, value, depth=depth)
 
     def teacher(self, text: str) -> "Teacher":
@@ -156,19 +157,21 @@ class Workshop:
                 on_progress=on_progress,
             )
 
-    def _bm25(self, path: Path, *, depth: int) -> "RunTable":
+    def _bm25(self, path: Path, *, language: str, depth: int) -> "RunTable":
         from dptdr.mining.runtable import RunTable, RunTableWriter
         from dptdr.search.bm25 import K1, B, Bm25Index
 
         writer = RunTableWriter(
-            path, fingerprint=_digest(self.fingerprint, "bm25", f"{K1} {B} {depth}")
+            path, fingerprint=_digest(self.fingerprint, f"bm25 {language}", f"{K1} {B} {depth}")
         )
         if writer.finished:
             return RunTable(path)
-        stored = self.cache / f"bm25-{self.corpus_fingerprint[:16]}"
+        stored = self.cache / f"bm25-{language}-{self.corpus_fingerprint[:16]}"
         if not stored.is_dir():
             with self.show("index for BM25") as on_progress:
-                Bm25Index.build(self.folder.passages(), on_progress=on_progress).save(stored)
+                Bm25Index.build(
+                    self.folder.passages(), language=language, on_progress=on_progress
+                ).save(stored)
         index = Bm25Index.load(stored)
         with self.show("search with BM25") as on_progress:
             for queries in self._parts(writer, on_progress=on_progress):
@@ -230,7 +233,8 @@ def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encod
     from dptdr.search.bm25 import K1, B
 
     if kind == "bm25":
-        return f"{K1} {B}"
+        language = check_language(value or AUTO)
+        return f"{K1} {B}" if language == AUTO else f"{K1} {B} {language}"
     if kind in ("run", "file"):
         if not Path(value).is_file():
             raise DataError("no such file", path=value)

@@ -1,74 +1,93 @@
-"""Lexical search: BM25 over stemmed English words, stored as arrays that map into memory.
+"""Lexical search: BM25 over stemmed words, stored as arrays that map into memory.
 
-Scores and files are those of bm25s; what differs is how an index is built (streamed, in blocks, so
-that memory holds the postings and not the corpus) and how equal scores are ordered (by passage).
+Scores and array files are those of bm25s; what differs is how an index is built (streamed, in
+blocks, so that memory holds the postings and not the corpus) and how equal scores are ordered (by
+passage).
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int32, Int64
 
 from dptdr.errors import DataError
-from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
 from dptdr.io.ids import IdTable
+from dptdr.io.lines import describe
+from dptdr.io.npy import map_array, refuse_link
 from dptdr.records import Hit, Passage, Query, Run
+from dptdr.search.words import AUTO, check_language, detect_language, languages, tokenizer
 
 K1, B = 0.9, 0.4
-FORMAT = 1
+FORMAT = 2
+HEADER = "bm25.json"
+_WORDS = "vocab.index.json"
+_ARRAYS = {
+    "starts": ("indptr.csc.index.npy", np.int64),
+    "passages": ("indices.csc.index.npy", np.int32),
+    "scores": ("data.csc.index.npy", np.float32),
+}
 _BLOCK_PASSAGES = 20_000
 _BLOCK_QUERIES = 64
 _POSTING = np.dtype([("token", "<i4"), ("passage", "<i4"), ("count", "<i4")])
 
 
-def _bm25s() -> Any:
-    """Import bm25s; where JAX is installed it starts it, and JAX would take most of a GPU."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import bm25s
+class Postings(NamedTuple):
+    """For each word its passages, in corpus order, and their scores."""
 
-    return bm25s
+    starts: Int64[np.ndarray, " words_and_end"]
+    """Where each word's entries begin, and at last where they end."""
+    passages: Int32[np.ndarray, " entries"]
+    scores: Float32[np.ndarray, " entries"]
 
 
 class Bm25Index:
-    """A BM25 index over a corpus.
+    """A BM25 index over a corpus; made by :meth:`build` or :meth:`load`."""
 
-    Build one with :meth:`build` or :meth:`load`.
-    """
-
-    def __init__(self, retriever: Any, *, ids: IdTable) -> None:
-        self._retriever = retriever
+    def __init__(
+        self,
+        postings: Postings,
+        words: dict[str, int],
+        *,
+        ids: IdTable,
+        language: str,
+        k1: float,
+        b: float,
+    ) -> None:
+        self.language = language
+        self.k1, self.b = k1, b
+        self._postings = postings
+        self._words = words
         self._ids = ids
-        self._tokenizer = _tokenizer()
-        self._tokenizer.stem_to_sid = retriever.vocab_dict
+        self._tokenizer = tokenizer(language)
+        self._tokenizer.stem_to_sid = words
 
     @classmethod
     def build(
         cls,
         passages: Iterable[Passage],
         *,
+        language: str = AUTO,
         k1: float = K1,
         b: float = B,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> "Bm25Index":
-        """Index passages, read once and in order.
+        """Index title and text of passages, read once and in order.
 
         Args:
-            passages: The corpus; title and text are indexed as one.
+            language: Whose stemmer and stop words to use; ``auto`` looks at the first passages.
             k1: How soon a repeated word stops adding to the score, above 0.
             b: How much long passages are held back, 0 (not) to 1 (fully).
             on_progress: Called with passages done and passages known so far.
 
-        Returns:
-            The index.
-
         Raises:
+            ConfigError: If there is no such language.
             DataError: If there is no passage, or none holds a word.
             ValueError: If k1 or b is out of range.
 
@@ -76,12 +95,10 @@ class Bm25Index:
             Robertson, Zaragoza 2009, in the variant of Lucene, as bm25s computes it; k1 and b are
             Anserini's defaults. Differs: nothing.
         """
-        bm25s = _bm25s()
-
         if k1 <= 0 or not 0 <= b <= 1:
             raise ValueError(f"expected k1 above 0 and b from 0 to 1, got k1={k1}, b={b}")
-        retriever = bm25s.BM25(k1=k1, b=b, method="lucene")
-        tokenizer = _tokenizer()
+        language = check_language(language)
+        words: Any = None
         ids: list[str] = []
         lengths: list[int] = []
         sizes: list[int] = []
@@ -89,9 +106,10 @@ class Bm25Index:
             stream = iter(passages)
             while block := list(islice(stream, _BLOCK_PASSAGES)):
                 texts = [passage.content for passage in block]
-                tokens = list(
-                    tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False)
-                )
+                if words is None:
+                    language = detect_language(texts) if language == AUTO else language
+                    words = tokenizer(language)
+                tokens = list(words.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
                 postings = _count_postings(tokens, first_passage=len(ids))
                 postings.tofile(spool)
                 sizes.append(postings.size)
@@ -99,56 +117,55 @@ class Bm25Index:
                 lengths.extend(map(len, tokens))
                 if on_progress is not None:
                     on_progress(len(ids), len(ids))
-            vocabulary = dict(tokenizer.stem_to_sid)
+            vocabulary = {} if words is None else dict(words.stem_to_sid)
             if not vocabulary:
                 what = "their text holds no word" if ids else "there is none"
                 raise DataError(f"expected passages to index, {what}")
-            retriever.scores = _score_matrix(
+            matrix = _score_matrix(
                 partial(_read_postings, spool, sizes=sizes),
                 lengths=np.array(lengths, dtype=np.int64),
                 words=len(vocabulary),
-                retriever=retriever,
+                k1=k1,
+                b=b,
             )
-        retriever.vocab_dict = vocabulary
-        retriever.nonoccurrence_array = None
-        return cls(retriever, ids=IdTable.build(ids))
+        return cls(matrix, vocabulary, ids=IdTable.build(ids), language=language, k1=k1, b=b)
 
     def save(self, path: Path) -> None:
         """Write the index as a folder of ``.npy`` and JSON files, atomically."""
         with atomic_folder(Path(path)) as folder:
-            self._retriever.save(folder, show_progress=False)
+            for field, (name, _) in _ARRAYS.items():
+                np.save(folder / name, getattr(self._postings, field), allow_pickle=False)
+            write_json(folder / _WORDS, self._words, indent=None)
             self._ids.save(folder)
-            settings = {"k1": self._retriever.k1, "b": self._retriever.b}
-            write_json(folder / "bm25.json", {"format": FORMAT, "settings": settings})
+            files = {
+                file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in sorted(folder.iterdir())
+            }
+            settings = {"k1": self.k1, "b": self.b, "language": self.language}
+            write_json(folder / HEADER, {"format": FORMAT, "settings": settings, "files": files})
 
     @classmethod
-    def load(cls, path: Path) -> "Bm25Index":
-        """Map a saved index into memory.
+    def load(cls, path: Path, *, verify: bool = False) -> "Bm25Index":
+        """Map a saved index; its arrays stay on disk until they are read.
 
         Args:
-            path: The folder that :meth:`save` wrote.
-
-        Returns:
-            The index; its arrays stay on disk until they are read.
+            verify: Compare all files with their checksums, not their sizes alone.
 
         Raises:
-            DataError: If the folder is missing, incomplete or of another format.
+            DataError: If the folder is missing, incomplete, damaged or of another format.
         """
-        bm25s = _bm25s()
-
         path = Path(path)
-        header = read_json(path / "bm25.json")
-        found = header.get("format") if isinstance(header, dict) else None
-        if found != FORMAT:
-            raise DataError(
-                f"expected format {FORMAT}, found {found}; build the index again",
-                path=path / "bm25.json",
-            )
-        try:
-            retriever = bm25s.BM25.load(path, mmap=True, show_progress=False)
-            return cls(retriever, ids=IdTable.load(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"incomplete BM25 index ({error}); build it again", path=path) from None
+        settings, files = _read_header(path)
+        for name, stored in files.items():
+            _check_file(path / name, stored, verify=verify)
+        refuse_link(path / _WORDS)
+        words = read_json(path / _WORDS)
+        arrays = {
+            field: map_array(path / name, dtype=dtype) for field, (name, dtype) in _ARRAYS.items()
+        }
+        postings = Postings(**arrays)
+        _check_postings(postings, words, path=path)
+        return cls(postings, words, ids=IdTable.load(path), **settings)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -161,17 +178,10 @@ class Bm25Index:
         threads: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Run:
-        """Return the best passages of each query.
+        """Return the best passages of each query, equal scores in the order of the corpus.
 
-        Args:
-            queries: What to look for.
-            depth: Hits per query at most, at least 1.
-            threads: Threads to use; the result does not depend on it.
-            on_progress: Called with queries done and total.
-
-        Returns:
-            Query id to hits, best first, equal scores in the order of the corpus. Passages that
-            share no word with the query are left out, so a query may have no hit.
+        Passages that share no word with the query are left out, so a query may have no hit. The
+        result does not depend on ``threads``.
 
         Raises:
             ValueError: If depth or threads is below 1.
@@ -189,50 +199,99 @@ class Bm25Index:
     def search_rows(
         self, queries: Sequence[Query], *, depth: int, threads: int = 1
     ) -> Iterator[tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]]:
-        """Yield corpus rows and scores of each query's best passages; see :meth:`search`.
-
-        Args:
-            queries: What to look for.
-            depth: Hits per query at most, at least 1.
-            threads: Threads to use; the result does not depend on it.
-
-        Yields:
-            Rows and scores of one query, best first.
-
-        Raises:
-            ValueError: If depth or threads is below 1.
-        """
+        """Yield corpus rows and scores of each query's best passages; see :meth:`search`."""
         if depth < 1 or threads < 1:
             raise ValueError(f"expected depth and threads of at least 1, got {depth}, {threads}")
         # Words are looked up here, before any thread starts: the tokenizer keeps a cache.
-        tokens = [self._query_tokens(query.text) for query in queries]
+        texts = [query.text for query in queries]
+        tokens = list(
+            self._tokenizer.streaming_tokenize(texts, update_vocab=False, allow_empty=False)
+        )
         with ThreadPoolExecutor(max_workers=threads) as pool:
             for start in range(0, len(tokens), _BLOCK_QUERIES * threads):
                 block = tokens[start : start + _BLOCK_QUERIES * threads]
                 yield from pool.map(partial(self._search_one, depth=depth), block)
 
-    def _query_tokens(self, text: str) -> list[int]:
-        """Return the token of each word of a query that the corpus knows, repeats kept."""
-        (tokens,) = self._tokenizer.streaming_tokenize(
-            [text], update_vocab=False, allow_empty=False
-        )
-        return list(tokens)
-
     def _search_one(
-        self, tokens: list[int], *, depth: int
+        self, tokens: Sequence[int], *, depth: int
     ) -> tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]:
-        if not tokens:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        scores = self._retriever.get_scores_from_ids(tokens)
+        starts, passages, weights = self._postings
+        scores = np.zeros(len(self._ids), dtype=np.float32)
+        for token in tokens:
+            entries = slice(int(starts[token]), int(starts[token + 1]))
+            try:
+                # Unsigned: a negative row of a damaged file would count from the end.
+                scores[passages[entries].view(np.uint32)] += weights[entries]
+            except IndexError:
+                raise DataError(
+                    f"BM25 index: expected passages below {len(scores):,} for each word; it is "
+                    "damaged, build it again"
+                ) from None
         rows = _top_rows(scores, depth=depth)
         return rows, scores[rows]
 
 
-def _tokenizer() -> Any:
-    bm25s = _bm25s()
-    import Stemmer
+def stored_language(path: Path) -> str:
+    """Return the language of a saved index; reads none of its arrays."""
+    return str(_read_header(path)[0]["language"])
 
-    return bm25s.tokenization.Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return settings and files of a saved index."""
+    where = path / HEADER
+    refuse_link(where)
+    header = read_json(where)
+    found = header.get("format") if isinstance(header, dict) else None
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise DataError(
+            f"expected format {FORMAT}, found {describe(found)}; build the index again", path=where
+        )
+    settings, files = header.get("settings"), header.get("files", {})
+    if found == 1 and isinstance(settings, dict):
+        settings = {**settings, "language": "english"}
+    if (
+        not isinstance(settings, dict)
+        or settings.keys() != {"k1", "b", "language"}
+        or settings["language"] not in languages()
+        or not all(isinstance(settings[name], int | float) for name in ("k1", "b"))
+    ):
+        raise DataError(
+            "expected numbers k1 and b and a known language; build it again",
+            path=where,
+            field="settings",
+        )
+    known = {_WORDS, "ids.npy", "id_offsets.npy", *(name for name, _ in _ARRAYS.values())}
+    if not isinstance(files, dict) or files.keys() != (known if found > 1 else set()):
+        raise DataError("expected the index's own files", path=where, field="files")
+    return settings, files
+
+
+def _check_file(path: Path, stored: object, *, verify: bool) -> None:
+    refuse_link(path)
+    if not isinstance(stored, dict) or not path.is_file():
+        raise DataError("incomplete BM25 index; build it again", path=path)
+    found: dict[str, object] = {"bytes": path.stat().st_size}
+    if verify:
+        found["sha256"] = sha256_file(path)
+    for name, value in found.items():
+        if stored.get(name) != value:
+            raise DataError(
+                f"expected {stored.get(name)} as {name}, got {value}; the file was damaged, build "
+                "the index again",
+                path=path,
+            )
+
+
+def _check_postings(postings: Postings, words: object, *, path: Path) -> None:
+    """Refuse parts that do not fit each other; passages are checked when they are found."""
+    starts, passages, scores = postings
+    if not isinstance(words, dict) or not {type(number) for number in words.values()} <= {int}:
+        raise DataError("expected a number for each word; build it again", path=path / _WORDS)
+    if words and not 0 <= min(words.values()) <= max(words.values()) < len(words):
+        raise DataError("expected the words' numbers from 0 on", path=path / _WORDS)
+    fits = len(starts) == len(words) + 1 and len(passages) == len(scores) == starts[-1]
+    if not fits or starts[0] != 0 or (np.diff(starts) < 0).any():
+        raise DataError("its arrays do not fit each other; build it again", path=path)
 
 
 def _count_postings(tokens: Sequence[Sequence[int]], *, first_passage: int) -> Any:
@@ -255,16 +314,16 @@ def _score_matrix(
     *,
     lengths: Int[np.ndarray, " passages"],
     words: int,
-    retriever: Any,
-) -> dict[str, Any]:
-    """Turn spooled postings into bm25s's matrix: for each word, its passages and their scores."""
+    k1: float,
+    b: float,
+) -> Postings:
+    """Turn spooled counts into passages and scores by word."""
     frequencies = np.zeros(words, dtype=np.int64)
     for postings in read_postings():
         frequencies += np.bincount(postings["token"], minlength=words)
     starts = np.zeros(words + 1, dtype=np.int64)
     np.cumsum(frequencies, out=starts[1:])
     rarity = np.log1p((lengths.size - frequencies + 0.5) / (frequencies + 0.5)).astype(np.float32)
-    k1, b = retriever.k1, retriever.b
     damping = k1 * ((1 - b) + b * lengths / lengths.mean())
     scores = np.empty(int(starts[-1]), dtype=np.float32)
     passages = np.empty(int(starts[-1]), dtype=np.int32)
@@ -280,7 +339,7 @@ def _score_matrix(
         passages[places] = passage
         scores[places] = rarity[token] * (count / (damping[passage] + count))
         heads += per_word
-    return {"data": scores, "indices": passages, "indptr": starts, "num_docs": lengths.size}
+    return Postings(starts, passages, scores)
 
 
 def _read_postings(spool: IO[bytes], *, sizes: Sequence[int]) -> Iterator[Any]:

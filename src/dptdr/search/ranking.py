@@ -14,6 +14,7 @@ from dptdr.io.identical import own_passages, say_own, without_own
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.retrieve import TextEncoder, retrieve
+from dptdr.search.words import AUTO
 
 Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Names a piece of work and gives the callable that is told (done, total) of it."""
@@ -92,7 +93,7 @@ def rank(
     """Rank the folder's passages for some queries.
 
     Args:
-        system: An encoder, ``bm25``, a run, or the path of a run file.
+        system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a run file.
         folder: The data.
         queries: The queries.
         depth: Passages for each query.
@@ -127,11 +128,13 @@ def _rank(
     if isinstance(system, dict):
         return Ranking(system, "run", {})
     if isinstance(system, str):
+        language = system.partition(":")[2] or AUTO
         with phase("index with BM25") as on_progress:
-            index = Bm25Index.build(folder.passages(), on_progress=on_progress)
+            index = Bm25Index.build(folder.passages(), language=language, on_progress=on_progress)
         with phase("search with BM25") as on_progress:
             run = index.search(queries, depth=depth, threads=threads, on_progress=on_progress)
-        return Ranking(run, "bm25", {"k1": K1, "b": B})
+        name = "bm25" if index.language == "english" else f"bm25-{index.language}"
+        return Ranking(run, name, {"k1": K1, "b": B, "language": index.language})
     with phase("encode and search") as on_progress:
         run = retrieve(
             system,

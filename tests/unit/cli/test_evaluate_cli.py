@@ -73,6 +73,16 @@ def _raised(*arguments):
     return result.exception
 
 
+def test_language_is_bm25s_and_an_unknown_one_is_refused_in_one_line(data, tmp_path):
+    out = tmp_path / "r.json"
+    result = _invoke(data, "--bm25", "--language", "german", "--json", out)
+    assert "| bm25-german" in result.output
+    assert json.loads(out.read_text())["language"] == "german"
+    assert "got 'klingon'" in str(_raised(data, "--bm25", "--language", "klingon"))
+    refused = _raised(data, "--backbone", "minilm", "--language", "german")
+    assert str(refused) == "--language has no effect without --bm25; leave it out"
+
+
 def test_evaluate_bm25_writes_report_and_run_as_documented(data, tmp_path):
     out, run = tmp_path / "report.json", tmp_path / "run.trec"
     result = _invoke(data, "--bm25", "--json", out, "--run-out", run)

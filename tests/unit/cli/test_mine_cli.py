@@ -2,8 +2,6 @@
 
 import json
 import re
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,8 +46,7 @@ class _WordEncoder:
 @pytest.fixture
 def encoder(monkeypatch):
     double = _WordEncoder()
-    room = SimpleNamespace(load_encoder=lambda **_: double)
-    monkeypatch.setitem(sys.modules, "dptdr.model", room)
+    monkeypatch.setattr("dptdr.model.load_encoder", lambda **_: double)
     return double
 
 
@@ -269,7 +266,7 @@ def test_an_encoder_that_is_teacher_and_source_is_loaded_once(data, monkeypatch,
         loaded.append(_WordEncoder())
         return loaded[-1]
 
-    monkeypatch.setitem(sys.modules, "dptdr.model", SimpleNamespace(load_encoder=load_encoder))
+    monkeypatch.setattr("dptdr.model.load_encoder", load_encoder)
     arguments = [str(data), "--out", str(tmp_path / "n.jsonl"), "--source", "backbone:words"]
     arguments += ["--teacher", "backbone:words", "--margin", "0"]
     assert _invoke(*arguments).exit_code == 0

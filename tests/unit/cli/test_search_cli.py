@@ -62,7 +62,7 @@ def test_verify_alone_checks_all_files_and_needs_no_encoder(built, tmp_path):
     import shutil
 
     result = run("search", built / "i", "--verify")
-    assert result.stdout.endswith("i: 3 passages, all vectors, ids and texts are as written\n")
+    assert result.stdout.endswith("i: 3 passages, all files are as written\n")
     shutil.copytree(built / "i", tmp_path / "i")
     path = tmp_path / "i" / "vectors" / "shards" / "00000.jsonl"
     path.write_bytes(path.read_bytes().replace(b"hunts mice", b"hunts bats"))

@@ -44,9 +44,11 @@ def test_parse_source_names_what_goes_into_the_output_without_folders(text, name
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bm52", "source 'bm52': expected bm25, backbone:NAME, task:FOLDER or run:FILE"),
-        ("bm25:x", "expected bm25, backbone:NAME"),
-        ("task:", "expected bm25, backbone:NAME"),
+        (
+            "bm52",
+            "source 'bm52': expected bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or run:FILE",
+        ),
+        ("task:", "expected bm25, bm25:LANGUAGE, backbone:NAME"),
         ("bm25,ranks=0-5", "expected ranks as FIRST-LAST counted from 1, .* found '0-5'"),
         ("bm25,ranks=9-5", "found '9-5'"),
         ("bm25,ranks=9", "found '9'"),

@@ -117,7 +117,7 @@ def test_save_and_load_give_the_same_run_without_pickle(tmp_path):
     assert len(loaded) == 5
     assert {file.suffix for file in (tmp_path / "bm25").iterdir()} == {".npy", ".json"}
     settings = json.loads((tmp_path / "bm25" / "bm25.json").read_text())["settings"]
-    assert settings == {"k1": 1.2, "b": 0.75}
+    assert settings == {"k1": 1.2, "b": 0.75, "language": "english"}
 
 
 def test_save_that_fails_keeps_the_old_index(tmp_path, monkeypatch):
@@ -138,11 +138,33 @@ def test_load_refuses_missing_incomplete_and_foreign_folders(tmp_path):
         Bm25Index.load(tmp_path / "absent")
     Bm25Index.build(PASSAGES).save(tmp_path / "bm25")
     (tmp_path / "bm25" / "ids.npy").unlink()
-    with pytest.raises(DataError, match=r"incomplete BM25 index .*build it again"):
+    with pytest.raises(DataError, match=r"ids.npy: incomplete BM25 index; build it again"):
         Bm25Index.load(tmp_path / "bm25")
     (tmp_path / "bm25" / "bm25.json").write_text('{"format": 99}')
-    with pytest.raises(DataError, match="expected format 1, found 99"):
+    with pytest.raises(DataError, match="expected format 2, found the number 99"):
         Bm25Index.load(tmp_path / "bm25")
+
+
+def test_an_index_of_version_0_1_0_opens_as_english():
+    old = Bm25Index.load(Path(__file__).parents[2] / "golden" / "bm25_0_1_0")
+    assert old.language == "english"
+    queries = [Query("q", "sleeping dogs"), Query("r", "red foxes")]
+    assert old.search(queries, depth=5) == Bm25Index.build(PASSAGES).search(queries, depth=5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "change", "link"])
+def test_damaged_files_are_refused_by_size_checksum_or_kind(tmp_path, damage):
+    Bm25Index.build(PASSAGES).save(tmp_path / "bm25")
+    path = tmp_path / "bm25" / "data.csc.index.npy"
+    content = path.read_bytes()
+    if damage == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.write_bytes(content[:-1] + (b"" if damage == "cut" else b"x"))
+    found = {"cut": "as bytes", "change": "as sha256", "link": "symbolic link"}[damage]
+    with pytest.raises(DataError, match=rf"data.csc.index.npy: .*{found}"):
+        Bm25Index.load(tmp_path / "bm25", verify=True)
 
 
 @pytest.mark.parametrize(

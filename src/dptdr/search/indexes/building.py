@@ -39,6 +39,7 @@ from dptdr.search.indexes.types import (
 )
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import MANIFEST, shard_as_json
+from dptdr.search.words import AUTO, check_language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class BuildSettings:
     """Search exactly over float16, int8 or binary vectors, and the best hits again in full."""
     bm25: bool = False
     """Build a BM25 index over the same passages as well, for hybrid search."""
+    language: str | None = None
+    """Language of BM25, see :mod:`dptdr.search.words`; ``auto`` by default."""
 
     @property
     def reduction(self) -> Reduction:
@@ -122,7 +125,8 @@ def build_index(
             _link_folder(folder.path, temporary / VECTORS)
             if settings.bm25:
                 texts = (document.passage for document in folder.all_documents())
-                Bm25Index.build(texts).save(temporary / LEXICAL)
+                words = Bm25Index.build(texts, language=settings.language or AUTO)
+                words.save(temporary / LEXICAL)
             write_json(
                 temporary / MANIFEST,
                 _manifest(folder, choice, settings=settings, graph=temporary / GRAPH)
@@ -136,6 +140,9 @@ def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -
     """Return what an index depends on; threads and memory change how long it takes."""
     shards = json.dumps([shard_as_json(shard) for shard in folder.manifest.shards])
     used = {k: v for k, v in asdict(settings).items() if k not in ("threads", "memory_bytes")}
+    if settings.language is None:
+        # As indexes of earlier versions recorded it.
+        del used["language"]
     return {
         **used,
         "passage_fingerprint": folder.manifest.origin.passage_fingerprint,
@@ -234,6 +241,10 @@ def check_settings(
             raise VectorsError(
                 f"{name} has no effect on an index of type {index_type.name}; leave it out"
             )
+    if settings.language is not None:
+        check_language(settings.language)
+        if not settings.bm25:
+            raise VectorsError("language has no effect without bm25; leave it out, or build BM25")
     return replace(settings, options=options)
 
 

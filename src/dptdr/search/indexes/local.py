@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int64
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.lines import describe
-from dptdr.search.bm25 import Bm25Index
+from dptdr.search.bm25 import Bm25Index, stored_language
 from dptdr.search.index import Found, check_query_vectors
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
@@ -161,19 +161,27 @@ class LocalIndex:
         return self.vectors.documents([self._row_of[identifier] for identifier in ids])
 
     def verify(self) -> None:
-        """Check all vectors, ids and texts against their checksums.
+        """Check all vectors, ids, texts and BM25's files against their checksums.
 
         Opening an index checks the checksum of what faiss reads, and sizes of all else.
 
         Raises:
             VectorsError: If a file's bytes are not those that were written.
+            DataError: The same, of BM25.
         """
         self.vectors.verify()
+        if self.has_lexical:
+            Bm25Index.load(self.path / LEXICAL, verify=True)
 
     @property
     def has_lexical(self) -> bool:
         """Whether a BM25 index lies beside the vectors."""
         return (self.path / LEXICAL).is_dir()
+
+    @property
+    def language(self) -> str | None:
+        """Language of the BM25 index, None where there is none."""
+        return stored_language(self.path / LEXICAL) if self.has_lexical else None
 
     def lexical(self) -> Bm25Index:
         """Return the BM25 index over the same passages.
@@ -188,6 +196,7 @@ class LocalIndex:
             raise VectorsError(
                 f"{self.path}: has no BM25 index; build it with `dptdr index --bm25`"
             )
+        refuse_link(self.path / LEXICAL)
         return Bm25Index.load(self.path / LEXICAL)
 
     def _allowed_rows(self, filters: tuple[Filter, ...]) -> Int64[np.ndarray, " rows"]:

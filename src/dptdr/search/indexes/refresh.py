@@ -96,7 +96,7 @@ def refresh_index(
         or wanted != old_index.index_type
         or settings.options != old_index.options
         or settings.reduction != old_index.reduction
-        or settings.bm25 != old_index.has_lexical
+        or (settings.bm25, settings.language) != (old_index.has_lexical, old_index.language)
         or settings.seed is not None
     )
     warning = None
@@ -116,7 +116,11 @@ def refresh_index(
 
 def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:
     """Return settings with what the old index has where nothing else is asked for."""
-    settings = replace(settings, bm25=settings.bm25 or old.has_lexical)
+    settings = replace(
+        settings,
+        bm25=settings.bm25 or old.has_lexical,
+        language=settings.language or old.language,
+    )
     if wanted != old.index_type:
         return settings
     return replace(
