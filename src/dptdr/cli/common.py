@@ -1,10 +1,13 @@
 """What several commands have in common: options with one meaning, and where results go."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
+
+from dptdr.errors import ConfigError
 
 Device = Annotated[
     str, typer.Option(help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.")
@@ -16,6 +19,33 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write the result to this file; '-' is standard output."),
 ]
+
+
+def refuse_idle(
+    context: typer.Context,
+    *,
+    without: Mapping[str, Sequence[str]] | None = None,
+    beside: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Refuse options of a command that were given and have no effect.
+
+    Args:
+        without: Option to those that need it.
+        beside: Option to those that it makes useless.
+
+    Raises:
+        ConfigError: If there are any; names all.
+    """
+    problems = [
+        f"--{option.replace('_', '-')} has no effect {word} --{key.replace('_', '-')}"
+        for word, rules in (("without", without or {}), ("with", beside or {}))
+        for key, options in rules.items()
+        if (context.params[key] in (None, False)) == (word == "without")
+        for option in options
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+    ]
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}; leave it out")
 
 
 def write_result(json: Path | None, result: Any, *, said: str) -> None:

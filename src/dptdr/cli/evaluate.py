@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Json, write_result
+from dptdr.cli.common import Device, Json, refuse_idle, write_result
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
@@ -16,6 +16,7 @@ _EXACTLY_ONE = "--task, --backbone, --bm25 or --run"
 
 
 def command(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Argument(help="BEIR folder; not needed with --protocol.")
     ] = None,
@@ -97,8 +98,20 @@ def command(
     Every judged query counts, one without an answer as 0.
     """
     try_outputs(json, run_out)
-    if language is not None and not bm25:
-        raise ConfigError("--language has no effect without --bm25; leave it out")
+    refuse_idle(
+        context,
+        without={
+            "bm25": ("language",),
+            "protocol": ("qrels", "passages", "queries", "matching", "strict"),
+        },
+        beside={
+            "protocol": ("split", "measure", "depth", "keep_identical", "run_out", "limit"),
+            "bm25": ("device", "dtype"),
+            "run": ("device", "dtype"),
+        },
+    )
+    if protocol == "msmarco":
+        refuse_idle(context, beside={"protocol": ("passages", "queries", "matching", "strict")})
     system: Any
     if protocol is not None:
         _refuse_with_protocol(data=data, task=task, backbone=backbone, bm25=bm25)

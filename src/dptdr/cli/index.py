@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.cli.common import refuse_idle
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _TAKES: dict[str, set[str]] = {
 
 
 def command(
+    context: typer.Context,
     vectors: Annotated[Path, typer.Argument(help="Vector folder that `dptdr encode` wrote.")],
     out: Annotated[
         Path | None, typer.Option(help="Index folder to write; an old one stays until then.")
@@ -125,6 +127,12 @@ def command(
 ) -> None:
     """Build an index over a vector folder, or renew one with --refresh."""
     try_outputs(json)
+    idle = ("overwrite",)
+    refuse_idle(
+        context,
+        without={"bm25": ("language",)} if refresh is None else {},
+        beside={"refresh": idle, "database": idle},
+    )
     from dptdr.errors import ConfigError
     from dptdr.search.indexes.building import BuildSettings
 

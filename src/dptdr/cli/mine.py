@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Json, write_result
+from dptdr.cli.common import Device, Json, refuse_idle, write_result
 from dptdr.io.resume import try_outputs
 from dptdr.mining.settings import (
     CleaningSettings,
@@ -18,6 +18,7 @@ from dptdr.mining.sources import TEACHERS, Machine
 
 
 def command(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="BEIR folder.")],
     source: Annotated[
         list[str],
@@ -102,6 +103,7 @@ def command(
     from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
     from dptdr.mining.report import mining_tables, write_mining_report
 
+    refuse_idle(context, without={"teacher": ("positive_score", "judged_split")})
     cleaning = CleaningSettings(
         drop_above=drop_above, margin=margin, percent=percent, positive_score=positive_score
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Device
+from dptdr.cli.common import Device, refuse_idle
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from dptdr.search.pipeline import Pipeline
     from dptdr.search.vectors.documents import Document
 
+_SEARCHING = ("task", "backbone", "depth", "filter", "hybrid", "rerank", "device", "json")
+
 
 def command(
+    context: typer.Context,
     index: Annotated[
         Path, typer.Argument(help="Index folder that `dptdr index` wrote, or name in --database.")
     ],
@@ -99,11 +102,24 @@ def command(
     An index whose vectors another prompt or backbone made is refused.
     """
     try_outputs(json, run_out)
+    asked = ("split", "id_prefix", "keep_identical", "run_out", "tune_on")
+    refuse_idle(
+        context,
+        without={
+            "queries": asked,
+            "hybrid": ("dense_weight", "tune_on"),
+            "rerank": ("rerank_top",),
+        },
+        beside={"id_prefix": ("split",), "tune_on": ("dense_weight",)},
+    )
     from dptdr.errors import ConfigError
 
     if verify:
+        alone = text is None and queries is None
+        if alone:
+            refuse_idle(context, beside={"verify": _SEARCHING})
         typer.echo(_verify(index, database))
-        if text is None and queries is None:
+        if alone:
             return
     if (text is None) == (queries is None):
         raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
@@ -116,8 +132,6 @@ def command(
     from dptdr.search.rerank import cross_encoder
     from dptdr.search.vectors.documents import Filter
 
-    if tune_on is not None and (hybrid is None or queries is None):
-        raise ConfigError("expected --hybrid and --queries with --tune-on")
     filters = tuple(Filter.parse(condition) for condition in filter or [])
     fusion = None if hybrid is None else parse_fusion(hybrid)
     with _opened(index, database) as opened:

@@ -83,6 +83,19 @@ def test_language_is_bm25s_and_an_unknown_one_is_refused_in_one_line(data, tmp_p
     assert str(refused) == "--language has no effect without --bm25; leave it out"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bm25", "--dtype", "float32"], "--dtype has no effect with --bm25"),
+        (["--bm25", "--strict"], "--strict has no effect without --protocol"),
+        (["--protocol", "msmarco", "--split", "dev"], "--split has no effect with --protocol"),
+        (["--protocol", "msmarco", "--strict"], "--strict has no effect with --protocol"),
+    ],
+)
+def test_options_without_effect_are_refused(data, options, message):
+    assert message in str(_raised(*([data] if "--bm25" in options else []), *options))
+
+
 def test_evaluate_bm25_writes_report_and_run_as_documented(data, tmp_path):
     out, run = tmp_path / "report.json", tmp_path / "run.trec"
     result = _invoke(data, "--bm25", "--json", out, "--run-out", run)

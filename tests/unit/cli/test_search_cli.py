@@ -118,6 +118,16 @@ def test_vectors_of_another_prompt_are_refused_with_what_to_do(built, tmp_path):
         (["--queries", "d"], ConfigError, "--run-out FILE with --queries"),
         (["text"], ConfigError, "got neither; --backbone minilm"),
         (["text", "--backbone", "minilm", "--filter", "x"], VectorsError, "a filter such as"),
+        (["text", "--dense-weight", "0.5"], ConfigError, "--dense-weight .* without --hybrid"),
+        (["text", "--rerank-top", "9"], ConfigError, "--rerank-top .* without --rerank; leave"),
+        (["text", "--split", "dev"], ConfigError, "--split has no effect without --queries"),
+        (["text", "--keep-identical"], ConfigError, "--keep-identical .* without --queries"),
+        (
+            ["--queries", "d", "--id-prefix", "a", "--split", "dev"],
+            ConfigError,
+            "--split has no effect with --id-prefix",
+        ),
+        (["--verify", "-k", "3"], ConfigError, "--depth has no effect with --verify"),
     ],
 )
 def test_bad_options_are_refused(built, options, error, message):
@@ -138,7 +148,7 @@ def test_hybrid_search_tunes_its_weight_on_a_split(built, tmp_path):
     )
     assert "tuned on test: nDCG@10 1.0000 (vectors alone 1.0000" in result.stdout
     assert "cat  Cats | A cat" in run(*common, "hunts mice", "-k", "1").stdout
-    with pytest.raises(ConfigError, match="expected --hybrid and --queries with --tune-on"):
+    with pytest.raises(ConfigError, match="--tune-on has no effect without --queries"):
         run(*common, "text", "--tune-on", "dev")
 
 
