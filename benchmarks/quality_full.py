@@ -53,7 +53,6 @@ NAMES = {
 
 
 def main() -> None:
-    """Write the page and the plot."""
     records = _lib.read_records(_lib.RESULTS / "quality-full.jsonl")
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -96,7 +95,6 @@ has four sets, query-only none).
 
 
 def grouped(records: list[dict[str, Any]]) -> Rows:
-    """Return the records by row and set."""
     rows: Rows = defaultdict(lambda: defaultdict(list))
     for record in records:
         rows[record["label"]][record["set"]].append(record)
@@ -104,7 +102,6 @@ def grouped(records: list[dict[str, Any]]) -> Rows:
 
 
 def mean_of(records: list[dict[str, Any]]) -> float:
-    """Return nDCG@10, the mean over seeds."""
     return statistics.fmean(record["measures"]["nDCG@10"] for record in records)
 
 
@@ -114,12 +111,10 @@ def per_query(records: list[dict[str, Any]]) -> np.ndarray:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table, and an empty one."""
     return [*_lib.table(head, rows), ""]
 
 
 def tests(rows: Rows) -> list[str]:
-    """Return the table of all methods."""
     first = {name: rows["bare"][name][0] for name in SETS}
     sizes = [f"{n} ({r['queries']} q, {r['passages']} p)" for n, r in first.items()]
     lines = []
@@ -140,7 +135,6 @@ def tests(rows: Rows) -> list[str]:
 
 
 def against(rows: Rows) -> list[str]:
-    """Return the paired tests."""
     pairs = [(label, REFERENCE) for label in NAMES if label not in ("bm25", "bare", REFERENCE)]
     pairs += [
         ("deep-prompt, mined negatives", "full, mined negatives"),
@@ -169,12 +163,10 @@ def against(rows: Rows) -> list[str]:
 
 
 def star(p: float) -> str:
-    """Return how sure a difference is."""
     return "**" if p < 0.001 else "*" if p < 0.05 else ""
 
 
 def rates(rows: Rows) -> list[str]:
-    """Return the learning rates that dev chose."""
     labels = ["full, 150", "lora, 150", "deep-prompt, 150", f"deep-prompt, {LONGER}"]
     lines = [
         [NAMES[label], *(f"{rows[label][name][0]['learning_rate']:g}" for name in SETS)]
@@ -231,7 +223,6 @@ def curve(rows: Rows, steps: list[tuple[int, str]]) -> list[tuple[str, int, list
 
 
 def budget(rows: Rows) -> list[str]:
-    """Return the table of the parameter budget."""
     lines = []
     for kind, steps in BUDGET.items():
         for label, count, values in curve(rows, steps):
@@ -251,7 +242,6 @@ def budget(rows: Rows) -> list[str]:
 
 
 def lengths(rows: Rows) -> list[str]:
-    """Return what longer texts in training bring."""
     name = "squad-open"
     lines = [
         [what, f"{best_dev(r):.4f}", f"{r['measures']['nDCG@10']:.4f}"]
@@ -269,7 +259,6 @@ def lengths(rows: Rows) -> list[str]:
 
 
 def few(records: list[dict[str, Any]]) -> list[str]:
-    """Return what was tried for few queries."""
     lines = [
         [
             r["label"],
@@ -322,7 +311,6 @@ def plot(rows: Rows) -> None:
 
 
 def grids(tries: list[dict[str, Any]]) -> list[str]:
-    """Return what each learning rate gave on dev."""
     lines = []
     for system in GRIDS:
         for steps in (150, LONGER):
@@ -350,12 +338,10 @@ def best_dev(record: dict[str, Any]) -> float:
 
 
 def by_set(tries: list[dict[str, Any]], label: str) -> dict[str, float]:
-    """Return a row's dev measure by set."""
     return {r["set"]: best_dev(r) for r in tries if r["label"] == label and "error" not in r}
 
 
 def variants(tries: list[dict[str, Any]]) -> list[str]:
-    """Return all variants on dev, the best first."""
     known = {f"{s}{t} {r:g}" for s in GRIDS for r in GRIDS[s] for t in ("", f", {LONGER} steps")}
     labels = {r["label"] for r in tries} - known - {"bare"} | {"deep-prompt 0.1", "full 0.0001"}
     lines = []

@@ -125,7 +125,6 @@ def rows() -> list[str]:
 
 
 def row(bare: list[_lib.Record], tied: list[_lib.Record], own: list[_lib.Record]) -> list[str]:
-    """Return one data set's row."""
     first = own[0]
     size = f"{first['queries']} queries, {first['passages']:,} passages"
     return [
@@ -159,11 +158,12 @@ def table(args: argparse.Namespace) -> None:
             f"({record['prompt_bytes'] / 1e3:.0f} kB each in float32) over {record['passages']:,} "
             f"passages of {record['data']}, encoded and indexed (`hnsw`).",
             "",
-            "| prompts | indexes | MB (vectors, texts, graphs) | seconds |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {name} | {s['indexes']} | {s['bytes'] / 1e6:.1f} | {s['seconds']:.1f} |"
-                for name, s in ten.items()
+            *_lib.table(
+                ["prompts", "indexes", "MB (vectors, texts, graphs)", "seconds"],
+                [
+                    [name, str(s["indexes"]), f"{s['bytes'] / 1e6:.1f}", f"{s['seconds']:.1f}"]
+                    for name, s in ten.items()
+                ],
             ),
             "",
             f"One index takes 1/{ten['tied']['bytes'] / ten['query-only']['bytes']:.1f} of the "
@@ -176,20 +176,12 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("cost")
+    parser, sub = _lib.commands(__doc__, run=cost, table=table, results=RESULTS, name="cost")
     sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
     sub.add_argument("--passages", type=int, default=1000)
     sub.add_argument("--tasks", type=int, default=10)
     sub.add_argument("--threads", type=int, default=1, help="torch threads")
     sub.add_argument("--work", type=Path, required=True, help="folder to make and remove")
-    sub.set_defaults(call=cost)
-    sub = commands.add_parser("table")
-    sub.set_defaults(call=table)
-    for sub in commands.choices.values():
-        sub.add_argument("--json", type=Path, default=RESULTS, help="where the cost record is")
     args = parser.parse_args()
     args.call(args)
 

@@ -68,7 +68,6 @@ def build_core_seconds(record: dict[str, Any], count: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in the unit that suits it."""
     for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:,.1f} {unit}"
@@ -76,7 +75,6 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Write bytes in the unit that suits them."""
     for unit, length in (("TB", 1e12), ("GB", 1e9)):
         if count >= length:
             return f"{count / length:,.1f} {unit}"
@@ -84,7 +82,6 @@ def size(count: float) -> str:
 
 
 def page(args: argparse.Namespace) -> list[str]:
-    """Return the lines of the page."""
     encoding = _lib.read_records(_lib.RESULTS / "encoding.jsonl")
     search = _lib.read_records(_lib.RESULTS / "search.jsonl")
     measured = _lib.read_records(_lib.RESULTS / "scale.jsonl")
@@ -110,20 +107,17 @@ def page(args: argparse.Namespace) -> list[str]:
         "machines share the work without waiting for each other (`--shard`, `--processes`, "
         f"`--ray`). Money assumes {args.price} a core-hour: put your own in with `--price`.",
         "",
-        "| corpus | passages | tokens, mean | core-time | on 64 cores | money | vectors, float32 "
-        "| float16 | texts and ids |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for name, count, like in CORPORA:
         text = texts[like]
         rate = tokens_per_second(encoding, "dptdr, prompt of 16", text["mean_tokens"])
         seconds = count * text["mean_tokens"] / rate
-        lines.append(
-            f"| {name} | {count:,} | {text['mean_tokens']:.0f} | {duration(seconds)} "
-            f"| {duration(seconds / 64)} | {seconds / 3600 * args.price:,.1f} "
-            f"| {size(count * dim * 4)} | {size(count * dim * 2)} "
-            f"| {size(count * text['text_bytes'])} |"
-        )
+        sizes = [size(count * each) for each in (dim * 4, dim * 2, text["text_bytes"])]
+        times = [duration(seconds), duration(seconds / 64), f"{seconds / 3600 * args.price:,.1f}"]
+        rows.append([name, f"{count:,}", f"{text['mean_tokens']:.0f}", *times, *sizes])
+    head = ["corpus", "passages", "tokens, mean", "core-time", "on 64 cores", "money"]
+    lines += _lib.table([*head, "vectors, float32", "float16", "texts and ids"], rows)
     lines += [
         "",
         "Mean tokens and bytes of text are those of "
@@ -137,14 +131,15 @@ def page(args: argparse.Namespace) -> list[str]:
         "Bytes a passage as measured at the largest size of each kind; the full vectors stay on "
         "disk and are read for re-ranking.",
         "",
-        f"| kind | measured at | bytes a passage | {' | '.join(name for name, _, _ in CORPORA)} |",
-        f"| --- | --- | --- | {' | '.join('---' for _ in CORPORA)} |",
     ]
+    rows = []
     for r in measured:
         each = r["bytes_in_memory"] / r["rows"]
         cells = [size(count * each) if each else "none" for _, count, _ in CORPORA]
         at = f"{r['rows']:,}" + "".join(f", {option}" for option in r["options"])
-        lines.append(f"| {r['kind']} | {at} | {each:,.0f} | {' | '.join(cells)} |")
+        rows.append([r["kind"], at, f"{each:,.0f}", *cells])
+    corpora = [name for name, _, _ in CORPORA]
+    lines += _lib.table(["kind", "measured at", "bytes a passage", *corpora], rows)
     lines += [
         "",
         "## Building and searching",
@@ -153,16 +148,16 @@ def page(args: argparse.Namespace) -> list[str]:
         "4 root n lists, and every passage is compared with all of them). `exact` needs none; "
         "its time a query grows with n.",
         "",
-        f"| kind | {' | '.join(name for name, _, _ in CORPORA)} |",
-        f"| --- | {' | '.join('---' for _ in CORPORA)} |",
     ]
+    rows = []
     for r in measured:
         if r["kind"] == "exact":
             each = 1 / r["queries_per_second"] / r["rows"] * r["threads"]
             cells = [f"{count * each:,.2f} s a query" for _, count, _ in CORPORA]
         else:
             cells = [duration(build_core_seconds(r, count)) for _, count, _ in CORPORA]
-        lines.append(f"| {r['kind']} | {' | '.join(cells)} |")
+        rows.append([r["kind"], *cells])
+    lines += _lib.table(["kind", *corpora], rows)
     lines += [
         "",
         "## What follows",
@@ -180,7 +175,6 @@ def page(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", nargs="*", default=[], help="NAME=BEIR folder")
     parser.add_argument("--price", type=float, default=0.04, help="money for a core-hour")

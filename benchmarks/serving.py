@@ -120,7 +120,6 @@ def texts_of(options: argparse.Namespace) -> list[str]:
 
 
 def interpreter(options: argparse.Namespace, name: str) -> str:
-    """Return the Python that has a peer's packages."""
     given = dict(pair.split("=", 1) for pair in options.peer_python or [])
     return given.get(name, sys.executable)
 
@@ -138,7 +137,6 @@ def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) ->
 
 
 def random_prompts(backbone: Any, count: int, *, prompt: int) -> list[Any]:
-    """Return prompts of random rows."""
     import torch
 
     from dptdr.serving.packing import PromptRows
@@ -169,7 +167,6 @@ def in_batches(texts: list[str], encode: Encode, *, size: int = 32) -> np.ndarra
 
 
 def fast_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer that cuts and pads."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))
@@ -185,7 +182,6 @@ def dptdr(folder: Path, threads: int) -> Encode:
 
 
 def sentence_transformers(folder: Path, threads: int) -> Encode:
-    """Its own ``encode``."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -195,7 +191,6 @@ def sentence_transformers(folder: Path, threads: int) -> Encode:
 
 
 def onnxruntime(folder: Path, threads: int) -> Encode:
-    """The encoder's graph in ONNX Runtime."""
     import onnxruntime as runtime
 
     options = runtime.SessionOptions()
@@ -216,7 +211,6 @@ def onnxruntime(folder: Path, threads: int) -> Encode:
 
 
 def ctranslate2(folder: Path, threads: int) -> Encode:
-    """The encoder converted to CTranslate2, float32."""
     import ctranslate2 as runtime
 
     encoder = runtime.Encoder(
@@ -234,7 +228,6 @@ def ctranslate2(folder: Path, threads: int) -> Encode:
 
 
 def infinity(folder: Path, threads: int) -> Encode:
-    """infinity-emb's engine, torch, float32."""
     import torch
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
@@ -284,7 +277,6 @@ SYSTEMS: dict[str, Callable[[Path, int], Encode]] = {
 
 
 def follow(name: str, folder: Path, threads: int, texts_wanted: int) -> None:
-    """Load a system, say so, and encode when told to."""
     answers = os.fdopen(os.dup(1), "w")
     # What packages print must not come between the answers.
     os.dup2(2, 1)
@@ -322,7 +314,6 @@ class Peer:
             raise RuntimeError(self.process.stderr.read().strip().splitlines()[-1][:300])
 
     def say(self, word: str) -> dict[str, float]:
-        """Let it encode; return its seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(word + "\n")
@@ -371,7 +362,6 @@ def peers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def prompts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """(b) A prompt of several lengths against none."""
     engine = build_engine(folder / "state", threads=options.threads)
     texts = texts_of(options)
     systems: dict[str, Callable[[], Any]] = {"no prompt": lambda: ask(engine, texts, ["backbone"])}
@@ -500,7 +490,7 @@ def hold(kind: str, folder: str, count: str, threads: str) -> None:
         ask(engine, texts, names or ["backbone"])
         for name in names:
             engine.encode(["warm"], task=name, side="query")
-    rss = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1000
+    rss = _lib.resident()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     own = sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1000
     print(json.dumps({"rss": rss, "own": own, "ready": ready}), flush=True)
@@ -788,7 +778,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Do what was asked for."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if sys.argv[1:2] == ["peer"]:
         follow(sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:6]))

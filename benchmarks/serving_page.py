@@ -11,7 +11,6 @@ Found = dict[str, Any]
 
 
 def write_page(path: Path) -> None:
-    """Write the page beside the records."""
     parts = {record["part"]: record for record in _lib.read_records(path)}
     lines = [
         "# Serving",
@@ -33,7 +32,6 @@ def write_page(path: Path) -> None:
 
 
 def origin(part: Found) -> str:
-    """Return where a part's figures come from."""
     said = f"*`{part['command']}`, commit {part['commit']}, {part['machine']}"
     if "rounds" in part:
         said += f", {part['rounds']} rounds"
@@ -44,17 +42,14 @@ def origin(part: Found) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """Return a table of anything."""
     return _lib.table(list(head), [[str(cell) for cell in row] for row in rows])
 
 
 def verdict(good: bool, goal: str, found: str) -> str:  # noqa: FBT001
-    """Return whether a goal was reached."""
     return f"Goal: {goal}. {'Reached' if good else '**Missed**'}: {found}."
 
 
 def peers(part: Found) -> list[str]:
-    """(a) The bare encoder against its peers."""
     systems = part["systems"]
     own = systems["dptdr"]["texts per processor second"]
     best = max(s["texts per processor second"] for n, s in systems.items() if n != "dptdr")
@@ -98,7 +93,6 @@ def peers(part: Found) -> list[str]:
 
 
 def prompts(part: Found) -> list[str]:
-    """(b) Prompts against none."""
     found = part["time over no prompt"]
     goals = {"32 rows": 1.05, "128 rows": 1.12}
     return [
@@ -120,7 +114,6 @@ def prompts(part: Found) -> list[str]:
 
 
 def tasks(part: Found) -> list[str]:
-    """(b) and (e) Many tasks."""
     found, adding = part["time over one task"], part["milliseconds to add a task"]
     check = part["self-check"]
     lines = [
@@ -160,7 +153,6 @@ def tasks(part: Found) -> list[str]:
 
 
 def lora(part: Found) -> list[str]:
-    """(c) PEFT's mixed LoRA."""
     names = [name for name in part if isinstance(part[name], dict)]
     return [
         "## (c) Against PEFT's LoRA of mixed batches",
@@ -174,7 +166,6 @@ def lora(part: Found) -> list[str]:
 
 
 def memory(part: Found) -> list[str]:
-    """(d) Memory and start."""
     key = "100 tasks over one model, resident"
     return [
         "## (d) Memory and start",
@@ -210,7 +201,6 @@ def memory(part: Found) -> list[str]:
 
 
 def backends(part: Found) -> list[str]:
-    """Backends."""
     return [
         "## Backends",
         "",
@@ -233,7 +223,6 @@ def backends(part: Found) -> list[str]:
 
 
 def joining(part: Found) -> list[str]:
-    """Joining and merging."""
     return [
         "## Joining a prompt to each text, or merging it by log-sum-exp",
         "",
@@ -258,7 +247,6 @@ def joining(part: Found) -> list[str]:
 
 
 def int8(part: Found) -> list[str]:
-    """Cost of the 8-bit graph."""
     settings = part["task"] or {}
     who = "the bare encoder"
     if settings:
@@ -284,7 +272,6 @@ def int8(part: Found) -> list[str]:
 
 
 def soak(part: Found) -> list[str]:
-    """Mixed load."""
     counts, times = part["counts"], part["milliseconds per request"]
     grown = part["memory of the oldest worker, MB"]
     return [
@@ -334,7 +321,6 @@ def soak(part: Found) -> list[str]:
 
 
 def gpu(part: Found) -> list[str]:
-    """The GPU."""
     lines = [
         "## On a GPU",
         "",

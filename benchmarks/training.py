@@ -14,13 +14,12 @@ import argparse
 import importlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,9 @@ LENGTHS = {
 }
 MAX_TOKENS = {"query": 64, "passage": 160}
 CHUNK = 16
+CHUNKED = f"chunks of {CHUNK}"
+CACHED = f"sentence-transformers cached loss, {CHUNKED}"
+FULL = "full fine-tuning"
 QUERY_ONLY = "deep prompt, query-only, bfloat16"
 SMALL_CHUNK = 32
 
@@ -71,9 +73,9 @@ def main() -> None:
             continue
         _lib.put_records(RESULTS, [record], ("part",))
         found = {record["part"]: record for record in _lib.read_records(RESULTS)}
-        _lib.write_page(RESULTS.with_suffix(".md"), page(found).splitlines())
+        _lib.write_page(RESULTS.with_suffix(".md"), page(found))
     if arguments.small:
-        print(page(found))
+        print("\n".join(page(found)))
 
 
 def measure(part: str, *, small: bool, rounds: int) -> Any:
@@ -89,13 +91,6 @@ def measure(part: str, *, small: bool, rounds: int) -> Any:
     if part == "memory":
         return memory_by_system(batch=batch)
     return memory_by_batch((8, 16) if small else (64, 256, 1024, 4096))
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 # --- what is trained on
@@ -268,50 +263,38 @@ def sentence_transformers(*, batch: int, lengths: str, chunk: int) -> Step:
 def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
     """Return name to a function that makes the system ready."""
     both: dict[str, Any] = {"batch": batch, "lengths": lengths}
+    half, chunks = {"precision": "bfloat16"}, {"mini_batch_size": CHUNK}
+    own: dict[str, tuple[str, dict[str, Any]]] = {
+        "deep prompt": ("deep-prompt", {}),
+        "deep prompt, bfloat16": ("deep-prompt", half),
+        QUERY_ONLY: ("deep-prompt", half | {"options": {"sharing": "query-only"}}),
+        "LoRA": ("lora", {}),
+        FULL: ("full", {}),
+        f"{FULL}, bfloat16": ("full", half),
+        f"deep prompt, {CHUNKED}": ("deep-prompt", chunks),
+        f"deep prompt, bfloat16, {CHUNKED}": ("deep-prompt", half | chunks),
+        f"{FULL}, {CHUNKED}": ("full", chunks),
+    }
+    made = {name: partial(ours, method, **more, **both) for name, (method, more) in own.items()}
     return {
-        "deep prompt": lambda: ours("deep-prompt", **both),
-        "deep prompt, bfloat16": lambda: ours("deep-prompt", precision="bfloat16", **both),
-        QUERY_ONLY: lambda: ours(
-            "deep-prompt", precision="bfloat16", options={"sharing": "query-only"}, **both
-        ),
-        "LoRA": lambda: ours("lora", **both),
-        "full fine-tuning": lambda: ours("full", **both),
-        "full fine-tuning, bfloat16": lambda: ours("full", precision="bfloat16", **both),
-        "PEFT prefix tuning": lambda: peft_prefix(**both),
-        f"deep prompt, chunks of {CHUNK}": lambda: ours(
-            "deep-prompt", mini_batch_size=CHUNK, **both
-        ),
-        f"deep prompt, bfloat16, chunks of {CHUNK}": lambda: ours(
-            "deep-prompt", mini_batch_size=CHUNK, precision="bfloat16", **both
-        ),
-        f"full fine-tuning, chunks of {CHUNK}": lambda: ours("full", mini_batch_size=CHUNK, **both),
-        f"sentence-transformers cached loss, chunks of {CHUNK}": lambda: sentence_transformers(
-            chunk=CHUNK, **both
-        ),
+        **made,
+        "PEFT prefix tuning": partial(peft_prefix, **both),
+        CACHED: partial(sentence_transformers, chunk=CHUNK, **both),
     }
 
 
 # --- seconds
 
 PAIRS = [
-    ("deep prompt", "full fine-tuning"),
-    ("deep prompt, bfloat16", "full fine-tuning"),
-    ("deep prompt, bfloat16", "full fine-tuning, bfloat16"),
-    (QUERY_ONLY, "full fine-tuning, bfloat16"),
-    ("LoRA", "full fine-tuning"),
+    ("deep prompt", FULL),
+    ("deep prompt, bfloat16", FULL),
+    ("deep prompt, bfloat16", f"{FULL}, bfloat16"),
+    (QUERY_ONLY, f"{FULL}, bfloat16"),
+    ("LoRA", FULL),
     ("deep prompt", "PEFT prefix tuning"),
-    (
-        f"full fine-tuning, chunks of {CHUNK}",
-        f"sentence-transformers cached loss, chunks of {CHUNK}",
-    ),
-    (
-        f"deep prompt, chunks of {CHUNK}",
-        f"sentence-transformers cached loss, chunks of {CHUNK}",
-    ),
-    (
-        f"deep prompt, bfloat16, chunks of {CHUNK}",
-        f"sentence-transformers cached loss, chunks of {CHUNK}",
-    ),
+    (f"{FULL}, {CHUNKED}", CACHED),
+    (f"deep prompt, {CHUNKED}", CACHED),
+    (f"deep prompt, bfloat16, {CHUNKED}", CACHED),
 ]
 
 
@@ -361,7 +344,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     batch, lengths = arguments.batch, arguments.lengths
     texts = made_texts(batch, lengths)
-    before = resident("VmRSS")
+    before = _lib.resident()
     method, _, kind = str(arguments.memory).partition(" ")
     if method == "peft":
         step = peft_prefix(batch=batch, lengths=lengths, alone=True)
@@ -375,20 +358,13 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
         )
     assert len(texts) == batch
     # Loading may have needed more for a moment: the peak is set back to what is held now.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    _lib.resident(reset=True)
     began = time.process_time()
     steps = 1 if batch > 500 else 2
     for number in range(steps):
         step(number)
     seconds = (time.process_time() - began) / steps
-    return {"megabytes": resident("VmHWM") - before, "seconds": seconds}
-
-
-def resident(field: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
+    return {"megabytes": _lib.resident("VmHWM") - before, "seconds": seconds}
 
 
 def in_process(name: str, *, batch: int, lengths: str, chunk: int = 0) -> dict[str, float]:
@@ -404,11 +380,11 @@ MEMORY = {
     "deep prompt": ("deep-prompt", 0),
     "deep prompt, bfloat16": ("deep-prompt bfloat16", 0),
     "LoRA": ("lora", 0),
-    "full fine-tuning": ("full", 0),
+    FULL: ("full", 0),
     "PEFT prefix tuning": ("peft", 0),
-    f"deep prompt, chunks of {CHUNK}": ("deep-prompt", CHUNK),
-    f"full fine-tuning, chunks of {CHUNK}": ("full", CHUNK),
-    f"sentence-transformers cached loss, chunks of {CHUNK}": ("sentence-transformers", CHUNK),
+    f"deep prompt, {CHUNKED}": ("deep-prompt", CHUNK),
+    f"{FULL}, {CHUNKED}": ("full", CHUNK),
+    CACHED: ("sentence-transformers", CHUNK),
 }
 
 
@@ -441,24 +417,19 @@ def memory_by_batch(batches: tuple[int, ...]) -> list[dict[str, float | None]]:
 # --- the page
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any]) -> list[str]:
     lines = ["# What a training step costs", "", INTRODUCTION]
-    for part, section in (
-        ("seconds", seconds_section),
-        ("gradient", gradient_section),
-        ("memory", memory_section),
-        ("batches", batches_section),
-    ):
-        if part not in found:
-            continue
-        facts = found[part]
-        lines += section(facts["figures"])
-        lines += [
-            "",
-            f"`{facts['command']}` at commit {facts['commit']} on {facts['machine']}, one thread, "
-            f"seed 0, {facts['wall_seconds']} s.",
-        ]
-    return "\n".join(lines) + "\n"
+    sections = (seconds_section, gradient_section, memory_section, batches_section)
+    for part, section in zip(PARTS, sections, strict=True):
+        if part in found:
+            facts = found[part]
+            lines += section(facts["figures"])
+            lines += [
+                "",
+                f"`{facts['command']}` at commit {facts['commit']} on {facts['machine']}, one "
+                f"thread, seed 0, {facts['wall_seconds']} s.",
+            ]
+    return lines
 
 
 INTRODUCTION = (
@@ -486,9 +457,7 @@ def gradient_section(figures: dict[str, float]) -> list[str]:
         "Length of the difference over the length of the float32 gradient of the whole batch, for "
         "one step with short texts.",
         "",
-        "| step | difference |",
-        "| --- | ---: |",
-        *(f"| {name} | {value:.1e} |" for name, value in figures.items()),
+        *_lib.table(["step", "difference"], [[n, f"{value:.1e}"] for n, value in figures.items()]),
     ]
 
 
@@ -499,23 +468,22 @@ def seconds_section(figures: dict[str, dict[str, list[float]]]) -> list[str]:
         rounds = len(next(iter(times.values())))
         lines += ["", f"## Seconds, {lengths} texts", ""]
         lines += [f"Queries of {q} and passages of {p} words (medians), {rounds} rounds.", ""]
-        lines += ["| system | seconds per step |", "| --- | ---: |"]
-        lines += [f"| {name} | {statistics.median(t):.3f} |" for name, t in times.items()]
-        lines += ["", "| ratio | median | lowest | highest |", "| --- | ---: | ---: | ---: |"]
-        for first, second in PAIRS:
-            ratios = [a / b for a, b in zip(times[first], times[second], strict=True)]
-            lines.append(
-                f"| {first} / {second} | {statistics.median(ratios):.2f} | {min(ratios):.2f} "
-                f"| {max(ratios):.2f} |"
-            )
+        medians = [[name, f"{statistics.median(t):.3f}"] for name, t in times.items()]
+        lines += [*_lib.table(["system", "seconds per step"], medians), ""]
+        rows = []
+        for one, other in PAIRS:
+            ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
+            found = (statistics.median(ratios), min(ratios), max(ratios))
+            rows.append([f"{one} / {other}", *(f"{ratio:.2f}" for ratio in found)])
+        lines += _lib.table(["ratio", "median", "lowest", "highest"], rows)
     return lines
 
 
 def memory_section(figures: dict[str, float]) -> list[str]:
-    full = figures["full fine-tuning"]
+    full = figures[FULL]
     lines = ["", "## Memory, long texts", "", "The encoder itself, 90 MB, is part of it.", ""]
-    lines += ["| system | MB | of full fine-tuning |", "| --- | ---: | ---: |"]
-    return lines + [f"| {name} | {mb:.0f} | {mb / full:.2f} |" for name, mb in figures.items()]
+    rows = [[name, f"{mb:.0f}", f"{mb / full:.2f}"] for name, mb in figures.items()]
+    return lines + _lib.table(["system", "MB", "of full fine-tuning"], rows)
 
 
 def batches_section(figures: list[dict[str, Any]]) -> list[str]:
@@ -528,15 +496,18 @@ def batches_section(figures: list[dict[str, Any]]) -> list[str]:
         f"queries the peak grows by a factor of {last['chunked'] / first['chunked']:.2f} in chunks "
         f"of {SMALL_CHUNK} texts.",
         "",
-        f"| queries (and as many passages) | MB, chunks of {SMALL_CHUNK} | MB, whole batch "
-        "| seconds per step, chunks |",
-        "| ---: | ---: | ---: | ---: |",
     ]
-    return lines + [
-        f"| {row['queries']:,} | {row['chunked']:.0f} "
-        f"| {'' if row['whole'] is None else format(row['whole'], '.0f')} | {row['seconds']:.1f} |"
+    head = ["queries (and as many passages)", f"MB, chunks of {SMALL_CHUNK}", "MB, whole batch"]
+    rows = [
+        [
+            f"{row['queries']:,}",
+            f"{row['chunked']:.0f}",
+            "" if row["whole"] is None else f"{row['whole']:.0f}",
+            f"{row['seconds']:.1f}",
+        ]
         for row in figures
     ]
+    return lines + _lib.table([*head, "seconds per step, chunks"], rows)
 
 
 if __name__ == "__main__":

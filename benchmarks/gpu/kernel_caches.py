@@ -46,7 +46,6 @@ print(json.dumps({"memory": memory, "seconds": round(time.process_time() - began
 
 
 def main() -> None:
-    """Run both, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=_lib.RESULTS / "kernel-caches.md")

@@ -46,7 +46,6 @@ def operations(shape: Shape, lengths: list[int], *, prompt: int) -> float:
 
 
 def build(shape: Shape, *, device: str, dtype: torch.dtype) -> Backbone:
-    """Return an encoder with random weights."""
     # Texts come as token ids; of a tokenizer only the padding is asked.
     made: Backbone = _encoders.random_encoder(
         shape,
