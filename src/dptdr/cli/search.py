@@ -102,11 +102,10 @@ def command(
     An index whose vectors another prompt or backbone made is refused.
     """
     try_outputs(json, run_out)
-    asked = ("split", "id_prefix", "keep_identical", "run_out", "tune_on")
     refuse_idle(
         context,
         without={
-            "queries": asked,
+            "queries": ("split", "id_prefix", "keep_identical", "run_out", "tune_on"),
             "hybrid": ("dense_weight", "tune_on"),
             "rerank": ("rerank_top",),
         },
