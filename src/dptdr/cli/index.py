@@ -286,6 +286,7 @@ def _load(
 
     from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
+    from dptdr.search.indexes.recall import recall_warning
     from dptdr.search.stores.addresses import load_database
     from dptdr.search.vectors.folder import VectorFolder
 
@@ -299,16 +300,21 @@ def _load(
             on_progress=on_progress,
         )
     seconds = time.perf_counter() - started
-    report = {
+    report: dict[str, Any] = {
         "index": name,
         "index_type": index.index_type,
         "passages": index.count,
         "dim": index.dim,
     }
+    recall = report["recall@10"] = index.recall
     index.close()
+    found = "" if recall is None else f"recall@10 {recall:.3f}, "
     typer.echo(
-        f"{name}: {report['index_type']} over {report['passages']:,} passages, {seconds:.1f} s"
+        f"{name}: {report['index_type']} over {report['passages']:,} passages, {found}"
+        f"{seconds:.1f} s"
     )
+    if recall is not None:
+        _warn(recall_warning(recall, advice="raise M or ef_construction"))
     if json is not None:
         write_json(json, {**report, "seconds": seconds})
 

@@ -26,7 +26,7 @@ from dptdr.search.indexes.local import (
 )
 from dptdr.search.indexes.options import GRAPH_OPTIONS, LIST_OPTIONS, Options, check_options
 from dptdr.search.indexes.quantized import FULL, QuantizedRows, Reduction, ShortVectors
-from dptdr.search.indexes.recall import MIN_RECALL, RECALL_DEPTH, measure_recall
+from dptdr.search.indexes.recall import MIN_RECALL, measure_recall, recall_warning
 from dptdr.search.indexes.rows import ExactRows, RowIndex
 from dptdr.search.indexes.types import (
     MORE_EXACT,
@@ -185,7 +185,7 @@ def _build_measured(
             rows=rows,
             reduction=settings.reduction,
         )
-        recall = round(measure_recall(index, seed=_seed(settings)), 4)
+        recall = round(measure_recall(index, folder, seed=_seed(settings)), 4)
         choice = choice._replace(recall=recall, warning=_warning(chosen, recall, settings))
         other = MORE_EXACT.get(chosen.name)
         if recall >= MIN_RECALL or not auto or other is None or settings.options:
@@ -196,8 +196,6 @@ def _build_measured(
 
 
 def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> str | None:
-    if recall >= MIN_RECALL:
-        return None
     advice = {
         GRAPH_OPTIONS: "raise ef_search, ef_construction or M, or take ivf-sq",
         LIST_OPTIONS: "raise nprobe, or take exact",
@@ -205,10 +203,7 @@ def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> s
     }[index_type.options]
     if settings.dimensions is not None:
         advice = f"raise dimensions (now {settings.dimensions}), or else {advice}"
-    return (
-        f"recall@{RECALL_DEPTH} against exact search is {recall:.3f} on stored vectors, below "
-        f"{MIN_RECALL}: {advice}"
-    )
+    return recall_warning(recall, advice=advice)
 
 
 def check_settings(

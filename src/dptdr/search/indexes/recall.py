@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dptdr.search.indexes.local import LocalIndex
+from dptdr.search.index import Index
 from dptdr.search.indexes.rows import ExactRows
+from dptdr.search.vectors.folder import VectorFolder
 
 RECALL_DEPTH = 10
 RECALL_QUERIES = 200
@@ -11,20 +12,23 @@ MIN_RECALL = 0.95
 """An index that finds less is reported, and ``auto`` takes another type."""
 
 
-def measure_recall(index: LocalIndex, *, seed: int = 1234) -> float:
+def measure_recall(
+    index: Index, folder: VectorFolder, *, seed: int = 1234, tolerance: float = 1e-5
+) -> float:
     """Return recall@10 against exact search, with stored vectors as queries.
 
     A vector does not count as its own answer. A passage counts when it scores as high as the tenth
     of the exact ranking, so that copies may stand for each other.
 
     Args:
-        index: The index.
+        index: The index, in a folder or a database.
+        folder: The vectors that it was made of.
         seed: Decides which vectors are asked.
+        tolerance: By how much, as a share, scores may be lower for their number type.
 
     Returns:
         The share found, from 0 to 1.
     """
-    folder = index.vectors
     depth = min(RECALL_DEPTH, folder.count - 1)
     if depth == 0:
         return 1.0
@@ -33,11 +37,26 @@ def measure_recall(index: LocalIndex, *, seed: int = 1234) -> float:
     rows = np.sort(generator.choice(folder.count, size=size, replace=False)).astype(np.int64)
     queries = folder.gather(rows)
     exact_scores, exact = ExactRows(folder).search(queries, depth=depth + 1, allowed=None)
-    scores, found = index.search_rows(queries, depth=depth + 1)
+    found = index.search(queries, depth=depth + 1)
     others = exact != rows[:, None]
     # Where copies push a vector out of its own ranking, the last of them is left out instead.
     others[others.all(axis=1), -1] = False
     least = np.where(others, exact_scores, np.inf).min(axis=1)
-    right = (found >= 0) & (found != rows[:, None])
-    right &= scores >= (least - 1e-5 * np.maximum(1, np.abs(least)))[:, None]
-    return float(np.minimum(right.sum(axis=1), depth).mean() / depth)
+    bounds = least - tolerance * np.maximum(1, np.abs(least))
+    right = [
+        min(depth, sum(name != own for name, score in zip(ids, scores, strict=False) if score >= b))
+        for own, ids, scores, b in zip(
+            folder.ids(rows), found.ids, found.scores, bounds, strict=True
+        )
+    ]
+    return sum(right) / (depth * size)
+
+
+def recall_warning(recall: float, *, advice: str) -> str | None:
+    """Return what to say of an index that finds too little, None of a good one."""
+    if recall >= MIN_RECALL:
+        return None
+    return (
+        f"recall@{RECALL_DEPTH} against exact search is {recall:.3f} on stored vectors, below "
+        f"{MIN_RECALL}: {advice}"
+    )

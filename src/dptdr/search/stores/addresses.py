@@ -15,6 +15,11 @@ _FORMS = "postgresql://USER@HOST/DATABASE, http://HOST:6333 (Qdrant) or qdrant:F
 class DatabaseIndex(Index, Protocol):
     """An index with a connection to close."""
 
+    @property
+    def recall(self) -> float | None:
+        """Recall@10 against exact search, where it was measured."""
+        ...
+
     def close(self) -> None:
         """Close the connection."""
         ...

@@ -11,6 +11,7 @@ from dptdr.errors import VectorsError
 from dptdr.records import Passage
 from dptdr.search.index import Found, check_query_vectors
 from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
+from dptdr.search.indexes.recall import measure_recall
 from dptdr.search.stores.loading import check_upsert, load_folder
 from dptdr.search.stores.postgres_session import Session
 from dptdr.search.vectors.documents import Document, Filter
@@ -203,6 +204,19 @@ class PostgresIndex:
         number = self.collection.number
         return int(self.session.run(lambda c: c.execute(query, [number, list(ids)]).rowcount))
 
+    @property
+    def recall(self) -> float | None:
+        """Recall@10 that was measured after the load; None for one of version 0.1.0."""
+        query = "SELECT recall FROM dptdr.collections WHERE id = %s"
+        number = self.collection.number
+        (found,) = self.session.run(lambda c: c.execute(query, [number]).fetchone())
+        return None if found is None else float(found)
+
+    def keep_recall(self, recall: float) -> None:
+        """Store the recall beside the active collection."""
+        statement = "UPDATE dptdr.collections SET recall = %s WHERE id = %s"
+        self.session.run(lambda c: c.execute(statement, [recall, self.collection.number]))
+
     def close(self) -> None:
         """Close the connection."""
         self.session.close()
@@ -244,7 +258,11 @@ def load_postgres(
         load_folder(folder, target, batch_rows=batch_rows, on_progress=on_progress)
     finally:
         session.close()
-    return PostgresIndex(dsn, name)
+    index = PostgresIndex(dsn, name)
+    # Half precision rounds each number to 11 bits.
+    tolerance = 1e-5 if index.dim <= _MOST_INDEXED_DIM else 2e-3
+    index.keep_recall(round(measure_recall(index, folder, tolerance=tolerance), 4))
+    return index
 
 
 def _graph_options(options: Options) -> dict[str, int]:

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS dptdr.collections (
     origin jsonb NOT NULL,
     created timestamptz NOT NULL DEFAULT now()
 );
+ALTER TABLE dptdr.collections ADD COLUMN IF NOT EXISTS recall double precision;
 CREATE UNIQUE INDEX IF NOT EXISTS one_active_collection ON dptdr.collections (name) WHERE active;
 CREATE TABLE IF NOT EXISTS dptdr.passages (
     collection integer NOT NULL REFERENCES dptdr.collections (id) ON DELETE CASCADE,

@@ -57,6 +57,8 @@ class QdrantIndex:
     """
 
     index_type = "qdrant"
+    recall = None
+    """Not measured: the server builds its graph after the load, and local mode is exact."""
 
     def __init__(self, client: Any, name: str) -> None:
         self.client = client

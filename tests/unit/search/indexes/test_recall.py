@@ -51,7 +51,9 @@ def test_auto_takes_a_better_type_when_a_graph_finds_too_little(
     real = measure_recall
     monkeypatch.setattr(
         "dptdr.search.indexes.building.measure_recall",
-        lambda index, seed: 0.42 if index.index_type == "hnsw" else real(index, seed=seed),
+        lambda index, folder, seed: (
+            0.42 if index.index_type == "hnsw" else real(index, folder, seed=seed)
+        ),
     )
     index, choice = build_index(
         copies_folder, out=tmp_path / "i", settings=BuildSettings(memory_bytes=10**9)

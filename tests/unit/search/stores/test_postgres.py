@@ -55,6 +55,10 @@ def test_it_is_an_index_that_finds_nearly_all_of_the_exact_ten(index, table):
     recall = np.mean([len({f"d{row}" for row in best} & set(ids)) / 10 for best, ids in pairs])
     assert recall >= 0.95
     np.testing.assert_allclose(found.scores[:, 0], scores[:, 0], atol=2e-6)
+    assert index.recall >= 0.95
+    again = PostgresIndex(index.session.dsn, "table")
+    assert again.recall == index.recall
+    again.close()
 
 
 def test_the_graph_is_used(index, table):
