@@ -64,7 +64,6 @@ class Injection:
     def __init__(self, model: nn.Module) -> None:
         attention.register()
         self.model = model
-        self._forward: Callable[[PromptCall, dict[str, Any]], Any] = self._run
         self._checkpointing = False
         self._feed_forward: FeedForwardHooks | None = None
         with _refusing(model):
@@ -86,7 +85,7 @@ class Injection:
             self.feed_forward_layers()
         call.layer = 0
         with _activated(call, route=self.route):
-            output = self._forward(call, inputs)
+            output = self._run(call, inputs)
         if call.has_rows and call.layer != self.geometry.layers:
             # Some architectures change their attention with the length of the text.
             raise UnsupportedBackbone(
@@ -164,16 +163,6 @@ class Injection:
             forward = types.MethodType(_checkpointed_forward, block)
             block.forward = forward
         self._checkpointing = True
-
-    def compile(self, **options: Any) -> None:
-        """Run the model through ``torch.compile`` from now on.
-
-        Every supported architecture compiles into one graph (``fullgraph=True``).
-
-        Args:
-            options: As :func:`torch.compile` takes them.
-        """
-        self._forward = torch.compile(self._run, **options)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,6 @@
 """Binding to a model: checkpointing, compiling, and refusing what a prompt cannot reach."""
 
 import copy
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -99,35 +95,6 @@ def test_checkpointing_without_a_list_of_blocks_is_refused(tiny_bert):
     injection.model = nn.Linear(2, 2)
     with pytest.raises(UnsupportedBackbone, match="has no list of blocks"):
         injection.enable_checkpointing()
-
-
-# One for each way of attending; a graph takes seconds to trace.
-COMPILED = ["bert", "albert-groups", "modernbert", "mpnet", "deberta-v3"]
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """What ``helpers/compiled.py`` found."""
-    script = Path(__file__).parents[2] / "helpers" / "compiled.py"
-    run = subprocess.run(
-        [sys.executable, str(script), *COMPILED], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
-@pytest.mark.parametrize("architecture", COMPILED)
-def test_one_compiled_graph_gives_the_same_output(compiled, architecture):
-    found = compiled[architecture]
-    assert found["difference"] < 1e-5
-    assert found["graphs"] == 1, "one graph must serve both prompts"
-    assert found["between_prompts"] > 1e-2, "the prompt must not be frozen into the graph"
-
-
-def test_compiled_model_takes_batches_and_prompts_of_many_sizes(compiled):
-    found = compiled["many sizes"]
-    assert found["difference"] < 1e-5
-    assert found["graphs"] <= 3, "sizes must become dynamic, not one graph each"
 
 
 def refused(model):

@@ -26,7 +26,12 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "method", ["deep-prompt", "full", pytest.param("lora", marks=pytest.mark.learning)]
+    "method",
+    [
+        "deep-prompt",
+        pytest.param("full", marks=pytest.mark.learning),
+        pytest.param("lora", marks=pytest.mark.learning),
+    ],
 )
 def test_killed_and_resumed_training_ends_at_the_same_bytes(one_thread, tmp_path, method):
     from helpers.train_worker import train
