@@ -576,8 +576,8 @@ def encoder_section() -> list[str]:
         "Made by `python benchmarks/pretraining.py encoders`, seeded. The raw encoder (4 layers, "
         "256 numbers per token, MiniLM's vocabulary, mean pooling) starts at random and has "
         "seen the passages of all data sets here and of both sample tasks, nothing else: it knows "
-        "far less than a published checkpoint, and its figures say what pretraining adds, not what is "
-        "reached by it. It was trained on one NVIDIA H200, which other trainings shared. All "
+        "far less than a published checkpoint, and its figures say what pretraining adds, not what "
+        "is reached by it. It was trained on one NVIDIA H200, which other trainings shared. All "
         "others are made on one set's own passages, on one processor core. (An earlier raw "
         "encoder, whose masked-word loss stood at 6.7, and RIP on all corpora joined did harm on "
         "three sets of three.)",
