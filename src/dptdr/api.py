@@ -218,6 +218,7 @@ def pretrain(
     prompt_only: bool = False,
     from_task: AnyPath | None = None,
     keep_head: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     threads: int | None = None,
@@ -233,6 +234,8 @@ def pretrain(
         prompt_only: Freeze the backbone and train a prompt alone.
         from_task: With ``prompt_only``: start from the prompt of this task.
         keep_head: Write the heads beside the backbone, to continue from them later.
+        force: With ``prompt_only``: write the prompt even if held-out pseudo-queries find it no
+            better than the backbone.
         overwrite: Start over, whatever is at ``out`` and in ``OUT.pretraining``.
         device: Torch device; ``auto`` takes cuda, mps or cpu.
         threads: Processor threads; torch's own choice by default.
@@ -243,6 +246,9 @@ def pretrain(
     Returns:
         What was reached; give its ``out`` to :func:`train` as ``backbone``, or as ``from_task``.
         ``None`` in all processes of ``torchrun`` but the first.
+
+    Raises:
+        NoGain: If a prompt was trained on the fused ranking and is no better than the backbone.
     """
     from dptdr.model.bundle import load_prompt_rows
     from dptdr.pretraining.pretrain import pretrain as pretrain_folder
@@ -252,6 +258,7 @@ def pretrain(
         prompt_only=prompt_only,
         from_task=from_task is not None,
         keep_head=keep_head,
+        force=force,
     )
     folder = BeirFolder(data)
     _set_threads(threads)
@@ -267,6 +274,7 @@ def pretrain(
             prompt=prompt,
             start_rows=rows,
             keep_head=keep_head,
+            force=force,
             overwrite=overwrite,
             watch=watch,
             note=_note if progress else None,

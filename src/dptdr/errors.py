@@ -16,6 +16,7 @@
     |-- VectorsError            a vector folder or an index is broken or does not fit
     |   `-- WrongPrompt         the vectors were made by another prompt or backbone
     |-- TrainingError           training cannot start or go on
+    |   `-- NoGain              a prompt trained without labels is no better; exit code 3
     `-- ServingError            the server refuses a task or a request
 
 Every message says what was expected, what came, and what to do about it. Programming mistakes stay
@@ -27,6 +28,8 @@ from pathlib import Path
 
 class DptdrError(Exception):
     """Base of all errors that dptdr raises on purpose."""
+
+    exit_code = 2
 
 
 class DataError(DptdrError):
@@ -116,6 +119,12 @@ class WrongPrompt(VectorsError):
 
 class TrainingError(DptdrError):
     """Training cannot start or cannot go on."""
+
+
+class NoGain(TrainingError):
+    """What was trained without labels is no better than the backbone by its label-free measure."""
+
+    exit_code = 3
 
 
 class ServingError(DptdrError):

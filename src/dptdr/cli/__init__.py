@@ -7,8 +7,8 @@ import sys
 def main() -> None:
     """Run the ``dptdr`` command.
 
-    Each expected error ends with one line and exit code 2, an interruption with 130, and a closed
-    pipe with 141, as shells expect.
+    Each expected error ends with one line and exit code 2, or its own; an interruption with 130,
+    and a closed pipe with 141, as shells expect.
     """
     from dptdr.cli.app import PipeClosed, Stopped, build_app
     from dptdr.errors import DptdrError
@@ -16,7 +16,7 @@ def main() -> None:
     try:
         build_app()()
     except DptdrError as error:
-        _end(2, f"error: {error}")
+        _end(error.exit_code, f"error: {error}")
     except Stopped as stopped:
         _end(130, f"interrupted {stopped}; what is finished is kept, the same command continues")
     except PipeClosed:

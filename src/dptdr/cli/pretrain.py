@@ -7,8 +7,8 @@ import typer
 
 from dptdr.cli.common import Device, Json, Threads, write_result
 from dptdr.cli.options import settings as options_of
-from dptdr.config.methods import DeepPromptConfig
-from dptdr.config.pretraining import DEV_MEASURES, PretrainingConfig
+from dptdr.config.methods import DeepPromptConfig, settings_of
+from dptdr.config.pretraining import DEV_MEASURES, FUSED, FUSED_MEASURE, PretrainingConfig
 from dptdr.config.requests import pretraining_request
 from dptdr.io.resume import try_outputs
 
@@ -41,6 +41,14 @@ def command(
         bool,
         typer.Option("--keep-head", help="Write the heads beside the backbone, to continue later."),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="With --prompt-only: write the prompt even if held-out pseudo-queries find it no "
+            "better than the backbone (otherwise exit code 3).",
+        ),
+    ] = False,
     from_task: Annotated[
         Path | None, typer.Option(help="With --prompt-only: start from this task's prompt.")
     ] = None,
@@ -52,7 +60,10 @@ def command(
     threads: Threads = None,
     json_out: Json = None,
 ) -> None:
-    """Pretrain on the bare texts of DATA (masked words, Condenser, two spans of one document).
+    """Pretrain on the bare texts of DATA.
+
+    An encoder learns masked words, Condenser, and two spans of one document; a prompt alone the
+    fused ranking of BM25 and its backbone.
 
     The same command once more continues a stopped run, or finds a complete one.
     """
@@ -64,6 +75,7 @@ def command(
         prompt_only=prompt_only,
         from_task=from_task is not None,
         keep_head=keep_head,
+        force=force,
     )
     from dptdr import api
 
@@ -74,6 +86,7 @@ def command(
         prompt_only=prompt_only,
         from_task=from_task,
         keep_head=keep_head,
+        force=force,
         overwrite=overwrite,
         device=device,
         threads=threads,
@@ -109,14 +122,14 @@ def _summary(result: "PretrainingResult") -> dict[str, Any]:
 
 
 def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
-    lines = [_head_line(result)]
+    fused = result.objectives == FUSED
+    lines = [f"{result.documents:,} pseudo-queries" if fused else _head_line(result)]
     first, last = result.losses
     parts = ", ".join(f"{name} {first[name]:.3f} -> {last[name]:.3f}" for name in first)
     lines.append(f"loss of the first and last step: {parts}")
     best = result.history[result.best_step]
-    measures = ", ".join(
-        f"{name} {result.bare[name]:.4f} -> {best[name]:.4f}" for name in DEV_MEASURES
-    )
+    names = (FUSED_MEASURE, "RR@10") if fused else DEV_MEASURES
+    measures = ", ".join(f"{name} {result.bare[name]:.4f} -> {best[name]:.4f}" for name in names)
     lines.append(f"held-out documents, before -> at step {result.best_step}: {measures}")
     if result.single_span_documents:
         use = "used for masked words only" if result.mlm_head is not None else "of no use here"
@@ -131,12 +144,23 @@ def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
         f"backbone fingerprint {result.fingerprint[:16]}"
     )
     if result.prompt_only:
-        lines.append(f"next: dptdr train DATA --from-task {result.out} --out TASK")
+        lines.append(
+            f"next: dptdr train DATA --from-task {result.out} {_lengths(result)}--out TASK"
+        )
     else:
         if result.mlm_head is not None and not keep_head:
             lines.append("the heads were dropped; --keep-head keeps them to continue")
         lines.append(f"next: dptdr train DATA --backbone {result.out} --out TASK")
     return lines
+
+
+def _lengths(result: "PretrainingResult") -> str:
+    """Return the options without which training would expect a prompt of other lengths."""
+    from dptdr.model.bundle import read_manifest
+
+    own, usual = read_manifest(result.out).settings, settings_of(DeepPromptConfig())
+    names = ("prompt_length", "ffn_length")
+    return "".join(f"--{n.replace('_', '-')} {own[n]} " for n in names if own[n] != usual[n])
 
 
 def _head_line(result: "PretrainingResult") -> str:

@@ -1,19 +1,24 @@
 """Settings of intermediate pretraining."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from dptdr.config.optimisation import OptimisationConfig
 from dptdr.config.settings import Setting
 
-ObjectiveName = Literal["mlm", "condenser", "contrastive"]
-OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = ("mlm", "condenser", "contrastive")
+ObjectiveName = Literal["mlm", "condenser", "contrastive", "fused"]
+OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = ("mlm", "condenser", "contrastive", "fused")
+FUSED: tuple[ObjectiveName, ...] = ("fused",)
 
 NEGATIVE_LOSS = "negative loss"
 SIBLING_FIRST = "sibling R@1"
 SIBLING_RANK = "sibling RR"
 DEV_MEASURES: tuple[str, ...] = (NEGATIVE_LOSS, SIBLING_FIRST, SIBLING_RANK)
 """What can choose the checkpoint, all taken on held-out documents, higher is better."""
+
+FUSED_MEASURE = "nDCG@10"
+"""What does so for the objective fused, taken on held-out pseudo-queries."""
 
 DEFAULT_TEMPERATURE = 0.05
 """For encoders whose vectors have length 1; others are compared by raw dot products."""
@@ -30,8 +35,9 @@ class PretrainingConfig(OptimisationConfig):
         Setting(
             "Parts of the loss, weighted equally and separated by commas: mlm (masked words), "
             "condenser (masked words from an early layer and the text's vector), contrastive (the "
-            "other span of the same document). Default: all three for a backbone; for a prompt "
-            "contrastive, and mlm where the encoder brings a head for it."
+            "other span of the same document); or for a prompt fused alone, its default (the "
+            "fused ranking of BM25 and the backbone, on pseudo-queries). Default for a backbone: "
+            "all but that."
         ),
     ] = ()
     max_steps: Annotated[
@@ -123,6 +129,17 @@ class PretrainingConfig(OptimisationConfig):
     dev_measure: Annotated[
         str, Setting(f"Measure that selects the checkpoint: {', '.join(DEV_MEASURES)}.")
     ] = NEGATIVE_LOSS
+    bm25_weight: Annotated[
+        float,
+        Setting("Weight of BM25 in the fused ranking, that of the backbone being 1.", min=0),
+    ] = 1.0
+    anchor: Annotated[
+        float,
+        Setting("Share of the backbone's own similarities in what fused teaches.", min=0, max=1),
+    ] = 0.5
+    candidates_per_query: Annotated[
+        int, Setting("Passages that the fused ranking adds for each pseudo-query and step.", min=0)
+    ] = 1
     readers: Annotated[
         int,
         Setting(
@@ -144,9 +161,12 @@ class PretrainingConfig(OptimisationConfig):
             )
         if len(set(self.objectives)) != len(self.objectives):
             found.append(f"objectives: expected each once, got {', '.join(self.objectives)}")
-        if self.dev_measure not in DEV_MEASURES:
+        if "fused" in self.objectives and self.objectives != FUSED:
+            found.append(f"objectives: expected fused alone, got {', '.join(self.objectives)}")
+        measures = (FUSED_MEASURE,) if self.objectives == FUSED else DEV_MEASURES
+        if self.dev_measure not in measures:
             found.append(
-                f"dev_measure: expected one of {', '.join(DEV_MEASURES)}, got '{self.dev_measure}'"
+                f"dev_measure: expected one of {', '.join(measures)}, got '{self.dev_measure}'"
             )
         return found
 
@@ -172,3 +192,16 @@ class PretrainingConfig(OptimisationConfig):
         # How batches are read does not change what is in them.
         del settings["readers"]
         return settings
+
+
+def fused_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the objective fused has by default."""
+    steps = {} if "num_epochs" in given else {"max_steps": 120}
+    return {
+        **steps,
+        "batch_size": 32,
+        "mini_batch_size": None,
+        "ffn_learning_rate": 2e-3,
+        "patience": 2,
+        "dev_measure": FUSED_MEASURE,
+    }

@@ -10,7 +10,7 @@ from dptdr.config.methods import (
     MethodConfig,
     MethodName,
 )
-from dptdr.config.pretraining import PretrainingConfig
+from dptdr.config.pretraining import FUSED, PretrainingConfig, fused_defaults
 from dptdr.config.settings import declared, from_values
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
@@ -97,6 +97,7 @@ def pretraining_request(
     prompt_only: bool = False,
     from_task: bool = False,
     keep_head: bool = False,
+    force: bool = False,
 ) -> PretrainingRequest:
     """Sort settings to pretraining and prompt; a prompt's need ``prompt_only``.
 
@@ -105,6 +106,7 @@ def pretraining_request(
         prompt_only: Whether a prompt alone is trained.
         from_task: Whether the prompt starts from another task's.
         keep_head: Whether the heads are written beside the backbone.
+        force: Whether a prompt is written that its measure calls worse.
 
     Returns:
         The request.
@@ -117,11 +119,10 @@ def pretraining_request(
         for n, value in values.items()
         if n in declared(DeepPromptConfig) and n not in declared(PretrainingConfig)
     }
-    wrong = []
-    if not prompt_only:
-        extra = sorted(of_prompt) + (["from_task"] if from_task else [])
-        wrong += [f"{n}: only with prompt_only, which trains a prompt" for n in extra]
-    elif keep_head:
+    wrong = [] if prompt_only else _prompt_faults(values, of_prompt, from_task=from_task)
+    if force and not prompt_only:
+        wrong.append("force: only with prompt_only, whose prompts may be refused")
+    if keep_head and prompt_only:
         wrong.append("keep_head: keeps heads beside a backbone, but prompt_only writes none")
     if from_task:
         wrong += _from_task_faults("deep-prompt", values)
@@ -130,11 +131,28 @@ def pretraining_request(
     if from_task:
         of_prompt[_INITIALISED] = "task"
     rest = {n: value for n, value in values.items() if n not in of_prompt}
+    if prompt_only:
+        rest.setdefault("objectives", FUSED)
+        if tuple(rest["objectives"]) == FUSED:
+            rest = fused_defaults(rest) | rest
+            # Feed-forward rows alone: the start is exactly the backbone.
+            of_prompt = of_prompt if from_task else {"prompt_length": 0} | of_prompt
     config = from_values(PretrainingConfig, rest, what="pretraining settings")
     if not prompt_only:
         return PretrainingRequest(config, None)
     what = "settings of the prompt"
     return PretrainingRequest(config, from_values(DeepPromptConfig, of_prompt, what=what))
+
+
+def _prompt_faults(
+    values: Mapping[str, Any], of_prompt: Mapping[str, Any], *, from_task: bool
+) -> list[str]:
+    """Return what only a prompt's pretraining can do."""
+    extra = sorted(of_prompt) + (["from_task"] if from_task else [])
+    found = [f"{n}: only with prompt_only, which trains a prompt" for n in extra]
+    if FUSED[0] in (values.get("objectives") or ()):
+        found.append("objectives: fused only with prompt_only, which trains a prompt")
+    return found
 
 
 def _from_task_faults(method: str, values: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dptdr.config.methods import DeepPromptConfig, NoConfig, settings_of
 from dptdr.config.pretraining import (
     DEFAULT_TEMPERATURE,
+    FUSED,
     OBJECTIVE_NAMES,
     ObjectiveName,
     PretrainingConfig,
@@ -23,6 +24,7 @@ from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
 from dptdr.model.bundle import TASK_FILE
 from dptdr.pretraining.documents import Documents, Reader
+from dptdr.pretraining.fused import pretrain_fused
 from dptdr.pretraining.kept import (
     BuiltHeads,
     build_heads,
@@ -36,7 +38,7 @@ from dptdr.pretraining.saving import FACTS_FILE, refuse_source, save_backbone
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import World, claimed, joined, local_device
 from dptdr.training.loop import Clock, Trainable, Watch, best_step, train_loop
-from dptdr.training.train import rows_digest, set_training_mode
+from dptdr.training.train import TrainingResult, rows_digest, set_training_mode
 
 _INITIALISATION_TEXTS = 128
 
@@ -96,6 +98,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     prompt: DeepPromptConfig | None = None,
     start_rows: Mapping[str, Tensor] | None = None,
     keep_head: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
     note: Note | None = None,
@@ -115,6 +118,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             the whole encoder.
         start_rows: Another task's prompt rows to start from.
         keep_head: Write the heads beside the backbone, to continue from them later.
+        force: Write a prompt that the objective fused has not made better.
         overwrite: Start over, whatever is in ``OUT.pretraining``; an old result stays until the
             new one is complete.
         watch: Told about every step.
@@ -127,6 +131,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     Raises:
         BackboneError: If the encoder cannot be pretrained so.
         ConfigError: If settings or corpus do not fit.
+        NoGain: If the objective is fused and the prompt is no better than the backbone.
         OutputError: If the result or the run was made with other settings, another process works
             on it, or it cannot be written.
         TrainingError: If the loss is not finite.
@@ -138,6 +143,22 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     config.check()
     out = Path(out)
     refuse_source(out, backbone=backbone)
+    if config.objectives == FUSED:
+        if prompt is None:
+            raise ConfigError("objectives: fused trains a prompt alone; give its settings")
+        made = pretrain_fused(
+            folder,
+            out,
+            backbone=backbone,
+            config=config,
+            prompt=prompt,
+            start_rows=start_rows,
+            force=force,
+            overwrite=overwrite,
+            watch=watch,
+            clock=clock,
+        )
+        return None if made is None else _of_fused(out, made, config=config)
     mark = FACTS_FILE if prompt is None else TASK_FILE
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(joined(backbone.device.type))
@@ -187,6 +208,29 @@ def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResu
     return PretrainingResult(**{**kept, **changed}, out=out, run_folder=work)
 
 
+def _of_fused(out: Path, made: TrainingResult, *, config: PretrainingConfig) -> PretrainingResult:
+    steps = _records(RunFolder(made.run_folder), "step")
+    return PretrainingResult(
+        out=out,
+        prompt_only=True,
+        objectives=FUSED,
+        temperature=config.temperature or DEFAULT_TEMPERATURE,
+        history=made.history,
+        bare=made.bare,
+        best_step=made.best_step,
+        losses=({"fused": steps[0]["loss"]}, {"fused": steps[-1]["loss"]}),
+        mlm_head=None,
+        condenser_head=None,
+        head_warmup=(),
+        documents=sum(made.manifest.training["pseudo_queries"].values()),
+        single_span_documents=0,
+        seconds=made.seconds,
+        tokens=sum(record["tokens"] for record in steps),
+        fingerprint=made.manifest.backbone_fingerprint,
+        run_folder=made.run_folder,
+    )
+
+
 def chosen_objectives(
     config: PretrainingConfig, backbone: Backbone, *, prompt_only: bool
 ) -> tuple[ObjectiveName, ...]:
@@ -205,7 +249,7 @@ def chosen_objectives(
     if config.objectives:
         return tuple(name for name in OBJECTIVE_NAMES if name in config.objectives)
     if not prompt_only:
-        return OBJECTIVE_NAMES
+        return tuple(name for name in OBJECTIVE_NAMES if name not in FUSED)
     masks = backbone.tokenizer.mask_token_id is not None
     return ("mlm", "contrastive") if masks and has_mlm_head(backbone) else ("contrastive",)
 

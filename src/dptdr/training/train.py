@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -43,6 +43,8 @@ __all__ = [
     "set_threads",
     "train_task",
 ]
+
+Accept: TypeAlias = Callable[[Mapping[str, float], Mapping[str, float]], None]
 
 _HEALTH_TEXTS = 32
 
@@ -89,6 +91,9 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     watch: Watch | None = None,
     tracking: Tracking = UNTRACKED,
     clock: Clock = time.monotonic,
+    objective: type[ContrastiveObjective] = ContrastiveObjective,
+    accept: Accept | None = None,
+    work: Path | None = None,
 ) -> TrainingResult | None:
     """Train one task, choose its best checkpoint, and write the bundle.
 
@@ -108,6 +113,10 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         watch: Told about every step.
         tracking: Where the log goes besides its own file.
         clock: Seconds, from any start.
+        objective: Leaves gradients on the parameters.
+        accept: Raises an error if the best checkpoint's dev measures, given with the backbone's,
+            are too low for a bundle to be written.
+        work: The run's own files; ``OUT.training`` by default.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -140,7 +149,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         scale = world.broadcast_object(
             config.score_scale or measured_scale(backbone, data.passage_texts)
         )
-        work = out.with_name(f"{out.name}.training")
+        work = work or out.with_name(f"{out.name}.training")
         identity = {
             **config.identity(),
             "learning_rate": config.rate_for(method_name),
@@ -160,17 +169,10 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             folder.begin(identity)
             _measure_start(folder, method, backbone=backbone, data=data, config=config)
         world.barrier()
-        objective = ContrastiveObjective(
-            method,
-            data.groups,
-            config,
-            world=world,
-            score_scale=scale,
-        )
         run = _Run(method=method, data=data, config=config, folder=folder, world=world)
         set_training_mode(method)
         history = train_loop(
-            objective,
+            objective(method, data.groups, config, world=world, score_scale=scale),
             Trainable(method.trained(), config, rate=config.rate_for(method_name)),
             state=method.state,
             evaluate=run.evaluate,
@@ -181,7 +183,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             clock=clock,
         )
         if world.is_first:
-            kept = run.finish(out, history)
+            kept = run.finish(out, history, accept=accept)
             output.finish(kept)
         # Every process may load the bundle afterwards.
         world.barrier()
@@ -227,9 +229,13 @@ class _Run:
         finally:
             set_training_mode(self.method)
 
-    def finish(self, out: Path, history: dict[int, dict[str, float]]) -> dict[str, Any]:
+    def finish(
+        self, out: Path, history: dict[int, dict[str, float]], *, accept: Accept | None
+    ) -> dict[str, Any]:
         """Load the best checkpoint, write the bundle, and return what the record keeps."""
         best = best_step(history, measure=self.config.dev_measure)
+        if accept is not None:
+            accept(history[best], bare_measures(self.folder))
         self.method.load(self.folder.load_checkpoint(best))
         self.method.module.eval()
         log_health(self.folder, self.method, self.data, config=self.config, step=best)

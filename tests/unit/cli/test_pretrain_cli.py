@@ -64,6 +64,7 @@ def test_pretrained_backbone_is_taken_by_train(tmp_path, data, labelled, backbon
 def test_pretrained_prompt_is_a_task_and_a_start(tmp_path, data, labelled, backbone):
     out = tmp_path / "start"
     options = ["--prompt-only", "--prompt-length", "3", "--sharing", "untied", *SMALL]
+    options += ["--objectives", "contrastive"]
     said = call("pretrain", data, "--backbone", backbone, "--out", out, *options)
     assert "no words were masked, so no head was needed" in said.output
     assert "gave fewer than two spans: of no use here" in said.output
@@ -99,6 +100,7 @@ def test_a_finished_run_is_complete_and_prints_the_same(tmp_path, data, backbone
         (["--precision", "int8"], r"precision: expected one of float32, bfloat16, got 'int8'"),
         (["--schedule", "up", "--seed", "-1"], r"(?=.*schedule: .* got 'up').*seed: .* 0, got -1"),
         (["--prompt-only", "--keep-head"], r"--keep-head: keeps heads beside a backbone"),
+        (["--objectives", "fused"], r"--objectives: fused only with prompt_only"),
         (["--prompt-length", "4"], r"--prompt-length: only with prompt_only"),
         (["--prompt-only", "--sharing", "all"], r"sharing: expected one of tied, untied"),
     ],

@@ -1,0 +1,276 @@
+"""A prompt that learns, without labels, the fused ranking of BM25 and its own backbone."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import log_softmax, logsumexp
+from torch import Tensor
+
+from dptdr.config.methods import DeepPromptConfig
+from dptdr.config.optimisation import OptimisationConfig
+from dptdr.config.pretraining import DEFAULT_TEMPERATURE, PretrainingConfig
+from dptdr.config.training import TrainingConfig
+from dptdr.errors import ConfigError, NoGain
+from dptdr.io.atomic import sha256_file
+from dptdr.io.beir import BeirFolder
+from dptdr.io.store import PassageStore
+from dptdr.model import Backbone, Encoder
+from dptdr.pretraining.pseudo import PseudoQuery, pseudo_queries
+from dptdr.records import Passage, Query, TrainingGroup
+from dptdr.search.bm25 import Bm25Index
+from dptdr.training.groups import DevSet
+from dptdr.training.loop import Clock, Watch
+from dptdr.training.objective import Batch, ContrastiveObjective
+from dptdr.training.selection import training_limits
+from dptdr.training.train import TrainingData, TrainingResult, train_task
+
+_POOL = 50_000
+"""Maximum number of passages that are looked at."""
+
+_DEV_OTHERS = 4
+"""Passages among which a held-out one is looked for, for each of them."""
+
+_DEPTH = 100
+"""Passages from each ranking; BM25 counts as 0 beyond."""
+
+_CANDIDATES = 20
+"""The fused ranking's first, of which each step draws."""
+
+_MEASURE = "nDCG@10"
+_INITIALISATION_TEXTS = 128
+
+
+class _Known(NamedTuple):
+    """What the backbone and BM25 say: vectors of the pool and the queries, scores by row."""
+
+    passages: Float[np.ndarray, "pool dim"]
+    queries: Float[np.ndarray, "queries dim"]
+    bm25: list[dict[int, float]]
+
+
+class PseudoGroups:
+    """Pseudo-queries with what the fused ranking puts first; encoded when first asked for.
+
+    Args:
+        backbone: The encoder.
+        pool: The passages.
+        queries: Pseudo-queries of them.
+        config: Training settings, for the lengths.
+        bm25_weight: Weight of BM25 in the fused ranking, that of the backbone being 1.
+        anchor: Share of the backbone's own distribution in what is learned.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pool: Sequence[Passage],
+        queries: Sequence[PseudoQuery],
+        config: TrainingConfig,
+        *,
+        bm25_weight: float,
+        anchor: float,
+    ) -> None:
+        self.backbone = backbone
+        self.pool = pool
+        self.queries = queries
+        self.config = config
+        self.bm25_weight = bm25_weight
+        self.anchor = anchor
+        self._texts = [passage.content for passage in pool]
+        # What is left of a passage takes the passage's place.
+        self._rows = {query.rest: query.row for query in queries}
+        self._rows |= {text: row for row, text in enumerate(self._texts)}
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, item: int) -> TrainingGroup:
+        query = self.queries[item]
+        similar = np.argsort(-(self._known.passages @ self._known.queries[item]), kind="stable")
+        near = {*similar[:_DEPTH].tolist(), *self._known.bm25[item]} - {query.row}
+        rows = np.array(sorted(near), dtype=np.int64)
+        fused, _ = self._scores(item, rows, temperature=1.0)
+        best = rows[np.argsort(-fused, kind="stable")[:_CANDIDATES]]
+        texts = tuple(self._texts[row] for row in best.tolist())
+        return TrainingGroup(str(item), query.text, (query.rest,), texts)
+
+    def targets(self, item: int, texts: Sequence[str], *, temperature: float) -> dict[int, float]:
+        """Return what a pseudo-query learns: the log probability of each text of a batch.
+
+        A mixture of two distributions over the batch: the fused ranking's, in which the query's
+        own passage is as good as the best, and with a share of ``anchor`` the backbone's own.
+        """
+        rows = np.array([self._rows[text] for text in texts], dtype=np.int64)
+        fused, bare = self._scores(item, rows, temperature=temperature)
+        fused[rows == self.queries[item].row] = fused.max()
+        parts = np.stack([log_softmax(fused), log_softmax(bare)])
+        shares = np.array([[1.0 - self.anchor], [self.anchor]])
+        return dict(enumerate(logsumexp(parts, axis=0, b=shares).tolist()))
+
+    def _scores(
+        self, item: int, rows: Int[np.ndarray, " rows"], *, temperature: float
+    ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+        """Return the logits of min-max fusion on the scale of the backbone's, and these."""
+        bare = (self._known.passages[rows] @ self._known.queries[item]).astype(float) / temperature
+        scores = self._known.bm25[item]
+        lexical = np.array([scores.get(row, 0.0) for row in rows.tolist()])
+        scale = float(np.ptp(bare)) / (float(lexical.max()) or 1.0) if len(rows) else 0.0
+        return bare + self.bm25_weight * scale * lexical, bare
+
+    @cached_property
+    def _known(self) -> _Known:
+        encoder = Encoder(
+            self.backbone, limits=training_limits(self.backbone, self.config.identity())
+        )
+        queries = [Query(str(number), query.text) for number, query in enumerate(self.queries)]
+        found = Bm25Index.build(self.pool).search_rows(queries, depth=_DEPTH)
+        return _Known(
+            encoder.encode_passages(self._texts),
+            encoder.encode_queries([query.text for query in queries]),
+            [dict(zip(rows.tolist(), scores.tolist(), strict=True)) for rows, scores in found],
+        )
+
+
+class FusedObjective(ContrastiveObjective):
+    """Listwise distillation: each query learns a distribution over all passages of the batch.
+
+    Source:
+        Lin et al., arXiv 2010.11386. Differs: the teacher is a fused ranking.
+    """
+
+    def collect(self, share: Sequence[tuple[int, int]]) -> Batch:
+        """Draw a batch, and the targets of every query over all of it."""
+        batch = super().collect(share)
+        assert isinstance(self.groups, PseudoGroups)
+        taught = [
+            row._replace(
+                teacher=self.groups.targets(int(name), batch.passages, temperature=self.temperature)
+            )
+            for name, row in zip(batch.query_ids, batch.rows, strict=True)
+        ]
+        return batch._replace(rows=taught)
+
+
+def pretrain_fused(
+    folder: BeirFolder,
+    out: Path,
+    *,
+    backbone: Backbone,
+    config: PretrainingConfig,
+    prompt: DeepPromptConfig,
+    start_rows: Mapping[str, Tensor] | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    clock: Clock = time.monotonic,
+) -> TrainingResult | None:
+    """Teach a prompt the fused ranking on pseudo-queries, and write it if held-out ones gain.
+
+    Held-out pseudo-queries look for the passage that they were made of, by the backbone and by the
+    prompt at each checkpoint.
+
+    Raises:
+        ConfigError: If the corpus gives too few pseudo-queries.
+        NoGain: If the backbone alone is at least as good on the held-out ones, unless ``force``.
+    """
+    training = _training(config)
+    data = _data(folder, backbone, config, training)
+
+    def accept(best: Mapping[str, float], bare: Mapping[str, float]) -> None:
+        if best[_MEASURE] <= bare[_MEASURE] and not force:
+            raise NoGain(
+                f"{out}: on held-out pseudo-queries the prompt is no better than the backbone "
+                f"({_MEASURE} {bare[_MEASURE]:.4f} -> {best[_MEASURE]:.4f}), so it was not "
+                "written; keep the backbone as it is, try other settings, or write it with --force"
+            )
+
+    return train_task(
+        data,
+        out,
+        backbone=backbone,
+        method_name="deep-prompt",
+        method_config=prompt,
+        config=training,
+        overwrite=overwrite,
+        start_rows=start_rows,
+        watch=watch,
+        clock=clock,
+        objective=FusedObjective,
+        accept=accept,
+        work=out.with_name(f"{out.name}.pretraining"),
+    )
+
+
+def _training(config: PretrainingConfig) -> TrainingConfig:
+    shared: dict[str, Any] = {
+        field.name: getattr(config, field.name) for field in fields(OptimisationConfig)
+    }
+    return TrainingConfig(
+        **shared,
+        negatives_per_query=config.candidates_per_query,
+        distillation="kl",
+        distillation_weight=1.0,
+        temperature=config.temperature or DEFAULT_TEMPERATURE,
+        max_query_tokens=config.span_tokens,
+        max_passage_tokens=config.span_tokens,
+    )
+
+
+def _data(
+    folder: BeirFolder, backbone: Backbone, config: PretrainingConfig, training: TrainingConfig
+) -> TrainingData:
+    """Draw the pool, hold passages out, and make pseudo-queries of both."""
+    store = PassageStore(folder)
+    order = np.random.default_rng([33, config.seed]).permutation(len(store))
+    pool = [store.at(row) for row in np.sort(order[:_POOL]).tolist()]
+    places = np.random.default_rng([34, config.seed]).permutation(len(pool)).tolist()
+    held_out = min(config.dev_documents, len(pool) // 10)
+    dev_rows, train_rows = places[:held_out], places[held_out:]
+    wanted = training.batch_size * training.settled(len(train_rows)).steps
+    queries = pseudo_queries(pool, rows=train_rows, count=wanted, seed=config.seed)
+    dev = pseudo_queries(pool, rows=dev_rows, count=held_out, seed=config.seed)
+    if len(queries) < training.batch_size or not dev:
+        raise ConfigError(
+            f"{folder.path}: expected at least {training.batch_size} pseudo-queries to train on "
+            f"and one held out, got {len(queries)} and {len(dev)} of {len(pool)} passages; use a "
+            "smaller batch_size or a larger corpus"
+        )
+    rest = {query.row: query.rest for query in dev}
+    others = sorted(train_rows[: _DEV_OTHERS * held_out])
+    return TrainingData(
+        groups=PseudoGroups(
+            backbone,
+            pool,
+            queries,
+            training,
+            bm25_weight=config.bm25_weight,
+            anchor=config.anchor,
+        ),
+        dev=DevSet(
+            queries=[Query(str(number), query.text) for number, query in enumerate(dev)],
+            passages=[
+                *(Passage(pool[row].id, text) for row, text in rest.items()),
+                *(pool[row] for row in others),
+            ],
+            qrels={str(number): {pool[query.row].id: 1} for number, query in enumerate(dev)},
+        ),
+        query_texts=[query.text for query in queries[:_INITIALISATION_TEXTS]],
+        passage_texts=[query.rest for query in queries[:_INITIALISATION_TEXTS]],
+        facts={
+            "pretraining": "without labels: fused ranking",
+            "data": folder.name,
+            "corpus_sha256": sha256_file(folder.corpus_path),
+            "pool": len(pool),
+            "pseudo_queries": dict(Counter(query.kind for query in queries)),
+            "held_out_pseudo_queries": dict(Counter(query.kind for query in dev)),
+            "bm25_weight": config.bm25_weight,
+            "anchor": config.anchor,
+        },
+    )
