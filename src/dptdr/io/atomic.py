@@ -22,9 +22,6 @@ from dptdr.errors import DataError, OutputError
 def writing(path: Path) -> Iterator[None]:
     """Turn whatever keeps ``path`` from being written into one :class:`OutputError`.
 
-    Args:
-        path: The output, for the message.
-
     Raises:
         OutputError: If the block raises an ``OSError``, or safetensors' own kind of one.
     """
@@ -58,9 +55,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: The file to write; missing parent folders are made.
-
-    Yields:
-        The temporary file, opened for binary writing.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -100,9 +94,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Args:
         path: The folder to write; missing parents are made.
-
-    Yields:
-        The temporary folder to write into.
 
     Raises:
         OutputError: If the folder cannot be written; names ``path``, not the temporary folder.
@@ -187,8 +178,6 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write ``value`` as JSON with sorted keys, atomically.
 
     Args:
-        path: The file.
-        value: What to write.
         indent: Spaces per level; ``None`` for one line, written many times as quickly.
     """
     text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n"
@@ -198,12 +187,6 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The parsed value.
 
     Raises:
         DataError: If the file is missing or is not JSON; names file and line.

@@ -58,11 +58,7 @@ class BeirFolder:
         return self.path.resolve().name
 
     def passages(self) -> Iterator[Passage]:
-        """Return the passages in file order, read as they are asked for.
-
-        Returns:
-            An iterator that raises DataError at a broken line or an id that was there before.
-        """
+        """Return the passages in file order, read as they are asked for."""
         return self.read_corpus(parse_passage, passage_id)
 
     def read_corpus(
@@ -72,18 +68,11 @@ class BeirFolder:
 
         Args:
             parse: Takes the line, and ``path`` and ``number`` by name.
-            id_of: Gives a record's id.
-
-        Returns:
-            The iterator.
         """
         return _unique(self.corpus_path, parse, id_of, noun="passage")
 
     def queries(self) -> Iterator[Query]:
         """Return the queries of all splits in file order, read as they are asked for.
-
-        Returns:
-            An iterator that raises DataError at a broken line or an id that was there before.
 
         Raises:
             DataError: If the folder has no queries.
@@ -123,9 +112,6 @@ class BeirFolder:
 
         Args:
             split: Name such as ``test``.
-
-        Returns:
-            The path, whether or not the file exists.
         """
         return _member(self.path / QRELS / f"{split}.tsv")
 
@@ -134,9 +120,6 @@ class BeirFolder:
 
         Args:
             split: Name such as ``test``.
-
-        Returns:
-            Query id to passage id to grade, in file order.
 
         Raises:
             DataError: If there is no such split, a line is broken, or a pair is judged twice
@@ -219,11 +202,6 @@ def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: st
 def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
     """Return the passage that stands in one line of ``corpus.jsonl``.
 
-    Args:
-        line: The bytes of the line.
-        path: The file, for messages.
-        number: The line's number, for messages.
-
     Returns:
         The passage; a missing or null title is an empty one.
 
@@ -241,14 +219,6 @@ def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
 
 def parse_query(line: bytes, *, path: Path, number: int) -> Query:
     """Return the query that stands in one line of ``queries.jsonl``.
-
-    Args:
-        line: The bytes of the line.
-        path: The file, for messages.
-        number: The line's number, for messages.
-
-    Returns:
-        The query.
 
     Raises:
         DataError: If the line is broken; names file, line and field.
@@ -290,16 +260,9 @@ def write_beir(
     Passages and queries are streamed: memory does not grow with them.
 
     Args:
-        path: Where the folder shall stand; a BEIR folder there is replaced.
-        passages: The corpus.
-        queries: The queries of all splits.
         qrels: Split name to judgements; asked for when passages and queries are written.
         meta: What ``meta.json`` shall say besides the counts, or a function that is given the
             counts and returns it.
-        also: Writes further files into the folder that it is given.
-
-    Returns:
-        What was written.
 
     Raises:
         DataError: If something else stands there, an id is empty or holds a tab, or a text cannot

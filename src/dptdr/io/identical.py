@@ -25,11 +25,7 @@ def own_passages(queries: Iterable[Query], passages: Iterable[Passage]) -> dict[
     """Return the queries that are passages of the corpus.
 
     Args:
-        queries: The queries.
         passages: The corpus, read once.
-
-    Returns:
-        Their ids, and the content of the passage.
     """
     by_id = {query.id: query for query in queries}
     return {
@@ -46,11 +42,7 @@ def without_own(
 
     Args:
         run: Query id to hits; one more than wanted where the depth is given.
-        own: Ids of queries that are passages.
         depth: Hits kept of each query; None for all.
-
-    Returns:
-        The run.
     """
     return {
         query_id: [hit for hit in hits if query_id not in own or hit.passage_id != query_id][:depth]

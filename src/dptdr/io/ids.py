@@ -46,9 +46,6 @@ class IdSet:
     def add(self, record_id: str) -> bool:
         """Remember an id.
 
-        Args:
-            record_id: The id.
-
         Returns:
             True if it is new.
         """
@@ -79,7 +76,6 @@ class IdTable:
 
     Args:
         blob: The ids' UTF-8 bytes, one after the other.
-        offsets: Start of each id in the blob, and the blob's length last.
     """
 
     def __init__(

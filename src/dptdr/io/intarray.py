@@ -14,11 +14,7 @@ else:
 
 
 def int_array() -> IntArray:
-    """Return an empty array of 64-bit integers.
-
-    Returns:
-        The array.
-    """
+    """Return an empty array of 64-bit integers."""
     return array("q")
 
 
@@ -27,8 +23,5 @@ def as_numbers(values: IntArray) -> Int64[np.ndarray, " entries"]:
 
     Args:
         values: An array made by :func:`int_array`; it must not grow as long as the result is used.
-
-    Returns:
-        The entries.
     """
     return np.frombuffer(values, dtype=np.int64) if values else np.zeros(0, dtype=np.int64)

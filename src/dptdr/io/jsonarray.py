@@ -31,9 +31,6 @@ class Element(NamedTuple):
 def is_json_array(path: Path) -> bool:
     """Return whether a file's first character that is not white space opens a JSON array.
 
-    Args:
-        path: The file, plain or gzip.
-
     Returns:
         True if it is ``[``.
 
@@ -52,9 +49,6 @@ def array_elements(path: Path) -> Iterator[Element]:
     """Yield the elements of the one JSON array that a file holds.
 
     Memory holds a chunk and the largest element.
-
-    Args:
-        path: The file, plain or gzip.
 
     Yields:
         Each element in order.

@@ -28,12 +28,6 @@ READ_FAULTS = (EOFError, OSError, zlib.error)
 def open_bytes(path: Path) -> io.BufferedReader:
     """Open a file for reading bytes; a name that ends in ``.gz`` is unpacked on the way.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The open file.
-
     Raises:
         DataError: If it cannot be opened.
     """
@@ -51,12 +45,6 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield line number (from 1) and bytes of each line that is not blank, without its ending.
-
-    Args:
-        path: A text file, plain or gzip.
-
-    Yields:
-        Number and bytes of one line.
 
     Raises:
         DataError: If the file is missing, unreadable, or its gzip data is broken.
@@ -81,9 +69,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Args:
         path: A UTF-8 file, plain or gzip.
 
-    Yields:
-        Number and text of one line.
-
     Raises:
         DataError: If the file cannot be read or a line is not UTF-8.
     """
@@ -93,14 +78,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def decode_line(line: bytes, *, path: Path, number: int) -> str:
     """Return a line as text.
-
-    Args:
-        line: The bytes.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
-    Returns:
-        The text.
 
     Raises:
         DataError: If the bytes are not UTF-8.
@@ -121,14 +98,6 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
 
 def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
     """Return the JSON object that stands in one line.
-
-    Args:
-        line: The bytes of the line.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
-    Returns:
-        The object.
 
     Raises:
         DataError: If the line is not UTF-8, not JSON, or not an object.
@@ -154,13 +123,7 @@ def text_field(record: Mapping[str, Any], name: str, *, path: Path, number: int)
     """Return a field that must hold a string.
 
     Args:
-        record: The JSON object.
         name: Name of the field.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
-    Returns:
-        The string.
 
     Raises:
         DataError: If the field is absent or not a string.
@@ -181,13 +144,7 @@ def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -
     """Return a field that must hold an id: a string that is not empty, or an integer.
 
     Args:
-        record: The JSON object.
         name: Name of the field.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
-    Returns:
-        The id.
 
     Raises:
         DataError: If the field is absent, not a string, empty, or holds a tab or a line break.
@@ -204,9 +161,6 @@ def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -
 def id_fault(value: str) -> str | None:
     """Return what makes a text unfit as an id, or None if it is fit.
 
-    Args:
-        value: The would-be id.
-
     Returns:
         The fault in words, or None.
     """
@@ -221,14 +175,7 @@ def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARG
     """Return a decimal integer.
 
     Args:
-        text: The field's content.
-        path: The file.
-        number: The line's number.
-        field: The field's name.
         bound: Largest absolute value; native code below cannot hold any number.
-
-    Returns:
-        The integer.
 
     Raises:
         DataError: If the text is not a decimal integer or out of bounds.
@@ -252,9 +199,6 @@ def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARG
 
 def describe(value: object) -> str:
     """Return what a JSON value is, in words for a message.
-
-    Args:
-        value: A parsed JSON value.
 
     Returns:
         Such as ``the number 7`` or ``a list``.

@@ -20,11 +20,6 @@ class Spans:
     """A file that is read piece by piece, each piece by its row.
 
     A packed file is unpacked once, into a temporary file without a name.
-
-    Args:
-        path: The file, plain or gzip.
-        starts: Where each piece begins, in bytes of the unpacked file.
-        ends: Where each piece ends.
     """
 
     def __init__(
@@ -51,9 +46,6 @@ class Spans:
         Args:
             row: Which, from 0.
 
-        Returns:
-            The bytes.
-
         Raises:
             DataError: If the file has become shorter since it was indexed.
         """
@@ -68,9 +60,6 @@ class Spans:
 
         Args:
             row: Which piece, from 0.
-
-        Returns:
-            The line's number.
         """
         left = int(self._starts[row])
         lines = 1
@@ -109,12 +98,6 @@ def _whole(handle: Iterable[bytes], *, path: Path) -> Iterator[bytes]:
 
 def line_spans(path: Path) -> Spans:
     """Return the lines of a file that are not blank, for reading by row.
-
-    Args:
-        path: A text file, plain or gzip.
-
-    Returns:
-        One piece for each line, without line endings.
 
     Raises:
         DataError: If the file is missing or its gzip data is broken.

@@ -23,9 +23,6 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
     Args:
         what: The work in a word or two, such as ``encoding``.
-
-    Yields:
-        The callable.
     """
     _phases.append(what)
     if sys.stderr.isatty():

@@ -44,7 +44,6 @@ class ResumableFile:
         """Write a block and make it count.
 
         Args:
-            content: The block's bytes.
             extra: What else the next start must know, as JSON can hold it.
         """
         with writing(self.path):
@@ -70,11 +69,7 @@ class ResumableFile:
         self._handle.close()
 
     def finish(self, out: Path) -> None:
-        """Put the finished file in its place.
-
-        Args:
-            out: Where it shall stand.
-        """
+        """Put the finished file in its place."""
         self.close()
         with writing(out):
             self.path.replace(out)

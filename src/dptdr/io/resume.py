@@ -29,11 +29,7 @@ _WIDEST_VALUE = 60
 
 
 class Output:
-    """An output that this process alone may write; made by :func:`claim`.
-
-    Args:
-        path: The file or folder.
-    """
+    """An output that this process alone may write; made by :func:`claim`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +50,6 @@ class Output:
         """Decide whether there is anything to do, and record the settings if there is.
 
         Args:
-            settings: Everything that the result depends on, as JSON values.
             work: Folder of the unfinished work.
             began: Settings of the work as an earlier version recorded them elsewhere.
             overwrite: Start over, whatever is there. An old output stays until it is replaced.
@@ -196,14 +191,10 @@ def claim(
     What a killed process left beside the output is removed.
 
     Args:
-        path: The file or folder.
         mark: The file by which a folder of ours is known; another folder with anything in it is
             never replaced. ``None`` where the output is a file.
         part: Part and number of parts, where several processes fill one folder together: only
             the same part is refused a second time.
-
-    Yields:
-        The output.
 
     Raises:
         OutputError: If it cannot be written, something else is there, or another process holds it.
@@ -268,7 +259,6 @@ def locked(path: Path, name: str, *, shared: bool = False, wait: bool = False) -
     """Hold a lock file beside an output; the system drops the lock of a process that dies.
 
     Args:
-        path: The output.
         name: Name of the lock file.
         shared: Whether others may hold the lock too, if they share it.
         wait: Whether to wait for the holder.

@@ -22,9 +22,6 @@ class RecordStore(abc.ABC, Generic[Record]):
 
     Every line is read once, and checked, when the store is made.
 
-    Args:
-        path: The file.
-
     Raises:
         DataError: If the file is missing, a line is broken or two have one id; names file, line
             and field.
@@ -80,9 +77,6 @@ class RecordStore(abc.ABC, Generic[Record]):
     def get(self, record_id: str) -> Record | None:
         """Return the record of an id.
 
-        Args:
-            record_id: The id.
-
         Returns:
             The record, or None if there is none.
         """
@@ -100,9 +94,6 @@ class RecordStore(abc.ABC, Generic[Record]):
 
         Args:
             row: Place in the file, from 0, blank lines not counted.
-
-        Returns:
-            The record.
 
         Raises:
             DataError: If the line is broken; names file, line and field.
@@ -123,9 +114,6 @@ class RecordStore(abc.ABC, Generic[Record]):
 class PassageStore(RecordStore[Passage]):
     """The passages of a data folder by id.
 
-    Args:
-        folder: The folder.
-
     Raises:
         DataError: If a line of the corpus is broken; names file, line and field.
     """
@@ -139,9 +127,6 @@ class PassageStore(RecordStore[Passage]):
 
 class QueryStore(RecordStore[Query]):
     """The queries of a data folder by id.
-
-    Args:
-        folder: The folder.
 
     Raises:
         DataError: If there are no queries or a line is broken; names file, line and field.

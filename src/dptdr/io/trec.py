@@ -34,14 +34,6 @@ def is_qrels_header(line: bytes) -> bool:
 def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
     """Parse one line of a qrels file: BEIR's three columns or TREC's four.
 
-    Args:
-        line: The bytes of the line.
-        path: The file.
-        number: The line's number.
-
-    Returns:
-        The judgement.
-
     Raises:
         DataError: If the line is broken; names file, line and field.
     """
@@ -69,12 +61,6 @@ def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
 def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
     """Yield line number and judgement of a qrels file; a header line may be absent.
 
-    Args:
-        path: The file, plain or gzip.
-
-    Yields:
-        Number of the line, and its judgement.
-
     Raises:
         DataError: If the file is missing or a line is broken.
     """
@@ -87,12 +73,6 @@ def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
 
 def read_qrels(path: Path) -> Qrels:
     """Read a whole qrels file.
-
-    Args:
-        path: The file, plain or gzip.
-
-    Returns:
-        Query id to passage id to grade, in file order.
 
     Raises:
         DataError: If the file is missing, a line is broken, or a pair is judged twice with
@@ -126,11 +106,6 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
 
     Args:
         text: The line; fields are separated by blanks or tabs.
-        path: The file, for the error message.
-        line: The line's number, for the error message.
-
-    Returns:
-        The parsed line.
 
     Raises:
         DataError: If there are not six fields, the rank is no whole number of at least 0, or the
@@ -165,12 +140,6 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
 def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
     """Yield the lines of a run file as they stand, with their numbers.
 
-    Args:
-        path: The run file.
-
-    Yields:
-        Line number, counted from 1, and the parsed line.
-
     Raises:
         DataError: If the file is missing or a line is broken; names file and line.
     """
@@ -189,10 +158,6 @@ def read_run(path: Path) -> Run:
 
     Args:
         path: The run file; a query's lines need not stand together.
-
-    Returns:
-        Query id to hits, best first: by score as every TREC tool does, equal scores by rank.
-        Queries keep the order of their first lines.
 
     Raises:
         DataError: If the file is missing, a line is broken, or a query lists a passage twice;
@@ -223,7 +188,6 @@ def write_run(path: Path, run: Mapping[str, Sequence[Hit]], *, tag: str) -> None
     single-precision number: the file means this run's order to every tool.
 
     Args:
-        path: Where the file shall stand.
         run: Query id to hits, best first.
         tag: Name of the system, the last field of each line.
 

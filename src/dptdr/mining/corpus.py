@@ -17,14 +17,7 @@ from dptdr.records import Passage
 
 
 def normalised(text: str) -> str:
-    """Return a text without what does not make it another text: case, spacing, Unicode forms.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text in compatibility composition (NFKC), case-folded, with single spaces.
-    """
+    """Return a text without what does not make it another text: case, spacing, Unicode forms."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -75,10 +68,6 @@ class CorpusTable:
 
         Args:
             passages: The corpus in its order.
-            on_progress: Called with passages done and passages known so far.
-
-        Returns:
-            The table.
 
         Raises:
             NegativesError: If there is no passage.
@@ -124,8 +113,6 @@ class JudgementTable:
 
     Args:
         query_hashes: Hash of the query id of each judgement.
-        rows: Corpus row of each judgement's passage, -1 where the corpus does not hold it.
-        grades: Grade of each judgement.
     """
 
     def __init__(
@@ -145,15 +132,7 @@ class JudgementTable:
     def build(
         cls, judgements: Iterable[tuple[str, str, int]], *, corpus: CorpusTable
     ) -> "JudgementTable":
-        """Read judgements once.
-
-        Args:
-            judgements: Query id, passage id and grade of each.
-            corpus: The corpus that the passage ids refer to.
-
-        Returns:
-            The table.
-        """
+        """Read judgements once."""
         query_hashes, passage_hashes, grades = array("Q"), array("Q"), array("q")
         for query_id, passage_id, grade in judgements:
             query_hashes.append(stable_hash(query_id))

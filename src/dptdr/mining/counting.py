@@ -109,12 +109,7 @@ def count_negative(
     """Count a chosen negative.
 
     Args:
-        work: Its query.
-        text: The candidate.
-        found: The sources that rank it.
-        length: Characters of it.
         reference: The teacher's score of the positive; not looked at without a teacher.
-        statistics: Where it is counted.
     """
     candidates = work.candidates
     statistics.negatives += 1

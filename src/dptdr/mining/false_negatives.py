@@ -13,9 +13,6 @@ def reference_score(scores: Sequence[float], *, which: PositiveScore) -> float:
     Args:
         scores: The teacher's scores of the query's positives, at least one.
         which: Lowest, mean or highest.
-
-    Returns:
-        The score.
     """
     if which == "mean":
         return sum(scores) / len(scores)
@@ -28,7 +25,6 @@ def removal_reason(score: float, *, positive: float, settings: CleaningSettings)
     Args:
         score: The teacher's score of the candidate.
         positive: The score of the positive; see :func:`reference_score`.
-        settings: The bounds.
 
     Returns:
         ``above``, ``margin`` or ``percent``: the first bound that the candidate breaks.

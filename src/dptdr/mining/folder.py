@@ -44,12 +44,7 @@ def mine_folder(
     """Mine negatives from a data folder; the same call once more returns its report at once.
 
     Args:
-        request: What is asked for.
-        show: Gives a context with a progress callable for a piece of work.
         overwrite: Start over, whatever is at the output and in ``OUT.partial``.
-
-    Returns:
-        The report.
 
     Raises:
         DataError: If the data or a run file is broken.
@@ -184,7 +179,6 @@ def check_teacher(
 
     Args:
         teacher: The option ``--teacher``.
-        cleaning: The bounds.
         keep_scores: The option ``--keep-scores``.
         judged_split: The option ``--judged-split``.
 

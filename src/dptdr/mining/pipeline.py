@@ -39,15 +39,9 @@ def mine(
     """Mine negatives into a file; a killed call goes on where it was.
 
     Args:
-        material: What to mine from.
-        settings: How.
         out: The file to write; it appears when all is done.
         work: Folder of the unfinished work; what is in it must be of the same material and
             settings.
-        on_progress: Called with queries done and total.
-
-    Returns:
-        The counts over all queries.
 
     Raises:
         NegativesError: If a source ranks no judged query, or no negative was found at all. What
@@ -78,16 +72,7 @@ def mine(
 def score_pairs(
     teacher: Teacher, pairs: Sequence[tuple[Query, int]], *, rows: PassageRows
 ) -> list[float]:
-    """Return the teacher's score of queries with corpus rows.
-
-    Args:
-        teacher: The teacher.
-        pairs: Queries and corpus rows.
-        rows: Texts by row.
-
-    Returns:
-        One score for each pair.
-    """
+    """Return the teacher's score of queries with corpus rows."""
     if not pairs:
         return []
     return teacher.score(

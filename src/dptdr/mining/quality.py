@@ -66,10 +66,6 @@ def measure_removal(material: Material, settings: MiningSettings) -> RemovalQual
 
     Args:
         material: What would be mined from; the judgements are graded.
-        settings: Sources and bounds.
-
-    Returns:
-        The counts.
 
     Raises:
         NegativesError: If there is no teacher, or no judged candidate at all.

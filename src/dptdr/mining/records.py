@@ -34,7 +34,6 @@ def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
     """Return the line of one query.
 
     Args:
-        mined: The query.
         output: ``dptdr``: ids with provenance; ``tevatron``: texts, as Tevatron's trainer reads.
 
     Returns:

@@ -27,7 +27,6 @@ def mining_report(
 
     Args:
         statistics: Counts of the mining.
-        settings: Its settings.
         teacher: Name of the teacher, or None.
         removal: Precision and recall of the removal on judged data, or None.
 
@@ -83,9 +82,6 @@ def mining_report(
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
     """Return mean and quantiles of a sample, None where it is empty.
 
-    Args:
-        values: The sample.
-
     Returns:
         ``mean``, and ``p05`` to ``p95``.
     """
@@ -106,14 +102,7 @@ def _floats(values: Sequence[int]) -> list[float]:
 
 
 def mining_tables(report: Mapping[str, Any]) -> str:
-    """Return a mining's report as Markdown.
-
-    Args:
-        report: What :func:`mining_report` gave.
-
-    Returns:
-        The text, without a final line break.
-    """
+    """Return a mining's report as Markdown."""
     lines = [
         f"{report['negatives']:,} negatives for {report['queries']:,} queries, "
         f"{report['negatives_per_query']:.1f} each",
@@ -138,7 +127,6 @@ def write_mining_report(folder: Path, report: Mapping[str, Any]) -> None:
 
     Args:
         folder: The folder; made where it is missing.
-        report: What :func:`mining_report` gave.
     """
     write_json(folder / "report.json", report)
     text = "# Mined negatives\n\n" + mining_tables(report) + "\n"
@@ -180,14 +168,7 @@ def _rank_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def rank_labels(bounds: Sequence[int]) -> list[str]:
-    """Return a label for each range of ranks, such as ``11-20``.
-
-    Args:
-        bounds: Last rank of each range but the last.
-
-    Returns:
-        One label more than bounds.
-    """
+    """Return a label for each range of ranks, such as ``11-20``."""
     starts = [1, *(bound + 1 for bound in bounds)]
     labels = [
         str(start) if start == end else f"{start}-{end}"

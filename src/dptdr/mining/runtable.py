@@ -30,9 +30,6 @@ class Ranking(NamedTuple):
 class RunTable:
     """A stored run.
 
-    Args:
-        path: The folder that a :class:`RunTableWriter` filled.
-
     Raises:
         DataError: If the folder is missing, unfinished or of another format.
     """
@@ -66,7 +63,6 @@ class RunTable:
         """Return a query's best hits.
 
         Args:
-            query_id: The query.
             depth: Hits at most.
 
         Returns:
@@ -101,7 +97,6 @@ class RunTableWriter:
 
     Args:
         path: The folder; one that was begun for another fingerprint is emptied.
-        fingerprint: Identifies what makes the run.
     """
 
     def __init__(self, path: Path, *, fingerprint: str) -> None:
@@ -142,11 +137,7 @@ class RunTableWriter:
         self.parts += 1
 
     def finish(self) -> RunTable:
-        """Mark the run as complete.
-
-        Returns:
-            The stored run.
-        """
+        """Mark the run as complete."""
         header = {"format": FORMAT, "fingerprint": self.fingerprint, "parts": self.parts}
         write_json(self.path / HEADER, header)
         return RunTable(self.path)
@@ -166,14 +157,7 @@ def import_run(
     """Turn a TREC run file into a run table, checking every line.
 
     Args:
-        path: The folder to write.
-        run: The run file.
         corpus: The corpus that the passage ids must belong to.
-        fingerprint: Identifies the run file's content.
-        on_progress: Called with lines read so far, twice: their number is not known before.
-
-    Returns:
-        The stored run.
 
     Raises:
         DataError: If a line is broken, names a passage that the corpus does not hold, or one that

@@ -61,9 +61,6 @@ class Candidates:
     def wanted(self, quotas: Mapping[str, int]) -> list[int]:
         """Return the texts that have to be scored before every quota can be filled.
 
-        Args:
-            quotas: Source to negatives wanted.
-
         Returns:
             Texts without a score, each once; empty where the choice is settled.
         """
@@ -82,9 +79,6 @@ class Candidates:
 
     def chosen(self, quotas: Mapping[str, int]) -> list[int]:
         """Return the negatives: each source's quota, united.
-
-        Args:
-            quotas: Source to negatives wanted.
 
         Returns:
             Texts by best rank over all sources; equal ranks by corpus row.
@@ -128,12 +122,9 @@ def find_candidates(
 
     Args:
         query_id: The query; with the seed it decides every draw.
-        positives: Corpus rows of its judged positives.
         rankings: Source name to ranking; a source that does not hold the query is left out.
         sources: Settings of the sources.
-        corpus: The corpus.
         seed: Seed of the sampling.
-        banned: Further corpus rows that are no negatives.
 
     Returns:
         The candidates; none is a positive or banned, or has the text of one.
@@ -180,8 +171,6 @@ def sampling_order(
 
     Args:
         texts: Texts of the window, best first.
-        scores: Their scores.
-        sampling: How to draw.
         key: Seed, query id and source name; nothing else decides the draw.
 
     Returns:

@@ -87,14 +87,6 @@ class MiningSettings:
 def parse_source(text: str, *, depth: int, quota: int) -> SourceSettings:
     """Read one ``--source``: ``KIND[:VALUE][,ranks=A-B][,quota=N][,sampling=S][,name=X]``.
 
-    Args:
-        text: The option's value, such as ``run:other.trec,ranks=10-200,quota=30``.
-        depth: Worst rank where the source does not say.
-        quota: Negatives per query where the source does not say.
-
-    Returns:
-        The settings.
-
     Raises:
         ConfigError: If anything in it is wrong; says what is expected.
     """
@@ -131,9 +123,6 @@ def parse_source(text: str, *, depth: int, quota: int) -> SourceSettings:
 def check_sources(sources: list[SourceSettings]) -> None:
     """Refuse no source, and names that stand twice.
 
-    Args:
-        sources: All sources of one mining.
-
     Raises:
         ConfigError: If there is none, or two have one name.
     """
@@ -149,9 +138,6 @@ def check_sources(sources: list[SourceSettings]) -> None:
 
 def check_cleaning(cleaning: CleaningSettings) -> None:
     """Refuse bounds that make no sense.
-
-    Args:
-        cleaning: The settings.
 
     Raises:
         ConfigError: If a bound is out of range.

@@ -68,7 +68,6 @@ class Workshop:
         Sources that differ in their ranks alone share one run, as deep as the deepest.
 
         Args:
-            sources: The sources.
             split: Name of the split, so that runs of two splits do not meet.
 
         Returns:
@@ -93,12 +92,6 @@ class Workshop:
 
     def teacher(self, text: str) -> "Teacher":
         """Return the teacher that an option names.
-
-        Args:
-            text: The option's value, one of :data:`TEACHERS`.
-
-        Returns:
-            The teacher.
 
         Raises:
             ConfigError: If the option names none.
@@ -217,9 +210,6 @@ def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encod
     """Return what identifies the content of a source or teacher, wherever it is.
 
     Args:
-        kind: What ranks or scores.
-        value: Names of encoders, or a run file.
-        machine: What encoders run on.
         encoders: Those that are loaded; others are added.
 
     Returns:
@@ -276,16 +266,8 @@ def open_workshop(
     """Read corpus and judgements once.
 
     Args:
-        folder: The data.
-        split: Whose judgements.
         work: Folder of the unfinished work.
         cache: Folder where corpus vectors and the BM25 index are kept.
-        machine: What encoders run on.
-        show: Gives a progress callable for a piece of work.
-        corpus: The corpus table where it was read already.
-
-    Returns:
-        The workshop.
 
     Raises:
         DataError: If the split is missing or a file is broken.

@@ -49,10 +49,6 @@ class BottomSample:
     """A uniform sample of a stream: the items whose keys have the smallest hashes.
 
     It does not depend on the order of the stream, nor on where it was interrupted.
-
-    Args:
-        size: Items kept.
-        items: Hash and item of what was kept before.
     """
 
     def __init__(self, size: int, items: Iterable[Sequence[Any]] = ()) -> None:
@@ -65,7 +61,6 @@ class BottomSample:
         """Take an item in if it may belong to the sample.
 
         Args:
-            key: Identifies the item in the stream.
             make: Gives the item, anything that JSON can hold; called only where it is taken in.
         """
         self.offer_hashed(stable_hash(key), make)
@@ -149,12 +144,6 @@ class Statistics:
     def from_json(cls, value: Mapping[str, Any]) -> "Statistics":
         """Return the counts that :meth:`as_json` gave.
 
-        Args:
-            value: What was stored.
-
-        Returns:
-            The counts.
-
         Raises:
             TypeError: If a field is unknown.
         """
@@ -177,8 +166,6 @@ class Statistics:
         """Take a source's score of a negative and of the positive into its sample, perhaps.
 
         Args:
-            source: The source.
-            key: The negative's place in the sample, as :func:`stable_hash` gives it.
             scores: Of the negative, and of the best positive.
         """
         sample = self.source_scores.setdefault(source, BottomSample(SOURCE_SAMPLE_SIZE))
@@ -192,10 +179,6 @@ def rank_bucket(rank: int) -> int:
 
 def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
     """Return what the user should know of a finished mining, one line each.
-
-    Args:
-        statistics: Its counts.
-        settings: Its settings.
 
     Returns:
         The lines; none where nothing is amiss.
@@ -228,14 +211,7 @@ def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
 
 
 def nothing_found(statistics: Statistics) -> str:
-    """Return why a mining without a single negative failed, in one line.
-
-    Args:
-        statistics: Its counts.
-
-    Returns:
-        The line.
-    """
+    """Return why a mining without a single negative failed, in one line."""
     if statistics.queries == 0:
         return (
             f"none of the {statistics.without_positive} judged queries has a positive in the "

@@ -56,11 +56,6 @@ class Teacher(Protocol):
 class FileTeacher:
     """Scores from a file in the layout of a run: query id, passage id and score of each pair.
 
-    Args:
-        table: The imported file.
-        name: Readable name.
-        corpus: The corpus, for messages.
-
     Attributes:
         needs_texts: Never.
     """
@@ -75,12 +70,6 @@ class FileTeacher:
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one score for each pair.
-
-        Args:
-            pairs: What to score.
-
-        Returns:
-            The file's scores.
 
         Raises:
             NegativesError: If the file lacks a pair; names it.
@@ -120,7 +109,6 @@ class EncoderTeacher:
     Args:
         members: For each encoder, its query side, the vectors of the corpus, and what identifies
             both.
-        name: Readable name.
 
     Attributes:
         needs_texts: Never: passages come as vectors.
@@ -140,14 +128,7 @@ class EncoderTeacher:
         self._members = [(encode, vectors) for encode, vectors, _ in members]
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score for each pair.
-
-        Args:
-            pairs: What to score.
-
-        Returns:
-            The mean over the encoders of the dot product.
-        """
+        """Return one score for each pair."""
         texts = list(dict.fromkeys(pair.query for pair in pairs))
         places = {text: place for place, text in enumerate(texts)}
         queries = np.array([places[pair.query] for pair in pairs], dtype=np.int64)
@@ -162,10 +143,6 @@ class EncoderTeacher:
 
 class CrossEncoderTeacher:
     """A sentence-transformers cross-encoder with one output.
-
-    Args:
-        name: Its name or folder.
-        device: Torch device.
 
     Raises:
         NegativesError: If sentence-transformers is not installed, the model cannot be loaded, has
@@ -213,12 +190,6 @@ class CrossEncoderTeacher:
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one score for each pair.
-
-        Args:
-            pairs: What to score.
-
-        Returns:
-            The model's scores, through its own activation.
 
         Raises:
             NegativesError: If a score is not a number.

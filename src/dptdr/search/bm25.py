@@ -84,7 +84,6 @@ class Bm25Index:
             language: Whose stemmer and stop words to use; ``auto`` looks at the first passages.
             k1: How soon a repeated word stops adding to the score, above 0.
             b: How much long passages are held back, 0 (not) to 1 (fully).
-            on_progress: Called with passages done and passages known so far.
 
         Raises:
             ConfigError: If there is no such language.
@@ -147,9 +146,6 @@ class Bm25Index:
     @classmethod
     def load(cls, path: Path, *, verify: bool = False) -> "Bm25Index":
         """Map a saved index; its arrays stay on disk until they are read.
-
-        Args:
-            verify: Compare all files with their checksums, not their sizes alone.
 
         Raises:
             DataError: If the folder is missing, incomplete, damaged or of another format.

@@ -41,10 +41,7 @@ def fuse(
 
     Args:
         runs: At least one run; a query may be missing in some.
-        fusion: How to merge.
         weights: One for each run, not negative; equal ones by default.
-        depth: Hits kept for each query.
-        constant: The constant of reciprocal rank fusion.
 
     Returns:
         The merged run; at equal score the smaller passage id comes first.
@@ -92,12 +89,8 @@ def tune_weights(
     is taken. Tune on dev queries, never on those that are reported.
 
     Args:
-        runs: The runs to merge.
         qrels: Judgements of the dev queries.
-        fusion: How to merge.
-        measure: What to make best.
         steps: Steps from 0 to 1.
-        depth: Hits kept for each query.
 
     Returns:
         Weights and what they reached.

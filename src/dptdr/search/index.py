@@ -59,12 +59,7 @@ class Index(Protocol):
         """Return the passages with the highest dot product that pass all filters.
 
         Args:
-            vectors: One row for each query.
-            depth: Hits wanted for each query, at least 1.
             filters: Conditions on metadata; all must hold.
-
-        Returns:
-            Scores and passage ids, best first.
 
         Raises:
             ValueError: If ``depth`` is below 1.
@@ -73,14 +68,7 @@ class Index(Protocol):
         ...
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return passages with their texts, in the given order.
-
-        Args:
-            ids: Passage ids that are in the index.
-
-        Returns:
-            One document for each id.
-        """
+        """Return passages with their texts, in the given order."""
         ...
 
 
@@ -88,11 +76,6 @@ def check_encoder(origin: Origin, encoder: TextEncoder, *, where: Path | str) ->
     """Refuse to search vectors with an encoder whose passages would look different.
 
     A query-only task passes on the bare backbone's vectors: its passages are encoded by that.
-
-    Args:
-        origin: What made the vectors.
-        encoder: Who will encode the queries.
-        where: The index, for the message.
 
     Raises:
         WrongPrompt: If the vectors were made by another prompt or backbone.
@@ -125,15 +108,9 @@ def search_queries(
     """Encode queries and search them in an index.
 
     Args:
-        index: Where the passages are.
         encoder: The encoder that made them, or a query-only task on it.
-        queries: The queries.
         depth: Hits for each query, at least 1.
         filters: Conditions on metadata; all must hold.
-        on_progress: Called with (queries searched, queries).
-
-    Returns:
-        The hits of every query, best first.
 
     Raises:
         WrongPrompt: If the vectors were made by another prompt or backbone.
@@ -160,12 +137,7 @@ def check_query_vectors(
     """Return query vectors as contiguous float32, or refuse them.
 
     Args:
-        vectors: One row for each query.
         dim: Numbers in a vector of the index.
-        depth: Hits wanted.
-
-    Returns:
-        The vectors.
 
     Raises:
         ValueError: If ``depth`` is below 1.

@@ -27,12 +27,9 @@ class Pipeline:
     """Searches an index with whatever stages are wanted.
 
     Args:
-        index: The index.
-        encoder: Encodes the queries.
         fusion: How BM25 is merged in; None for vectors alone. Needs an index in a folder.
         dense_weight: Share of the vectors in a fusion, from 0 to 1.
         scorer: Ranks the best hits again; None for none.
-        rerank_top: Hits of each query that the scorer sees.
 
     Raises:
         VectorsError: If BM25 is wanted and the index has none.
@@ -73,13 +70,8 @@ class Pipeline:
         """Return the hits of every query after all stages.
 
         Args:
-            queries: The queries.
-            depth: Hits for each query.
             filters: Conditions on metadata; all must hold.
             keep_identical: Whether a query that is a passage of the index may find itself.
-
-        Returns:
-            The run.
         """
         wanted = max(depth, self.rerank_top) if self.scorer is not None else depth
         wanted += not keep_identical
@@ -111,13 +103,6 @@ class Pipeline:
 
     def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
         """Set the share of the vectors to what is best on judged queries.
-
-        Args:
-            queries: Dev queries.
-            qrels: Their judgements.
-
-        Returns:
-            What was tried and reached.
 
         Raises:
             VectorsError: If nothing is merged.
@@ -168,12 +153,6 @@ class Pipeline:
 
 def parse_fusion(text: str) -> Fusion:
     """Return the fusion of a name.
-
-    Args:
-        text: What the user wrote.
-
-    Returns:
-        The same text.
 
     Raises:
         VectorsError: If there is no such fusion.

@@ -34,9 +34,7 @@ def judged_queries(
     """Return the judged queries of a split in file order, and their judgements.
 
     Args:
-        folder: The data.
         split: Name such as ``test``.
-        limit: Only the first so many.
 
     Returns:
         Queries and judgements.
@@ -61,12 +59,7 @@ def prefixed_queries(folder: BeirFolder, prefix: str, *, limit: int | None = Non
     """Return the queries whose ids begin with a prefix, judged or not.
 
     Args:
-        folder: The data.
         prefix: Beginning of the ids.
-        limit: Only the first so many.
-
-    Returns:
-        The queries in file order.
 
     Raises:
         DataError: If there is none.
@@ -94,15 +87,8 @@ def rank(
 
     Args:
         system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a run file.
-        folder: The data.
-        queries: The queries.
-        depth: Passages for each query.
         threads: Threads of BM25.
         keep_identical: Whether a query that is a passage may find itself.
-        phase: Shows progress.
-
-    Returns:
-        The run and what made it.
     """
     own = {} if keep_identical else own_passages(queries, folder.passages())
     say_own(len(own))
@@ -164,15 +150,7 @@ def measure(
     """Measure a ranking on a split's judgements; a query without an answer counts as 0.
 
     Args:
-        ranking: What was ranked.
-        folder: The data.
-        split: Its name, for the report.
-        qrels: The judgements.
         measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
-        depth: Passages that were ranked for each query, for the report.
-
-    Returns:
-        The report.
     """
     evaluation = evaluate(ranking.run, qrels, measures=list(measures or DEFAULT_MEASURES))
     return EvaluationReport(

@@ -26,10 +26,7 @@ def rerank(
     Args:
         run: Hits of the first stage.
         queries: The queries; those that the run does not hold are left out.
-        contents: From passage ids to their contents.
-        scorer: The second stage.
         top: Hits of each query that are scored again, at least 1.
-        on_progress: Called with (queries done, queries).
 
     Returns:
         The run in its new order; at equal score the old order stays.
@@ -84,12 +81,7 @@ def cross_encoder(model: str, *, device: str = "cpu", batch_size: int = 32) -> S
     """Return a scorer that reads query and passage together.
 
     Args:
-        model: Name or folder of a sentence-transformers cross-encoder.
-        device: Torch device.
         batch_size: Pairs at once.
-
-    Returns:
-        The scorer.
 
     Raises:
         VectorsError: If sentence-transformers is not installed or the model cannot be loaded.

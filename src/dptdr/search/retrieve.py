@@ -66,15 +66,10 @@ def retrieve(
     """Encode queries and passages, and rank all passages for each query exactly.
 
     Args:
-        encoder: Turns texts into vectors whose dot product is the score.
         queries: The queries; their ids are the keys of the run.
         passages: The passages; at equal score the earlier one ranks higher.
         depth: Hits for each query, at least 1; fewer where there are fewer passages.
         keep_identical: Whether a query that is a passage may find itself.
-        on_progress: Called with (texts encoded, texts), queries and passages counted together.
-
-    Returns:
-        The hits of every query, best first.
 
     Raises:
         ValueError: If ``depth`` is below 1.

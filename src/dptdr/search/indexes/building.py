@@ -84,14 +84,8 @@ def build_index(
 
     Args:
         folder: The vectors; checked against their checksums first.
-        out: The index folder.
         index_type: Name of a type, or ``auto``.
-        settings: How to build.
         overwrite: Replace whatever index is at ``out``; it stays until the new one is complete.
-        on_progress: Called with (passages added, passages).
-
-    Returns:
-        The index, and why it is of this type.
 
     Raises:
         OutputError: If the index at ``out`` was made otherwise, or it cannot be written.
@@ -210,15 +204,6 @@ def check_settings(
     settings: BuildSettings, index_type: IndexType, *, count: int, dim: int
 ) -> BuildSettings:
     """Return settings that all have an effect on an index type.
-
-    Args:
-        settings: What was asked for.
-        index_type: The type.
-        count: Passages.
-        dim: Numbers in a vector.
-
-    Returns:
-        The same with options by their names of today.
 
     Raises:
         VectorsError: If a setting has no effect or the passages are too few for it.

@@ -28,12 +28,10 @@ def exact_top_k(
     boundary lies between them.
 
     Args:
-        query_vectors: One row for each query.
         passage_vectors: One row for each passage; may be memory-mapped and may be float16, only
             one block of it is in memory as float32 at a time.
         depth: Number of passages wanted for each query, at least 1.
         block_rows: Passages scored at once.
-        on_progress: Called with (passages searched, passages).
 
     Returns:
         Scores (float32) and row numbers (int64), best first, with ``min(depth, passages)`` columns.
@@ -64,8 +62,6 @@ def top_k_of_blocks(
     """Return the best passages of each query over a stream of blocks.
 
     Args:
-        query_vectors: One row for each query.
-        blocks: First row number and vectors of each block, with growing row numbers.
         depth: Number of passages wanted for each query, at least 1.
 
     Returns:

@@ -45,12 +45,7 @@ class FaissSettings:
 
 
 class FaissRows:
-    """A faiss index over the rows of a vector folder.
-
-    Args:
-        index: The faiss index.
-        settings: How it is searched.
-    """
+    """A faiss index over the rows of a vector folder."""
 
     can_filter = True
 
@@ -79,13 +74,7 @@ class FaissRows:
         """Build an index over all rows of a folder.
 
         Args:
-            folder: The vectors.
             index_type: Name of the type.
-            settings: How to build.
-            on_progress: Called with (passages added, passages).
-
-        Returns:
-            The index.
         """
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(settings.threads or threads)
@@ -109,14 +98,9 @@ class FaissRows:
         """Read an index from a file.
 
         Args:
-            path: The file.
             index_type: Name of the type that it must be.
-            settings: How it is searched.
             count: Vectors that it must hold.
             dim: Numbers that each must have.
-
-        Returns:
-            The index.
 
         Raises:
             VectorsError: If faiss cannot read it or it is another index.
@@ -136,9 +120,6 @@ class FaissRows:
 
     def save(self, path: Path) -> None:
         """Write the index to a file.
-
-        Args:
-            path: The file.
 
         Raises:
             VectorsError: If it cannot be written.

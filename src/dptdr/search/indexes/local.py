@@ -48,12 +48,7 @@ class LocalIndex:
     """An index over a vector folder; the folder is part of it.
 
     Args:
-        path: The index folder, for messages.
         index_type: Type of the index.
-        vectors: Full vectors, ids and texts.
-        rows: What finds rows.
-        options: Options that it was built with.
-        reduction: How the vectors that are searched differ from the full ones.
         recall: Recall@10 that was measured when it was built.
     """
 
@@ -126,8 +121,6 @@ class LocalIndex:
         """Return scores and row numbers, best first; row -1 where a query has fewer hits.
 
         Args:
-            vectors: One row for each query.
-            depth: Hits wanted for each query, at least 1.
             filters: Conditions on metadata; all must hold.
 
         Returns:
@@ -186,9 +179,6 @@ class LocalIndex:
     def lexical(self) -> Bm25Index:
         """Return the BM25 index over the same passages.
 
-        Returns:
-            The index that was built with the vectors.
-
         Raises:
             VectorsError: If none was built.
         """
@@ -213,9 +203,6 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
     Args:
         path: The folder that ``dptdr index`` wrote.
         verify: Check the index file against its checksum; the vectors are checked for their size.
-
-    Returns:
-        The index, ready to search.
 
     Raises:
         VectorsError: If it is missing, damaged, or of an unknown format.
@@ -294,12 +281,8 @@ def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) ->
     """Return a reduction that has an effect on an index type, or refuse it.
 
     Args:
-        reduction: What was asked for, or what a manifest says.
         index_type: Type of the index.
         dim: Numbers in a vector of the folder.
-
-    Returns:
-        The same.
 
     Raises:
         VectorsError: If it has no effect or is out of bounds.

@@ -57,12 +57,6 @@ def check_options(
 ) -> dict[str, int]:
     """Return options by their names of today, or refuse them.
 
-    Args:
-        options: What was asked for; former names are understood.
-        index_type: Type of the index, for the message.
-        accepted: Options that have an effect on this type.
-        bounds: Smallest and largest value of each option.
-
     Returns:
         The options; all of them have an effect.
 
@@ -92,10 +86,6 @@ def check_options(
 
 def options_of_version_1(options: Mapping[str, Any], *, accepted: Sequence[str]) -> dict[str, Any]:
     """Return the options of an old manifest that had an effect; it also lists others.
-
-    Args:
-        options: What the manifest says.
-        accepted: Options that have an effect on its type.
 
     Returns:
         Those that are accepted and differ from 0, which meant the default.

@@ -62,15 +62,7 @@ class QuantizedRows:
 
     @classmethod
     def build(cls, folder: VectorFolder, reduction: Reduction) -> "QuantizedRows":
-        """Compress all vectors of a folder.
-
-        Args:
-            folder: The vectors.
-            reduction: Their smaller form.
-
-        Returns:
-            The index, in memory.
-        """
+        """Compress all vectors of a folder."""
         dim = reduction.dimensions or folder.dim
         form = cast(Compression, reduction.quantize or "float32")
         middle = None
@@ -90,13 +82,7 @@ class QuantizedRows:
         """Map an index from its file.
 
         Args:
-            path: The file.
-            reduction: The smaller form.
-            count: Vectors in it.
             dim: Numbers in a vector of the folder.
-
-        Returns:
-            The index.
 
         Raises:
             VectorsError: If the file is not such an index.

@@ -19,15 +19,6 @@ def measure_recall(
 
     A vector does not count as its own answer. A passage counts when it scores as high as the tenth
     of the exact ranking, so that copies may stand for each other.
-
-    Args:
-        index: The index, in a folder or a database.
-        folder: The vectors that it was made of.
-        seed: Decides which vectors are asked.
-        tolerance: By how much, as a share, scores may be lower for their number type.
-
-    Returns:
-        The share found, from 0 to 1.
     """
     depth = min(RECALL_DEPTH, folder.count - 1)
     if depth == 0:

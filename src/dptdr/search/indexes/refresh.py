@@ -50,16 +50,7 @@ def refresh_index(
     the new ones. A killed renewal goes on when it is called again.
 
     Args:
-        encoder: The encoder as it is now.
-        data: The BEIR folder as it is now.
-        vectors: The vector folder to renew.
-        index: The index folder to renew.
         index_type: Type of the new index; that of the old one by default.
-        settings: How to build; options and BM25 are those of the old index by default.
-        on_progress: Called with (passages done, passages) of the encoding.
-
-    Returns:
-        The new index and what was done for it.
 
     Raises:
         VectorsError: If vectors or index are broken, or the disk is full; the old ones stay.

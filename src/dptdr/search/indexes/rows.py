@@ -34,21 +34,12 @@ class RowIndex(Protocol):
         """Return scores and row numbers, best first; row -1 where nothing was found.
 
         Args:
-            vectors: Query vectors.
-            depth: Hits wanted.
             allowed: Rows that may be found, in growing order; None for all.
-
-        Returns:
-            Scores and rows.
         """
         ...
 
     def save(self, path: Path) -> None:
-        """Write the index to a file; exact search has none and writes nothing.
-
-        Args:
-            path: The file.
-        """
+        """Write the index to a file; exact search has none and writes nothing."""
         ...
 
 
@@ -137,13 +128,7 @@ def exact_among(
     """Return the best of some rows by scoring all of them.
 
     Args:
-        folder: Where the vectors are.
-        vectors: Query vectors.
         allowed: Rows in growing order.
-        depth: Hits wanted.
-
-    Returns:
-        Scores and rows, best first.
     """
     step = 16_384
     blocks = (
@@ -164,10 +149,7 @@ def rescore(
     """Score candidates again on the full vectors from disk and keep the best.
 
     Args:
-        folder: Where the full vectors are.
-        vectors: Query vectors.
         candidates: Row numbers for each query, -1 where there is none.
-        depth: Hits wanted.
 
     Returns:
         Scores and rows, best first; at equal score the lower row first; row -1 and minus infinity

@@ -92,12 +92,7 @@ def choose_type(count: int, dim: int, *, memory_bytes: int) -> Choice:
     """Return the index type that suits a corpus, and why.
 
     Args:
-        count: Passages.
-        dim: Numbers in a vector.
         memory_bytes: Memory that an index may take; half of what is free is a good measure.
-
-    Returns:
-        The type and the reason in words.
     """
     if count <= EXACT_LIMIT:
         return Choice(
@@ -127,12 +122,6 @@ def choose_type(count: int, dim: int, *, memory_bytes: int) -> Choice:
 def find_type(name: object) -> IndexType:
     """Return the index type of a name.
 
-    Args:
-        name: What the user wrote, or a manifest says.
-
-    Returns:
-        The type.
-
     Raises:
         VectorsError: If there is no such type, or it was removed.
     """
@@ -152,11 +141,6 @@ def check_size(index_type: IndexType, count: int, *, options: Mapping[str, int])
     """Refuse an index type or options that so few passages cannot fill.
 
     Native code would end the process, or give an index that finds little.
-
-    Args:
-        index_type: The type.
-        count: Passages.
-        options: Checked options.
 
     Raises:
         VectorsError: If there are too few passages.

@@ -32,10 +32,6 @@ def open_database(address: str, name: str) -> DatabaseIndex:
         address: ``postgresql://...``, ``http://...`` or ``https://...`` for a Qdrant server (with
             its key from the environment variable QDRANT_API_KEY), or ``qdrant:FOLDER`` for
             Qdrant's local mode.
-        name: Name of the index in it.
-
-    Returns:
-        The index.
 
     Raises:
         VectorsError: If the address is of no known kind, the database is away, or has no such
@@ -66,14 +62,7 @@ def load_database(
     """Load a vector folder into a database; what the name stood for serves until it is whole.
 
     Args:
-        folder: The vectors.
-        address: As for :func:`open_database`.
-        name: Name of the index in it.
         options: ``M`` and ``ef_construction`` of the graph.
-        on_progress: Called with (passages loaded, passages).
-
-    Returns:
-        The index.
 
     Raises:
         VectorsError: If the address is of no known kind, an option has no effect, the vectors are

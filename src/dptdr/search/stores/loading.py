@@ -46,10 +46,7 @@ def load_folder(
     """Load a vector folder, going on where an earlier call stopped.
 
     Args:
-        folder: The vectors.
-        target: Where they go.
         batch_rows: Passages sent at once.
-        on_progress: Called with (passages loaded, passages).
 
     Raises:
         VectorsError: If the vectors are damaged or hold NaN, or the database is away.
@@ -82,14 +79,7 @@ def check_upsert(
     """Return vectors that may be added to an index, or refuse them.
 
     Args:
-        vectors: One vector for each passage.
-        documents: The passages.
         origin: What made the vectors of the index.
-        passage_fingerprint: Of the encoder that made these.
-        name: Name of the index.
-
-    Returns:
-        The vectors as float32.
 
     Raises:
         WrongPrompt: If the index's vectors were made by another prompt or backbone.

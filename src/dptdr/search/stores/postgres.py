@@ -55,7 +55,6 @@ class PostgresIndex:
 
     Args:
         dsn: Address of the database, such as ``postgresql://user@host/name``.
-        name: Name of the index.
 
     Raises:
         VectorsError: If the database does not answer, or has no such index.
@@ -172,11 +171,6 @@ class PostgresIndex:
     ) -> None:
         """Add passages, or replace those of the same id; all or none.
 
-        Args:
-            documents: The passages.
-            vectors: One vector for each.
-            passage_fingerprint: Of the encoder that made the vectors.
-
         Raises:
             WrongPrompt: If the collection's vectors were made by another prompt or backbone.
             VectorsError: If a vector does not fit, an id stands twice, or the database is away.
@@ -238,15 +232,8 @@ def load_postgres(
     serves until the new one is whole, then it is removed.
 
     Args:
-        folder: The vectors.
         dsn: Address of the database.
-        name: Name of the index.
         options: ``M`` and ``ef_construction`` of the graph; 16 and 100 by default.
-        batch_rows: Passages in a transaction.
-        on_progress: Called with (passages loaded, passages).
-
-    Returns:
-        The index.
 
     Raises:
         VectorsError: If an option has no effect, the vectors are damaged or the database is away.
@@ -369,8 +356,6 @@ def find_collection(session: Session, name: str, *, active: bool) -> tuple[Colle
     """Return the newest collection of a name with its number of loaded rows, or None.
 
     Args:
-        session: The database.
-        name: Name of the index.
         active: Whether the one that serves, or one that is being loaded, is wanted.
 
     Returns:
@@ -396,10 +381,7 @@ def copy_rows(
     """Send passages by binary COPY; those of an id that is there are replaced.
 
     Args:
-        connection: An open psycopg connection, inside a transaction.
         collection: Number of the collection.
-        documents: The passages.
-        vectors: One vector for each.
     """
     from psycopg.types.json import Jsonb
 

@@ -80,9 +80,6 @@ class Session:
             work: Gets the connection. It must be safe to run twice: whether a transaction whose
                 connection broke was kept cannot be known.
 
-        Returns:
-            What the work returns.
-
         Raises:
             VectorsError: If the database does not answer after several tries, or refuses.
         """

@@ -50,7 +50,6 @@ class QdrantIndex:
 
     Args:
         client: A ``qdrant_client.QdrantClient``, connected as the user's cluster wants it.
-        name: Name of the index.
 
     Raises:
         VectorsError: If Qdrant does not answer, or has no such index.
@@ -129,11 +128,6 @@ class QdrantIndex:
     ) -> None:
         """Add passages, or replace those of the same id.
 
-        Args:
-            documents: The passages.
-            vectors: One vector for each.
-            passage_fingerprint: Of the encoder that made the vectors.
-
         Raises:
             WrongPrompt: If the collection's vectors were made by another prompt or backbone.
             VectorsError: If a vector does not fit or Qdrant is away.
@@ -183,15 +177,8 @@ def load_qdrant(
     serves until the new collection is whole, then it is removed.
 
     Args:
-        folder: The vectors.
         client: A ``qdrant_client.QdrantClient``.
-        name: Name of the index.
         options: ``M`` and ``ef_construction`` of the graph; Qdrant's own by default.
-        batch_rows: Passages in a request.
-        on_progress: Called with (passages loaded, passages).
-
-    Returns:
-        The index.
 
     Raises:
         VectorsError: If an option has no effect, the vectors are damaged or Qdrant is away.

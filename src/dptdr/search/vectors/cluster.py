@@ -68,14 +68,8 @@ def encode_on_ray(
         load_encoder: Makes the encoder; must be picklable.
         data: The BEIR folder, under the same path on every machine.
         out: The vector folder, under the same path on every machine.
-        source: Identifies the corpus.
         settings: Shard size and dtype; all parts are done here.
-        cluster: Where to encode.
         overwrite: Start over, whatever is at ``out``.
-        on_progress: Called with (passages in finished windows, passages).
-
-    Returns:
-        The finished folder.
 
     Raises:
         VectorsError: If Ray is not installed or not reached, an id stands twice, or what the
@@ -177,13 +171,6 @@ def _knock(address: str) -> None:
 def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
     """Yield the windows of a corpus in file order, and refuse ids that stand twice.
 
-    Args:
-        data: The BEIR folder.
-        shard_size: Passages in a window.
-
-    Yields:
-        One window after the other.
-
     Raises:
         DataError: If a line is broken.
         VectorsError: If an id stands twice or there is no passage.
@@ -221,14 +208,7 @@ def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
 
 
 class WindowWorker:
-    """What a worker of the cluster does: it loads the encoder once and encodes windows.
-
-    Args:
-        load_encoder: Makes the encoder.
-        data: The BEIR folder.
-        work: The unfinished vector folder.
-        dtype: Stored precision.
-    """
+    """What a worker of the cluster does: it loads the encoder once and encodes windows."""
 
     def __init__(
         self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType
@@ -240,15 +220,7 @@ class WindowWorker:
         self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)
 
     def __call__(self, window: dict[str, int]) -> dict[str, Any]:
-        """Encode one window and write it.
-
-        Args:
-            window: The fields of :class:`Window`.
-
-        Returns:
-            Its number, and kind and text of the error that stopped it. Errors do not survive the
-            way through Ray, so they travel as texts.
-        """
+        """Encode one window and write it."""
         here = Window(**{name: int(window[name]) for name in Window._fields})
         try:
             with open_bytes(self.path) as handle:

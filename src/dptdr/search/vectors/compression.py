@@ -19,9 +19,6 @@ class CompressedVectors:
     """Vectors in a smaller form that can be searched exactly as they are stored.
 
     Args:
-        compression: The form.
-        dim: Numbers that are kept of a vector.
-        codes: What is stored, one row for each vector.
         scales: For ``int8``, what one step is worth in each vector; else empty.
         middle: For ``binary``, the value of each dimension that divides 0 from 1; else empty.
     """
@@ -65,15 +62,6 @@ class CompressedVectors:
         cls, stored: np.ndarray, *, compression: Compression, dim: int, count: int
     ) -> "CompressedVectors":
         """Return the vectors that :meth:`as_stored` gave.
-
-        Args:
-            stored: The array, memory-mapped as a rule.
-            compression: The form.
-            dim: Numbers that are kept of a vector.
-            count: Vectors.
-
-        Returns:
-            The vectors.
 
         Raises:
             VectorsError: If the array has another shape or type.
@@ -136,13 +124,8 @@ class CompressedVectors:
 
         Args:
             queries: Full query vectors; they are not compressed, only cut to ``dim``.
-            depth: Hits wanted.
             full: The full vectors, memory-mapped as a rule: the best ``factor * depth`` candidates
                 are scored again on them.
-            factor: Candidates for each hit.
-
-        Returns:
-            Scores and rows, best first.
         """
         cut = shorten(queries, self.dim)
         if full is None:
@@ -169,7 +152,6 @@ def compress(
     """Return vectors in a smaller form.
 
     Args:
-        vectors: Full vectors.
         compression: ``float16`` halves the bytes; ``int8`` quarters them, with one scale for each
             vector; ``binary`` keeps which side of the dimension's mean a number lies on.
         dim: Keep the first so many numbers and normalise what is left (Matryoshka); only encoders
@@ -214,15 +196,7 @@ def _int8_rows(dim: int) -> np.dtype[Any]:
 
 
 def shorten(vectors: Float[np.ndarray, "rows full_dim"], dim: int) -> Float[np.ndarray, "rows dim"]:
-    """Return the first numbers of each vector, at the length of the whole.
-
-    Args:
-        vectors: Full vectors.
-        dim: Numbers to keep.
-
-    Returns:
-        The shorter vectors.
-    """
+    """Return the first numbers of each vector, at the length of the whole."""
     whole = np.asarray(vectors, dtype=np.float32)
     if dim == whole.shape[1]:
         return whole

@@ -72,23 +72,12 @@ def read_documents(data: Path | str) -> Iterator[Document]:
 
     Args:
         data: The folder that holds ``corpus.jsonl``.
-
-    Returns:
-        An iterator that raises DataError at a broken line or an id that was there before.
     """
     return BeirFolder(data).read_corpus(parse_document, lambda document: document.passage.id)
 
 
 def parse_document(line: bytes, *, path: Path, number: int) -> Document:
     """Return the passage of one line of a corpus with its ``metadata`` object.
-
-    Args:
-        line: The bytes of the line.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
-    Returns:
-        The document.
 
     Raises:
         DataError: If the line is broken.
@@ -117,14 +106,7 @@ def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:
 def pack_documents(
     documents: Sequence[Document],
 ) -> tuple[bytes, Int64[np.ndarray, " offsets"]]:
-    """Return documents as JSON lines, and where each line begins.
-
-    Args:
-        documents: The documents of one shard.
-
-    Returns:
-        The bytes, and one offset more than documents (the last is the length of the bytes).
-    """
+    """Return documents as JSON lines, and where each line begins."""
     lines = []
     for passage, metadata in documents:
         record: dict[str, Any] = {"_id": passage.id, "title": passage.title, "text": passage.text}
@@ -157,12 +139,6 @@ def unpack_document(line: bytes) -> Document:
 def pack_ids(ids: Sequence[str]) -> np.ndarray:
     """Return ids as an array of fixed-width UTF-8, which can be memory-mapped without pickle.
 
-    Args:
-        ids: The ids of one shard.
-
-    Returns:
-        One entry for each id.
-
     Raises:
         VectorsError: If an id ends with a NUL character, which such an array cannot keep, or is so
             long that the array would be many times larger than the texts.
@@ -194,12 +170,6 @@ class Filter(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Filter":
         """Return the filter that ``field=value`` or ``field=value,value`` describes.
-
-        Args:
-            text: What the user wrote.
-
-        Returns:
-            The filter.
 
         Raises:
             VectorsError: If there is no ``=`` or no field.

@@ -91,16 +91,13 @@ def encode_folder(
     Memory holds one window of texts and vectors, plus 8 bytes for each passage.
 
     Args:
-        encoder: Turns texts into vectors.
         passages: The corpus, read once.
         out: The vector folder; a finished one made from the same data by the same encoder is
             returned as it is.
-        source: Identifies the corpus.
         settings: Shard size, dtype, and which part of the work to do.
         reuse: A vector folder whose vectors are taken over for passages of the same content,
             where the same encoder made them; the folder at ``out`` may be given.
         overwrite: Start over, whatever is at ``out``.
-        on_progress: Called with (passages done, passages); the total is 0 where unknown.
 
     Returns:
         The finished folder, or None while other parts are not done.
@@ -181,10 +178,6 @@ def begin_folder(
     """Begin an unfinished folder, or find the one that an earlier call began.
 
     Args:
-        encoder: Who encodes.
-        out: The vector folder that is wanted.
-        source: Identifies the corpus.
-        settings: Shard size and dtype.
         renewed: Whether a finished folder at ``out`` is to be replaced.
 
     Returns:
@@ -217,14 +210,7 @@ def encode_data(
     """Encode the corpus of a BEIR folder in one process.
 
     Args:
-        encoder: Turns texts into vectors.
-        data: The BEIR folder.
-        out: The vector folder.
         settings: Shard size and dtype; all parts are done here.
-        on_progress: Called with (passages done, passages).
-
-    Returns:
-        The finished folder.
     """
     folder = encode_folder(
         encoder,

@@ -106,9 +106,6 @@ class VectorFolder:
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Check every file against its checksum, and that no id stands twice.
 
-        Args:
-            on_progress: Called with (files checked, files).
-
         Raises:
             VectorsError: If a file's bytes are not those that were written, or an id stands twice.
         """
@@ -162,9 +159,6 @@ class VectorFolder:
 
         Args:
             rows: Row numbers; they may repeat.
-
-        Returns:
-            One vector for each row number.
         """
         if len(self.manifest.shards) == 1:
             whole = self._vectors(self.manifest.shards[0])
@@ -181,9 +175,6 @@ class VectorFolder:
 
         Args:
             rows: Row numbers; they may repeat.
-
-        Returns:
-            One id for each row number.
         """
         if len(self.manifest.shards) == 1:
             return self._decoded(self._ids(self.manifest.shards[0])[rows])
@@ -198,14 +189,7 @@ class VectorFolder:
             yield from self._decoded(ids)
 
     def documents(self, rows: Sequence[int] | Iterable[int]) -> list[Document]:
-        """Return the documents of some rows, in the given order.
-
-        Args:
-            rows: Row numbers.
-
-        Returns:
-            One document for each row number.
-        """
+        """Return the documents of some rows, in the given order."""
         found = []
         for row in rows:
             shard = self._shard_of(int(row))
@@ -226,9 +210,6 @@ class VectorFolder:
 
         Args:
             filters: The conditions; all must hold.
-
-        Returns:
-            Row numbers.
         """
         rows = [
             row
@@ -331,9 +312,6 @@ def settle(path: Path) -> None:
 
     A folder may be missing for a moment while another process puts a new one in its place; so wait
     a little before taking it for killed.
-
-    Args:
-        path: The folder.
     """
     if not path.exists():
         time.sleep(0.1)
@@ -354,14 +332,7 @@ def _allow_open_files(wanted: int) -> None:
 
 
 def id_hashes(ids: Sequence[str]) -> np.ndarray:
-    """Return a 64-bit hash of each id, the same in every process.
-
-    Args:
-        ids: Passage ids.
-
-    Returns:
-        One uint64 for each id.
-    """
+    """Return a 64-bit hash of each id, the same in every process."""
     digests = b"".join(
         hashlib.blake2b(identifier.encode("utf-8"), digest_size=8).digest() for identifier in ids
     )

@@ -102,13 +102,6 @@ _FILE_FIELDS = {
 def shard_from_json(record: Any, *, path: Path) -> Shard:
     """Return the shard that a record describes.
 
-    Args:
-        record: The parsed JSON.
-        path: The file it came from, for the message.
-
-    Returns:
-        The shard.
-
     Raises:
         VectorsError: If a field is missing or of another type.
     """
@@ -134,15 +127,6 @@ def _stored_file(record: Mapping[str, Any], field: str, *, index: int, path: Pat
 
 def whole_number(record: Mapping[str, Any], field: str, *, path: Path, least: int = 0) -> int:
     """Return a number of a manifest.
-
-    Args:
-        record: The object that holds it.
-        field: Its name.
-        path: The file, for the message.
-        least: Smallest value.
-
-    Returns:
-        The number.
 
     Raises:
         VectorsError: If it is missing, no whole number, or out of bounds.
@@ -179,13 +163,6 @@ def refuse_link(path: Path) -> None:
 def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
     """Return what made the vectors, as a manifest or plan says.
 
-    Args:
-        record: The parsed JSON.
-        path: The file it came from, for the message.
-
-    Returns:
-        The origin.
-
     Raises:
         VectorsError: If format, version or a field is not as expected.
     """
@@ -210,12 +187,6 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
 
 def read_manifest(folder: Path) -> VectorManifest:
     """Return the manifest of a finished vector folder.
-
-    Args:
-        folder: The vector folder.
-
-    Returns:
-        The manifest.
 
     Raises:
         VectorsError: If it is missing, broken, or of an unknown format.
@@ -249,12 +220,6 @@ def read_manifest(folder: Path) -> VectorManifest:
 def read_record(path: Path) -> dict[str, Any]:
     """Return a JSON object of a vector or index folder.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
     Raises:
         VectorsError: If the file is missing or holds no JSON object.
     """
@@ -272,10 +237,7 @@ def check_format(record: Mapping[str, Any], *, path: Path, expected: str, versio
     """Refuse a manifest of another format or a newer version.
 
     Args:
-        record: The parsed JSON.
-        path: The file it came from.
         expected: Name of the format.
-        version: Newest version that this dptdr reads.
 
     Raises:
         VectorsError: If format or version differ.

@@ -17,7 +17,6 @@ class KnownVectors:
     Args:
         folder: The earlier folder, or None to know nothing.
         encoder: Who would encode now; a folder of another passage fingerprint is of no use.
-        dtype: Precision wanted: half precision vectors are not taken for full ones.
     """
 
     def __init__(self, folder: VectorFolder | None, *, encoder: TextEncoder, dtype: str) -> None:
@@ -38,14 +37,7 @@ class KnownVectors:
             self._keys = keys[self._rows]
 
     def take(self, contents: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
-        """Return known vectors; the row of a text that is not known holds NaN.
-
-        Args:
-            contents: Passage contents.
-
-        Returns:
-            One row for each text.
-        """
+        """Return known vectors; the row of a text that is not known holds NaN."""
         vectors = np.full((len(contents), self.dim), np.nan, dtype=np.float32)
         if self.folder is None or not contents:
             return vectors

@@ -34,9 +34,6 @@ class PassageIds:
     def add(self, ids: Sequence[str]) -> None:
         """Take the ids of the next passages.
 
-        Args:
-            ids: Passage ids.
-
         Raises:
             VectorsError: If one stands twice.
         """
@@ -65,11 +62,6 @@ def record_path(work: Path, index: int) -> Path:
 def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
     """Refuse a finished window that was made from other passages.
 
-    Args:
-        path: Its record.
-        window: The passages as they are now.
-        work: The unfinished folder, for the message.
-
     Raises:
         VectorsError: If the passages differ.
     """
@@ -95,13 +87,7 @@ def encode_window(
     """Encode one window and write its files, last of all its record.
 
     Args:
-        encoder: Turns texts into vectors.
-        window: The passages.
         index: Which window of the corpus, from 0.
-        work: The unfinished folder.
-        dtype: Stored precision.
-        known: Vectors that need not be made again.
-        on_progress: Called with (passages encoded, passages to encode) of this window.
 
     Raises:
         VectorsError: If a vector holds NaN, has another dimension, or does not fit the precision.

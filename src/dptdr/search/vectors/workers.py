@@ -47,13 +47,9 @@ def encode_in_processes(
     Args:
         load_encoder: Makes the encoder; must be picklable, as ``functools.partial`` of a function.
         read: Opens the corpus; must be picklable.
-        out: The vector folder.
-        source: Identifies the corpus.
         settings: As for one process; ``part`` and ``parts`` split the work between machines.
         processes: Number of processes, at least 1.
-        reuse: A finished vector folder to take vectors from.
         overwrite: Start over, whatever is at ``out``.
-        on_progress: Called with (passages in finished shards, passages).
 
     Returns:
         The finished folder, or None while other machines' parts are not done.
