@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptdr.mining.corpus import CorpusTable, JudgementTable, normalised
+from dptdr.io.ids import normalised
+from dptdr.mining.corpus import CorpusTable, JudgementTable
 from dptdr.mining.counting import Material
 from dptdr.mining.pipeline import mine
 from dptdr.mining.runtable import RunTableWriter

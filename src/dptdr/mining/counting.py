@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from dptdr.mining.corpus import CorpusTable, JudgementTable, stable_hash
+from dptdr.io.ids import stable_hash
+from dptdr.mining.corpus import CorpusTable, JudgementTable
 from dptdr.mining.false_negatives import reference_score
 from dptdr.mining.records import rounded
 from dptdr.mining.runtable import RunTable

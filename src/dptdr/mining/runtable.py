@@ -11,8 +11,9 @@ from jaxtyping import Float, Int64, UInt64
 
 from dptdr.errors import DataError, NegativesError
 from dptdr.io.atomic import atomic_file, read_json, write_json
+from dptdr.io.ids import RowTable, stable_hash
 from dptdr.io.trec import RunLine, iterate_run_lines
-from dptdr.mining.corpus import CorpusTable, stable_hash
+from dptdr.mining.corpus import CorpusTable
 
 FORMAT = 1
 HEADER = "run.json"
@@ -39,15 +40,19 @@ class RunTable:
         header = read_json(self.path / HEADER)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"expected a run table of format {FORMAT}", path=self.path)
-        self.fingerprint = str(header["fingerprint"])
-        parts = range(int(header["parts"]))
-        self._hits = [self._part(f"{part:05d}.hits", _HIT) for part in parts]
-        tables = [np.fromfile(self.path / f"{part:05d}.spans", dtype=_SPAN) for part in parts]
-        spans = np.concatenate(tables) if tables else np.zeros(0, dtype=_SPAN)
-        numbers = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-        # A query's lines may stand apart in a run file: it has several spans then.
-        order = np.argsort(spans["query"], kind="stable")
-        self._spans, self._numbers = spans[order], numbers[order]
+        try:
+            self.fingerprint = str(header["fingerprint"])
+            parts = range(int(header["parts"]))
+            self._hits = [self._part(f"{part:05d}.hits", _HIT) for part in parts]
+            tables = [self._part(f"{part:05d}.spans", _SPAN) for part in parts]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise DataError(f"a damaged run table ({error}); remove it", path=self.path) from None
+        for hits, table in zip(self._hits, tables, strict=True):
+            if (table["start"] < 0).any() or (table["end"] > len(hits)).any():
+                raise DataError("its spans lie outside of its hits; remove it", path=self.path)
+        self._spans = np.concatenate([np.zeros(0, dtype=_SPAN), *tables])
+        self._parts = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        self._queries = RowTable(self._spans["query"])
 
     def _part(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         path = self.path / name
@@ -57,7 +62,7 @@ class RunTable:
 
     def query_hashes(self) -> UInt64[np.ndarray, " queries"]:
         """Return the hash of each query id that the run holds, sorted."""
-        return np.unique(self._spans["query"])
+        return self._queries.hashes()
 
     def ranking(self, query_id: str, *, depth: int) -> Ranking | None:
         """Return a query's best hits.
@@ -71,18 +76,17 @@ class RunTable:
         Raises:
             NegativesError: If the run lists a passage twice for the query.
         """
-        wanted = np.uint64(stable_hash(query_id))
-        first = int(np.searchsorted(self._spans["query"], wanted))
-        last = int(np.searchsorted(self._spans["query"], wanted, side="right"))
-        if first == last:
+        # A query's lines may stand apart in a run file: it has several spans then.
+        spans = self._queries.rows(query_id)
+        if not len(spans):
             return None
         hits = np.concatenate(
             [
-                self._hits[self._numbers[at]][self._spans[at]["start"] : self._spans[at]["end"]]
-                for at in range(first, last)
+                self._hits[self._parts[at]][self._spans[at]["start"] : self._spans[at]["end"]]
+                for at in spans
             ]
         )
-        if last - first > 1:
+        if len(spans) > 1:
             hits = hits[np.argsort(-hits["score"], kind="stable")]
             if len(np.unique(hits["row"])) < len(hits):
                 raise NegativesError(

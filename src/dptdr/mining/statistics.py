@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dptdr.mining.corpus import stable_hash
+from dptdr.io.ids import stable_hash
 from dptdr.mining.settings import MiningSettings
 
 RANK_BOUNDS = (1, 10, 20, 50, 100, 200, 500)

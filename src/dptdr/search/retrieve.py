@@ -1,5 +1,6 @@
 """Exact search in memory, from texts to a run: what evaluation and checkpoint selection use."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -105,14 +106,9 @@ def retrieve(
 
 
 def _check_unique(ids: Sequence[str], *, what: str) -> None:
-    """Refuse ids that stand twice: a run could not tell them apart."""
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    for identifier in ids:
-        if identifier in seen:
-            raise VectorsError(
-                f"expected unique {what} ids, '{identifier}' stands twice; "
-                "check the data with `dptdr data inspect`"
-            )
-        seen.add(identifier)
+    """Refuse ids that occur twice: a run could not tell them apart."""
+    if len(set(ids)) < len(ids):
+        double = next(identifier for identifier, count in Counter(ids).items() if count > 1)
+        raise VectorsError(
+            f"duplicate {what} id '{double}'; check the data with `dptdr data inspect`"
+        )

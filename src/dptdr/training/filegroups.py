@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from dptdr.data.training_files import GroupFile, read_records
 from dptdr.errors import TrainingError
 from dptdr.io.beir import BeirFolder
+from dptdr.io.ids import normalised
 from dptdr.io.intarray import as_numbers, int_array
 from dptdr.records import TrainingGroup
 
@@ -38,11 +39,11 @@ class FileGroups:
         self.format = self._file.format
         self.held_out = 0
         self.without_positive = 0
-        texts = {_normal(text) for text in held_out.values()}
+        texts = {normalised(text) for text in held_out.values()}
         ids = set(held_out)
         if self.format in ("mined", "groups"):
             # A dev query's text may stand in the folder under a second id.
-            ids |= {query.id for query in folder.queries() if _normal(query.text) in texts}
+            ids |= {query.id for query in folder.queries() if normalised(query.text) in texts}
         rows = int_array()
         for row, (_, record) in enumerate(read_records(path)):
             if _is_held_out(record, ids=ids, texts=texts):
@@ -71,10 +72,5 @@ def _is_held_out(record: Mapping[str, Any], *, ids: set[str], texts: set[str]) -
     text = record.get("query", record.get("question"))
     if isinstance(text, str):
         # Ids of a foreign file may be anything; its texts tell.
-        return _normal(text) in texts
+        return normalised(text) in texts
     return str(record.get("query_id")) in ids
-
-
-def _normal(text: str) -> str:
-    """Return a text without what does not make it another question."""
-    return " ".join(text.casefold().split())

@@ -1,6 +1,5 @@
 """Which passages of the joint batch count for which query."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dptdr.io.ids import stable_hash
+
 
 def text_hash(text: str) -> int:
     """Return 63 bits that stand for a text, to find copies across processes."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return stable_hash(text) >> 1
 
 
 class Masks(NamedTuple):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dptdr.errors import DataError, NegativesError
-from dptdr.mining.corpus import CorpusTable, JudgementTable, normalised
+from dptdr.io.ids import normalised
+from dptdr.mining.corpus import CorpusTable, JudgementTable
 from dptdr.mining.runtable import RunTable, RunTableWriter, import_run
 from dptdr.records import Passage
 

@@ -40,9 +40,9 @@ def test_no_passages_give_an_empty_ranking(encoder):
 
 
 def test_ids_that_stand_twice_are_refused(encoder):
-    with pytest.raises(VectorsError, match="unique passage ids, 'd1' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'd1'"):
         retrieve(encoder, queries=[Query("q1", "x")], passages=[PASSAGES[0]] * 2, depth=1)
-    with pytest.raises(VectorsError, match="unique query ids, 'q' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate query id 'q'"):
         retrieve(encoder, queries=[Query("q", "x"), Query("q", "y")], passages=PASSAGES, depth=1)
 
 

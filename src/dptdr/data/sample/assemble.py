@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dptdr.errors import DataError
+from dptdr.io.ids import normalised
 
 TEST_SHARE = 0.15
 DEV_SHARE = 0.05
@@ -53,7 +54,7 @@ def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
+    return normalised(text).rstrip(".")
 
 
 def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:

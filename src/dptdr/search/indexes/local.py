@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Int64
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
+from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
 from dptdr.search.bm25 import Bm25Index, stored_language
 from dptdr.search.index import Found, check_query_vectors
@@ -74,7 +75,7 @@ class LocalIndex:
             self.rerank = max(self.rerank, _REDUCED_RERANK)
         self._type = index_type
         self._allowed: dict[tuple[Filter, ...], Int64[np.ndarray, " rows"]] = {}
-        self._row_of: dict[str, int] | None = None
+        self._row_of: RowTable | None = None
 
     @property
     def index_type(self) -> str:
@@ -147,11 +148,13 @@ class LocalIndex:
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
         if self._row_of is None:
-            self._row_of = {name: row for row, name in enumerate(self.vectors.all_ids())}
-        missing = [identifier for identifier in ids if identifier not in self._row_of]
-        if missing:
-            raise VectorsError(f"{self.path}: no passage has the id '{missing[0]}'")
-        return self.vectors.documents([self._row_of[identifier] for identifier in ids])
+            self._row_of = RowTable.build(self.vectors.all_ids())
+        rows = self._row_of.first_rows(stable_hashes(ids))
+        names = self.vectors.ids(np.maximum(rows, 0))
+        for wanted, row, name in zip(ids, rows, names, strict=True):
+            if row < 0 or name != wanted:
+                raise VectorsError(f"{self.path}: no passage has the id '{wanted}'")
+        return self.vectors.documents(rows.tolist())
 
     def verify(self) -> None:
         """Check all vectors, ids, texts and BM25's files against their checksums.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dptdr import errors
 from dptdr.errors import DptdrError, VectorsError
 from dptdr.io.beir import BeirFolder
+from dptdr.io.ids import IdSet
 from dptdr.io.lines import UTF8_MARK, open_bytes
 from dptdr.io.resume import claim
 from dptdr.search.retrieve import TextEncoder
@@ -28,7 +29,7 @@ from dptdr.search.vectors.encoding import (
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import MANIFEST, DType
 from dptdr.search.vectors.reuse import KnownVectors
-from dptdr.search.vectors.windows import PassageIds, encode_window, record_path
+from dptdr.search.vectors.windows import encode_window, record_path, refuse_doubles
 
 _KNOCK_SECONDS = 10
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -176,7 +177,7 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
         VectorsError: If an id stands twice or there is no passage.
     """
     path = BeirFolder(data).corpus_path
-    ids = PassageIds()
+    seen = IdSet()
     held: list[str] = []
     number = end = 0
     start, first = 0, 1
@@ -185,11 +186,11 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
             end += len(line)
             held += [document.passage.id for document in _parsed(line, path=path, first=at)]
             if len(held) == shard_size:
-                ids.add(held)
+                refuse_doubles(held, seen=seen)
                 yield Window(number, start, end, first)
                 held, number, start, first = [], number + 1, end, at + 1
     if held:
-        ids.add(held)
+        refuse_doubles(held, seen=seen)
         yield Window(number, start, end, first)
     elif number == 0:
         raise VectorsError(f"{path}: expected at least one passage, the corpus has none")

@@ -16,6 +16,7 @@ from typing import Any
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import write_json, writing
+from dptdr.io.ids import IdSet
 from dptdr.io.resume import check_same, claim, locked, say_complete
 from dptdr.records import Passage
 from dptdr.search.retrieve import TextEncoder
@@ -41,7 +42,7 @@ from dptdr.search.vectors.manifest import (
     shard_from_json,
 )
 from dptdr.search.vectors.reuse import KnownVectors
-from dptdr.search.vectors.windows import PassageIds, check_record, encode_window, record_path
+from dptdr.search.vectors.windows import check_record, encode_window, record_path, refuse_doubles
 
 SHARD_SIZE = 16_384
 PLAN = "plan.json"
@@ -235,7 +236,7 @@ class _Worker:
         self.work = work
         self.settings = settings
         self.known = known
-        self.ids = PassageIds()
+        self.ids = IdSet()
 
     def go_through(
         self,
@@ -248,7 +249,7 @@ class _Worker:
         done = count = 0
         windows = _windows(as_documents(passages), self.settings.shard_size)
         for index, window in enumerate(windows):
-            self.ids.add([document.passage.id for document in window])
+            refuse_doubles((document.passage.id for document in window), seen=self.ids)
             record = record_path(self.work, index)
             if record.is_file():
                 check_record(record, window, work=self.work)

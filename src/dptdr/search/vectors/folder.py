@@ -1,6 +1,5 @@
 """A vector folder, memory-mapped: any number of passages, read by block or by row."""
 
-import hashlib
 import itertools
 import resource
 import time
@@ -11,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from dptdr.errors import VectorsError
+from dptdr.errors import DataError, VectorsError
 from dptdr.io.atomic import recover_folder, sha256_file
+from dptdr.io.ids import IdSet
+from dptdr.io.npy import map_array
 from dptdr.search.indexes.exact import BLOCK_ROWS
 from dptdr.search.vectors.documents import Document, Filter, unpack_document, unpack_ids
 from dptdr.search.vectors.manifest import (
@@ -119,26 +120,14 @@ class VectorFolder:
                 )
             if on_progress is not None:
                 on_progress(number, len(files))
-        self._check_ids()
-
-    def _check_ids(self) -> None:
-        seen = np.empty(self.count, dtype=np.uint64)
-        for start, ids in self._id_blocks():
-            seen[start : start + len(ids)] = id_hashes(self._decoded(ids))
-        seen.sort()
-        doubled = seen[1:][seen[1:] == seen[:-1]]
-        if not len(doubled):
-            return
-        # Equal hashes are suspects only: look at the ids themselves.
-        met: set[str] = set()
-        for _, ids in self._id_blocks():
-            for identifier in self._decoded(ids[np.isin(id_hashes(self._decoded(ids)), doubled)]):
-                if identifier in met:
-                    raise VectorsError(
-                        f"{self.path}: expected unique passage ids, '{identifier}' stands twice; "
-                        "check the data with `dptdr data inspect` and encode again"
-                    )
-                met.add(identifier)
+        seen = IdSet()
+        for identifier in self.all_ids():
+            # Equal hashes are suspects only: look at the ids themselves.
+            if not seen.add(identifier) and sum(i == identifier for i in self.all_ids()) > 1:
+                raise VectorsError(
+                    f"{self.path}: duplicate passage id '{identifier}'; check the data with "
+                    "`dptdr data inspect` and encode again"
+                )
 
     def blocks(self, block_rows: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
         """Yield first row and vectors of consecutive blocks, memory-mapped, in the stored dtype.
@@ -185,8 +174,8 @@ class VectorFolder:
 
     def all_ids(self) -> Iterator[str]:
         """Yield all passage ids in row order."""
-        for _, ids in self._id_blocks():
-            yield from self._decoded(ids)
+        for shard in self.manifest.shards:
+            yield from self._decoded(self._ids(shard))
 
     def documents(self, rows: Sequence[int] | Iterable[int]) -> list[Document]:
         """Return the documents of some rows, in the given order."""
@@ -217,10 +206,6 @@ class VectorFolder:
             if all(condition.keeps(metadata) for condition in filters)
         ]
         return np.array(rows, dtype=np.int64)
-
-    def _id_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        for shard, start in zip(self.manifest.shards, self._starts.tolist(), strict=False):
-            yield start, self._ids(shard)
 
     def _shard_of(self, row: int) -> Shard:
         if not 0 <= row < self.count:
@@ -292,15 +277,13 @@ class VectorFolder:
         path = self.file(file)
         try:
             if path.suffix == ".npy":
-                mapped: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+                array = map_array(path)
             else:
-                mapped = np.memmap(path, mode="r", dtype=np.uint8)
-        except Exception as error:
-            # A damaged header makes NumPy raise errors of many types.
-            reason = " ".join(str(error).split())[:200]
-            raise VectorsError(f"{path}: cannot be read ({reason}); encode again") from None
-        # A plain view: every step of a memmap object costs more than that of an array.
-        array = np.asarray(mapped)
+                array = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
+        except DataError as error:
+            raise VectorsError(f"{error}; encode again") from None
+        except (OSError, ValueError) as error:
+            raise VectorsError(f"{path}: cannot be read ({error}); encode again") from None
         self._open[file.name] = array
         while len(self._open) > _OPEN_FILES and not self._pinned:
             self._open.popitem(last=False)
@@ -329,11 +312,3 @@ def _allow_open_files(wanted: int) -> None:
             "with a larger --shard-size"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def id_hashes(ids: Sequence[str]) -> np.ndarray:
-    """Return a 64-bit hash of each id, the same in every process."""
-    digests = b"".join(
-        hashlib.blake2b(identifier.encode("utf-8"), digest_size=8).digest() for identifier in ids
-    )
-    return np.frombuffer(digests, dtype=np.uint64)

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ from jaxtyping import Float32
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_file, write_json
+from dptdr.io.ids import IdSet
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Document, pack_documents, pack_ids
-from dptdr.search.vectors.folder import id_hashes
 from dptdr.search.vectors.manifest import (
     SHARDS,
     DType,
@@ -25,32 +25,16 @@ from dptdr.search.vectors.manifest import (
 from dptdr.search.vectors.reuse import KnownVectors
 
 
-class PassageIds:
-    """Refuses an id that came before; holds 8 bytes for each passage."""
+def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
+    """Remember passage ids.
 
-    def __init__(self) -> None:
-        self._hashes: list[np.ndarray] = []
-
-    def add(self, ids: Sequence[str]) -> None:
-        """Take the ids of the next passages.
-
-        Raises:
-            VectorsError: If one stands twice.
-        """
-        hashes = id_hashes(ids)
-        earlier = np.zeros(len(ids), dtype=bool)
-        for block in self._hashes:
-            earlier |= np.isin(hashes, block, kind="sort")
-        values, counts = np.unique(hashes, return_counts=True)
-        earlier |= np.isin(hashes, values[counts > 1])
-        self._hashes.append(values)
-        if len(self._hashes) > 1 and len(self._hashes[-1]) >= len(self._hashes[-2]):
-            # Merge neighbours of equal size, so that few sorted blocks have to be looked into.
-            self._hashes[-2:] = [np.union1d(self._hashes[-2], self._hashes[-1])]
-        if earlier.any():
+    Raises:
+        VectorsError: If one of them was there before.
+    """
+    for identifier in ids:
+        if not seen.add(identifier):
             raise VectorsError(
-                f"expected unique passage ids, '{ids[int(np.flatnonzero(earlier)[-1])]}' stands "
-                "twice; check the data with `dptdr data inspect`"
+                f"duplicate passage id '{identifier}'; check the data with `dptdr data inspect`"
             )
 
 

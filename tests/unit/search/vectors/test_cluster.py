@@ -159,7 +159,7 @@ def test_windows_cover_the_corpus_and_workers_write_what_one_process_writes(
 def test_a_doubled_id_is_refused_before_any_worker_starts(data):
     path = data / "corpus.jsonl"
     path.write_bytes(path.read_bytes() + b'\n{"_id": "d7", "title": "", "text": "again"}')
-    with pytest.raises(VectorsError, match="unique passage ids, 'd7' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'd7'"):
         list(corpus_windows(data, 4))
 
 

@@ -252,9 +252,9 @@ def test_other_data_or_settings_may_not_go_on(make_encoder, tmp_path):
 
 def test_an_id_that_stands_twice_is_refused_even_in_another_shard(encoder, tmp_path):
     doubled = [*PASSAGES, Passage("d2", "again")]
-    with pytest.raises(VectorsError, match="unique passage ids, 'd2' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'd2'"):
         encode_folder(encoder, doubled, out=tmp_path / "v", source=SOURCE, settings=SMALL)
-    with pytest.raises(VectorsError, match="'d0' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'd0'"):
         encode_folder(encoder, [PASSAGES[0]] * 2, out=tmp_path / "u", source=SOURCE)
 
 

@@ -130,7 +130,7 @@ def test_doubled_ids_in_two_shards_are_found(folder):
     manifest = json.loads((folder.path / "manifest.json").read_text())
     manifest["shards"][1]["ids"]["sha256"] = manifest["shards"][0]["ids"]["sha256"]
     (folder.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(VectorsError, match="'d0' stands twice"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'd0'"):
         VectorFolder(folder.path).verify()
 
 
