@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+import typer.core
 from hypothesis import HealthCheck, settings
 
 # The same examples each time, and none judged by the clock: a loaded machine changes nothing.
@@ -16,6 +18,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("dptdr")
+
+# typer documents its own class for commands and hands them the base class, which the check of types
+# would refuse.
+typer.core.TyperCommand.context_class = typer.Context
 
 # Makes `from helpers...` work everywhere below this folder.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,28 +1,15 @@
-"""Bad input on the real command line: exit code 2, one line that names the place, nothing lost."""
+"""Bad input on the command line: exit code 2, one line that names the place, nothing lost."""
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from helpers.program import dptdr
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
 SMALL = ["--steps", "2", "--batch-size", "4", "--evaluations", "1", "--dev-passages", "10"]
-
-
-def dptdr(*arguments, check=False):
-    done = subprocess.run(
-        [sys.executable, "-m", "dptdr", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
 
 
 def refused(*arguments):
