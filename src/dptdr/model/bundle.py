@@ -7,10 +7,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dptdr
-from dptdr.config.methods import MethodConfig, MethodName, config_from, settings_of
+from dptdr.config.methods import (
+    DeepPromptConfig,
+    LoraConfig,
+    MethodConfig,
+    MethodName,
+    config_from,
+    settings_of,
+)
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.model.backbone import MINILM, Backbone, resolve
@@ -240,7 +247,7 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     _check_backbone(path, manifest, backbone)
     state = read_state(path, manifest)
     try:
-        method = build_method(manifest, backbone)
+        method = _build_method(manifest, backbone, state)
         method.load(state)
     except (BundleError, ConfigError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from None
@@ -279,10 +286,22 @@ def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> N
         )
 
 
-def build_method(manifest: TaskManifest, backbone: Backbone) -> Method:
-    """Return the untrained method that a manifest describes."""
+def _build_method(
+    manifest: TaskManifest, backbone: Backbone, state: Mapping[str, Tensor]
+) -> Method:
+    """Return the method that a manifest describes; nothing is larger than the saved tensors say."""
     name, config = _config(manifest)
-    return MethodFactory().build(name, backbone, config, seed=0)
+    if isinstance(config, LoraConfig):
+        widths = {m.in_features for m in backbone.model.modules() if isinstance(m, nn.Linear)}
+        found = {tuple(x.shape) for key, x in state.items() if "lora_A" in key}
+        if any(len(shape) != 2 or shape[1] not in widths for shape in found) or {
+            shape[0] for shape in found
+        } != {config.rank}:
+            raise BundleError(
+                f"rank: expected that of the saved weights {sorted(found)}, got {config.rank}"
+            )
+    rows = state if isinstance(config, DeepPromptConfig) else None
+    return MethodFactory(rows=rows).build(name, backbone, config, seed=0)
 
 
 def _config(manifest: TaskManifest) -> tuple[MethodName, MethodConfig]:

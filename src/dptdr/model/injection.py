@@ -113,7 +113,8 @@ class Injection:
             UnsupportedBackbone: If this cannot be shown; attention rows alone still work.
         """
         if self._feed_forward is None:
-            with _refusing(self.model):
+            # The proof takes gradients, whoever asks.
+            with _refusing(self.model), torch.inference_mode(mode=False):
                 layers = find_layers(
                     self.model, self._run_probe, layers=self.geometry.layers, dim=_dim(self.model)
                 )

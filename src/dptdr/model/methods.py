@@ -274,7 +274,7 @@ def _rows_of_task(
         wanted = getattr(config, setting)
         if length != wanted:
             raise ConfigError(
-                f"{setting}: the task to start from has {length} rows per layer, got {wanted}; use "
+                f"{setting}: the given rows are {length} per layer, got {wanted}; use "
                 f"--{setting.replace('_', '-')} {length}"
             )
     return start, feed_forward

@@ -252,7 +252,10 @@ def task(backbone, tmp_path):
         ({"weights_sha256": "0" * 64}, r"expected SHA-256 0{64}, got .*damaged"),
         ({"method": "magic"}, r"field 'method': expected one of deep-prompt, .* got 'magic'"),
         ({"settings": {"colour": 1}}, r"task: method 'deep-prompt': .*colour"),
-        ({"settings": {"sharing": "untied"}}, r"task: expected prompts \['passage', 'query'\]"),
+        (
+            {"settings": {"sharing": "untied", "prompt_length": 3}},
+            r"task: expected prompts \['passage', 'query'\]",
+        ),
     ],
 )
 def test_broken_manifest_is_named(task, backbone, changes, said):
@@ -306,6 +309,33 @@ def test_weights_that_do_not_fit_are_refused_although_the_checksum_agrees(task, 
     replace_weights(task, b"not safetensors at all")
     with pytest.raises(BundleError, match="expected a safetensors file"):
         load_task(task, backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    ("case", "claim", "said"),
+    [
+        ("deep-prompt tied", {"prompt_length": 1_000_000}, "prompt_length: expected 0 to 4096"),
+        ("deep-prompt tied", {"prompt_length": 4096}, "given rows are 3 per layer, got 4096"),
+        ("deep-prompt ffn", {"ffn_length": 4096}, "given rows are 4 per layer, got 4096"),
+        ("shallow-prompt", {"prompt_length": 1_000_000}, "leaves no room for a text"),
+        ("lora", {"rank": 1_000_000}, r"rank: expected that of the saved weights .*got 1000000"),
+    ],
+)
+def test_sizes_that_only_the_settings_claim_are_refused_before_they_are_made(
+    tmp_path, backbone, monkeypatch, case, claim, said
+):
+    method, config = CASES[case]
+    encoder = Encoder(backbone, method=MethodFactory().build(method, backbone, config, seed=0))
+    save_task(tmp_path / "task", encoder)
+    values = json.loads((tmp_path / "task" / "task.json").read_text())
+    edit(tmp_path / "task", settings=values["settings"] | claim)
+    # What would make them.
+    monkeypatch.setattr("dptdr.model.methods.DeepPrompt", None)
+    monkeypatch.setattr("dptdr.model.methods.random_rows", None)
+    monkeypatch.setattr("dptdr.model.methods.WeightsMethod", None)
+
+    with pytest.raises(BundleError, match=said):
+        load_task(tmp_path / "task", backbone=backbone)
 
 
 @pytest.mark.parametrize("step", ["save_file", "write_json", "write_card"])
