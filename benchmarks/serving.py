@@ -139,7 +139,7 @@ def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) ->
 def random_prompts(backbone: Any, count: int, *, prompt: int) -> list[Any]:
     import torch
 
-    from dptdr.serving.packing import PromptRows
+    from dptdr.model.packing import PromptRows
 
     geometry, generator = backbone.geometry, torch.Generator().manual_seed(0)
     shape = (2, geometry.layers, prompt, geometry.heads, geometry.head_dim)

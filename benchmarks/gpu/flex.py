@@ -1,6 +1,6 @@
 """A mixed batch through one fused kernel: FlexAttention, for accelerators.
 
-The batch is one long row, as in :mod:`dptdr.serving.packing`, but attention is a single call:
+The batch is one long row, as in :mod:`dptdr.model.packing`, but attention is a single call:
 before the tokens stand the prompt rows of all tasks of the batch, each task's once. A block mask
 says that a token sees the tokens of its own text and the rows of its own task; blocks in which
 nobody sees anything are never computed, and no prompt is copied per text.
@@ -21,9 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
+from dptdr.model.packing import PromptRows
 from dptdr.model.rows import PromptCall
 from dptdr.serving.engine.forward import Forward, Row, probe_rows
-from dptdr.serving.packing import PromptRows
 
 NAME = "dptdr-flex"
 

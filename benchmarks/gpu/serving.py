@@ -28,9 +28,9 @@ from flex import FlexForward
 import _lib
 from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
+from dptdr.model.packing import PromptRows
 from dptdr.model.pooling import Pooling
 from dptdr.serving.engine.forward import Forward, Row
-from dptdr.serving.packing import PromptRows
 
 BARE = "padded, no prompt"
 TINY = Shape("bert", 2, 64, 4, 128, 100)

@@ -57,6 +57,12 @@ class Browser:
         """Go to a page."""
         self.ask("POST", "/url", {"url": address})
 
+    def resize(self, width: int, height: int) -> None:
+        """Give the page a viewport of this size, however small windows may be."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
+        self.ask("POST", "/goog/cdp/execute", command)
+
     def run(self, script: str) -> Any:
         """Run JavaScript in the page and return its value."""
         return self.ask("POST", "/execute/sync", {"script": script, "args": []})

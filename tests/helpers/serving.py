@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import random
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,8 +15,8 @@ from dptdr.config.methods import DeepPromptConfig
 from dptdr.model import Backbone, DeepPrompt, Encoder, Limits
 from dptdr.model.bundle import save_task
 from dptdr.model.methods import DeepPromptMethod
+from dptdr.model.packing import PromptRows
 from dptdr.model.rows import FeedForwardRows
-from dptdr.serving.packing import PromptRows
 from helpers.tiny import WORDS
 
 
@@ -144,7 +145,7 @@ class WebServer:
             "tasks": (("one", folder / "tasks" / "one"), ("two", folder / "tasks" / "untied")),
             "tasks_folder": folder / "tasks",
             "indexes": (("one", folder / "one-index"), ("", folder / "bare-index")),
-            "max_body_bytes": 100_000,
+            "max_body_kb": 100,
             "max_texts": 32,
             "max_text_characters": 500,
         } | options
@@ -195,8 +196,6 @@ class WebServer:
 
     def _write_indexes(self):
         from dptdr.records import Passage
-        from dptdr.search.indexes.building import build_index
-        from dptdr.search.vectors.encoding import encode_data
 
         texts = [sentence(5 + n, seed=n) for n in range(12)]
         texts[5] += " zebra"
@@ -209,8 +208,16 @@ class WebServer:
         ]
         (data / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for name, encoder in (("one", self.encoder("one")), ("bare", self.bare)):
-            vectors = encode_data(encoder, data, out=self.folder / f"{name}-vectors")
-            build_index(vectors, out=self.folder / f"{name}-index", index_type="exact")
+            self.write_index(self.folder / f"{name}-index", encoder)
+
+    def write_index(self, out: Path, encoder: Encoder, **settings):
+        """Write an exact index of the passages."""
+        from dptdr.search.indexes.building import BuildSettings, build_index
+        from dptdr.search.vectors.encoding import encode_data
+
+        at = Path(tempfile.mkdtemp(dir=self.folder)) / "vectors"
+        vectors = encode_data(encoder, self.folder / "data", out=at)
+        build_index(vectors, out=out, index_type="exact", settings=BuildSettings(**settings))
 
     def encoder(self, task: str) -> Encoder:
         """Return a task's own encoder."""

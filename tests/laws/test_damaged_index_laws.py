@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dptdr.errors import VectorsError
 from dptdr.search.indexes.local import open_index
+from helpers.damage import DAMAGE, JSON_VALUES, damage, exchange
 
 OLD_INDEX = Path(__file__).parents[1] / "golden" / "index_0_1_0"
 MANIFESTS = ("manifest.json", "vectors/manifest.json")
@@ -51,24 +52,6 @@ def refused_or_harmless(index):
     assert "\n" not in message
 
 
-def damage(content, kind, place, byte):
-    place = place % len(content)
-    if kind == "cut":
-        return content[:place]
-    if kind == "grow":
-        return content + bytes([byte]) * (place + 1)
-    if kind == "swap":
-        return content[place:] + content[:place]
-    return content[:place] + bytes([byte]) + content[place + 1 :]
-
-
-DAMAGE = (
-    st.sampled_from(["byte", "byte", "byte", "cut", "grow", "swap"]),
-    st.integers(0, 4000),
-    st.integers(0, 255),
-)
-
-
 @pytest.fixture
 def index(tmp_path):
     shutil.copytree(OLD_INDEX, tmp_path / "i")
@@ -96,31 +79,6 @@ def test_a_damaged_file_of_a_shard_is_refused_or_does_no_harm(index, name, kind,
         path.write_bytes(whole)
 
 
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**30), 10**30)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8)
-    | st.sampled_from(["../../x", "/etc/passwd", "00000.npy", "hnsw", "exact", 2**40, 10**9]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=4,
-)
-
-
-def places(value, path=()):
-    yield path
-    children = ()
-    if isinstance(value, dict):
-        children = value.items()
-    elif isinstance(value, list):
-        children = enumerate(value)
-    for key, child in children:
-        yield from places(child, (*path, key))
-
-
 @pytest.mark.parametrize("name", MANIFESTS)
 @given(st.integers(0, 10_000), JSON_VALUES)
 @example(0, [])
@@ -128,18 +86,8 @@ def places(value, path=()):
 def test_any_value_anywhere_in_a_manifest_is_refused_or_does_no_harm(index, name, where, value):
     path = index / name
     whole = path.read_text()
-    record = json.loads(whole)
-    found = list(places(record))
-    *parents, last = found[where % len(found)] or (None,)
-    if last is None:
-        record = value
-    else:
-        inner = record
-        for key in parents:
-            inner = inner[key]
-        inner[last] = value
     try:
-        path.write_text(json.dumps(record))
+        path.write_text(exchange(whole, where, value))
         refused_or_harmless(index)
     finally:
         path.write_text(whole)

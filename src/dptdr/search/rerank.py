@@ -77,11 +77,14 @@ def _rescored(
     return [Hit(hits[place].passage_id, float(scores[place])) for place in order.tolist()]
 
 
-def cross_encoder(model: str, *, device: str = "cpu", batch_size: int = 32) -> Scorer:
+def cross_encoder(
+    model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
+) -> Scorer:
     """Return a scorer that reads query and passage together.
 
     Args:
         batch_size: Pairs at once.
+        raw: Return logits, whatever activation the model's own settings name.
 
     Raises:
         VectorsError: If sentence-transformers is not installed or the model cannot be loaded.
@@ -100,8 +103,13 @@ def cross_encoder(model: str, *, device: str = "cpu", batch_size: int = 32) -> S
             f"'{model}' cannot be loaded as a cross-encoder ({str(error).splitlines()[0]})"
         ) from None
 
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
+    if raw:
+        import torch
+
+        options["activation_fn"] = torch.nn.Identity()
+
     def score(query: str, texts: list[str]) -> Any:
-        pairs = [(query, text) for text in texts]
-        return loaded.predict(pairs, batch_size=batch_size, show_progress_bar=False)
+        return loaded.predict([(query, text) for text in texts], **options)
 
     return score

@@ -1,4 +1,4 @@
-"""A uvicorn server that goes on answering for a while after it was told to stop."""
+"""A uvicorn server that answers for a while after a stop signal."""
 
 import signal
 import threading
@@ -8,44 +8,39 @@ import uvicorn
 
 from dptdr.serving.runtime import Runtime
 
-_RUNTIMES: list[Runtime] = []
-
-
-def announce(runtime: Runtime) -> None:
-    """Tell this process's server which runtime it serves."""
-    _RUNTIMES[:] = [runtime]
-
 
 class DrainingServer(uvicorn.Server):  # type: ignore[misc]
-    """Drains first, stops then; and stops at once where the runtime could not be loaded."""
+    """Drains, then stops; stops at once if its runtime could not be loaded."""
 
     should_exit: bool
     force_exit: bool
 
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self.runtime = runtime
+
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Take a stop signal; a second one stops at once."""
-        patient = [runtime for runtime in _RUNTIMES if runtime.settings.drain_seconds > 0]
-        if not patient or patient[0].draining:
-            self._stop(sig, frame)
+        """Handle a stop signal; a second one stops at once."""
+        del frame
+        seconds = self.runtime.settings.drain_seconds
+        if not seconds or self.runtime.draining:
+            self._stop(sig)
             return
-        # Balancers see 503 from /health and send nobody here any more.
-        patient[0].draining = True
-        seconds = patient[0].settings.drain_seconds
-        timer = threading.Timer(seconds, self._stop, args=(sig, frame))
+        # Load balancers see 503 from /health and send nobody here any more.
+        self.runtime.draining = True
+        timer = threading.Timer(seconds, self._stop, args=(sig,))
         timer.daemon = True
         timer.start()
 
-    def _stop(self, sig: int, frame: Any) -> None:
-        del frame
-        # uvicorn would raise the signal again behind an orderly end, and the exit code with it.
-        again = self.should_exit
-        self.force_exit = again and sig == signal.SIGINT
+    def _stop(self, sig: int) -> None:
+        # Unlike uvicorn's own handler: it would raise the signal again after an orderly end.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Say whether to stop."""
+        """Return whether to stop."""
         # A worker that cannot load ends, and its message is what the caller sees.
-        if any(runtime.failure is not None for runtime in _RUNTIMES):
+        if self.runtime.failure is not None:
             return True
         stop: bool = await super().on_tick(counter)
         return stop

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dptdr.serving.engine.requests import BatchReport, CheckReport
+from dptdr.serving.engine.requests import BatchReport, CheckReport, Encoded
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -15,7 +15,7 @@ _TASKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """All that a server counts.
 
-    Labels are names of tasks that exist, so that nobody can fill the memory with invented ones.
+    Labels are names of existing tasks, so that nobody can fill the memory with invented ones.
     """
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class Metrics:
 
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry, "namespace": "dptdr"}
-        self.requests = Counter(
-            "requests", "Requests by what was asked and how it ended.", ["route", "status"], **own
-        )
-        self.task_requests = Counter("task_requests", "Requests for vectors.", ["task"], **own)
-        self.task_texts = Counter("task_texts", "Texts encoded.", ["task"], **own)
-        self.task_tokens = Counter("task_tokens", "Tokens encoded.", ["task"], **own)
+        add, most = ({"multiprocess_mode": mode, **own} for mode in ("livesum", "livemax"))
+        task = {"labelnames": ["task"], **own}
+        self.requests = Counter("requests", "Requests.", ["route", "status"], **own)
+        self.task_requests = Counter("task_requests", "Requests for vectors.", **task)
+        self.task_texts = Counter("task_texts", "Texts encoded.", **task)
+        self.task_tokens = Counter("task_tokens", "Tokens encoded.", **task)
         self.task_seconds = Histogram(
-            "task_seconds", "From arrival to vectors.", ["task"], buckets=_SECONDS, **own
+            "task_seconds", "From arrival to vectors.", buckets=_SECONDS, **task
         )
         self.wait_seconds = Histogram(
             "wait_seconds", "From arrival to the batch.", buckets=_SECONDS, **own
@@ -43,20 +43,23 @@ class Metrics:
         self.batch_tasks = Histogram(
             "batch_tasks", "Different prompts in a batch.", buckets=_TASKS, **own
         )
-        self.queue_tokens = Gauge(
-            "queue_tokens", "Tokens that wait.", multiprocess_mode="livesum", **own
-        )
-        self.tasks = Gauge("tasks", "Tasks known.", multiprocess_mode="livemax", **own)
-        self.prompt_bytes = Gauge(
-            "prompt_bytes", "Prompts in memory.", multiprocess_mode="livesum", **own
-        )
+        self.queue_tokens = Gauge("queue_tokens", "Tokens that wait.", **add)
+        self.tasks = Gauge("tasks", "Tasks known.", **most)
+        self.prompt_bytes = Gauge("prompt_bytes", "Prompts in memory.", **add)
         self.checks = Counter("self_checks", "Self-checks by outcome.", ["outcome"], **own)
         self.check_difference = Gauge(
             "self_check_difference",
             "Largest difference of the last self-check, in units of the longest vector.",
-            multiprocess_mode="livemax",
-            **own,
+            **most,
         )
+
+    def saw_answer(self, task: str, encoded: Encoded) -> None:
+        """Count a request for vectors."""
+        self.task_requests.labels(task).inc()
+        self.task_texts.labels(task).inc(len(encoded.tokens))
+        self.task_tokens.labels(task).inc(sum(encoded.tokens))
+        self.task_seconds.labels(task).observe(encoded.seconds)
+        self.wait_seconds.observe(encoded.waited_seconds)
 
     def saw_batch(self, report: BatchReport) -> None:
         """Count a batch."""
@@ -72,15 +75,12 @@ class Metrics:
         self.check_difference.set(report.difference)
 
     def text(self, *, existing: set[str], shown: set[str], all_shown: bool) -> bytes:
-        """Return metrics as Prometheus reads them; of all workers where there are several.
+        """Return metrics as Prometheus reads them, of all workers together.
 
         Args:
-            existing: Tasks there are; counts of others are forgotten.
+            existing: Tasks that exist; counts of others are forgotten.
             shown: Tasks whose counts are returned.
             all_shown: Whether counts over all tasks are returned too.
-
-        Returns:
-            The text.
         """
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector

@@ -1,11 +1,12 @@
-"""What a worker holds while it runs: backbone, registry, engine, indexes; and how it comes up."""
+"""One worker while it runs: backbone, task registry, engine, indexes; and how it starts."""
 
+import functools
 import threading
 from pathlib import Path
 
-from dptdr.errors import ConfigError, DptdrError, ServingError
+from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Backbone
-from dptdr.model.bundle import read_manifest
+from dptdr.search.rerank import Scorer
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.forward import Forward
@@ -13,8 +14,9 @@ from dptdr.serving.engine.requests import Draining, EngineSettings
 from dptdr.serving.http.auth import OPEN, USE_ONLY, Keyring
 from dptdr.serving.http.rates import Rates
 from dptdr.serving.metrics import Metrics
-from dptdr.serving.searching import Searcher
 from dptdr.serving.settings import ServerSettings
+from dptdr.serving.start import say
+from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.registry import TaskRegistry
 
 CHECK_TEXTS = (
@@ -27,11 +29,7 @@ CHECK_TEXTS = (
 
 
 class Runtime:
-    """One worker, from start to end.
-
-    Args:
-        settings: What the server was told.
-    """
+    """One worker, from start to end."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -45,13 +43,13 @@ class Runtime:
         self.rates = Rates(settings.burst_requests)
         self.draining = False
         self.failure: DptdrError | None = None
-        self._bank: TaskRegistry | None = None
+        self.scorer: Scorer | None = None
+        self.scorer_lock = threading.Lock()
+        self.reranking = 0
         self._engine: Engine | None = None
-        self._searcher: Searcher | None = None
-        self._loaded = threading.Event()
 
     def load(self) -> None:
-        """Load everything; afterwards :attr:`ready` is true.
+        """Load everything; :attr:`loaded` is true afterwards.
 
         Raises:
             DptdrError: If the backbone, a task or an index cannot be loaded.
@@ -61,14 +59,31 @@ class Runtime:
             import torch
 
             torch.set_num_threads(settings.threads)
+        say(f"loading the encoder {settings.backbone}")
         forward = _forward(settings)
-        registry = TaskRegistry(
-            forward, state=settings.state_folder, budget_bytes=settings.prompt_memory_bytes
+        if settings.indexes:
+            say(f"opening {len(settings.indexes)} indexes")
+        indexes = Indexes(
+            settings.indexes,
+            dim=forward.backbone.dim,
+            hybrid=settings.hybrid,
+            folder=functools.partial(allowed_folder, folder=settings.tasks_folder, what="index"),
         )
+        registry = TaskRegistry(
+            forward,
+            state=settings.state_folder,
+            budget_bytes=settings.prompt_memory_mb * 1_000_000,
+            indexes=indexes,
+        )
+        if settings.tasks:
+            say(f"checking {len(settings.tasks)} tasks")
         for name, bundle in settings.tasks:
             registry.add(name, bundle, replace=True, reuse=True)
-        searcher = Searcher(settings.indexes, hybrid=settings.hybrid)
-        searcher.check(registry.backbone.dim)
+        if settings.cross_encoder is not None:
+            from dptdr.search.rerank import cross_encoder
+
+            say(f"loading the cross-encoder {settings.cross_encoder}")
+            self.scorer = cross_encoder(settings.cross_encoder, raw=True)
         engine = Engine(
             registry,
             settings=EngineSettings(
@@ -85,6 +100,7 @@ class Runtime:
             on_check=self.metrics.saw_check,
         ).start()
         # The first passes of a process are slow, and must be right.
+        say("checking vectors of mixed batches")
         report = engine.check(CHECK_TEXTS)
         if not report.passed:
             engine.stop(timeout_seconds=0.1)
@@ -92,13 +108,12 @@ class Runtime:
                 f"self-check failed: mixed vectors differ by {report.difference:.1e} from those "
                 "of single rows; try --layout padded, and please report this"
             )
-        self._bank, self._engine, self._searcher = registry, engine, searcher
-        self._loaded.set()
+        self._engine = engine
 
     @property
     def loaded(self) -> bool:
-        """Whether everything is there."""
-        return self._loaded.is_set()
+        """Whether everything is loaded."""
+        return self._engine is not None
 
     @property
     def ready(self) -> bool:
@@ -109,17 +124,6 @@ class Runtime:
     def bare_only(self) -> bool:
         """Whether the server was started for the bare encoder and can take no task."""
         return not self.settings.tasks and self.settings.tasks_folder is None
-
-    @property
-    def registry(self) -> TaskRegistry:
-        """The tasks.
-
-        Raises:
-            Draining: While starting.
-        """
-        if self._bank is None:
-            raise Draining("the server is starting; try again in a moment")
-        return self._bank
 
     @property
     def engine(self) -> Engine:
@@ -133,18 +137,16 @@ class Runtime:
         return self._engine
 
     @property
-    def searcher(self) -> Searcher:
-        """The indexes.
+    def registry(self) -> TaskRegistry:
+        """The tasks.
 
         Raises:
             Draining: While starting.
         """
-        if self._searcher is None:
-            raise Draining("the server is starting; try again in a moment")
-        return self._searcher
+        return self.engine.registry
 
     def stop(self) -> bool:
-        """Finish what was taken; return whether all of it was."""
+        """Finish accepted requests; return whether all of them were."""
         self.draining = True
         if self._engine is None:
             return True
@@ -154,57 +156,39 @@ class Runtime:
 def _forward(settings: ServerSettings) -> Forward:
     backbone = Backbone.load(settings.backbone)
     if settings.onnx is None:
-        return Forward(backbone, layout=settings.layout or None)
+        return Forward(backbone, layout=settings.layout)
     from dptdr.serving.onnx.forward import OnnxForward
 
     return OnnxForward(backbone, settings.onnx, threads=settings.threads)
 
 
-def allowed_bundle(name: str, *, folder: Path | None) -> Path:
-    """Return the bundle that a request names, if it lies in the allowed folder.
+def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:
+    """Return where a bundle or index lies that a request names.
 
     Args:
-        name: Name of a bundle inside the folder, never a path.
-        folder: The allowed folder.
-
-    Returns:
-        Where the bundle lies.
+        name: Name of a folder inside the tasks folder, never a path.
+        folder: The tasks folder.
+        what: ``bundle`` or ``index``, for messages.
 
     Raises:
-        ServingError: If there is no allowed folder, or the name leads out of it.
+        ServingError: If there is no tasks folder, or the name leads out of it.
     """
     if folder is None:
         raise ServingError(
             "this server takes no new tasks; start it with --tasks-folder to allow the bundles "
-            "in one folder"
+            "and indexes in one folder"
         )
     root = folder.resolve()
     plain = name and name not in (".", "..") and "\0" not in name
     if not plain or "/" in name or "\\" in name or (root / name).resolve().parent != root:
         raise ServingError(
-            f"bundle {name[:100]!r}: expected the name of a folder inside the tasks folder, not "
+            f"{what} {name[:100]!r}: expected the name of a folder inside the tasks folder, not "
             "a path"
         )
     if not (root / name).is_dir():
-        raise ServingError(f"bundle '{name[:100]}': there is no such folder in the tasks folder")
+        raise ServingError(f"{what} '{name[:100]}': there is no such folder in the tasks folder")
     if (root / name).is_symlink() or any(file.is_symlink() for file in (root / name).iterdir()):
         raise ServingError(
-            f"bundle '{name[:100]}': expected plain files, got a link; copy what it points to"
+            f"{what} '{name[:100]}': expected plain files, got a link; copy what it points to"
         )
     return root / name
-
-
-def task_name(bundle: Path) -> str:
-    """Return the name under which a bundle is served if none is given."""
-    return read_manifest(bundle).name
-
-
-def backbone_of(tasks: tuple[tuple[str, Path], ...]) -> str:
-    """Return the backbone that the first task names.
-
-    Raises:
-        ConfigError: If there is no task.
-    """
-    if not tasks:
-        raise ConfigError("expected at least one task, or --backbone for the bare encoder")
-    return read_manifest(tasks[0][1]).backbone

@@ -1,38 +1,30 @@
-"""Search inside a server: the vector comes from the engine, the hits from an index that fits."""
+"""One index of a server: opened whole, then searched by vectors and words."""
 
+import hashlib
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from dptdr.errors import ServingError, VectorsError, WrongPrompt
-from dptdr.records import Hit, Passage, Query
+from dptdr.errors import ServingError, VectorsError
+from dptdr.records import Hit, Query
 from dptdr.search.bm25 import Bm25Index
-from dptdr.search.hybrid import fuse
+from dptdr.search.hybrid import Fusion, fuse
 from dptdr.search.indexes.local import LocalIndex, open_index
 from dptdr.search.vectors.documents import Filter
-from dptdr.serving.tasks.prompt_cache import TaskVersion
 
-Mode = Literal["dense", "hybrid"]
+_FUSED_DEPTH = 100
+"""Hits that vectors and words bring to a fusion at least."""
 
-_POOL = 100
-"""Hits that each side brings to the fusion, at least."""
+_FILTERED_WORDS = 10
+"""How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
 
 
 class ServedHit(NamedTuple):
-    """A passage that was found.
-
-    Args:
-        rank: From 1.
-        id: The passage's id.
-        score: Dot product, or the fused score in hybrid mode.
-        title: Title of the passage.
-        text: Its text.
-    """
+    """A passage that was found; ranks begin with 1, scores are dot products or fused."""
 
     rank: int
     id: str
@@ -42,170 +34,105 @@ class ServedHit(NamedTuple):
 
 
 class ServedIndex:
-    """One index of a server.
+    """One index folder.
 
     Args:
-        task: The task it was given for; empty: any that fits.
-        path: The index folder.
-        hybrid: Whether to build BM25 beside it, in memory.
+        path: The folder.
+        task: The only task that may search it; empty: every task that fits.
+        hybrid: Build BM25 in memory if the index has none.
 
     Raises:
         VectorsError: If the folder is missing or damaged.
     """
 
-    def __init__(self, task: str, path: Path, *, hybrid: bool) -> None:
+    def __init__(self, path: Path, *, task: str = "", hybrid: bool = False) -> None:
         self.task = task
         self.name = path.name
         self.index: LocalIndex = open_index(path)
         self.lexical: Bm25Index | None = None
-        if hybrid:
-            self.lexical = Bm25Index.build(self._passages())
-        # Files of an index are opened lazily, in an order that threads must not mix up.
+        if self.index.has_lexical:
+            self.lexical = self.index.lexical()
+        elif hybrid:
+            self.lexical = Bm25Index.build(d.passage for d in self.index.vectors.all_documents())
+        # Files are opened lazily, in an order that threads must not mix up.
         self._lock = threading.Lock()
+        if self.index.count:
+            # Whatever cannot be read fails now, and the first query need not wait for it.
+            self.search(self.index.vectors.gather(np.zeros(1, dtype=np.int64))[0], depth=1)
 
-    def _passages(self) -> Iterator[Passage]:
-        return (document.passage for document in self.index.vectors.all_documents())
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its vectors."""
+        return self.index.origin.passage_fingerprint
 
-    def fits(self, version: TaskVersion) -> bool:
-        """Whether a version may search here and its queries belong to these vectors."""
-        made = self.index.origin.passage_fingerprint
-        return self.task in ("", version.task) and made == version.fingerprints["passage"]
+    def fits(self, task: str, fingerprint: str) -> bool:
+        """Whether a task with these passage vectors may search here."""
+        return self.task in ("", task) and self.fingerprint == fingerprint
 
     def search(
         self,
         vector: Float[np.ndarray, " dim"],
         *,
-        text: str,
         depth: int,
-        mode: Mode,
-        filters: Sequence[Filter],
+        text: str = "",
+        fusion: Fusion | None = None,
+        filters: Sequence[Filter] = (),
     ) -> list[ServedHit]:
         """Return the best passages.
 
         Args:
             vector: The query's vector.
+            depth: Maximum hits.
             text: The query's text, for BM25.
-            depth: Most hits.
-            mode: ``dense``, or ``hybrid`` to fuse with BM25 by reciprocal ranks.
-            filters: Conditions on metadata.
-
-        Returns:
-            Hits, best first.
+            fusion: How BM25 is merged in; ``None``: vectors alone.
+            filters: Conditions on metadata; all must hold.
 
         Raises:
-            ServingError: If hybrid search was not prepared.
+            ServingError: If a fusion is asked for and there is no BM25.
         """
         with self._lock:
-            pool = depth if mode == "dense" else max(depth, _POOL)
-            found = self.index.search(vector[None], depth=pool, filters=filters)
-            ids = found.ids[0]
-            scores = [float(score) for score in found.scores[0][: len(ids)]]
-            if mode == "hybrid":
-                ids, scores = self._fused(text, ids, depth=depth, pool=pool, filters=filters)
-            documents = self.index.documents(ids)
+            wanted = depth if fusion is None else max(depth, _FUSED_DEPTH)
+            found = self.index.search(vector[None], depth=wanted, filters=filters)
+            hits = [
+                Hit(*pair) for pair in zip(found.ids[0], found.scores[0].tolist(), strict=False)
+            ]
+            if fusion is not None:
+                words = self._words(text, depth=wanted, filters=filters)
+                hits = fuse([{"q": hits}, {"q": words}], fusion=fusion, depth=depth)["q"]
+            documents = self.index.documents([hit.passage_id for hit in hits])
         return [
-            ServedHit(rank, name, score, document.passage.title, document.passage.text)
-            for rank, (name, score, document) in enumerate(
-                zip(ids, scores, documents, strict=True), start=1
-            )
+            ServedHit(rank, hit.passage_id, hit.score, found.passage.title, found.passage.text)
+            for rank, (hit, found) in enumerate(zip(hits, documents, strict=True), start=1)
         ]
 
-    def _fused(
-        self, text: str, dense: list[str], *, depth: int, pool: int, filters: Sequence[Filter]
-    ) -> tuple[list[str], list[float]]:
+    def _words(self, text: str, *, depth: int, filters: Sequence[Filter]) -> list[Hit]:
         if self.lexical is None:
             raise ServingError(
-                f"index '{self.name}' has no BM25 beside it; start the server with --hybrid, or "
-                "ask for mode 'dense'"
+                f"index '{self.name}' has no BM25; build it with `dptdr index --bm25`, start the "
+                "server with --hybrid, or ask for mode 'dense'"
             )
-        run = self.lexical.search([Query("q", text)], depth=pool)
-        lexical = [hit.passage_id for hit in run.get("q", [])]
+        times = _FILTERED_WORDS if filters else 1
+        hits = self.lexical.search([Query("q", text)], depth=depth * times).get("q", [])
         if filters:
-            kept = self.index.documents(lexical)
-            lexical = [d.passage.id for d in kept if all(f.keeps(d.metadata) for f in filters)]
-        rankings = [{"q": [Hit(name, 0.0) for name in names]} for names in (dense, lexical)]
-        fused = fuse(rankings, depth=depth)["q"]
-        return [hit.passage_id for hit in fused], [hit.score for hit in fused]
+            documents = self.index.documents([hit.passage_id for hit in hits])
+            hits = [
+                hit
+                for hit, document in zip(hits, documents, strict=True)
+                if all(condition.keeps(document.metadata) for condition in filters)
+            ]
+        return hits[:depth]
 
 
-class Searcher:
-    """All indexes of a server.
+def index_key(path: Path) -> str:
+    """Return a hash of an index's manifests, which tells it from another in its place.
 
-    Args:
-        indexes: Task (may be empty) and folder of each.
-        hybrid: Whether to build BM25 beside them.
+    Raises:
+        VectorsError: If there is no index.
     """
-
-    def __init__(self, indexes: Sequence[tuple[str, Path]], *, hybrid: bool = False) -> None:
-        self.indexes = [ServedIndex(task, path, hybrid=hybrid) for task, path in indexes]
-
-    def find(self, version: TaskVersion) -> ServedIndex:
-        """Return the index that a version can search: its own, else one given for any task.
-
-        Args:
-            version: Whose queries are searched.
-
-        Returns:
-            The index.
-
-        Raises:
-            WrongPrompt: If the task's own index was made by another version.
-            ServingError: If there is none.
-        """
-        wanted = version.fingerprints["passage"]
-        own = [served for served in self.indexes if served.task == version.task]
-        for served in [*own, *self.indexes]:
-            if served.fits(version):
-                return served
-        if own:
-            origin = own[0].index.origin
-            raise WrongPrompt(
-                f"index '{own[0].name}' holds vectors of '{origin.encoder}' with passage "
-                f"fingerprint {origin.passage_fingerprint}, but {version.name} makes {wanted}; "
-                "renew the index (dptdr index --refresh), or search with the version that made it"
-            )
-        raise ServingError(
-            f"no index fits {version.name}; start the server with --index {version.task}=FOLDER"
-        )
-
-    def check(self, dim: int) -> None:
-        """Refuse indexes of another backbone's size at start.
-
-        Raises:
-            VectorsError: If an index has another dimension.
-        """
-        for served in self.indexes:
-            if served.index.dim != dim:
-                raise VectorsError(
-                    f"{served.index.path}: expected vectors of {dim} numbers, got "
-                    f"{served.index.dim}; it was made by another backbone"
-                )
-
-
-class Answer(NamedTuple):
-    """Hits of one task.
-
-    Args:
-        hits: The hits, best first.
-        source: Which index they come from.
-        search_seconds: Time in the index.
-    """
-
-    hits: list[ServedHit]
-    source: str
-    search_seconds: float
-
-
-def answer(
-    served: ServedIndex,
-    vector: Float[np.ndarray, " dim"],
-    *,
-    text: str,
-    depth: int,
-    mode: Mode,
-    filters: Sequence[Filter],
-) -> Answer:
-    """Search one index and say how long it took."""
-    began = time.perf_counter()
-    hits = served.search(vector, text=text, depth=depth, mode=mode, filters=filters)
-    return Answer(hits, served.name, time.perf_counter() - began)
+    try:
+        parts = [(path / name).read_bytes() for name in ("manifest.json", "vectors/manifest.json")]
+    except OSError:
+        raise VectorsError(
+            f"{path}: expected an index folder; make it with `dptdr index`"
+        ) from None
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]

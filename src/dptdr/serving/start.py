@@ -1,19 +1,31 @@
-"""From what a user asked a server to do to its complete settings."""
+"""Complete settings of a server from what a user asked for."""
 
 import contextlib
 import importlib.util
 import os
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptdr.config.settings import declared
 from dptdr.errors import ConfigError
+from dptdr.io.atomic import writing
 from dptdr.serving.settings import ServerSettings
+from dptdr.serving.temporary import temporary_folder
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "structlog")
+_PLACES = {
+    "tasks_folder": "a folder of task bundles",
+    "keys_file": "a file with API keys",
+    "onnx": "a folder that `dptdr export --int8` wrote",
+}
+
+
+def say(what: str) -> None:
+    """Name the present phase on standard error, at once."""
+    sys.stderr.write(f"{what} ...\n")
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -23,21 +35,20 @@ def server_settings(
     backbone: str | None = None,
     indexes: Sequence[Path | str] = (),
     host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
     state_folder: Path | None = None,
     **settings: Any,
 ) -> Iterator[ServerSettings]:
-    """Give complete settings, with a temporary state folder where none is named.
+    """Yield complete settings; without ``state_folder`` that is a temporary one.
 
     Args:
         tasks: Each as ``FOLDER`` or ``NAME=FOLDER``.
         backbone: The encoder; the first task's by default.
         indexes: Each as ``FOLDER`` or ``TASK=FOLDER``.
-        host: Address to listen on: tasks may be changed without keys on this machine alone.
-        state_folder: Where the catalogue and copies of bundles lie.
+        host: Address to listen on. Tasks may be changed without keys on the loopback alone.
+        allowed_hosts: Further names under which an open server may be reached.
+        state_folder: Holds the catalogue and copies of bundles.
         **settings: Further fields of ``ServerSettings``.
-
-    Yields:
-        The settings.
 
     Raises:
         ConfigError: If a setting is unknown or wrong, or a package is missing.
@@ -47,28 +58,37 @@ def server_settings(
         raise ConfigError(
             f"serving needs {', '.join(missing)}; install them with: pip install 'dptdr[serve]'"
         )
-    unknown = sorted(set(settings) - set(declared(ServerSettings)))
+    unknown = sorted(set(settings) - set(ServerSettings.__dataclass_fields__))
     if unknown:
         raise ConfigError("; ".join(f"{name}: unknown setting" for name in unknown))
-    from dptdr.serving.runtime import backbone_of, task_name
+    for name, expected in _PLACES.items():
+        path = settings.get(name)
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"{path}: no such file or folder, expected {expected}")
+    from dptdr.model.bundle import read_manifest
 
     named = [_named(str(given)) for given in tasks]
+    if backbone is None:
+        if not named:
+            raise ConfigError("expected at least one task, or --backbone for the bare encoder")
+        backbone = read_manifest(named[0][1]).backbone
     workers = settings.get("workers", 1)
     if workers > 1 and not settings.get("threads"):
         settings["threads"] = max(1, (os.cpu_count() or 1) // workers)
     with _state_folder(state_folder) as folder:
         yield ServerSettings(
-            backbone=backbone or backbone_of(tuple(named)),
+            backbone=backbone,
             state_folder=folder,
-            tasks=tuple((name or task_name(path), path) for name, path in named),
+            tasks=tuple((name or read_manifest(path).name, path) for name, path in named),
             indexes=tuple(_named(str(given)) for given in indexes),
             open_administration=host in _LOOPBACK,
+            hosts=tuple(name.lower() for name in (host, *allowed_hosts)),
             **settings,
         )
 
 
 def _named(given: str) -> tuple[str, Path]:
-    """Split NAME=FOLDER; a folder whose own name holds '=' is taken as it is."""
+    """Split NAME=FOLDER, unless '=' is part of an existing folder's name."""
     name, equals, folder = given.partition("=")
     if equals and not Path(given).exists():
         return name, Path(folder)
@@ -77,9 +97,10 @@ def _named(given: str) -> tuple[str, Path]:
 
 @contextlib.contextmanager
 def _state_folder(given: Path | None) -> Iterator[Path]:
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
+    if given is None:
+        with temporary_folder("serve") as folder:
+            yield folder
+    else:
+        with writing(given):
+            given.mkdir(parents=True, exist_ok=True)
         yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="dptdr-serve-") as folder:
-        yield Path(folder)

@@ -13,19 +13,18 @@ from typing import Any
 
 from dptdr.errors import ServingError
 
-_SOON_SECONDS = 5.0
-_MOST_EARLY_DEATHS = 5
-
-
 CANNOT_LOAD = 3
 """Exit code of a worker that says why it cannot start."""
+
+_EARLY_SECONDS = 5.0
+_MAX_EARLY_DEATHS = 5
 
 
 class Supervisor:
     """Runs workers that accept from one socket; a worker that dies is replaced.
 
     Args:
-        target: What a worker does; takes the arguments and a queue for its last words.
+        target: What a worker does; takes the arguments and a queue for its error message.
         arguments: The arguments.
         workers: How many processes.
         patience_seconds: How long workers may take to end before they are killed.
@@ -53,7 +52,7 @@ class Supervisor:
         """Run until a stop signal comes and all workers have ended.
 
         Raises:
-            ServingError: If workers cannot load, or die again and again right after their start.
+            ServingError: If workers cannot load, or die repeatedly right after their start.
         """
         before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -70,19 +69,6 @@ class Supervisor:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
 
-    def _replace(self, process: SpawnProcess) -> None:
-        soon = time.monotonic() - self._running[process] < _SOON_SECONDS
-        self._early = self._early + 1 if soon else 0
-        self._bury(process)
-        if process.exitcode == CANNOT_LOAD:
-            raise ServingError(self._failures.get())
-        if self._early >= _MOST_EARLY_DEATHS:
-            raise ServingError(
-                f"{self._early} workers in a row died within {_SOON_SECONDS:g} seconds of their "
-                "start; the log above says why"
-            )
-        self._start()
-
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         del sig, frame
         self._stopping = True
@@ -92,13 +78,22 @@ class Supervisor:
         process.start()
         self._running[process] = time.monotonic()
 
-    def _bury(self, process: SpawnProcess) -> None:
+    def _replace(self, process: SpawnProcess) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        del self._running[process]
+        early = time.monotonic() - self._running.pop(process) < _EARLY_SECONDS
+        self._early = self._early + 1 if early else 0
         sys.stderr.write(f"worker {process.pid} died with code {process.exitcode}, replacing it\n")
         with contextlib.suppress(OSError, TypeError, ValueError):
             mark_process_dead(process.pid)
+        if process.exitcode == CANNOT_LOAD:
+            raise ServingError(self._failures.get())
+        if self._early >= _MAX_EARLY_DEATHS:
+            raise ServingError(
+                f"{self._early} workers in a row died within {_EARLY_SECONDS:g} seconds of their "
+                "start; the log above says why"
+            )
+        self._start()
 
     def _end(self) -> None:
         for process in self._running:

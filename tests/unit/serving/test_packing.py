@@ -1,6 +1,6 @@
 import torch
 
-from dptdr.serving.packing import plan
+from dptdr.model.packing import plan
 from helpers.serving import random_rows
 
 

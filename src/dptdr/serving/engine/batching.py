@@ -1,10 +1,9 @@
 """Which texts are computed together, and when: a queue over all tasks. No torch here.
 
 Texts wait in a list sorted by length, so that neighbours make a batch with little padding. The most
-urgent text starts each batch; its neighbours in length fill it. What is urgent follows from when
-a text arrived and how much work its request brings: a search with one line does not wait behind a
-thousand passages that came a moment earlier, and yet those wait no longer than their own size
-explains, whatever comes after them.
+urgent text starts each batch; its neighbours in length fill it. Urgency is arrival plus the time
+that the whole request needs: a search with one line does not wait behind a thousand passages that
+came a moment earlier, and those wait no longer than their own size explains.
 """
 
 import bisect
@@ -18,12 +17,7 @@ from dptdr.errors import ServingError
 
 
 class QueueFull(ServingError):
-    """More texts wait than the server has promised to hold; come back later.
-
-    Args:
-        message: What came and what the limit is.
-        retry_after_seconds: When there should be room.
-    """
+    """More texts wait than the server may hold."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -32,16 +26,14 @@ class QueueFull(ServingError):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
-    """What one batch and the whole queue may hold.
+    """Sizes of one batch and of the whole queue.
 
     Args:
-        batch_tokens: Most tokens per batch; one longer text stands alone.
-        batch_texts: Most texts per batch.
-        queue_tokens: Most tokens that may wait.
-        cost: ``packed`` counts tokens as they are, ``padded`` as if all texts of a batch were as
-            long as its longest.
-        tokens_per_second: Expected speed; sets how long a request's size holds it back, and
-            what a full queue answers.
+        batch_tokens: Maximum tokens per batch; a longer text is a batch of its own.
+        batch_texts: Maximum texts per batch.
+        queue_tokens: Maximum tokens that wait.
+        cost: ``packed`` counts tokens, ``padded`` as if all texts were as long as the longest.
+        tokens_per_second: Expected speed, for urgency and for what a full queue answers.
     """
 
     batch_tokens: int = 4096
@@ -50,13 +42,28 @@ class BatchLimits:
     cost: Literal["packed", "padded"] = "packed"
     tokens_per_second: float = 4000.0
 
+    def check_room(self, waiting: int, coming: int) -> None:
+        """Refuse a request that does not fit into the queue; an empty queue takes any.
+
+        Raises:
+            QueueFull: If it does not fit.
+        """
+        over = waiting + coming - self.queue_tokens
+        if waiting and over > 0:
+            raise QueueFull(
+                f"about {waiting:,} tokens wait already and the queue holds "
+                f"{self.queue_tokens:,}: there is no room for {coming:,} more; try again later, or "
+                "with fewer texts",
+                retry_after_seconds=max(1.0, over / self.tokens_per_second),
+            )
+
 
 class Waiting(NamedTuple):
     """One text in the queue.
 
     Args:
         tokens: Its length.
-        request: Which request it belongs to; requests are cancelled as a whole.
+        request: Its request; requests are cancelled as a whole.
         arrived: When it came, in seconds.
         deadline: When its answer is of no use any more.
         request_tokens: Length of all texts of the request.
@@ -89,18 +96,14 @@ class _Entry:
 
 
 class Taken(NamedTuple):
-    """What leaves the queue at once: a batch to compute, and texts whose time ran out."""
+    """A batch to compute, and texts whose time ran out."""
 
     batch: list[Waiting]
     expired: list[Waiting]
 
 
 class BatchQueue:
-    """Texts of all tasks that wait to be computed. Not thread-safe: the engine holds a lock.
-
-    Args:
-        limits: Sizes of batches and of the queue.
-    """
+    """Texts of all tasks that wait to be computed. Not thread-safe: the engine holds a lock."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
@@ -116,23 +119,11 @@ class BatchQueue:
     def put(self, texts: list[Waiting]) -> None:
         """Take the texts of one request, all or none.
 
-        Args:
-            texts: The texts.
-
         Raises:
-            QueueFull: If they do not fit; an empty queue takes any request.
+            QueueFull: If they do not fit.
         """
         coming = sum(text.tokens for text in texts)
-        if self._by_length and self.tokens + coming > self.limits.queue_tokens:
-            seconds = (self.tokens + coming - self.limits.queue_tokens) / (
-                self.limits.tokens_per_second
-            )
-            raise QueueFull(
-                f"{self.tokens:,} tokens wait already and the queue holds "
-                f"{self.limits.queue_tokens:,}: there is no room for {coming:,} more; try again "
-                "later, or with fewer texts",
-                retry_after_seconds=max(1.0, seconds),
-            )
+        self.limits.check_room(self.tokens, coming)
         for text in texts:
             due = min(
                 text.arrived + text.request_tokens / self.limits.tokens_per_second, text.deadline
@@ -144,40 +135,20 @@ class BatchQueue:
         self.tokens += coming
 
     def cancel(self, request: Hashable) -> list[Waiting]:
-        """Drop what still waits of a request.
-
-        Args:
-            request: The request.
-
-        Returns:
-            The texts that were dropped; those already computed or under way are not among them.
-        """
+        """Drop and return the texts of a request that still wait."""
         dropped = [entry for entry in self._requests.get(request, []) if entry.alive]
         self._drop(dropped)
         return [entry.waiting for entry in dropped]
 
     def take(self, now: float) -> Taken:
-        """Take the next batch out of the queue.
-
-        Args:
-            now: The time, on the clock of ``arrived`` and ``deadline``.
-
-        Returns:
-            The batch, empty if nothing waits; and the texts whose deadline has passed.
-        """
+        """Take the next batch, and the texts whose deadline has passed, out of the queue."""
         expired = [entry for entry in self._by_length if entry.waiting.deadline < now]
         self._drop(expired)
-        batch: list[_Entry] = []
-        first = self._most_urgent()
-        if first is not None:
-            batch = list(self._around(first))
-            self._drop(batch)
-        return Taken([e.waiting for e in batch], [e.waiting for e in expired])
-
-    def _most_urgent(self) -> _Entry | None:
         while self._by_due and not self._by_due[0].alive:
             heapq.heappop(self._by_due)
-        return self._by_due[0] if self._by_due else None
+        batch = list(self._around(self._by_due[0])) if self._by_due else []
+        self._drop(batch)
+        return Taken([e.waiting for e in batch], [e.waiting for e in expired])
 
     def _around(self, first: _Entry) -> Iterator[_Entry]:
         """Yield the first text and its neighbours in length, nearest first, while they fit."""
@@ -192,13 +163,11 @@ class BatchQueue:
                 <= self._by_length[above].waiting.tokens - longest
             )
             entry = self._by_length[below if take_below else above]
-            reach = max(longest, entry.waiting.tokens)
-            cost = total + entry.waiting.tokens
-            if self.limits.cost == "padded":
-                cost = (count + 1) * reach
+            count, total = count + 1, total + entry.waiting.tokens
+            longest = max(longest, entry.waiting.tokens)
+            cost = count * longest if self.limits.cost == "padded" else total
             if cost > self.limits.batch_tokens:
                 return
-            count, total, longest = count + 1, total + entry.waiting.tokens, reach
             if take_below:
                 below -= 1
             else:

@@ -1,8 +1,8 @@
-"""The engine: three phases that overlap, one batch under way at any time.
+"""The engine: three phases that overlap, one batch computed at a time.
 
 *Prepare* tokenises new requests, *compute* runs the batch that the queue gives, *finish* hands
 vectors back; each in a thread of its own, so that the processor's matrix units never wait for
-text or JSON. All three leave the interpreter lock while they do their work.
+text or JSON. All three release the interpreter lock while they work.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Side
-from dptdr.serving.engine.batching import BatchQueue, QueueFull, Waiting
+from dptdr.serving.engine.batching import BatchQueue, Waiting
 from dptdr.serving.engine.forward import Row
 from dptdr.serving.engine.requests import (
     BatchReport,
@@ -36,6 +36,9 @@ from dptdr.serving.engine.requests import (
 from dptdr.serving.engine.selfcheck import compare, mixture
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import TaskRegistry
+
+_PREPARED_AT_ONCE = 64
+"""Requests that are tokenised in one call."""
 
 
 class Engine:
@@ -53,8 +56,8 @@ class Engine:
         registry: TaskRegistry,
         *,
         settings: EngineSettings | None = None,
-        on_batch: Callable[[BatchReport], None] | None = None,
-        on_check: Callable[[CheckReport], None] | None = None,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_check: Callable[[CheckReport], None] = lambda report: None,
     ) -> None:
         self.registry = registry
         self.forward = registry.forward
@@ -93,19 +96,19 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are taken."""
+        """Whether new requests are accepted."""
         return self._accepting
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens in the queue, those of texts that are being tokenised estimated."""
+        """Tokens in the queue; estimated for texts that are being tokenised."""
         return self._queue.tokens + self._preparing_tokens
 
     def stop(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Take no new requests, finish those taken, then end.
+        """Accept no new requests, finish the others, then end.
 
         Args:
-            timeout_seconds: How long to wait; what is open then fails with :class:`Draining`.
+            timeout_seconds: How long to wait; open requests then fail with :class:`Draining`.
 
         Returns:
             Whether all requests were finished.
@@ -133,18 +136,14 @@ class Engine:
         timeout_seconds: float = 60.0,
         keep_end: bool = False,
     ) -> "Future[Encoded]":
-        """Queue texts of one task; the future may be cancelled.
+        """Queue texts of one task; return a future of their vectors, which may be cancelled.
 
         Args:
             texts: At least one text.
             version: The task's version, from :meth:`TaskRegistry.resolve`.
             side: Query or passage.
-            timeout_seconds: After this the answer is of no use; the request fails with
-                :class:`RequestTimeout`.
+            timeout_seconds: After this the request fails with :class:`RequestTimeout`.
             keep_end: Whether long texts lose their beginning instead of their end.
-
-        Returns:
-            A future of the vectors.
 
         Raises:
             Draining: If the engine does not run.
@@ -158,13 +157,13 @@ class Engine:
             number=next(self._numbers),
             version=version,
             side=side,
-            deadline=time.monotonic() + timeout_seconds,
+            timeout_seconds=timeout_seconds,
             keep_end=keep_end,
         )
         with self._changed:
             if not self._accepting:
                 raise Draining("the server is starting or stopping; try another one")
-            self._check_room(request)
+            self.settings.batch.check_room(self.waiting_tokens, request.estimate)
             self._preparing_tokens += request.estimate
             self._open.add(request)
         request.future.add_done_callback(lambda future: self._cancelled(request, future))
@@ -175,37 +174,22 @@ class Engine:
         """Return the vectors of texts; waits. For scripts and tests."""
         if not texts:
             return np.zeros((0, self.registry.backbone.dim), dtype=np.float32)
-        future = self.submit(
-            texts, version=self.registry.resolve(task), side=side, timeout_seconds=3600.0
+        version = self.registry.resolve(task)
+        return (
+            self.submit(texts, version=version, side=side, timeout_seconds=3600.0).result().vectors
         )
-        return future.result().vectors
-
-    def _check_room(self, request: PendingRequest) -> None:
-        limit = self.settings.batch.queue_tokens
-        waiting = self.waiting_tokens
-        if waiting and waiting + request.estimate > limit:
-            over = waiting + request.estimate - limit
-            raise QueueFull(
-                f"about {waiting:,} tokens wait already and the queue holds {limit:,}: there is "
-                f"no room for about {request.estimate:,} more; try again later, or with fewer "
-                "texts",
-                retry_after_seconds=max(1.0, over / self.settings.batch.tokens_per_second),
-            )
 
     def _cancelled(self, request: PendingRequest, future: "Future[Encoded]") -> None:
         if future.cancelled():
-            with self._changed:
-                self._queue.cancel(request.number)
             self._close(request)
 
     def _close(self, request: PendingRequest) -> None:
         with self._changed:
+            self._queue.cancel(request.number)
             self._open.discard(request)
             self._changed.notify_all()
 
     def _fail(self, request: PendingRequest, error: BaseException) -> None:
-        with self._changed:
-            self._queue.cancel(request.number)
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)
         self._close(request)
@@ -218,8 +202,7 @@ class Engine:
             request = self._to_prepare.get()
             while request is not None:
                 requests.append(request)
-                # All that came meanwhile is tokenised in one call.
-                if self._to_prepare.empty() or len(requests) >= 64:
+                if self._to_prepare.empty() or len(requests) >= _PREPARED_AT_ONCE:
                     break
                 request = self._to_prepare.get()
             for cut in sorted({r.cut for r in requests}):
@@ -229,30 +212,24 @@ class Engine:
 
     def _prepare(self, requests: list[PendingRequest], cut: tuple[Side, int, bool]) -> None:
         side, limit, keep_end = cut
+        texts = [text for request in requests for text in request.texts]
         try:
-            ids = self.forward.tokenize(
-                [text for request in requests for text in request.texts],
-                side=side,
-                max_tokens=limit,
-                keep_end=keep_end,
-            )
+            ids = self.forward.tokenize(texts, side=side, max_tokens=limit, keep_end=keep_end)
         except Exception as error:
             for request in requests:
                 with self._changed:
                     self._preparing_tokens -= request.estimate
                 self._fail(request, ServingError(f"a text cannot be tokenised: {error}"))
             return
-        start = 0
+        rows = iter(ids)
         for request in requests:
-            own = ids[start : start + len(request.texts)]
-            start += len(request.texts)
-            self._enqueue(request, own)
+            self._enqueue(request, list(itertools.islice(rows, len(request.texts))))
 
     def _enqueue(self, request: PendingRequest, ids: list[list[int]]) -> None:
         request.texts = []
         request.tokens = [len(row) for row in ids]
         request.vectors = np.empty((len(ids), self.registry.backbone.dim), dtype=np.float32)
-        total = sum(request.tokens)
+        total, limit = sum(request.tokens), self.settings.request_tokens
         waiting = [
             Waiting(
                 tokens=len(row),
@@ -269,18 +246,15 @@ class Engine:
                 self._preparing_tokens -= request.estimate
                 if request.future.cancelled():
                     return
-                self._check_size(total)
+                if total > limit:
+                    raise TooManyTokens(
+                        f"expected at most {limit:,} tokens in one request, got {total:,}; send "
+                        "fewer texts"
+                    )
                 self._queue.put(waiting)
                 self._changed.notify_all()
-        except (QueueFull, TooManyTokens) as error:
+        except ServingError as error:
             self._fail(request, error)
-
-    def _check_size(self, tokens: int) -> None:
-        most = self.settings.request_tokens
-        if tokens > most:
-            raise TooManyTokens(
-                f"expected at most {most:,} tokens in one request, got {tokens:,}; send fewer texts"
-            )
 
     # Compute
 
@@ -307,7 +281,6 @@ class Engine:
         began = time.monotonic()
         for work in works:
             work.request.began = began
-        rows: list[Row] = []
         try:
             rows = [
                 Row(w.ids, self.registry.prompt(w.request.version, w.request.side)) for w in works
@@ -318,18 +291,17 @@ class Engine:
             return
         self._to_finish.put((works, vectors))
         self._batches += 1
-        if self.on_batch is not None:
-            tokens = sum(len(work.ids) for work in works)
-            self.on_batch(
-                BatchReport(
-                    texts=len(works),
-                    tokens=tokens,
-                    tasks=len({id(row.prompt) for row in rows}),
-                    share=tokens / self.settings.batch.batch_tokens,
-                    seconds=time.monotonic() - began,
-                    waiting_tokens=waiting_tokens,
-                )
+        tokens = sum(len(work.ids) for work in works)
+        self.on_batch(
+            BatchReport(
+                texts=len(works),
+                tokens=tokens,
+                tasks=len({id(row.prompt) for row in rows}),
+                share=tokens / self.settings.batch.batch_tokens,
+                seconds=time.monotonic() - began,
+                waiting_tokens=waiting_tokens,
             )
+        )
         every = self.settings.check_every
         if every and self._batches % every == 0:
             chosen = self._random.randrange(len(rows))
@@ -337,7 +309,7 @@ class Engine:
                 self._compare([rows[chosen]], vectors[chosen : chosen + 1])
             except Exception:
                 # The vectors are on their way already; a check that breaks is one that failed.
-                self._report(CheckReport(rows=1, tasks=1, difference=float("nan"), passed=False))
+                self.on_check(CheckReport(rows=1, tasks=1, difference=float("nan"), passed=False))
 
     def _compute_apart(self, works: list[Work], error: Exception) -> None:
         """Compute each row alone, so that one that cannot be computed fails alone."""
@@ -381,20 +353,13 @@ class Engine:
         """Compare a random mixture of tasks, sides and lengths with each row computed alone.
 
         Args:
-            texts: Some texts to take; lengths shall differ.
+            texts: Some texts, of different lengths.
             rows: Size of the mixture.
-
-        Returns:
-            What came out.
         """
         mixed = mixture(self.registry, texts, rows=rows, generator=self._random)
         return self._compare(mixed, self.forward.vectors(mixed).float().cpu().numpy())
 
     def _compare(self, rows: list[Row], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:
         report = compare(self.forward, rows, vectors)
-        self._report(report)
+        self.on_check(report)
         return report
-
-    def _report(self, report: CheckReport) -> None:
-        if self.on_check is not None:
-            self.on_check(report)

@@ -1,4 +1,4 @@
-"""From rows of token ids, each with the prompt of its task, to vectors: one forward pass."""
+"""One forward pass over rows of token ids, each with the prompt of its task."""
 
 import contextlib
 import inspect
@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.errors import DptdrError, UnsupportedBackbone
+from dptdr.model import packing
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units
+from dptdr.model.kernels import order_weights
+from dptdr.model.packing import PackedCall, PromptRows, Run
 from dptdr.model.rows import AttentionRows, FeedForwardRows
-from dptdr.serving import packing
-from dptdr.serving.kernels import order_weights
-from dptdr.serving.packing import PackedCall, PromptRows, Run
 
 Layout = Literal["packed", "padded"]
 
@@ -29,7 +29,7 @@ _PROBE_TOKENS = 300
 
 
 class Row(NamedTuple):
-    """One text of a batch: its token ids and what its task puts before them."""
+    """One text of a batch: its token ids and its task's prompt."""
 
     ids: list[int]
     prompt: PromptRows | None = None
@@ -39,13 +39,13 @@ class Forward:
     """Runs batches whose rows differ in task, side and length.
 
     Args:
-        backbone: The server's own backbone; it is put on the packed attention where that gives the
-            same vectors as the padded one, which is tried here.
-        layout: ``packed`` or ``padded`` to force one; by default packed where it can be.
-        ordered: Whether to exchange the linear layers for ordered ones where that changes nothing.
+        backbone: The server's own backbone. Its attention becomes packed where a trial gives the
+            same vectors as padded batches.
+        layout: Force one; by default packed where possible.
+        ordered: Whether to replace the linear layers by ordered ones where that changes nothing.
 
     Raises:
-        DptdrError: If ``packed`` is demanded and the backbone cannot be packed.
+        DptdrError: If ``packed`` is forced and the backbone cannot be packed.
     """
 
     def __init__(
@@ -71,16 +71,13 @@ class Forward:
         max_tokens: int | None = None,
         keep_end: bool = False,
     ) -> list[list[int]]:
-        """Return the token ids of each text; may be called from any thread.
+        """Return the token ids of each text, from any thread.
 
         Args:
             texts: The texts.
-            side: Which prefix to put before them.
+            side: Decides the prefix.
             max_tokens: Where to cut.
             keep_end: Whether a long text loses its beginning instead of its end.
-
-        Returns:
-            One list of ids per text.
         """
         # The limit is a setting inside the tokenizer, which may be borrowed by one thread only.
         with self._tokenizer_lock:
@@ -92,16 +89,7 @@ class Forward:
                 self.backbone.tokenizer.truncation_side = before
 
     def tokens(self, texts: Sequence[str], *, side: Side, special: bool = True) -> list[Any]:
-        """Return the whole texts as the tokenizer cuts them, without any limit.
-
-        Args:
-            texts: The texts.
-            side: Which prefix to put before them.
-            special: Whether special tokens are added.
-
-        Returns:
-            One ``tokenizers.Encoding`` per text.
-        """
+        """Return one ``tokenizers.Encoding`` per text, without any limit on its length."""
         pooling = self.backbone.pooling
         prefix = pooling.query_prefix if side == "query" else pooling.passage_prefix
         with self._tokenizer_lock:
@@ -112,13 +100,10 @@ class Forward:
         return found
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str] | None:
-        """Return the texts of token ids, ``None`` if they are not this tokenizer's.
+        """Return texts that give the same ids again; ``None`` if the ids are another tokenizer's.
 
         Args:
             rows: The ids of each text, with or without special tokens.
-
-        Returns:
-            The texts; each gives the same ids again.
         """
         tokenizer = self.backbone.tokenizer
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -137,10 +122,7 @@ class Forward:
 
         Args:
             rows: The texts, each with at least one token.
-            merge: Passed to :func:`dptdr.serving.packing.plan`.
-
-        Returns:
-            The vectors.
+            merge: Passed to :func:`dptdr.model.packing.plan`.
         """
         with torch.inference_mode():
             if self.layout == "packed":
@@ -148,7 +130,7 @@ class Forward:
             return self._padded(rows)
 
     def single(self, row: Row) -> Float[Tensor, " dim"]:
-        """Return one row's vector by the model room's own path: the reference of all checks."""
+        """Return one row's vector as the model package computes it: the reference of all checks."""
         prompt = row.prompt
         with torch.inference_mode():
             return self.backbone.vectors(
@@ -181,14 +163,14 @@ class Forward:
         return vectors
 
     def positions(self, row: Row) -> range:
-        """Return the positions of a row's tokens where it does not stand in a padded batch.
+        """Return the positions of a row's tokens in a packed batch.
 
         Raises:
             BackboneError: If the shifted text does not fit the encoder.
         """
         shift = 0 if row.prompt is None else row.prompt.shift
         if shift:
-            # Raises the model room's error where the shifted text does not fit.
+            # Raises where the shifted text does not fit.
             last = torch.ones(1, len(row.ids), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
         first = self._first_position + shift
@@ -221,13 +203,10 @@ class Forward:
 
     def _padded(self, rows: Sequence[Row]) -> Float[Tensor, "texts dim"]:
         vectors = torch.empty(len(rows), self.backbone.dim, device=self.backbone.device)
-        for shift in sorted({0 if row.prompt is None else row.prompt.shift for row in rows}):
-            places = [
-                i
-                for i, row in enumerate(rows)
-                if (0 if row.prompt is None else row.prompt.shift) == shift
-            ]
-            chosen = [rows[i] for i in places]
+        shifts = [0 if row.prompt is None else row.prompt.shift for row in rows]
+        for shift in sorted(set(shifts)):
+            places = [place for place, own in enumerate(shifts) if own == shift]
+            chosen = [rows[place] for place in places]
             vectors[torch.tensor(places, device=vectors.device)] = self.backbone.vectors(
                 self.backbone.pad([row.ids for row in chosen]),
                 attention=gather([row.prompt for row in chosen]),
@@ -265,14 +244,7 @@ class Forward:
 
 
 def gather(prompts: Sequence[PromptRows | None]) -> AttentionRows | None:
-    """Return the attention rows of a padded batch.
-
-    Args:
-        prompts: The prompt of each text.
-
-    Returns:
-        Rows with a mask where texts have different prompts, shared rows where all have one.
-    """
+    """Return the attention rows of a padded batch: shared ones, or one set per text and a mask."""
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
         return None if first is None else first.attention()
@@ -293,14 +265,7 @@ def gather(prompts: Sequence[PromptRows | None]) -> AttentionRows | None:
 
 
 def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows | None:
-    """Return the feed-forward rows of a padded batch; rows that a text lacks are zero.
-
-    Args:
-        prompts: The prompt of each text.
-
-    Returns:
-        One set of rows for each text, or one that all texts share; ``None`` where there are none.
-    """
+    """Return the feed-forward rows of a padded batch: shared ones, or one set per text."""
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
         return None if first is None else first.feed_forward

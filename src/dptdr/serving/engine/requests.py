@@ -1,4 +1,4 @@
-"""What passes through the engine: requests on their way, and reports of what became of them."""
+"""What passes through the engine: requests and their state, results, reports."""
 
 import time
 from concurrent.futures import Future
@@ -17,67 +17,53 @@ _CHARACTERS_PER_TOKEN = 3
 
 
 class Draining(ServingError):
-    """The server is stopping, or has not started: it takes no new requests."""
+    """The server is starting or stopping: it takes no new requests."""
 
 
 class RequestTimeout(ServingError):
-    """The request's time ran out before it could be computed."""
+    """The request's time ran out before it was computed."""
 
 
 class TooManyTokens(ServingError):
-    """One request brings more tokens than one may."""
+    """A request has more tokens than one may have."""
 
 
 class Encoded(NamedTuple):
-    """Vectors of one request, in the order of its texts.
-
-    Args:
-        vectors: The vectors.
-        tokens: Tokens of each text, cut to the task's limit.
-        waited_seconds: From arrival until the last text's batch began.
-        seconds: From arrival until all vectors were there.
-    """
+    """Vectors of one request, in the order of its texts."""
 
     vectors: Float[np.ndarray, "texts dim"]
     tokens: list[int]
+    """Tokens of each text, cut to the task's limit."""
     waited_seconds: float
+    """From arrival until the last text's batch began."""
     seconds: float
+    """From arrival until all vectors were computed."""
 
 
 class BatchReport(NamedTuple):
-    """What one batch was; for metrics.
-
-    Args:
-        texts: Rows.
-        tokens: Tokens of all rows.
-        tasks: Different prompts (bare backbone counted as one).
-        share: Tokens over the budget.
-        seconds: Time of the compute phase.
-        waiting_tokens: Tokens left in the queue.
-    """
+    """One batch, for metrics."""
 
     texts: int
     tokens: int
     tasks: int
+    """Different prompts; the bare backbone counts as one."""
     share: float
+    """Tokens over the budget."""
     seconds: float
+    """Time of the compute phase."""
     waiting_tokens: int
+    """Tokens left in the queue."""
 
 
 class CheckReport(NamedTuple):
-    """Outcome of a self-check.
-
-    Args:
-        rows: Vectors compared.
-        tasks: Different tasks among them.
-        difference: Largest difference, in units of the longest vector.
-        passed: Whether it is within what the forward pass promises (1e-5 in float32).
-    """
+    """Outcome of a self-check."""
 
     rows: int
     tasks: int
     difference: float
+    """Largest difference, in units of the longest vector."""
     passed: bool
+    """Whether it is within what the forward pass promises (1e-5 in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +72,9 @@ class EngineSettings:
 
     Args:
         batch: Sizes of batches and queue.
-        request_tokens: Most tokens of one request.
+        request_tokens: Maximum tokens of one request.
         threads: Processor threads of the compute phase, 0 for torch's own choice.
-        check_every: After so many batches one row is computed again alone and compared; 0: never.
+        check_every: Batches between self-checks of one row against it alone; 0: never.
     """
 
     batch: BatchLimits = field(default_factory=BatchLimits)
@@ -98,7 +84,7 @@ class EngineSettings:
 
 
 class PendingRequest:
-    """A request on its way: what it wants, and how much of it is done."""
+    """A request under way, and how much of it is done."""
 
     __slots__ = (
         "arrived",
@@ -123,15 +109,15 @@ class PendingRequest:
         number: int,
         version: TaskVersion,
         side: Side,
-        deadline: float,
-        keep_end: bool = False,
+        timeout_seconds: float,
+        keep_end: bool,
     ) -> None:
         self.texts = texts
         self.number = number
         self.version = version
         self.side: Side = side
-        self.deadline = deadline
         self.arrived = time.monotonic()
+        self.deadline = self.arrived + timeout_seconds
         self.began = self.arrived
         self.left = len(texts)
         limit = version.limits.of(side)
@@ -144,7 +130,7 @@ class PendingRequest:
 
 
 class Work(NamedTuple):
-    """One text in the queue: where its vector goes."""
+    """One text in the queue: where its vector belongs."""
 
     request: PendingRequest
     place: int

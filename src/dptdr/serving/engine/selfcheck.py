@@ -1,4 +1,4 @@
-"""Whether a mixed batch gives what each row gives alone, asked by the running server itself."""
+"""Self-check of a running server: does a mixed batch give what each row gives alone?"""
 
 import random
 from collections.abc import Sequence
@@ -16,21 +16,11 @@ from dptdr.serving.tasks.registry import TaskRegistry
 def mixture(
     registry: TaskRegistry, texts: Sequence[str], *, rows: int, generator: random.Random
 ) -> list[Row]:
-    """Return rows of random tasks, versions, sides and texts, the bare backbone among them.
-
-    Args:
-        registry: The tasks.
-        texts: Some texts to take.
-        rows: How many rows.
-        generator: Decides everything.
-
-    Returns:
-        The rows.
-    """
+    """Return rows of random tasks, versions, sides and texts, the bare backbone among them."""
     versions = [registry.bare]
     tasks = list(registry.tasks().values())
     for task in generator.sample(tasks, min(len(tasks), rows)):
-        versions += list(task.versions.values())
+        versions += task.versions.values()
     mixed = []
     for number in range(rows):
         version = versions[number % len(versions)]
@@ -44,16 +34,7 @@ def mixture(
 def compare(
     forward: Forward, rows: Sequence[Row], vectors: Float[np.ndarray, "rows dim"]
 ) -> CheckReport:
-    """Compare vectors with those of each row computed alone by the model room.
-
-    Args:
-        forward: The forward pass.
-        rows: The rows.
-        vectors: What a mixed batch gave for them.
-
-    Returns:
-        The outcome.
-    """
+    """Compare vectors of a mixed batch with those of each row computed alone."""
     alone = torch.stack([forward.single(row) for row in rows]).float().cpu().numpy()
     scale = max(1.0, float(np.linalg.norm(alone, axis=1).max()))
     difference = float(np.abs(alone - vectors).max()) / scale

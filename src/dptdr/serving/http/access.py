@@ -11,29 +11,27 @@ from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
 from dptdr.serving.http.auth import Forbidden, Key, Scope, Unauthorized
 from dptdr.serving.runtime import Runtime
 
 
 class Access(NamedTuple):
-    """What a route needs.
-
-    Args:
-        scope: The key's scope; ``None`` where no key is needed.
-        all_tasks: Whether the key must reach every task.
-    """
+    """The scope that a route needs (``None``: no key), and whether the key must reach all tasks."""
 
     scope: Scope | None
     all_tasks: bool = False
 
 
+_OPEN = Access(None)
 _USE = Access("use")
 _ADMINISTER = Access("administer")
 
 ACCESS: dict[tuple[str, str], Access] = {
-    ("GET", "/"): Access(None),
-    ("GET", "/health"): Access(None),
+    ("GET", "/"): _OPEN,
+    ("GET", "/docs"): _OPEN,
+    ("GET", "/health"): _OPEN,
     ("GET", "/info"): _USE,
     ("GET", "/metrics"): _USE,
     ("GET", "/v1/models"): _USE,
@@ -41,12 +39,15 @@ ACCESS: dict[tuple[str, str], Access] = {
     ("POST", "/v1/embeddings"): _USE,
     ("POST", "/embeddings"): _USE,
     ("POST", "/embed"): _USE,
+    ("POST", "/embed_all"): _USE,
     ("POST", "/similarity"): _USE,
     ("POST", "/tokenize"): _USE,
+    ("POST", "/rerank"): _USE,
     ("POST", "/tasks/{task}"): _USE,
     ("POST", "/tasks/{task}/v1/embeddings"): _USE,
     ("POST", "/tasks/{task}/embeddings"): _USE,
     ("POST", "/tasks/{task}/embed"): _USE,
+    ("POST", "/tasks/{task}/embed_all"): _USE,
     ("POST", "/tasks/{task}/similarity"): _USE,
     ("POST", "/tasks/{task}/tokenize"): _USE,
     ("POST", "/v1/search"): _USE,
@@ -57,6 +58,7 @@ ACCESS: dict[tuple[str, str], Access] = {
     ("DELETE", "/v1/tasks/{task}"): _ADMINISTER,
     ("POST", "/v1/tasks/{task}/rollback"): _ADMINISTER,
     ("PUT", "/v1/tasks/{task}/default"): _ADMINISTER,
+    ("POST", "/v1/indexes"): _ADMINISTER,
     ("POST", "/v1/self-check"): Access("administer", all_tasks=True),
 }
 """Every route; one that is missing here cannot be added to the application."""
@@ -69,7 +71,7 @@ def runtime_of(request: Request) -> Runtime:
 
 
 class GuardedRoute(APIRoute):
-    """A route that looks at the key, and counts the request, before it reads the body."""
+    """A route that checks the key, and counts the request, before it reads the body."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         """Return the handler behind the check."""
@@ -78,6 +80,10 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             admit(request, needs[request.method])
+            runtime = runtime_of(request)
+            if runtime.loaded and not runtime.registry.is_current:
+                # Opening what another worker added takes time; other requests go on meanwhile.
+                await run_in_threadpool(runtime.registry.refresh)
             response: Response = await handle(request)
             return response
 
@@ -85,7 +91,7 @@ class GuardedRoute(APIRoute):
 
 
 def admit(request: Request, needs: Access) -> None:
-    """Let a request in, or refuse it by its key, its rate, or the task in its address.
+    """Check a request's key, its rate, and the task in its address.
 
     Raises:
         Unauthorized: If a key is needed and there is none.
@@ -95,24 +101,19 @@ def admit(request: Request, needs: Access) -> None:
     if needs.scope is None:
         return
     runtime = runtime_of(request)
-    settings = runtime.settings
-    given = _secret(request)
+    per_second = runtime.settings.requests_per_second
     try:
-        key = runtime.keyring.find(given)
+        key = runtime.keyring.find(_secret(request))
     except Unauthorized:
         who = request.client.host if request.client else ""
-        runtime.rates.take(
-            ("refused", who),
-            per_second=settings.requests_per_second,
-            what="clients without a known key",
-        )
+        what = "clients without a known key"
+        runtime.rates.take(("refused", who), per_second=per_second, what=what)
         raise
     request.scope["dptdr_facts"]["key"] = key.name
     request.scope["dptdr_access"] = (key, needs.scope)
-    own = key.requests_per_second
     runtime.rates.take(
         ("key", key.name),
-        per_second=settings.requests_per_second if own is None else own,
+        per_second=per_second if key.requests_per_second is None else key.requests_per_second,
         what=f"the key '{key.name}'",
     )
     key.demand(needs.scope)
@@ -130,20 +131,13 @@ def _secret(request: Request) -> str | None:
 
 
 def key_of(request: Request) -> Key:
-    """Return the key that :func:`admit` let in."""
+    """Return the key of an admitted request."""
     key: Key = request.scope["dptdr_access"][0]
     return key
 
 
 def reach(request: Request, name: str) -> str:
-    """Refuse a task that the request's key does not reach.
-
-    Args:
-        request: A request that was let in.
-        name: ``task``, with a version or a side if there is one.
-
-    Returns:
-        The task's name alone.
+    """Return the task of a name without its version and side, if the request's key reaches it.
 
     Raises:
         Forbidden: If the key does not reach it; whether it exists is not told.
@@ -157,21 +151,13 @@ def reach(request: Request, name: str) -> str:
 def foreign(
     method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
 ) -> str:
-    """Return why an open server must not answer: another site speaks through a browser.
+    """Return why an open server must refuse a request of another site's page; else nothing.
 
     A name that is none of ours may have been rebound to this address; an address cannot be.
-
-    Args:
-        method: The request's method.
-        headers: Its headers.
-        hosts: Names of this server.
-
-    Returns:
-        The reason; empty if there is none.
     """
     found = {name: value.decode("latin-1") for name, value in headers}
     host = found.get(b"host")
-    if host is not None and not _ours(host, hosts):
+    if host is not None and not _is_ours(_host_name(host), hosts):
         return (
             f"host '{host[:100]}' is not a name of this server; use its address, or start it with "
             "--allowed-host NAME"
@@ -181,20 +167,25 @@ def foreign(
     origin = found.get(b"origin")
     if origin is not None:
         netloc = urlsplit(origin).netloc
-        named = _host_name(netloc) in hosts and not _local(_host_name(netloc))
-        if netloc != host and not named:
+        name = _host_name(netloc)
+        if netloc != host and (name not in hosts or _is_local(name)):
             return f"a page of '{origin[:100]}' may not use this server"
     elif found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
         return "a page of another site may not use this server"
     return ""
 
 
-def _ours(host: str, hosts: Collection[str]) -> bool:
-    name = _host_name(host)
-    return _local(name) or name in hosts or _is_address(name)
+def _is_ours(name: str, hosts: Collection[str]) -> bool:
+    if _is_local(name) or name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
-def _local(name: str) -> bool:
+def _is_local(name: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
@@ -203,11 +194,3 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().rstrip(".")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""What administrators ask for: tasks in and out while requests run, and the self-check."""
+"""Routes for administrators: tasks and indexes while requests run, and the self-check."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, reach, runtime_of
 from dptdr.serving.http.errors import without_folders
 from dptdr.serving.http.responses import json_response, reply_of
-from dptdr.serving.runtime import CHECK_TEXTS, Runtime, allowed_bundle
+from dptdr.serving.runtime import CHECK_TEXTS, Runtime, allowed_folder
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import Task, UnknownTask
 
@@ -21,79 +21,88 @@ async def tasks(request: Request) -> Response:
     """List the tasks that the key reaches."""
     key = key_of(request)
     runtime = runtime_of(request)
+    registry = runtime.registry
     found = [
         describe(name, task, runtime)
-        for name, task in sorted(runtime.registry.tasks().items())
+        for name, task in sorted(registry.tasks().items())
         if key.reaches(name)
     ]
-    broken = {
-        name: why
-        for name, why in runtime.registry.broken.items()
-        if key.reaches(name.partition("@")[0]) and "administer" in key.scopes
-    }
-    if runtime.registry.unreadable and key.reaches_all and "administer" in key.scopes:
-        broken["catalogue"] = runtime.registry.unreadable
-    return json_response(
-        {"tasks": found, "broken": {name: without_folders(why) for name, why in broken.items()}}
-    )
+    broken = {}
+    if "administer" in key.scopes:
+        reached = {n: w for n, w in registry.broken.items() if key.reaches(n.partition("@")[0])}
+        broken = {name: without_folders(why) for name, why in reached.items()}
+        if registry.unreadable and key.reaches_all:
+            broken["catalogue"] = without_folders(registry.unreadable)
+    return json_response({"tasks": found, "broken": broken})
 
 
 @router.get("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
 async def one_task(task: str, request: Request) -> Response:
     """Describe one task."""
-    return _described(task, runtime_of(request))
+    return _described(task, request)
 
 
 @router.post("/tasks", responses=reply_of(schemas.TaskInfo, status=201), status_code=201)
 async def add(body: schemas.NewTask, request: Request) -> Response:
-    """Add a task from a bundle in the tasks folder."""
+    """Add a task from a bundle in the tasks folder, and the index that it searches."""
     return await _add(body.task, body, request, replace=False)
 
 
 @router.put("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
 async def replace(task: str, body: schemas.NewVersion, request: Request) -> Response:
-    """Add a version to a task, or the task itself; the former version stays for rollback."""
+    """Add a version and its index to a task, or the task; earlier versions stay for rollback."""
     return await _add(task, body, request, replace=True)
 
 
 async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace: bool) -> Response:
     reach(request, task)
-    key_of(request).demand_bundle(body.bundle)
+    for folder in filter(None, (body.bundle, body.index)):
+        key_of(request).demand_folder(folder)
     runtime = runtime_of(request)
 
     def work() -> None:
-        bundle = allowed_bundle(body.bundle, folder=runtime.settings.tasks_folder)
         runtime.registry.add(
-            task, bundle, version=body.version, default=body.default, replace=replace
+            task,
+            allowed_folder(body.bundle, folder=runtime.settings.tasks_folder, what="bundle"),
+            version=body.version,
+            default=body.default,
+            replace=replace,
+            index=body.index,
         )
 
     await run_in_threadpool(work)
-    request.scope["dptdr_facts"]["task"] = task
-    return _described(task, runtime, status=200 if replace else 201)
+    return _described(task, request, status=200 if replace else 201)
+
+
+@router.post("/indexes", responses=reply_of(schemas.TaskInfo))
+async def replace_index(body: schemas.NewIndex, request: Request) -> Response:
+    """Let a task search another index in the tasks folder, from the next request on."""
+    reach(request, body.task)
+    key_of(request).demand_folder(body.index)
+    registry = runtime_of(request).registry
+    await run_in_threadpool(registry.set_index, body.task, body.index, version=body.version)
+    return _described(body.task, request)
 
 
 @router.delete("/tasks/{task}", responses=reply_of(None, status=204), status_code=204)
 async def remove(task: str, request: Request, version: str | None = None) -> Response:
     """Remove a task, or one version of it; requests that run finish with what they hold."""
-    registry = runtime_of(request).registry
-    await run_in_threadpool(registry.remove, task, version=version)
+    await run_in_threadpool(runtime_of(request).registry.remove, task, version=version)
     return Response(status_code=204)
 
 
 @router.post("/tasks/{task}/rollback", responses=reply_of(schemas.TaskInfo))
 async def rollback(task: str, request: Request) -> Response:
-    """Let the task's name mean its former default version again."""
-    runtime = runtime_of(request)
-    await run_in_threadpool(runtime.registry.rollback, task)
-    return _described(task, runtime)
+    """Roll back to the previous default version."""
+    await run_in_threadpool(runtime_of(request).registry.rollback, task)
+    return _described(task, request)
 
 
 @router.put("/tasks/{task}/default", responses=reply_of(schemas.TaskInfo))
 async def set_default(task: str, body: schemas.DefaultVersion, request: Request) -> Response:
     """Let the task's name mean another version."""
-    runtime = runtime_of(request)
-    await run_in_threadpool(runtime.registry.set_default, task, body.version)
-    return _described(task, runtime)
+    await run_in_threadpool(runtime_of(request).registry.set_default, task, body.version)
+    return _described(task, request)
 
 
 @router.post("/self-check", responses=reply_of(schemas.SelfCheck))
@@ -103,7 +112,9 @@ async def self_check(request: Request) -> Response:
     return json_response(report._asdict())
 
 
-def _described(task: str, runtime: Runtime, *, status: int = 200) -> Response:
+def _described(task: str, request: Request, *, status: int = 200) -> Response:
+    request.scope["dptdr_facts"]["task"] = task[:100]
+    runtime = runtime_of(request)
     found = runtime.registry.tasks().get(task)
     if found is None:
         raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
@@ -117,11 +128,9 @@ def describe(name: str, task: Task, runtime: Runtime) -> dict[str, Any]:
         "task": name,
         "default": task.record.default,
         "history": list(task.record.history),
-        "searchable": default is not None
-        and any(served.fits(default) for served in runtime.searcher.indexes),
+        "searchable": default is not None and runtime.registry.indexes.of(default) is not None,
         "versions": [
-            _version(version, default=version.version == task.record.default)
-            for version in task.versions.values()
+            _version(version, default=version is default) for version in task.versions.values()
         ],
     }
 
@@ -133,6 +142,7 @@ def _version(version: TaskVersion, *, default: bool) -> dict[str, Any]:
         "version": version.version,
         "default": default,
         "added": version.added,
+        "index": None if version.index is None else version.index.name,
         "method": version.manifest.method,
         "prompt_length": version.config.prompt_length,
         "sharing": version.config.sharing,

@@ -1,4 +1,4 @@
-"""The application: routes, errors and surroundings around one runtime. Thin on purpose."""
+"""The application: routes, errors and middleware around one runtime."""
 
 import asyncio
 import contextlib
@@ -9,22 +9,17 @@ from fastapi import FastAPI
 
 import dptdr
 from dptdr.errors import DptdrError
-from dptdr.serving.http import admin, embedding, routes
-from dptdr.serving.http import errors as problems
-from dptdr.serving.http.dependencies import ClientDisconnected
-from dptdr.serving.http.middleware import Surroundings, make_logger
+from dptdr.serving.http import admin, embedding, errors, routes
+from dptdr.serving.http.middleware import RequestMiddleware, make_logger
 from dptdr.serving.runtime import Runtime
 
 
 def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
-    """Return the application of one worker; it loads the runtime while it answers 503.
+    """Return the application of one worker; it answers 503 while it loads the runtime.
 
     Args:
-        runtime: What the worker holds.
+        runtime: Loaded or not.
         logger: Takes one event per request; JSON lines on standard error by default.
-
-    Returns:
-        The application.
     """
     log = make_logger() if logger is None else logger
 
@@ -46,19 +41,18 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
         description="Many retrieval tasks on one encoder: vectors, search, and the tasks "
         "themselves.",
         lifespan=lifespan,
+        # Its pages load scripts from elsewhere; /docs is our own.
         docs_url=None,
         redoc_url=None,
     )
     app.state.runtime = runtime
-    app.include_router(routes.router)
-    app.include_router(embedding.router)
-    app.include_router(admin.router)
-    problems.install(app)
-    app.add_exception_handler(ClientDisconnected, routes.hung_up)
+    for room in (routes, embedding, admin):
+        app.include_router(room.router)
+    errors.install(app)
     app.add_middleware(
-        Surroundings,
+        RequestMiddleware,
         metrics=runtime.metrics,
-        max_body_bytes=runtime.settings.max_body_bytes,
+        max_body_bytes=runtime.settings.max_body_kb * 1000,
         receive_seconds=runtime.settings.receive_seconds,
         hosts=frozenset(runtime.settings.hosts) if runtime.keyring.open else None,
         logger=log,
@@ -77,10 +71,11 @@ def _load(runtime: Runtime, log: Any) -> None:
     if runtime.failure is not None:
         log.error("cannot start", error=str(runtime.failure))
         return
+    registry = runtime.registry
     log.info(
         "ready",
-        backbone=runtime.registry.backbone.name,
-        layout=runtime.registry.forward.layout,
-        tasks=len(runtime.registry.tasks()),
-        broken=len(runtime.registry.broken),
+        backbone=registry.backbone.name,
+        layout=registry.forward.layout,
+        tasks=len(registry.tasks()),
+        broken=len(registry.broken),
     )

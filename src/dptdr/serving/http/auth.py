@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from dptdr.errors import ConfigError, ServingError
 Scope = Literal["use", "administer"]
 SCOPES: tuple[Scope, ...] = ("use", "administer")
 
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
+
 
 class Unauthorized(ServingError):
-    """The request carries no key, or one that is not known."""
+    """The request has no key, or one that is not known."""
 
 
 class Forbidden(ServingError):
@@ -26,11 +29,11 @@ class Key:
     """One key.
 
     Args:
-        name: Who has it; stands in logs.
+        name: Who has it; shown in logs.
         scopes: What it may do.
-        tasks: Patterns of task names it may touch, as in ``medical-*``.
-        bundles: Patterns of bundles in the tasks folder that it may add; ``tasks`` by default.
-        requests_per_second: Its own rate, 0 for no limit; none: the server's.
+        tasks: Patterns of task names it reaches, such as ``medical-*``.
+        bundles: Patterns of folders in the tasks folder that it may add; ``tasks`` by default.
+        requests_per_second: Its own rate, 0 for no limit; ``None``: the server's.
     """
 
     name: str
@@ -42,12 +45,8 @@ class Key:
     def demand(self, scope: Scope, task: str | None = None) -> None:
         """Refuse what the key does not allow.
 
-        Args:
-            scope: What is to be done.
-            task: With which task, where one is concerned.
-
         Raises:
-            Forbidden: If the key does not reach that far.
+            Forbidden: If it lacks the scope, or does not reach the task.
         """
         if scope not in self.scopes:
             raise Forbidden(f"the key '{self.name}' has no scope '{scope}'")
@@ -55,43 +54,43 @@ class Key:
             raise Forbidden(f"the key '{self.name}' does not reach task '{task[:100]}'")
 
     def reaches(self, task: str) -> bool:
-        """Say whether the key may touch a task."""
-        return any(fnmatch.fnmatchcase(task, pattern) for pattern in self.tasks)
+        """Whether the key may touch a task."""
+        return _matches(task, self.tasks)
 
     @property
     def reaches_all(self) -> bool:
         """Whether no task is out of reach."""
         return "*" in self.tasks
 
-    def demand_bundle(self, name: str) -> None:
-        """Refuse a bundle that the key may not add: it may hold another tenant's task.
-
-        Args:
-            name: Its name in the tasks folder.
+    def demand_folder(self, name: str) -> None:
+        """Refuse a bundle or index that the key may not add: it may be another tenant's.
 
         Raises:
             Forbidden: If the key does not reach it.
         """
-        patterns = self.tasks if self.bundles is None else self.bundles
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+        if not _matches(name, self.tasks if self.bundles is None else self.bundles):
             raise Forbidden(
                 f"the key '{self.name}' does not reach bundle '{name[:100]}'; its 'bundles' (or, "
                 "without them, its 'tasks') in the keys file say which it may add"
             )
 
 
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 OPEN = Key(name="open", scopes=frozenset(SCOPES))
-"""What a server without keys gives to everyone."""
+"""What a server without keys allows everyone."""
 
 USE_ONLY = Key(name="open", scopes=frozenset(["use"]))
-"""What a server without keys gives when its address is reachable from outside."""
+"""What a server without keys allows when it can be reached from outside."""
 
 
 class Keyring:
     """All keys of a server.
 
     Args:
-        keys: SHA-256 of the key, hexadecimal, to what it allows; none: an open server.
+        keys: SHA-256 of a key, hexadecimal, to what it allows; ``None``: an open server.
         anyone: What everyone may do on an open server.
     """
 
@@ -106,12 +105,6 @@ class Keyring:
 
     def find(self, secret: str | None) -> Key:
         """Return what a request's key allows.
-
-        Args:
-            secret: The key, as the request brought it.
-
-        Returns:
-            The key's rights.
 
         Raises:
             Unauthorized: If a key is needed and this is none.
@@ -130,17 +123,10 @@ class Keyring:
 
     @classmethod
     def read(cls, path: Path) -> "Keyring":
-        """Read keys from a TOML file.
-
-        Args:
-            path: ``[[key]]`` tables with ``name``, ``sha256``, ``scopes`` and, if wanted, ``tasks``
-                and ``requests_per_second``.
-
-        Returns:
-            The keys.
+        """Read keys from a TOML file with ``[[key]]`` tables; see docs/serving.md.
 
         Raises:
-            ConfigError: If something is wrong with the file; lists all problems.
+            ConfigError: With all problems of the file.
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -148,7 +134,7 @@ class Keyring:
             raise ConfigError(
                 f"{path}: expected a file with API keys, {(error.strerror or str(error)).lower()}"
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: expected TOML with [[key]] tables, {error}") from None
         tables = values.get("key")
         if not isinstance(tables, list) or not tables or set(values) != {"key"}:
@@ -161,8 +147,7 @@ class Keyring:
                 found = ["field 'sha256': the same hash is given twice; one key has one entry"]
             problems += [f"key {number}: {problem}" for problem in found]
             if not found:
-                rate = table.get("requests_per_second")
-                bundles = table.get("bundles")
+                rate, bundles = table.get("requests_per_second"), table.get("bundles")
                 keys[table["sha256"].lower()] = Key(
                     name=table["name"],
                     scopes=frozenset(table["scopes"]),
@@ -181,31 +166,29 @@ def hash_key(secret: str) -> str:
 
 
 def _problems(table: Any) -> list[str]:
-    problems = []
     if not isinstance(table, dict):
         return [f"expected a table, got {str(table)[:50]!r}"]
-    allowed = {"name", "sha256", "scopes", "tasks", "bundles", "requests_per_second"}
-    unknown = sorted(set(table) - allowed)
-    if unknown:
-        problems.append(f"unknown fields {unknown}, expected {sorted(allowed)}")
-    if not isinstance(table.get("name"), str) or not table.get("name"):
-        problems.append("field 'name': expected a text")
-    digest = table.get("sha256")
-    if not isinstance(digest, str) or len(digest) != 64 or not _is_hex(digest):
-        problems.append("field 'sha256': expected 64 hexadecimal digits (the key's hash)")
-    scopes = table.get("scopes")
-    if not isinstance(scopes, list) or not scopes or any(s not in SCOPES for s in scopes):
-        got = str(scopes)[:100]
-        problems.append(f"field 'scopes': expected some of {list(SCOPES)}, got {got}")
-    for name in ("tasks", "bundles"):
-        patterns = table.get(name, ["*"])
-        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
-            problems.append(f"field '{name}': expected a list of names or patterns")
+    name, digest, scopes = (table.get(field) for field in ("name", "sha256", "scopes"))
     rate = table.get("requests_per_second", 0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1e9:
-        problems.append("field 'requests_per_second': expected a number from 0 to 1e9")
-    return problems
-
-
-def _is_hex(text: str) -> bool:
-    return all(character in "0123456789abcdefABCDEF" for character in text)
+    # True is not a number here, and NaN is not between the bounds.
+    good_rate = type(rate) in (int, float) and 0 <= rate <= 1e9
+    expected = {
+        "name": "a text" if not isinstance(name, str) or not name else "",
+        "sha256": ""
+        if isinstance(digest, str) and _DIGEST.fullmatch(digest)
+        else "64 hexadecimal digits (the key's hash)",
+        "scopes": ""
+        if isinstance(scopes, list) and scopes and all(scope in SCOPES for scope in scopes)
+        else f"some of {list(SCOPES)}",
+        "requests_per_second": "" if good_rate else "a number from 0 to 1e9",
+    }
+    for field in ("tasks", "bundles"):
+        patterns = table.get(field, ["*"])
+        plain = isinstance(patterns, list) and all(isinstance(p, str) for p in patterns)
+        expected[field] = "" if plain else "a list of names or patterns"
+    unknown = sorted(set(table) - set(expected))
+    problems = [f"unknown fields {unknown}, expected {sorted(expected)}"] if unknown else []
+    # Without the value: a key may have been pasted instead of its hash.
+    return problems + [
+        f"field '{field}': expected {wanted}" for field, wanted in expected.items() if wanted
+    ]

@@ -1,4 +1,4 @@
-"""From a request to vectors: whose key, which task, which side, within which limits."""
+"""From a request to vectors: which task, which side, within which limits."""
 
 import asyncio
 import contextlib
@@ -12,22 +12,13 @@ from dptdr.model.backbone import Side
 from dptdr.serving.engine.requests import Encoded
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import key_of, reach, runtime_of
-from dptdr.serving.http.errors import Invalid
+from dptdr.serving.http.errors import ClientDisconnected, Invalid
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import BARE
 
 
-class ClientDisconnected(Exception):
-    """The client went away; nobody reads an answer."""
-
-
 class Asked(NamedTuple):
-    """A request whose key and rates have been checked.
-
-    Args:
-        version: The task's version.
-        side: Query or passage.
-    """
+    """The task's version and the side that a request means."""
 
     version: TaskVersion
     side: Side
@@ -44,18 +35,15 @@ SIDES: dict[str, Side] = {
 
 
 def asked(request: Request, model: str | None, *, side: str | None = None) -> Asked:
-    """Find out which task and side a request means, and count it against the task's rate.
+    """Return the task and side of a request, and count it against the task's rate.
 
     A task in the address decides; clients that cannot name a task send any model there. Without
     any name the one task that the key reaches is meant, never the bare backbone.
 
     Args:
         request: The request.
-        model: ``task``, ``task@version``, each with ``:query`` or ``:passage``.
+        model: ``task`` or ``task@version``, each with ``:query`` or ``:passage``.
         side: The side, where another field says it.
-
-    Returns:
-        What was asked.
 
     Raises:
         DptdrError: If the name is unknown or says too little, or the key or a rate forbids it.
@@ -118,8 +106,8 @@ def _either_side(request: Request, version: TaskVersion) -> Side:
         Invalid: If they do not: the side cannot be guessed.
     """
     pooling = runtime_of(request).registry.backbone.pooling
-    one = version.prompts["query"] == version.prompts["passage"]
-    if not one or pooling.query_prefix != pooling.passage_prefix:
+    same = version.prompts["query"] == version.prompts["passage"]
+    if not same or pooling.query_prefix != pooling.passage_prefix:
         name = version.task
         raise Invalid(
             f"task '{name}' encodes queries and passages differently: name '{name}:query' or "
@@ -138,11 +126,12 @@ def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
         Invalid: If there are too many, one is too long, or one is no Unicode text.
     """
     settings = runtime_of(request).settings
-    texts: list[str] = [given] if isinstance(given, str) else list(given)  # type: ignore[arg-type]
-    if texts and not isinstance(given, str) and not isinstance(given[0], str):
-        texts = _decoded(request, given)
-    if not texts or len(texts) > settings.max_texts:
-        raise Invalid(f"expected 1 to {settings.max_texts:,} texts, got {len(texts):,}")
+    rows: list[Any] = given if isinstance(given, list) else [given]
+    if rows and isinstance(rows[0], int):
+        rows = [rows]
+    if not rows or len(rows) > settings.max_texts:
+        raise Invalid(f"expected 1 to {settings.max_texts:,} texts, got {len(rows):,}")
+    texts = rows if isinstance(rows[0], str) else _decoded(request, rows)
     for number, text in enumerate(texts):
         if len(text) > settings.max_text_characters:
             raise Invalid(
@@ -157,17 +146,13 @@ def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
     return texts
 
 
-def _decoded(request: Request, given: Any) -> list[str]:
+def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
     """Return the texts of token ids, as OpenAI's clients send them.
 
     Raises:
         Invalid: If an id is not in the tokenizer, or the ids are those of another one.
     """
-    rows: list[list[int]] = [given] if isinstance(given[0], int) else given
-    runtime = runtime_of(request)
-    if len(rows) > runtime.settings.max_texts:
-        raise Invalid(f"expected 1 to {runtime.settings.max_texts:,} texts, got {len(rows):,}")
-    texts = runtime.registry.forward.decode(rows)
+    texts = runtime_of(request).registry.forward.decode(rows)
     if texts is None:
         raise Invalid(
             "token ids that this encoder's tokenizer does not know, or would cut otherwise: send "
@@ -179,16 +164,13 @@ def _decoded(request: Request, given: Any) -> list[str]:
 async def encode(
     request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
 ) -> Encoded:
-    """Return the vectors of texts; give up if the client hangs up.
+    """Return the vectors of texts; give up if the client disconnects.
 
     Args:
         request: The request; its body has been read.
         what: Task and side.
         texts: The texts.
         keep_end: Whether long texts lose their beginning instead of their end.
-
-    Returns:
-        The vectors.
 
     Raises:
         DptdrError: If the queue is full, the time runs out or a text cannot be encoded.
@@ -203,52 +185,33 @@ async def encode(
         keep_end=keep_end,
     )
     answer: asyncio.Future[Encoded] = asyncio.wrap_future(future)
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(_disconnected(request))
     both: set[asyncio.Future[Any]] = {answer, gone}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             answer.cancel()
-            raise ClientDisconnected
+            raise ClientDisconnected("the client went away")
         encoded = answer.result()
     finally:
         gone.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await gone
-    _count(request, what, encoded)
+    runtime.metrics.saw_answer(what.version.task, encoded)
+    request.scope["dptdr_facts"]["tokens"] = sum(encoded.tokens)
     return encoded
 
 
-async def _gone(request: Request) -> None:
-    """Return when the client has hung up."""
+async def _disconnected(request: Request) -> None:
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _count(request: Request, what: Asked, encoded: Encoded) -> None:
-    metrics = runtime_of(request).metrics
-    name = what.version.task
-    tokens = sum(encoded.tokens)
-    metrics.task_requests.labels(name).inc()
-    metrics.task_texts.labels(name).inc(len(encoded.tokens))
-    metrics.task_tokens.labels(name).inc(tokens)
-    metrics.task_seconds.labels(name).observe(encoded.seconds)
-    metrics.wait_seconds.observe(encoded.waited_seconds)
-    request.scope["dptdr_facts"]["tokens"] = tokens
 
 
 def shortened(
     vectors: Float[np.ndarray, "texts dim"], *, version: TaskVersion, dimensions: int | None
 ) -> Float[np.ndarray, "texts dimensions"]:
     """Return the first numbers of vectors, scaled to length 1, where the task allows that.
-
-    Args:
-        vectors: Full vectors.
-        version: Whose vectors.
-        dimensions: Wanted length; none or the full one changes nothing.
-
-    Returns:
-        The vectors.
 
     Raises:
         Invalid: If the task was not trained for that length.
@@ -257,12 +220,12 @@ def shortened(
     if dimensions is None or dimensions == full:
         return vectors
     trained = version.manifest.training.get("matryoshka") if version.manifest else None
-    allowed = list(trained or [])
+    allowed = sorted(trained or [])
     if dimensions not in allowed:
         name = "the bare backbone" if version.task == BARE else f"task '{version.name}'"
         raise Invalid(
             f"dimensions: {name} has vectors of {full} numbers"
-            + (f" and was trained for {sorted(allowed)} besides" if allowed else "")
+            + (f" and was trained for {allowed} as well" if allowed else "")
             + f", got {dimensions}; train with --matryoshka for shorter ones"
         )
     return normalised(vectors[:, :dimensions])

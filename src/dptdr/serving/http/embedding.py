@@ -1,9 +1,10 @@
 """Vectors, as clients of OpenAI and of text-embeddings-inference ask for them.
 
-Each address is there by itself and below ``/tasks/{task}``, where the address names the task (and,
+Each address exists by itself and below ``/tasks/{task}``, where the address names the task (and,
 with ``:query`` or ``:passage``, the side), for clients that cannot name one.
 """
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from dptdr.serving.http.dependencies import (
     shortened,
 )
 from dptdr.serving.http.errors import Invalid
-from dptdr.serving.http.responses import as_base64, json_response, reply_of
+from dptdr.serving.http.responses import json_response, reply_of
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -52,42 +53,40 @@ async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Respo
     texts = checked_texts(request, body.input)
     what = asked(request, body.model, side=body.input_type)
     encoded = await encode(request, what, texts)
-    vectors = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
-    wanted = as_base64 if body.encoding_format == "base64" else None
-    data = [
-        {
-            "object": "embedding",
-            "index": place,
-            "embedding": vector if wanted is None else wanted(vector),
-        }
-        for place, vector in enumerate(vectors)
-    ]
+    vectors: Any = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
+    if body.encoding_format == "base64":
+        # Little-endian float32, as OpenAI's clients read it.
+        vectors = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
     tokens = sum(encoded.tokens)
     return json_response(
         {
             "object": "list",
-            "data": data,
+            "data": [
+                {"object": "embedding", "index": place, "embedding": vector}
+                for place, vector in enumerate(vectors)
+            ],
             "model": what.version.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )
 
 
+@router.post("/tasks/{task}", responses=reply_of(None), dependencies=[Depends(_named)])
 @_post("/embed", None)
 async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
-    """Encode texts, as clients of text-embeddings-inference ask for it."""
-    return await _embedded(request, body)
-
-
-async def _embedded(request: Request, body: schemas.EmbedRequest) -> Response:
+    """Encode texts, as clients of text-embeddings-inference and ``InferenceClient`` ask for it."""
     vectors = await _vectors(request, body)
     return json_response(normalised(vectors) if body.normalize else vectors)
 
 
-@router.post("/tasks/{task}", responses=reply_of(None), dependencies=[Depends(_named)])
-async def inference(body: schemas.EmbedRequest, request: Request) -> Response:
-    """Encode texts, as huggingface_hub's ``InferenceClient`` asks for it."""
-    return await _embedded(request, body)
+@_post("/embed_all", None)
+async def embed_all(request: Request) -> Response:
+    """Refuse vectors of single tokens: a task is trained for one vector per text."""
+    del request
+    raise Invalid(
+        "/embed_all: a task is trained for one vector per text, the states of single tokens mean "
+        "nothing; use /embed"
+    )
 
 
 @_post("/similarity", None)
@@ -121,6 +120,7 @@ async def tokenize(body: schemas.TokenizeRequest, request: Request) -> Response:
 
 
 def _tokens(encoding: Any) -> list[dict[str, Any]]:
+    parts = (encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets)
     return [
         {
             "id": number,
@@ -129,13 +129,7 @@ def _tokens(encoding: Any) -> list[dict[str, Any]]:
             "start": None if special else start,
             "stop": None if special else stop,
         }
-        for number, text, special, (start, stop) in zip(
-            encoding.ids,
-            encoding.tokens,
-            encoding.special_tokens_mask,
-            encoding.offsets,
-            strict=True,
-        )
+        for number, text, special, (start, stop) in zip(*parts, strict=True)
     ]
 
 

@@ -1,13 +1,13 @@
-"""Errors in one shape: ``{"error": {"type", "message", "request_id", ...}}``."""
+"""Errors in one shape: ``{"error": {"type", "message", "request_id"}}``."""
 
 import math
 import re
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from dptdr.errors import (
     BackboneError,
@@ -27,10 +27,14 @@ from dptdr.serving.tasks.registry import TaskExists, UnknownTask
 
 
 class Invalid(ServingError):
-    """A request asks for something that cannot be."""
+    """A request asks for something impossible."""
 
 
-# First match counts: special ones before general ones.
+class ClientDisconnected(ServingError):
+    """The client went away; nobody reads an answer."""
+
+
+# The first match counts: special errors before general ones.
 STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (Unauthorized, 401, "no_key"),
     (Forbidden, 403, "not_allowed"),
@@ -44,6 +48,7 @@ STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (TooManyTokens, 422, "too_many_tokens"),
     (QueueFull, 429, "queue_full"),
     (RateLimited, 429, "rate"),
+    (ClientDisconnected, 499, "hung_up"),
     (Draining, 503, "not_ready"),
     (RequestTimeout, 504, "too_late"),
     (VectorsError, 409, "index"),
@@ -51,48 +56,39 @@ STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (DptdrError, 422, "refused"),
 )
 
+_HTTP_TYPES = {
+    400: "unreadable",
+    404: "no_such_route",
+    405: "method",
+    408: "too_slow",
+    413: "too_large",
+}
+
 _MAX_MESSAGE = 1000
 
 # The folders of an absolute path, up to its last part.
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks:)(?:[^/\s'\";,]+/)+(?=[^/\s])")
 
-_NAMES = {
-    400: "unreadable",
-    404: "no_such_route",
-    408: "too_slow",
-    405: "method",
-    413: "too_large",
-    499: "hung_up",
-    503: "not_ready",
-}
 
-
-def problem(status: int, kind: str, message: str, *, request: Request, **more: Any) -> Response:
-    """Return an error reply.
-
-    Args:
-        status: HTTP status.
-        kind: Word for programs.
-        message: Sentence for people.
-        request: What it answers.
-        more: Further fields.
-
-    Returns:
-        The reply.
-    """
-    identifier = request.scope.get("dptdr_request_id", "")
-    # Half a character from a broken file must not break the reply.
+def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Response:
+    """Return an error reply; ``kind`` is for programs, ``message`` for people."""
+    # Half a character from a damaged file must not break the reply.
     said = message.encode("utf-8", "replace").decode("utf-8")
     if len(said) > _MAX_MESSAGE:
         said = said[:_MAX_MESSAGE] + "..."
-    body = {"type": kind, "message": said, "request_id": identifier, **more}
+    body = {"type": kind, "message": said, "request_id": scope.get("dptdr_request_id", "")}
     return json_response({"error": body}, status=status)
 
 
-def of_error(error: DptdrError, request: Request) -> Response:
+def without_folders(message: str) -> str:
+    """Return a message without this machine's folders: the last part of a path is enough."""
+    return _FOLDERS.sub("", message)
+
+
+async def own_error(request: Request, error: Exception) -> Response:
     """Return the reply for one of dptdr's own errors."""
     status, kind = next((s, k) for cls, s, k in STATUS if isinstance(error, cls))
-    reply = problem(status, kind, without_folders(str(error)), request=request)
+    reply = error_response(status, kind, without_folders(str(error)), scope=request.scope)
     seconds = getattr(error, "retry_after_seconds", 1.0 if status == 503 else None)
     if seconds is not None:
         reply.headers["Retry-After"] = str(math.ceil(seconds))
@@ -101,42 +97,30 @@ def of_error(error: DptdrError, request: Request) -> Response:
     return reply
 
 
-def without_folders(message: str) -> str:
-    """Return a message without the folders of this machine: a path's last part is enough."""
-    return _FOLDERS.sub("", message)
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        f"{'.'.join(str(part)[:60] for part in item['loc'])}: {item['msg'][:300]}"
+        for item in error.errors()[:5]
+    ]
+    return error_response(422, "invalid", "; ".join(found), scope=request.scope)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _HTTP_TYPES.get(error.status_code, "refused")
+    reply = error_response(error.status_code, kind, str(error.detail), scope=request.scope)
+    reply.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # Of the whole address; the framework names the methods of one route.
+        matching = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
+        methods = {method for r in matching for method in getattr(r, "methods", None) or ()}
+        reply.headers["Allow"] = ", ".join(sorted(methods))
+    return reply
 
 
 def install(app: FastAPI) -> None:
-    """Let all errors of an application come out in the one shape."""
-
-    @app.exception_handler(DptdrError)
-    async def _own(request: Request, error: DptdrError) -> Response:
-        return of_error(error, request)
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        found = [
-            f"{'.'.join(str(part)[:60] for part in item['loc'])}: {item['msg'][:300]}"
-            for item in error.errors()[:5]
-        ]
-        return problem(422, "invalid", "; ".join(found), request=request)
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
-        kind = _NAMES.get(error.status_code, "refused")
-        reply = problem(error.status_code, kind, str(error.detail), request=request)
-        for name, value in (error.headers or {}).items():
-            reply.headers[name] = value
-        if error.status_code == 405:
-            reply.headers["Allow"] = ", ".join(_methods(request))
-        return reply
-
-
-def _methods(request: Request) -> list[str]:
-    """Return all methods that an address knows; the framework names those of one route."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches({**request.scope, "type": "http"})
-        if match != Match.NONE:
-            found |= set(getattr(route, "methods", None) or ())
-    return sorted(found)
+    """Give all errors of an application the one shape."""
+    app.add_exception_handler(DptdrError, own_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)

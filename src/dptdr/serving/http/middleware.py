@@ -1,4 +1,4 @@
-"""Around every request: an id, limits on its size and time, a log line, a number in the metrics."""
+"""Around every request: an id, limits on its size and time, a log line, metrics."""
 
 import asyncio
 import re
@@ -14,10 +14,11 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dptdr.serving.http.access import foreign
-from dptdr.serving.http.responses import json_response
+from dptdr.serving.http.errors import error_response
 from dptdr.serving.metrics import Metrics
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_QUIET = ("/health", "/metrics")
 
 
 def make_logger(stream: Any = None) -> Any:
@@ -33,8 +34,8 @@ def make_logger(stream: Any = None) -> Any:
     )
 
 
-class Surroundings:
-    """Pure ASGI: costs microseconds and streams what it does not have to hold.
+class RequestMiddleware:
+    """Plain ASGI: costs microseconds and holds no body.
 
     Args:
         app: The application.
@@ -69,9 +70,11 @@ class Surroundings:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        identifier = _identifier(scope)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        identifier = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope["dptdr_request_id"] = identifier
-        # What handlers want to see in the log: task, texts, tokens, key; never texts.
+        # What handlers add to the log line: task, number of texts, tokens, key.
         facts: dict[str, Any] = {}
         scope["dptdr_facts"] = facts
         status = 499
@@ -80,34 +83,31 @@ class Surroundings:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", identifier.encode()),
-                ]
+                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
             await send(message)
 
         try:
-            refused = self._refused(scope)
-            if refused is not None:
-                refusal_status, kind, why = refused
-                reply = json_response(_error(kind, why, identifier), status=refusal_status)
+            refused = self._refused(scope, headers)
+            if refused is None:
+                await self.app(scope, self._limited(receive), answer)
+            else:
+                reply = error_response(*refused, scope=scope)
                 # What follows on this connection cannot be told from the refused body.
                 reply.headers["Connection"] = "close"
                 await reply(scope, receive, answer)
-            else:
-                await self.app(scope, self._limited(receive), answer)
         except Exception as error:
             facts["error"] = "".join(traceback.format_exception_only(error)).strip()[:500]
             facts["trace"] = "".join(traceback.format_tb(error.__traceback__)[-6:])
             if status == 499:
-                # The outside gets only the number by which the log is found.
-                message = "the server failed; its log says why"
-                reply = json_response(_error("bug", message, identifier), status=500)
-                await reply(scope, receive, answer)
+                # The client gets only the id by which the log line is found.
+                said = "the server failed; its log says why"
+                await error_response(500, "bug", said, scope=scope)(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.requests.labels(route, str(status)).inc()
-            _log_of(self.logger, route, status)(
+            quiet = self.logger.debug if route in _QUIET else self.logger.info
+            log = self.logger.error if status == 500 else quiet
+            log(
                 "request",
                 request_id=identifier,
                 method=scope["method"],
@@ -117,19 +117,17 @@ class Surroundings:
                 **facts,
             )
 
-    def _refused(self, scope: Scope) -> tuple[int, str, str] | None:
-        """Return status, kind and message where a request is refused by its headers alone."""
-        names = [name for name, _ in scope["headers"]]
-        if b"content-length" in names and b"transfer-encoding" in names:
-            why = "expected Content-Length or Transfer-Encoding, got both"
-            return 400, "unreadable", why
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+        """Return status, type and message where a request is refused by its headers alone."""
+        if {b"content-length", b"transfer-encoding"} <= headers.keys():
+            return 400, "unreadable", "expected Content-Length or Transfer-Encoding, got both"
         if self.hosts is not None:
             why = foreign(scope["method"], scope["headers"], hosts=self.hosts)
             if why:
                 return 403, "foreign", why
-        announced = _content_length(scope)
-        if announced is not None and announced > self.max_body_bytes:
-            return 413, "too_large", too_large(self.max_body_bytes)
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self.max_body_bytes:
+            return 413, "too_large", self._too_large()
         return None
 
     def _limited(self, receive: Receive) -> Callable[[], Any]:
@@ -153,41 +151,10 @@ class Surroundings:
                 complete = not message.get("more_body", False)
                 seen += len(message.get("body", b""))
                 if seen > self.max_body_bytes:
-                    why = too_large(self.max_body_bytes)
-                    raise HTTPException(413, why, headers={"Connection": "close"})
+                    raise HTTPException(413, self._too_large(), headers={"Connection": "close"})
             return message
 
         return limited
 
-
-def _log_of(logger: Any, route: str, status: int) -> Callable[..., Any]:
-    """Return how loud a request is: bugs are errors, probes of balancers are whispered."""
-    if status == 500:
-        return logger.error  # type: ignore[no-any-return]
-    quiet = route in ("/health", "/metrics")
-    return logger.debug if quiet else logger.info  # type: ignore[no-any-return]
-
-
-def too_large(limit: int) -> str:
-    """Return what is said to a body that is too long."""
-    return f"expected a body of at most {limit:,} bytes; send fewer texts"
-
-
-def _error(kind: str, message: str, identifier: str) -> dict[str, Any]:
-    return {"error": {"type": kind, "message": message, "request_id": identifier}}
-
-
-def _identifier(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            given = value.decode("latin-1")
-            if _IDENTIFIER.fullmatch(given):
-                return str(given)
-    return uuid.uuid4().hex
-
-
-def _content_length(scope: Scope) -> int | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return None
+    def _too_large(self) -> str:
+        return f"expected a body of at most {self.max_body_bytes:,} bytes; send fewer texts"

@@ -6,14 +6,12 @@ from time import monotonic
 
 from dptdr.errors import ServingError
 
+_MAX_BUCKETS = 10_000
+_UNUSED_SECONDS = 60.0
+
 
 class RateLimited(ServingError):
-    """Requests come faster than allowed.
-
-    Args:
-        message: Which rate.
-        retry_after_seconds: When the next request would be taken.
-    """
+    """Requests come faster than allowed."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -24,7 +22,7 @@ class Rates:
     """Token buckets, one for each key or task that was seen.
 
     Args:
-        burst: Requests that may come at once.
+        burst: Requests at once before a rate counts.
         clock: Gives the time in seconds.
     """
 
@@ -35,12 +33,7 @@ class Rates:
         self._lock = threading.Lock()
 
     def take(self, who: Hashable, *, per_second: float, what: str) -> None:
-        """Count one request.
-
-        Args:
-            who: Whose bucket.
-            per_second: Its rate; 0 is no limit.
-            what: Names the rate in the message.
+        """Count one request; ``per_second`` 0 is no limit, ``what`` names the rate in messages.
 
         Raises:
             RateLimited: If the bucket is empty.
@@ -58,10 +51,10 @@ class Rates:
                     retry_after_seconds=(1.0 - left) / per_second,
                 )
             self._buckets[who] = (left - 1.0, now)
-            if len(self._buckets) > 10_000:
+            if len(self._buckets) > _MAX_BUCKETS:
                 # A full bucket is like none: forget those that nobody has used for long.
                 self._buckets = {
                     name: (rest, since)
                     for name, (rest, since) in self._buckets.items()
-                    if now - since < 60.0
+                    if now - since < _UNUSED_SECONDS
                 }

@@ -1,63 +1,71 @@
-"""What a server says of itself, and hits."""
+"""Routes about the server itself, search, and ranking again."""
 
 import time
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse
 
 import dptdr
-from dptdr.errors import VectorsError
+from dptdr.errors import ServingError, VectorsError
 from dptdr.search.vectors.documents import Filter
+from dptdr.serving.engine.batching import QueueFull
+from dptdr.serving.engine.requests import Draining
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
 from dptdr.serving.http.auth import Key
-from dptdr.serving.http.dependencies import SIDES, ClientDisconnected, asked, checked_texts, encode
-from dptdr.serving.http.errors import Invalid, problem
-from dptdr.serving.http.page import PAGE
+from dptdr.serving.http.dependencies import SIDES, asked, checked_texts, encode
+from dptdr.serving.http.errors import Invalid
 from dptdr.serving.http.responses import json_response, reply_of
 from dptdr.serving.runtime import Runtime
-from dptdr.serving.searching import answer
-from dptdr.serving.tasks.prompt_cache import TaskVersion
+from dptdr.serving.searching import ServedIndex
 from dptdr.serving.tasks.registry import BARE, UnknownTask
 
 router = APIRouter(route_class=GuardedRoute)
+
+_HERE = Path(__file__).parent
+_PAGES = {name: (_HERE / f"{name}.html").read_text(encoding="utf-8") for name in ("page", "docs")}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+_MAX_RERANKING = 8
+"""Requests that may wait for the cross-encoder before others get 429."""
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """Return the search page."""
-    return HTMLResponse(
-        PAGE,
-        headers={
-            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
-            "script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+    return HTMLResponse(_PAGES["page"], headers=_PAGE_HEADERS)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Return a page that shows the OpenAPI document."""
+    return HTMLResponse(_PAGES["docs"], headers=_PAGE_HEADERS)
 
 
 @router.get("/health", responses=reply_of(schemas.Health))
 async def health(request: Request) -> Response:
-    """Answer 200 once texts are encoded; 503 while starting or draining."""
+    """Answer 200 when texts are encoded; 503 while starting or draining."""
     runtime = runtime_of(request)
     if runtime.ready:
         return json_response({"status": "ok"})
-    word = "draining" if runtime.draining else "starting"
-    reply = problem(503, "not_ready", f"the server is {word}", request=request)
-    reply.headers["Retry-After"] = "1"
-    return reply
+    raise Draining(f"the server is {'draining' if runtime.draining else 'starting'}")
 
 
 @router.get("/info", responses=reply_of(schemas.Info))
 async def info(request: Request) -> Response:
-    """Say what this server is, as text-embeddings-inference does."""
+    """Describe this server, as text-embeddings-inference does."""
     runtime = runtime_of(request)
     key = key_of(request)
     registry, settings = runtime.registry, runtime.settings
+    indexes = _indexes(runtime, key)
     return json_response(
         {
             "model_id": PurePath(registry.backbone.name).name,
@@ -71,35 +79,27 @@ async def info(request: Request) -> Response:
             "dim": registry.backbone.dim,
             "layout": registry.forward.layout,
             "tasks": sum(key.reaches(name) for name in registry.tasks()),
-            "indexes": _index_names(runtime, key),
-            "bare_searchable": key.reaches(BARE) and _searchable(runtime, registry.bare),
-            "hybrid": settings.hybrid,
+            "indexes": [served.name for served in indexes],
+            "bare_searchable": key.reaches(BARE) and registry.indexes.of(registry.bare) is not None,
+            "hybrid": any(served.lexical is not None for served in indexes),
+            "rerank": runtime.scorer is not None,
             "keys": not runtime.keyring.open,
             "version": dptdr.__version__,
         }
     )
 
 
-def _index_names(runtime: Runtime, key: Key) -> list[str]:
-    """Return the indexes that a task within the key's reach can search."""
+def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
+    """Return the indexes that tasks within the key's reach search."""
     registry = runtime.registry
-    versions = [
-        version
-        for name, task in registry.tasks().items()
-        if key.reaches(name)
-        for version in task.versions.values()
-    ]
-    if key.reaches(BARE):
-        versions.append(registry.bare)
-    return [
-        served.name
-        for served in runtime.searcher.indexes
-        if any(served.fits(version) for version in versions)
-    ]
-
-
-def _searchable(runtime: Runtime, version: TaskVersion) -> bool:
-    return any(served.fits(version) for served in runtime.searcher.indexes)
+    versions = [registry.bare] if key.reaches(BARE) else []
+    for name, task in registry.tasks().items():
+        if key.reaches(name):
+            versions += task.versions.values()
+    searched = [registry.indexes.of(version) for version in versions]
+    given = registry.indexes.given
+    found = {id(served): served for served in searched if served is not None}
+    return sorted(found.values(), key=lambda s: given.index(s) if s in given else len(given))
 
 
 @router.get("/metrics", responses=reply_of(None), response_class=Response)
@@ -112,9 +112,11 @@ async def metrics(request: Request) -> Response:
     runtime.metrics.prompt_bytes.set(registry.hot.bytes)
     runtime.metrics.queue_tokens.set(runtime.engine.waiting_tokens)
     names = {BARE, *registry.tasks()}
-    mine = {name for name in names if key.reaches(name)}
     text = await run_in_threadpool(
-        runtime.metrics.text, existing=names, shown=mine, all_shown=key.reaches_all
+        runtime.metrics.text,
+        existing=names,
+        shown={name for name in names if key.reaches(name)},
+        all_shown=key.reaches_all,
     )
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -149,41 +151,69 @@ async def search(body: schemas.SearchRequest, request: Request) -> Response:
     (text,) = checked_texts(request, body.text)
     if body.k > runtime.settings.max_hits:
         raise Invalid(f"k: expected 1 to {runtime.settings.max_hits:,}, got {body.k:,}")
-    filters = _filters(body.filters)
+    if body.fusion is not None and body.mode == "dense":
+        raise Invalid("fusion: expected mode 'hybrid' beside it, got 'dense'")
+    try:
+        filters = [Filter.parse(condition) for condition in body.filters]
+    except VectorsError as error:
+        raise Invalid(f"filters: {error}") from None
     what = asked(request, body.task, side="query")
-    served = runtime.searcher.find(what.version)
+    # Vector and index are of one version, whatever is replaced meanwhile.
+    served = runtime.registry.indexes.find(what.version)
     began = time.perf_counter()
     encoded = await encode(request, what, [text])
-    encode_seconds = time.perf_counter() - began
-    found = await run_in_threadpool(
-        answer,
-        served,
+    searching = time.perf_counter()
+    hybrid = body.mode == "hybrid" or body.fusion is not None
+    hits = await run_in_threadpool(
+        served.search,
         encoded.vectors[0],
-        text=text,
         depth=body.k,
-        mode=body.mode,
+        text=text,
+        fusion=(body.fusion or "rrf") if hybrid else None,
         filters=filters,
     )
     return json_response(
         {
             "task": what.version.name,
-            "index": found.source,
-            "mode": body.mode,
-            "hits": [hit._asdict() for hit in found.hits],
-            "encode_milliseconds": round(encode_seconds * 1000, 2),
-            "search_milliseconds": round(found.search_seconds * 1000, 2),
+            "index": served.name,
+            "mode": "hybrid" if hybrid else "dense",
+            "hits": [hit._asdict() for hit in hits],
+            "encode_milliseconds": round((searching - began) * 1000, 2),
+            "search_milliseconds": round((time.perf_counter() - searching) * 1000, 2),
         }
     )
 
 
-def _filters(given: list[str]) -> list[Filter]:
+@router.post("/rerank", responses=reply_of(list[schemas.Ranked]))
+async def rerank(body: schemas.RerankRequest, request: Request) -> Response:
+    """Score texts against a query with the cross-encoder, as text-embeddings-inference does."""
+    runtime = runtime_of(request)
+    scorer = runtime.scorer
+    if scorer is None:
+        raise ServingError("this server has no cross-encoder; start it with --cross-encoder NAME")
+    query, *texts = checked_texts(request, [body.query, *body.texts])
+    if runtime.reranking >= _MAX_RERANKING:
+        raise QueueFull(
+            f"{_MAX_RERANKING} requests wait for the cross-encoder already; try again later",
+            retry_after_seconds=1.0,
+        )
+    runtime.reranking += 1
+
+    def work() -> Any:
+        with runtime.scorer_lock:
+            return scorer(query, texts)
+
     try:
-        return [Filter.parse(condition) for condition in given]
-    except VectorsError as error:
-        raise Invalid(f"filters: {error}") from None
-
-
-async def hung_up(request: Request, error: Exception) -> Response:
-    """Return what nobody will read, for the log."""
-    assert isinstance(error, ClientDisconnected)
-    return problem(499, "hung_up", "the client went away", request=request)
+        scores = await run_in_threadpool(work)
+    finally:
+        runtime.reranking -= 1
+    logits = np.asarray(scores, dtype=np.float64).reshape(-1)
+    if len(logits) != len(texts) or not np.isfinite(logits).all():
+        raise ServingError("expected one finite score per text from the cross-encoder")
+    values = logits if body.raw_scores else np.exp(-np.logaddexp(0, -logits))
+    ranked = [
+        {"index": int(place), "score": float(values[place])}
+        | ({"text": texts[place]} if body.return_text else {})
+        for place in np.argsort(-logits, kind="stable")
+    ]
+    return json_response(ranked)

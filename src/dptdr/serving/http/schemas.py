@@ -1,4 +1,4 @@
-"""What requests and replies look like; the source of the OpenAPI document."""
+"""Requests and replies; the source of the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from dptdr.search.hybrid import Fusion
 
 SideName = Literal["query", "passage", "document", "search_query", "search_document"]
 
@@ -28,7 +30,28 @@ TaskName = Annotated[
         max_length=200,
     ),
 ]
+FolderName = Annotated[
+    str,
+    Field(
+        description="Name of a folder inside the server's tasks folder.",
+        min_length=1,
+        max_length=200,
+    ),
+]
 
+VersionName = Annotated[str, Field(min_length=1, max_length=64)]
+Dimensions = Annotated[
+    int | None,
+    Field(ge=1, description="Shorter vectors, where the task was trained for that length."),
+]
+Direction = Annotated[
+    Literal["Right", "right", "Left", "left"],
+    Field(description="Which end of a long text is cut off."),
+]
+PromptName = Annotated[
+    SideName | None,
+    Field(description="Which side the texts are; needed where a task's two sides differ."),
+]
 
 Texts = str | list[str] | list[int] | list[list[int]]
 
@@ -107,25 +130,10 @@ class EmbeddingsRequest(Request):
         ),
     ] = None
     input: TextsField
-    input_type: Annotated[
-        SideName | None, Field(description="Which side the texts are, if the model does not say.")
-    ] = None
+    input_type: PromptName = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[
-        int | None,
-        Field(ge=1, description="Shorter vectors, where the task was trained for that length."),
-    ] = None
+    dimensions: Dimensions = None
     user: Annotated[str | None, Field(description="Not used.")] = None
-
-
-Direction = Annotated[
-    Literal["Right", "right", "Left", "left"],
-    Field(description="Which end of a long text is cut off."),
-]
-PromptName = Annotated[
-    SideName | None,
-    Field(description="Which side the texts are; needed where a task's two sides differ."),
-]
 
 
 class Embedding(BaseModel):
@@ -162,7 +170,7 @@ class EmbedRequest(Request):
     ] = True
     truncation_direction: Direction = "Right"
     prompt_name: PromptName = None
-    dimensions: Annotated[int | None, Field(ge=1)] = None
+    dimensions: Dimensions = None
     task: TaskName | None = None
 
 
@@ -208,15 +216,41 @@ class Token(BaseModel):
     stop: int | None
 
 
+class RerankRequest(Request):
+    """The rerank request of text-embeddings-inference."""
+
+    query: Text
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)]
+    raw_scores: Annotated[
+        StrictBool, Field(description="Logits instead of numbers from 0 to 1.")
+    ] = False
+    return_text: StrictBool = False
+    truncate: Annotated[Literal[True], Field(description="Long texts are always cut.")] = True
+    truncation_direction: Literal["Right", "right"] = "Right"
+
+
+class Ranked(BaseModel):
+    """A text's place in the request, and its score."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
 class SearchRequest(Request):
     """A search in the index of a task."""
 
     task: TaskName
     text: Text
-    k: Annotated[int, Field(ge=1, description="Most hits.")] = 10
+    k: Annotated[int, Field(ge=1, description="Maximum hits.")] = 10
     mode: Annotated[
-        Literal["dense", "hybrid"], Field(description="Vectors alone, or fused with BM25.")
-    ] = "dense"
+        Literal["dense", "hybrid"] | None,
+        Field(description="Vectors alone (default), or merged with the index's BM25."),
+    ] = None
+    fusion: Annotated[
+        Fusion | None,
+        Field(description="How BM25 is merged in: by ranks (default) or scaled scores."),
+    ] = None
     filters: Annotated[
         list[Annotated[str, Field(pattern=r"^\s*[^=\s][^=]*=", max_length=1000)]],
         Field(description="Conditions on metadata: 'field=value' or 'field=a,b'.", max_length=20),
@@ -247,20 +281,26 @@ class SearchReply(BaseModel):
 class NewVersion(Request):
     """A bundle inside the tasks folder that becomes a version of a task."""
 
-    bundle: Annotated[
-        str,
-        Field(
-            description="Name of a bundle inside the server's tasks folder.",
-            min_length=1,
-            max_length=200,
-        ),
-    ]
+    bundle: FolderName
     version: Annotated[
         str | None, Field(description="Name of the version; the next number by default.")
     ] = None
     default: Annotated[
         StrictBool, Field(description="Whether the bare task name means this version from now on.")
     ] = True
+    index: Annotated[
+        FolderName | None, Field(description="Index inside the tasks folder that it searches.")
+    ] = None
+
+
+class NewIndex(Request):
+    """An index inside the tasks folder that a version of a task searches from now on."""
+
+    task: Annotated[str, Field(min_length=1, max_length=100)]
+    index: FolderName
+    version: Annotated[VersionName | None, Field(description="The default version by default.")] = (
+        None
+    )
 
 
 class NewTask(NewVersion):
@@ -270,9 +310,9 @@ class NewTask(NewVersion):
 
 
 class DefaultVersion(Request):
-    """Which version a bare task name shall mean."""
+    """The version that the bare task name means from now on."""
 
-    version: Annotated[str, Field(min_length=1, max_length=64)]
+    version: VersionName
 
 
 class VersionInfo(BaseModel):
@@ -281,10 +321,10 @@ class VersionInfo(BaseModel):
     version: str
     default: bool
     added: str
+    index: str | None
     method: str
     prompt_length: int
     sharing: str
-    attention: str
     trained_parameters: int
     query_fingerprint: str
     passage_fingerprint: str
@@ -350,7 +390,8 @@ class Info(BaseModel):
     tasks: int
     indexes: list[str]
     bare_searchable: Annotated[bool, Field(description="Whether an index fits the bare encoder.")]
-    hybrid: bool
+    hybrid: Annotated[bool, Field(description="Whether an index has BM25.")]
+    rerank: Annotated[bool, Field(description="Whether there is a cross-encoder.")]
     keys: Annotated[bool, Field(description="Whether an API key is needed.")]
     version: str
 
@@ -364,7 +405,7 @@ class SelfCheck(BaseModel):
     passed: bool
 
 
-class Problem(BaseModel):
+class Error(BaseModel):
     """What went wrong."""
 
     type: str
@@ -372,7 +413,7 @@ class Problem(BaseModel):
     request_id: str
 
 
-class ProblemReply(BaseModel):
+class ErrorReply(BaseModel):
     """The shape of every error."""
 
-    error: Problem
+    error: Error

@@ -3,9 +3,9 @@
 ::
 
     FOLDER/model.onnx       float32
-    FOLDER/model.int8.onnx  weights of matrix products in 8 bits, where asked for
-    FOLDER/export.json      what the graph takes, what made it, how far it is from torch
-    FOLDER/tokenizer.json   with the limits and prefixes in export.json
+    FOLDER/model.int8.onnx  weights of matrix products in 8 bits, on request
+    FOLDER/export.json      geometry, pooling, fingerprint, difference from torch
+    FOLDER/tokenizer.json   for the package tokenizers
 
 Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``, ``prompt_keys`` and
 ``prompt_values`` ``[layers, texts, heads, prompt, head_dim]``, ``prompt_mask`` ``[texts, prompt]``
@@ -13,13 +13,14 @@ Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``, ``prompt_keys`
 the bare backbone's vector.
 """
 
+import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,22 +32,22 @@ from dptdr.io.atomic import atomic_folder, read_json, write_json
 from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.rows import AttentionRows
 
-Precision = Literal["fp32", "int8"]
-
 FORMAT = "dptdr-onnx"
 FORMAT_VERSION = 1
 MANIFEST = "export.json"
-FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 INPUTS = ("input_ids", "attention_mask", "prompt_keys", "prompt_values", "prompt_mask")
+_VARYING = ((0, 1), (0, 1), (1, 3), (1, 3), (0, 1))
+"""Axes of each input that vary."""
 
 FP32_TOLERANCE = 1e-4
 """How far the float32 graph may be from torch, in units of the longest vector."""
 
-_LEAST_COSINE = 0.9
+_MIN_COSINE = 0.9
 
 
 class _Graph(nn.Module):
-    """What is traced."""
+    """The module that is traced."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -67,11 +68,7 @@ class _Graph(nn.Module):
 
 
 def check_installed() -> None:
-    """Refuse to go on without the packages of the ``export`` extra.
-
-    Raises:
-        ConfigError: Naming what is missing.
-    """
+    """Raise ``ConfigError`` unless the packages of the ``export`` extra are installed."""
     missing = [
         name
         for name in ("onnx", "onnxscript", "onnxruntime")
@@ -84,25 +81,36 @@ def check_installed() -> None:
 
 
 def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, Any]:
-    """Write a backbone as an ONNX graph, checked against torch.
+    """Write a backbone as an ONNX graph, checked against torch; return its ``export.json``.
 
     Args:
-        backbone: The encoder; a fresh one, in float32 on the processor.
-        out: The folder; what stands there stays until the new one is complete.
-        int8: Whether to write the 8-bit graph as well.
-
-    Returns:
-        What was written to ``export.json``.
+        backbone: A fresh one, in float32 on the processor.
+        out: The folder; an earlier export stays until the new one is complete.
+        int8: Write the 8-bit graph as well.
 
     Raises:
         ConfigError: If packages are missing.
         BackboneError: If the graph cannot be made, or gives other vectors than torch.
     """
     check_installed()
+    graph = _Graph(backbone)
+    differences, cosines = {}, {}
     with atomic_folder(out) as folder:
-        _write_backbone(backbone, folder / FILES["fp32"])
+        write_graph(graph, backbone, folder / FILES["fp32"], inputs=len(INPUTS))
         backbone.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        found: dict[str, Any] = {
+        if int8:
+            _quantise(folder)
+        for precision in FILES if int8 else ("fp32",):
+            difference, cosine = compare(graph, backbone, folder / FILES[precision])
+            differences[precision], cosines[precision] = difference, cosine
+            exact = precision == "fp32"
+            if not (difference <= FP32_TOLERANCE if exact else cosine >= _MIN_COSINE):
+                raise BackboneError(
+                    f"backbone '{backbone.name}': the {precision} graph differs from torch by "
+                    f"{difference:.1e} (cosine {cosine:.3f}), more than allowed; serve it with "
+                    "torch"
+                )
+        found = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "backbone": backbone.name,
@@ -111,91 +119,53 @@ def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, An
             "geometry": asdict(backbone.geometry),
             "dim": backbone.dim,
             "pooling": asdict(backbone.pooling),
-            "largest_difference": {},
-            "least_cosine": {},
+            "largest_difference": differences,
+            "least_cosine": cosines,
         }
-        precisions: list[Precision] = ["fp32"]
-        if int8:
-            _quantise(folder)
-            precisions.append("int8")
-        for precision in precisions:
-            difference, cosine = compare(backbone, folder / FILES[precision])
-            found["largest_difference"][precision] = difference
-            found["least_cosine"][precision] = cosine
-            _check(backbone, precision, difference=difference, cosine=cosine)
         write_json(folder / MANIFEST, found)
     return found
 
 
-DYNAMIC = torch.export.Dim.DYNAMIC
-
-
-def _write_backbone(backbone: Backbone, file: Path) -> None:
-    rows = {1: DYNAMIC, 3: DYNAMIC}
-    pairs = {0: DYNAMIC, 1: DYNAMIC}
-    write_graph(
-        _Graph(backbone),
-        file,
-        sample=sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2)),
-        shapes=(pairs, pairs, rows, rows, pairs),
-        name=backbone.name,
-    )
-
-
-def write_graph(
-    module: nn.Module,
-    file: Path,
-    *,
-    sample: Sequence[np.ndarray],
-    shapes: tuple[dict[int, Any], ...],
-    name: str,
-) -> None:
-    """Write a module as an ONNX graph with the output ``vectors``.
+def write_graph(module: nn.Module, backbone: Backbone, file: Path, *, inputs: int) -> None:
+    """Write a module of a backbone as an ONNX graph with the output ``vectors``.
 
     Args:
-        module: Takes the first inputs of :data:`INPUTS`.
+        module: Takes the first of :data:`INPUTS`.
+        backbone: Gives the inputs that it is traced with.
         file: The graph.
-        sample: Inputs to trace it with.
-        shapes: Which axes of each input vary.
-        name: The backbone's name, for the message.
+        inputs: How many inputs it takes.
 
     Raises:
         BackboneError: If it cannot be written.
     """
-    before = [logging.getLogger(name).level for name in ("onnxscript", "torch.onnx")]
+    sample = sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2))
     try:
-        for name in ("onnxscript", "torch.onnx"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet("onnxscript", "torch.onnx"), torch.no_grad():
             torch.onnx.export(
                 module.eval(),
-                tuple(torch.from_numpy(value) for value in sample),
+                tuple(torch.from_numpy(value) for value in sample[:inputs]),
                 str(file),
                 dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=list(INPUTS[: len(sample)]),
+                dynamic_shapes=tuple(
+                    dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in _VARYING[:inputs]
+                ),
+                input_names=list(INPUTS[:inputs]),
                 output_names=["vectors"],
                 external_data=False,
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
-            f"backbone '{name}' cannot be written as an ONNX graph: "
-            f"{reason[0] if reason else type(error).__name__}; serve it with torch"
+            f"backbone '{backbone.name}' cannot be written as an ONNX graph: {reason}; serve it "
+            "with torch"
         ) from error
-    finally:
-        for name, level in zip(("onnxscript", "torch.onnx"), before, strict=True):
-            logging.getLogger(name).setLevel(level)
 
 
 def _quantise(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
+    with _quiet(""):
         quantize_dynamic(
             str(folder / FILES["fp32"]),
             str(folder / FILES["int8"]),
@@ -206,23 +176,33 @@ def _quantise(folder: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             extra_options={"MatMulConstBOnly": True},
         )
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Let some loggers, and warnings, say nothing below an error."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logging.getLogger().setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def sample_inputs(
     backbone: Backbone, *, lengths: Sequence[int], prompts: Sequence[int], seed: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """Return inputs of the graph for random texts with random prompts.
+    """Return random inputs in the order of :data:`INPUTS`.
 
     Args:
-        backbone: Whose vocabulary and geometry.
+        backbone: Gives vocabulary and geometry.
         lengths: Tokens of each text.
         prompts: Prompt rows that each text sees.
         seed: Decides all numbers.
-
-    Returns:
-        Arrays in the order of :data:`INPUTS`.
     """
     generator = np.random.default_rng(seed)
     geometry = backbone.geometry
@@ -236,51 +216,31 @@ def sample_inputs(
     return ids.astype(np.int64), mask.astype(np.int64), keys, values, visible
 
 
-def compare(backbone: Backbone, file: Path) -> tuple[float, float]:
-    """Return how far a graph is from torch on random mixtures.
-
-    Args:
-        backbone: The truth.
-        file: The graph.
+def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, float]:
+    """Return how far a written graph is from its module on random mixtures.
 
     Returns:
-        Largest difference in units of the longest vector, and least cosine.
+        Largest difference in units of the longest vector, and smallest cosine.
     """
     session = open_session(file)
-    graph = _Graph(backbone)
-    largest, least = 0.0, 1.0
+    count = len(session.get_inputs())
+    largest, smallest = 0.0, 1.0
     for seed, (lengths, prompts) in enumerate(
         (((3, 9, 40, 5), (0, 7, 2, 4)), ((12,), (0,)), ((1, 33), (16, 1)))
     ):
-        inputs = sample_inputs(backbone, lengths=lengths, prompts=prompts, seed=seed)
+        inputs = sample_inputs(backbone, lengths=lengths, prompts=prompts, seed=seed)[:count]
         with torch.no_grad():
             right = graph(*(torch.from_numpy(value) for value in inputs)).numpy()
-        made = session.run(None, dict(zip(INPUTS, inputs, strict=True)))[0]
+        made = session.run(None, dict(zip(INPUTS, inputs, strict=False)))[0]
         norms = np.linalg.norm(right, axis=1)
         largest = max(largest, float(np.abs(made - right).max() / max(1.0, norms.max())))
         cosines = (made * right).sum(1) / (np.linalg.norm(made, axis=1) * norms)
-        least = min(least, float(cosines.min()))
-    return largest, least
-
-
-def _check(backbone: Backbone, precision: Precision, *, difference: float, cosine: float) -> None:
-    good = difference <= FP32_TOLERANCE if precision == "fp32" else cosine >= _LEAST_COSINE
-    if not good:
-        raise BackboneError(
-            f"backbone '{backbone.name}': the {precision} graph differs from torch by "
-            f"{difference:.1e} (cosine {cosine:.3f}), more than allowed; serve it with torch"
-        )
+        smallest = min(smallest, float(cosines.min()))
+    return largest, smallest
 
 
 def open_session(file: Path, *, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session on the processor.
-
-    Args:
-        file: The graph.
-        threads: Processor threads, 0 for the runtime's own choice.
-
-    Returns:
-        The session.
+    """Return an ONNX Runtime session on the processor; ``threads`` 0 is its own choice.
 
     Raises:
         ConfigError: If ONNX Runtime is missing or the file is no graph.

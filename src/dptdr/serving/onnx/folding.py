@@ -6,7 +6,7 @@
     FOLDER/query.onnx       else one graph
     FOLDER/passage.onnx     for each side
     FOLDER/tokenizer.json   for the package tokenizers
-    FOLDER/export.json      per side: file, prefix, most tokens, how far it is from torch
+    FOLDER/export.json      per side: file, prefix, maximum tokens, difference from torch
 
 Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``. Output: ``vectors``
 ``[texts, dim]``.
@@ -15,8 +15,6 @@ Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``. Output: ``vect
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,14 +23,11 @@ from dptdr.io.atomic import atomic_folder, write_json
 from dptdr.model.backbone import Side, Tokens
 from dptdr.model.encoder import Encoder
 from dptdr.serving.onnx.exporting import (
-    DYNAMIC,
     FORMAT_VERSION,
     FP32_TOLERANCE,
-    INPUTS,
     MANIFEST,
     check_installed,
-    open_session,
-    sample_inputs,
+    compare,
     write_graph,
 )
 
@@ -62,14 +57,11 @@ class _SideGraph(nn.Module):
 
 
 def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
-    """Write a task as ONNX graphs, checked against torch.
+    """Write a task as ONNX graphs, checked against torch; return its ``export.json``.
 
     Args:
         encoder: The task; a fresh one, in float32 on the processor.
-        out: The folder; what stands there stays until the new one is complete.
-
-    Returns:
-        What was written to ``export.json``.
+        out: The folder; an earlier export stays until the new one is complete.
 
     Raises:
         ConfigError: If packages are missing.
@@ -110,18 +102,8 @@ def _write(encoder: Encoder, file: Path, *, side: Side) -> float:
     """Write one graph and return how far it is from torch, in units of the longest vector."""
     backbone = encoder.backbone
     graph = _SideGraph(encoder, side=side)
-    axes = {0: DYNAMIC, 1: DYNAMIC}
-    sample = sample_inputs(backbone, lengths=(7, 4, 5), prompts=(1,))[:2]
-    write_graph(graph, file, sample=sample, shapes=(axes, axes), name=backbone.name)
-    session = open_session(file)
-    largest = 0.0
-    for seed, lengths in enumerate(((3, 9, 40, 5), (12,), (1, 33))):
-        inputs = sample_inputs(backbone, lengths=lengths, prompts=(1,), seed=seed)[:2]
-        with torch.no_grad():
-            right = graph(*(torch.from_numpy(value) for value in inputs)).numpy()
-        made = session.run(None, dict(zip(INPUTS, inputs, strict=False)))[0]
-        scale = max(1.0, float(np.linalg.norm(right, axis=1).max()))
-        largest = max(largest, float(np.abs(made - right).max()) / scale)
+    write_graph(graph, backbone, file, inputs=2)
+    largest, _ = compare(graph, backbone, file)
     if not largest <= FP32_TOLERANCE:
         raise BackboneError(
             f"task '{encoder.name}': the graph of the {side} side differs from torch by "

@@ -1,4 +1,4 @@
-"""The same batches computed by ONNX Runtime, with the 8-bit graph that ``dptdr export`` wrote."""
+"""Batches computed by ONNX Runtime with an 8-bit graph of ``dptdr export``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ INT8_TOLERANCE = 0.1
 
 
 class OnnxForward(Forward):
-    """Runs padded batches in ONNX Runtime in 8 bits; torch stays beside it to verify bundles.
+    """Runs padded batches in 8 bits; torch stays beside it to verify bundles.
 
     Args:
         backbone: The encoder that the graph was made of.
-        folder: What ``dptdr export`` wrote.
+        folder: The export.
         threads: Processor threads, 0 for the runtime's own choice.
 
     Raises:
@@ -51,14 +51,7 @@ class OnnxForward(Forward):
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per row, in the given order.
-
-        Args:
-            rows: The texts.
-            merge: Has no meaning here.
-
-        Returns:
-            The vectors.
+        """Return one float32 vector per row, in the given order; ``merge`` has no meaning here.
 
         Raises:
             ConfigError: If a prompt has feed-forward rows or moves positions.

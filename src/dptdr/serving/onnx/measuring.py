@@ -23,25 +23,22 @@ _BATCH_TOKENS = 4096
 def ndcg_of(
     backbone: Backbone, export: Path, *, task: Path | None, data: Path, split: str, state: Path
 ) -> dict[str, float]:
-    """Return nDCG@10 of torch and of an export's 8-bit graph.
+    """Return nDCG@10 of ``torch`` and of an export's ``int8`` graph.
 
     Args:
         backbone: The encoder.
-        export: What ``dptdr export`` wrote.
-        task: A task; none: the bare backbone.
+        export: The export's folder.
+        task: A task; ``None``: the bare backbone.
         data: BEIR folder.
-        split: Which judged queries.
+        split: Its judged queries.
         state: A folder for the registry.
-
-    Returns:
-        ``torch`` and ``int8``, each with its nDCG@10.
 
     Raises:
         ConfigError: If the data has no such split.
     """
     folder = BeirFolder(data)
     if not folder.has_split(split):
-        raise ConfigError(f"{data}: has no split '{split}', there is {folder.splits()}")
+        raise ConfigError(f"{data}: expected one of the splits {folder.splits()}, got '{split}'")
     forwards = {
         "torch": Forward(backbone, layout="padded", ordered=False),
         "int8": OnnxForward(backbone, export),

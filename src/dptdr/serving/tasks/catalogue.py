@@ -2,32 +2,42 @@
 
 ::
 
-    STATE/catalogue.json    names, versions, which one is the default, what stood there before
+    STATE/catalogue.json    names, versions, defaults present and former, indexes
     STATE/bundles/KEY/      a copy of each bundle, named after its content, never changed
     STATE/lock              held while the catalogue is changed
 
-Bundles are copied in, so that retraining a task in place cannot change the vectors of a version
-that is being served.
+Bundles are copied, so that training a task again in place changes no version that is being
+served. Indexes are too large: they stay where they are, and their manifests are remembered.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dptdr.errors import BundleError, DataError, ServingError
 from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
 
 FORMAT_VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-_HISTORY = 20
-"""Former defaults that are remembered."""
+_KEY = re.compile(r"[0-9a-f]{32}")
+_MAX_HISTORY = 20
+
+
+class IndexRecord(NamedTuple):
+    """A version's index: its folder inside the tasks folder, and a hash of its manifests."""
+
+    folder: str
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +48,48 @@ class TaskRecord:
         default: The version that the bare name means.
         history: Former defaults, oldest first.
         versions: Version to the key of its bundle.
-        added: Version to when it came, ISO 8601.
+        added: Version to when it was added, ISO 8601.
+        indexes: Version to its index, where it was given one.
     """
 
     default: str
     history: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    indexes: dict[str, IndexRecord] = field(default_factory=dict)
 
-    def with_version(self, version: str, *, key: str, default: bool) -> "TaskRecord":
-        """Return the record with one version more."""
-        moved = default and version != self.default
-        return TaskRecord(
-            default=version if default else self.default,
-            history=(*self.history, self.default)[-_HISTORY:] if moved else self.history,
-            versions={**self.versions, version: key},
-            added={**self.added, version: datetime.now(UTC).isoformat(timespec="seconds")},
-        )
+    def with_version(
+        self, version: str, *, key: str, default: bool, index: IndexRecord | None
+    ) -> "TaskRecord":
+        """Return the record with one more version."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        added = replace(
+            self, versions={**self.versions, version: key}, added={**self.added, version: now}
+        ).with_index(version, index)
+        if not default or version == self.default:
+            return added
+        return added.with_default(version, history=(*self.history, self.default))
 
     def with_default(self, version: str, *, history: tuple[str, ...]) -> "TaskRecord":
         """Return the record with another default."""
-        return TaskRecord(
-            default=version, history=history[-_HISTORY:], versions=self.versions, added=self.added
-        )
+        return replace(self, default=version, history=history[-_MAX_HISTORY:])
+
+    def with_index(self, version: str, index: IndexRecord | None) -> "TaskRecord":
+        """Return the record with another index of a version; ``None`` changes nothing."""
+        return self if index is None else replace(self, indexes={**self.indexes, version: index})
 
     def without(self, version: str) -> "TaskRecord":
         """Return the record with one version less."""
-        return TaskRecord(
-            default=self.default,
-            history=tuple(v for v in self.history if v != version),
-            versions={v: key for v, key in self.versions.items() if v != version},
-            added={v: when for v, when in self.added.items() if v != version},
-        )
+        parts: dict[str, Any] = {
+            name: {v: value for v, value in getattr(self, name).items() if v != version}
+            for name in ("versions", "added", "indexes")
+        }
+        history = tuple(v for v in self.history if v != version)
+        return replace(self, history=history, **parts)
 
 
 class Catalogue:
-    """The catalogue of one state folder.
-
-    Args:
-        folder: The state folder; it is made if it is missing.
-    """
+    """The catalogue of one state folder, which is made if it is missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,40 +108,24 @@ class Catalogue:
         """Return all tasks.
 
         Raises:
-            ServingError: If the file is broken.
+            ServingError: If the file is damaged.
         """
-        if not self.file.is_file():
+        if not self.file.exists():
             return {}
         try:
             values = read_json(self.file)
-            version = values["format_version"]
-            if version != FORMAT_VERSION:
-                raise ServingError(
-                    f"{self.file}, field 'format_version': expected {FORMAT_VERSION}, got "
-                    f"{version!r}; start with another state folder"
-                )
-            return {
-                name: TaskRecord(
-                    default=entry["default"],
-                    history=tuple(entry["history"]),
-                    versions=dict(entry["versions"]),
-                    added=dict(entry["added"]),
-                )
-                for name, entry in values["tasks"].items()
-            }
-        except (KeyError, TypeError, AttributeError, DataError) as error:
+            if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+                raise ValueError(f"expected format_version {FORMAT_VERSION}")
+            return {name: _record(name, value) for name, value in values["tasks"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
             raise ServingError(
-                f"{self.file}: expected a catalogue of tasks, {error!r}; delete the state folder "
-                "and add the tasks again"
+                f"{self.file}: expected a catalogue of tasks, {str(error)[:200]}; delete the state "
+                "folder and add the tasks again"
             ) from None
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, TaskRecord]]:
-        """Hold the lock, give all tasks to change, and write them when the block ends well.
-
-        Yields:
-            The tasks; the caller exchanges entries in place.
-        """
+        """Hold the lock, yield all tasks to change in place, and write them at the end."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in (self.folder / "bundles").glob(".*.tmp"):
@@ -139,43 +135,24 @@ class Catalogue:
             before = dict(tasks)
             yield tasks
             if tasks != before:
-                self._write(tasks)
-            used = {key for entry in tasks.values() for key in entry.versions.values()}
-            was = {key for entry in before.values() for key in entry.versions.values()}
-            for key in was - used:
+                values = {name: asdict(record) for name, record in tasks.items()}
+                # One line: with a thousand tasks indenting would be most of the time.
+                write_json(
+                    self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None
+                )
+            for key in _keys(before) - _keys(tasks):
                 shutil.rmtree(self.bundle(key), ignore_errors=True)
 
-    def _write(self, tasks: dict[str, TaskRecord]) -> None:
-        values: dict[str, Any] = {
-            name: {
-                "default": entry.default,
-                "history": list(entry.history),
-                "versions": entry.versions,
-                "added": entry.added,
-            }
-            for name, entry in tasks.items()
-        }
-        # Written at every change, whole: with a thousand tasks indenting would be most of it.
-        write_json(self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None)
-
     def bundle(self, key: str) -> Path:
-        """Return where the copy of a bundle lies."""
+        """Return where the copy of a bundle is."""
         return self.folder / "bundles" / key
 
     def keep(self, source: Path, *, weights_file: str) -> str:
-        """Copy a bundle's manifest and weights into the state folder, unless a good copy is there.
-
-        Args:
-            source: The bundle.
-            weights_file: Its weights file.
-
-        Returns:
-            The key of the copy; equal bundles have one.
-        """
+        """Copy a bundle into the state folder unless a whole copy is there; return its key."""
         manifest = (source / "task.json").read_bytes()
         key = _key(manifest)
         target = self.bundle(key)
-        if not _holds(target, manifest, weights_file):
+        if not _is_whole(target, manifest, weights_file):
             with atomic_folder(target) as temporary:
                 shutil.copyfile(source / weights_file, temporary / weights_file)
                 (temporary / "task.json").write_bytes(manifest)
@@ -201,11 +178,39 @@ def _key(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:32]
 
 
-def _holds(folder: Path, manifest: bytes, weights_file: str) -> bool:
-    """Say whether a copy is whole."""
+def _keys(tasks: dict[str, TaskRecord]) -> set[str]:
+    return {key for record in tasks.values() for key in record.versions.values()}
+
+
+def _is_whole(folder: Path, manifest: bytes, weights_file: str) -> bool:
     try:
         expected = json.loads(manifest)["weights_sha256"]
         kept = (folder / "task.json").read_bytes()
         return kept == manifest and sha256_file(folder / weights_file) == expected
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _record(name: str, value: dict[str, Any]) -> TaskRecord:
+    """Return a task of the file; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+    versions, history = value["versions"], value["history"]
+    indexes = {version: IndexRecord(*held) for version, held in value.get("indexes", {}).items()}
+    good = (
+        NAME.fullmatch(name)
+        and all(VERSION.fullmatch(version) for version in versions)
+        # A key is the name of a folder.
+        and all(_KEY.fullmatch(key) for key in versions.values())
+        and isinstance(history, list)
+        and {value["default"], *history, *indexes} <= set(versions)
+        and all(isinstance(text, str) for text in value["added"].values())
+        and all(isinstance(text, str) for index in indexes.values() for text in index)
+    )
+    if not good:
+        raise ValueError(f"task {name[:100]!r} is not one that this server wrote")
+    return TaskRecord(
+        default=value["default"],
+        history=tuple(history),
+        versions=versions,
+        added=value["added"],
+        indexes=indexes,
+    )

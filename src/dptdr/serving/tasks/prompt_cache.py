@@ -1,4 +1,4 @@
-"""Prompts of served tasks: mapped from disk, and kept in memory while they are asked for."""
+"""Prompts of served tasks: mapped from disk, and kept in memory while they are used."""
 
 import contextlib
 import ctypes
@@ -19,19 +19,20 @@ from dptdr.errors import BundleError
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import TaskManifest
 from dptdr.model.encoder import Limits
+from dptdr.model.packing import PromptRows
 from dptdr.model.prompt import saved_rows
 from dptdr.model.rows import FeedForwardRows
-from dptdr.serving.packing import PromptRows
+from dptdr.serving.searching import ServedIndex
 
 _PAGEOUT = 21
 """Linux' MADV_PAGEOUT: give pages back now; what is in them stays readable."""
 
 
 class PromptFile:
-    """The prompts of one bundle, mapped from disk; pages come in when they are read.
+    """The prompts of one bundle, mapped from disk; stays readable when the file is deleted.
 
     Args:
-        path: The safetensors file. The mapping holds on to it, also when it is deleted.
+        path: The safetensors file.
         key: Names the content.
 
     Raises:
@@ -46,38 +47,28 @@ class PromptFile:
         except (safetensors.SafetensorError, OSError) as error:
             raise BundleError(f"{path}: {error}") from None
 
-    def lengths(self, name: str) -> tuple[int, int]:
-        """Return attention and feed-forward rows of one prompt, from its shapes alone."""
-        sizes = []
-        for key in (name, f"{name}.ffn_biases"):
-            held = key in self._file.keys()  # noqa: SIM118
-            shape: Any = self._file.get_slice(key).get_shape() if held else [0]
-            sizes.append(int(shape[3] if len(shape) == 5 else shape[-1]))
-        return sizes[0], sizes[1]
-
     def rows(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one prompt, as the bundle names them."""
-        return {
-            key: self._file.get_tensor(key)
-            for key in self._file.keys()  # noqa: SIM118
-            if key.split(".")[0] == name
-        }
+        keys = [key for key in self._file.keys() if key.split(".")[0] == name]  # noqa: SIM118
+        return {key: self._file.get_tensor(key) for key in keys}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskVersion:
-    """One version of a task, ready to be asked for; never changes.
+    """One version of a task, ready to be used; never changes.
 
     Args:
         task: The task's name.
         version: The version's name.
         limits: Longest texts.
-        prompts: For each side the prompt's name in the file, ``None`` for the bare backbone.
+        prompts: For each side the prompt's name in the file; ``None``: the bare backbone.
         fingerprints: For each side the fingerprint of the vectors.
-        config: The prompt's settings; ``None`` for the bare backbone.
-        file: The prompts; ``None`` for the bare backbone.
-        manifest: What ``task.json`` says; ``None`` for the bare backbone.
-        added: When it came.
+        config: The prompt's settings; ``None``, like what follows, for the bare backbone.
+        file: The prompts.
+        manifest: What ``task.json`` says.
+        added: When it was added, ISO 8601.
+        index: The index that it was given.
+        index_error: Why that cannot be read.
     """
 
     task: str
@@ -89,6 +80,8 @@ class TaskVersion:
     file: PromptFile | None = None
     manifest: TaskManifest | None = None
     added: str = ""
+    index: ServedIndex | None = None
+    index_error: str = ""
 
     @property
     def name(self) -> str:
@@ -97,11 +90,11 @@ class TaskVersion:
 
 
 class PromptCache:
-    """Prompts in memory, least recently used out, within a budget of bytes.
+    """Prompts in memory, least recently used out.
 
     Args:
-        budget_bytes: Most bytes kept. What a running batch holds is not counted.
-        backbone: What the rows belong to; they lie where its weights do, in their number type.
+        budget_bytes: Maximum bytes kept, without what a running batch holds.
+        backbone: Rows are kept on its device, in its number type.
     """
 
     def __init__(self, budget_bytes: int, *, backbone: Backbone) -> None:
@@ -118,15 +111,7 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def get(self, version: TaskVersion, side: Side) -> PromptRows | None:
-        """Return one side's rows, from memory or from the mapped file.
-
-        Args:
-            version: The task's version.
-            side: Query or passage.
-
-        Returns:
-            The rows, ``None`` where the side is encoded by the bare backbone.
-        """
+        """Return one side's rows, ``None`` where the bare backbone encodes it."""
         name = version.prompts[side]
         if name is None or version.file is None or version.config is None:
             return None
@@ -148,13 +133,15 @@ class PromptCache:
             self._rows.move_to_end(key)
             if found is made:
                 self.bytes += made.bytes
-                self._evict()
+                while self.bytes > self.budget_bytes and len(self._rows) > 1:
+                    _, oldest = self._rows.popitem(last=False)
+                    self.bytes -= oldest.bytes
         return found
 
     def load(
         self, tensors: Mapping[str, Tensor], config: DeepPromptConfig, *, name: str
     ) -> PromptRows:
-        """Return the rows of a file as attention and feed-forward layers take them.
+        """Return the rows of a file in the layout of attention and feed-forward layers.
 
         Raises:
             BundleError: If parts are missing.
@@ -178,11 +165,6 @@ class PromptCache:
             feed_forward=feed_forward,
         )
 
-    def _evict(self) -> None:
-        while self.bytes > self.budget_bytes and len(self._rows) > 1:
-            _, oldest = self._rows.popitem(last=False)
-            self.bytes -= oldest.bytes
-
     def forget(self, keys: set[str]) -> None:
         """Drop the rows of files that no version uses any more."""
         with self._lock:
@@ -194,13 +176,9 @@ class PromptCache:
 
 
 def release(mapped: Tensor) -> None:
-    """Give back the pages of rows that were read from a mapped file, where the system can.
+    """Give back the pages of a mapped tensor that was copied; it can be read again.
 
-    A hot prompt has a copy in attention's layout; the pages it was read from would count as memory
-    of the process until something else needs them.
-
-    Args:
-        mapped: The rows; they can be read again afterwards.
+    Otherwise they count as this process's memory until something else needs them.
     """
     if sys.platform != "linux" or mapped.device.type != "cpu":
         return

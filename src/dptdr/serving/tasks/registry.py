@@ -1,32 +1,34 @@
-"""The registry: prompts of all tasks on one backbone, changed while requests run.
+"""The task registry: prompts of all tasks on one backbone, changed while requests run.
 
 A request asks the registry once and keeps what it got: a :class:`TaskVersion` never changes, so no
 request sees half of an exchange. Everything is verified before it becomes visible.
 """
 
-import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from dptdr.errors import BundleError, ServingError
+from dptdr.errors import BundleError, DptdrError, ServingError
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import read_manifest
 from dptdr.model.encoder import Encoder, Limits
+from dptdr.model.packing import PromptRows
 from dptdr.serving.engine.forward import Forward
-from dptdr.serving.packing import PromptRows
-from dptdr.serving.tasks.catalogue import Catalogue, TaskRecord, bundle_key
+from dptdr.serving.tasks.catalogue import (
+    NAME,
+    VERSION,
+    Catalogue,
+    IndexRecord,
+    TaskRecord,
+    bundle_key,
+)
+from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersion
 from dptdr.serving.tasks.validation import Verifier, deep_prompt_config
 
 BARE = "backbone"
 """Name under which the backbone itself is served."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 _NEVER = (-1, -1, -1)
 
@@ -36,15 +38,23 @@ class UnknownTask(ServingError):
 
 
 class TaskExists(ServingError):
-    """A task or version of this name is there already."""
+    """A task or version of this name exists already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task with its versions."""
+    """A task with its versions that can be read."""
 
     record: TaskRecord
     versions: Mapping[str, TaskVersion] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it is damaged."""
+        versions = self.versions.values()
+        return len(versions) == len(self.record.versions) and not any(
+            version.index_error for version in versions
+        )
 
 
 class TaskRegistry:
@@ -53,12 +63,21 @@ class TaskRegistry:
     Args:
         forward: The backbone's forward pass, to verify bundles with.
         state: State folder, shared by the workers of a server.
-        budget_bytes: Most bytes of prompts kept in memory.
+        budget_bytes: Maximum bytes of prompts kept in memory.
+        indexes: The server's indexes; by default none, and none can be added.
     """
 
-    def __init__(self, forward: Forward, *, state: Path, budget_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        state: Path,
+        budget_bytes: int = 1 << 30,
+        indexes: Indexes | None = None,
+    ) -> None:
         self.forward = forward
         self.backbone: Backbone = forward.backbone
+        self.indexes = indexes or Indexes(dim=self.backbone.dim, folder=_no_folder)
         self.hot = PromptCache(budget_bytes, backbone=self.backbone)
         self.verifier = Verifier(forward, self.hot)
         self.catalogue = Catalogue(state)
@@ -71,20 +90,14 @@ class TaskRegistry:
             fingerprints={"query": bare.query_fingerprint, "passage": bare.passage_fingerprint},
         )
         self._tasks: Mapping[str, Task] = {}
-        self._seen: tuple[int, int, int] = _NEVER
+        self._seen = _NEVER
         self._lock = threading.RLock()
         self.broken: dict[str, str] = {}
         self.unreadable = ""
         self.refresh()
 
     def resolve(self, name: str) -> TaskVersion:
-        """Return what ``task`` or ``task@version`` means now.
-
-        Args:
-            name: The name; ``backbone`` is the bare backbone.
-
-        Returns:
-            The version; it stays valid for its holder whatever happens to the task.
+        """Return what ``task`` or ``task@version`` means now; valid for its holder ever after.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -96,17 +109,14 @@ class TaskRegistry:
         task = self._tasks.get(task_name)
         if task is None:
             raise UnknownTask(f"unknown task '{task_name[:100]}'; see /v1/tasks")
-        found = task.versions.get(version if at else task.record.default)
-        if found is None:
-            wanted = version if at else task.record.default
-            if wanted in task.record.versions:
-                raise UnknownTask(
-                    f"the server's copy of '{task_name}@{wanted}' is damaged; add its bundle again"
-                )
+        wanted = version if at else task.record.default
+        if wanted in task.versions:
+            return task.versions[wanted]
+        if wanted in task.record.versions:
             raise UnknownTask(
-                f"task '{task_name}' has no version '{wanted[:100]}'; it has {_listed(task)}"
+                f"the server's copy of '{task_name}@{wanted}' is damaged; add its bundle again"
             )
-        return found
+        raise _no_version(task_name, wanted, task.record)
 
     def tasks(self) -> dict[str, Task]:
         """Return all tasks by name."""
@@ -126,6 +136,7 @@ class TaskRegistry:
         default: bool = True,
         replace: bool = False,
         reuse: bool = False,
+        index: str | None = None,
     ) -> TaskVersion:
         """Verify a bundle and make it a version of a task.
 
@@ -133,195 +144,201 @@ class TaskRegistry:
             task: The task's name.
             bundle: The bundle's folder; it is copied and may change or go afterwards.
             version: The version's name; the next number by default.
-            default: Whether the bare name shall mean this version from now on.
-            replace: Whether the task may be there already.
+            default: Whether the bare name means this version from now on.
+            replace: Whether the task may exist already.
             reuse: Whether to return a version that holds this very bundle, if there is one.
-
-        Returns:
-            The new version.
+            index: Name of the index folder that this version searches.
 
         Raises:
-            TaskExists: If the task (without ``replace``) or the version is there already.
+            TaskExists: If the task (without ``replace``) or the version exists already.
             ServingError: If a name is not allowed, or the bundle cannot be served beside others.
-            BundleError: If the bundle is broken or without effect.
+            BundleError: If the bundle is damaged or without effect.
             WrongBackbone: If it belongs to another backbone.
+            WrongPrompt: If the index holds other vectors.
         """
         check_names(task, version)
-        if reuse:
-            found = self._same(self.tasks(), task, bundle_key(bundle))
-            # A version whose copy is damaged is not among them: it is copied again below.
-            if found is not None and found in self._tasks[task].versions:
-                return self.resolve(f"{task}@{found}")
-        self._check_free(self.tasks(), task, version, replace=replace)
         key = bundle_key(bundle)
+        tasks = self.tasks()
+        known = tasks[task].record if task in tasks else None
+        same = _same(known, key) if reuse else None
+        # A version whose copy is damaged is copied again below.
+        if same is not None and same in tasks[task].versions:
+            return self.resolve(f"{task}@{same}")
+        _free_version(known, task, version, replace=replace)
         manifest = self.verifier.verify(bundle)
-        with self._lock, self.catalogue.changing() as tasks:
+        held = record = None
+        if index is not None:
+            record = self.indexes.record(index)
+            fingerprint = manifest.passage_fingerprint
+            # Kept open until the version holds it.
+            held = self.indexes.check(record, version=task, fingerprint=fingerprint)
+        with self._lock, self.catalogue.changing() as records:
             if self.catalogue.keep(bundle, weights_file=manifest.weights_file) != key:
                 raise BundleError(f"{bundle}: the bundle changed while it was added; try again")
             # Another worker may have been quicker.
-            same = self._same(tasks, task, key) if reuse else None
-            named = same or self._check_free(tasks, task, version, replace=replace)
-            entry = tasks.get(task, TaskRecord(default=named))
+            known = records.get(task)
+            same = _same(known, key) if reuse else None
             if same is not None:
+                named = same
                 # Every worker opens the new copy.
                 self.catalogue.file.touch()
             else:
-                first = default or not entry.versions
-                tasks[task] = entry.with_version(named, key=key, default=first)
-        return self.resolve(f"{task}@{named}")
+                named = _free_version(known, task, version, replace=replace)
+                records[task] = (known or TaskRecord(default=named)).with_version(
+                    named, key=key, default=default or known is None, index=record
+                )
+        added = self.resolve(f"{task}@{named}")
+        del held
+        return added
 
-    @staticmethod
-    def _same(tasks: Mapping[str, Any], task: str, key: str) -> str | None:
-        """Return the newest version that holds a bundle, if any does."""
-        known = tasks.get(task)
-        entry = known.record if isinstance(known, Task) else known
-        if entry is None:
-            return None
-        found = [version for version, held in entry.versions.items() if held == key]
-        return found[-1] if found else None
-
-    def _check_free(
-        self, tasks: Mapping[str, Any], task: str, version: str | None, *, replace: bool
-    ) -> str:
-        """Return the new version's name, if task and version may be added."""
-        known = tasks.get(task)
-        versions: Mapping[str, Any] = known.versions if known is not None else {}
-        if known is not None and not replace:
-            raise TaskExists(f"task '{task}' is there already; replace it or choose another name")
-        if version is None:
-            number = 1 + max((int(v) for v in versions if v.isdigit() and len(v) < 10), default=0)
-            while str(number) in versions:
-                number += 1
-            return str(number)
-        if version in versions:
-            raise TaskExists(f"'{task}@{version}' is there already; versions never change")
-        return version
-
-    def remove(self, task: str, *, version: str | None = None) -> None:
-        """Remove a task, or one version of it that is not the default.
-
-        Requests that hold the version finish with it.
+    def set_index(self, task: str, index: str, *, version: str | None = None) -> TaskVersion:
+        """Let a version (the default one) search another index, at once for all later requests.
 
         Raises:
             UnknownTask: If there is no such task or version.
-            ServingError: If the version is the default beside others.
+            WrongPrompt: If the index holds other vectors.
         """
-        with self._lock, self.catalogue.changing() as tasks:
-            entry = self._entry(tasks, task, version)
-            if version is None or len(entry.versions) == 1:
-                del tasks[task]
-            elif version == entry.default:
+        if task == BARE:
+            raise ServingError(f"'{BARE}' has no index of its own; start the server with --index")
+        found = self.resolve(task if version is None else f"{task}@{version}")
+        record = self.indexes.record(index)
+        held = self.indexes.check(
+            record, version=found.name, fingerprint=found.fingerprints["passage"]
+        )
+        with self._lock, self.catalogue.changing() as records:
+            known = _known(records, task, found.version)
+            records[task] = known.with_index(found.version, record)
+            self.catalogue.file.touch()
+        changed = self.resolve(f"{task}@{found.version}")
+        del held
+        return changed
+
+    def remove(self, task: str, *, version: str | None = None) -> None:
+        """Remove a task, or one version of it; requests that hold the version finish with it.
+
+        Raises:
+            UnknownTask: If there is no such task or version.
+            ServingError: If the version is the default and not the only one.
+        """
+        with self._lock, self.catalogue.changing() as records:
+            known = _known(records, task, version)
+            if version is None or len(known.versions) == 1:
+                del records[task]
+            elif version == known.default:
                 raise ServingError(
                     f"'{task}@{version}' is the default; make another version the default first, "
                     "or remove the whole task"
                 )
             else:
-                tasks[task] = entry.without(version)
+                records[task] = known.without(version)
         self.refresh()
 
     def set_default(self, task: str, version: str) -> TaskVersion:
-        """Let the bare name mean another version, at once for all requests that come.
+        """Let the bare name mean another version, at once for all later requests.
 
         Raises:
             UnknownTask: If there is no such task or version.
         """
-        with self._lock, self.catalogue.changing() as tasks:
-            entry = self._entry(tasks, task, version)
-            if version != entry.default:
-                history = (*entry.history, entry.default)
-                tasks[task] = entry.with_default(version, history=history)
+        with self._lock, self.catalogue.changing() as records:
+            known = _known(records, task, version)
+            if version != known.default:
+                history = (*known.history, known.default)
+                records[task] = known.with_default(version, history=history)
         return self.resolve(task)
 
     def rollback(self, task: str) -> TaskVersion:
-        """Let the bare name mean the former default again.
+        """Roll back to the previous default version.
 
         Raises:
             UnknownTask: If there is no such task.
-            ServingError: If there is no former default.
+            ServingError: If there is no previous default.
         """
-        with self._lock, self.catalogue.changing() as tasks:
-            entry = self._entry(tasks, task, None)
-            if not entry.history:
+        with self._lock, self.catalogue.changing() as records:
+            known = _known(records, task, None)
+            if not known.history:
                 raise ServingError(
-                    f"task '{task}' had no other default than '{entry.default}'; there is nothing "
+                    f"task '{task}' had no other default than '{known.default}'; there is nothing "
                     "to go back to"
                 )
-            tasks[task] = entry.with_default(entry.history[-1], history=entry.history[:-1])
+            records[task] = known.with_default(known.history[-1], history=known.history[:-1])
         return self.resolve(task)
 
-    @staticmethod
-    def _entry(tasks: Mapping[str, TaskRecord], task: str, version: str | None) -> TaskRecord:
-        entry = tasks.get(task)
-        if entry is None:
-            raise UnknownTask(f"unknown task '{task}'")
-        if version is not None and version not in entry.versions:
-            raise UnknownTask(
-                f"task '{task}' has no version '{version}'; it has {', '.join(entry.versions)}"
-            )
-        return entry
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing has changed since the last :meth:`refresh`; one ``stat``."""
+        return self.catalogue.signature() == self._seen
 
     def refresh(self) -> None:
-        """Take over what another worker has changed; one ``stat`` where nothing has."""
-        if self.catalogue.signature() == self._seen:
+        """Take over what another worker has changed."""
+        if self.is_current:
             return
         with self._lock:
             signature = self.catalogue.signature()
             if signature == self._seen:
                 return
             try:
-                entries = self.catalogue.read()
+                records = self.catalogue.read()
             except ServingError as error:
                 if self._seen == _NEVER:
                     raise
-                # What is in memory goes on being served.
+                # What is in memory is still served.
                 self.unreadable = str(error)
                 self._seen = signature
                 return
             self.unreadable = ""
-            tasks: dict[str, Task] = {}
             self.broken = {}
-            for name, entry in entries.items():
+            tasks: dict[str, Task] = {}
+            for name, record in records.items():
                 known = self._tasks.get(name)
-                whole = known is not None and set(known.versions) == set(entry.versions)
-                if known is not None and known.record == entry and whole:
+                if known is not None and known.record == record and known.is_whole:
                     tasks[name] = known
                 else:
-                    tasks[name] = Task(record=entry, versions=self._versions(name, entry, known))
-            gone = _keys(self._tasks) - _keys(tasks)
+                    tasks[name] = Task(record=record, versions=self._versions(name, record))
+            gone = _file_keys(self._tasks) - _file_keys(tasks)
             self._tasks = tasks
             self._seen = signature
         if gone:
             self.hot.forget(gone)
 
-    def _versions(self, name: str, entry: TaskRecord, known: Task | None) -> dict[str, TaskVersion]:
+    def _versions(self, name: str, record: TaskRecord) -> dict[str, TaskVersion]:
+        known = self._tasks.get(name)
         versions = {}
-        for version, key in entry.versions.items():
-            old = None if known is None else known.versions.get(version)
-            if old is not None and old.file is not None and old.file.key == key:
-                versions[version] = old
-                continue
+        for version, key in record.versions.items():
+            found = None if known is None else known.versions.get(version)
             try:
-                versions[version] = self._open(name, version, key, entry)
+                if found is None or found.file is None or found.file.key != key:
+                    found = self._open(name, version, record)
+                versions[version] = self._with_index(found, record.indexes.get(version))
             except (BundleError, ServingError) as error:
                 # One damaged copy must not take the other tasks down.
                 self.broken[f"{name}@{version}"] = str(error)
         return versions
 
-    def _open(self, task: str, version: str, key: str, entry: TaskRecord) -> TaskVersion:
+    def _with_index(self, version: TaskVersion, record: IndexRecord | None) -> TaskVersion:
+        if record is None:
+            return version
+        try:
+            served = self.indexes.check(
+                record, version=version.name, fingerprint=version.fingerprints["passage"]
+            )
+        except DptdrError as error:
+            self.broken[f"{version.name}, index"] = str(error)
+            return replace(version, index=None, index_error=str(error))
+        return replace(version, index=served, index_error="")
+
+    def _open(self, task: str, version: str, record: TaskRecord) -> TaskVersion:
+        key = record.versions[version]
         folder = self.catalogue.bundle(key)
         manifest = read_manifest(folder)
         self.verifier.check_backbone(manifest, folder)
         config = deep_prompt_config(manifest, folder)
-        names: dict[Side, str | None] = {"query": "shared", "passage": "shared"}
-        if config.sharing == "untied":
-            names = {"query": "query", "passage": "passage"}
-        elif config.sharing == "query-only":
-            names["passage"] = None
+        untied = config.sharing == "untied"
+        passage = None if config.sharing == "query-only" else "passage" if untied else "shared"
         return TaskVersion(
             task=task,
             version=version,
             limits=Limits(**manifest.limits),
-            prompts=names,
+            prompts={"query": "query" if untied else "shared", "passage": passage},
             fingerprints={
                 "query": manifest.query_fingerprint,
                 "passage": manifest.passage_fingerprint,
@@ -329,33 +346,74 @@ class TaskRegistry:
             config=config,
             file=PromptFile(folder / manifest.weights_file, key=key),
             manifest=manifest,
-            added=entry.added.get(version, ""),
+            added=record.added.get(version, ""),
         )
 
 
 def check_names(task: str, version: str | None) -> None:
-    """Refuse names that could not stand in an address, or mean something else there.
+    """Refuse names that could not be in an address, or mean something else there.
 
     Raises:
         ServingError: If a name is not allowed.
     """
-    if not _NAME.fullmatch(task) or task == BARE:
+    if not NAME.fullmatch(task) or task == BARE:
         raise ServingError(
             f"task name '{task[:120]}': expected 1 to 100 letters, digits, '.', '_' and '-', "
             f"starting with a letter or digit, and not '{BARE}'"
         )
-    if version is not None and not _VERSION.fullmatch(version):
+    if version is not None and not VERSION.fullmatch(version):
         raise ServingError(
             f"version '{version[:80]}': expected 1 to 64 letters, digits, '.', '_' and '-'"
         )
 
 
-def _listed(task: Task) -> str:
-    names = list(task.versions)
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+def _no_folder(name: str) -> Path:
+    raise ServingError(f"index '{name[:100]}': this registry takes no indexes")
 
 
-def _keys(tasks: Mapping[str, Task]) -> set[str]:
+def _same(known: TaskRecord | None, key: str) -> str | None:
+    """Return the newest version that holds a bundle, if any does."""
+    found = [v for v, held in known.versions.items() if held == key] if known is not None else []
+    return found[-1] if found else None
+
+
+def _free_version(
+    known: TaskRecord | None, task: str, version: str | None, *, replace: bool
+) -> str:
+    """Return the new version's name.
+
+    Raises:
+        TaskExists: If the task may not be replaced, or the version exists.
+    """
+    if known is not None and not replace:
+        raise TaskExists(f"task '{task}' exists already; replace it or choose another name")
+    versions = known.versions if known is not None else {}
+    if version is None:
+        number = 1 + max((int(v) for v in versions if v.isdigit() and len(v) < 10), default=0)
+        while str(number) in versions:
+            number += 1
+        return str(number)
+    if version in versions:
+        raise TaskExists(f"'{task}@{version}' exists already; versions never change")
+    return version
+
+
+def _known(records: Mapping[str, TaskRecord], task: str, version: str | None) -> TaskRecord:
+    record = records.get(task)
+    if record is None:
+        raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
+    if version is not None and version not in record.versions:
+        raise _no_version(task, version, record)
+    return record
+
+
+def _no_version(task: str, version: str, record: TaskRecord) -> UnknownTask:
+    names = list(record.versions)
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return UnknownTask(f"task '{task}' has no version '{version[:100]}'; it has {listed}")
+
+
+def _file_keys(tasks: Mapping[str, Task]) -> set[str]:
     return {
         version.file.key
         for task in tasks.values()

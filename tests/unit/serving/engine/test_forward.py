@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from dptdr.errors import DptdrError
+from dptdr.model.kernels import OrderedLinear
 from dptdr.serving.engine.forward import Forward, Row, gather
-from dptdr.serving.kernels import OrderedLinear
 from helpers.serving import random_rows
 from helpers.tiny import ARCHITECTURES, tiny_backbone
 

@@ -190,6 +190,22 @@ def test_search_hybrid_prefers_what_both_sides_find(client):
     assert found["hits"][0]["score"] > 1 / 61
 
 
+def test_search_takes_a_fusion_and_refuses_what_contradicts_it(client):
+    body = {"task": "one", "text": "zebra", "k": 12}
+
+    scaled = client.post("/v1/search", json=body | {"fusion": "min-max"}).json()
+
+    assert scaled["mode"] == "hybrid"
+    assert 1.0 < scaled["hits"][0]["score"] <= 2.0
+    assert {hit["id"] for hit in scaled["hits"]} == {f"p{n}" for n in range(12)}
+    odd = {"fusion": "rrf", "filters": ["kind=odd"]}
+    found = client.post("/v1/search", json=body | odd).json()
+    assert {hit["id"] for hit in found["hits"]} == {f"p{n}" for n in range(1, 12, 2)}
+    both = client.post("/v1/search", json=body | {"fusion": "rrf", "mode": "dense"})
+    assert "expected mode 'hybrid'" in error(both, 422, "invalid")
+    error(client.post("/v1/search", json=body | {"fusion": "sum"}), 422, "invalid")
+
+
 def test_search_filters_by_metadata(client):
     body = {"task": "one", "text": "boat", "k": 50, "filters": ["kind=odd"]}
     found = client.post("/v1/search", json=body).json()
@@ -226,7 +242,7 @@ def test_tasks_add_replace_roll_back_remove(client, web):
     np.testing.assert_allclose(first, expected, atol=2e-5)
 
     body = {"task": "new", "bundle": "fresh"}
-    assert "there already" in error(client.post("/v1/tasks", json=body), 409, "task_exists")
+    assert "exists already" in error(client.post("/v1/tasks", json=body), 409, "task_exists")
     replaced = client.put("/v1/tasks/new", json={"bundle": "untied", "version": "b"}).json()
     assert (replaced["default"], replaced["history"]) == ("b", ["1"])
     second = embed(client, "new:query", ["a dog"])
@@ -333,6 +349,41 @@ def test_page_is_one_file_without_outside_resources(client):
     assert "https://" not in reply.text
 
 
+def test_docs_page_is_one_file_too(client):
+    reply = client.get("/docs")
+
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "//" not in reply.text
+
+
+def test_embed_all_is_refused_because_tasks_have_one_vector_per_text(client):
+    for path in ("/embed_all", "/tasks/one/embed_all"):
+        reply = client.post(path, json={"inputs": "x"})
+        assert "one vector per text" in error(reply, 422, "invalid")
+
+
+def test_rerank_as_text_embeddings_inference(client, web, monkeypatch):
+    body = {"query": "a dog", "texts": ["a", "the red boat", "dog"]}
+    assert "--cross-encoder" in error(client.post("/rerank", json=body), 409, "refused")
+    monkeypatch.setattr(web.runtime, "scorer", lambda query, texts: [-1000.0, 0.0, 2.0])
+
+    assert client.post("/rerank", json=body).json() == [
+        {"index": 2, "score": pytest.approx(0.880797)},
+        {"index": 1, "score": 0.5},
+        {"index": 0, "score": 0.0},
+    ]
+    more = {"raw_scores": True, "return_text": True}
+    found = client.post("/rerank", json=body | more).json()
+    assert found[0] == {"index": 2, "score": 2.0, "text": "dog"}
+    assert found[2]["score"] == -1000.0
+    error(client.post("/rerank", json=body | {"truncate": False}), 422, "invalid")
+    monkeypatch.setattr(web.runtime, "scorer", lambda query, texts: [float("nan")] * 3)
+    assert "finite" in error(client.post("/rerank", json=body), 409, "refused")
+    monkeypatch.setattr(web.runtime, "reranking", 8)
+    error(client.post("/rerank", json=body), 429, "queue_full")
+
+
 def test_openapi_document_describes_every_route(client):
     document = client.get("/openapi.json").json()
 
@@ -347,6 +398,10 @@ def test_openapi_document_describes_every_route(client):
             for before in ("", "/tasks/{task}")
             for path in ("/v1/embeddings", "/embeddings", "/embed", "/similarity", "/tokenize")
         ),
+        "/embed_all",
+        "/tasks/{task}/embed_all",
+        "/rerank",
+        "/v1/indexes",
         "/tasks/{task}",
         "/v1/search",
         "/v1/tasks",

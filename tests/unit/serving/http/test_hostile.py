@@ -187,17 +187,16 @@ def test_a_bundle_that_cannot_be_shown_is_not_added(web, client, values):
 
 
 def test_a_length_in_the_settings_alone_is_refused_before_it_is_made(web, client, monkeypatch):
-    from dptdr.serving.tasks import validation
-
     folder = lying_bundle(web, "long")
     values = json.loads((folder / "task.json").read_text())
     values["settings"]["prompt_length"] = 1_000_000
     (folder / "task.json").write_text(json.dumps(values))
-    monkeypatch.setattr(validation, "load_task", None)
+    # What would make them.
+    monkeypatch.setattr("dptdr.model.methods.DeepPrompt", None)
 
     said = message(client.post("/v1/tasks", json={"task": "long", "bundle": "long"}), 422)
 
-    assert "(1000000, 0), but prompt 'shared' has (4, 0) rows" in said
+    assert "prompt_length: expected 0 to 4096 rows, got 1000000" in said
 
 
 def test_links_and_folders_of_the_machine_stay_hidden(web, client):

@@ -113,6 +113,53 @@ def test_only_tasks_that_can_search_are_offered(page):
     assert page.run(offered) == ["backbone", "asking", "one"]
 
 
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_compare_view_fits_into_wide_and_narrow_windows(page, tmp_path, width):
+    page.resize(width, 844)
+    try:
+        ask(page, "the red boat")
+        outside = page.run(
+            "return [...document.querySelectorAll('header *, form *, fieldset *, #status, footer')]"
+            ".filter(e => { const box = e.getBoundingClientRect();"
+            "return box.width && (box.left < 0 || box.right > innerWidth + 1); })"
+            ".map(e => e.outerHTML.slice(0, 80))"
+        )
+        assert outside == []
+        assert page.run("return document.documentElement.scrollWidth") <= width
+        # Every column can be brought into view whole, and holds its hits.
+        columns = page.run(
+            "return [...document.querySelectorAll('.column')].map(column => {"
+            "column.scrollIntoView({inline: 'center', block: 'nearest'});"
+            "const box = column.getBoundingClientRect();"
+            "const wide = [...column.querySelectorAll('.hit')].filter("
+            "  hit => hit.getBoundingClientRect().right > box.right + 1).length;"
+            "return [box.left >= 0, box.right <= innerWidth + 1, box.width > 250, wide]; })"
+        )
+        assert columns == [[True, True, True, 0]] * 3
+        page.run("document.getElementById('columns').scrollLeft = 0; scrollTo(0, 0)")
+        picture = page.screenshot()
+        (tmp_path / f"page-{width}.png").write_bytes(picture)
+        assert int.from_bytes(picture[16:20], "big") == width
+    finally:
+        page.resize(1400, 900)
+
+
+def test_the_page_of_addresses_shows_all_of_them_and_asks_the_server(window, web):
+    window.open(f"{web.address}/docs")
+    window.wait("return document.querySelectorAll('details').length > 20")
+    ask = (
+        "const found = [...document.querySelectorAll('details')].find(d =>"
+        " d.querySelector('summary').textContent == 'GET/health');"
+        "found.open = true; found.querySelector('button').click(); window.asked = found"
+    )
+    window.run(ask)
+    said = window.wait("return window.asked.querySelector('pre').textContent")
+    assert said == '200\n{"status":"ok"}'
+    shown = window.run("return document.body.textContent")
+    assert "How BM25 is merged in" in shown
+    assert [e for e in window.log() if e["level"] == "SEVERE"] == []
+
+
 def test_broken_session_storage_does_not_stop_the_page(page, web):
     page.run("sessionStorage.setItem('tasks', '{broken')")
     page.open(web.address)

@@ -58,7 +58,7 @@ def test_add_copies_the_bundle_so_that_training_in_place_changes_nothing(registr
 def test_add_a_second_time_needs_replace_and_makes_the_next_version(registry, bundle):
     registry.add("medical", bundle("one", seed=1))
 
-    with pytest.raises(TaskExists, match="task 'medical' is there already"):
+    with pytest.raises(TaskExists, match="task 'medical' exists already"):
         registry.add("medical", bundle("two", seed=2))
     registry.add("medical", bundle("two", seed=2), replace=True)
     registry.add("medical", bundle("three", seed=3), version="trial", default=False, replace=True)
@@ -66,7 +66,7 @@ def test_add_a_second_time_needs_replace_and_makes_the_next_version(registry, bu
     assert list(registry.tasks()["medical"].versions) == ["1", "2", "trial"]
     assert registry.resolve("medical").version == "2"
     assert registry.resolve("medical@trial").version == "trial"
-    with pytest.raises(TaskExists, match="'medical@2' is there already; versions never change"):
+    with pytest.raises(TaskExists, match="'medical@2' exists already; versions never change"):
         registry.add("medical", bundle("four", seed=4), version="2", replace=True)
 
 
@@ -181,8 +181,8 @@ def damage_settings(path):
         (damage_weights, "SHA-256"),
         (damage_format, "format_version"),
         (damage_json, "expected JSON"),
-        (damage_fingerprint, "fingerprints in task.json"),
-        (damage_settings, "but prompt 'query' has"),
+        (damage_fingerprint, "expected fingerprints"),
+        (damage_settings, "expected prompts"),
     ],
 )
 def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, damage, message):
