@@ -1,13 +1,14 @@
-"""Mixed load on a server of several workers while tasks come and go; every vector is checked.
+"""Mixed load on several workers while tasks and indexes are replaced; every answer is checked.
 
-    python benchmarks/serving_soak.py --minutes 3 --out soak.jsonl
-    python benchmarks/serving_soak.py --minutes 30 --out results/serving.jsonl
+    python benchmarks/serving_soak.py --minutes 1
+    python benchmarks/serving_soak.py --out results/serving.jsonl
 
 Clients ask for vectors of many tasks, sides and lengths, and compare each with the vector of the
-task alone, computed beforehand by the model room. Meanwhile tasks are added, replaced, rolled back
-and removed, a worker is killed (SIGKILL) now and then, clients hang up, and broken requests come.
-Ends with code 1 if a vector is wrong, if an error comes that was not asked for, or if memory grows.
-The oldest worker is never killed, so that its memory is seen from the beginning to the end.
+task alone, computed beforehand without a server; others search, and compare hits with the best by
+those vectors. Meanwhile tasks are added, replaced, rolled back and removed, one of them together
+with its index; a worker is killed (SIGKILL) now and then, clients hang up or send slowly, and
+invalid requests come. Ends with code 1 if an answer is wrong, if an unexpected error comes, or if
+memory grows. The oldest worker is never killed, so that its memory is seen to the end.
 """
 
 import argparse
@@ -35,6 +36,9 @@ import _lib
 TOLERANCE = 1e-5
 PATIENCE = 180.0
 """Seconds that a client waits; the machine may be busy with other things."""
+
+SEARCHED = {"searched@1": ("b6", ("i6", "i6-again")), "searched@next": ("b7", ("i7",))}
+"""Versions of the task that is searched: their bundle, and the indexes that belong to it."""
 
 WORDS = ["fever", "rain", "list", "files", "boat", "river", "drug", "dose", "copy", "heart"]
 
@@ -80,7 +84,23 @@ class Truth:
             encoder = Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=number))
             save_task(folder / f"b{number}", encoder)
             self._know(f"b{number}", encoder)
+            for _, indexes in (held for held in SEARCHED.values() if held[0] == f"b{number}"):
+                for index in indexes:
+                    self._write_index(folder, index, encoder)
         self._know("backbone", Encoder(backbone))
+
+    def _write_index(self, folder: Path, name: str, encoder: Any) -> None:
+        """Write an index of the texts, each of which is a passage."""
+        from dptdr.search.indexes.building import BuildSettings, build_index
+        from dptdr.search.vectors.encoding import encode_data
+
+        data = folder.parent / "data"
+        data.mkdir(exist_ok=True)
+        lines = [{"_id": str(n), "title": "", "text": text} for n, text in enumerate(self.texts)]
+        (data / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        vectors = encode_data(encoder, data, out=folder.parent / f"{name}-vectors")
+        settings = BuildSettings(bm25=True)
+        build_index(vectors, out=folder / name, index_type="exact", settings=settings)
 
     def _know(self, name: str, encoder: Any) -> None:
         self.vectors[name] = {
@@ -180,6 +200,55 @@ class Soak:
             if not any(self.compare(reply.json(), bundle, side, places) for bundle in may):
                 self.wrong.append(f"{reply.json()['model']} {side} {places}")
 
+    def search(self, seed: int) -> None:
+        """Search the task whose bundle and index are replaced together, and check all hits."""
+        generator = random.Random(seed)
+        client = httpx.Client(base_url=self.address, timeout=PATIENCE)
+        while self.running():
+            time.sleep(self.pause)
+            place = generator.randrange(len(self.truth.texts))
+            fusion = generator.choice([None, None, "rrf"])
+            body = {"task": "searched", "text": self.truth.texts[place], "k": 5, "fusion": fusion}
+            try:
+                reply = client.post("/v1/search", json=body)
+            except httpx.TransportError as error:
+                self.broken(f"search: {error}")
+                continue
+            if reply.status_code != 200:
+                self.complain(f"search: {reply.status_code}: {reply.text[:200]}")
+                continue
+            self.count("searches")
+            found = reply.json()
+            bundle, indexes = SEARCHED[found["task"]]
+            vectors = self.truth.vectors[bundle]
+            best = np.sort(vectors["passage"] @ vectors["query"][place])[::-1][:5]
+            scores = [hit["score"] for hit in found["hits"]]
+            right = fusion is not None or np.allclose(scores, best, atol=1e-4)
+            if found["index"] not in indexes or len(scores) != 5 or not right:
+                self.wrong.append(f"{found['task']} in {found['index']}, text {place}")
+
+    def exchange(self) -> None:
+        """Replace the searched task and its index all along, together and apart."""
+        client = httpx.Client(base_url=self.address, timeout=PATIENCE)
+        while self.running():
+            for method, path, body in (
+                ("PUT", "/v1/tasks/searched", {"bundle": "b7", "version": "next", "index": "i7"}),
+                ("PUT", "/v1/tasks/searched/default", {"version": "1"}),
+                ("POST", "/v1/indexes", {"task": "searched", "index": "i6-again"}),
+                ("DELETE", "/v1/tasks/searched?version=next", None),
+                ("POST", "/v1/indexes", {"task": "searched", "index": "i6"}),
+            ):
+                try:
+                    status = client.request(method, path, json=body).status_code
+                except httpx.TransportError as error:
+                    self.broken(f"{method} {path}: {error}")
+                    continue
+                self.count(f"exchange: {status}")
+                # What a killed worker had done already is refused, or not there any more.
+                if status not in (200, 204, 404, 409):
+                    self.complain(f"{method} {path} gave {status}")
+                time.sleep(0.5)
+
     def broken(self, what: str) -> None:
         """A connection broke: expected where a worker was killed a moment ago."""
         if time.monotonic() - self.killed_at < 10:
@@ -256,6 +325,12 @@ class Soak:
                 wire.sendall(head.encode() + body)
                 time.sleep(0.05)
                 self.count("hung up")
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as wire:
+                wire.sendall(b"POST /v1/embeddings HTTP/1.1\r\n")
+                wire.settimeout(PATIENCE)
+                if wire.recv(1):
+                    self.complain("an unfinished header was answered")
+                self.count("slow clients sent away")
             time.sleep(5.0)
 
     def kill(self, supervisor: int, *, every: float) -> None:
@@ -316,9 +391,10 @@ def write_bad_bundles(folder: Path) -> None:
 @contextlib.contextmanager
 def server(folder: Path, *, worker_count: int, log: Path) -> Any:
     """Give a running server: process and address."""
-    tasks = [f"s{n}={folder / f'b{n}'}" for n in range(6)]
+    tasks = [f"s{n}={folder / f'b{n}'}" for n in range(6)] + [f"searched={folder / 'b6'}"]
     with log.open("w") as out:
-        options = f"--port 0 --threads 1 --check-every 20 --timeout 120 --workers {worker_count}"
+        options = f"--port 0 --threads 1 --workers {worker_count} --check-every 20 --timeout 120"
+        options += " --receive-timeout 5"
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "dptdr", "serve", *tasks, *options.split()),
@@ -347,7 +423,7 @@ def server(folder: Path, *, worker_count: int, log: Path) -> Any:
 def main() -> None:
     """Run, report, and say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kill-every-seconds", type=float, default=60.0)
@@ -398,7 +474,9 @@ def run(
 ) -> None:
     """Let all clients go; watch the oldest worker's memory every ten seconds; report meanwhile."""
     jobs: list[Any] = [lambda n=n: soak.ask(n) for n in range(options.clients)]
-    jobs += [soak.administer, soak.disturb]
+    index = {"task": "searched", "index": "i6"}
+    httpx.post(f"{soak.address}/v1/indexes", json=index, timeout=PATIENCE).raise_for_status()
+    jobs += [soak.administer, soak.disturb, soak.exchange, lambda: soak.search(-1)]
     jobs.append(lambda: soak.kill(supervisor, every=options.kill_every_seconds))
 
     def guarded(job: Any) -> None:
