@@ -266,6 +266,9 @@ def _rows_of_task(
     if source is None:
         raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(held)}")
     start, feed_forward = saved_rows(rows, source, geometry=backbone.geometry, dim=backbone.dim)
+    if feed_forward is not None:
+        # Proved now, not in the first pass: that may be a trace.
+        backbone.injection.feed_forward_layers()
     found = {
         "prompt_length": start.shape[3],
         "ffn_length": 0 if feed_forward is None else feed_forward.keys.shape[2],

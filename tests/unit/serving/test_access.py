@@ -102,6 +102,15 @@ def test_a_keys_own_rate_counts(web):
     assert [reply.status_code for reply in replies] == [200, 200, 429]
     assert kind(replies[2]) == (429, "rate")
     assert replies[2].headers["retry-after"] == "2"
+    # Whatever is asked counts, also what would be refused later.
+    for method, path in (
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/tasks"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/self-check"),
+    ):
+        reply = web.client.request(method, path, headers={"x-api-key": "slow"})
+        assert reply.status_code == 429, path
     many = [post(web, "/v1/embeddings", ASK, "operator").status_code for _ in range(5)]
     assert many == [200] * 5
 

@@ -6,6 +6,7 @@ text or JSON. All three release the interpreter lock while they work.
 """
 
 import itertools
+import math
 import queue
 import random
 import threading
@@ -175,9 +176,8 @@ class Engine:
         if not texts:
             return np.zeros((0, self.registry.backbone.dim), dtype=np.float32)
         version = self.registry.resolve(task)
-        return (
-            self.submit(texts, version=version, side=side, timeout_seconds=3600.0).result().vectors
-        )
+        future = self.submit(texts, version=version, side=side, timeout_seconds=math.inf)
+        return future.result().vectors
 
     def _cancelled(self, request: PendingRequest, future: "Future[Encoded]") -> None:
         if future.cancelled():
