@@ -117,6 +117,11 @@ def key_of(record: Mapping[str, Any], names: Sequence[str]) -> str:
     return json.dumps({n: record[n] for n in names if n in record}, sort_keys=True)
 
 
+def short_key(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a short name for a record's files."""
+    return hashlib.sha256(key_of(record, names).encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Hold a lock file; false if another process holds it."""
@@ -273,6 +278,27 @@ def origin(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the section that says where the numbers were made."""
     made = {f"commit {r['commit']}, {r['machine']}" for r in records if "commit" in r}
     return ["", "## Origin", "", *(f"- {line}" for line in sorted(made))]
+
+
+def kept_words(path: Path, heading: str = "## ") -> list[str]:
+    """Return a page's lines before its first heading: words that are written there."""
+    return path.read_text(encoding="utf-8").partition(f"\n{heading}")[0].rstrip("\n").split("\n")
+
+
+def kept_section(path: Path, heading: str) -> list[str]:
+    """Return a page's lines from a heading on: what was written once, of figures kept no more."""
+    _, found, rest = path.read_text(encoding="utf-8").partition(f"\n{heading}\n")
+    return [heading, *rest.rstrip("\n").split("\n")] if found else []
+
+
+def fill_page(path: Path, blocks: Mapping[str, Sequence[str]]) -> None:
+    """Put blocks of a page in their places, between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in blocks.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition("<!-- end -->\n")
+        text = "\n".join([f"{before}<!-- {name} -->", *lines, f"<!-- end -->\n{after}"])
+    write_page(path, text.split("\n"))
 
 
 def write_page(path: Path, lines: Iterable[str]) -> None:

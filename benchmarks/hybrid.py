@@ -152,20 +152,13 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("run")
+    parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
     sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--queries", type=int, default=500, help="queries of each split at most")
     sub.add_argument("--threads", type=int, default=1, help="torch threads")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    sub.set_defaults(call=run)
-    sub = commands.add_parser("table")
-    sub.set_defaults(call=table)
-    for sub in commands.choices.values():
-        sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
     args = parser.parse_args()
     args.call(args)
 

@@ -20,49 +20,20 @@ import _lib
 RESULTS = _lib.RESULTS / "negatives.jsonl"
 SETS = ("tldr", "scifact", "msmarco-dl", "nq-oracle", "medquad")
 CONDITIONS = ("none", "bm25", "own", "union", "cleaned", "two-rounds", "refreshed")
-PERCENT = 95.0
 MEASURES = ("nDCG@10", "RR@10", "R@100")
-# Words that are left of a title and text: about as many tokens as training reads.
-WORDS = 64
-TRAIN_QUERIES = 3_200
-TEST_QUERIES = 500
-PASSAGES = 15_000
 
 
 def main() -> None:
     cells = _lib.read_records(RESULTS)
-    lines = [*HEAD, "", *overall_lines(cells)]
+    lines = [*_lib.kept_words(RESULTS.with_suffix(".md")), "", *overall_lines(cells)]
     for sharing in ("query-only", "tied"):
         for name in SETS:
             own = [c for c in cells if c["set"] == name and c.get("sharing") == sharing]
             if own:
                 systems = [c for c in cells if c["set"] == name and "system" in c]
                 lines += ["", *set_lines(name, sharing, own, systems)]
-    lines += ["", *mining_lines(cells), *_lib.origin(cells)]
+    lines += ["", *_lib.kept_section(RESULTS.with_suffix(".md"), "## Mined")]
     _lib.write_page(RESULTS.with_suffix(".md"), lines)
-
-
-HEAD = [
-    "# What mined negatives add",
-    "",
-    "Made by `python benchmarks/negatives.py` from `negatives.jsonl`. All conditions of a set "
-    "train the same queries from the same start with the same steps, batch (32) and learning rate, "
-    "bfloat16, one mined negative a query and step, last checkpoint; they differ in the "
-    "negatives alone. Encoder: MiniLM (`minilm`). Sets are "
-    f"capped: at most {TRAIN_QUERIES:,} train and {TEST_QUERIES} test queries, {PASSAGES:,} "
-    f"passages, {WORDS} words each; test queries are searched among all of them. p: paired "
-    "randomisation test of per-query nDCG@10 (mean over seeds) against no mined negatives.",
-    "",
-    "- none: the batch's other passages only",
-    "- bm25, own: 30 drawn from ranks 1-100 of BM25, of the untuned retriever",
-    "- union: both",
-    f"- cleaned: the union without candidates that score above {PERCENT:.0f} % of the positive, by "
-    "the untuned retriever",
-    "- two-rounds: half the steps on cleaned; the tuned retriever mines and cleans anew (with "
-    "BM25); the other half from its prompt",
-    "- refreshed: cleaned; at half-time the run goes on with what its checkpoint finds, cleaned "
-    "by itself (measured before `--refresh-every` was removed)",
-]  # fmt: skip
 
 
 def set_lines(
@@ -138,38 +109,6 @@ def overall_lines(cells: list[dict[str, Any]]) -> list[str]:
             mean = f"{statistics.fmean(known):+.4f} ({len(known)} sets)"
             rows.append([condition, reference, *shown, mean, _lib.p_text(p)])
     return lines + _lib.table(["condition", "against", *SETS, "mean", "p"], rows)
-
-
-def mining_lines(cells: list[dict[str, Any]]) -> list[str]:
-    """Tell what was mined: how many, how hard, how many dropped."""
-    lines = [
-        "## Mined",
-        "",
-        "Share above: negatives that a source ranks above the query's best positive.",
-        "",
-    ]
-    rows = []
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in (e for e in cells if e.get("sharing") == "query-only"):
-        for found in entry.get("mining", []):
-            seen.setdefault((entry["set"], found["kind"]), found)
-    for name in SETS:
-        for kind in ("bm25", "own", "union", "cleaned", "second-round"):
-            found = seen.get((name, kind))
-            if found is None:
-                continue
-            above = ", ".join(
-                f"{source} {share:.0%}"
-                for source, share in found["above_positive"].items()
-                if share is not None
-            )
-            dropped = sum(counts["total"] for counts in found["dropped"].values())
-            each = f"{found['negatives'] / found['queries']:.1f}"
-            without = f"{found['queries_without_negative']:,}"
-            seconds = f"{found['seconds']:.0f}"
-            rows.append([name, kind, each, without, f"{dropped:,}", above, seconds])
-    head = ["set", "kind", "negatives a query", "queries without", "dropped", "share above"]
-    return lines + _lib.table([*head, "seconds"], rows)
 
 
 if __name__ == "__main__":

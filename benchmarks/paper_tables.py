@@ -16,8 +16,7 @@ def main() -> None:
     records = _lib.read_records(RESULTS)
     runs = [record for record in records if "settings" in record]
     page = RESULTS.with_suffix(".md")
-    words, _, _ = page.read_text(encoding="utf-8").partition(f"\n## {runs[0]['encoder']}\n")
-    lines = words.rstrip("\n").split("\n")
+    lines = _lib.kept_words(page, f"## {runs[0]['encoder']}\n")
     for run in runs:
         cells = [r for r in records if "table" in r and r["encoder"] == run["encoder"]]
         lines += ["", f"## {run['encoder']}"]

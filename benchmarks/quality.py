@@ -79,7 +79,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
         for method in arguments.method:
             for seed in [0] if method in UNTRAINED else arguments.seeds:
                 cell = cell_of(name, method, seed, settings=settings, arguments=arguments)
-                lock = arguments.work / "locks" / short_key(cell)
+                lock = arguments.work / "locks" / _lib.short_key(cell, KEY)
                 with _lib.claimed(lock) as mine:
                     if not mine or _lib.key_of(cell, KEY) in done_keys(arguments.out):
                         continue
@@ -113,13 +113,6 @@ def cell_of(
     if method in UNTRAINED:
         return cell
     return cell | {"settings": settings, "steps": arguments.steps, "seed": seed}
-
-
-def short_key(cell: _lib.Record) -> str:
-    """Return a short name for a cell's files."""
-    import hashlib
-
-    return hashlib.sha256(_lib.key_of(cell, KEY).encode()).hexdigest()[:16]
 
 
 def done_keys(path: Path) -> set[str]:
@@ -179,7 +172,7 @@ def tuned(
     method, method_config = config_from(
         cell["method"], {key: value for key, value in settings.items() if key not in names}
     )
-    out = arguments.work / "tasks" / short_key(cell)
+    out = arguments.work / "tasks" / _lib.short_key(cell, KEY)
     clock = Clock()
     result = train_task(
         load_data(

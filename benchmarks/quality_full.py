@@ -1,9 +1,9 @@
 """Write the page of quality over all passages: results/quality-full.md and its plot.
 
 ``python benchmarks/quality_full.py`` reads results/quality-full.jsonl, whose cells were measured
-once on a card that trained many at a time. ``part`` says what a line is: ``final`` (test, on the
-card), ``processor`` and ``bm25`` (test), ``dev`` (what was tried), ``few`` (few queries). Values
-per query are means over the seeds of a row, in the line of the first seed.
+once on a card that trained many at a time; what the page says of other lines than these stays as it
+is. ``part`` says what a line is: ``final`` (test, on the card), ``processor`` and ``bm25`` (test).
+Values per query are means over the seeds of a row, in the line of the first seed.
 """
 
 import statistics
@@ -20,14 +20,6 @@ SETS = (
     *("banking77", "scifact", "tldr", "squad-open", "python-code"),
     *("medquad", "nq-oracle", "msmarco-dl", "python-api"),
 )
-GRIDS: dict[str, tuple[float, ...]] = {
-    "full": (3e-5, 1e-4, 2e-4, 4e-4),
-    "deep-prompt": (3e-2, 1e-1, 2e-1, 4e-1),
-    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
-    "bitfit": (3e-4, 1e-3, 3e-3, 1e-2),
-    "shallow-prompt": (3e-3, 1e-2, 3e-2, 1e-1),
-    "peft-prefix": (1e-2, 3e-2, 1e-1, 3e-1),
-}
 # Steps that take as long as 150 of full fine-tuning, by results/training.md (.58 to .66).
 LONGER = 240
 VARIANTS_ON = ("banking77", "scifact", "tldr", "squad-open", "python-code")
@@ -69,29 +61,11 @@ def main() -> None:
     for record in at_default + parts["processor"] + parts["bm25"]:
         label = "16 rows" if record in at_default else record["label"]
         rows[label][record["set"]].append(record)
-    lines = [INTRODUCTION, *tests(rows), *against(rows), *rates(rows), *elsewhere(rows)]
-    lines += [*budget(rows), *lengths(rows), *few(parts["few"])]
-    lines += [*grids(parts["dev"]), *variants(parts["dev"])]
-    _lib.write_page(_lib.RESULTS / "quality-full.md", lines)
+    page = _lib.RESULTS / "quality-full.md"
+    kept = _lib.kept_section(page, "## Learning rates that dev chose")
+    lines = [*_lib.kept_words(page), "", *tests(rows), *against(rows), *kept]
+    _lib.write_page(page, lines)
     plot(rows)
-
-
-INTRODUCTION = f"""# Quality over all passages
-
-All test queries over all passages of each set (not the capped sets of `results/quality.md`; the two
-must not be compared). Encoder: MiniLM. Made by `python benchmarks/quality_full.py` from
-`quality-full.jsonl`, whose cells were measured by a sweep on one NVIDIA H200 with 16 processor
-cores, bfloat16, up to 15 trainings at a time: seconds are no measure here. Batch 32, in-batch
-negatives unless said, texts cut at 64 and 96 tokens in training and at 256 in the test; the
-checkpoint of three that is best on dev. 150 steps each; {LONGER} for prompts is equal time, by the
-cost of a step on a processor (`results/training.md`). The learning rate of each set and method is
-the best of four on 300 dev queries over 1,000 passages (one seed); rows that name a rate have that
-one everywhere. msmarco-dl
-trains on 33 queries, with grades of 2 and 3 as positives.
-
-GPU time ended before everything was measured: what has no row was not reached (PEFT's prefix tuning
-has four sets, query-only none).
-"""
 
 
 def grouped(records: list[dict[str, Any]]) -> Rows:
@@ -166,46 +140,11 @@ def star(p: float) -> str:
     return "**" if p < 0.001 else "*" if p < 0.05 else ""
 
 
-def rates(rows: Rows) -> list[str]:
-    labels = ["full, 150", "lora, 150", "deep-prompt, 150", f"deep-prompt, {LONGER}"]
-    lines = [
-        [NAMES[label], *(f"{rows[label][name][0]['learning_rate']:g}" for name in SETS)]
-        for label in labels
-    ]
-    return ["## Learning rates that dev chose", "", *table(["method", *SETS], lines)]
-
-
-def elsewhere(rows: Rows) -> list[str]:
-    """Return the matrix of what tuning costs on other sets."""
-    bare: dict[str, float] = {}
-    for records in rows["bare"].values():
-        bare |= records[0]["elsewhere"]
-    lines, means = [], []
-    for label in ("full, 150", "lora, 150", f"deep-prompt, {LONGER}"):
-        lost = []
-        for name in SETS:
-            record = next(r for r in rows[label][name] if r["seed"] == 0)
-            change = {o: value - bare[o] for o, value in record["elsewhere"].items()}
-            cells = ["" if o == name else f"{change[o]:+.3f}" for o in SETS]
-            own = statistics.fmean(change.values())
-            lost.append(own)
-            lines.append([NAMES[label], name, *cells, f"{own:+.4f}"])
-        means.append(f"{NAMES[label]} {statistics.fmean(lost):+.4f}")
-    return [
-        "## Forgetting",
-        "",
-        "Change of nDCG@10 against the bare backbone on all other sets (at most 200 test queries "
-        "over 1,000 passages), first seed. Mean: " + "; ".join(means) + ".",
-        "",
-        *table(["tuned by", "on", *SETS, "mean"], lines),
-    ]
-
-
 # --- parameter budget
 
 BUDGET = {
     "deep prompt": [
-        *((1, "1 rows"), (4, "4 rows"), (16, "16 rows"), (64, "64 rows"), (128, "128 rows")),
+        *((1, "1 rows"), (4, "4 rows"), (16, "16 rows"), (64, "64 rows"), (128, "128 rows"))
     ],
     "LoRA": [(1, "rank 1"), (4, "rank 4"), (32, "rank 32")],
 }
@@ -220,64 +159,6 @@ def curve(rows: Rows, steps: list[tuple[int, str]]) -> list[tuple[str, int, list
             values = [mean_of(sets[name]) for name in VARIANTS_ON]
             found.append((label, sets[VARIANTS_ON[0]][0]["trained_parameters"], values))
     return found
-
-
-def budget(rows: Rows) -> list[str]:
-    lines = []
-    for kind, steps in BUDGET.items():
-        for label, count, values in curve(rows, steps):
-            share = f"{count / 22_565_376:.2%}"
-            cells = [f"{value:.4f}" for value in values]
-            lines.append([kind, label, f"{count:,}", share, *cells, f"{np.mean(values):.4f}"])
-    return [
-        "## Parameter budget",
-        "",
-        "150 steps, one seed, learning rate 1e-1 (prompts) and 3e-3 (LoRA); 16 rows on scifact and "
-        "squad-open on a processor, all else on the card.",
-        "",
-        "![quality against trained parameters](../docs/images/budget.png)",
-        "",
-        *table(["method", "size", "trained", "share", *VARIANTS_ON, "mean"], lines),
-    ]
-
-
-def lengths(rows: Rows) -> list[str]:
-    name = "squad-open"
-    lines = [
-        [what, f"{best_dev(r):.4f}", f"{r['measures']['nDCG@10']:.4f}"]
-        for what, label in (("96", "16 rows"), ("256", "16 rows, 256 tokens"))
-        for r in rows[label][name]
-    ]
-    return [
-        "## Longer passages in training",
-        "",
-        "squad-open, 16 rows, 150 steps, rate .1, one seed, on a processor; tests read 256 tokens, "
-        "dev as many as training. Training on 256 tokens took about twice the processor time.",
-        "",
-        *table(["tokens of a passage", "dev", "test"], lines),
-    ]
-
-
-def few(records: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        [
-            r["label"],
-            str(r.get("steps", "")),
-            f"{r['learning_rate']:g}" if "learning_rate" in r else "",
-            f"{r['measures']['nDCG@10']:.4f}",
-            f"{r['measures']['R@100']:.4f}",
-        ]
-        for r in records
-    ]
-    return [
-        "## Few queries",
-        "",
-        "msmarco-dl, 33 training queries, capped test set (43 queries, 4,000 passages), one seed, "
-        "on a processor. Two ways of lowering a start's logits: along the queries' mean, or by "
-        "least squares over the queries, which is `--start-offset`.",
-        "",
-        *table(["start", "steps", "rate", "nDCG@10", "R@100"], lines),
-    ]
 
 
 def plot(rows: Rows) -> None:
@@ -305,63 +186,6 @@ def plot(rows: Rows) -> None:
     axes.set_ylabel("nDCG@10, mean of five sets")
     axes.legend()
     figure.savefig(PLOT, dpi=130, metadata={"Software": None})
-
-
-# --- on dev
-
-
-def grids(tries: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for system in GRIDS:
-        for steps in (150, LONGER):
-            for rate in GRIDS[system]:
-                tag = "" if steps == 150 else f", {LONGER} steps"
-                found = by_set(tries, f"{system}{tag} {rate:g}")
-                if all(name in found for name in SETS):
-                    values = [found[name] for name in SETS]
-                    cells = [f"{v:.4f}" for v in values]
-                    row = [system, str(steps), f"{rate:g}", *cells, f"{np.mean(values):.4f}"]
-                    lines.append(row)
-    return [
-        "## Learning rates on dev",
-        "",
-        "nDCG@10 of the best of three checkpoints; one seed; 300 dev queries over 1,000 passages, "
-        "cut as in training.",
-        "",
-        *table(["method", "steps", "rate", *SETS, "mean"], lines),
-    ]
-
-
-def best_dev(record: dict[str, Any]) -> float:
-    """Return the dev measure of the checkpoint that would be chosen."""
-    return max(value for step, value in record["dev"].items() if step != "0")
-
-
-def by_set(tries: list[dict[str, Any]], label: str) -> dict[str, float]:
-    return {r["set"]: best_dev(r) for r in tries if r["label"] == label and "error" not in r}
-
-
-def variants(tries: list[dict[str, Any]]) -> list[str]:
-    known = {f"{s}{t} {r:g}" for s in GRIDS for r in GRIDS[s] for t in ("", f", {LONGER} steps")}
-    labels = {r["label"] for r in tries} - known - {"bare"} | {"deep-prompt 0.1", "full 0.0001"}
-    lines = []
-    for label in labels:
-        found = by_set(tries, label)
-        if all(name in found for name in VARIANTS_ON):
-            values = [found[name] for name in VARIANTS_ON]
-            lines.append((float(np.mean(values)), label, values))
-    rows = [
-        [label, *(f"{value:.4f}" for value in values), f"{mean:.4f}"]
-        for mean, label, values in sorted(lines, reverse=True)
-    ]
-    return [
-        "## Variants on dev",
-        "",
-        "All else as in `deep-prompt 0.1` (16 rows, 150 steps, learning rate .1). One seed: a "
-        "difference of the mean below about .005 says nothing.",
-        "",
-        *table(["variant", *VARIANTS_ON, "mean"], rows),
-    ]
 
 
 if __name__ == "__main__":

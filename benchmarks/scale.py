@@ -92,22 +92,7 @@ def page(args: argparse.Namespace) -> list[str]:
         for kind in INDEX_TYPES
     }
     measured = [r for r in largest.values() if r is not None]
-    lines = [
-        "# What a large corpus takes",
-        "",
-        f"Computed by `python benchmarks/scale.py` from figures measured on {encoding[0]['cpu']}, "
-        f"one core of {encoding[0]['cores']} (`results/encoding.md`; index "
-        "kinds, `results/search.md`), for `minilm` "
-        f"({dim} numbers a vector) with a deep prompt of 16 rows. Nothing on this page was run at "
-        "its size; each table says how it is reckoned. No accelerator was measured.",
-        "",
-        "## Encoding",
-        "",
-        "Time is passages x mean tokens / measured tokens a second of a core at that length; "
-        "machines share the work without waiting for each other (`--shard`, `--processes`, "
-        f"`--ray`). Money assumes {args.price} a core-hour: put your own in with `--price`.",
-        "",
-    ]
+    lines = [*_lib.kept_words(PAGE, "| corpus |"), ""]
     rows = []
     for name, count, like in CORPORA:
         text = texts[like]
@@ -158,19 +143,7 @@ def page(args: argparse.Namespace) -> list[str]:
             cells = [duration(build_core_seconds(r, count)) for _, count, _ in CORPORA]
         rows.append([r["kind"], *cells])
     lines += _lib.table(["kind", *corpora], rows)
-    lines += [
-        "",
-        "## What follows",
-        "",
-        "- Up to some ten million passages one machine holds an `hnsw-sq` or `rabitq` index; "
-        "`dptdr index --index-type auto` chooses by the memory that is free and says why.",
-        "- For a billion passages, cut the corpus over machines (one index each; the best of all "
-        "is the best of their bests), or load it into a database cluster ([search](search.md)).",
-        "- `--dtype float16` halves the disk at no measured loss; what smaller forms cost is in "
-        "`results/compression.md`.",
-        "- Query-only tasks share all of it: a further task costs its prompt, not another corpus "
-        "(`results/query-only.md`).",
-    ]
+    lines += ["", *_lib.kept_section(PAGE, "## What follows")]
     return lines
 
 

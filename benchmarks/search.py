@@ -337,9 +337,7 @@ def origin(r: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("run")
+    parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
     sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
@@ -350,11 +348,6 @@ def main() -> None:
     sub.add_argument("--option", nargs="*", default=[], help="name=number, as of dptdr index")
     sub.add_argument("--seed", type=int, default=7)
     sub.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes")
-    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
-    sub.set_defaults(call=run)
-    sub = commands.add_parser("table")
-    sub.add_argument("--json", type=Path, default=RESULTS, help="where the records are")
-    sub.set_defaults(call=table)
     args = parser.parse_args()
     args.call(args)
 

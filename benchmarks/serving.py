@@ -643,13 +643,19 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def int8(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the graphs cost in nDCG@10: a tuned task on real data, capped."""
+    from dptdr.data.subsample import capped_test
+    from dptdr.io.beir import BeirFolder, write_beir
     from dptdr.model import Backbone
     from dptdr.model.bundle import read_manifest
     from dptdr.serving.onnx.exporting import read_export
     from dptdr.serving.onnx.measuring import ndcg_of
 
     (data,) = options.data
-    small = capped(data, folder / "data", queries=options.queries, passages=options.passages)
+    caps = {"test_queries": options.queries, "passages": options.passages}
+    chosen = capped_test(BeirFolder(data), **caps, seed=0)._asdict()
+    parts = {name: chosen[name] for name in ("passages", "queries")}
+    small = folder / "data"
+    write_beir(small, **parts, qrels={"test": chosen["qrels"]}, meta={})
     export = options.work / "export"
     found = ndcg_of(
         Backbone.load("minilm"),
@@ -667,26 +673,6 @@ def int8(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cost": {name: round(found["torch"] - value, 4) for name, value in found.items()},
         "least cosine": read_export(export)["least_cosine"],
     }
-
-
-def capped(data: Path, out: Path, *, queries: int, passages: int) -> Path:
-    """Write fewer test queries and passages; what the queries' judgements name is among them."""
-    (out / "qrels").mkdir(parents=True)
-    head, *lines = (data / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
-    ids = sorted({line.split("\t")[0] for line in lines})
-    kept = set(random.Random(0).sample(ids, min(queries, len(ids))))
-    lines = [line for line in lines if line.split("\t")[0] in kept]
-    (out / "qrels" / "test.tsv").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
-    needed = {line.split("\t")[1] for line in lines}
-    for file, wanted, most in (("queries", kept, 0), ("corpus", needed, passages)):
-        stored = (data / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
-        named = {json.loads(line)["_id"]: line for line in stored}
-        chosen = [named[name] for name in named if name in wanted]
-        others = sorted(set(named) - wanted)
-        more = random.Random(0).sample(others, max(0, min(len(others), most - len(chosen))))
-        lines = chosen + [named[name] for name in more]
-        (out / f"{file}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return out
 
 
 def prepare(options: argparse.Namespace) -> None:

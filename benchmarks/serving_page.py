@@ -12,23 +12,10 @@ Found = dict[str, Any]
 
 def write_page(path: Path) -> None:
     parts = {record["part"]: record for record in _lib.read_records(path)}
-    lines = [
-        "# Serving",
-        "",
-        "Made by `python benchmarks/serving.py page` from `serving.jsonl`, one record for "
-        "each part, with the command, commit, machine and load of each. Encoder: MiniLM "
-        "(`minilm`), float32, one thread. Systems take turns at the same texts inside one run; "
-        "ratios are medians over rounds (lowest to highest) of processor seconds of whole "
-        "processes. The machine was shared with other work all the time: read ratios, not seconds.",
-        "",
-        "On a GPU nothing was measured: there was no card. `python benchmarks/gpu/serving.py` does "
-        "it in one call; its kernel for prompts (FlexAttention) is held to the plain one on the "
-        "processor, in tests.",
-    ]
-    for name, section in SECTIONS.items():
-        if name in parts:
-            lines += ["", *section(parts[name]), "", origin(parts[name])]
-    _lib.write_page(path.with_suffix(".md"), lines)
+    found = {
+        n: [*block(parts[n]), "", origin(parts[n])] for n, block in BLOCKS.items() if n in parts
+    }
+    _lib.fill_page(path.with_suffix(".md"), {n: ["", *lines, ""] for n, lines in found.items()})
 
 
 def origin(part: Found) -> str:
@@ -54,14 +41,6 @@ def peers(part: Found) -> list[str]:
     own = systems["dptdr"]["texts per processor second"]
     best = max(s["texts per processor second"] for n, s in systems.items() if n != "dptdr")
     lines = [
-        "## (a) One encoder, against other servers of it",
-        "",
-        f"{part['texts']} real texts of mixed lengths (queries and passages of two data sets, cut "
-        "at 256 tokens). Ours: the engine with its queue, requests of 1 to 16 texts; "
-        "sentence-transformers: `encode`, batches of 32 sorted by length; ONNX Runtime: "
-        "sentence-transformers' graph, batched likewise; fastembed: its own batching, with that "
-        "graph. Difference: largest of any number of any vector from sentence-transformers'.",
-        "",
         *table(
             ("system", "texts/s", "its time over ours", "wall clock", "difference"),
             (
@@ -96,10 +75,6 @@ def prompts(part: Found) -> list[str]:
     found = part["time over no prompt"]
     goals = {"32 rows": 1.05, "128 rows": 1.12}
     return [
-        "## (b) A prompt against none",
-        "",
-        f"One task, {part['texts']} texts, against the bare encoder in the same engine.",
-        "",
         *table(("prompt", "time over no prompt"), ((n, of(r)) for n, r in found.items())),
         "",
         *(
@@ -117,12 +92,6 @@ def tasks(part: Found) -> list[str]:
     found, adding = part["time over one task"], part["milliseconds to add a task"]
     check = part["self-check"]
     lines = [
-        "## (b) Many tasks mixed against one, (e) adding one",
-        "",
-        f"{part['texts']} requests of one text, tasks in turn, prompts of "
-        f"{part['rows of a prompt']} rows: batches in which each text has a task of its own where "
-        "there are that many.",
-        "",
         *table(("tasks", "time over one task"), ((n, of(r)) for n, r in found.items())),
         "",
         f"Self-check at the end: {check['rows']} rows of {check['tasks']} tasks, largest "
@@ -155,12 +124,6 @@ def tasks(part: Found) -> list[str]:
 def lora(part: Found) -> list[str]:
     names = [name for name in part if isinstance(part[name], dict)]
     return [
-        "## (c) Against PEFT's LoRA of mixed batches",
-        "",
-        f"{part['tasks']} tasks, {part['texts']} texts. PEFT: rank 8 on queries and values, "
-        "`adapter_names`, batches of 32 sorted by length, without tokenising; ours: prompts of 16 "
-        "rows, the engine with tokenising.",
-        "",
         *table(("ratio of times", ""), ((name, of(part[name])) for name in names)),
     ]
 
@@ -168,20 +131,10 @@ def lora(part: Found) -> list[str]:
 def memory(part: Found) -> list[str]:
     key = "100 tasks over one model, resident"
     return [
-        "## (d) Memory and start",
-        "",
-        "Each a process of its own, up to three times: medians of memory, least time to start "
-        "(processor seconds until ready, imports included). Prompts of 32 rows, all in memory.",
-        "",
         *table(
             ("process", "resident MB", "private MB", "start, s"),
             (
-                (
-                    name,
-                    p["resident MB"],
-                    p["private MB"],
-                    p["processor seconds to start"],
-                )
+                (name, p["resident MB"], p["private MB"], p["processor seconds to start"])
                 for name, p in part["processes"].items()
             ),
         ),
@@ -202,11 +155,6 @@ def memory(part: Found) -> list[str]:
 
 def backends(part: Found) -> list[str]:
     return [
-        "## Backends",
-        "",
-        f"{part['texts']} texts, 16 tasks of 32 rows in each batch, without the queue; batches of "
-        "at most 4,096 padded tokens. Difference: from each row alone in torch.",
-        "",
         *table(
             ("backend", "time over packed", "difference", "to get ready, s"),
             (
@@ -224,12 +172,6 @@ def backends(part: Found) -> list[str]:
 
 def joining(part: Found) -> list[str]:
     return [
-        "## Joining a prompt to each text, or merging it by log-sum-exp",
-        "",
-        "Batches of 32 texts of one length. Below 1 merging is cheaper. The server merges where a "
-        "task has two texts or more and they have at most 16 tokens on average; the last column "
-        "is what that choice gives.",
-        "",
         *table(
             ("prompt rows", "tokens", "texts per task", "merged over joined", "chosen over joined"),
             (
@@ -247,15 +189,7 @@ def joining(part: Found) -> list[str]:
 
 
 def int8(part: Found) -> list[str]:
-    settings = part["task"] or {}
-    who = "the bare encoder"
-    if settings:
-        who = f"a tuned task ({settings['sharing']}, {settings['prompt_length']} rows)"
     return [
-        "## What the graphs cost in nDCG@10",
-        "",
-        f"{part['data']}; {who}. Least cosine: of random mixtures with random prompts, at export.",
-        "",
         *table(
             ("backend", "nDCG@10", "cost", "least cosine"),
             (
@@ -275,15 +209,6 @@ def soak(part: Found) -> list[str]:
     counts, times = part["counts"], part["milliseconds per request"]
     grown = part["memory of the oldest worker, MB"]
     return [
-        f"## {part['minutes done']:.0f} minutes of mixed load",
-        "",
-        f"{part['workers']} worker processes; {part['clients']} clients at {part['rate']:g} "
-        "requests a second together, so that the rest of the machine could work; tasks added, "
-        "replaced, rolled back and removed all along; a worker killed by SIGKILL every "
-        f"{part['kill_every_seconds']:g} s; damaged and foreign bundles, unknown tasks, 1 MB "
-        "texts, invalid UTF-8, bodies that are too long, clients that hang up. Every vector is "
-        "compared with that of its task alone.",
-        "",
         *table(
             ("", ""),
             (
@@ -338,7 +263,7 @@ def gpu(part: Found) -> list[str]:
     return lines
 
 
-SECTIONS: dict[str, Callable[[Found], list[str]]] = {
+BLOCKS: dict[str, Callable[[Found], list[str]]] = {
     "peers": peers,
     "prompts": prompts,
     "tasks": tasks,

@@ -133,12 +133,7 @@ def backbone() -> Any:
 
 
 def objective(
-    method: str,
-    *,
-    batch: int,
-    lengths: str,
-    options: dict[str, Any] | None = None,
-    **settings: Any,
+    method: str, *, batch: int, lengths: str, options: dict[str, Any] | None = None, **settings: Any
 ) -> Any:
     """Return what leaves the gradients of a step on the parameters, and what it trains."""
     from dptdr.config.methods import DEFAULT_CONFIGS
@@ -229,9 +224,7 @@ def sentence_transformers(*, batch: int, lengths: str, chunk: int) -> Step:
     """Full fine-tuning by sentence-transformers' cached loss, at the same chunk size."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.losses import (
-        CachedMultipleNegativesRankingLoss,
-    )
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     from dptdr.model.backbone import resolve
 
@@ -418,7 +411,7 @@ def memory_by_batch(batches: tuple[int, ...]) -> list[dict[str, float | None]]:
 
 
 def page(found: dict[str, Any]) -> list[str]:
-    lines = ["# What a training step costs", "", INTRODUCTION]
+    lines = _lib.kept_words(RESULTS.with_suffix(".md"))
     sections = (seconds_section, gradient_section, memory_section, batches_section)
     for part, section in zip(PARTS, sections, strict=True):
         if part in found:
@@ -430,23 +423,6 @@ def page(found: dict[str, Any]) -> list[str]:
                 f"thread, seed 0, {facts['wall_seconds']} s.",
             ]
     return lines
-
-
-INTRODUCTION = (
-    "Made by `python benchmarks/training.py`. Encoder: MiniLM (22.7 M parameters, 6 layers x 384), "
-    "prompt of 16 rows; 32 queries and 32 passages a step of random words in lengths that vary as "
-    "real texts' do, in-batch negatives. The systems take turns in one process, one round to warm "
-    "up; a ratio is the median over the rounds, with the lowest and the highest. Seconds are CPU "
-    "seconds. Peers train the same weights on the same texts and token limits, and pad as they do "
-    "by themselves.\n\n"
-    "In products of matrices alone a deep prompt cannot be cheaper than two thirds of full "
-    "fine-tuning: both carry gradients through every layer, and only those of the weights are "
-    "saved. What is better than that comes from frozen weights being arranged and rounded once, "
-    "from the optimiser, and from bfloat16. A query-only prompt is cheaper by far, as its "
-    "passages pass the bare encoder without a gradient.\n\n"
-    "On a GPU nothing was measured: there was no card. `python benchmarks/gpu/training.py` does it "
-    "in one call."
-)
 
 
 def gradient_section(figures: dict[str, float]) -> list[str]:

@@ -190,9 +190,7 @@ def _side_by_side(
 
 
 def _mask(
-    text_of: Int[Tensor, " tokens"],
-    task_of: Int[Tensor, " tokens"],
-    owner_of: Int[Tensor, " rows"],
+    text_of: Int[Tensor, " tokens"], task_of: Int[Tensor, " tokens"], owner_of: Int[Tensor, " rows"]
 ) -> BlockMask:
     """Return who sees whom: own task's rows, and own text's tokens."""
     tasks = torch.cat([owner_of, torch.full_like(text_of, _NOBODY - 1)])

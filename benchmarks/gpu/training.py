@@ -197,10 +197,7 @@ def step_flops(shape: Shape, load: Load, *, prompt: int) -> float:
     left out here), and once backwards, to the inputs of the products alone. Attention's backward
     has five products where its forward has two; one of these makes the scores anew.
     """
-    texts = (
-        (load.queries, load.query_tokens),
-        (load.queries * load.passages, load.passage_tokens),
-    )
+    texts = ((load.queries, load.query_tokens), (load.queries * load.passages, load.passage_tokens))
     linear = attention = 0.0
     for count, tokens in texts:
         weights = 4 * shape.dim**2 + 2 * shape.dim * shape.inner

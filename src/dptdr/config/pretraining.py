@@ -201,7 +201,7 @@ def fused_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         **steps,
         "batch_size": 32,
         "mini_batch_size": None,
-        "ffn_learning_rate": 2e-3,
+        "ffn_learning_rate": 4e-4,
         "patience": 2,
         "dev_measure": FUSED_MEASURE,
     }
