@@ -2,10 +2,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import dptdr
-from dptdr.errors import BundleError, ConfigError
+from dptdr.errors import BundleError, ConfigError, DptdrError, OutputError
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -87,6 +88,68 @@ def test_mined_negatives_train_another_task(places):
         data, out=root / "better", backbone=backbone, negatives=root / "mined.jsonl", **QUICK
     )
     assert better.manifest.training["training_file"] == "mined.jsonl"
+
+
+def rows(number=24):
+    return [
+        {
+            "anchor": f"query {i}",
+            "positive": f"answer {i}",
+            "negative": f"wrong {i}" if i % 2 else "",
+        }
+        for i in range(number)
+    ]
+
+
+def test_rows_train_with_their_negatives_and_are_recognised(places, capsys):
+    """The same rows again are complete; other rows are refused for what they are: other data."""
+    _, backbone, root = places
+    out = root / "of-rows"
+    task = dptdr.train(rows(), out=out, backbone=backbone, **QUICK)
+    facts = task.manifest.training
+    assert facts["training_file"] == "negatives-train.jsonl"
+    # Those without a negative too.
+    assert facts["train_queries"] + facts["train_queries_left_out_as_dev"] == 24
+    capsys.readouterr()
+    frame = pd.DataFrame(rows())
+    again = dptdr.train(frame, out=out, backbone=backbone, **QUICK)
+    assert "complete, nothing to do" in capsys.readouterr().err
+    assert np.array_equal(again.encode_queries(["a"]), task.encode_queries(["a"]))
+    with pytest.raises(OutputError, match=r"data\.data_fingerprint: was"):
+        dptdr.train(rows(20), out=out, backbone=backbone, **QUICK)
+    pairs = [(row["anchor"], row["positive"]) for row in rows()]
+    assert dptdr.evaluate(pairs, task, progress=False).queries == 24
+    index = dptdr.build_index(iter(pairs), task, out=root / "rows-index", progress=False)
+    assert {hit.text for hit in index.search("q", k=24)} == {positive for _, positive in pairs}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (7, "data: expected a folder or rows, got int"),
+        ([{"text": "a"}], "row 1: expected a column anchor or query"),
+        ([("a",)], "row 1: expected a query and a positive"),
+    ],
+)
+def test_what_are_no_rows_is_refused_in_one_line(places, tmp_path, data, message):
+    with pytest.raises(DptdrError, match=message):
+        dptdr.train(data, out=tmp_path / "task", backbone=places[1], **QUICK)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(places, tmp_path):
+    data, _, _ = places
+    (tmp_path / "file").write_text("x")
+    for stage in (
+        lambda: dptdr.train(data, out=tmp_path / "file", backbone="no-such", **QUICK),
+        lambda: dptdr.pretrain(data, out=tmp_path / "file", backbone="no-such"),
+        lambda: dptdr.encode(data, "no-such", out=tmp_path / "file"),
+        lambda: dptdr.build_index(data, "no-such", out=tmp_path / "file"),
+        lambda: dptdr.mine(data, out=tmp_path, sources=["backbone:no-such"]),
+        lambda: dptdr.retrieve(data, "no-such", out=tmp_path),
+        lambda: dptdr.evaluate(data, "no-such", run_out=tmp_path),
+    ):
+        with pytest.raises(OutputError, match=r"expected a (file|folder), got"):
+            stage()
 
 
 @pytest.mark.parametrize(

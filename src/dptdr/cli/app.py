@@ -1,12 +1,16 @@
-"""The list of commands. Each command lives in a module of its own and imports torch only inside."""
+"""The list of commands. Each command is in a module of its own and imports torch only inside."""
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
+from dptdr.cli.options import with_flags
+from dptdr.errors import ConfigError
 from dptdr.io.progress import current_phase
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -32,6 +36,62 @@ COMMANDS: dict[str, str] = {
 GROUPS: dict[str, str] = {"data": "dptdr.cli.data"}
 """Group name to the module that holds a typer ``app`` with sub-commands."""
 
+FORMER: dict[str, dict[str, str]] = {
+    "mine": {
+        "--depth": "--range-max",
+        "--quota": "--num-negatives",
+        "--drop-above": "--max-score",
+        "--margin": "--absolute-margin",
+    },
+    "encode": {"--precision": "--weights"},
+    "evaluate": {"--workers": "--threads"},
+    "index": {"--kind": "--index-type"},
+}
+"""Command name to former names of its options, which are still understood."""
+
+
+_MACHINE = "Machine and output"
+_MACHINE_OPTIONS = (
+    *("batch_size", "cache", "device", "dtype", "html", "json", "overwrite", "png", "report"),
+    *("tensorboard", "threads", "track", "weights"),
+)
+_PANELS: dict[str, dict[str, tuple[str, ...]]] = {}
+"""Command name to the headings in its help and the options below each."""
+
+
+class Command(TyperCommand):
+    """A command that groups its options in the help and understands their former names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        former = FORMER.get(self.name or "", {})
+
+        def present(word: str) -> str:
+            flag, equals, value = word.partition("=")
+            return former.get(flag, flag) + equals + value
+
+        return super().parse_args(ctx, [present(word) for word in args])
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, those that matter most first, then panel by panel."""
+        chosen: dict[str | None, str] = dict.fromkeys(_MACHINE_OPTIONS, _MACHINE)
+        for panel, names in _PANELS.get(self.name or "", {}).items():
+            chosen |= dict.fromkeys(names, panel)
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            heading = getattr(parameter, "rich_help_panel", None) or chosen.get(parameter.name)
+            if parameter.param_type_name == "argument":
+                heading = "Arguments"
+            if record is not None:
+                panels.setdefault(heading or "Options", []).append(record)
+        # The machine comes last.
+        panels |= {_MACHINE: panels.pop(_MACHINE, [])}
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
+
 
 def _print_version(value: bool | None) -> None:
     if value:
@@ -48,7 +108,6 @@ def build_app() -> typer.Typer:
         help="One frozen text encoder, any number of retrieval services.",
         no_args_is_help=True,
         context_settings=_SETTINGS,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -61,17 +120,23 @@ def build_app() -> typer.Typer:
     ) -> None:
         del version
 
-    for name, module in COMMANDS.items():
-        command = importlib.import_module(module).command
-        app.command(name, context_settings=_SETTINGS)(_ending(command, name=name))
-    for name, module in GROUPS.items():
+    for name, where in COMMANDS.items():
+        module = importlib.import_module(where)
+        _PANELS[name] = getattr(module, "PANELS", {})
+        _add(app, name, module.command, whole=name)
+    for name, where in GROUPS.items():
         group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-        listed = importlib.import_module(module).app
+        module = importlib.import_module(where)
+        _PANELS.update(module.PANELS)
+        listed = module.app
         for command in listed.registered_commands:
-            whole = _ending(command.callback, name=f"{name} {command.name}")
-            group.command(command.name, context_settings=_SETTINGS)(whole)
+            _add(group, command.name, command.callback, whole=f"{name} {command.name}")
         app.add_typer(group, name=name, help=listed.info.help, context_settings=_SETTINGS)
     return app
+
+
+def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: str) -> None:
+    app.command(name, cls=Command, context_settings=_SETTINGS)(_ending(command, name=whole))
 
 
 class Stopped(Exception):
@@ -87,12 +152,20 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except KeyboardInterrupt:
-            phase = current_phase()
-            raise Stopped(f"dptdr {name}" + (f" ({phase})" if phase else "")) from None
-        except BrokenPipeError:
-            raise PipeClosed from None
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                command(*arguments, **options)
+            except KeyboardInterrupt:
+                phase = current_phase()
+                raise Stopped(f"dptdr {name}" + (f" ({phase})" if phase else "")) from None
+            except BrokenPipeError:
+                raise PipeClosed from None
+            except ConfigError as error:
+                raise ConfigError(with_flags(str(error), dict.fromkeys(options))) from None
 
     return run
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {message}", err=True)

@@ -2,22 +2,54 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from dptdr.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dptdr.model import Encoder
+
 Device = Annotated[
-    str, typer.Option(help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.")
+    str,
+    typer.Option(
+        help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(help="Number type of the backbone's weights: float32, bfloat16."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=0, help="Processor threads. Default: one for each core.")
+    int | None,
+    typer.Option(min=0, help="Processor threads. Default: one for each core."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Maximum number of texts in a batch. Default: by their length.",
+    ),
 ]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", help="Write the result to this file; '-' is standard output."),
+    typer.Option(
+        "--json",
+        help="Write the result to this file; '-' is standard output.",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Start over, whatever OUT and unfinished work beside it hold.",
+    ),
+]
+KeepIdentical = Annotated[
+    bool,
+    typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
 ]
 
 
@@ -30,6 +62,7 @@ def refuse_idle(
     """Refuse options of a command that were given and have no effect.
 
     Args:
+        context: The command's call.
         without: Option to those that need it.
         beside: Option to those that it makes useless.
 
@@ -66,3 +99,14 @@ def write_result(json: Path | None, result: Any, *, said: str) -> None:
         from dptdr.io.atomic import write_json
 
         write_json(json, result)
+
+
+def load_encoder(
+    task: Path | None, backbone: str | None, *, device: str = "auto", dtype: str = "float32"
+) -> "Encoder":
+    """Load the encoder that ``--task`` and ``--backbone`` name."""
+    from dptdr.api.task import encoder_of
+    from dptdr.io.progress import progress
+
+    with progress("load the encoder"):
+        return encoder_of(task=task, backbone=backbone, device=device, dtype=dtype)

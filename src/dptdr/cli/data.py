@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.cli.common import Json, write_result
+from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
@@ -14,11 +16,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
 
-_TABLES = "Tables"
+PANELS = {
+    "convert": {
+        "Tables": (
+            *("query_column", "positive_column", "negative_column", "title_column"),
+            *("score_column", "clicks_column", "min_score", "split", "dev_share", "test_share"),
+            "seed",
+        )
+    }
+}
 
 
 def _column(what: str) -> Any:
-    return typer.Option(help=f"Column of the {what}.", rich_help_panel=_TABLES)
+    return typer.Option(help=f"Column of the {what}.")
 
 
 @app.command("inspect")
@@ -26,9 +36,7 @@ def inspect_command(
     data: Annotated[
         Path, typer.Argument(help="BEIR folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.")
     ],
-    json: Annotated[
-        Path | None, typer.Option(help="Write everything found to this JSON file as well.")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Count a BEIR folder and report everything wrong with it at once.
 
@@ -36,14 +44,11 @@ def inspect_command(
     """
     try_outputs(json)
     from dptdr.data.inspect import inspect_folder
-    from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
 
     with progress("inspect") as on_progress:
         found = inspect_folder(data, on_progress=on_progress)
-    typer.echo(_inspection_table(found))
-    if json is not None:
-        write_json(json, found.as_json())
+    write_result(json, found.as_json(), said=_inspection_table(found))
     if found.errors:
         raise typer.Exit(2)
 
@@ -119,25 +124,23 @@ def convert_command(
         float | None,
         typer.Option(
             help="Pairs with at least this score are relevant, the others are not.",
-            rich_help_panel=_TABLES,
         ),
     ] = None,
     split: Annotated[
         str | None,
         typer.Option(
             help="Split of a table whose name does not tell it. Default: train.",
-            rich_help_panel=_TABLES,
         ),
     ] = None,
     dev_share: Annotated[
         float,
-        typer.Option(help="Share of the queries to hold out as dev.", rich_help_panel=_TABLES),
+        typer.Option(help="Share of the queries to hold out as dev."),
     ] = 0.0,
     test_share: Annotated[
         float,
-        typer.Option(help="Share of the queries to hold out as test.", rich_help_panel=_TABLES),
+        typer.Option(help="Share of the queries to hold out as test."),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Decides which queries.", rich_help_panel=_TABLES)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which queries.")] = 0,
     strict: Annotated[
         bool,
         typer.Option(
@@ -146,15 +149,12 @@ def convert_command(
             "or a judgement names a passage that is not there.",
         ),
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Write counts and remarks to this JSON file as well.")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
     try_outputs(json)
     from dptdr.data.formats.columns import TableSettings
     from dptdr.data.formats.conversion import convert
-    from dptdr.io.atomic import write_json
     from dptdr.io.progress import progress
 
     table = TableSettings(
@@ -174,9 +174,7 @@ def convert_command(
         done = convert(
             source, format=format, out=out, table=table, strict=strict, on_progress=on_progress
         )
-    typer.echo(_conversion_lines(done))
-    if json is not None:
-        write_json(json, done.as_json())
+    write_result(json, done.as_json(), said=_conversion_lines(done))
 
 
 @app.command("join")
@@ -221,8 +219,6 @@ def cap_command(
 
 
 def _numbers_of(queries: list[str]) -> dict[str, int]:
-    from dptdr.errors import ConfigError
-
     pairs = {text: text.partition("=")[::2] for text in queries}
     wrong = [text for text, (name, count) in pairs.items() if not name or not count.isdecimal()]
     if wrong:
@@ -238,7 +234,7 @@ def _conversion_lines(done: "Conversion") -> str:
         lines += [_counts_line(done.out, done.counts), _titles_line(done.titled, done.counts)]
     lines += [f"dropped: {count:,} {reason}" for reason, count in done.dropped.items()]
     lines += [
-        f"negatives of {count:,} {split} queries: {done.out / f'negatives-{split}.jsonl'}"
+        f"training groups of {count:,} {split} queries: {done.out / f'negatives-{split}.jsonl'}"
         for split, count in done.negatives.items()
     ]
     if "train" in done.negatives:

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Json, refuse_idle, write_result
+from dptdr.cli.common import (
+    BatchSize,
+    Device,
+    Dtype,
+    Json,
+    KeepIdentical,
+    Threads,
+    load_encoder,
+    refuse_idle,
+    write_result,
+)
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
@@ -13,6 +23,8 @@ if TYPE_CHECKING:
     from dptdr.evaluation.report import EvaluationReport
 
 _EXACTLY_ONE = "--task, --backbone, --bm25 or --run"
+
+PANELS = {"Official rules": ("protocol", "qrels", "passages", "queries", "matching", "strict")}
 
 
 def command(
@@ -44,54 +56,56 @@ def command(
             min=1, help="Passages ranked per query. Default: what the measures need, at least 100."
         ),
     ] = None,
-    keep_identical: Annotated[
-        bool,
-        typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
-    ] = False,
+    keep_identical: KeepIdentical = False,
     run_out: Annotated[
         Path | None, typer.Option(help="Write the ranking to this TREC run file.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask only the first so many queries.")
     ] = None,
-    json: Json = None,
     protocol: Annotated[
         Literal["msmarco", "nq"] | None,
-        typer.Option(help="Measure --run by official rules: msmarco or nq (DPR's)."),
+        typer.Option(
+            help="Measure --run by official rules: msmarco or nq (DPR's).",
+        ),
     ] = None,
     qrels: Annotated[
         Path | None,
-        typer.Option(help="Judgements for --protocol; for nq the question file (.qa.csv)."),
+        typer.Option(
+            help="Judgements for --protocol; for nq the question file (.qa.csv).",
+        ),
     ] = None,
     passages: Annotated[
         Path | None,
-        typer.Option(help="psgs_w100.tsv or corpus.jsonl that the run names, for nq."),
+        typer.Option(
+            help="psgs_w100.tsv or corpus.jsonl that the run names, for nq.",
+        ),
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
             help="queries.jsonl that tells which id is which question, for nq. "
-            "Default: ids are the questions' numbers in the file, from 0."
+            "Default: ids are the questions' numbers in the file, from 0.",
         ),
     ] = None,
     matching: Annotated[
         Literal["string", "regex"],
-        typer.Option(help="Answers of nq are texts, or regular expressions (CuratedTREC)."),
+        typer.Option(
+            help="Answers of nq are texts, or regular expressions (CuratedTREC).",
+        ),
     ] = "string",
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="Refuse nq answers that match every passage or none, as an empty one."
+            "--strict",
+            help="Refuse nq answers that match every passage or none, as an empty one.",
         ),
     ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes (nq) or threads (BM25). Default: one per processor core."
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Number format: float32, bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    json: Json = None,
 ) -> None:
     """Measure one system on the judged queries of a split, or a finished run.
 
@@ -106,8 +120,8 @@ def command(
         },
         beside={
             "protocol": ("split", "measure", "depth", "keep_identical", "run_out", "limit"),
-            "bm25": ("device", "dtype"),
-            "run": ("device", "dtype"),
+            "bm25": ("batch_size", "device", "dtype"),
+            "run": ("batch_size", "device", "dtype"),
         },
     )
     if protocol == "msmarco":
@@ -129,12 +143,12 @@ def command(
         if sum(given) != 1:
             raise ConfigError(f"expected exactly one of {_EXACTLY_ONE}, found {sum(given)}")
         source, system = data, f"bm25:{language or 'auto'}" if bm25 else run
-    from dptdr import api
+    import dptdr
 
     if system is None:
-        system = api.encoder_of(task=task, backbone=backbone, device=device, dtype=dtype)
+        system = load_encoder(task, backbone, device=device, dtype=dtype)
     assert source is not None
-    report = api.evaluate(
+    report = dptdr.evaluate(
         source,
         system,
         split=split,
@@ -148,7 +162,8 @@ def command(
         matching=matching,
         strict=strict,
         keep_identical=keep_identical,
-        threads=workers,
+        batch_size=batch_size,
+        threads=threads,
     )
     write_result(json, report.as_json(), said=_table(report))
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dptdr.cli.common import Json, write_result
+from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def command(
         typer.Option(help="BEIR folder: measure nDCG@10 of torch and of the 8-bit graph on it."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "test",
-    json: Annotated[Path | None, typer.Option(help="Write what was found here as well.")] = None,
+    json: Json = None,
 ) -> None:
     """Export a backbone to ONNX, with the prompt as an input of the graph.
 
@@ -45,8 +47,6 @@ def command(
     """
     try_outputs(json)
     try_outputs(out, folders=True)
-    from dptdr.errors import ConfigError
-
     if fold:
         if task is None or int8 or data is not None:
             raise ConfigError("--fold: expected --task, and neither --int8 nor --data")
@@ -72,25 +72,20 @@ def command(
         found["ndcg_at_10"] = _measured(Backbone.load(name), out, task=task, data=data, split=split)
         found["measured_on"] = {"data": data.name, "split": split}
         write_json(out / MANIFEST, found)
-    _print(found, out)
-    if json is not None:
-        write_json(json, found)
+    write_result(json, found, said="\n".join(_lines(found, out)))
 
 
 def _fold(task: Path, out: Path, *, backbone: str | None, json: Path | None) -> None:
-    from dptdr.io.atomic import write_json
     from dptdr.model.bundle import load_encoder
     from dptdr.serving.onnx.folding import export_task
 
     found = export_task(load_encoder(task=task, backbone=backbone), out)
-    typer.echo(f"{out}: task '{found['task']}' on '{found['backbone']}'")
-    for side, facts in found["sides"].items():
-        typer.echo(
-            f"{side}: {facts['file']}, differs from torch by at most "
-            f"{facts['largest_difference']:.1e}"
-        )
-    if json is not None:
-        write_json(json, found)
+    lines = [f"{out}: task '{found['task']}' on '{found['backbone']}'"]
+    lines += [
+        f"{side}: {facts['file']}, differs from torch by at most {facts['largest_difference']:.1e}"
+        for side, facts in found["sides"].items()
+    ]
+    write_result(json, found, said="\n".join(lines))
 
 
 def _measured(
@@ -105,8 +100,8 @@ def _measured(
         return ndcg_of(backbone, out, task=task, data=data, split=split, state=Path(folder))
 
 
-def _print(found: dict[str, Any], out: Path) -> None:
-    typer.echo(f"{out}: '{found['backbone']}' with prompts as inputs")
+def _lines(found: dict[str, Any], out: Path) -> list[str]:
+    lines = [f"{out}: '{found['backbone']}' with prompts as inputs"]
     for precision, difference in found["largest_difference"].items():
         cosine = found["least_cosine"][precision]
         line = f"{precision}: differs from torch by at most {difference:.1e}, cosine {cosine:.4f}"
@@ -115,6 +110,7 @@ def _print(found: dict[str, Any], out: Path) -> None:
             cost = measured["torch"] - measured[precision]
             line += f", nDCG@10 {measured[precision]:.4f} (torch {measured['torch']:.4f}, "
             line += f"cost {cost:+.4f})"
-        typer.echo(line)
+        lines.append(line)
     if "int8" in found["largest_difference"]:
-        typer.echo(f"serve it: dptdr serve TASK --onnx {out}")
+        lines.append(f"serve it: dptdr serve TASK --onnx {out}")
+    return lines

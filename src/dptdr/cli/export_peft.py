@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dptdr.io.resume import try_outputs
+
 
 def command(
     task: Annotated[Path, typer.Argument(help="Task bundle of a deep prompt.")],
@@ -12,18 +14,19 @@ def command(
         Path, typer.Option(help="Folder to write; untied tasks give OUT/query and OUT/passage.")
     ],
     backbone: Annotated[
-        str | None, typer.Option(help="Where the task's backbone lies. Default: as it says.")
+        str | None, typer.Option(help="Where the task's backbone is. Default: as it says.")
     ] = None,
     accept_shift: Annotated[
         bool,
         typer.Option(
             "--accept-shift",
             help="Export a task that was trained without shifted positions; PEFT shifts them, so "
-            "its vectors there are others.",
+            "its vectors differ there.",
         ),
     ] = False,
 ) -> None:
     """Export a deep prompt for use with PEFT (joint attention; positions shifted there)."""
+    try_outputs(out, folders=True)
     from dptdr.model.backbone import Backbone
     from dptdr.model.bundle import read_manifest
     from dptdr.model.imports.peft import export_peft

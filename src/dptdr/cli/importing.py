@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from dptdr.cli.common import Json, write_result
+from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
 
@@ -39,16 +41,14 @@ def command(
     max_passage_tokens: Annotated[
         int, typer.Option(min=1, help="Longest passage; the authors' MS MARCO recipe has 128.")
     ] = 128,
-    json: Annotated[Path | None, typer.Option(help="Write what was made to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Import a deep prompt that another program trained.
 
     Token positions stay shifted by the prompt's length, as they were in training.
     """
     try_outputs(json)
-    from dptdr.errors import ConfigError
-    from dptdr.io.atomic import write_json
-
+    try_outputs(out, folders=True)
     if format == "peft" and tokenizer is not None:
         raise ConfigError("--tokenizer is for dptdr-authors; a PEFT adapter uses its encoder's")
     if format == "dptdr-authors" and backbone is not None:
@@ -63,20 +63,17 @@ def command(
     else:
         done = import_authors(source, out, limits=limits, tokenizer=tokenizer)
     settings = done.manifest.settings
-    typer.echo(
+    said = (
         f"{done.task}: {settings['sharing']} prompt of {settings['prompt_length']} rows, "
         f"{done.manifest.trained_parameters:,} numbers, {done.task_bytes / 1e6:.2f} MB (checkpoint "
-        f"{done.checkpoint_bytes / 1e6:.1f} MB), on the backbone {done.backbone}"
+        f"{done.checkpoint_bytes / 1e6:.1f} MB), on the backbone {done.backbone}\n"
+        f"next: dptdr evaluate DATA --task {done.task}"
     )
-    typer.echo(f"next: dptdr evaluate DATA --task {done.task}")
-    if json is not None:
-        write_json(
-            json,
-            {
-                "task": str(done.task),
-                "backbone": done.backbone,
-                "settings": settings,
-                "checkpoint_bytes": done.checkpoint_bytes,
-                "task_bytes": done.task_bytes,
-            },
-        )
+    facts = {
+        "task": str(done.task),
+        "backbone": done.backbone,
+        "settings": settings,
+        "checkpoint_bytes": done.checkpoint_bytes,
+        "task_bytes": done.task_bytes,
+    }
+    write_result(json, facts, said=said)

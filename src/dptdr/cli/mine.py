@@ -1,20 +1,20 @@
-"""``dptdr mine``: hard negatives from any number of sources, cleaned, with provenance."""
+"""``dptdr mine``: hard negatives from any number of sources, filtered, with provenance."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Json, refuse_idle, write_result
+from dptdr.cli.common import Device, Dtype, Json, Overwrite, Threads, refuse_idle, write_result
+from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
-from dptdr.mining.settings import (
-    CleaningSettings,
-    MiningSettings,
-    check_sources,
-    parse_source,
-)
-from dptdr.mining.sources import TEACHERS, Machine
+
+PANELS = {
+    "False negatives": (
+        *("teacher", "max_score", "absolute_margin", "relative_margin", "positive_score"),
+        *("keep_scores", "judged_split"),
+    )
+}
 
 
 def command(
@@ -29,109 +29,120 @@ def command(
     ],
     out: Annotated[Path, typer.Option(help="JSON-lines file to write.")],
     split: Annotated[str, typer.Option(help="Whose judgements are the positives.")] = "train",
-    depth: Annotated[
+    range_max: Annotated[
         int, typer.Option(min=1, help="Ranks 1 to this are candidates where a source says none.")
     ] = 200,
-    quota: Annotated[
+    num_negatives: Annotated[
         int, typer.Option(min=1, help="Negatives per query and source where a source says none.")
     ] = 30,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    min_grade: Annotated[int, typer.Option(help="Least grade of a positive.")] = 1,
+    min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
     keep_identical: Annotated[
         bool,
         typer.Option("--keep-identical", help="Let a query that is a passage be its own negative."),
     ] = False,
+    format: Annotated[
+        Literal["dptdr", "tevatron"], typer.Option(help="Ids with provenance, or Tevatron's texts.")
+    ] = "dptdr",
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     teacher: Annotated[
-        str | None, typer.Option(help=f"Scores candidates, to drop false negatives: {TEACHERS}.")
+        str | None,
+        typer.Option(
+            help="Scores candidates, to drop false negatives: cross-encoder:NAME, task:FOLDER, "
+            "backbone:NAME or file:RUN.",
+        ),
     ] = None,
-    drop_above: Annotated[
-        float | None, typer.Option(help="Drop candidates whose teacher score is at least this.")
-    ] = None,
-    margin: Annotated[
+    max_score: Annotated[
         float | None,
-        typer.Option(help="Drop candidates that score above the positive's score minus this."),
+        typer.Option(help="Drop candidates whose teacher score is at least this."),
     ] = None,
-    percent: Annotated[
+    absolute_margin: Annotated[
         float | None,
-        typer.Option(help="Drop candidates above this percentage (0-100) of the positive's score."),
+        typer.Option(
+            help="Drop candidates that score above the positive's score minus this.",
+        ),
     ] = None,
+    relative_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Drop candidates that score above the positive's score times 1 minus this: with "
+            "0.05 above 95 % of it.",
+        ),
+    ] = None,
+    percent: Annotated[float | None, typer.Option(hidden=True)] = None,
     positive_score: Annotated[
         Literal["min", "mean", "max"],
         typer.Option(help="Which score counts where a query has several positives."),
     ] = "mean",
     keep_scores: Annotated[
         bool,
-        typer.Option("--keep-scores", help="Drop nothing; write the teacher's scores to distil."),
+        typer.Option(
+            "--keep-scores",
+            help="Drop nothing; write the teacher's scores to distil.",
+        ),
     ] = False,
-    format: Annotated[
-        Literal["dptdr", "tevatron"], typer.Option(help="Ids with provenance, or Tevatron's texts.")
-    ] = "dptdr",
     judged_split: Annotated[
         str | None,
         typer.Option(
-            help="Measure precision and recall of the removal on this split's graded judgements."
+            help="Measure precision and recall of the removal on this split's graded judgements.",
         ),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for report.json, report.md and report.png.")
-    ] = None,
-    json: Json = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.partial hold.")
-    ] = False,
     cache: Annotated[
         Path | None,
         typer.Option(
             help="Keep corpus vectors and the BM25 index in this folder, for further minings. "
-            "Default: with the unfinished work, removed at the end."
+            "Default: with the unfinished work, removed at the end.",
         ),
     ] = None,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Number format: float32, bfloat16.")] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of BM25. Default: one per core.")
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.json, report.md and report.png."),
     ] = None,
+    json: Json = None,
 ) -> None:
-    """Mine hard negatives: candidates of all sources, united, cleaned, with provenance.
+    """Mine hard negatives: candidates of all sources, united, filtered, with provenance.
 
     Judged positives and copies of their texts never appear. Same inputs and seed give the same
     file. A killed run goes on where it was when the same command is given again; until it is done,
-    its work stands in OUT.partial.
+    its work is in OUT.partial.
     """
-    from dptdr.api import resolve_device
-    from dptdr.io.progress import progress
-    from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
+    try_outputs(json)
+    try_outputs(report, folders=True)
+    refuse_idle(context, without={"teacher": ("positive_score", "judged_split")})
+    if percent is not None:
+        if relative_margin is not None:
+            raise ConfigError("--relative-margin: expected it alone, got --percent as well")
+        relative_margin = 1 - percent / 100
+    import dptdr
     from dptdr.mining.report import mining_tables, write_mining_report
 
-    refuse_idle(context, without={"teacher": ("positive_score", "judged_split")})
-    cleaning = CleaningSettings(
-        drop_above=drop_above, margin=margin, percent=percent, positive_score=positive_score
-    )
-    check_teacher(teacher, cleaning, keep_scores=keep_scores, judged_split=judged_split)
-    sources = [parse_source(text, depth=depth, quota=quota) for text in source]
-    check_sources(sources)
-    request = MineRequest(
-        data=data,
+    found = dptdr.mine(
+        data,
         out=out,
+        sources=source,
         split=split,
-        settings=MiningSettings(
-            sources=tuple(sources),
-            cleaning=cleaning,
-            seed=seed,
-            min_grade=min_grade,
-            output=format,
-        ),
-        keep_identical=keep_identical,
+        num_negatives=num_negatives,
+        range_max=range_max,
         teacher=teacher,
+        max_score=max_score,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        positive_score=positive_score,
+        keep_scores=keep_scores,
+        min_grade=min_grade,
+        keep_identical=keep_identical,
+        format=format,
         judged_split=judged_split,
         cache=cache,
-        machine=Machine(
-            device=resolve_device(device), dtype=dtype, threads=threads or os.cpu_count() or 1
-        ),
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        overwrite=overwrite,
     )
-    try_outputs(json)
-    try_outputs(report, cache, folders=True)
-    found = mine_folder(request, show=progress, overwrite=overwrite)
     write_result(json, found, said=mining_tables(found))
     if report is not None:
         write_mining_report(report, found)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -11,10 +11,15 @@ import typer
 from dptdr.config.settings import Declared, declared
 from dptdr.errors import ConfigError
 
+MAIN = "Options"
+"""Heading of the options that matter most."""
+
 _EVALUATIONS = "evaluations"
 
 
-def settings(panels: dict[type, str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def settings(
+    panels: dict[type, str], *, first: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each field of some config classes.
 
     The command is called with those that were given, as ``settings``: field name to value. Former
@@ -22,14 +27,13 @@ def settings(panels: dict[type, str]) -> Callable[[Callable[..., None]], Callabl
 
     Args:
         panels: Config class to the heading of its options in the help.
-
-    Returns:
-        A decorator of the command.
+        first: Fields that are listed above all headings.
     """
     fields: dict[str, tuple[Declared, str]] = {}
     for config, panel in panels.items():
         for name, field in declared(config).items():
-            fields.setdefault(name, (field, panel))
+            fields.setdefault(name, (field, MAIN if name in first else panel))
+    fields = {name: fields[name] for name in [*first, *fields]}
     added = _options(fields)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,8 +43,10 @@ def settings(panels: dict[type, str]) -> Callable[[Callable[..., None]], Callabl
             try:
                 command(**given, settings=_given(values, added, fields=fields))
             except ConfigError as error:
-                flags = {name: option for option, (name, _) in reversed(added.items())}
-                raise ConfigError(_with_flags(str(error), dict.fromkeys(given) | flags)) from None
+                flags = dict.fromkeys(given) | {
+                    name: option for option, (name, _) in reversed(added.items())
+                }
+                raise ConfigError(with_flags(str(error), flags)) from None
 
         hints = get_type_hints(command, include_extras=True)
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -138,8 +144,13 @@ def _value(field: Declared, value: Any, *, option: str) -> Any:
     return value
 
 
-def _with_flags(message: str, options: dict[str, str | None]) -> str:
-    """Name settings as the command line does: ``--batch-size: ...`` for ``batch_size: ...``."""
+def with_flags(message: str, options: Mapping[str, str | None]) -> str:
+    """Name settings as the command line does: ``--batch-size: ...`` for ``batch_size: ...``.
+
+    Args:
+        message: Of an error.
+        options: Name of a setting to that of its option, where it differs.
+    """
     for name, option in options.items():
         flag = "--" + (option or name).replace("_", "-")
         message = re.sub(rf"(?<![\w-]){name}(?=: )", flag, message)

@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Device, Json, Threads, write_result
+from dptdr.cli.common import Device, Json, Overwrite, Threads, write_result
 from dptdr.cli.options import settings as options_of
 from dptdr.config.methods import DeepPromptConfig, settings_of
 from dptdr.config.pretraining import DEV_MEASURES, FUSED, FUSED_MEASURE, PretrainingConfig
-from dptdr.config.requests import pretraining_request
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult
 
 
-@options_of({PretrainingConfig: "Pretraining", DeepPromptConfig: "With --prompt-only"})
+@options_of(
+    {PretrainingConfig: "Pretraining", DeepPromptConfig: "With --prompt-only"},
+    first=("max_steps", "num_epochs", "batch_size", "learning_rate", "seed"),
+)
 def command(
     data: Annotated[Path, typer.Argument(help="BEIR folder; only its corpus.jsonl is read.")],
     out: Annotated[
@@ -52,13 +54,11 @@ def command(
     from_task: Annotated[
         Path | None, typer.Option(help="With --prompt-only: start from this task's prompt.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.pretraining hold.")
-    ] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     device: Device = "auto",
     threads: Threads = None,
-    json_out: Json = None,
+    json: Json = None,
 ) -> None:
     """Pretrain on the bare texts of DATA.
 
@@ -67,19 +67,10 @@ def command(
 
     The same command once more continues a stopped run, or finds a complete one.
     """
-    try_outputs(out, folders=True)
-    try_outputs(json_out)
-    # Refused before torch is imported.
-    pretraining_request(
-        settings,
-        prompt_only=prompt_only,
-        from_task=from_task is not None,
-        keep_head=keep_head,
-        force=force,
-    )
-    from dptdr import api
+    try_outputs(json)
+    import dptdr
 
-    result = api.pretrain(
+    result = dptdr.pretrain(
         data,
         out=out,
         backbone=backbone,
@@ -93,7 +84,7 @@ def command(
         **settings,
     )
     if result is not None:
-        write_result(json_out, _summary(result), said="\n".join(_said(result, keep_head=keep_head)))
+        write_result(json, _summary(result), said="\n".join(_said(result, keep_head=keep_head)))
 
 
 def _summary(result: "PretrainingResult") -> dict[str, Any]:

@@ -1,24 +1,25 @@
 """``dptdr search``: the passages of an index that answer a text, or all queries of a split."""
 
-import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Device, refuse_idle
+from dptdr.cli.common import Device, Json, KeepIdentical, load_encoder, refuse_idle, write_result
+from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dptdr.records import Hit, Query
-    from dptdr.search.index import Index
-    from dptdr.search.pipeline import Pipeline
-    from dptdr.search.vectors.documents import Document
+    from dptdr.search.retriever import SearchIndex, SearchResult
 
 _SEARCHING = ("task", "backbone", "depth", "filter", "hybrid", "rerank", "device", "json")
+_WIDTH = 120
+
+PANELS = {
+    "Many queries": ("queries", "split", "id_prefix", "keep_identical", "run_out"),
+    "Merging and ranking again": ("hybrid", "dense_weight", "tune_on", "rerank", "rerank_top"),
+}
 
 
 def command(
@@ -42,51 +43,10 @@ def command(
             "several times; all must hold."
         ),
     ] = None,
-    queries: Annotated[
-        Path | None, typer.Option(help="BEIR folder: search all queries of its split instead.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of --queries.")] = "test",
-    id_prefix: Annotated[
-        str | None,
-        typer.Option(
-            help="Search the queries whose ids begin so instead of a split's, judged or not."
-        ),
-    ] = None,
-    keep_identical: Annotated[
-        bool,
-        typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
-    ] = False,
-    run_out: Annotated[
-        Path | None, typer.Option(help="TREC run file to write, with --queries.")
-    ] = None,
     database: Annotated[
         str | None,
         typer.Option(help="Database that holds the index, as for `dptdr index --database`."),
     ] = None,
-    hybrid: Annotated[
-        str | None,
-        typer.Option(
-            help="Merge with BM25 (of `dptdr index --bm25`): rrf (ranks), min-max or z-score "
-            "(scaled scores)."
-        ),
-    ] = None,
-    dense_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the vectors in --hybrid, 0 to 1.")
-    ] = 0.5,
-    tune_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Split of --queries on which --hybrid's weight is tuned (nDCG@10) beforehand, "
-            "such as dev."
-        ),
-    ] = None,
-    rerank: Annotated[
-        str | None,
-        typer.Option(help="Cross-encoder (name or folder) that scores the best hits again."),
-    ] = None,
-    rerank_top: Annotated[
-        int, typer.Option(min=1, help="Hits of each query that --rerank scores.")
-    ] = 50,
     verify: Annotated[
         bool,
         typer.Option(
@@ -94,8 +54,52 @@ def command(
             help="Check every file of the index against its checksum first; alone, do only that.",
         ),
     ] = False,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="BEIR folder: search all queries of its split instead."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --queries.")] = "test",
+    id_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Search the queries whose ids begin so instead of a split's, judged or not.",
+        ),
+    ] = None,
+    keep_identical: KeepIdentical = False,
+    run_out: Annotated[
+        Path | None,
+        typer.Option(help="TREC run file to write, with --queries."),
+    ] = None,
+    hybrid: Annotated[
+        str | None,
+        typer.Option(
+            help="Merge with BM25 (of `dptdr index --bm25`): rrf (ranks), min-max or z-score "
+            "(scaled scores).",
+        ),
+    ] = None,
+    dense_weight: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the vectors in --hybrid, 0 to 1."),
+    ] = 0.5,
+    tune_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of --queries on which --hybrid's weight is tuned (nDCG@10) beforehand, "
+            "such as dev.",
+        ),
+    ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            help="Cross-encoder (name or folder) that scores the best hits again.",
+        ),
+    ] = None,
+    rerank_top: Annotated[
+        int,
+        typer.Option(min=1, help="Hits of each query that --rerank scores."),
+    ] = 50,
     device: Device = "auto",
-    json: Annotated[Path | None, typer.Option(help="Write hits with their texts here.")] = None,
+    json: Json = None,
 ) -> None:
     """Search an index with a text, or with all queries of a split.
 
@@ -111,74 +115,59 @@ def command(
         },
         beside={"id_prefix": ("split",), "tune_on": ("dense_weight",)},
     )
-    from dptdr.errors import ConfigError
-
     if verify:
         alone = text is None and queries is None
         if alone:
             refuse_idle(context, beside={"verify": _SEARCHING})
-        typer.echo(_verify(index, database))
+        typer.echo(_verified(index, database))
         if alone:
             return
     if (text is None) == (queries is None):
         raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
     if queries is not None and run_out is None:
         raise ConfigError("expected --run-out FILE with --queries, got none")
-    from dptdr.api import encoder_of
-    from dptdr.records import Query
-    from dptdr.search.index import check_encoder
-    from dptdr.search.pipeline import TEXT_ID, Pipeline, parse_fusion
-    from dptdr.search.rerank import cross_encoder
+    import dptdr
     from dptdr.search.vectors.documents import Filter
 
-    filters = tuple(Filter.parse(condition) for condition in filter or [])
-    fusion = None if hybrid is None else parse_fusion(hybrid)
-    with _opened(index, database) as opened:
-        encoder = encoder_of(task=task, backbone=backbone, device=device)
-        check_encoder(opened.origin, encoder, where=index)
-        pipeline = Pipeline(
-            opened,
-            encoder,
-            fusion=fusion,
-            dense_weight=dense_weight,
-            scorer=None if rerank is None else cross_encoder(rerank, device=device),
-            rerank_top=rerank_top,
-        )
-        if tune_on is not None and queries is not None:
-            typer.echo(_tune(pipeline, queries, tune_on))
-        asked = (
-            [Query(TEXT_ID, text)] if text is not None else _queries_of(queries, split, id_prefix)
-        )
-        started = time.perf_counter()
-        wanted = depth or (10 if text is not None else 100)
-        run = pipeline.search(asked, depth=wanted, filters=filters, keep_identical=keep_identical)
-        seconds = time.perf_counter() - started
+    filters = {f.field: f.values for f in map(Filter.parse, filter or [])}
+    with dptdr.open_index(
+        index,
+        load_encoder(task, backbone, device=device),
+        database=database,
+        hybrid=hybrid,
+        dense_weight=dense_weight,
+        rerank=rerank,
+        rerank_top=rerank_top,
+        device=device,
+    ) as opened:
         if text is not None:
-            _print_hits(opened, text, run[TEXT_ID], json=json)
+            hits = opened.search(text, k=depth or 10, filters=filters)
+            found = {"query": text, "hits": [_as_json(hit) for hit in hits]}
+            lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
+            write_result(json, found, said="\n".join(lines) or "no passage was found")
             return
-        assert run_out is not None
-        _write_run(run_out, run, tag=encoder.name, seconds=seconds, json=json)
+        assert queries is not None
+        if tune_on is not None:
+            typer.echo(_tune(opened, queries, tune_on), err=str(json) == "-")
+        started = time.perf_counter()
+        run = dptdr.retrieve(
+            queries,
+            opened,
+            split=split,
+            id_prefix=id_prefix,
+            depth=depth or 100,
+            filters=filters,
+            keep_identical=keep_identical,
+            out=run_out,
+        )
+    seconds, count = time.perf_counter() - started, sum(len(found) for found in run.values())
+    facts = {"run": str(run_out), "queries": len(run), "hits": count, "seconds": seconds}
+    said = f"{run_out}: {len(run):,} queries, {count:,} hits, {seconds:.1f} s"
+    write_result(json, facts, said=said)
 
 
-@contextlib.contextmanager
-def _opened(index: Path, database: str | None) -> "Iterator[Index]":
-    """Open an index folder, or an index in a database until the block ends."""
-    from dptdr.search.indexes.local import open_index
-    from dptdr.search.stores.addresses import open_database
-
-    if database is None:
-        yield open_index(index)
-        return
-    found = open_database(database, str(index))
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def _verify(index: Path, database: str | None) -> str:
+def _verified(index: Path, database: str | None) -> str:
     """Check all checksums of an index folder and say so."""
-    from dptdr.errors import ConfigError
     from dptdr.search.indexes.local import open_index
 
     if database is not None:
@@ -188,76 +177,29 @@ def _verify(index: Path, database: str | None) -> str:
     return f"{index}: {opened.count:,} passages, all files are as written"
 
 
-def _tune(pipeline: "Pipeline", data: Path, split: str) -> str:
+def _tune(index: "SearchIndex", data: Path, split: str) -> str:
     """Tune the weight on a split and say what came out."""
     from dptdr.io.beir import BeirFolder
+    from dptdr.search.ranking import judged_queries
 
-    tuned = pipeline.tune(_queries_of(data, split), BeirFolder(data).qrels(split))
+    tuned = index.tune(*judged_queries(BeirFolder(data), split))
     return (
-        f"dense weight {pipeline.dense_weight:g}, tuned on {split}: {tuned.measure} "
+        f"dense weight {index.dense_weight:g}, tuned on {split}: {tuned.measure} "
         f"{tuned.value:.4f} (vectors alone {tuned.tried[1.0, 0.0]:.4f}, BM25 alone "
         f"{tuned.tried[0.0, 1.0]:.4f})"
     )
 
 
-def _queries_of(data: Path | None, split: str, begin: str | None = None) -> "Sequence[Query]":
-    """Return the judged queries of a split, or those of a beginning, in file order."""
-    from dptdr.errors import ConfigError
-    from dptdr.io.beir import BeirFolder
-
-    assert data is not None
-    folder = BeirFolder(data)
-    if begin is not None:
-        found = [query for query in folder.queries() if query.id.startswith(begin)]
-        if not found:
-            raise ConfigError(f"--id-prefix {begin}: no query of {data} has such an id")
-        return found
-    judged = folder.qrels(split)
-    return [query for query in folder.queries() if query.id in judged]
+def _line(rank: int, hit: "SearchResult") -> str:
+    """Return rank, score, id, title and beginning of the text in one line."""
+    snippet = " ".join(hit.text.split())
+    if len(snippet) > _WIDTH:
+        snippet = snippet[: _WIDTH - 1].rsplit(" ", 1)[0] + "…"
+    shown = f"{hit.title} | {snippet}" if hit.title else snippet
+    return f"{rank:>3}  {hit.score:.4f}  {hit.id}  {shown}"
 
 
-def _print_hits(index: "Index", text: str, hits: "list[Hit]", *, json: Path | None) -> None:
-    from dptdr.io.atomic import write_json
-
-    documents = index.documents([hit.passage_id for hit in hits])
-    for rank, (hit, document) in enumerate(zip(hits, documents, strict=True), start=1):
-        typer.echo(f"{rank:>3}  {hit.score:.4f}  {hit.passage_id}  {_line_of(document)}")
-    if not hits:
-        typer.echo("no passage was found")
-    if json is not None:
-        found = zip(hits, documents, strict=True)
-        write_json(json, {"query": text, "hits": [_as_json(*pair) for pair in found]})
-
-
-def _line_of(document: "Document", width: int = 120) -> str:
-    """Return title and beginning of the text in one line."""
-    passage, _ = document
-    snippet = " ".join(passage.text.split())
-    if len(snippet) > width:
-        snippet = snippet[: width - 1].rsplit(" ", 1)[0] + "…"
-    return f"{passage.title} | {snippet}" if passage.title else snippet
-
-
-def _as_json(hit: "Hit", document: "Document") -> dict[str, Any]:
-    passage, metadata = document
-    record: dict[str, Any] = {
-        "id": passage.id,
-        "score": hit.score,
-        "title": passage.title,
-        "text": passage.text,
-    }
-    return record | ({"metadata": dict(metadata)} if metadata else {})
-
-
-def _write_run(
-    path: Path, run: "dict[str, list[Hit]]", *, tag: str, seconds: float, json: Path | None
-) -> None:
-    from dptdr.evaluation import write_run
-    from dptdr.io.atomic import write_json
-
-    # A run file separates its fields by white space.
-    write_run(path, run, tag="_".join(tag.split()))
-    hits = sum(len(found) for found in run.values())
-    typer.echo(f"{path}: {len(run):,} queries, {hits:,} hits, {seconds:.1f} s")
-    if json is not None:
-        write_json(json, {"run": str(path), "queries": len(run), "hits": hits, "seconds": seconds})
+def _as_json(hit: "SearchResult") -> dict[str, Any]:
+    record = hit._asdict()
+    metadata = dict(record.pop("metadata"))
+    return record | ({"metadata": metadata} if metadata else {})

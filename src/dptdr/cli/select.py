@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dptdr.cli.common import Json, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.atomic import write_json
 from dptdr.io.resume import try_outputs
 
 
@@ -32,9 +32,7 @@ def command(
     step: Annotated[
         int | None, typer.Option(help="Choose this checkpoint, whatever was measured.")
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write all measures to this file.")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Measure every checkpoint of a run again, and say (and write) which one is best."""
     try_outputs(json)
@@ -51,13 +49,12 @@ def command(
     encoder = Backbone.load(backbone)
     history = measure_again(run, dev, backbone=encoder, measures=measure)
     best = select_again(run, measure=measure[0]) if step is None else step
-    typer.echo(_table(history, measures=measure, best=best))
+    said = _table(history, measures=measure, best=best)
     if out is not None:
         write_bundle(run, out, backbone=encoder, step=best)
-        typer.echo(f"{out}: the checkpoint of step {best}")
-    if json is not None:
-        by_step = {str(number): dict(taken) for number, taken in sorted(history.items())}
-        write_json(json, {"run": str(run), "best_step": best, "dev": by_step})
+        said += f"\n{out}: the checkpoint of step {best}"
+    by_step = {str(number): dict(taken) for number, taken in sorted(history.items())}
+    write_result(json, {"run": str(run), "best_step": best, "dev": by_step}, said=said)
 
 
 def _table(

@@ -75,9 +75,9 @@ def command(
         raise ConfigError("--int8 needs --onnx FOLDER; make it with `dptdr export --int8`")
     # Importing torch takes seconds.
     sys.stderr.write("starting ...\n")
-    from dptdr.api import serve
+    import dptdr
 
-    serve(
+    dptdr.serve(
         tasks or [],
         backbone=backbone,
         indexes=index or [],

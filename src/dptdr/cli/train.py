@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Json, Threads, write_result
+from dptdr.cli.common import Device, Json, Overwrite, Threads, write_result
 from dptdr.cli.options import settings as options_of
-from dptdr.config.methods import (
-    METHOD_NAMES,
-    DeepPromptConfig,
-    LoraConfig,
-    ShallowPromptConfig,
-)
-from dptdr.config.requests import training_request
+from dptdr.config.methods import METHOD_NAMES, DeepPromptConfig, LoraConfig, ShallowPromptConfig
 from dptdr.config.training import TrainingConfig
 from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
-    from dptdr.api import Task
+    from dptdr.api.task import Task
+
+PANELS = {"Training": ("min_grade",)}
 
 
 @options_of(
@@ -28,7 +24,8 @@ if TYPE_CHECKING:
         DeepPromptConfig: "Deep prompt",
         ShallowPromptConfig: "Deep prompt",
         LoraConfig: "LoRA",
-    }
+    },
+    first=("max_steps", "num_epochs", "batch_size", "learning_rate", "prompt_length", "seed"),
 )
 def command(
     data: Annotated[Path, typer.Argument(help="BEIR folder; trains on qrels/train.tsv.")],
@@ -50,35 +47,32 @@ def command(
         Path | None, typer.Option(help="Start from the prompt of this task bundle.")
     ] = None,
     min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over, whatever OUT and OUT.training hold.")
-    ] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     device: Device = "auto",
     threads: Threads = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Write TensorBoard files to this folder.")
+        Path | None,
+        typer.Option(help="Write TensorBoard files to this folder."),
     ] = None,
     track: Annotated[
         Literal["wandb", "trackio", "mlflow"] | None,
         typer.Option(help="Send the log to this tracker as well."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write an HTML report of the run to this file.")
+        Path | None,
+        typer.Option(help="Write an HTML report of the run here."),
     ] = None,
-    json_out: Json = None,
+    json: Json = None,
 ) -> None:
     """Train a task on DATA and write its bundle; the backbone itself is not changed.
 
     The same command once more continues a stopped run, or finds a complete one.
     """
-    try_outputs(out, tensorboard, folders=True)
-    try_outputs(report, json_out)
-    # Refused before torch is imported.
-    training_request(method, settings, from_task=from_task is not None)
-    from dptdr import api
+    try_outputs(report, json)
+    import dptdr
 
-    task = api.train(
+    task = dptdr.train(
         data,
         out=out,
         backbone=backbone,
@@ -95,7 +89,7 @@ def command(
     )
     if task.result is None:
         return
-    write_result(json_out, _summary(task), said=_said(task))
+    write_result(json, _summary(task), said=_said(task))
     if report is not None:
         from dptdr.training.report import write_report
 

@@ -10,11 +10,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 _phases: list[str] = []
+_reached: list[str] = []
 
 
 def current_phase() -> str:
-    """Return the piece of work that is going on, or was when an error ended it; else nothing."""
-    return _phases[-1] if _phases else ""
+    """Return what is being done, or was when an error ended it, and how far; else nothing."""
+    return ", ".join((_phases[-1], *_reached[-1:])) if _phases else ""
 
 
 @contextlib.contextmanager
@@ -25,14 +26,25 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         what: The work in a word or two, such as ``encoding``.
     """
     _phases.append(what)
+    _reached.clear()
     if sys.stderr.isatty():
         with _bar(what) as show:
-            yield show
+            yield _noting(show)
     else:
         sys.stderr.write(f"{what} ...\n")
-        yield _lines(what)
+        yield _noting(_lines(what))
     # Left in place by an error, for whoever says where it happened.
     _phases.pop()
+
+
+def _noting(show: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Remember how far the work is as well."""
+
+    def noting(done: int, total: int) -> None:
+        _reached[:] = [f"{done:,} of {total:,}" if total else f"{done:,}"]
+        show(done, total)
+
+    return noting
 
 
 @contextlib.contextmanager
@@ -79,6 +91,7 @@ class TrainingProgress:
 
     def __enter__(self) -> "TrainingProgress":
         _phases.append("train")
+        _reached.clear()
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -92,6 +105,8 @@ class TrainingProgress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("train", total=None, facts="")
+        else:
+            sys.stderr.write("train ...\n")
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
@@ -102,6 +117,7 @@ class TrainingProgress:
 
     def __call__(self, now: Any) -> None:
         """Show one step, a ``dptdr.training.loop.Progress``."""
+        _reached[:] = [f"step {now.step} of {now.steps}"]
         dev = "" if now.dev is None else f"  dev {self._measure} {now.dev:.4f}"
         facts = (
             f"loss {now.loss:.4f}{dev}  {now.texts_per_second:.0f} texts/s  "

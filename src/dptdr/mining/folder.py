@@ -186,7 +186,7 @@ def check_teacher(
         ConfigError: If bounds have no teacher, a teacher has nothing to do, or the like.
     """
     check_cleaning(cleaning)
-    bounds = "--drop-above, --margin or --percent"
+    bounds = "--max-score, --absolute-margin or --relative-margin"
     problems: list[str] = []
     if teacher is None and (cleaning.drops or keep_scores):
         problems.append(f"{bounds} and --keep-scores need a --teacher: {TEACHERS}")

@@ -291,7 +291,7 @@ class Encoder:
             for batch in length_sorted_batches(
                 lengths,
                 token_budget=_UNPADDED_TOKENS,
-                most_texts=_UNPADDED_TOKENS,
+                most_texts=self.most_texts or _UNPADDED_TOKENS,
                 most_padding=_UNPADDED_TOKENS,
             ):
                 yield batch, self._unpadded.vectors([ids[i] for i in batch], prompt=prompt)

@@ -8,6 +8,7 @@ from dptdr.errors import ConfigError
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.hybrid import Tuned
 from dptdr.search.index import Index, check_encoder
+from dptdr.search.indexes.types import Choice
 from dptdr.search.pipeline import TEXT_ID, Pipeline, parse_fusion
 from dptdr.search.rerank import Scorer
 from dptdr.search.retrieve import TextEncoder
@@ -35,6 +36,7 @@ class SearchIndex:
         scorer: Ranks the best hits again.
         rerank_top: Hits that the scorer sees.
         where: Name of the index, for messages.
+        choice: Why it is of its type, if it was just built.
 
     Raises:
         WrongPrompt: If another prompt or backbone made the vectors.
@@ -51,9 +53,11 @@ class SearchIndex:
         scorer: Scorer | None = None,
         rerank_top: int = 50,
         where: Path | str = "index",
+        choice: Choice | None = None,
     ) -> None:
         self.index = index
         self.encoder = encoder
+        self.choice = choice
         self._pipeline: Pipeline | None = None
         fusion = None if hybrid is None else parse_fusion(hybrid)
         if encoder is not None:
@@ -66,6 +70,11 @@ class SearchIndex:
                 scorer=scorer,
                 rerank_top=rerank_top,
             )
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder."""
+        return self.index.origin.encoder if self.encoder is None else self.encoder.name
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -114,7 +123,7 @@ class SearchIndex:
         Args:
             queries: The queries.
             depth: Maximum number of hits for each.
-            filters: As for :meth:`search`.
+            filters: As for ``search``.
             keep_identical: Whether a query that is a passage of the index may find itself.
 
         Returns:

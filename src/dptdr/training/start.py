@@ -15,6 +15,9 @@ from dptdr.training.preparation import load_data
 from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
 
+_FEW_DEV_QUERIES = 50
+"""Dev queries below which differences between checkpoints are mostly chance."""
+
 
 def train_folder(
     folder: BeirFolder,
@@ -50,6 +53,11 @@ def train_folder(
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=backbone)
     data = load_data(folder, request.config, negatives=negatives, min_grade=min_grade)
     request = for_few_queries(request, queries=len(data.groups))
+    if data.facts["dev_queries"] < _FEW_DEV_QUERIES:
+        sys.stderr.write(
+            f"only {data.facts['dev_queries']} dev queries: too few to tell checkpoints apart; "
+            "judge the result on a test split, or give more in qrels/dev.tsv\n"
+        )
     return train_task(
         data,
         out,

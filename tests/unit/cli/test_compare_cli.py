@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli.compare import command
+from dptdr.cli.app import build_app
 from dptdr.errors import EvaluationError
 from dptdr.evaluation.report import EvaluationReport
 
@@ -28,9 +27,7 @@ def _report(path, system, values, **changes):
 
 
 def _invoke(*arguments):
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(build_app(), ["compare", *map(str, arguments)])
 
 
 def test_compare_prints_and_writes_differences_with_p_values(tmp_path):

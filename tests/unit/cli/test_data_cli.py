@@ -147,7 +147,7 @@ def test_convert_of_a_table_says_what_it_read_dropped_and_how_to_train(tmp_path:
         "titles: none",
         "dropped: 1 duplicate pairs",
         "dropped: 1 rows without a query",
-        f"negatives of 1 test queries: {out}/negatives-test.jsonl",
+        f"training groups of 2 test queries: {out}/negatives-test.jsonl",
     ]
     trained = runner.invoke(app, [*arguments[:4], *columns])
     assert trained.stdout.splitlines()[-1] == (

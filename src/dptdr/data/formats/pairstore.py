@@ -115,21 +115,22 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         return int(count)
 
     def negatives(self, split: str) -> Iterator[NegativesOfQuery]:
-        """Yield the queries of a split that have both positives and negatives."""
-        current: NegativesOfQuery | None = None
-        rows = self._database.execute(
-            "SELECT negatives.query, passage FROM negatives JOIN queries ON queries.id = query"
-            " WHERE split = ? ORDER BY queries.number, negatives.number",
+        """Yield the queries of a split that have positives, if any of the split has negatives."""
+        some = "SELECT 1 FROM negatives WHERE split = ? LIMIT 1"
+        if self._database.execute(some, (split,)).fetchone() is None:
+            return
+        queries = self._database.execute(
+            "SELECT DISTINCT query, queries.number FROM pairs JOIN queries ON queries.id = query"
+            " WHERE split = ? AND grade > 0 ORDER BY queries.number",
             (split,),
         )
-        for key, passage in rows:
-            if current is None or current.query_id != _id(key):
-                if current is not None and current.positives:
-                    yield current
-                current = NegativesOfQuery(_id(key), self._positives(split, key), [])
-            current.negatives.append(_id(passage))
-        if current is not None and current.positives:
-            yield current
+        for key, _ in queries:
+            negatives = self._database.execute(
+                "SELECT passage FROM negatives WHERE split = ? AND query = ? ORDER BY number",
+                (split, key),
+            )
+            found = [_id(passage) for (passage,) in negatives]
+            yield NegativesOfQuery(_id(key), self._positives(split, key), found)
 
     def _positives(self, split: str, key: int) -> list[str]:
         rows = self._database.execute(

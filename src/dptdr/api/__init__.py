@@ -1,0 +1,1 @@
+"""The stages behind ``import dptdr``; the command line calls the same functions."""

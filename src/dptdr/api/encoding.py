@@ -1,0 +1,132 @@
+"""Encoding a corpus into a vector folder."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device, set_threads
+from dptdr.api.task import AnyEncoder, loaded
+from dptdr.errors import ConfigError
+from dptdr.io.resume import try_outputs
+from dptdr.model import Encoder
+from dptdr.search.vectors.cluster import Cluster, encode_on_ray
+from dptdr.search.vectors.documents import Document, read_documents, source_of
+from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import DTYPES
+from dptdr.search.vectors.workers import encode_in_processes
+
+
+def encode(
+    data: AnyData,
+    encoder: AnyEncoder,
+    *,
+    out: AnyPath,
+    shard_size: int = 16_384,
+    dtype: Literal["float32", "float16"] = "float32",
+    part: tuple[int, int] = (0, 1),
+    processes: int = 1,
+    ray: str | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    weights: str = "float32",
+    backbone: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> VectorFolder | None:
+    """Encode a corpus into a vector folder; a stopped call goes on where it was.
+
+    Args:
+        data: A BEIR folder, whose corpus is encoded, or rows as for ``dptdr.train``.
+        encoder: Encodes the passages.
+        out: The vector folder.
+        shard_size: Passages in a shard: what a kill loses at most.
+        dtype: Stored number type; ``float16`` takes half the bytes.
+        part: Do part i of n, from 0: for several machines.
+        processes: Processes on this machine, or workers of ``ray``; each loads the encoder.
+        ray: Encode on a Ray cluster: its address, ``auto`` or ``local``.
+        limit: Encode only the first so many passages.
+        batch_size: Maximum number of texts in a batch; chosen by their length by default.
+        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        threads: Processor threads; torch's own choice by default.
+        weights: Number type of the backbone's weights.
+        backbone: Where the task's backbone is, if not where it was.
+        overwrite: Start over, whatever is at ``out``.
+        progress: Show progress on standard error.
+
+    Returns:
+        The vectors; ``None`` while other parts are not done.
+    """
+    if ray is not None and (part[1] > 1 or limit is not None):
+        raise ConfigError("expected ray or a part or limit, got both: ray encodes the whole corpus")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: expected {' or '.join(DTYPES)}, got '{dtype}'")
+    if isinstance(encoder, Encoder) and (processes > 1 or ray is not None):
+        raise ConfigError(
+            "expected the folder or name of an encoder, which each process loads, got a loaded one"
+        )
+    out = Path(out)
+    try_outputs(out, folders=True)
+    set_threads(threads)
+    device = resolve_device(device)
+    load_one = functools.partial(
+        loaded,
+        encoder,
+        backbone=backbone,
+        device=device,
+        dtype=weights,
+        batch_size=batch_size,
+        fast=True,
+    )
+    settings = EncodeSettings(shard_size=shard_size, dtype=dtype, part=part[0], parts=part[1])
+    with data_folder(data) as folder, phases(progress)("encode") as on_progress:
+        source, read = source_of(folder), functools.partial(read_documents, folder)
+        if limit is not None:
+            read = functools.partial(_first_documents, folder, limit=limit)
+            source = replace(
+                source,
+                fingerprint=f"{source.fingerprint} first {limit}",
+                count=min(limit, source.count or limit),
+            )
+        if ray is not None:
+            # A worker on an accelerator has it for itself.
+            cluster = Cluster(ray, workers=processes, gpus=0 if device == "cpu" else 1)
+            return encode_on_ray(
+                load_one,
+                folder,
+                out=out,
+                source=source,
+                settings=settings,
+                cluster=cluster,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
+        if processes == 1:
+            return encode_folder(
+                load_one(),
+                read(),
+                out=out,
+                source=source,
+                settings=settings,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
+        return encode_in_processes(
+            load_one,
+            read,
+            out=out,
+            source=source,
+            settings=settings,
+            processes=processes,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+
+def _first_documents(folder: Path, *, limit: int) -> Iterator[Document]:
+    return itertools.islice(read_documents(folder), limit)

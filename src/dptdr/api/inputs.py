@@ -1,0 +1,107 @@
+"""What the stages are given: data as a folder or as Python rows, devices, progress."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dptdr.errors import ConfigError, DataError
+from dptdr.io.progress import progress as progress_bar
+
+AnyPath: TypeAlias = Path | str
+Rows: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
+"""Dicts, tuples, a ``datasets.Dataset`` or a pandas frame; or split names to such."""
+AnyData: TypeAlias = AnyPath | Rows
+Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+_ROWS = "rows"
+
+
+@contextlib.contextmanager
+def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
+    """Yield the folder of the data; Python rows are written to a temporary one first.
+
+    The same rows give the same bytes, so a stage recognises what it has done before.
+
+    Args:
+        data: A folder, or rows.
+        split: Split of rows that are not named by split.
+
+    Raises:
+        DataError: If a row is broken; names it.
+    """
+    if isinstance(data, str | os.PathLike):
+        if not Path(data).exists():
+            raise DataError("no such folder", path=Path(data))
+        yield Path(data)
+        return
+    if not isinstance(data, Iterable):
+        raise ConfigError(f"data: expected a folder or rows, got {type(data).__name__}")
+    from dptdr.data.formats.columns import TableSettings
+    from dptdr.data.formats.records import folder_from_records
+    from dptdr.serving.temporary import temporary_folder
+
+    with temporary_folder(_ROWS) as place:
+        settings = TableSettings(split=split)
+        done = folder_from_records(data, out=place / _ROWS, settings=settings)
+        for reason, count in done.dropped.items():
+            sys.stderr.write(f"data: dropped {count:,} {reason}\n")
+        yield place / _ROWS
+
+
+def negatives_of_rows(folder: Path, data: AnyData) -> Path | None:
+    """Return the training file that rows with hard negatives gave."""
+    path = folder / "negatives-train.jsonl"
+    return path if not isinstance(data, str | os.PathLike) and path.is_file() else None
+
+
+def optional_path(path: AnyPath | None) -> Path | None:
+    """Return a path as a ``Path``."""
+    return None if path is None else Path(path)
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device that is there, or refuse the name."""
+    import torch
+
+    accelerator = "cuda" if torch.cuda.is_available() else None
+    if accelerator is None and torch.backends.mps.is_available():
+        accelerator = "mps"
+    if name == "auto":
+        return accelerator or "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = "cpu" if accelerator is None else f"cpu or {accelerator}"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: expected one that is there, got '{name}' ({reason}); take auto, {there}"
+        ) from None
+    return name
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's processor threads; ``None`` leaves torch's own choice."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def core_count() -> int:
+    """Return the number of processor cores."""
+    return os.cpu_count() or 1
+
+
+def phases(progress: object) -> Phase:
+    """Return what shows the progress of a piece of work, or shows nothing."""
+    return progress_bar if progress else _silent
+
+
+@contextlib.contextmanager
+def _silent(what: str) -> Iterator[Callable[[int, int], None]]:
+    del what
+    yield lambda done, total: None

@@ -1,0 +1,122 @@
+"""Mining hard negatives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dptdr.api.inputs import (
+    AnyData,
+    AnyPath,
+    core_count,
+    data_folder,
+    optional_path,
+    phases,
+    resolve_device,
+)
+from dptdr.io.resume import try_outputs
+from dptdr.mining.settings import (
+    CleaningSettings,
+    MiningSettings,
+    OutputFormat,
+    PositiveScore,
+    check_sources,
+    parse_source,
+)
+
+
+def mine(
+    data: AnyData,
+    *,
+    out: AnyPath,
+    sources: Sequence[str] = ("bm25",),
+    split: str = "train",
+    num_negatives: int = 30,
+    range_max: int = 200,
+    teacher: str | None = None,
+    max_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    positive_score: PositiveScore = "mean",
+    keep_scores: bool = False,
+    min_grade: int = 1,
+    keep_identical: bool = False,
+    format: OutputFormat = "dptdr",
+    judged_split: str | None = None,
+    cache: AnyPath | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Mine hard negatives; judged positives and copies of their texts never appear.
+
+    The same inputs and seed give the same file.
+
+    Args:
+        data: A BEIR folder, or rows as for ``dptdr.train``.
+        out: JSON-lines file to write; give it to ``dptdr.train`` as ``negatives``.
+        sources: Each ``bm25``, ``bm25:LANGUAGE``, ``backbone:NAME``, ``task:FOLDER`` or
+            ``run:FILE``, optionally followed by ``,ranks=10-200``, ``,quota=30``,
+            ``,sampling=top|uniform|score``, ``,name=X``.
+        split: Whose judgements are the positives.
+        num_negatives: Negatives for each query and source.
+        range_max: Ranks 1 to this are candidates.
+        teacher: Scores candidates to drop false negatives, or to distil: ``cross-encoder:NAME``,
+            ``task:FOLDER``, ``backbone:NAME`` or ``file:RUN``.
+        max_score: Drop candidates whose score is at least this.
+        absolute_margin: Drop candidates that score above the positive's score minus this.
+        relative_margin: Drop candidates that score above the positive's score times 1 minus this
+            (0.05: above 95 % of it).
+        positive_score: Which score counts where a query has several positives.
+        keep_scores: Drop nothing; write the teacher's scores.
+        min_grade: Minimum grade of a positive.
+        keep_identical: Whether a query that is a passage of the data may be its own negative.
+        format: ``dptdr`` (ids with provenance) or ``tevatron`` (texts).
+        judged_split: Measure precision and recall of the removal on this split's judgements.
+        cache: Keep corpus vectors and the BM25 index in this folder.
+        seed: Seed of the sampling.
+        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        dtype: Number type of the encoders' weights.
+        threads: Threads of BM25; one for each core by default.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.partial``.
+        progress: Show progress on standard error.
+
+    Returns:
+        The report: counts, provenance, statistics.
+    """
+    from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
+    from dptdr.mining.sources import Machine
+
+    cleaning = CleaningSettings(
+        drop_above=max_score,
+        margin=absolute_margin,
+        # Rounded, so that 0.05 and former versions' 95 are the same setting.
+        percent=None if relative_margin is None else round(100 * (1 - relative_margin), 9),
+        positive_score=positive_score,
+    )
+    check_teacher(teacher, cleaning, keep_scores=keep_scores, judged_split=judged_split)
+    parsed = [parse_source(text, depth=range_max, quota=num_negatives) for text in sources]
+    check_sources(parsed)
+    try_outputs(Path(out))
+    try_outputs(optional_path(cache), folders=True)
+    with data_folder(data, split=split) as folder:
+        request = MineRequest(
+            data=folder,
+            out=Path(out),
+            split=split,
+            settings=MiningSettings(
+                sources=tuple(parsed),
+                cleaning=cleaning,
+                seed=seed,
+                min_grade=min_grade,
+                output=format,
+            ),
+            keep_identical=keep_identical,
+            teacher=teacher,
+            judged_split=judged_split,
+            cache=optional_path(cache),
+            machine=Machine(resolve_device(device), dtype, threads or core_count()),
+        )
+        return mine_folder(request, show=phases(progress), overwrite=overwrite)

@@ -1,0 +1,34 @@
+"""Serving tasks over HTTP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dptdr.api.inputs import AnyPath
+
+
+def serve(
+    tasks: Sequence[AnyPath] = (),
+    *,
+    backbone: str | None = None,
+    indexes: Sequence[AnyPath] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    **settings: Any,
+) -> None:
+    """Serve many tasks on one encoder over HTTP, until stopped.
+
+    Args:
+        tasks: Folders of tasks, each as ``FOLDER`` or ``NAME=FOLDER``.
+        backbone: The encoder; the first task's by default.
+        indexes: Folders of indexes, each as ``FOLDER`` or ``TASK=FOLDER``.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        **settings: Fields of ``dptdr.serving.settings.ServerSettings``.
+    """
+    from dptdr.serving.server import serve as run_server
+    from dptdr.serving.start import server_settings
+
+    with server_settings(
+        tasks, backbone=backbone, indexes=indexes, host=host, **settings
+    ) as complete:
+        run_server(complete, host=host, port=port)

@@ -1,0 +1,161 @@
+"""Trained tasks and bare backbones as encoders."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+from dptdr.api.inputs import AnyPath, resolve_device
+from dptdr.errors import ConfigError
+from dptdr.model import Backbone, Encoder, TaskManifest, load_encoder, load_task, read_manifest
+from dptdr.model.hub import push_task, task_folder
+from dptdr.training.train import TrainingResult
+
+__all__ = ["AnyEncoder", "Encoder", "Task", "encoder_of", "load", "load_backbone", "loaded"]
+
+AnyEncoder: TypeAlias = Encoder | Path | str
+"""A loaded encoder, the folder or hub name of a task, or the name or folder of a backbone."""
+
+
+class Task(Encoder):
+    """An encoder with a trained task: ``encode_queries`` and ``encode_passages`` return vectors.
+
+    Args:
+        encoder: The task's encoder.
+        path: The bundle's folder.
+        result: What training reached; ``None`` for a task that was loaded.
+    """
+
+    def __init__(
+        self, encoder: Encoder, *, path: Path, result: TrainingResult | None = None
+    ) -> None:
+        super().__init__(
+            encoder.backbone, method=encoder.method, limits=encoder.limits, name=encoder.name
+        )
+        self.path = path
+        self.result = result
+
+    @property
+    def manifest(self) -> TaskManifest:
+        """What ``task.json`` says: method, settings, fingerprints, dev measures."""
+        return read_manifest(self.path)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        base_model: str | None = None,
+        license_name: str = "unknown",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the bundle to the Hugging Face hub; ``dptdr.load`` takes ``org/name`` then.
+
+        Args:
+            repository: ``org/name``; created if it does not exist.
+            base_model: The backbone's name on the hub; needed if it is a local folder here.
+            license_name: Licence on the card, as the hub names it (``apache-2.0``).
+            private: Whether a new repository is private.
+            revision: Branch to write to; the main one by default.
+            token: Access token; the stored one by default.
+
+        Returns:
+            The URL of the commit.
+        """
+        return push_task(
+            self.path,
+            repository,
+            base_model=base_model,
+            license_name=license_name,
+            private=private,
+            revision=revision,
+            token=token,
+        )
+
+
+def load(
+    name: AnyPath,
+    *,
+    backbone: str | Backbone | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> Encoder:
+    """Load a task, or a bare backbone.
+
+    Args:
+        name: Folder of a task or its name on the hub (``org/name``), or name or folder of a
+            backbone (``minilm`` needs no download).
+        backbone: Where the task's backbone is, or the loaded one; by default the one that the
+            task names.
+        device: Torch device; ``auto`` takes cuda, mps or cpu, the first that is there.
+        dtype: Number type of the backbone's weights.
+
+    Returns:
+        The encoder; a ``Task`` if ``name`` is one.
+    """
+    folder = task_folder(name)
+    if folder is None and backbone is None:
+        return encoder_of(backbone=str(name), device=device, dtype=dtype)
+    return encoder_of(task=folder or name, backbone=backbone, device=device, dtype=dtype)
+
+
+def encoder_of(
+    *,
+    task: AnyPath | None = None,
+    backbone: str | Backbone | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> Encoder:
+    """Load the encoder of a task, or a bare backbone; of both, the task on that backbone."""
+    if task is None and backbone is None:
+        raise ConfigError(
+            "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
+            "training"
+        )
+    if task is None:
+        if isinstance(backbone, Backbone):
+            return Encoder(backbone)
+        return load_encoder(backbone=backbone, device=resolve_device(device), dtype=dtype)
+    folder = task_folder(task) or Path(task)
+    if isinstance(backbone, Backbone):
+        return Task(load_task(folder, backbone=backbone), path=folder)
+    encoder = load_encoder(
+        task=folder, backbone=backbone, device=resolve_device(device), dtype=dtype
+    )
+    return Task(encoder, path=folder)
+
+
+def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
+    """Return a backbone, loaded by name where it is not yet."""
+    if isinstance(given, Backbone):
+        return given
+    return Backbone.load(str(given), device=resolve_device(device))
+
+
+def loaded(
+    given: AnyEncoder,
+    *,
+    backbone: str | None = None,
+    device: str,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    fast: bool = False,
+) -> Encoder:
+    """Return an encoder, loaded by name where it is not yet.
+
+    Args:
+        given: The encoder.
+        backbone: Where a task's backbone is.
+        device: Torch device.
+        dtype: Number type of the backbone's weights.
+        batch_size: Maximum number of texts in a batch.
+        fast: Prepare what is loaded for encoding alone; it can then no longer be trained.
+    """
+    if not isinstance(given, Path | str):
+        encoder = given
+    else:
+        encoder = load(given, backbone=backbone, device=device, dtype=dtype)
+        if fast:
+            encoder.only_encode()
+    if batch_size is not None:
+        encoder.most_texts = batch_size
+    return encoder

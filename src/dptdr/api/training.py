@@ -1,0 +1,174 @@
+"""Training a task, and pretraining an encoder or a prompt."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dptdr.api.inputs import (
+    AnyData,
+    AnyPath,
+    data_folder,
+    negatives_of_rows,
+    optional_path,
+    phases,
+    set_threads,
+)
+from dptdr.config.requests import pretraining_request, training_request
+from dptdr.io.beir import BeirFolder
+from dptdr.io.progress import TrainingProgress
+from dptdr.io.resume import try_outputs
+
+if TYPE_CHECKING:
+    from dptdr.api.task import Task
+    from dptdr.model import Backbone
+    from dptdr.pretraining.pretrain import PretrainingResult
+
+
+def train(
+    data: AnyData,
+    *,
+    out: AnyPath,
+    backbone: "AnyPath | Backbone" = "minilm",
+    method: str = "deep-prompt",
+    negatives: AnyPath | None = None,
+    from_task: AnyPath | None = None,
+    min_grade: int = 1,
+    overwrite: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    tensorboard: AnyPath | None = None,
+    track: Literal["wandb", "trackio", "mlflow"] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> "Task":
+    """Train a task on a frozen backbone, choose its best checkpoint and write its bundle.
+
+    Args:
+        data: A BEIR folder with ``qrels/train.tsv``, or rows: dicts, tuples (query, positive,
+            negatives), a ``datasets.Dataset``, a pandas frame, with columns such as
+            ``anchor``/``query``, ``positive``, ``negative``, ``score``; or split names to rows.
+        out: Folder of the bundle; checkpoints and log go to ``OUT.training``.
+        backbone: Name or folder of the encoder, or a loaded one.
+        method: ``deep-prompt``, ``shallow-prompt``, ``lora``, ``bitfit`` or ``full``.
+        negatives: Mined negatives or training groups (JSON lines) that replace the train qrels.
+        from_task: Start from the prompt of this task.
+        min_grade: Minimum grade of a positive.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
+        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        threads: Processor threads; torch's own choice by default.
+        tensorboard: Write TensorBoard files to this folder.
+        track: Send the run's log to this tracker as well.
+        progress: Show progress on standard error.
+        **settings: Fields of ``dptdr.config.training.TrainingConfig`` and of the method's
+            settings in ``dptdr.config.methods``, such as ``max_steps`` or ``prompt_length``.
+
+    Raises:
+        ConfigError: If a setting is unknown, wrong, or does not belong to the method.
+    """
+    # All that can be refused is refused before torch is imported.
+    request = training_request(method, settings, from_task=from_task is not None)
+    try_outputs(Path(out), optional_path(tensorboard), folders=True)
+    from dptdr.api.task import Task, load_backbone
+    from dptdr.model import load_task
+    from dptdr.training.start import train_folder
+    from dptdr.training.tracking import Tracking
+
+    tracking = Tracking(tensorboard=optional_path(tensorboard), tracker=track)
+    with data_folder(data) as folder:
+        set_threads(threads)
+        with phases(progress)("load the encoder"):
+            loaded = load_backbone(backbone, device=device)
+        watch = TrainingProgress(request.config.dev_measure) if progress else None
+        with watch or nullcontext():
+            result = train_folder(
+                BeirFolder(folder),
+                Path(out),
+                backbone=loaded,
+                request=request,
+                negatives=optional_path(negatives) or negatives_of_rows(folder, data),
+                from_task=optional_path(from_task),
+                min_grade=min_grade,
+                overwrite=overwrite,
+                watch=watch,
+                tracking=tracking,
+            )
+    return Task(load_task(Path(out), backbone=loaded), path=Path(out), result=result)
+
+
+def pretrain(
+    data: AnyData,
+    *,
+    out: AnyPath,
+    backbone: "AnyPath | Backbone" = "minilm",
+    prompt_only: bool = False,
+    from_task: AnyPath | None = None,
+    keep_head: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> "PretrainingResult | None":
+    """Pretrain an encoder, or with ``prompt_only`` a deep prompt alone, on the bare texts of data.
+
+    Args:
+        data: A BEIR folder, of which only the corpus is read, or rows as for ``train``.
+        out: The backbone's folder, or the task's; checkpoints and log go to ``OUT.pretraining``.
+        backbone: Name or folder of the encoder, or a loaded one.
+        prompt_only: Freeze the backbone and train a prompt alone.
+        from_task: With ``prompt_only``: start from the prompt of this task.
+        keep_head: Write the heads beside the backbone, to continue from them later.
+        force: With ``prompt_only``: write the prompt even if held-out pseudo-queries find it no
+            better than the backbone.
+        overwrite: Start over, whatever is at ``out`` and in ``OUT.pretraining``.
+        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        threads: Processor threads; torch's own choice by default.
+        progress: Show progress on standard error.
+        **settings: Fields of ``dptdr.config.pretraining.PretrainingConfig``, and with
+            ``prompt_only`` of ``dptdr.config.methods.DeepPromptConfig``.
+
+    Returns:
+        What was reached; give its ``out`` to ``train`` as ``backbone``, or as ``from_task``.
+        ``None`` in all processes of ``torchrun`` but the first.
+
+    Raises:
+        NoGain: If a prompt was trained on the fused ranking and is no better than the backbone.
+    """
+    config, prompt = pretraining_request(
+        settings,
+        prompt_only=prompt_only,
+        from_task=from_task is not None,
+        keep_head=keep_head,
+        force=force,
+    )
+    try_outputs(Path(out), folders=True)
+    from dptdr.api.task import load_backbone
+    from dptdr.model.bundle import load_prompt_rows
+    from dptdr.pretraining.pretrain import pretrain as pretrain_folder
+
+    with data_folder(data) as folder:
+        set_threads(threads)
+        with phases(progress)("load the encoder"):
+            loaded = load_backbone(backbone, device=device)
+        rows = None if from_task is None else load_prompt_rows(Path(from_task), backbone=loaded)
+        watch = TrainingProgress(config.dev_measure) if progress else None
+        with watch or nullcontext():
+            return pretrain_folder(
+                BeirFolder(folder),
+                Path(out),
+                backbone=loaded,
+                config=config,
+                prompt=prompt,
+                start_rows=rows,
+                keep_head=keep_head,
+                force=force,
+                overwrite=overwrite,
+                watch=watch,
+                note=_note if progress else None,
+            )
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
