@@ -59,9 +59,9 @@ def run_command(line):
     if line.startswith(ELSEWHERE):
         parsed(words)
         return
-    words = [re.sub("^(backbone:)?minilm$", r"\\1./tiny", word) for word in words]
+    words = [re.sub("^(backbone:)?minilm$", r"\1./tiny", word) for word in words]
     words = ["qdrant:store" if word.startswith("postgresql:") else word for word in words]
-    words = ["cpu" if word == "cuda" else word for word in words]
+    words = [{"cuda": "cpu", "128": "32"}.get(word, word) for word in words]
     words = ["4" if words[i - 1] == "--dimensions" else word for i, word in enumerate(words)]
     words = [word for word in words if word != "--strict"]
     words += shlex.split(SMALL.get(words[0], ""))
@@ -91,10 +91,10 @@ def official_files():
     for split in ("train", "dev.small"):
         (folder / f"queries.{split}.tsv").write_text("1\ta query\n")
         (folder / f"qrels.{split}.tsv").write_text("1\t0\t1\t1\n")
-    Path("qrels.dev.small.tsv").write_text("1\t0\t1\t1\n")
-    Path("nq-test.qa.csv").write_text("a query\t['passage']\n" * 2)
+    Path("qrels.dev.small.tsv").write_text("0\t0\t1\t1\n")
+    Path("nq-test.qa.csv").write_text("a query\t['passage']\n")
     Path("psgs_w100.tsv").write_text("id\ttext\ttitle\n1\ta passage\tTitle\n")
-    Path("RUN").write_text("0\tQ0\t1\t1\t2.0\tx\n1\tQ0\t1\t1\t2.0\tx\n")
+    Path("RUN").write_text("0\tQ0\t1\t1\t2.0\tx\n")
     save_authors(Path("CHECKPOINT"))
 
 
