@@ -35,7 +35,7 @@ def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
     """
     if isinstance(data, str | os.PathLike):
         if not Path(data).exists():
-            raise DataError("no such folder", path=Path(data))
+            raise DataError("no such folder; expected a BEIR folder", path=Path(data))
         yield Path(data)
         return
     if not isinstance(data, Iterable):
