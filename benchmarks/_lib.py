@@ -285,10 +285,11 @@ def kept_words(path: Path, heading: str = "## ") -> list[str]:
     return path.read_text(encoding="utf-8").partition(f"\n{heading}")[0].rstrip("\n").split("\n")
 
 
-def kept_section(path: Path, heading: str) -> list[str]:
-    """Return a page's lines from a heading on: what was written once, of figures kept no more."""
+def kept_section(path: Path, heading: str, *, until: str = "") -> list[str]:
+    """Return a page's lines from a heading on, or up to its table: words that are written there."""
     _, found, rest = path.read_text(encoding="utf-8").partition(f"\n{heading}\n")
-    return [heading, *rest.rstrip("\n").split("\n")] if found else []
+    text = rest.partition(f"\n{until}")[0] if until else rest
+    return [heading, *text.rstrip("\n").split("\n")] if found else []
 
 
 def fill_page(path: Path, blocks: Mapping[str, Sequence[str]]) -> None:

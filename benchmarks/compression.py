@@ -122,16 +122,7 @@ def table(args: argparse.Namespace) -> None:
     records = _lib.read_records(args.json)
     sets = list(dict.fromkeys((r["data"], r["encoder"]) for r in records))
     ways = list(dict.fromkeys(map(label, records)))
-    lines = [
-        "# Compression",
-        "",
-        "Made by `python benchmarks/compression.py run --data ... --work ...` (records in "
-        "`compression.jsonl`). nDCG@10 over the whole corpus, exact search in what is "
-        "stored; in brackets the difference from full vectors. Rescored: the best 40 are scored "
-        "again on the full vectors, which then stay on disk. Fewer numbers: the first ones, at "
-        "the full length; `matryoshka` is a prompt trained for 384, 192, 96 and 48 numbers.",
-        "",
-    ]
+    lines = [*_lib.kept_words(RESULTS.with_suffix(".md"), "| "), ""]
     rows = []
     for way in ways:
         found = {(r["data"], r["encoder"]): r for r in records if label(r) == way}

@@ -120,14 +120,7 @@ def run(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     records = sorted(_lib.read_records(args.json), key=lambda r: r["mean_tokens"])
     lines = [
-        "# Encoding",
-        "",
-        "Made by `python benchmarks/encoding.py run --data ... --work ...` (records in "
-        "`encoding.jsonl`): passages a second into a vector folder with checksums, beside "
-        "sentence-transformers' `encode` (which writes nothing), in turns within one run, float32, "
-        "same weights and token limit. In brackets: the median over rounds of how many times "
-        "faster than sentence-transformers. Difference: the largest between the two systems' "
-        "numbers in a vector.",
+        *_lib.kept_words(RESULTS.with_suffix(".md"), "| "),
         "",
         *_lib.table(
             ["data", "passages", "tokens, mean", *SYSTEMS, "difference"],

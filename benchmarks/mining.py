@@ -34,6 +34,8 @@ from typing import Any
 import _lib
 
 RESULTS = _lib.RESULTS / "mining.jsonl"
+PAGE = RESULTS.with_suffix(".md")
+REMOVAL = "Removal of false negatives, against graded judgements"
 QUOTA = 30
 DEPTH = 200
 PERCENT = 95.0
@@ -315,27 +317,23 @@ def table() -> None:
     lines = ["# Mining: time, memory, and what is removed", ""]
     lines += scale_lines([cell for cell in cells if cell["name"].startswith("scale")])
     lines += peer_lines([cell for cell in cells if cell["name"].startswith("peer")])
-    for cell in cells:
-        if cell.get("kind") == "removal":
-            lines += removal_lines(cell)
+    # Measured once; no script takes these measures again.
+    lines += _lib.kept_section(PAGE, f"## {REMOVAL}", until="## Origin")
+    lines.append("")
     origins = {
         f"- commit {cell['commit']}, {cell['machine']}, load before {cell['load_before']:.1f}, "
         f"`python {cell['command']}`"
         for cell in cells
     }
     lines += ["## Origin", "", *sorted(origins)]
-    _lib.write_page(RESULTS.with_suffix(".md"), lines)
+    _lib.write_page(PAGE, lines)
 
 
 def scale_lines(cells: list[dict[str, Any]]) -> list[str]:
     if not cells:
         return []
     lines = [
-        "## Scale",
-        "",
-        f"BM25 at two rank windows, {QUOTA} negatives a query and source of the best {DEPTH}, "
-        "united; every stage counted. Texts repeated with a number word each. Seconds are of a "
-        "shared machine; processor seconds are what the process itself used.",
+        *_lib.kept_section(PAGE, "## Scale", until="| "),
         "",
         "| passages | queries | seconds | processor s | read corpus | index | search | unite "
         "| peak MB |",
@@ -364,11 +362,7 @@ def peer_lines(cells: list[dict[str, Any]]) -> list[str]:
     if not cells:
         return []
     lines = [
-        "## Beside sentence-transformers",
-        "",
-        f"`mine_hard_negatives` and `dptdr mine`, one after the other in one run: the same encoder "
-        f"(minilm), corpus and settings, top {QUOTA} of {DEPTH}, those above {PERCENT:.0f} % of "
-        "the positive's score dropped; loading the model is counted.",
+        *_lib.kept_section(PAGE, "## Beside sentence-transformers", until="| "),
         "",
         "| system | passages | queries | seconds | processor s | peak MB | negatives |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -380,49 +374,8 @@ def peer_lines(cells: list[dict[str, Any]]) -> list[str]:
             f"{cell['seconds']:.1f} | {cell['cpu_seconds']:.1f} | {cell['peak_mb']:,.0f} | "
             f"{cell['negatives']:,} |"
         )
-    return [*lines, "", *CANNOT, ""]
-
-
-CANNOT = [
-    "What it cannot do (read from its code): BM25, run files or several sources in one call; say "
-    "where a negative came from; judgements with grades; recognise a copy of a positive that "
-    "differs in case or spacing; a bundle or an ensemble as teacher apart from the retriever (a "
-    "cross-encoder it takes); measure its removal on judged data; go on after a kill (vectors can "
-    "be cached, the rest is done again); corpora larger than memory (texts, vectors, and scores "
-    "of a block of queries with the whole corpus are held).",
-]
-
-
-def removal_lines(cell: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Removal of false negatives, against graded judgements",
-        "",
-        f"msmarco-dl (TREC DL 2019 as train, 2020 as test; {cell['passages']:,} passages cut to 64 "
-        f"words). Of each query one passage of the highest grade is known; every other judged "
-        f"passage among ranks 1-{DEPTH} of BM25 or the untuned retriever is a candidate, a false "
-        "negative where its grade is 2 or 3. Precision of dropping all is the share of false "
-        "negatives.",
-        "",
-        "| split | teacher | bound | judged | false negatives | dropped | precision | recall "
-        "| dropped of grade 0 / 1 / 2 / 3 |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in cell["rows"]:
-        ((kind, value),) = row["bound"].items()
-        shares = [
-            f"{counts['dropped'] / max(1, counts['judged']):.0%}"
-            for _, counts in sorted(row["by_grade"].items())
-        ]
-        precision, recall = (
-            "-" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall")
-        )
-        lines.append(
-            f"| {row['split']} | {row['teacher']} | {kind} {value:g} | "
-            f"{row['judged_candidates']:,} | {row['share_of_false_negatives']:.1%} | "
-            f"{row['dropped_relevant'] + row['dropped_other']:,} | {precision} | {recall} | "
-            f"{' / '.join(shares)} |"
-        )
-    return [*lines, ""]
+    kept = _lib.kept_section(PAGE, "### What it cannot do", until="## ")
+    return [*lines, "", *kept, ""]
 
 
 def slopes(cells: list[dict[str, Any]]) -> list[str]:

@@ -32,6 +32,7 @@ from typing import Any
 import _lib
 
 RESULTS = _lib.RESULTS / "pretraining.jsonl"
+PAGE = RESULTS.with_suffix(".md")
 SEED = 0
 
 # --- encoders
@@ -63,6 +64,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 JOINT = ("corpora", "init", "mlm", "minilm")
 """What is one for all sets."""
+
+
+def encoders(arguments: argparse.Namespace) -> None:
+    for name in arguments.names:
+        for data in [""] if name in JOINT else arguments.sets:
+            make(name, data, arguments)
 
 
 def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
@@ -172,16 +179,16 @@ ALPHA = 0.05
 
 
 def write_page() -> None:
-    lines = _lib.kept_words(RESULTS.with_suffix(".md"))
+    lines = _lib.kept_words(PAGE)
     cells = read_cells()
     for part in (
         goals(cells),
         quality(cells),
         encoder_section(),
-        _lib.kept_section(RESULTS.with_suffix(".md"), "## Cost"),
+        _lib.kept_section(PAGE, "## Cost"),
     ):
         lines += ["", *part]
-    _lib.write_page(RESULTS.with_suffix(".md"), lines)
+    _lib.write_page(PAGE, lines)
 
 
 def read_cells() -> Cells:
@@ -265,30 +272,14 @@ def goals(cells: Cells) -> list[str]:
             ]
         )
     return [
-        "## What was wanted, and what was found",
-        "",
-        "Wanted: RIP gives a significant gain for deep prompts on the raw encoder in every set, "
-        "and on average on MiniLM; RIP with deep prompts reaches at least full fine-tuning without "
-        "it. Differences of nDCG@10 and p of the paired randomisation test over queries (each "
-        "query's mean over seeds, whose number stands in brackets); better and worse at "
-        f"p < {ALPHA}.",
+        *_lib.kept_section(PAGE, "## What was wanted, and what was found", until="| "),
         "",
         *_lib.table(["comparison", "outcome", *SETS], rows),
     ]
 
 
 def quality(cells: Cells) -> list[str]:
-    lines = [
-        "## Figures by data set",
-        "",
-        "A new cell is `python benchmarks/quality.py run --encoder FOLDER`. Test sets are capped, "
-        "so figures are higher than over the full corpora; texts are cut at 64 tokens, in training "
-        "as in the test. Unified negatives: besides those of the batch one a query, drawn from 10 "
-        "of the union of BM25's and MiniLM's first hundred, without what MiniLM scores above 95 % "
-        "of the "
-        "positive: the same file for all encoders, so that a stronger one chose them than the raw "
-        "ones that learn from them.",
-    ]
+    lines = _lib.kept_section(PAGE, "## Figures by data set", until="### ")
     origins = set()
     for name in SETS:
         rows = []
@@ -317,19 +308,7 @@ def quality(cells: Cells) -> list[str]:
 
 
 def encoder_section() -> list[str]:
-    lines = [
-        "## The encoders",
-        "",
-        "Made by `python benchmarks/pretraining.py encoders`, seeded. The raw encoder (4 layers, "
-        "256 numbers per token, MiniLM's vocabulary, mean pooling) starts at random and has "
-        "seen the passages of all data sets here and of both sample tasks, nothing else: it knows "
-        "far less than a published checkpoint, and its figures say what pretraining adds, not what "
-        "is reached by it. It was trained on one NVIDIA H200, which other trainings shared. All "
-        "others are made on one set's own passages, on one processor core. (An earlier raw "
-        "encoder, whose masked-word loss stood at 6.7, and RIP on all corpora joined did harm on "
-        "three sets of three.)",
-        "",
-    ]
+    lines = [*_lib.kept_section(PAGE, "## The encoders", until="| "), ""]
     rows = []
     records = [r for r in _lib.read_records(RESULTS) if r["part"] == "encoder"]
     found = {(record["name"], record["set"]): record for record in records}
@@ -374,17 +353,10 @@ def main() -> None:
     sub.add_argument("--minilm", default="minilm", help="name or folder")
     sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
     sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
-    sub.set_defaults(run=make_all)
+    sub.set_defaults(run=encoders)
     commands.add_parser("page", help="write the page").set_defaults(run=lambda _: write_page())
     options = parser.parse_args()
     options.run(options)
-
-
-def make_all(arguments: argparse.Namespace) -> None:
-    """Make what is asked for, and all that it starts from."""
-    for name in arguments.names:
-        for data in [""] if name in JOINT else arguments.sets:
-            make(name, data, arguments)
 
 
 if __name__ == "__main__":

@@ -130,13 +130,7 @@ def timed(file: Path, answers: list, run: dict, *, workers: int) -> tuple[float,
 def write(result: dict, out: Path) -> None:
     _lib.write_records(out / "protocols.jsonl", [result])
     lines = [
-        "# Official protocols: speed of answer matching",
-        "",
-        f"Natural Questions' top-k accuracy by answer match over {result['questions']:,} "
-        f"questions, {PASSAGES_OF_A_QUESTION} passages of {PASSAGE_WORDS} words each, every "
-        f"passage named once; {result['questions_with_an_answer_in_their_passages']:,} questions "
-        "got an answer from one of their passages. Timed from opening the passage file to the "
-        "measures.",
+        *_lib.kept_words(_lib.RESULTS / "protocols.md", "| "),
         "",
         *_lib.table(
             ["processes", "passages", "seconds", "passages a minute", "top-100"],

@@ -49,7 +49,9 @@ def main() -> None:
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         parts[record["part"]].append(record)
-    rows = grouped(parts["final"])
+    rows: Rows = defaultdict(lambda: defaultdict(list))
+    for record in parts["final"]:
+        rows[record["label"]][record["set"]].append(record)
     # The point of 16 rows at the default rate: three sets from the card, two from a processor.
     at_default = [
         record
@@ -68,13 +70,6 @@ def main() -> None:
     plot(rows)
 
 
-def grouped(records: list[dict[str, Any]]) -> Rows:
-    rows: Rows = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        rows[record["label"]][record["set"]].append(record)
-    return rows
-
-
 def mean_of(records: list[dict[str, Any]]) -> float:
     return statistics.fmean(record["measures"]["nDCG@10"] for record in records)
 
@@ -82,10 +77,6 @@ def mean_of(records: list[dict[str, Any]]) -> float:
 def per_query(records: list[dict[str, Any]]) -> np.ndarray:
     """Return each query's mean over seeds; the order is that of the sorted ids."""
     return np.array(records[0]["per_query"])
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [*_lib.table(head, rows), ""]
 
 
 def tests(rows: Rows) -> list[str]:
@@ -105,7 +96,7 @@ def tests(rows: Rows) -> list[str]:
             [name, f"{trained:,}", *cells, f"{mean:.4f}", f"{few:.4f}", "/".join(map(str, seeds))]
         )
     head = ["method", "trained", *sizes, "mean", "without msmarco-dl", "seeds"]
-    return ["## Test", "", "nDCG@10; spread over seeds.", "", *table(head, lines)]
+    return ["## Test", "", "nDCG@10; spread over seeds.", "", *_lib.table(head, lines), ""]
 
 
 def against(rows: Rows) -> list[str]:
@@ -132,7 +123,8 @@ def against(rows: Rows) -> list[str]:
         "Of nDCG@10, paired randomisation test over queries (each query's mean over seeds); * p < "
         ".05, ** p < .001. The mean weighs all sets alike.",
         "",
-        *table(["method", "against", *SETS, "mean", "p"], lines),
+        *_lib.table(["method", "against", *SETS, "mean", "p"], lines),
+        "",
     ]
 
 

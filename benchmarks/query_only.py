@@ -139,15 +139,7 @@ def row(bare: list[_lib.Record], tied: list[_lib.Record], own: list[_lib.Record]
 
 def table(args: argparse.Namespace) -> None:
     """Write the page from the cells and the cost record that there are."""
-    lines = [
-        "# Query-only prompts",
-        "",
-        "All query-only tasks search one index, made by the bare backbone. Quality: nDCG@10 of "
-        "the cells in `quality.jsonl`; p of the paired randomisation test. Page made by "
-        "`python benchmarks/query_only.py table`.",
-        "",
-        *rows(),
-    ]
+    lines = [*_lib.kept_words(RESULTS.with_suffix(".md"), "| "), "", *rows()]
     for record in _lib.read_records(args.json):
         ten = {name: record["sides"][name] for name in ("query-only", "tied")}
         lines += [

@@ -57,25 +57,11 @@ def main() -> None:
         command = [sys.executable, "-c", _RUN, str(arguments.batches)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        steps = " | ".join(str(value) for value in found["memory"])
-        rows.append(f"| {name} | {steps} | {found['seconds']} |")
+        rows.append([name, *map(str, found["memory"]), str(found["seconds"])])
     quarter = arguments.batches // 4
-    heads = " | ".join(f"MB after {quarter * part}" for part in range(5))
-    text = [
-        "# Kernels kept for the shapes of matrix products",
-        "",
-        "Made by `python benchmarks/gpu/kernel_caches.py`. A process encodes batches of 1 to 8",
-        "texts of 1 to 150 random tokens (MiniLM, packed, one thread) and keeps at most so many",
-        "kernels in each of two caches. Memory is resident; seconds are the processor's, for all",
-        "batches.",
-        "",
-        f"| kernels kept | {heads} | seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *rows,
-        "",
-        f"Commit {_lib.commit()}, {_lib.machine()}, seed 0.",
-    ]
-    _lib.write_page(arguments.out, text)
+    heads = ["kernels kept", *(f"MB after {quarter * part}" for part in range(5)), "seconds"]
+    lines = [*_lib.kept_words(arguments.out, "| "), "", *_lib.table(heads, rows), ""]
+    _lib.write_page(arguments.out, [*lines, f"Commit {_lib.commit()}, {_lib.machine()}, seed 0."])
 
 
 if __name__ == "__main__":
