@@ -16,7 +16,7 @@ from dptdr.search.vectors.manifest import Origin
 _QUERIES_AT_ONCE = 1024
 
 
-class Found(NamedTuple):
+class SearchResults(NamedTuple):
     """The hits of some queries, best first."""
 
     scores: Float[np.ndarray, "queries depth"]
@@ -55,7 +55,7 @@ class Index(Protocol):
         *,
         depth: int,
         filters: Sequence[Filter] = (),
-    ) -> Found:
+    ) -> SearchResults:
         """Return the passages with the highest dot product that pass all filters.
 
         Args:

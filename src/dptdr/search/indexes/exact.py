@@ -1,6 +1,7 @@
 """Exact search by dot product, in blocks of passages, with ties broken the same way every time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,43 +15,30 @@ _BLOCK_QUERIES = 512
 """Queries scored at once, so that a block of scores stays below 32 MB."""
 
 
+TopK: TypeAlias = tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]
+"""Scores (float32) and row numbers (int64), best first."""
+
+
 def exact_top_k(
     query_vectors: Float[np.ndarray, "queries dim"],
     passage_vectors: Float[np.ndarray, "passages dim"],
     *,
     depth: int,
     block_rows: int = BLOCK_ROWS,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]:
-    """Return the best passages of each query by dot product.
+) -> TopK:
+    """Return the best passages of each query by dot product, ``min(depth, passages)`` of them.
 
     Of two passages with the same score the one in the lower row comes first, also where the block
-    boundary lies between them.
-
-    Args:
-        passage_vectors: One row for each passage; may be memory-mapped and may be float16, only
-            one block of it is in memory as float32 at a time.
-        depth: Number of passages wanted for each query, at least 1.
-        block_rows: Passages scored at once.
-
-    Returns:
-        Scores (float32) and row numbers (int64), best first, with ``min(depth, passages)`` columns.
+    boundary lies between them. Passage vectors may be memory-mapped and may be float16: one block
+    of ``block_rows`` is in memory as float32 at a time.
 
     Raises:
-        ValueError: If ``depth`` or ``block_rows`` is below 1.
+        ValueError: If ``depth`` is below 1.
         VectorsError: If a score is not a number (NaN in a vector).
     """
-    if block_rows < 1:
-        raise ValueError(f"expected block_rows of at least 1, got {block_rows}")
-    total = passage_vectors.shape[0]
-
-    def blocks() -> Iterable[tuple[int, np.ndarray]]:
-        for start in range(0, total, block_rows):
-            yield start, passage_vectors[start : start + block_rows]
-            if on_progress is not None:
-                on_progress(min(start + block_rows, total), total)
-
-    return top_k_of_blocks(query_vectors, blocks(), depth=depth)
+    starts = range(0, passage_vectors.shape[0], block_rows)
+    blocks = ((start, passage_vectors[start : start + block_rows]) for start in starts)
+    return top_k_of_blocks(query_vectors, blocks, depth=depth)
 
 
 def top_k_of_blocks(
@@ -58,23 +46,12 @@ def top_k_of_blocks(
     blocks: Iterable[tuple[int, np.ndarray]],
     *,
     depth: int,
-) -> tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]:
-    """Return the best passages of each query over a stream of blocks.
-
-    Args:
-        depth: Number of passages wanted for each query, at least 1.
-
-    Returns:
-        Scores and row numbers, best first, with ``min(depth, passages)`` columns.
-
-    Raises:
-        ValueError: If ``depth`` is below 1.
-        VectorsError: If a score is not a number (NaN in a vector).
-    """
+) -> TopK:
+    """Do as :func:`exact_top_k` over a stream of first row and vectors, in growing rows."""
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
     queries = np.ascontiguousarray(query_vectors, dtype=np.float32)
-    best = [_Best.empty() for _ in range(len(queries))]
+    best = [_Best() for _ in range(len(queries))]
     for first_row, block in blocks:
         vectors = np.asarray(block, dtype=np.float32)
         for start in range(0, len(queries), _BLOCK_QUERIES):
@@ -98,14 +75,9 @@ class _Best:
 
     __slots__ = ("rows", "scores")
 
-    def __init__(self, scores: np.ndarray, rows: np.ndarray) -> None:
-        self.scores = scores
-        self.rows = rows
-
-    @classmethod
-    def empty(cls) -> "_Best":
-        """Return a state that has seen no passage."""
-        return cls(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64))
+    def __init__(self) -> None:
+        self.scores = np.empty(0, dtype=np.float32)
+        self.rows = np.empty(0, dtype=np.int64)
 
     def offer(self, scores: np.ndarray, *, first_row: int, depth: int) -> None:
         """Take what is among the best of the block that begins at ``first_row``."""

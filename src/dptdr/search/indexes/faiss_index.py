@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
+from dptdr.search.indexes.exact import TopK
 from dptdr.search.indexes.quantized import ShortVectors
 from dptdr.search.indexes.types import pq_parts
 from dptdr.search.vectors.folder import VectorFolder
@@ -46,8 +47,6 @@ class FaissSettings:
 
 class FaissRows:
     """A faiss index over the rows of a vector folder."""
-
-    can_filter = True
 
     def __init__(self, index: Any, settings: FaissSettings) -> None:
         self.index = index
@@ -137,7 +136,7 @@ class FaissRows:
         *,
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
-    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return the best rows; see :class:`dptdr.search.indexes.rows.RowIndex`."""
         if allowed is None:
             if depth not in self._usual:

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
 from dptdr.search.bm25 import Bm25Index, stored_language
-from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.index import SearchResults, check_query_vectors
+from dptdr.search.indexes.exact import TopK
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
 from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
@@ -103,14 +104,14 @@ class LocalIndex:
         *,
         depth: int,
         filters: Sequence[Filter] = (),
-    ) -> Found:
+    ) -> SearchResults:
         """Return the best passages; see :class:`dptdr.search.index.Index`."""
         scores, rows = self.search_rows(vectors, depth=depth, filters=filters)
         ids = self.vectors.ids(rows.ravel()) if rows.size and (rows >= 0).all() else None
         if ids is not None:
             width = rows.shape[1]
-            return Found(scores, [ids[at : at + width] for at in range(0, len(ids), width)])
-        return Found(scores, [self.vectors.ids(row[row >= 0]) for row in rows])
+            return SearchResults(scores, [ids[at : at + width] for at in range(0, len(ids), width)])
+        return SearchResults(scores, [self.vectors.ids(row[row >= 0]) for row in rows])
 
     def search_rows(
         self,
@@ -118,7 +119,7 @@ class LocalIndex:
         *,
         depth: int,
         filters: Sequence[Filter] = (),
-    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return scores and row numbers, best first; row -1 where a query has fewer hits.
 
         Args:
@@ -134,9 +135,7 @@ class LocalIndex:
         if depth == 0:
             nothing = (len(queries), 0)
             return np.empty(nothing, dtype=np.float32), np.empty(nothing, dtype=np.int64)
-        if allowed is not None and (
-            len(allowed) <= _EXACT_WHEN_ALLOWED or not self.rows.can_filter
-        ):
+        if allowed is not None and len(allowed) <= _EXACT_WHEN_ALLOWED:
             return exact_among(self.vectors, queries, allowed=allowed, depth=depth)
         if not self.rerank:
             return self.rows.search(queries, depth=depth, allowed=allowed)

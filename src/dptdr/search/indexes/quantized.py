@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.indexes.exact import TopK, top_k_of_blocks
 from dptdr.search.vectors.compression import (
     COMPRESSIONS,
     CompressedVectors,
@@ -54,8 +54,6 @@ class ShortVectors:
 
 class QuantizedRows:
     """Scores the smaller form of every vector; see :class:`dptdr.search.indexes.rows.RowIndex`."""
-
-    can_filter = True
 
     def __init__(self, vectors: CompressedVectors) -> None:
         self.vectors = vectors
@@ -114,7 +112,7 @@ class QuantizedRows:
         *,
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
-    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return the best rows by the smaller form."""
         scores, places = top_k_of_blocks(vectors, self.vectors.blocks(allowed), depth=depth)
         return scores, places if allowed is None else allowed[places]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.indexes.exact import TopK, top_k_of_blocks
 from dptdr.search.vectors.folder import VectorFolder
 
 _RESCORED_AT_ONCE = 2048
@@ -21,16 +21,13 @@ _MERGED_AT_ONCE = 8
 class RowIndex(Protocol):
     """Finds rows of a vector folder for query vectors."""
 
-    can_filter: bool
-    """Whether ``allowed`` is understood; if not, filters are answered by exact search."""
-
     def search(
         self,
         vectors: Float32[np.ndarray, "queries dim"],
         *,
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
-    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return scores and row numbers, best first; row -1 where nothing was found.
 
         Args:
@@ -46,8 +43,6 @@ class RowIndex(Protocol):
 class ExactRows:
     """Scores every vector, memory-mapped block by block."""
 
-    can_filter = True
-
     def __init__(self, folder: VectorFolder) -> None:
         self.folder = folder
         self._finite = False
@@ -58,7 +53,7 @@ class ExactRows:
         *,
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
-    ) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return the best rows; see :class:`RowIndex`."""
         if allowed is not None:
             return exact_among(self.folder, vectors, allowed=allowed, depth=depth)
@@ -84,7 +79,7 @@ class ExactRows:
 
 def _best_of_all(
     folder: VectorFolder, vectors: Float32[np.ndarray, "queries dim"], *, depth: int
-) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+) -> TopK:
     """Return the best rows of a folder, by faiss' kernels; at equal score the lower row first."""
     faiss: Any = importlib.import_module("faiss")
     scores = np.empty((len(vectors), 0), dtype=np.float32)
@@ -124,7 +119,7 @@ def exact_among(
     *,
     allowed: Int64[np.ndarray, " rows"],
     depth: int,
-) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+) -> TopK:
     """Return the best of some rows by scoring all of them.
 
     Args:
@@ -145,7 +140,7 @@ def rescore(
     *,
     candidates: Int64[np.ndarray, "queries candidates"],
     depth: int,
-) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+) -> TopK:
     """Score candidates again on the full vectors from disk and keep the best.
 
     Args:

@@ -1,13 +1,13 @@
 """Loading a vector folder into a database: the part that does not depend on which."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError, WrongPrompt
-from dptdr.search.index import check_query_vectors
+from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.vectors.documents import Document
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
@@ -95,3 +95,25 @@ def check_upsert(
         raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
     checked: np.ndarray = check_query_vectors(vectors, dim=origin.dim, depth=1)
     return checked
+
+
+def search_results(rankings: Sequence[Sequence[tuple[str, float]]]) -> SearchResults:
+    """Return passage ids and scores of some queries, best first, as one result."""
+    width = max(map(len, rankings), default=0)
+    scores = np.full((len(rankings), width), -np.inf, dtype=np.float32)
+    for row, ranking in enumerate(rankings):
+        scores[row, : len(ranking)] = [score for _, score in ranking]
+    return SearchResults(scores, [[name for name, _ in ranking] for ranking in rankings])
+
+
+def in_order(documents: Iterable[Document], ids: Sequence[str], *, name: str) -> list[Document]:
+    """Return documents in the order of some ids.
+
+    Raises:
+        VectorsError: If there is none of an id.
+    """
+    known = {document.passage.id: document for document in documents}
+    for identifier in ids:
+        if identifier not in known:
+            raise VectorsError(f"index '{name}': no passage has the id '{identifier}'")
+    return [known[identifier] for identifier in ids]

@@ -9,10 +9,10 @@ from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError
 from dptdr.records import Passage
-from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
 from dptdr.search.indexes.recall import measure_recall
-from dptdr.search.stores.loading import check_upsert, load_folder
+from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
 from dptdr.search.stores.postgres_session import Session
 from dptdr.search.vectors.documents import Document, Filter
 from dptdr.search.vectors.folder import VectorFolder
@@ -102,7 +102,7 @@ class PostgresIndex:
         *,
         depth: int,
         filters: Sequence[Filter] = (),
-    ) -> Found:
+    ) -> SearchResults:
         """Return the best passages; see :class:`dptdr.search.index.Index`.
 
         A renewed collection is noticed: each call asks which one is active.
@@ -120,12 +120,7 @@ class PostgresIndex:
                 for query in queries
             ]
 
-        rankings = self.session.run(work)
-        width = max(map(len, rankings), default=0)
-        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-        for row, ranking in enumerate(rankings):
-            scores[row, : len(ranking)] = [score for _, score in ranking]
-        return Found(scores, [[name for name, _ in ranking] for ranking in rankings])
+        return search_results(self.session.run(work))
 
     def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
         """Return the query of one search and its values; numbers are checked, texts are bound."""
@@ -156,11 +151,8 @@ class PostgresIndex:
         )
         number = self.collection.number
         rows = self.session.run(lambda c: c.execute(query, [number, list(ids)]).fetchall())
-        known = {row[0]: Document(Passage(row[0], row[2], row[1]), row[3]) for row in rows}
-        missing = [name for name in ids if name not in known]
-        if missing:
-            raise VectorsError(f"index '{self.name}': no passage has the id '{missing[0]}'")
-        return [known[name] for name in ids]
+        found = (Document(Passage(row[0], row[2], row[1]), row[3]) for row in rows)
+        return in_order(found, ids, name=self.name)
 
     def upsert(
         self,

@@ -18,9 +18,9 @@ from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError
 from dptdr.records import Passage
-from dptdr.search.index import Found, check_query_vectors
+from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import QDRANT_BOUNDS, Options, check_options
-from dptdr.search.stores.loading import check_upsert, load_folder
+from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
 from dptdr.search.vectors.documents import Document, Filter, plain_text
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
@@ -88,7 +88,7 @@ class QdrantIndex:
         *,
         depth: int,
         filters: Sequence[Filter] = (),
-    ) -> Found:
+    ) -> SearchResults:
         """Return the best passages; see :class:`dptdr.search.index.Index`."""
         models = _models()
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
@@ -100,24 +100,16 @@ class QdrantIndex:
             for query in queries
         ]
         if not requests:
-            return Found(np.empty((0, 0), dtype=np.float32), [])
+            return search_results([])
         answers = _again(lambda: self.client.query_batch_points(self.name, requests=requests))
-        width = max(len(answer.points) for answer in answers)
-        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-        for row, answer in enumerate(answers):
-            scores[row, : len(answer.points)] = [point.score for point in answer.points]
-        return Found(scores, [[point.payload["id"] for point in a.points] for a in answers])
+        return search_results([[(p.payload["id"], p.score) for p in a.points] for a in answers])
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
         points = _again(
             lambda: self.client.retrieve(self.name, ids=[_point_id(name) for name in ids])
         )
-        known = {point.payload["id"]: _document(point.payload) for point in points}
-        missing = [name for name in ids if name not in known]
-        if missing:
-            raise VectorsError(f"index '{self.name}': no passage has the id '{missing[0]}'")
-        return [known[name] for name in ids]
+        return in_order((_document(point.payload) for point in points), ids, name=self.name)
 
     def upsert(
         self,

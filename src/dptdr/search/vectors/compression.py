@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import BLOCK_ROWS, top_k_of_blocks
+from dptdr.search.indexes.exact import BLOCK_ROWS, TopK, top_k_of_blocks
 
 Compression: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
@@ -119,7 +119,7 @@ class CompressedVectors:
         depth: int,
         full: Float[np.ndarray, "passages full_dim"] | None = None,
         factor: int = 4,
-    ) -> tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]:
+    ) -> TopK:
         """Return the best rows, where wanted scored again on the full vectors.
 
         Args:
