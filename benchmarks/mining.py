@@ -189,9 +189,9 @@ def one_scale(arguments: argparse.Namespace) -> None:
 
     settings = MiningSettings(
         sources=(
-            SourceSettings(name="bm25", kind="bm25", last_rank=DEPTH, quota=QUOTA),
+            SourceSettings(name="bm25", kind="bm25", range_max=DEPTH, num_negatives=QUOTA),
             SourceSettings(
-                name="deep", kind="bm25", first_rank=20, last_rank=DEPTH, quota=QUOTA,
+                name="deep", kind="bm25", range_min=20, range_max=DEPTH, num_negatives=QUOTA,
                 sampling="score",
             ),
         )
@@ -239,18 +239,21 @@ def _mine_here(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from contextlib import nullcontext
 
     from dptdr.mining.folder import MineRequest, mine_folder
-    from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
+    from dptdr.mining.settings import FilteringSettings, MiningSettings, SourceSettings
     from dptdr.mining.sources import Machine
 
     source = SourceSettings(
-        name="minilm", kind="backbone", value="minilm", last_rank=DEPTH, quota=QUOTA
+        name="minilm", kind="backbone", value="minilm", range_max=DEPTH, num_negatives=QUOTA
     )
     with tempfile.TemporaryDirectory(dir=arguments.work) as place:
         request = MineRequest(
             data=data,
             out=Path(place) / "negatives.jsonl",
             settings=MiningSettings(
-                sources=(source,), cleaning=CleaningSettings(percent=PERCENT, positive_score="min")
+                sources=(source,),
+                filtering=FilteringSettings(
+                    relative_margin=1 - PERCENT / 100, positive_score="min"
+                ),
             ),
             teacher="backbone:minilm",
             machine=Machine(threads=arguments.threads),

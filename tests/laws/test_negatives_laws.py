@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dptdr.io.ids import normalised
 from dptdr.mining.corpus import CorpusTable, JudgementTable
-from dptdr.mining.counting import Material
+from dptdr.mining.counting import MiningInputs
 from dptdr.mining.pipeline import mine
 from dptdr.mining.runtable import RunTableWriter
-from dptdr.mining.settings import CleaningSettings, MiningSettings, SourceSettings
+from dptdr.mining.settings import FilteringSettings, MiningSettings, SourceSettings
 from dptdr.mining.statistics import BottomSample, Statistics
 from dptdr.records import Passage, Query
 from dptdr.search.bm25 import Bm25Index
@@ -76,14 +76,18 @@ def minings(draw):
             "name": name,
             "kind": "run",
             "value": name,
-            "first_rank": draw(st.integers(1, 3)),
-            "last_rank": draw(st.integers(3, 12)),
-            "quota": draw(st.integers(1, 5)),
+            "range_min": draw(st.integers(1, 3)),
+            "range_max": draw(st.integers(3, 12)),
+            "num_negatives": draw(st.integers(1, 5)),
             "sampling": draw(st.sampled_from(["top", "uniform", "score"])),
         }
         for name in names
     ]
-    bound = draw(st.sampled_from([{}, {"margin": 0.2}, {"percent": 90.0}, {"drop_above": 0.6}]))
+    bound = draw(
+        st.sampled_from(
+            [{}, {"absolute_margin": 0.2}, {"relative_margin": 0.1}, {"max_score": 0.6}]
+        )
+    )
     return corpus, judgements, runs, (sources, bound, draw(st.integers(0, 3)))
 
 
@@ -91,12 +95,12 @@ def _settings(plain):
     sources, bound, seed = plain
     return MiningSettings(
         sources=tuple(SourceSettings(**source) for source in sources),
-        cleaning=CleaningSettings(**bound),
+        filtering=FilteringSettings(**bound),
         seed=seed,
     )
 
 
-def _material(folder, corpus, judgements, runs, *, teacher):
+def _inputs_of(folder, corpus, judgements, runs, *, teacher):
     passages = [Passage(f"p{row}", text) for row, text in enumerate(corpus)]
     table = CorpusTable.build(passages)
     tables = {}
@@ -113,7 +117,7 @@ def _material(folder, corpus, judgements, runs, *, teacher):
         for query, rows in judgements.items()
         for row, grade in rows.items()
     ]
-    return Material(
+    return MiningInputs(
         queries=lambda: (Query(query, query) for query in judgements),
         judgements=JudgementTable.build(triples, corpus=table),
         corpus=table,
@@ -123,12 +127,12 @@ def _material(folder, corpus, judgements, runs, *, teacher):
     )
 
 
-def _mined(folder, material, mining, *, name):
+def _mined(folder, inputs, mining, *, name):
     from dptdr.errors import NegativesError
 
     out = folder / f"{name}.jsonl"
     try:
-        statistics = mine(material, mining, out=out, work=folder / name)
+        statistics = mine(inputs, mining, out=out, work=folder / name)
     except NegativesError as error:
         if "no negative was found" in str(error) or "has a positive" in str(error):
             return None, None
@@ -144,10 +148,10 @@ _relaxed = settings(max_examples=40)
 def test_no_judged_positive_nor_copy_of_one_is_ever_a_negative_and_no_text_stands_twice(case):
     corpus, judgements, runs, plain = case
     mining = _settings(plain)
-    teacher = _Teacher() if mining.cleaning.drops else None
+    teacher = _Teacher() if mining.filtering.drops else None
     with tempfile.TemporaryDirectory() as place:
-        material = _material(Path(place), corpus, judgements, runs, teacher=teacher)
-        content, statistics = _mined(Path(place), material, mining, name="one")
+        inputs = _inputs_of(Path(place), corpus, judgements, runs, teacher=teacher)
+        content, statistics = _mined(Path(place), inputs, mining, name="one")
     if content is None:
         return
     total = 0
@@ -164,7 +168,7 @@ def test_no_judged_positive_nor_copy_of_one_is_ever_a_negative_and_no_text_stand
         windows = {source.name: source for source in mining.sources}
         for item in record["negatives"]:
             assert any(
-                windows[name].first_rank <= entry["rank"] <= windows[name].last_rank
+                windows[name].range_min <= entry["rank"] <= windows[name].range_max
                 for name, entry in item["sources"].items()
             ) or any(
                 # A copy may stand in the window while its best rank stands above it.
@@ -175,7 +179,7 @@ def test_no_judged_positive_nor_copy_of_one_is_ever_a_negative_and_no_text_stand
             for name, entry in item["sources"].items():
                 ranked = runs[name][record["query_id"]][entry["rank"] - 1]
                 assert normalised(corpus[ranked]) == normalised(corpus[int(item["id"][1:])])
-        quota = sum(source.quota for source in mining.sources)
+        quota = sum(source.num_negatives for source in mining.sources)
         assert len(rows) <= quota
     assert total == statistics.negatives
 
@@ -187,12 +191,12 @@ def test_same_inputs_and_seed_give_the_same_bytes_whatever_the_blocks(case, bloc
 
     corpus, judgements, runs, plain = case
     mining = _settings(plain)
-    teacher = _Teacher() if mining.cleaning.drops else None
+    teacher = _Teacher() if mining.filtering.drops else None
     with tempfile.TemporaryDirectory() as place:
-        material = _material(Path(place), corpus, judgements, runs, teacher=teacher)
-        one, counts = _mined(Path(place), material, mining, name="one")
+        inputs = _inputs_of(Path(place), corpus, judgements, runs, teacher=teacher)
+        one, counts = _mined(Path(place), inputs, mining, name="one")
         again = replace(mining, block_queries=blocks)
-        other, other_counts = _mined(Path(place), material, again, name="other")
+        other, other_counts = _mined(Path(place), inputs, again, name="other")
     assert one == other
     if counts is not None:
         assert counts.as_json() == other_counts.as_json()
@@ -250,7 +254,7 @@ _SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_negatives_laws import _Teacher, _material
+from test_negatives_laws import _Teacher, _inputs_of
 from dptdr.mining.pipeline import mine
 from dptdr.mining.settings import *
 place, out, calls = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
@@ -266,12 +270,12 @@ class Killer(_Teacher):
 corpus = [f"text {row}" for row in range(40)]
 judgements = {f"q{n}": {n: 1} for n in range(40)}
 runs = {"x": {f"q{n}": [(n + 3 * k) % 40 for k in range(25)] for n in range(40)}}
-material = _material(place, corpus, judgements, runs, teacher=Killer())
-source = SourceSettings(name="x", kind="run", value="x", quota=5, sampling="uniform")
+inputs = _inputs_of(place, corpus, judgements, runs, teacher=Killer())
+source = SourceSettings(name="x", kind="run", value="x", num_negatives=5, sampling="uniform")
 mining = MiningSettings(
-    sources=(source,), cleaning=CleaningSettings(margin=0.1), block_queries=10
+    sources=(source,), filtering=FilteringSettings(absolute_margin=0.1), block_queries=10
 )
-mine(material, mining, out=out, work=place / "work")
+mine(inputs, mining, out=out, work=place / "work")
 """
 
 

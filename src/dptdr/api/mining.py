@@ -15,7 +15,7 @@ from dptdr.api.inputs import (
 )
 from dptdr.io.resume import try_outputs
 from dptdr.mining.settings import (
-    CleaningSettings,
+    FilteringSettings,
     MiningSettings,
     OutputFormat,
     PositiveScore,
@@ -58,7 +58,7 @@ def mine(
         data: A BEIR folder, or rows as for ``dptdr.train``.
         out: JSON-lines file to write; give it to ``dptdr.train`` as ``negatives``.
         sources: Each ``bm25``, ``bm25:LANGUAGE``, ``backbone:NAME``, ``task:FOLDER`` or
-            ``run:FILE``, optionally followed by ``,ranks=10-200``, ``,quota=30``,
+            ``run:FILE``, optionally followed by ``,range_min=10``, ``,num_negatives=30``,
             ``,sampling=top|uniform|score``, ``,name=X``.
         split: Whose judgements are the positives.
         num_negatives: Negatives for each query and source.
@@ -89,15 +89,17 @@ def mine(
     from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
     from dptdr.mining.sources import Machine
 
-    cleaning = CleaningSettings(
-        drop_above=max_score,
-        margin=absolute_margin,
-        # Rounded, so that 0.05 and former versions' 95 are the same setting.
-        percent=None if relative_margin is None else round(100 * (1 - relative_margin), 9),
+    filtering = FilteringSettings(
+        max_score=max_score,
+        absolute_margin=absolute_margin,
+        # Rounded, so that 0.05 and former versions' 95 per cent are the same setting.
+        relative_margin=None if relative_margin is None else round(relative_margin, 9),
         positive_score=positive_score,
     )
-    check_teacher(teacher, cleaning, keep_scores=keep_scores, judged_split=judged_split)
-    parsed = [parse_source(text, depth=range_max, quota=num_negatives) for text in sources]
+    check_teacher(teacher, filtering, keep_scores=keep_scores, judged_split=judged_split)
+    parsed = [
+        parse_source(text, range_max=range_max, num_negatives=num_negatives) for text in sources
+    ]
     check_sources(parsed)
     try_outputs(Path(out))
     try_outputs(optional_path(cache), folders=True)
@@ -108,7 +110,7 @@ def mine(
             split=split,
             settings=MiningSettings(
                 sources=tuple(parsed),
-                cleaning=cleaning,
+                filtering=filtering,
                 seed=seed,
                 min_grade=min_grade,
                 output=format,

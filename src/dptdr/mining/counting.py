@@ -29,7 +29,7 @@ class PassageRows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class MiningInputs:
     """What is mined from.
 
     Attributes:
@@ -52,7 +52,7 @@ class Material:
 
 
 @dataclass(kw_only=True)
-class QueryWork:
+class QueryState:
     """One query under way: its positives, its candidates, and the teacher's scores so far."""
 
     query: Query
@@ -62,13 +62,13 @@ class QueryWork:
 
     def reference(self, settings: MiningSettings) -> float:
         """Return the score of the positive that candidates are held against."""
-        return reference_score(self.positive_scores, which=settings.cleaning.positive_score)
+        return reference_score(self.positive_scores, which=settings.filtering.positive_score)
 
 
 def count_dropped(
-    work: QueryWork,
+    work: QueryState,
     text: int,
-    material: Material,
+    inputs: MiningInputs,
     *,
     settings: MiningSettings,
     statistics: Statistics,
@@ -86,9 +86,9 @@ def count_dropped(
         return {
             "query_id": work.query.id,
             "query": work.query.text,
-            "positive": material.passages.at(work.positives[0]).content[:_EXAMPLE_CHARACTERS],
-            "dropped_id": material.corpus.ids[row],
-            "dropped": material.passages.at(row).content[:_EXAMPLE_CHARACTERS],
+            "positive": inputs.passages.at(work.positives[0]).content[:_EXAMPLE_CHARACTERS],
+            "dropped_id": inputs.corpus.ids[row],
+            "dropped": inputs.passages.at(row).content[:_EXAMPLE_CHARACTERS],
             "teacher": rounded(candidates.scores[text]),
             "positive_teacher": rounded(work.reference(settings)),
             "reason": reason,
@@ -99,7 +99,7 @@ def count_dropped(
 
 
 def count_negative(
-    work: QueryWork,
+    work: QueryState,
     text: int,
     *,
     found: Mapping[str, Provenance],

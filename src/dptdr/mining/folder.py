@@ -12,12 +12,12 @@ from dptdr.io.beir import BeirFolder
 from dptdr.io.identical import is_own_passage, say_own
 from dptdr.io.resume import claim
 from dptdr.io.store import PassageStore
-from dptdr.mining.counting import Material
+from dptdr.mining.counting import MiningInputs
 from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.report import mining_report
-from dptdr.mining.settings import CleaningSettings, MiningSettings, check_cleaning
-from dptdr.mining.sources import TEACHERS, Machine, Workshop, open_workshop, source_identity
+from dptdr.mining.settings import FilteringSettings, MiningSettings, check_filtering
+from dptdr.mining.sources import TEACHERS, Machine, MiningContext, open_context, source_identity
 
 if TYPE_CHECKING:
     from dptdr.mining.sources import Encoders
@@ -100,41 +100,41 @@ def _mine(
 ) -> dict[str, Any]:
     """Write the negatives and return the report."""
     cache = request.cache or work / "cache"
-    shop = open_workshop(
+    context = open_context(
         folder, split=request.split, work=work, cache=cache, machine=request.machine, show=show
     )
-    shop.encoders = encoders
-    teacher = shop.teacher(request.teacher) if request.teacher is not None else None
+    context.encoders = encoders
+    teacher = context.teacher(request.teacher) if request.teacher is not None else None
     sources = request.settings.sources
     passages = PassageStore(folder)
-    own = frozenset() if request.keep_identical else _own(folder, shop, passages)
+    own = frozenset() if request.keep_identical else _own(folder, context, passages)
     say_own(len(own))
-    material = Material(
+    inputs = MiningInputs(
         queries=folder.queries,
-        judgements=shop.judgements,
-        corpus=shop.corpus,
+        judgements=context.judgements,
+        corpus=context.corpus,
         passages=passages,
         own=own,
-        runs=shop.runs(sources, split=request.split),
+        runs=context.runs(sources, split=request.split),
         teacher=teacher,
     )
     removal = None
     if request.judged_split is not None:
-        judged = open_workshop(
+        judged = open_context(
             folder,
             split=request.judged_split,
             work=work,
             cache=cache,
             machine=request.machine,
             show=show,
-            corpus=shop.corpus,
+            corpus=context.corpus,
         )
         judged.encoders = encoders
         removal = measure_removal(
-            Material(
+            MiningInputs(
                 queries=folder.queries,
                 judgements=judged.judgements,
-                corpus=shop.corpus,
+                corpus=context.corpus,
                 passages=passages,
                 own=own,
                 runs=judged.runs(sources, split=request.judged_split),
@@ -144,7 +144,7 @@ def _mine(
         ).as_json()
     with show("mine") as on_progress:
         statistics = mine(
-            material,
+            inputs,
             request.settings,
             out=request.out,
             work=work / "mined",
@@ -158,11 +158,11 @@ def _mine(
     )
 
 
-def _own(folder: BeirFolder, shop: Workshop, passages: PassageStore) -> frozenset[str]:
+def _own(folder: BeirFolder, context: MiningContext, passages: PassageStore) -> frozenset[str]:
     """Return the ids of the queries that are passages of the corpus."""
     found = set()
     for query in folder.queries():
-        row = int(shop.corpus.rows_of([query.id])[0])
+        row = int(context.corpus.rows_of([query.id])[0])
         if row >= 0 and is_own_passage(query, passages.at(row)):
             found.add(query.id)
     return frozenset(found)
@@ -170,7 +170,7 @@ def _own(folder: BeirFolder, shop: Workshop, passages: PassageStore) -> frozense
 
 def check_teacher(
     teacher: str | None,
-    cleaning: CleaningSettings,
+    filtering: FilteringSettings,
     *,
     keep_scores: bool,
     judged_split: str | None,
@@ -185,16 +185,16 @@ def check_teacher(
     Raises:
         ConfigError: If bounds have no teacher, a teacher has nothing to do, or the like.
     """
-    check_cleaning(cleaning)
+    check_filtering(filtering)
     bounds = "--max-score, --absolute-margin or --relative-margin"
     problems: list[str] = []
-    if teacher is None and (cleaning.drops or keep_scores):
+    if teacher is None and (filtering.drops or keep_scores):
         problems.append(f"{bounds} and --keep-scores need a --teacher: {TEACHERS}")
-    if teacher is not None and not (cleaning.drops or keep_scores):
+    if teacher is not None and not (filtering.drops or keep_scores):
         problems.append(f"--teacher needs a bound to drop by ({bounds}) or --keep-scores")
-    if cleaning.drops and keep_scores:
+    if filtering.drops and keep_scores:
         problems.append(f"--keep-scores drops nothing; leave it out, or {bounds}")
-    if judged_split is not None and not cleaning.drops:
+    if judged_split is not None and not filtering.drops:
         problems.append(f"--judged-split measures a removal and needs {bounds}")
     if problems:
         raise ConfigError("; ".join(problems))

@@ -13,9 +13,9 @@ import numpy as np
 from dptdr.errors import NegativesError
 from dptdr.io.resumable import ResumableFile
 from dptdr.mining.counting import (
-    Material,
+    MiningInputs,
     PassageRows,
-    QueryWork,
+    QueryState,
     count_dropped,
     count_negative,
 )
@@ -29,7 +29,7 @@ from dptdr.records import Query
 
 
 def mine(
-    material: Material,
+    inputs: MiningInputs,
     settings: MiningSettings,
     *,
     out: Path,
@@ -40,14 +40,14 @@ def mine(
 
     Args:
         out: The file to write; it appears when all is done.
-        work: Folder of the unfinished work; what is in it must be of the same material and
+        work: Folder of the unfinished work; what is in it must be of the same inputs and
             settings.
 
     Raises:
         NegativesError: If a source ranks no judged query, or no negative was found at all. What
             was mined stays in the folder.
     """
-    _check_runs(material)
+    _check_runs(inputs)
     file = ResumableFile(work)
     try:
         statistics = (
@@ -55,9 +55,9 @@ def mine(
             if file.extra is not None
             else Statistics(sources={source.name: SourceCounts() for source in settings.sources})
         )
-        total = material.judgements.queries
-        for block in _blocks(material, size=settings.block_queries, skip=file.blocks):
-            content = _mine_block(block, material, settings=settings, statistics=statistics)
+        total = inputs.judgements.queries
+        for block in _blocks(inputs, size=settings.block_queries, skip=file.blocks):
+            content = _mine_block(block, inputs, settings=settings, statistics=statistics)
             file.append_block(content, extra=statistics.as_json())
             if on_progress is not None:
                 on_progress(min(file.blocks * settings.block_queries, total), total)
@@ -83,18 +83,18 @@ def score_pairs(
     )
 
 
-def _check_runs(material: Material) -> None:
-    judged = material.judgements.query_hashes()
-    for name, run in material.runs.items():
+def _check_runs(inputs: MiningInputs) -> None:
+    judged = inputs.judgements.query_hashes()
+    for name, run in inputs.runs.items():
         if not np.isin(run.query_hashes(), judged).any():
             raise NegativesError(
-                f"source '{name}' ranks none of the {material.judgements.queries} judged queries; "
+                f"source '{name}' ranks none of the {inputs.judgements.queries} judged queries; "
                 "give a run over the queries of this split"
             )
 
 
-def _blocks(material: Material, *, size: int, skip: int) -> Iterator[list[Query]]:
-    judged = (q for q in material.queries() if material.judgements.of(q.id) is not None)
+def _blocks(inputs: MiningInputs, *, size: int, skip: int) -> Iterator[list[Query]]:
+    judged = (q for q in inputs.queries() if inputs.judgements.of(q.id) is not None)
     left = itertools.islice(judged, skip * size, None)
     while block := list(itertools.islice(left, size)):
         yield block
@@ -102,7 +102,7 @@ def _blocks(material: Material, *, size: int, skip: int) -> Iterator[list[Query]
 
 def _mine_block(
     block: Sequence[Query],
-    material: Material,
+    inputs: MiningInputs,
     *,
     settings: MiningSettings,
     statistics: Statistics,
@@ -110,18 +110,18 @@ def _mine_block(
     works = [
         work
         for query in block
-        if (work := _begin(query, material, settings=settings, statistics=statistics)) is not None
+        if (work := _begin(query, inputs, settings=settings, statistics=statistics)) is not None
     ]
-    if material.teacher is not None:
-        _score(works, material, settings=settings, statistics=statistics)
-    lines = [_finish(work, material, settings=settings, statistics=statistics) for work in works]
+    if inputs.teacher is not None:
+        _score(works, inputs, settings=settings, statistics=statistics)
+    lines = [_finish(work, inputs, settings=settings, statistics=statistics) for work in works]
     return b"".join(lines)
 
 
 def _begin(
-    query: Query, material: Material, *, settings: MiningSettings, statistics: Statistics
-) -> QueryWork | None:
-    judged = material.judgements.of(query.id)
+    query: Query, inputs: MiningInputs, *, settings: MiningSettings, statistics: Statistics
+) -> QueryState | None:
+    judged = inputs.judgements.of(query.id)
     assert judged is not None
     rows, grades = judged
     # Each once, in the order of the judgements.
@@ -132,16 +132,16 @@ def _begin(
     statistics.queries += 1
     rankings = {}
     for source in settings.sources:
-        ranking = material.runs[source.name].ranking(query.id, depth=source.last_rank)
+        ranking = inputs.runs[source.name].ranking(query.id, depth=source.range_max)
         if ranking is not None:
             rankings[source.name] = ranking
     candidates = find_candidates(
         query.id,
         positives=positives,
-        banned=material.corpus.rows_of([query.id] if query.id in material.own else []),
+        banned=inputs.corpus.rows_of([query.id] if query.id in inputs.own else []),
         rankings=rankings,
         sources=settings.sources,
-        corpus=material.corpus,
+        corpus=inputs.corpus,
         seed=settings.seed,
     )
     for name in rankings:
@@ -149,50 +149,52 @@ def _begin(
         counts.queries += 1
         counts.candidates += len(candidates.sources[name].order)
         counts.blocked += candidates.sources[name].blocked
-    return QueryWork(query=query, positives=positives, candidates=candidates, positive_scores=[])
+    return QueryState(query=query, positives=positives, candidates=candidates, positive_scores=[])
 
 
 def _score(
-    works: Sequence[QueryWork],
-    material: Material,
+    works: Sequence[QueryState],
+    inputs: MiningInputs,
     *,
     settings: MiningSettings,
     statistics: Statistics,
 ) -> None:
-    """Score positives, then as many candidates as it takes to fill every quota with kept ones."""
-    teacher = material.teacher
+    """Score positives, then candidates until each source has enough kept ones."""
+    teacher = inputs.teacher
     assert teacher is not None
     pairs = [(work.query, row) for work in works for row in work.positives]
-    scores = iter(score_pairs(teacher, pairs, rows=material.passages))
+    scores = iter(score_pairs(teacher, pairs, rows=inputs.passages))
     for work in works:
         work.positive_scores = list(itertools.islice(scores, len(work.positives)))
-        if settings.cleaning.percent is not None and work.reference(settings) <= 0:
-            statistics.percent_not_applied += 1
-    quotas = {source.name: source.quota for source in settings.sources}
+        if settings.filtering.relative_margin is not None and work.reference(settings) <= 0:
+            statistics.margin_not_applied += 1
+    wanted_of = {source.name: source.num_negatives for source in settings.sources}
     while True:
-        wanted = [(work, text) for work in works for text in work.candidates.wanted(quotas)]
+        wanted = [(work, text) for work in works for text in work.candidates.wanted(wanted_of)]
         if not wanted:
             return
         pairs = [(work.query, work.candidates.row_of(text)) for work, text in wanted]
-        scored = score_pairs(teacher, pairs, rows=material.passages)
+        scored = score_pairs(teacher, pairs, rows=inputs.passages)
         for (work, text), score in zip(wanted, scored, strict=True):
             work.candidates.scores[text] = score
             reason = removal_reason(
-                score, positive=work.reference(settings), settings=settings.cleaning
+                score, positive=work.reference(settings), settings=settings.filtering
             )
             if reason is not None:
                 work.candidates.dropped[text] = reason
-                count_dropped(work, text, material, settings=settings, statistics=statistics)
+                count_dropped(work, text, inputs, settings=settings, statistics=statistics)
 
 
 def _finish(
-    work: QueryWork, material: Material, *, settings: MiningSettings, statistics: Statistics
+    work: QueryState, inputs: MiningInputs, *, settings: MiningSettings, statistics: Statistics
 ) -> bytes:
-    candidates, corpus = work.candidates, material.corpus
+    candidates, corpus = work.candidates, inputs.corpus
     texts = settings.output == "tevatron"
     negatives: list[Negative] = []
     reference = work.reference(settings) if work.positive_scores else 0.0
-    for text in candidates.chosen({source.name: source.quota for source in settings.sources}):
+    for text in candidates.chosen(
+        {source.name: source.num_negatives for source in settings.sources}
+    ):
         row = candidates.row_of(text)
         found = candidates.sources_of(text)
         score = candidates.scores.get(text)
@@ -201,7 +203,7 @@ def _finish(
                 id=corpus.ids[row],
                 sources=found,
                 teacher=score,
-                passage=material.passages.at(row) if texts else None,
+                passage=inputs.passages.at(row) if texts else None,
             )
         )
         count_negative(
@@ -225,6 +227,6 @@ def _finish(
         positives=[corpus.ids[row] for row in work.positives],
         positive_teacher=work.positive_scores,
         negatives=negatives,
-        positive_passages=[material.passages.at(row) for row in work.positives] if texts else [],
+        positive_passages=[inputs.passages.at(row) for row in work.positives] if texts else [],
     )
     return format_record(mined, output=settings.output)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dptdr.errors import NegativesError
-from dptdr.mining.counting import Material
+from dptdr.mining.counting import MiningInputs
 from dptdr.mining.false_negatives import reference_score, removal_reason
 from dptdr.mining.pipeline import score_pairs
 from dptdr.mining.selection import find_candidates
@@ -57,7 +57,7 @@ class RemovalQuality:
         }
 
 
-def measure_removal(material: Material, settings: MiningSettings) -> RemovalQuality:
+def measure_removal(inputs: MiningInputs, settings: MiningSettings) -> RemovalQuality:
     """Hide all positives but one of each query, and see which of the others the bounds remove.
 
     The best judged passage (the first of the highest grade) is the known positive, as in training
@@ -65,17 +65,17 @@ def measure_removal(material: Material, settings: MiningSettings) -> RemovalQual
     relevant where its grade is at least the least grade of a positive.
 
     Args:
-        material: What would be mined from; the judgements are graded.
+        inputs: What would be mined from; the judgements are graded.
 
     Raises:
         NegativesError: If there is no teacher, or no judged candidate at all.
     """
-    if material.teacher is None:
+    if inputs.teacher is None:
         raise NegativesError("measuring the removal needs a teacher")
     quality = RemovalQuality()
-    judged = (q for q in material.queries() if material.judgements.of(q.id) is not None)
+    judged = (q for q in inputs.queries() if inputs.judgements.of(q.id) is not None)
     while block := list(itertools.islice(judged, settings.block_queries)):
-        _measure_block(block, material, settings=settings, quality=quality)
+        _measure_block(block, inputs, settings=settings, quality=quality)
     if quality.queries == 0:
         raise NegativesError(
             "no judged passage is among the candidates, so the removal cannot be measured; give a "
@@ -86,7 +86,7 @@ def measure_removal(material: Material, settings: MiningSettings) -> RemovalQual
 
 def _measure_block(
     block: Sequence[Query],
-    material: Material,
+    inputs: MiningInputs,
     *,
     settings: MiningSettings,
     quality: RemovalQuality,
@@ -94,29 +94,29 @@ def _measure_block(
     known: list[tuple[Query, int]] = []
     judged: list[list[tuple[int, int]]] = []
     for query in block:
-        found = _judged_candidates(query, material, settings=settings)
+        found = _judged_candidates(query, inputs, settings=settings)
         if found is not None:
             known.append((query, found[0]))
             judged.append(found[1])
-    assert material.teacher is not None
-    positives = score_pairs(material.teacher, known, rows=material.passages)
+    assert inputs.teacher is not None
+    positives = score_pairs(inputs.teacher, known, rows=inputs.passages)
     pairs = [
         (query, row) for (query, _), rows in zip(known, judged, strict=True) for row, _ in rows
     ]
-    scores = iter(score_pairs(material.teacher, pairs, rows=material.passages))
+    scores = iter(score_pairs(inputs.teacher, pairs, rows=inputs.passages))
     for positive, rows in zip(positives, judged, strict=True):
         quality.queries += 1
         reference = reference_score([positive], which="mean")
         for (_, grade), score in zip(rows, scores, strict=False):
-            reason = removal_reason(score, positive=reference, settings=settings.cleaning)
+            reason = removal_reason(score, positive=reference, settings=settings.filtering)
             _count(quality, grade, relevant=grade >= settings.min_grade, dropped=reason is not None)
 
 
 def _judged_candidates(
-    query: Query, material: Material, *, settings: MiningSettings
+    query: Query, inputs: MiningInputs, *, settings: MiningSettings
 ) -> tuple[int, list[tuple[int, int]]] | None:
     """Return the known positive's row, and rows and grades of judged candidates."""
-    found = material.judgements.of(query.id)
+    found = inputs.judgements.of(query.id)
     assert found is not None
     rows, grades = found
     held = rows >= 0
@@ -126,7 +126,7 @@ def _judged_candidates(
     known = int(rows[int(np.argmax(grades))])
     rankings = {}
     for source in settings.sources:
-        ranking = material.runs[source.name].ranking(query.id, depth=source.last_rank)
+        ranking = inputs.runs[source.name].ranking(query.id, depth=source.range_max)
         if ranking is not None:
             rankings[source.name] = ranking
     candidates = find_candidates(
@@ -134,14 +134,14 @@ def _judged_candidates(
         positives=[known],
         rankings=rankings,
         sources=settings.sources,
-        corpus=material.corpus,
+        corpus=inputs.corpus,
         seed=settings.seed,
     )
     texts = {text for hits in candidates.sources.values() for text in hits.order}
     pairs = [
         (int(row), int(grade))
         for row, grade in zip(rows, grades, strict=True)
-        if int(material.corpus.text_hashes[row]) in texts
+        if int(inputs.corpus.text_hashes[row]) in texts
     ]
     return (known, pairs) if pairs else None
 

@@ -58,15 +58,15 @@ class Candidates:
     scores: dict[int, float] = field(default_factory=dict)
     dropped: dict[int, str] = field(default_factory=dict)
 
-    def wanted(self, quotas: Mapping[str, int]) -> list[int]:
-        """Return the texts that have to be scored before every quota can be filled.
+    def wanted(self, num_negatives: Mapping[str, int]) -> list[int]:
+        """Return the texts that have to be scored before each source has its negatives.
 
         Returns:
             Texts without a score, each once; empty where the choice is settled.
         """
         wanted: dict[int, None] = {}
         for source, hits in self.sources.items():
-            room = quotas[source]
+            room = num_negatives[source]
             for text in hits.order:
                 if room == 0:
                     break
@@ -77,8 +77,8 @@ class Candidates:
                     wanted[text] = None
         return list(wanted)
 
-    def chosen(self, quotas: Mapping[str, int]) -> list[int]:
-        """Return the negatives: each source's quota, united.
+    def chosen(self, num_negatives: Mapping[str, int]) -> list[int]:
+        """Return the negatives: those of all sources, united.
 
         Returns:
             Texts by best rank over all sources; equal ranks by corpus row.
@@ -88,7 +88,7 @@ class Candidates:
             order = hits.order
             if self.dropped:
                 order = [text for text in order if text not in self.dropped]
-            taken.update(order[: quotas[source]])
+            taken.update(order[: num_negatives[source]])
         return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
 
     def row_of(self, text: int) -> int:
@@ -139,7 +139,7 @@ def find_candidates(
         texts = corpus.text_hashes[ranking.rows]
         forbidden = np.isin(texts, positive_texts)
         hits = np.flatnonzero(forbidden)
-        window = slice(source.first_rank - 1, source.last_rank)
+        window = slice(source.range_min - 1, source.range_max)
         free = ~(forbidden | np.isin(texts, banned_texts))[window]
         order = sampling_order(
             texts[window][free],

@@ -1,7 +1,7 @@
-"""What to mine: sources, cleaning, and how their options are written."""
+"""What to mine: sources, false-negative filtering, and how their options are written."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -13,79 +13,68 @@ PositiveScore = Literal["min", "mean", "max"]
 OutputFormat = Literal["dptdr", "tevatron"]
 Kind = Literal["bm25", "backbone", "task", "run"]
 
-_OPTIONS = ("ranks", "quota", "sampling", "name")
+BOUNDS = ("max_score", "absolute_margin", "relative_margin")
+_FORMER_OPTIONS = ("ranks", "quota")
+_OPTIONS = ("range_min", "range_max", "num_negatives", "sampling", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """One source of candidates.
-
-    Attributes:
-        name: How the source is called in the output; unique.
-        kind: What ranks.
-        value: Task folder, backbone name, run file, or BM25's language.
-        first_rank: Best rank that is taken, from 1.
-        last_rank: Worst rank that is taken.
-        quota: Negatives per query from this source, at most.
-        sampling: ``top``: best ranks first; ``uniform``: any of the window alike; ``score``:
-            higher scores more likely.
-    """
+    """One source of candidates."""
 
     name: str
+    """How the source is called in the output; unique."""
     kind: Kind
     value: str = ""
-    first_rank: int = 1
-    last_rank: int = 200
-    quota: int = 30
+    """Task folder, backbone name, run file, or BM25's language."""
+    range_min: int = 1
+    """Best rank that is taken, counted from 1."""
+    range_max: int = 200
+    """Worst rank that is taken."""
+    num_negatives: int = 30
+    """Maximum number of negatives for a query from this source."""
     sampling: Sampling = "top"
+    """``top``: best ranks first; ``uniform``: any of the range; ``score``: by higher scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleaningSettings:
-    """When a candidate is taken for a false negative, by a teacher's scores.
+class FilteringSettings:
+    """When a teacher's score makes a candidate a false negative; ``None`` is no bound."""
 
-    Attributes:
-        drop_above: Drop candidates that score at least this; None for no such bound.
-        margin: Drop candidates that score above the positive minus this; None for no such bound.
-        percent: Drop candidates that score above this percentage of the positive's score; None
-            for no such bound. Where the positive's score is not above 0, it does not apply.
-        positive_score: Which of several positives counts.
-    """
-
-    drop_above: float | None = None
-    margin: float | None = None
-    percent: float | None = None
+    max_score: float | None = None
+    """Drop candidates that score at least this."""
+    absolute_margin: float | None = None
+    """Drop candidates that score above the positive minus this."""
+    relative_margin: float | None = None
+    """Drop candidates that score above the positive times 1 minus this, if that is above 0."""
     positive_score: PositiveScore = "mean"
+    """Which of several positives counts."""
 
     @property
     def drops(self) -> bool:
         """Whether any bound is set."""
-        return any(bound is not None for bound in (self.drop_above, self.margin, self.percent))
+        return any(getattr(self, name) is not None for name in BOUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningSettings:
-    """One mining.
-
-    Attributes:
-        sources: Where candidates come from.
-        cleaning: Bounds for false negatives; they need a teacher.
-        seed: Seed of the sampling.
-        min_grade: Least grade of a positive.
-        output: Layout of the file that is written.
-        block_queries: Queries between two states on disk: what a kill loses at most.
-    """
+    """One mining."""
 
     sources: tuple[SourceSettings, ...]
-    cleaning: CleaningSettings = CleaningSettings()
+    filtering: FilteringSettings = FilteringSettings()
     seed: int = 0
     min_grade: int = 1
+    """Minimum grade of a positive."""
     output: OutputFormat = "dptdr"
     block_queries: int = 256
+    """Queries between two states on disk: what a kill loses at most."""
 
 
-def parse_source(text: str, *, depth: int, quota: int) -> SourceSettings:
-    """Read one ``--source``: ``KIND[:VALUE][,ranks=A-B][,quota=N][,sampling=S][,name=X]``.
+def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSettings:
+    """Read one ``--source``: ``KIND[:VALUE][,OPTION=VALUE ...]``.
+
+    Options are those of :class:`SourceSettings`, by default the two given here; ``ranks=A-B`` and
+    ``quota=N`` of version 0.1.0 are understood.
 
     Raises:
         ConfigError: If anything in it is wrong; says what is expected.
@@ -95,36 +84,36 @@ def parse_source(text: str, *, depth: int, quota: int) -> SourceSettings:
     if kind not in get_args(Kind) or (kind != "bm25" and not value):
         raise ConfigError(
             f"source '{text}': expected bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or "
-            "run:FILE, then options such as ,ranks=10-200,quota=30,sampling=uniform,name=X"
+            "run:FILE, then options such as ,range_min=10,num_negatives=30,sampling=uniform,name=X"
         )
-    first, last = _ranks(options, text=text, depth=depth)
+    first = _number(options, "range_min", 1, text=text)
+    last = _number(options, "range_max", max(first, range_max), text=text)
+    if first > last:
+        raise ConfigError(f"source '{text}': expected range_min up to {last}, got {first}")
     sampling = options.get("sampling", "top")
     if sampling not in get_args(Sampling):
         raise ConfigError(f"source '{text}': expected sampling top, uniform or score")
-    count = options.get("quota", str(quota))
-    if not re.fullmatch("[0-9]+", count) or int(count) < 1:
-        raise ConfigError(f"source '{text}': expected a quota of at least 1, found '{count}'")
     # Names go into the output: where a folder lies must not change its bytes.
     short = {"task": Path(value).name, "run": Path(value).stem}.get(kind, value)
     name = options.get("name", f"{kind}:{short}" if short else kind)
     if not name:
-        raise ConfigError(f"source '{text}': expected a name, found nothing")
+        raise ConfigError(f"source '{text}': expected a name, got nothing")
     return SourceSettings(
         name=name,
         kind=cast(Kind, kind),
         value=value,
-        first_rank=first,
-        last_rank=last,
-        quota=int(count),
+        range_min=first,
+        range_max=last,
+        num_negatives=_number(options, "num_negatives", num_negatives, text=text),
         sampling=cast(Sampling, sampling),
     )
 
 
-def check_sources(sources: list[SourceSettings]) -> None:
-    """Refuse no source, and names that stand twice.
+def check_sources(sources: Sequence[SourceSettings]) -> None:
+    """Refuse no source, and two of one name.
 
     Raises:
-        ConfigError: If there is none, or two have one name.
+        ConfigError: If it is so.
     """
     if not sources:
         raise ConfigError("expected at least one --source, such as --source bm25")
@@ -136,41 +125,50 @@ def check_sources(sources: list[SourceSettings]) -> None:
         )
 
 
-def check_cleaning(cleaning: CleaningSettings) -> None:
+def check_filtering(filtering: FilteringSettings) -> None:
     """Refuse bounds that make no sense.
 
     Raises:
         ConfigError: If a bound is out of range.
     """
-    if cleaning.percent is not None and not 0 < cleaning.percent <= 100:
-        raise ConfigError(
-            f"expected a percentage of the positive's score from 0 to 100, got {cleaning.percent}"
-        )
-    for name in ("drop_above", "margin", "percent"):
-        value = getattr(cleaning, name)
+    for name in BOUNDS:
+        value = getattr(filtering, name)
         if value is not None and value != value:
-            raise ConfigError(f"expected a number as {name.replace('_', ' ')}, got nan")
+            raise ConfigError(f"{name}: expected a number, got nan")
+    margin = filtering.relative_margin
+    if margin is not None and not 0 <= margin < 1:
+        raise ConfigError(
+            f"relative_margin: expected a share of the positive's score from 0 to below 1, got "
+            f"{margin}"
+        )
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
     # Only known options end the value: a file's name may hold commas and equal signs.
-    parts = re.split(f",(?=(?:{'|'.join(_OPTIONS)})=)", text)
+    head, *parts = re.split(f",(?=(?:{'|'.join(_OPTIONS + _FORMER_OPTIONS)})=)", text)
     options: dict[str, str] = {}
-    for part in parts[1:]:
+    for part in parts:
         key, _, value = part.partition("=")
-        if key in options:
-            raise ConfigError(f"source '{text}': {key} stands twice")
-        options[key] = value
-    return parts[0], options
+        named = {key: value}
+        if key == "quota":
+            named = {"num_negatives": value}
+        elif key == "ranks":
+            window = re.fullmatch("([0-9]+)-([0-9]+)", value)
+            if not window:
+                raise ConfigError(
+                    f"source '{text}': expected ranks as FIRST-LAST counted from 1, such as "
+                    f"10-200, got '{value}'"
+                )
+            named = {"range_min": window[1], "range_max": window[2]}
+        for name, given in named.items():
+            if name in options:
+                raise ConfigError(f"source '{text}': {name} is given twice")
+            options[name] = given
+    return head, options
 
 
-def _ranks(options: Mapping[str, str], *, text: str, depth: int) -> tuple[int, int]:
-    window = options.get("ranks", f"1-{depth}")
-    match = re.fullmatch("([0-9]+)-([0-9]+)", window)
-    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= first <= last:
-        raise ConfigError(
-            f"source '{text}': expected ranks as FIRST-LAST counted from 1, such as 10-200, "
-            f"found '{window}'"
-        )
-    return first, last
+def _number(options: Mapping[str, str], name: str, default: int, *, text: str) -> int:
+    given = options.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", given) or int(given) < 1:
+        raise ConfigError(f"source '{text}': expected {name} of at least 1, got '{given}'")
+    return int(given)

@@ -35,7 +35,7 @@ class Machine(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Workshop:
+class MiningContext:
     """Where runs are made from one data folder and one split.
 
     Attributes:
@@ -76,7 +76,7 @@ class Workshop:
         depths: dict[tuple[str, str], int] = {}
         for source in sources:
             key = (source.kind, source.value)
-            depths[key] = max(depths.get(key, 0), source.last_rank)
+            depths[key] = max(depths.get(key, 0), source.range_max)
         made = {key: self._run(*key, depth=depth, split=split) for key, depth in depths.items()}
         return {source.name: made[source.kind, source.value] for source in sources}
 
@@ -253,7 +253,7 @@ def load_source(kind: str, value: str, *, machine: Machine, encoders: "Encoders"
     return encoders[kind, value]
 
 
-def open_workshop(
+def open_context(
     folder: "BeirFolder",
     *,
     split: str,
@@ -262,7 +262,7 @@ def open_workshop(
     machine: Machine,
     show: Callable[[str], Any],
     corpus: "CorpusTable | None" = None,
-) -> Workshop:
+) -> MiningContext:
     """Read corpus and judgements once.
 
     Args:
@@ -286,7 +286,7 @@ def open_workshop(
         with show("read the corpus") as on_progress:
             corpus = CorpusTable.build(folder.passages(), on_progress=on_progress)
     triples = (judgement for _, judgement in judgements(folder.qrels_path(split)))
-    return Workshop(
+    return MiningContext(
         folder=folder,
         fingerprint=folder.fingerprint(),
         corpus_fingerprint=sha256_file(folder.corpus_path),

@@ -95,7 +95,7 @@ class Statistics:
         without_negative: Queries that no negative was found for.
         without_negative_example: The first of them.
         negatives: Negatives written.
-        percent_not_applied: Queries whose positive's score is not above 0, so that a percentage
+        margin_not_applied: Queries whose positive's score is not above 0, so that a share
             of it bounds nothing.
         sources: Source name to its counts.
         overlap: Pairs of sources, as ``a|b`` in the order of the sources, to the number of chosen
@@ -113,7 +113,7 @@ class Statistics:
     without_negative: int = 0
     without_negative_example: str = ""
     negatives: int = 0
-    percent_not_applied: int = 0
+    margin_not_applied: int = 0
     sources: dict[str, SourceCounts] = field(default_factory=dict)
     overlap: dict[str, int] = field(default_factory=dict)
     negative_characters: BottomSample = field(default_factory=lambda: BottomSample(SAMPLE_SIZE))
@@ -189,8 +189,8 @@ def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
         if counts.candidates == 0:
             found = "only positives" if counts.blocked else "nothing"
             lines.append(
-                f"source '{source.name}' finds {found} at ranks {source.first_rank} to "
-                f"{source.last_rank}; widen its ranks or leave it out"
+                f"source '{source.name}' finds {found} at ranks {source.range_min} to "
+                f"{source.range_max}; widen its ranks or leave it out"
             )
     if statistics.without_negative:
         lines.append(
@@ -202,10 +202,10 @@ def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
             f"{statistics.without_positive:,} judged queries have no positive in the corpus and "
             "are left out"
         )
-    if statistics.percent_not_applied:
+    if statistics.margin_not_applied:
         lines.append(
-            f"{statistics.percent_not_applied:,} queries have a positive that the teacher scores "
-            "at 0 or below: a percentage bounds nothing there, a margin would"
+            f"{statistics.margin_not_applied:,} queries have a positive that the teacher scores "
+            "at 0 or below: relative_margin bounds nothing there, absolute_margin would"
         )
     return lines
 

@@ -113,7 +113,7 @@ def test_the_same_mining_again_is_complete_and_another_one_is_refused(data, tmp_
     assert f"{out}: complete, nothing to do" in again.output
     assert again.stdout.splitlines() == first.stdout.splitlines()
     assert encoder.passages == encoded
-    words = r"settings differ .*seed: was 0, is 3; sources.*quota: was 1, is 2"
+    words = r"settings differ .*seed: was 0, is 3; sources.*num_negatives: was 1, is 2"
     other = _invoke(data, "--source", "backbone:minilm,quota=2", "--seed", "3", "--out", out)
     assert isinstance(other.exception, OutputError)
     assert re.search(words, str(other.exception))
@@ -153,7 +153,7 @@ def test_mine_drops_by_a_teacher_and_measures_it_on_judged_data(data, tmp_path, 
     # Known: p4. Hidden: p3, without the word, so kept. Other: p1, kept.
     assert report["removal"]["recall"] == 0.0
     assert report["removal"]["judged_candidates"] == 2
-    assert report["dropped"]["backbone:minilm"]["above"] > 0
+    assert report["dropped"]["backbone:minilm"]["max_score"] > 0
     assert {example["reason"] for example in report["dropped_examples"]} == {"above"}
 
 

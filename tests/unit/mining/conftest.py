@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dptdr.mining.corpus import CorpusTable, JudgementTable
-from dptdr.mining.counting import Material
+from dptdr.mining.counting import MiningInputs
 from dptdr.mining.runtable import RunTableWriter
 from dptdr.mining.settings import SourceSettings
 from dptdr.records import Passage, Query
@@ -59,7 +59,7 @@ class World:
                 for query, rows in rankings.items()
             )
             tables[name] = writer.finish()
-        self.material = Material(
+        self.inputs = MiningInputs(
             queries=lambda: iter([*self.queries, Query("unjudged", "x")]),
             judgements=JudgementTable.build(triples, corpus=self.corpus),
             corpus=self.corpus,

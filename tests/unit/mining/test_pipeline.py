@@ -1,4 +1,4 @@
-"""Mining: union, provenance, cleaning, going on after a kill, and what is refused."""
+"""Mining: union, provenance, filtering, going on after a kill, and what is refused."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from dptdr.errors import NegativesError, OutputError
 from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
-from dptdr.mining.settings import CleaningSettings, MiningSettings
+from dptdr.mining.settings import FilteringSettings, MiningSettings
 from dptdr.mining.statistics import warnings_of
 
 TEXTS = ["zero", "one", "two", "Two ", "four", "ONE", "six", "seven"]
@@ -16,7 +16,7 @@ TEXTS = ["zero", "one", "two", "Two ", "four", "ONE", "six", "seven"]
 
 def _mine(world, tmp_path, settings, **changes):
     arguments = {"out": tmp_path / "out.jsonl", "work": tmp_path / "work"}
-    statistics = mine(world.material, settings, **{**arguments, **changes})
+    statistics = mine(world.inputs, settings, **{**arguments, **changes})
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], statistics
 
@@ -63,8 +63,8 @@ def test_mine_takes_rank_windows_and_quotas_of_each_source(world, source, tmp_pa
     )
     settings = MiningSettings(
         sources=(
-            source("a", first_rank=3, last_rank=5, quota=2),
-            source("b", first_rank=1, last_rank=10, quota=1),
+            source("a", range_min=3, range_max=5, num_negatives=2),
+            source("b", range_min=1, range_max=10, num_negatives=1),
         )
     )
     records, _ = _mine(made, tmp_path, settings)
@@ -86,17 +86,21 @@ def test_mine_fills_quotas_from_further_down_where_the_teacher_drops(
         teacher=teacher,
     )
     settings = MiningSettings(
-        sources=(source("bm25", quota=2),), cleaning=CleaningSettings(margin=0.2)
+        sources=(source("bm25", num_negatives=2),), filtering=FilteringSettings(absolute_margin=0.2)
     )
     records, statistics = _mine(made, tmp_path, settings)
     assert [(n["id"], n["teacher"]) for n in records[0]["negatives"]] == [("p4", 0.5), ("p6", 0.0)]
     assert records[0]["positive_teacher"] == [0.9]
     # First the positive, then the quota, then one at a time; row 1 is never looked at.
     assert teacher.asked == [("q", 0), ("q", 7), ("q", 4), ("q", 2), ("q", 6)]
-    assert statistics.sources["bm25"].dropped == {"margin": 2}
+    assert statistics.sources["bm25"].dropped == {"absolute_margin": 2}
     (first, second) = statistics.examples.values()
     assert {first["dropped_id"], second["dropped_id"]} == {"p7", "p2"}
-    assert (first["query"], first["positive"], first["reason"]) == ("text of q", "zero", "margin")
+    assert (first["query"], first["positive"], first["reason"]) == (
+        "text of q",
+        "zero",
+        "absolute_margin",
+    )
 
 
 def test_mine_keeps_all_with_scores_where_no_bound_is_set(world, source, make_teacher, tmp_path):
@@ -121,8 +125,11 @@ def _many(world, source, teacher=None):
         teacher=teacher,
     )
     settings = MiningSettings(
-        sources=(source("a", sampling="score", quota=6), source("b", sampling="uniform", quota=5)),
-        cleaning=CleaningSettings(percent=90.0) if teacher else CleaningSettings(),
+        sources=(
+            source("a", sampling="score", num_negatives=6),
+            source("b", sampling="uniform", num_negatives=5),
+        ),
+        filtering=FilteringSettings(relative_margin=0.1) if teacher else FilteringSettings(),
         block_queries=8,
     )
     return made, settings
@@ -140,7 +147,7 @@ def test_mine_goes_on_after_a_kill_with_the_same_bytes_and_counts(
     expected = (tmp_path / "out.jsonl").read_bytes()
 
     failing = make_teacher(_teacher_scores(), fail_at=300)
-    broken = replace(made.material, teacher=failing)
+    broken = replace(made.inputs, teacher=failing)
     arguments = {"work": tmp_path / "second"}
     out = tmp_path / "again.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +160,7 @@ def test_mine_goes_on_after_a_kill_with_the_same_bytes_and_counts(
         handle.write(b'{"query_id": "half a li')
 
     rest = make_teacher(_teacher_scores())
-    resumed = mine(replace(made.material, teacher=rest), settings, out=out, **arguments)
+    resumed = mine(replace(made.inputs, teacher=rest), settings, out=out, **arguments)
     assert out.read_bytes() == expected
     assert resumed.as_json() == whole.as_json()
     assert not any(query in {"q0", "q1", "q2", "q3"} for query, _ in rest.asked)
@@ -163,11 +170,11 @@ def test_mine_refuses_to_go_on_with_damaged_bytes(world, source, make_teacher, t
     made, settings = _many(world, source, make_teacher(_teacher_scores(), fail_at=300))
     arguments = {"out": tmp_path / "o", "work": tmp_path / "w"}
     with pytest.raises(KeyboardInterrupt):
-        mine(made.material, settings, **arguments)
+        mine(made.inputs, settings, **arguments)
     damaged = (tmp_path / "w" / "mined.jsonl").read_bytes()
     (tmp_path / "w" / "mined.jsonl").write_bytes(damaged.replace(b"p1", b"pX"))
     with pytest.raises(NegativesError, match="its bytes are not those that were written"):
-        mine(made.material, settings, **arguments)
+        mine(made.inputs, settings, **arguments)
     assert not (tmp_path / "o").exists()
 
 
@@ -176,7 +183,7 @@ def test_a_full_disk_while_mining_is_one_error_that_names_the_file(world, source
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "other").touch()
     with pytest.raises(OutputError, match=r"/o: cannot be written \("):
-        mine(made.material, settings, out=tmp_path / "o", work=tmp_path / "w")
+        mine(made.inputs, settings, out=tmp_path / "o", work=tmp_path / "w")
 
 
 def test_mine_gives_other_draws_for_another_seed_and_the_same_whatever_the_blocks(
@@ -198,7 +205,7 @@ def test_mine_reports_sources_without_candidates_and_queries_without_negatives(
         judgements={"q": {"p1": 1}, "r": {"p2": 1}, "gone": {"p99": 1}, "zero": {"p1": 0}},
         runs={"a": {"q": [1, 5], "r": [2]}, "b": {"q": [0]}, "c": {"q": []}},
     )
-    sources = (source("a", last_rank=9), source("b"), source("c"))
+    sources = (source("a", range_max=9), source("b"), source("c"))
     settings = MiningSettings(sources=sources)
     records, statistics = _mine(made, tmp_path, settings)
     assert [(r["query_id"], len(r["negatives"])) for r in records] == [("q", 1), ("r", 0)]
@@ -252,9 +259,9 @@ def test_measure_removal_counts_hidden_positives_that_were_dropped(world, source
         teacher=teacher,
     )
     settings = MiningSettings(
-        sources=(source("a"),), cleaning=CleaningSettings(percent=95.0), min_grade=2
+        sources=(source("a"),), filtering=FilteringSettings(relative_margin=0.05), min_grade=2
     )
-    found = measure_removal(made.material, settings).as_json()
+    found = measure_removal(made.inputs, settings).as_json()
     assert (found["precision"], found["recall"]) == (0.5, 0.5)
     assert (found["judged_candidates"], found["false_negatives"], found["queries"]) == (4, 2, 1)
     assert found["by_grade"] == {
@@ -267,8 +274,8 @@ def test_measure_removal_counts_hidden_positives_that_were_dropped(world, source
 def test_measure_removal_says_why_it_cannot(world, source, make_teacher):
     arguments = {"texts": TEXTS, "judgements": {"q": {"p0": 1}}, "runs": {"a": {"q": [4]}}}
     settings = MiningSettings(sources=(source("a"),))
-    material = world(**arguments).material
+    inputs = world(**arguments).inputs
     with pytest.raises(NegativesError, match="needs a teacher"):
-        measure_removal(material, settings)
+        measure_removal(inputs, settings)
     with pytest.raises(NegativesError, match="no judged passage is among the candidates"):
-        measure_removal(replace(material, teacher=make_teacher({})), settings)
+        measure_removal(replace(inputs, teacher=make_teacher({})), settings)

@@ -22,8 +22,9 @@ def report():
         negatives=5,
         sources={
             "bm25": SourceCounts(
-                queries=2, candidates=9, blocked=2, dropped={"margin": 3}, negatives=4, alone=2,
-                above_positive=1, with_positive=4, ranks=[1, 3, 0, 0, 0, 0, 0, 0],
+                queries=2, candidates=9, blocked=2, dropped={"absolute_margin": 3},
+                negatives=4, alone=2, above_positive=1, with_positive=4,
+                ranks=[1, 3, 0, 0, 0, 0, 0, 0],
             ),
             "own": SourceCounts(queries=2, candidates=4, negatives=3, alone=1),
         },
@@ -37,8 +38,8 @@ def report():
         "x",
         lambda: {
             "query_id": "q", "query": "what\nis", "positive": "good", "dropped_id": "p7",
-            "dropped": "as good", "teacher": 0.8, "positive_teacher": 0.9, "reason": "margin",
-            "sources": {"bm25": 3},
+            "dropped": "as good", "teacher": 0.8, "positive_teacher": 0.9,
+            "reason": "absolute_margin", "sources": {"bm25": 3},
         },
     )  # fmt: skip
     sources = tuple(SourceSettings(name=name, kind="run", value=name) for name in ("bm25", "own"))
@@ -48,7 +49,7 @@ def report():
 def test_report_counts_overlap_dropped_and_hardness(report):
     assert report["negatives_per_query"] == 2.5
     assert report["overlap"] == [{"sources": ["bm25", "own"], "shared": 2, "jaccard": 2 / 5}]
-    assert report["dropped"]["bm25"] == {"total": 3, "margin": 3}
+    assert report["dropped"]["bm25"] == {"total": 3, "absolute_margin": 3}
     assert report["hardness"]["above_positive"] == {"bm25": 0.25, "own": None}
     assert report["hardness"]["teacher_margin"]["p50"] == pytest.approx(0.7)
     assert report["hardness"]["teacher_share"]["p50"] == pytest.approx(0.2 / 0.9)
@@ -73,7 +74,7 @@ def test_files_hold_examples_to_read_and_the_same_plot_each_time(report, tmp_pat
     write_mining_report(tmp_path / "b", report)
     text = (tmp_path / "a" / "report.md").read_text()
     assert "- query q: what is" in text
-    assert "dropped p7 (0.8, margin; bm25 rank 3): as good" in text
+    assert "dropped p7 (0.8, absolute_margin; bm25 rank 3): as good" in text
     assert (tmp_path / "a" / "report.png").read_bytes() == (
         tmp_path / "b" / "report.png"
     ).read_bytes()

@@ -5,28 +5,30 @@ import pytest
 from dptdr.errors import ConfigError
 from dptdr.mining.false_negatives import reference_score, removal_reason
 from dptdr.mining.settings import (
-    CleaningSettings,
+    FilteringSettings,
     SourceSettings,
-    check_cleaning,
+    check_filtering,
     check_sources,
     parse_source,
 )
 
 
 def test_parse_source_takes_defaults_and_options():
-    assert parse_source("bm25", depth=100, quota=7) == SourceSettings(
-        name="bm25", kind="bm25", last_rank=100, quota=7
+    assert parse_source("bm25", range_max=100, num_negatives=7) == SourceSettings(
+        name="bm25", kind="bm25", range_max=100, num_negatives=7
     )
-    text = "run:a,b=c.trec,ranks=10-200,quota=30,sampling=uniform"
-    assert parse_source(text, depth=100, quota=7) == SourceSettings(
+    expected = SourceSettings(
         name="run:a,b=c",
         kind="run",
         value="a,b=c.trec",
-        first_rank=10,
-        last_rank=200,
-        quota=30,
+        range_min=10,
+        range_max=200,
+        num_negatives=30,
         sampling="uniform",
     )
+    for options in ("range_min=10,range_max=200,num_negatives=30", "ranks=10-200,quota=30"):
+        text = f"run:a,b=c.trec,{options},sampling=uniform"
+        assert parse_source(text, range_max=100, num_negatives=7) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_parse_source_takes_defaults_and_options():
     ],
 )
 def test_parse_source_names_what_goes_into_the_output_without_folders(text, name):
-    assert parse_source(text, depth=1, quota=1).name == name
+    assert parse_source(text, range_max=1, num_negatives=1).name == name
 
 
 @pytest.mark.parametrize(
@@ -49,55 +51,57 @@ def test_parse_source_names_what_goes_into_the_output_without_folders(text, name
             "source 'bm52': expected bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or run:FILE",
         ),
         ("task:", "expected bm25, bm25:LANGUAGE, backbone:NAME"),
-        ("bm25,ranks=0-5", "expected ranks as FIRST-LAST counted from 1, .* found '0-5'"),
-        ("bm25,ranks=9-5", "found '9-5'"),
-        ("bm25,ranks=9", "found '9'"),
-        ("bm25,quota=0", "expected a quota of at least 1, found '0'"),
-        ("bm25,quota=many", "found 'many'"),
+        ("bm25,ranks=0-5", "expected range_min of at least 1, got '0'"),
+        ("bm25,range_min=9,range_max=5", "expected range_min up to 5, got 9"),
+        ("bm25,ranks=9", "expected ranks as FIRST-LAST counted from 1, .* got '9'"),
+        ("bm25,num_negatives=0", "expected num_negatives of at least 1, got '0'"),
+        ("bm25,quota=many", "expected num_negatives of at least 1, got 'many'"),
         ("bm25,sampling=best", "expected sampling top, uniform or score"),
-        ("bm25,quota=1,quota=2", "quota stands twice"),
-        ("bm25,name=", "expected a name, found nothing"),
+        ("bm25,quota=1,num_negatives=2", "num_negatives is given twice"),
+        ("bm25,name=", "expected a name, got nothing"),
     ],
 )
 def test_parse_source_says_what_is_wrong(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_source(text, depth=10, quota=10)
+        parse_source(text, range_max=10, num_negatives=10)
 
 
 def test_check_sources_refuses_none_and_equal_names():
     with pytest.raises(ConfigError, match="at least one --source"):
         check_sources([])
-    twice = [parse_source("bm25", depth=1, quota=1)] * 2
+    twice = [parse_source("bm25", range_max=1, num_negatives=1)] * 2
     with pytest.raises(ConfigError, match="two sources are called 'bm25'"):
         check_sources(twice)
 
 
-@pytest.mark.parametrize("percent", [0.0, -1.0, 101.0, float("nan")])
-def test_check_cleaning_refuses_percentages_out_of_range(percent):
-    with pytest.raises(ConfigError, match="from 0 to 100"):
-        check_cleaning(CleaningSettings(percent=percent))
+@pytest.mark.parametrize("margin", [1.0, -0.1, 95.0])
+def test_check_filtering_refuses_margins_out_of_range(margin):
+    with pytest.raises(ConfigError, match=r"relative_margin: .* from 0 to below 1, got"):
+        check_filtering(FilteringSettings(relative_margin=margin))
+    with pytest.raises(ConfigError, match="max_score: expected a number, got nan"):
+        check_filtering(FilteringSettings(max_score=float("nan")))
 
 
 @pytest.mark.parametrize(
     ("bounds", "score", "reason"),
     [
-        ({"drop_above": 0.5}, 0.5, "above"),
-        ({"drop_above": 0.5}, 0.49, None),
-        ({"margin": 0.25}, 0.5, None),
-        ({"margin": 0.25}, 0.51, "margin"),
-        ({"percent": 80.0}, 0.6, None),
-        ({"percent": 80.0}, 0.61, "percent"),
-        ({"drop_above": 0.7, "margin": 0.25}, 0.6, "margin"),
+        ({"max_score": 0.5}, 0.5, "max_score"),
+        ({"max_score": 0.5}, 0.49, None),
+        ({"absolute_margin": 0.25}, 0.5, None),
+        ({"absolute_margin": 0.25}, 0.51, "absolute_margin"),
+        ({"relative_margin": 0.2}, 0.6, None),
+        ({"relative_margin": 0.2}, 0.61, "relative_margin"),
+        ({"max_score": 0.7, "absolute_margin": 0.25}, 0.6, "absolute_margin"),
         ({}, 9.0, None),
     ],
 )
 def test_removal_reason_at_and_beside_the_bounds(bounds, score, reason):
-    settings = CleaningSettings(**bounds)
+    settings = FilteringSettings(**bounds)
     assert removal_reason(score, positive=0.75, settings=settings) == reason
 
 
-def test_a_percentage_of_a_score_that_is_not_above_0_bounds_nothing():
-    settings = CleaningSettings(percent=95.0)
+def test_a_share_of_a_score_that_is_not_above_0_bounds_nothing():
+    settings = FilteringSettings(relative_margin=0.05)
     assert removal_reason(5.0, positive=-1.0, settings=settings) is None
     assert removal_reason(5.0, positive=0.0, settings=settings) is None
 
