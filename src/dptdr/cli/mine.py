@@ -24,7 +24,8 @@ def command(
         list[str],
         typer.Option(
             help="bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or run:FILE; may be repeated. "
-            "Each may go on with ,range_min=10 ,num_negatives=30 ,sampling=top|uniform|score ,name=X."
+            "Each may go on with ,range_min=10 ,num_negatives=30 "
+            ",sampling=top|uniform|score ,name=X."
         ),
     ],
     out: Annotated[Path, typer.Option(help="JSON-lines file to write.")],

@@ -154,7 +154,7 @@ def test_mine_drops_by_a_teacher_and_measures_it_on_judged_data(data, tmp_path, 
     assert report["removal"]["recall"] == 0.0
     assert report["removal"]["judged_candidates"] == 2
     assert report["dropped"]["backbone:minilm"]["max_score"] > 0
-    assert {example["reason"] for example in report["dropped_examples"]} == {"above"}
+    assert {example["reason"] for example in report["dropped_examples"]} == {"max_score"}
 
 
 def test_mine_takes_scores_from_a_file_and_keeps_all_to_distil(data, tmp_path):
