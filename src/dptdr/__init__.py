@@ -13,6 +13,8 @@ The names below are loaded when they are first used, so that ``dptdr --help`` im
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dptdr.io.startup import collector_off
+
 if TYPE_CHECKING:
     from dptdr.api.encoding import encode as encode
     from dptdr.api.evaluation import compare as compare
@@ -58,7 +60,8 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     """Return a public name from its module."""
     if name in _HOMES:
-        return getattr(importlib.import_module(f"dptdr.{_HOMES[name]}"), name)
+        with collector_off():
+            return getattr(importlib.import_module(f"dptdr.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'dptdr' has no attribute '{name}'")
 
 

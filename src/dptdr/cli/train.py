@@ -121,6 +121,11 @@ def _said(task: "Task") -> str:
         f"{result.best_step}, {result.manifest.trained_parameters:,} trained parameters, "
         f"{size / 1e6:.2f} MB, {result.seconds:.0f} s of training"
     ]
+    if (stored := result.manifest.measures.get(f"stored dev {measure}")) is not None:
+        lines.append(
+            f"stored as {result.manifest.weights_dtype}: dev {measure} {stored:.4f} "
+            f"({stored - best:+.4f})"
+        )
     if best <= bare:
         lines.append(
             "warning: not better than the bare backbone on dev; give it more steps, more data, or "

@@ -10,6 +10,7 @@ from dptdr.errors import ConfigError
 MethodName = Literal["deep-prompt", "shallow-prompt", "lora", "bitfit", "full"]
 METHOD_NAMES: tuple[MethodName, ...] = ("deep-prompt", "shallow-prompt", "lora", "bitfit", "full")
 Sharing = Literal["tied", "untied", "query-only"]
+StorageDtype = Literal["float32", "float16", "bfloat16"]
 LoraTargets = Literal["attention", "feed-forward", "all"]
 PositionPolicy = Literal["unshifted", "shifted"]
 Initialisation = Literal["tokens", "random", "task"]
@@ -30,6 +31,14 @@ class DeepPromptConfig:
         Setting(
             "Feed-forward rows per layer and side; 0 is the paper's prompt. Default: as many as "
             "fit into 2 % of the encoder's parameters, 80 at most."
+        ),
+    ] = None
+    prompt_layers: Annotated[
+        int | None,
+        Setting(
+            "Number of upper layers that carry rows; the backward pass stops below them. Default: "
+            "all. Fewer cannot be served.",
+            min=1,
         ),
     ] = None
     sharing: Annotated[

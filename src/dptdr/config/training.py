@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from dptdr.config.methods import StorageDtype
 from dptdr.config.optimisation import OptimisationConfig
 from dptdr.config.settings import Setting
 
@@ -83,6 +84,14 @@ class TrainingConfig(OptimisationConfig):
     dev_passages: Annotated[
         int, Setting("Maximum number of passages in the dev corpus, judged ones included.", min=2)
     ] = 400
+    storage_dtype: Annotated[
+        StorageDtype | None,
+        Setting(
+            "Number type that trained weights are stored in; they are used in float32. Half the "
+            "size costs some quality: dev measures of the stored weights are printed. Default: "
+            "float32."
+        ),
+    ] = None
     keep_identical: Annotated[
         bool, Setting("Let a query that is a passage of the data be its own answer or negative.")
     ] = False

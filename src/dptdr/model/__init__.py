@@ -10,20 +10,23 @@ from dptdr.config.methods import (
     ShallowPromptConfig,
     config_from,
 )
-from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.bundle import (
-    TaskManifest,
-    load_encoder,
-    load_task,
-    read_manifest,
-    save_task,
-)
-from dptdr.model.encoder import Encoder, Limits
-from dptdr.model.injection import Geometry, Injection
-from dptdr.model.methods import Method, MethodFactory
-from dptdr.model.pooling import Pooling
-from dptdr.model.prompt import DeepPrompt
-from dptdr.model.rows import AttentionRows, PromptCall
+from dptdr.io.startup import collector_off
+
+with collector_off():
+    from dptdr.model.backbone import Backbone, Side, Tokens
+    from dptdr.model.bundle import (
+        TaskManifest,
+        load_encoder,
+        load_task,
+        read_manifest,
+        save_task,
+    )
+    from dptdr.model.encoder import Encoder, Limits
+    from dptdr.model.injection import Geometry, Injection
+    from dptdr.model.methods import Method, MethodFactory
+    from dptdr.model.pooling import Pooling
+    from dptdr.model.prompt import DeepPrompt
+    from dptdr.model.rows import AttentionRows, PromptCall
 
 __all__ = [
     "METHOD_NAMES",

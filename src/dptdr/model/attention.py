@@ -74,17 +74,17 @@ def prompted_attention(
     mask = _token_mask(module, query=query, key=key, mask=attention_mask, options=options)
     times = query.shape[1] // key.shape[1]
     call: PromptCall | None = options.get(KEYWORD)
-    rows = None
-    layer = 0
+    rows, place = None, 0
     if call is not None:
-        rows = call.attention
         layer = _layer_of(module, call=call)
+        rows = call.attention
+        place = -1 if rows is None else call.place(rows.keys, layer)
         if call.observer is not None:
             call.observer(layer, query, key, value, mask, scale)
     key = repeat_heads(key, times=times)
     value = repeat_heads(value, times=times)
-    if rows is not None:
-        key, value, mask = _joined(rows, query=query, key=key, value=value, mask=mask, layer=layer)
+    if rows is not None and place >= 0:
+        key, value, mask = _joined(rows, query=query, key=key, value=value, mask=mask, layer=place)
     output = _attend(query, key, value, mask=mask, dropout=dropout, scale=scale)
     return output.transpose(1, 2).contiguous(), None
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
+from dptdr.io.startup import collector_off
 from dptdr.model import fingerprints
 from dptdr.model.caches import bound_kernel_caches
 from dptdr.model.injection import Geometry, Injection, quiet_transformers
@@ -324,7 +325,7 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
             config, "is_encoder_decoder", False
         )
         factory = AutoModelForTextEncoding if encoding else AutoModel
-        with quiet_transformers():
+        with quiet_transformers(), collector_off():
             # Shapes that differ are told by name below; transformers' own error names none.
             model, info = factory.from_pretrained(
                 source,

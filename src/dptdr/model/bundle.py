@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 import dptdr
@@ -15,6 +16,7 @@ from dptdr.config.methods import (
     LoraConfig,
     MethodConfig,
     MethodName,
+    StorageDtype,
     config_from,
     settings_of,
 )
@@ -52,6 +54,7 @@ class TaskManifest:
         measures: Dev measures of the chosen checkpoint, and those of the bare backbone.
         dptdr_version: Version that wrote the bundle.
         format_version: Version of this layout.
+        weights_dtype: Number type of the trained tensors in the file; they are used in float32.
     """
 
     name: str
@@ -69,6 +72,7 @@ class TaskManifest:
     measures: dict[str, Any] = field(default_factory=dict)
     dptdr_version: str = dptdr.__version__
     format_version: int = FORMAT_VERSION
+    weights_dtype: str = "float32"
 
 
 def save_task(
@@ -78,6 +82,7 @@ def save_task(
     name: str | None = None,
     training: Mapping[str, Any] | None = None,
     measures: Mapping[str, Any] | None = None,
+    dtype: StorageDtype = "float32",
 ) -> TaskManifest:
     """Write a task bundle; what stood at ``path`` stays until the new one is complete.
 
@@ -87,20 +92,22 @@ def save_task(
         name: The task's name; the folder's name by default.
         training: How it was trained.
         measures: What it reached.
+        dtype: Number type to store in; the encoder's own weights are rounded to it.
 
     Returns:
         What was written to ``task.json``.
 
     Raises:
         ValueError: If the encoder is a bare backbone.
+        BundleError: If a weight is too large for the number type.
         OutputError: If the bundle cannot be written; what was at ``path`` is unchanged.
     """
     if encoder.method is None:
         raise ValueError("a bare backbone has nothing to save as a task")
     path, method = Path(path), encoder.method
+    state = round_weights(method, dtype)
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
     with atomic_folder(path) as temporary:
-        state = method.state()
         safetensors.torch.save_file(state, temporary / weights_file)
         manifest = TaskManifest(
             name=name or path.name,
@@ -116,6 +123,7 @@ def save_task(
             passage_fingerprint=encoder.passage_fingerprint,
             training=dict(training or {}),
             measures=dict(measures or {}),
+            weights_dtype=dtype,
         )
         write_json(temporary / TASK_FILE, asdict(manifest))
         write_card(temporary / "README.md", asdict(manifest))
@@ -124,6 +132,22 @@ def save_task(
             temporary, query_prefix=pooling.query_prefix, passage_prefix=pooling.passage_prefix
         )
     return manifest
+
+
+def round_weights(method: Method, dtype: StorageDtype) -> dict[str, Tensor]:
+    """Round a method's weights to a number type, and return them in it.
+
+    Raises:
+        BundleError: If a weight is too large for it.
+    """
+    if dtype == "float32":
+        return method.state()
+    kind: torch.dtype = getattr(torch, dtype)
+    state = {name: tensor.to(kind) for name, tensor in method.state().items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise BundleError(f"storage_dtype: a weight is beyond {dtype}; use bfloat16 or float32")
+    method.load({name: tensor.float() for name, tensor in state.items()})
+    return state
 
 
 def _lasting_name(name: str) -> str:
@@ -143,6 +167,7 @@ def read_manifest(path: Path) -> TaskManifest:
     recover_folder(path)
     if not (path / TASK_FILE).is_file():
         raise BundleError(f"{path}: expected a task bundle with a {TASK_FILE}, found none")
+    _check_inside(path, TASK_FILE)
     try:
         values = read_json(path / TASK_FILE)
     except DataError as error:
@@ -155,12 +180,14 @@ def read_manifest(path: Path) -> TaskManifest:
             f"{path / TASK_FILE}, field 'format_version': expected at most {FORMAT_VERSION}, got "
             f"{version!r}; this version of dptdr ({dptdr.__version__}) cannot read it"
         )
-    if version == 1 and values.get("method") == "deep-prompt":
-        values["settings"] = {**dict(values.get("settings") or {}), "ffn_length": 0}
+    settings = values.get("settings")
+    if version == 1 and values.get("method") == "deep-prompt" and isinstance(settings, dict):
+        values["settings"] = {**settings, "ffn_length": 0}
     manifest = _manifest_from(values, path=path / TASK_FILE)
     weights = path / manifest.weights_file
     if not weights.is_file():
         raise BundleError(f"{weights}: the bundle's weights file is missing, copy the bundle again")
+    _check_inside(path, manifest.weights_file)
     found = sha256_file(weights)
     if found != manifest.weights_sha256:
         raise BundleError(
@@ -170,10 +197,20 @@ def read_manifest(path: Path) -> TaskManifest:
     return manifest
 
 
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse a link out of the bundle; the Hugging Face hub's cache links to its own blobs."""
+    real, own = (folder / name).resolve(), folder.resolve()
+    if real.parent not in (own, own.parent.parent / "blobs"):
+        raise BundleError(f"{folder / name}: expected a file, got a link to {real}; copy the file")
+
+
 def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
     """Check names and types of all fields, and report every problem at once."""
     hints = get_type_hints(TaskManifest)
-    problems = [f"field '{name}' is missing" for name in sorted(set(hints) - set(values))]
+    problems = [
+        f"field '{name}' is missing"
+        for name in sorted(set(hints) - {"weights_dtype"} - set(values))
+    ]
     problems += [f"unknown field '{name}'" for name in sorted(set(values) - set(hints))]
     problems += [
         f"field '{name}': expected {_wanted(hint)}, got {values[name]!r}"
@@ -213,15 +250,21 @@ def _wanted(hint: Any) -> str:
 def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
     """Return the trained tensors of a bundle.
 
+    Returns:
+        Tensors by name, in float32.
+
     Raises:
-        BundleError: If the file is not safetensors.
+        BundleError: If the file is not safetensors, or holds anything but finite numbers.
     """
+    file = path / manifest.weights_file
     try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path / manifest.weights_file)
-    except safetensors.SafetensorError as error:
-        raise BundleError(
-            f"{path / manifest.weights_file}: expected a safetensors file: {error}"
-        ) from None
+        stored: dict[str, Tensor] = safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{file}: expected a safetensors file: {error}") from None
+    state = {name: tensor.float() for name, tensor in stored.items()}
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or not bool(state[name].isfinite().all()):
+            raise BundleError(f"{file}, '{name}': expected finite numbers; train the task again")
     return state
 
 
@@ -249,7 +292,7 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     try:
         method = _build_method(manifest, backbone, state)
         method.load(state)
-    except (BundleError, ConfigError, ValueError) as error:
+    except (BundleError, ConfigError, ValueError, ArithmeticError) as error:
         raise BundleError(f"{path}: {error}") from None
     method.module.eval()
     return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)

@@ -65,7 +65,7 @@ def _head(manifest: Mapping[str, Any], *, license_name: str) -> str:
             metric_value=value,
         )
         for name, value in sorted(manifest["measures"].items())
-        if isinstance(value, float) and not name.startswith("bare ")
+        if isinstance(value, float) and not name.startswith(("bare ", "stored "))
     ]
     card = ModelCardData(
         library_name="dptdr",

@@ -83,7 +83,7 @@ class Injection:
         """
         if call.has_feed_forward:
             self.feed_forward_layers()
-        call.layer = 0
+        call.layer, call.depth = 0, self.geometry.layers
         with _activated(call, route=self.route):
             output = self._run(call, inputs)
         if call.has_rows and call.layer != self.geometry.layers:

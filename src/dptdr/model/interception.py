@@ -96,9 +96,10 @@ class InterceptedAttention(TorchFunctionMode):
         self._waiting = True
         self._query = query
         rows = self.call.attention
-        if rows is None:
+        place = -1 if rows is None else self.call.place(rows.keys, self.call.layer)
+        if rows is None or place < 0:
             return func(*args, **kwargs)
-        keys, _ = layer_rows(rows, self.call.layer, query=query)
+        keys, _ = layer_rows(rows, place, query=query)
         added = (torch.matmul(query, keys.transpose(-1, -2)) * self._factor).to(scores.dtype)
         hidden = ~visible_columns(rows, query=query)
         added = added.masked_fill(hidden, torch.finfo(scores.dtype).min)
@@ -136,9 +137,10 @@ class InterceptedAttention(TorchFunctionMode):
                 None,
                 float(self._factor),
             )
-        if self.call.attention is not None:
-            assert self._prompt_probabilities is not None
-            _, values = layer_rows(self.call.attention, layer, query=query)
+        if self._prompt_probabilities is not None:
+            rows = self.call.attention
+            assert rows is not None
+            _, values = layer_rows(rows, self.call.place(rows.keys, layer), query=query)
             share = torch.matmul(self._prompt_probabilities.to(values.dtype), values)
             context = context + share.reshape(context.shape)
         self.call.layer = layer + 1

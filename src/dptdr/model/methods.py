@@ -20,6 +20,7 @@ from dptdr.config.methods import (
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units, quieter, token_rows
+from dptdr.model.injection import Geometry
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
 from dptdr.model.rows import FeedForwardObserver, FeedForwardRows, Observer
 
@@ -106,6 +107,7 @@ class DeepPromptMethod:
             config = replace(config, ffn_length=chosen)
         self.backbone = backbone
         self.config: DeepPromptConfig = config
+        self.geometry = prompt_geometry(backbone, config)
         self.base_fingerprint = backbone.fingerprint
         texts = {
             "query": list(query_texts),
@@ -188,7 +190,7 @@ class DeepPromptMethod:
             )
         for name in sorted(prompts):
             rows, feed_forward = saved_rows(
-                state, name, geometry=self.backbone.geometry, dim=self.backbone.dim
+                state, name, geometry=self.geometry, dim=self.backbone.dim
             )
             prompts[name] = DeepPrompt(
                 rows,
@@ -212,6 +214,19 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
         raise ConfigError(f"start_offset: expected at least 0, got {config.start_offset}")
 
 
+def prompt_geometry(backbone: Backbone, config: DeepPromptConfig) -> Geometry:
+    """Return what a prompt's rows must look like: those of the upper layers, or of all.
+
+    Raises:
+        ConfigError: If the encoder has fewer layers.
+    """
+    layers = backbone.geometry.layers
+    wanted = layers if config.prompt_layers is None else config.prompt_layers
+    if not 1 <= wanted <= layers:
+        raise ConfigError(f"prompt_layers: expected 1 to {layers}, got {wanted}")
+    return replace(backbone.geometry, layers=wanted)
+
+
 def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: int) -> int:
     """Return how many feed-forward rows fit beside the attention rows into the default budget.
 
@@ -223,7 +238,7 @@ def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: i
     Returns:
         Rows per layer, at most 80; at least one where there are no attention rows.
     """
-    geometry = backbone.geometry
+    geometry = prompt_geometry(backbone, config)
     attention = 2 * geometry.heads * geometry.head_dim * config.prompt_length
     budget = BUDGET_SHARE * backbone.parameter_count / (sides * geometry.layers) - attention
     fitting = int(budget / (2 * backbone.dim + 1))
@@ -244,7 +259,9 @@ def _initial_rows(
         return _rows_of_task(backbone, config, name=name, rows=rows)
     ffn_length = config.ffn_length or 0
     feed_forward = own_units(backbone, ffn_length=ffn_length, seed=seed) if ffn_length else None
-    length = config.prompt_length
+    length, layers = config.prompt_length, prompt_geometry(backbone, config).layers
+    if feed_forward is not None:
+        feed_forward = FeedForwardRows(*(part[-layers:] for part in feed_forward))
     if config.initialisation == "random" or not texts or not length:
         start = random_rows(
             backbone.geometry, prompt_length=length, scale=config.random_scale, seed=seed
@@ -253,7 +270,7 @@ def _initial_rows(
         side: Side = "passage" if name == "passage" else "query"
         start = token_rows(backbone, texts, prompt_length=length, side=side, seed=seed)
         start = quieter(start, backbone, texts, side=side, by=config.start_offset)
-    return start, feed_forward
+    return start[-layers:], feed_forward
 
 
 def _rows_of_task(
@@ -265,9 +282,10 @@ def _rows_of_task(
     source = next((n for n in (name, "shared", "query") if n in held), None)
     if source is None:
         raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(held)}")
-    start, feed_forward = saved_rows(rows, source, geometry=backbone.geometry, dim=backbone.dim)
+    geometry = prompt_geometry(backbone, config)
+    start, feed_forward = saved_rows(rows, source, geometry=geometry, dim=backbone.dim)
     if feed_forward is not None:
-        # Proved now, not in the first pass: that may be a trace.
+        # Proved now, not in the first pass: that may be a trace, or without gradients.
         backbone.injection.feed_forward_layers()
     found = {
         "prompt_length": start.shape[3],

@@ -111,10 +111,13 @@ class PackedCall(PromptCall):
         for start, stop, prompt in self.spans:
             rows = prompt.feed_forward
             assert rows is not None
+            place = self.place(rows.keys, layer)
+            if place < 0:
+                continue
             active = activation(
-                functional.linear(states[0, start:stop], rows.keys[layer, 0], rows.biases[layer, 0])
+                functional.linear(states[0, start:stop], rows.keys[place, 0], rows.biases[place, 0])
             )
-            output[0, start:stop].addmm_(active, rows.values[layer, 0])
+            output[0, start:stop].addmm_(active, rows.values[place, 0])
         return output
 
 
@@ -264,10 +267,10 @@ def attend(
         shape = (run.texts, run.tokens)
         cut = slice(run.start, run.stop)
         keys, values = key[cut].unflatten(0, shape), value[cut].unflatten(0, shape)
-        if run.prompt is not None:
+        if run.prompt is not None and (place := call.place(run.prompt.keys, layer)) >= 0:
             shared = (run.texts, -1, -1, -1)
-            keys = torch.cat([run.prompt.keys[layer].expand(shared), keys], dim=1)
-            values = torch.cat([run.prompt.values[layer].expand(shared), values], dim=1)
+            keys = torch.cat([run.prompt.keys[place].expand(shared), keys], dim=1)
+            values = torch.cat([run.prompt.values[place].expand(shared), values], dim=1)
         made, total = _attention(
             query[cut].unflatten(0, shape), keys, values, scale=scale, sums=bool(call.groups)
         )
@@ -291,11 +294,14 @@ def _meet_groups(
 ) -> None:
     """Blend the prompts' attention into the output, in place."""
     for group in call.groups:
+        place = call.place(group.prompt.keys, layer)
+        if place < 0:
+            continue
         cut = slice(group.start, group.stop)
         made, total = _attention(
             query[cut].unsqueeze(0),
-            group.prompt.keys[layer].unsqueeze(0),
-            group.prompt.values[layer].unsqueeze(0),
+            group.prompt.keys[place].unsqueeze(0),
+            group.prompt.values[place].unsqueeze(0),
             scale=scale,
             sums=True,
         )

@@ -143,19 +143,14 @@ def random_rows(
     return torch.randn(shape, generator=generator) * scale
 
 
-def check_rows(rows: Tensor, *, geometry: Geometry) -> None:
-    """Refuse rows that do not fit a backbone.
-
-    Raises:
-        ValueError: If the shape is not ``[layers, 2, heads, prompt, head_dim]`` of the backbone.
-    """
+def _check_rows(rows: Tensor, *, geometry: Geometry) -> None:
     expected = (geometry.layers, 2, geometry.heads, "prompt", geometry.head_dim)
     shape = tuple(rows.shape)
     fits = len(shape) == 5 and all(
         want in ("prompt", have) for want, have in zip(expected, shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"expected prompt rows of shape {expected}, got {shape}")
+        raise BundleError(f"expected prompt rows of shape {expected}, got {shape}")
 
 
 def prompts_in(state: Mapping[str, Tensor]) -> set[str]:
@@ -178,12 +173,11 @@ def saved_rows(
         Attention rows (none of them where the state has none), and feed-forward rows.
 
     Raises:
-        ValueError: If a shape does not fit.
-        BundleError: If parts are missing.
+        BundleError: If a shape does not fit, or parts are missing.
     """
     empty = torch.zeros(geometry.layers, 2, geometry.heads, 0, geometry.head_dim)
     rows = state.get(name, empty).float()
-    check_rows(rows, geometry=geometry)
+    _check_rows(rows, geometry=geometry)
     parts = {part: state.get(f"{name}.ffn_{part}") for part in _FFN}
     found = {part: tensor.float() for part, tensor in parts.items() if tensor is not None}
     if not found:
@@ -202,7 +196,7 @@ def saved_rows(
     }
     for part, shape in expected.items():
         if tuple(found[part].shape) != shape or not length:
-            raise ValueError(
+            raise BundleError(
                 f"prompt '{name}': expected feed-forward {part} of shape "
                 f"{(geometry.layers, 'rows', dim)[: len(shape)]}, got {tuple(found[part].shape)}"
             )

@@ -55,10 +55,14 @@ class PromptCall:
         observer: Looks at each layer's queries, keys and values.
         feed_forward_observer: Looks at what the rows add to each feed-forward layer.
         modules: Where a probing pass collects the attention modules in call order.
+
+    Rows may be those of the upper layers only; ``depth``, the encoder's number of layers, is set by
+    the forward pass.
     """
 
     __slots__ = (
         "attention",
+        "depth",
         "feed_forward",
         "feed_forward_observer",
         "inputs",
@@ -86,6 +90,11 @@ class PromptCall:
         # Next layer, for architectures that run one attention module several times (ALBERT) or
         # whose attention is intercepted; others know their layer.
         self.layer = 0
+        self.depth = 0
+
+    def place(self, rows: Tensor, layer: int) -> int:
+        """Return where a layer's rows are among ``[layers, ...]``, below 0 where it has none."""
+        return layer - self.depth + rows.shape[0]
 
     @property
     def has_rows(self) -> bool:
@@ -102,8 +111,11 @@ class PromptCall:
     ) -> Tensor:
         """Return a feed-forward layer's output with what the rows add to it."""
         assert self.feed_forward is not None
+        place = self.place(self.feed_forward.keys, layer)
+        if place < 0:
+            return output
         made = feed_forward(
-            self.feed_forward, layer, states=states, output=output, activation=activation
+            self.feed_forward, place, states=states, output=output, activation=activation
         )
         if self.feed_forward_observer is not None:
             self.feed_forward_observer(layer, output, made)

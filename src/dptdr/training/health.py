@@ -1,4 +1,4 @@
-"""How a deep prompt fares: the share of attention that each layer and head gives to it."""
+"""What a deep prompt does: its share of attention by layer and head, and of feed-forward output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dptdr.model import AttentionRows, Method, Side
+from dptdr.model import Method, Side
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.rows import layer_rows, repeat_heads
@@ -16,145 +16,84 @@ from dptdr.model.rows import layer_rows, repeat_heads
 _TOKENS_PER_BATCH = 2048
 
 
-def attention_mass(
+def prompt_shares(
     method: Method, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
-) -> Float[np.ndarray, "layers heads"] | None:
-    """Return the share of attention that each layer's heads give to the prompt.
+) -> tuple[Float[np.ndarray, "layers heads"] | None, Float[np.ndarray, " layers"] | None]:
+    """Return what share of attention and of feed-forward output comes from the prompt's rows.
 
-    The mean over all tokens of the texts.
-
-    Args:
-        method: A tuned method.
-        texts: Some texts.
-        side: Which side they are.
-        max_tokens: Longest text.
+    Means over all tokens of the texts, one entry per layer with rows. The second is the mean of
+    ``|added| / (|added| + |own output|)``, lengths of vectors.
 
     Returns:
-        Numbers in [0, 1]; ``None`` where there is no deep prompt on this side, or the encoder
-        computes attention in a way that shows no scores.
+        Numbers in [0, 1]; ``None`` where there are no such rows, or where the encoder's attention
+        shows no scores.
     """
     if not isinstance(method, DeepPromptMethod) or not method.changes(side) or not texts:
-        return None
-    backbone = method.backbone
-    if backbone.injection.route != "registry":
-        return None
+        return None, None
+    backbone, module = method.backbone, method.module
     prompt = method.prompt(side)
     assert prompt is not None
-    training = method.module.training
-    # Before the rows are taken: dropout must not blur what is looked at.
-    method.module.eval()
+    training = module.training
+    # Before the rows are taken, so that dropout does not blur them.
+    module.eval()
+    shows_scores = backbone.injection.route == "registry"
     with torch.no_grad():
-        prompt_rows = prompt.attention()
-    if prompt_rows is None:
-        method.module.train(training)
-        return None
+        own_rows = prompt.attention() if shows_scores else None
+    masses: dict[int, list[Tensor]] = {}
+    shares: dict[int, list[Tensor]] = {}
+    real = torch.zeros(0, dtype=torch.bool)
+
+    def observe(
+        layer: int, query: Tensor, key: Tensor, _: Tensor, mask: Tensor | None, scale: float
+    ) -> None:
+        assert own_rows is not None
+        place = layer - backbone.geometry.layers + own_rows.keys.shape[0]
+        if place < 0:
+            return
+        query = query.float()
+        to_prompt = query @ layer_rows(own_rows, place, query=query)[0].transpose(-1, -2)
+        keys = repeat_heads(key.float(), times=query.shape[1] // key.shape[1])
+        to_tokens = query @ keys.transpose(-1, -2) * scale
+        if mask is not None and mask.dtype == torch.bool:
+            to_tokens = to_tokens.masked_fill(~mask, float("-inf"))
+        elif mask is not None:
+            to_tokens = to_tokens + mask.float()
+        mass = torch.sigmoid((to_prompt * scale).logsumexp(dim=-1) - to_tokens.logsumexp(dim=-1))
+        masses.setdefault(layer, []).append(mass.transpose(1, 2)[real])
+
+    def observe_feed_forward(layer: int, own: Tensor, with_rows: Tensor) -> None:
+        added = (with_rows - own)[real].float().norm(dim=-1)
+        plain = own[real].float().norm(dim=-1)
+        shares.setdefault(layer, []).append(added / (added + plain).clamp(min=1e-12))
+
     rows = backbone.tokenize(texts, side=side, max_tokens=max_tokens)
-    sums: dict[int, Tensor] = {}
-    tokens_seen = 0
     for places in length_sorted_batches(
         [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
     ):
         tokens = backbone.pad([rows[i] for i in places])
-        real = tokens.mask[:, None, :].float()
-
-        def observe(
-            layer: int,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            mask: Tensor | None,
-            scale: float,
-            real: Tensor = real,
-        ) -> None:
-            shares = _shares(prompt_rows, layer=layer, query=query, key=key, mask=mask, scale=scale)
-            total = (shares * real).sum(dim=(0, 2))
-            sums[layer] = sums.get(layer, torch.zeros_like(total)) + total
-
-        with torch.no_grad():
-            method.vectors(tokens, side=side, observer=observe)
-        tokens_seen += int(tokens.mask.sum())
-    method.module.train(training)
-    stacked = torch.stack([sums[layer] for layer in sorted(sums)]) / max(1, tokens_seen)
-    return stacked.cpu().numpy().astype(np.float32)
-
-
-def _shares(
-    rows: AttentionRows,
-    *,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-) -> Float[Tensor, "texts heads tokens"]:
-    """Return what share of each token's attention the prompt gets."""
-    query = query.float()
-    times = query.shape[1] // key.shape[1]
-    keys, _ = layer_rows(rows, layer, query=query)
-    to_prompt = query @ keys.float().transpose(-1, -2) * scale
-    to_tokens = query @ repeat_heads(key.float(), times=times).transpose(-1, -2) * scale
-    if mask is not None and mask.dtype == torch.bool:
-        to_tokens = to_tokens.masked_fill(~mask, float("-inf"))
-    elif mask is not None:
-        to_tokens = to_tokens + mask.float()
-    return torch.sigmoid(to_prompt.logsumexp(dim=-1) - to_tokens.logsumexp(dim=-1))
-
-
-def feed_forward_share(
-    method: Method, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
-) -> Float[np.ndarray, " layers"] | None:
-    """Return how much of each feed-forward layer's output comes from the prompt's rows.
-
-    The mean over all tokens of the texts of ``|added| / (|added| + |own output|)``, lengths of
-    vectors.
-
-    Args:
-        method: A tuned method.
-        texts: Some texts.
-        side: Which side they are.
-        max_tokens: Longest text.
-
-    Returns:
-        Numbers in [0, 1]; ``None`` where there are no such rows on this side.
-    """
-    if not isinstance(method, DeepPromptMethod) or not method.changes(side) or not texts:
-        return None
-    prompt = method.prompt(side)
-    assert prompt is not None
-    if not prompt.ffn_length:
-        return None
-    training = method.module.training
-    method.module.eval()
-    rows = method.backbone.tokenize(texts, side=side, max_tokens=max_tokens)
-    shares: dict[int, list[Tensor]] = {}
-    for places in length_sorted_batches(
-        [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
-    ):
-        tokens = method.backbone.pad([rows[i] for i in places])
         real = tokens.mask.bool()
-
-        def observe(layer: int, own: Tensor, with_rows: Tensor, real: Tensor = real) -> None:
-            added = (with_rows - own)[real].float().norm(dim=-1)
-            plain = own[real].float().norm(dim=-1)
-            shares.setdefault(layer, []).append(added / (added + plain).clamp(min=1e-12))
-
         with torch.no_grad():
-            method.vectors(tokens, side=side, feed_forward_observer=observe)
-    method.module.train(training)
-    means = torch.stack([torch.cat(shares[layer]).mean() for layer in sorted(shares)])
-    return means.cpu().numpy().astype(np.float32)
+            method.vectors(
+                tokens,
+                side=side,
+                observer=None if own_rows is None else observe,
+                feed_forward_observer=observe_feed_forward,
+            )
+    module.train(training)
+    return _means(masses), _means(shares)
+
+
+def _means(by_layer: dict[int, list[Tensor]]) -> np.ndarray | None:
+    if not by_layer:
+        return None
+    means = [torch.cat(by_layer[layer]).mean(dim=0) for layer in sorted(by_layer)]
+    return torch.stack(means).cpu().numpy().astype(np.float32)
 
 
 def prompt_health(
     method: Method, *, queries: Sequence[str], passages: Sequence[str], max_tokens: int | None
 ) -> dict[str, Any]:
     """Return what the prompt does on both sides as JSON values; empty without a deep prompt.
-
-    Args:
-        method: A tuned method.
-        queries: Some queries.
-        passages: Some passages.
-        max_tokens: Longest text.
 
     Returns:
         ``{"attention_mass": {"query": [[share per head] per layer], "passage": ...},
@@ -164,12 +103,9 @@ def prompt_health(
     sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("passage", passages))
     found: dict[str, Any] = {}
     for side, texts in sides:
-        mass = attention_mass(method, texts, side=side, max_tokens=max_tokens)
-        if mass is not None:
-            rounded = [[round(float(share), 5) for share in row] for row in mass]
-            found.setdefault("attention_mass", {})[side] = rounded
-        shares = feed_forward_share(method, texts, side=side, max_tokens=max_tokens)
-        if shares is not None:
-            own = [round(float(share), 5) for share in shares]
-            found.setdefault("feed_forward_share", {})[side] = own
+        shares = prompt_shares(method, texts, side=side, max_tokens=max_tokens)
+        for name, values in zip(("attention_mass", "feed_forward_share"), shares, strict=True):
+            if values is not None:
+                rounded = np.round(values.astype(np.float64), 5)
+                found.setdefault(name, {})[side] = rounded.tolist()
     return found

@@ -135,12 +135,16 @@ def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> 
     measures |= {
         f"bare backbone dev {name}": value for name, value in bare_measures(folder).items()
     }
+    for record in folder.records():
+        if record["kind"] == "stored" and record["step"] == step:
+            measures |= {f"stored dev {k}": v for k, v in record.items() if isinstance(v, float)}
     return save_task(
         out,
         encoder,
         name=out.name,
         training={**data, **training, "best_step": step},
         measures=measures,
+        dtype=training.get("storage_dtype") or "float32",
     )
 
 

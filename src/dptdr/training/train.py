@@ -17,7 +17,7 @@ from dptdr.config.methods import MethodConfig, MethodName, settings_of
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, TaskManifest
-from dptdr.model.bundle import TASK_FILE, read_manifest
+from dptdr.model.bundle import TASK_FILE, read_manifest, round_weights
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import World, claimed, joined, local_device
 from dptdr.training.health import prompt_health
@@ -239,6 +239,9 @@ class _Run:
         self.method.load(self.folder.load_checkpoint(best))
         self.method.module.eval()
         log_health(self.folder, self.method, self.data, config=self.config, step=best)
+        if self.config.storage_dtype is not None:
+            round_weights(self.method, self.config.storage_dtype)
+            self.folder.log({"kind": "stored", "step": best, **self.evaluate()})
         save_as_task(self.folder, out, method=self.method, step=best)
         steps = [record for record in self.folder.records() if record["kind"] == "step"]
         return {

@@ -43,6 +43,25 @@ def test_train_writes_a_bundle_that_evaluate_takes(tmp_path, data, backbone, met
     assert set(measured["measures"]) == {"nDCG@10", "RR@10", "R@100"}
 
 
+def test_the_cost_of_storing_weights_in_16_bits_is_said(tmp_path, data, backbone):
+    from dptdr.io.beir import BeirFolder
+    from dptdr.model import load_task
+    from dptdr.training.checkpoints import RunFolder
+    from dptdr.training.preparation import load_dev
+    from dptdr.training.selection import dev_measures
+
+    task = tmp_path / "task"
+    options = ("--storage-dtype", "bfloat16", "--prompt-layers", "2")
+    done = train(data, "--backbone", backbone, "--out", task, *SMALL, *options)
+    manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
+    stored = manifest["measures"]["stored dev nDCG@10"]
+    cost = stored - manifest["measures"]["dev nDCG@10"]
+    assert f"stored as bfloat16: dev nDCG@10 {stored:.4f} ({cost:+.4f})" in done.output
+    assert manifest["settings"]["prompt_layers"] == 2
+    dev = load_dev(BeirFolder(data), RunFolder(tmp_path / "task.training").identity())
+    assert dev_measures(load_task(task), dev, measure="nDCG@10")["nDCG@10"] == stored
+
+
 def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone):
     task = tmp_path / "task"
     done = train(data, "--backbone", backbone, "--out", task, *SMALL[2:])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,10 @@ CASES = {
         DeepPromptConfig(prompt_length=3, ffn_length=4, sharing="untied"),
     ),
     "deep-prompt ffn alone": ("deep-prompt", DeepPromptConfig(prompt_length=0, ffn_length=4)),
+    "deep-prompt upper layers": (
+        "deep-prompt",
+        DeepPromptConfig(prompt_length=3, ffn_length=4, prompt_layers=2),
+    ),
     "deep-prompt shifted": ("deep-prompt", DeepPromptConfig(prompt_length=3, position="shifted")),
     "deep-prompt reparametrised": (
         "deep-prompt",
@@ -129,6 +134,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
         "settings": {
             "prompt_length": 3,
             "ffn_length": 0,
+            "prompt_layers": None,
             "sharing": "tied",
             "initialisation": "tokens",
             "start_offset": 0.0,
@@ -149,6 +155,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
         "measures": {"nDCG@10": 0.5},
         "dptdr_version": dptdr.__version__,
         "format_version": 2,
+        "weights_dtype": "float32",
     }
     assert read_manifest(tmp_path / "task") == written
     card = (tmp_path / "task" / "README.md").read_text()
@@ -311,12 +318,44 @@ def test_weights_that_do_not_fit_are_refused_although_the_checksum_agrees(task, 
         load_task(task, backbone=backbone)
 
 
+@pytest.mark.parametrize("case", ["deep-prompt ffn", "lora", "full"])
+def test_weights_stored_in_16_bits_are_read_as_the_float32_that_the_fingerprint_means(
+    tmp_path, case
+):
+    encoder = tuned(tiny_backbone(), case)
+    exact = encoder.encode_queries(TEXTS)
+    save_task(tmp_path / "exact", encoder)
+    manifest = save_task(tmp_path / "task", encoder, dtype="float16")
+    assert (manifest.weights_dtype, read_manifest(tmp_path / "exact").weights_dtype) == (
+        "float16",
+        "float32",
+    )
+    sizes = [(tmp_path / n / manifest.weights_file).stat().st_size for n in ("task", "exact")]
+    assert sizes[0] < 0.7 * sizes[1]
+    loaded = load_task(tmp_path / "task", backbone=tiny_backbone())
+    np.testing.assert_array_equal(loaded.encode_queries(TEXTS), encoder.encode_queries(TEXTS))
+    assert 0 < np.abs(loaded.encode_queries(TEXTS) - exact).max() < 0.02
+    assert loaded.query_fingerprint == manifest.query_fingerprint
+    assert next(iter(loaded.method.trained().values())).dtype == torch.float32
+
+
+def test_a_weight_beyond_float16_is_refused(backbone, tmp_path):
+    encoder = tuned(backbone)
+    with torch.no_grad():
+        next(iter(encoder.method.trained().values()))[0] = 1e6
+    with pytest.raises(BundleError, match="a weight is beyond float16; use bfloat16 or float32"):
+        save_task(tmp_path / "task", encoder, dtype="float16")
+    save_task(tmp_path / "task", encoder, dtype="bfloat16")
+
+
 @pytest.mark.parametrize(
     ("case", "claim", "said"),
     [
         ("deep-prompt tied", {"prompt_length": 1_000_000}, "prompt_length: expected 0 to 4096"),
         ("deep-prompt tied", {"prompt_length": 4096}, "given rows are 3 per layer, got 4096"),
         ("deep-prompt ffn", {"ffn_length": 4096}, "given rows are 4 per layer, got 4096"),
+        ("deep-prompt tied", {"prompt_layers": 2}, r"rows of shape \(2, 2, 4, 'prompt', 8\), got"),
+        ("deep-prompt tied", {"prompt_layers": 9}, "prompt_layers: expected 1 to 3, got 9"),
         ("shallow-prompt", {"prompt_length": 1_000_000}, "leaves no room for a text"),
         ("lora", {"rank": 1_000_000}, r"rank: expected that of the saved weights .*got 1000000"),
     ],
@@ -336,6 +375,23 @@ def test_sizes_that_only_the_settings_claim_are_refused_before_they_are_made(
 
     with pytest.raises(BundleError, match=said):
         load_task(tmp_path / "task", backbone=backbone)
+
+
+@pytest.mark.parametrize("name", ["task.json", "prompt.safetensors"])
+def test_links_out_of_a_bundle_are_refused_but_not_those_of_the_hubs_cache(
+    task, backbone, tmp_path, name
+):
+    blobs = tmp_path / "models--org--task" / "blobs"
+    snapshot = tmp_path / "models--org--task" / "snapshots" / "task"
+    for folder in (blobs, snapshot.parent):
+        folder.mkdir(parents=True)
+    shutil.copytree(task, snapshot)
+    for folder, place in ((task, tmp_path), (snapshot, blobs)):
+        (folder / name).rename(place / "elsewhere")
+        (folder / name).symlink_to(place / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name}: expected a file, got a link to"):
+        load_task(task, backbone=backbone)
+    load_task(snapshot, backbone=backbone)
 
 
 @pytest.mark.parametrize("step", ["save_file", "write_json", "write_card"])

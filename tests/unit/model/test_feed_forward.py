@@ -204,7 +204,7 @@ def test_rows_of_another_shape_are_refused(tiny_bert):
     method = DeepPromptMethod(tiny_bert, DeepPromptConfig(prompt_length=2, ffn_length=3))
     state = method.state()
     wide = dict(state, **{"shared.ffn_keys": torch.zeros(3, 3, HIDDEN + 1)})
-    with pytest.raises(ValueError, match="expected feed-forward keys of shape"):
+    with pytest.raises(BundleError, match="expected feed-forward keys of shape"):
         method.load(wide)
     del state["shared.ffn_biases"]
     with pytest.raises(BundleError, match=r"lack \['biases'\]"):

@@ -6,7 +6,7 @@ import torch
 from dptdr.config.methods import DeepPromptConfig, LoraConfig, NoConfig, ShallowPromptConfig
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model import DeepPrompt, Method, MethodFactory
-from dptdr.model.prompt import check_rows, random_rows
+from dptdr.model.prompt import random_rows
 from helpers.tiny import tiny_backbone
 
 TEXTS = ["red car", "the old house of the river stone", "cat"]
@@ -168,10 +168,48 @@ def test_rows_of_another_task_start_a_prompt_and_foreign_ones_are_refused(tiny_b
     with pytest.raises(ConfigError, match="no prompt 'shared' to start from; there is"):
         build(tiny_bert, "deep-prompt", config, rows={"passage": rows})
     other = DeepPromptConfig(prompt_length=4, initialisation="task")
-    with pytest.raises(ConfigError, match=r"has 5 rows per layer, got 4; use --prompt-length 5"):
+    with pytest.raises(ConfigError, match="given rows are 5 per layer, got 4"):
         build(tiny_bert, "deep-prompt", other, rows={"shared": rows})
-    with pytest.raises(ValueError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 5, 7\)"):
-        check_rows(rows[..., :7], geometry=tiny_bert.geometry)
+    with pytest.raises(BundleError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 5, 7\)"):
+        build(tiny_bert, "deep-prompt", config, rows={"shared": rows[..., :7]})
+
+
+@pytest.mark.parametrize("architecture", ["bert", "albert", "mpnet"])
+def test_rows_in_the_upper_layers_leave_no_graph_below_and_are_those_of_a_whole_prompt(
+    architecture,
+):
+    """The lowest layer is the bare encoder's; the last ones take the rows as ever."""
+    backbone = tiny_backbone(architecture)
+    settings = {"prompt_length": 3, "ffn_length": 2, "initialisation": "random"}
+    upper = build(backbone, "deep-prompt", DeepPromptConfig(prompt_layers=2, **settings))
+    whole = build(backbone, "deep-prompt", DeepPromptConfig(**settings))
+    for name, rows in upper.state().items():
+        assert rows.shape[0] == 2
+        if "ffn" in name:
+            assert torch.equal(rows, whole.state()[name][-2:])
+    with torch.no_grad():
+        for parameter in upper.trained().values():
+            parameter.add_(torch.randn(parameter.shape))
+    tokens = tokens_of(backbone)
+    outputs = {}
+    for method in (upper, None):
+        seen = []
+
+        def observe(layer, query, key, value, mask, scale, seen=seen):
+            del mask, scale
+            seen.append((query, key, value))
+
+        if method is None:
+            backbone.vectors(tokens, observer=observe)
+        else:
+            method.vectors(tokens, side="query", observer=observe)
+        outputs[method is None] = seen
+    graphs = [any(tensor.requires_grad for tensor in layer) for layer in outputs[False]]
+    assert graphs == [False] * (len(graphs) - 1) + [True]
+    for bare, prompted in zip(outputs[True][-2], outputs[False][-2], strict=True):
+        assert torch.equal(bare, prompted), "the layer below the rows"
+    upper.vectors(tokens, side="query").sum().backward()
+    assert all(p.grad.flatten(1).any(dim=1).all() for p in upper.trained().values())
 
 
 def test_random_rows_are_a_function_of_the_seed(tiny_bert):

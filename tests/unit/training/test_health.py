@@ -31,32 +31,32 @@ def expected_mass(method):
 
 
 def test_attention_mass_is_the_softmax_share_of_the_prompts_columns():
-    from dptdr.training.health import attention_mass
+    from dptdr.training.health import prompt_shares
 
     method = made_method("deep-prompt", config=DeepPromptConfig(prompt_length=3))
-    found = attention_mass(method, TEXTS, side="query")
+    found = prompt_shares(method, TEXTS, side="query")[0]
     assert found == pytest.approx(expected_mass(method), rel=1e-4)
     assert method.module.training
 
 
 def test_there_is_no_mass_without_a_deep_prompt_or_a_view_into_attention():
-    from dptdr.training.health import attention_mass
+    from dptdr.training.health import prompt_shares
 
-    assert attention_mass(made_method("lora"), TEXTS, side="query") is None
+    assert prompt_shares(made_method("lora"), TEXTS, side="query") == (None, None)
     query_only = made_method("deep-prompt", config=DeepPromptConfig(sharing="query-only"))
-    assert attention_mass(query_only, TEXTS, side="passage") is None
+    assert prompt_shares(query_only, TEXTS, side="passage") == (None, None)
     intercepted = made_method("deep-prompt", backbone=tiny_backbone("mpnet"))
-    assert attention_mass(intercepted, TEXTS, side="query") is None
+    assert prompt_shares(intercepted, TEXTS, side="query")[0] is None
 
 
 def test_grouped_query_heads_and_causal_masks_are_followed():
-    from dptdr.training.health import attention_mass
+    from dptdr.training.health import prompt_shares
 
     method = made_method("deep-prompt", backbone=tiny_backbone("qwen3", pool="last"))
-    alone = [attention_mass(method, [text], side="query") for text in TEXTS]
+    alone = [prompt_shares(method, [text], side="query")[0] for text in TEXTS]
     lengths = [len(row) for row in method.backbone.tokenize(TEXTS, side="query")]
     expected = sum(n * mass for n, mass in zip(lengths, alone, strict=True)) / sum(lengths)
-    assert attention_mass(method, TEXTS, side="query") == pytest.approx(expected, rel=1e-4)
+    assert prompt_shares(method, TEXTS, side="query")[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_feed_forward_share_is_that_of_the_lengths_of_vectors():

@@ -94,6 +94,8 @@ def export_peft(
             "feed-forward rows; train with --ffn-length 0, or use the task as a "
             "sentence-transformers model"
         )
+    if config.prompt_layers is not None:
+        raise BundleError(f"{task}: PEFT's prefix tuning has rows in all layers, the task has not")
     if config.position != "shifted" and not accept_shift:
         raise BundleError(
             f"{task}: PEFT moves token positions by the prompt's {config.prompt_length} rows, the "

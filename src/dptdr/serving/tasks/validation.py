@@ -143,6 +143,12 @@ def deep_prompt_config(manifest: TaskManifest, folder: Path) -> DeepPromptConfig
     except ConfigError as error:
         raise BundleError(f"{folder / 'task.json'}: {error}") from None
     assert isinstance(config, DeepPromptConfig)
+    if config.prompt_layers is not None:
+        raise ServingError(
+            f"{folder}: the task has rows in the upper {config.prompt_layers} layers only, so it "
+            "cannot share a batch with other tasks; encode with it alone, or train it without "
+            "--prompt-layers"
+        )
     return config
 
 
