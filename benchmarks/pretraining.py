@@ -74,7 +74,7 @@ def encoders(arguments: argparse.Namespace) -> None:
 
 def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
     """Return a folder of the work, made if it is not there."""
-    from dptdr import api
+    import dptdr
 
     if name == "minilm":
         return Path(arguments.minilm)
@@ -90,7 +90,7 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
     base, settings = RECIPES[name]
     source = make(base, data, arguments)
     steps = {"max_steps": arguments.steps, "keep_head": True} if name == "mlm" else {}
-    result = api.pretrain(
+    result = dptdr.pretrain(
         make("corpora", "", arguments) if name == "mlm" else unpacked(data, arguments),
         out=out,
         backbone=str(source),

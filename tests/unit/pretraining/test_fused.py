@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from dptdr import api
+import dptdr
 from dptdr.config.requests import pretraining_request
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError, NoGain
@@ -48,7 +48,7 @@ def corpus(tmp_path_factory):
 
 
 def made(corpus, out, source, **more):
-    return api.pretrain(corpus, out=out, backbone=str(source), **SETTINGS | more)
+    return dptdr.pretrain(corpus, out=out, backbone=str(source), **SETTINGS | more)
 
 
 @pytest.fixture
