@@ -1,14 +1,18 @@
 """Training files: queries with positives and negatives, read at random, never held in memory.
 
-Four formats are told apart by the first record:
+Five formats are told apart by the first record:
 
-=============== ===================================================================================
-``groups``      JSON lines of ``query``, ``positives``, ``negatives``; each item is a text, the id
-                of a passage in the data folder, or an object with ``text`` or ``id`` and ``score``
-``mined``       JSON lines of ``query_id`` and ids, as ``dptdr mine`` writes them
-``tevatron``    JSON lines of ``query``, ``positive_passages``, ``negative_passages``
-``dpr``         one JSON array (or lines) of ``question``, ``positive_ctxs``, ``hard_negative_ctxs``
-=============== ===================================================================================
+===================  ==============================================================================
+``groups``           JSON lines of ``query``, ``positives``, ``negatives``; each item is a text, the
+                     id of a passage in the data folder, an object with ``text`` or ``id`` and
+                     ``score``, or a list of token ids (the authors' files; the query likewise)
+``mined``            JSON lines of ``query_id`` and ids, as ``dptdr mine`` writes them
+``tevatron``         JSON lines of ``query``, ``positive_passages``, ``negative_passages``
+``tevatron-ids``     JSON lines of ``query_text``, ``positive_document_ids``,
+                     ``negative_document_ids``
+``dpr``              one JSON array (or lines) of ``question``, ``positive_ctxs``,
+                     ``hard_negative_ctxs``
+===================  ==============================================================================
 """
 
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.training_records import Format, Lookup, Place, group_of_record, recognise
+from dptdr.data.training_records import Decode, Format, Lookup, Place, group_of_record, recognise
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.intarray import as_numbers, int_array
@@ -35,20 +39,23 @@ class GroupFile:
     Args:
         path: The file, plain or gzip.
         folder: The data folder that ids refer to; needed for ids alone.
+        decode: Turns token ids into a text; needed for files of token ids alone.
 
     Raises:
         DataError: If the file is missing, empty or of no known format, or if it holds ids
             and no folder is given.
     """
 
-    def __init__(self, path: Path | str, *, folder: BeirFolder | None = None) -> None:
+    def __init__(
+        self, path: Path | str, *, folder: BeirFolder | None = None, decode: Decode | None = None
+    ) -> None:
         self.path = Path(path)
         self._spans = _array_spans(self.path) if is_json_array(self.path) else line_spans(self.path)
         if not len(self._spans):
             raise DataError("holds no training group", path=self.path)
         first = self._record(0)
         self.format: Format = recognise(first, place=self._place(0))
-        self._lookup = Lookup(folder)
+        self._lookup = Lookup(folder, decode=decode)
         self._lookup.decide(first, format=self.format)
         # A file that needs a folder is refused now, not in the middle of training.
         group_of_record(first, format=self.format, lookup=self._lookup, place=self._place(0))

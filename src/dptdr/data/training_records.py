@@ -12,10 +12,12 @@ from dptdr.io.lines import describe
 from dptdr.io.store import PassageStore, QueryStore
 from dptdr.records import Passage, TrainingGroup
 
-Format: TypeAlias = Literal["groups", "mined", "tevatron", "dpr"]
+Format: TypeAlias = Literal["groups", "mined", "tevatron", "tevatron-ids", "dpr"]
+Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _MARKS: dict[Format, tuple[str, ...]] = {
     "tevatron": ("query", "positive_passages"),
+    "tevatron-ids": ("query_text", "positive_document_ids"),
     "dpr": ("question", "positive_ctxs"),
     "groups": ("query", "positives"),
     "mined": ("query_id", "positives"),
@@ -44,14 +46,16 @@ class Place(NamedTuple):
 
 
 class Lookup:
-    """Texts by id; the folder is read only if a record refers to it.
+    """Texts by id, or by token ids; the folder is read only if a record refers to it.
 
     Args:
         folder: The data folder, or None.
+        decode: Turns token ids into a text, or None.
     """
 
-    def __init__(self, folder: BeirFolder | None) -> None:
+    def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
         self.folder = folder
+        self.decode = decode
         self.strings_are_ids = False
 
     @cached_property
@@ -68,6 +72,17 @@ class Lookup:
         if self.folder is None:
             raise LookupError
         return self.folder
+
+    def text_of(self, tokens: object, field: str, place: "Place") -> str | None:
+        """Return the text of a list of token ids; ``None`` if the value is something else."""
+        if not isinstance(tokens, list) or not tokens or not all(type(t) is int for t in tokens):
+            return None
+        if self.decode is None:
+            raise place.error("holds token ids; they can be read only in training", field)
+        try:
+            return self.decode(tokens)
+        except (ValueError, IndexError, OverflowError, TypeError) as error:
+            raise place.error(str(error), field) from None
 
     def decide(self, record: Mapping[str, Any], *, format: Format) -> None:
         """Settle for the whole file whether a plain string is a text or an id.
@@ -146,7 +161,8 @@ def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
     """Read ``groups`` and ``mined``: they differ only in what a string is."""
     query_id = _optional_id(record, "query_id", place)
     if "query" in record or query_id is None:
-        query = _text(record, "query", place)
+        tokens = lookup.text_of(record.get("query"), "query", place)
+        query = _text(record, "query", place) if tokens is None else tokens
     else:
         found = lookup.queries.get(query_id)
         if found is None:
@@ -180,6 +196,8 @@ def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
         if not lookup.strings_are_ids:
             return _Item(item, None, None)
         return _Item(_content(item, field, lookup, place), item, None)
+    if (tokens := lookup.text_of(item, field, place)) is not None:
+        return _Item(tokens, None, None)
     if not isinstance(item, dict):
         raise place.error(f"expected texts, ids or objects, got {describe(item)}", field)
     item_id = _optional_id(item, "id", place)
@@ -219,6 +237,15 @@ def _tevatron(record: Mapping[str, Any], lookup: Lookup, place: Place) -> Traini
     ]
     query_id = _optional_id(record, "query_id", place)
     return _group(query_id, _text(record, "query", place), sides[0], sides[1], place)
+
+
+def _tevatron_ids(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
+    sides = []
+    for name in ("positive_document_ids", "negative_document_ids"):
+        ids = [_optional_id({name: item}, name, place) for item in _list(record, name, place)]
+        sides.append([_Item(_content(i or "", name, lookup, place), i, None) for i in ids])
+    query_id = _optional_id(record, "query_id", place)
+    return _group(query_id, _text(record, "query_text", place), sides[0], sides[1], place)
 
 
 def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
@@ -307,11 +334,13 @@ _READERS: dict[Format, Callable[[Mapping[str, Any], Lookup, Place], TrainingGrou
     "groups": _own,
     "mined": _own,
     "tevatron": _tevatron,
+    "tevatron-ids": _tevatron_ids,
     "dpr": _dpr,
 }
 _POSITIVES: dict[Format, str] = {
     "groups": "positives",
     "mined": "positives",
     "tevatron": "positive_passages",
+    "tevatron-ids": "positive_document_ids",
     "dpr": "positive_ctxs",
 }

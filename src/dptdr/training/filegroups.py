@@ -13,8 +13,9 @@ from dptdr.io.beir import BeirFolder
 from dptdr.io.ids import normalised
 from dptdr.io.intarray import as_numbers, int_array
 from dptdr.records import TrainingGroup
+from dptdr.training.tokens import TokenTexts
 
-_POSITIVE_FIELDS = ("positives", "positive_passages", "positive_ctxs")
+_POSITIVE_FIELDS = ("positives", "positive_passages", "positive_document_ids", "positive_ctxs")
 
 
 class FileGroups:
@@ -28,14 +29,23 @@ class FileGroups:
         path: The file.
         folder: The data folder that ids refer to.
         held_out: Id and text of the dev queries.
+        tokens: Reads files of token ids.
 
     Raises:
         DataError: If the file is missing or broken; names file, line and field.
         TrainingError: If no group is left.
     """
 
-    def __init__(self, path: Path, *, folder: BeirFolder, held_out: Mapping[str, str]) -> None:
-        self._file = GroupFile(path, folder=folder)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        folder: BeirFolder,
+        held_out: Mapping[str, str],
+        tokens: TokenTexts | None = None,
+    ) -> None:
+        decode = None if tokens is None else tokens.decode
+        self._file = GroupFile(path, folder=folder, decode=decode)
         self.format = self._file.format
         self.held_out = 0
         self.without_positive = 0
@@ -45,7 +55,12 @@ class FileGroups:
             # A dev query's text may stand in the folder under a second id.
             ids |= {query.id for query in folder.queries() if normalised(query.text) in texts}
         rows = int_array()
+        of_tokens = self.format == "groups" and tokens is not None and _first_is_tokens(path)
+        if of_tokens and tokens is not None:
+            texts |= {normalised(tokens.canonical(text)) for text in held_out.values()}
         for row, (_, record) in enumerate(read_records(path)):
+            if of_tokens and tokens is not None and record.get("query"):
+                record = {**record, "query": tokens.decode(record["query"])}
             if _is_held_out(record, ids=ids, texts=texts):
                 self.held_out += 1
             elif not next((record[f] for f in _POSITIVE_FIELDS if f in record), None):
@@ -68,8 +83,13 @@ class FileGroups:
         return self._file[int(self._rows[item])]
 
 
+def _first_is_tokens(path: Path) -> bool:
+    _, record = next(read_records(path))
+    return isinstance(record.get("query"), list)
+
+
 def _is_held_out(record: Mapping[str, Any], *, ids: set[str], texts: set[str]) -> bool:
-    text = record.get("query", record.get("question"))
+    text = next((record[f] for f in ("query", "query_text", "question") if f in record), None)
     if isinstance(text, str):
         # Ids of a foreign file may be anything; its texts tell.
         return normalised(text) in texts

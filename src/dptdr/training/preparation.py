@@ -22,6 +22,7 @@ from dptdr.training.groups import (
     load_texts,
     sample_texts,
 )
+from dptdr.training.tokens import TokenTexts
 
 _INITIALISATION_TEXTS = 128
 _GROUPS_LOOKED_AT = 64
@@ -52,6 +53,7 @@ def load_data(
     *,
     negatives: Path | None = None,
     groups: Groups | None = None,
+    tokens: TokenTexts | None = None,
     min_grade: int = 1,
 ) -> TrainingData:
     """Read what a run needs of a data folder.
@@ -62,6 +64,7 @@ def load_data(
         negatives: A training file that replaces the train qrels: mined negatives, groups, or a
             file of Tevatron or DPR. Its dev queries are left out.
         groups: Groups that replace the train qrels; the caller has left out dev queries.
+        tokens: Reads training files of token ids.
         min_grade: Least grade of a positive in the train qrels.
 
     Returns:
@@ -86,7 +89,8 @@ def load_data(
     if groups is not None:
         made = groups
     elif negatives is not None:
-        made = FileGroups(negatives, folder=folder, held_out={q: queries[q] for q in judged})
+        held_out = {q: queries[q] for q in judged}
+        made = FileGroups(negatives, folder=folder, held_out=held_out, tokens=tokens)
         facts |= _file_facts(negatives, made)
     else:
         made = QrelsGroups(

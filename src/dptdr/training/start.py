@@ -12,6 +12,7 @@ from dptdr.model import Backbone
 from dptdr.model.bundle import load_prompt_rows
 from dptdr.training.loop import Watch
 from dptdr.training.preparation import load_data
+from dptdr.training.tokens import TokenTexts
 from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
 
@@ -51,7 +52,13 @@ def train_folder(
     """
     folder.qrels("train")
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=backbone)
-    data = load_data(folder, request.config, negatives=negatives, min_grade=min_grade)
+    data = load_data(
+        folder,
+        request.config,
+        negatives=negatives,
+        tokens=TokenTexts(backbone),
+        min_grade=min_grade,
+    )
     request = for_few_queries(request, queries=len(data.groups))
     if data.facts["dev_queries"] < _FEW_DEV_QUERIES:
         sys.stderr.write(

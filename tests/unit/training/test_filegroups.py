@@ -173,3 +173,29 @@ def test_rows_are_held_as_numbers_not_as_texts(tmp_path, folder):
     data = load(folder, path)
     assert isinstance(data.groups._rows, np.ndarray)
     assert data.groups._rows.nbytes == 50 * 8
+
+
+def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, tmp_path, tiny_bert):
+    """The authors' files: query and passages as lists of ids."""
+    from dptdr.training.filegroups import FileGroups
+    from dptdr.training.tokens import TokenTexts
+
+    def ids(text):
+        return tiny_bert.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def record(query):
+        negatives = [ids("a dog"), ids("the river")]
+        return {"query": ids(query), "positives": [ids("the red boat")], "negatives": negatives}
+
+    path = write_lines(tmp_path / "t.jsonl", record("the old train"), record("a dog"))
+    tokens = TokenTexts(tiny_bert)
+    groups = FileGroups(path, folder=folder, held_out={"q": "A dog"}, tokens=tokens)
+    assert (groups.held_out, len(groups)) == (1, 1)
+    group = groups[0]
+    assert (group.query, group.positives) == ("the old train", ("the red boat",))
+    assert group.negatives == ("a dog", "the river")
+    with pytest.raises(DataError, match="line 1, field 'query': holds token ids"):
+        FileGroups(path, folder=folder, held_out={})
+    far = write_lines(tmp_path / "far.jsonl", {"query": [10**6], "positives": [[1]]})
+    with pytest.raises(DataError, match=r"of this encoder's tokenizer, 0 to .*, got 1000000"):
+        FileGroups(far, folder=folder, held_out={}, tokens=TokenTexts(tiny_bert))

@@ -71,4 +71,4 @@ def _is_tevatron(path: Path) -> bool:
         _, record = next(read_records(path))
     except (DataError, StopIteration):
         return False
-    return "positive_passages" in record or "docid" in record
+    return not {"positive_passages", "positive_document_ids", "docid"}.isdisjoint(record)

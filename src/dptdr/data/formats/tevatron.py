@@ -13,13 +13,17 @@ from dptdr.io.lines import describe
 from dptdr.records import Passage, Qrels, Query
 
 _SIDES = ("positive_passages", "negative_passages")
+_IDS = ("positive_document_ids", "negative_document_ids")
+_PRESENT = {"query": "query_text", "text": "document_text"}
+"""What Tevatron's present format calls a field."""
 
 
 def read_tevatron(source: Path) -> Material:
     """Return the records of a Tevatron file, or of a folder of them.
 
-    A file's name is its split. In a folder ``corpus.jsonl`` (``docid``, ``title``, ``text``) holds
-    the passages; without it they are collected from the groups. Negatives become
+    A file's name is its split. In a folder ``corpus.jsonl`` (``docid``, ``title``, ``text``; in the
+    present format ``document_text``) holds the passages; without it they are collected from the
+    groups. Negatives become
     ``negatives-SPLIT.jsonl``.
 
     Args:
@@ -55,6 +59,8 @@ def read_tevatron(source: Path) -> Material:
 
 
 def _text(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> str:
+    if name not in record and _PRESENT.get(name) in record:
+        name = _PRESENT[name]
     value = record.get(name)
     # Some files number their documents.
     if type(value) is int and name in {"docid", "query_id"}:
@@ -83,12 +89,27 @@ def _side(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> lis
     return [_passage(item, path=path, line=line) for item in value]
 
 
+def _ids(record: Mapping[str, Any], side: int, *, path: Path, line: int) -> list[str]:
+    """Return the ids of one side, whether passages are inside or named."""
+    if _SIDES[side] in record:
+        return [p.id for p in _side(record, _SIDES[side], path=path, line=line)]
+    value = record.get(_IDS[side]) or []
+    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
+        raise DataError(
+            f"expected a list of ids, got {describe(value)}",
+            path=path,
+            line=line,
+            field=_IDS[side],
+        )
+    return [str(item) for item in value]
+
+
 def _corpus(path: Path, counted: Counter[str]) -> Iterator[Passage]:
     seen = UniqueIds()
     for line, record in read_records(path):
         passage = _passage(record, path=path, line=line)
         if not seen.add(passage.id):
-            raise DataError(f"passage id '{passage.id}' stands a second time", path=path, line=line)
+            raise DataError(f"passage id '{passage.id}' is there twice", path=path, line=line)
         counted[plain_name(path)] += 1
         yield passage
 
@@ -97,6 +118,13 @@ def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
     seen = UniqueIds()
     for path in paths:
         for line, record in read_records(path):
+            if _IDS[0] in record:
+                raise DataError(
+                    "names passages by id; expected corpus.jsonl beside it, found none",
+                    path=path,
+                    line=line,
+                    field=_IDS[0],
+                )
             for side in _SIDES:
                 for passage in _side(record, side, path=path, line=line):
                     if seen.add(passage.id):
@@ -109,7 +137,7 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
         for line, record in read_records(path):
             query_id = _text(record, "query_id", path=path, line=line)
             if not seen.add(query_id):
-                raise DataError(f"query id '{query_id}' stands a second time", path=path, line=line)
+                raise DataError(f"query id '{query_id}' is there twice", path=path, line=line)
             counted[plain_name(path)] += 1
             yield Query(query_id, _text(record, "query", path=path, line=line))
 
@@ -117,22 +145,22 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
 def _qrels(path: Path) -> Qrels:
     qrels: Qrels = {}
     for line, record in read_records(path):
-        positives = _side(record, "positive_passages", path=path, line=line)
+        positives = _ids(record, 0, path=path, line=line)
         if positives:
             query_id = _text(record, "query_id", path=path, line=line)
-            qrels[query_id] = {passage.id: 1 for passage in positives}
+            qrels[query_id] = dict.fromkeys(positives, 1)
     return qrels
 
 
 def _negatives(path: Path) -> Iterator[dict[str, Any]]:
     for line, record in read_records(path):
-        sides = [_side(record, name, path=path, line=line) for name in _SIDES]
+        sides = [_ids(record, side, path=path, line=line) for side in (0, 1)]
         if all(sides):
             yield {
                 "query_id": _text(record, "query_id", path=path, line=line),
-                "positives": [passage.id for passage in sides[0]],
+                "positives": sides[0],
                 "negatives": [
-                    {"id": passage.id, "sources": {"tevatron": {"rank": rank}}}
-                    for rank, passage in enumerate(sides[1], start=1)
+                    {"id": passage_id, "sources": {"tevatron": {"rank": rank}}}
+                    for rank, passage_id in enumerate(sides[1], start=1)
                 ],
             }

@@ -78,7 +78,7 @@ def test_a_folder_with_a_corpus_and_queries_without_passages_is_read(tmp_path: P
     [
         ({"query": "x"}, "train.jsonl, line 3, field 'query_id': expected a string, got null"),
         ({"query_id": "1"}, "line 3, field 'query': expected a string, got null"),
-        ({"query_id": "10", "query": "x"}, "line 3: query id '10' stands a second time"),
+        ({"query_id": "10", "query": "x"}, "line 3: query id '10' is there twice"),
         (
             {"query_id": "1", "query": "x", "positive_passages": [{"docid": "1"}]},
             "line 3, field 'text': expected a string, got null",
@@ -109,7 +109,45 @@ def test_a_corpus_with_an_id_twice_and_a_missing_file_are_refused(tmp_path: Path
     write(tmp_path / "s" / "corpus.jsonl", passage("0", "a"), passage("0", "b"))
     write(tmp_path / "s" / "train.jsonl", TRAIN[0])
 
-    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: passage id '0' stands a second"):
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: passage id '0' is there twice"):
         convert(str(tmp_path / "s"), format="tevatron", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"expected a \.jsonl file of Tevatron's"):
         convert(str(tmp_path / "gone.jsonl"), format="tevatron", out=tmp_path / "out")
+
+
+PRESENT = {
+    "query_id": "10",
+    "query_text": "what is zero",
+    "positive_document_ids": ["0"],
+    "negative_document_ids": [4],
+}
+
+
+def test_the_present_format_names_passages_of_a_corpus(tmp_path: Path):
+    source = tmp_path / "source"
+    write(source / "train.jsonl", PRESENT)
+    documents = [{"docid": "0", "document_text": "Zero."}, {"docid": 4, "document_text": "Four."}]
+    write(source / "corpus.jsonl", *documents)
+
+    done = convert(str(source), out=tmp_path / "out")
+
+    folder = BeirFolder(tmp_path / "out")
+    assert "tevatron" in done.read_as
+    assert list(folder.passages()) == [Passage("0", "Zero."), Passage("4", "Four.")]
+    assert folder.qrels("train") == {"10": {"0": 1}}
+    for path in (folder.path / "negatives-train.jsonl", source / "train.jsonl"):
+        (group,) = GroupFile(path, folder=folder)
+        assert (group.query, group.positives) == ("what is zero", ("Zero.",))
+        assert (group.negative_ids, group.negatives) == (("4",), ("Four.",))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (PRESENT, "line 1, field 'positive_document_ids': names passages by id; expected corpus"),
+        (PRESENT | {"positive_document_ids": "0"}, "line 1, field 'positive_document_ids'"),
+    ],
+)
+def test_the_present_format_alone_or_broken_is_refused(tmp_path: Path, record, message):
+    with pytest.raises(DataError, match=message):
+        convert(str(write(tmp_path / "train.jsonl", record)), out=tmp_path / "out")
