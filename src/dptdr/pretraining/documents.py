@@ -149,9 +149,6 @@ class Reader:
             rows: The documents' rows in the corpus.
             step: The step; with the seed and the row it decides spans and masks.
             stream: Which use of the documents it is.
-
-        Returns:
-            One entry for each row.
         """
         passages = self.documents.passages(rows)
         encoded = self.wording.tokenizer(

@@ -23,11 +23,7 @@ _INITIAL_SCALE = 0.02
 
 
 class MlmHead(nn.Module):
-    """Token states in, scores of all words out.
-
-    Args:
-        backbone: The encoder whose word embeddings the scores are made with.
-    """
+    """Token states in, scores of all words out, by the encoder's word embeddings."""
 
     kind: Literal["own", "tied"]
 
@@ -48,10 +44,6 @@ class MlmHead(nn.Module):
 
 class TiedHead(MlmHead):
     """A new head as BERT's: dense layer, GELU, layer norm, the word embeddings, a bias.
-
-    Args:
-        backbone: The encoder.
-        seed: Decides where the dense layer starts.
 
     Source:
         Devlin et al., arXiv 1810.04805; tied embeddings: Press and Wolf, arXiv 1608.05859.
@@ -80,10 +72,6 @@ class OwnHead(MlmHead):
 
     The head has no name or form in common over architectures. So the whole masked-language model
     is called with its encoder replaced by one that returns given states.
-
-    Args:
-        backbone: The encoder.
-        model: The architecture's masked-language model.
     """
 
     kind = "own"
@@ -129,15 +117,13 @@ class _GivenStates(nn.Module):
 
 
 def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead | None, bool]:
-    """Return the architecture's own head, and whether the encoder's checkpoint holds its weights.
+    """Return the architecture's own head, and whether the encoder's checkpoint holds all of it.
+
+    The head is ``None`` where transformers has none for the architecture.
 
     Args:
         backbone: The encoder that is trained.
         source: Folder or name that it was loaded from; its own name by default.
-
-    Returns:
-        The head, ``None`` where transformers has none for the architecture; and whether all its
-        weights stand in the checkpoint.
 
     Raises:
         BackboneError: If they are of another shape there.
@@ -192,12 +178,6 @@ class CondenserHead(nn.Module):
     Early layers know words but little of the whole; so to tell a masked word the head must find
     the text's meaning in the vector, which is thereby pressed into it.
 
-    Args:
-        dim: Numbers per state.
-        heads: Attention heads, a divisor of ``dim``.
-        layers: Number of layers.
-        seed: Decides where the weights start.
-
     Source:
         Gao and Callan, arXiv 2104.08253, section 3.2. Differs: for encoders that pool by the mean
         the pooled vector, not normalised, takes the place of the first token's late state.
@@ -227,9 +207,6 @@ class CondenserHead(nn.Module):
             early: Token states after the early layer.
             vectors: The text's vector from the last layer.
             mask: 1 for tokens, 0 for padding on the right.
-
-        Returns:
-            States for the masked-language head.
         """
         states = torch.cat([vectors.to(early.dtype).unsqueeze(1), early[:, 1:]], dim=1)
         padding = mask == 0

@@ -37,7 +37,7 @@ class BuiltHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptHeads:
-    """What stands in a head file: tensors by name, and the form of the heads."""
+    """The content of a head file: tensors by name, and the form of the heads."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -71,9 +71,6 @@ def build_heads(
         objectives: Parts of the loss.
         frozen: Whether heads stay as they are after their warm-up, for training a prompt alone.
         source: Folder or name that the encoder was loaded from; its own name by default.
-
-    Returns:
-        The heads.
 
     Raises:
         BackboneError: If kept heads do not fit the encoder.
@@ -150,11 +147,6 @@ def copy_into(
 ) -> None:
     """Overwrite a head's weights.
 
-    Args:
-        parameters: The head's weights by name.
-        tensors: What to put there.
-        path: Where the tensors come from, for the message.
-
     Raises:
         BackboneError: If names or shapes differ.
     """
@@ -196,12 +188,6 @@ def write_kept(path: Path, heads: Heads) -> None:
 
 def read_kept(name: str) -> KeptHeads | None:
     """Return the heads that an earlier pretraining has kept beside a backbone, if there are any.
-
-    Args:
-        name: The backbone: a folder, or a name.
-
-    Returns:
-        The heads.
 
     Raises:
         BackboneError: If the file is broken.

@@ -16,15 +16,9 @@ def ignored_columns(
     siblings: Int[Tensor, " rows"],
     owners: Int[Tensor, " columns"],
 ) -> Bool[Tensor, "rows columns"]:
-    """Return which columns do not count: the row itself and other copies of its document.
+    """Mark the columns that do not count: a row's own (``rows``), and copies of its document.
 
-    Args:
-        rows: Each row's own column.
-        siblings: The column to be found.
-        owners: What stands for each column's document.
-
-    Returns:
-        True where a column is neither the sibling nor a negative.
+    The sibling is never one of them. ``owners`` stand for the columns' documents.
     """
     ignored = owners[rows].unsqueeze(1) == owners.unsqueeze(0)
     return ignored.scatter(1, siblings.unsqueeze(1), value=False)
@@ -47,10 +41,7 @@ def span_terms(
         rows: Which columns the spans are.
         siblings: Which columns hold the other span of the same document.
         owners: What stands for each column's document.
-        temperature: Dot products are divided by it.
-
-    Returns:
-        One loss per row.
+        temperature: Divides dot products.
 
     Source:
         Gao and Callan, arXiv 2108.05540, equation 5. Differs: a temperature for encoders whose
@@ -72,19 +63,7 @@ def span_loss(
     owners: Int[Tensor, " columns"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Return the sum of :func:`span_terms`, block by block, so that memory stays small.
-
-    Args:
-        vectors: Some spans' vectors.
-        columns: The vectors of all spans of all processes.
-        rows: Which columns the spans are.
-        siblings: Which columns hold the other span of the same document.
-        owners: What stands for each column's document.
-        temperature: Dot products are divided by it.
-
-    Returns:
-        The sum over the rows.
-    """
+    """Return the sum of :func:`span_terms`, block by block, so that memory stays small."""
     size = max(1, _SCORES_PER_BLOCK // max(1, len(columns)))
 
     def block(part: Tensor, everything: Tensor, start: int) -> Tensor:
@@ -114,16 +93,7 @@ def sibling_ranks(
     siblings: Int[Tensor, " columns"],
     owners: Int[Tensor, " columns"],
 ) -> Int[Tensor, " columns"]:
-    """Return at which rank, from 1, each span finds its sibling; equal scores count against it.
-
-    Args:
-        vectors: One vector per span.
-        siblings: Which row holds the other span of the same document.
-        owners: What stands for each row's document.
-
-    Returns:
-        One rank per span.
-    """
+    """Return at which rank, from 1, each span finds its sibling; equal scores count against it."""
     rows = torch.arange(len(vectors), device=vectors.device)
     scores = vectors.float() @ vectors.float().T
     own = scores.gather(1, siblings.unsqueeze(1))

@@ -82,9 +82,6 @@ def split_words(starts: Bool[np.ndarray, " tokens"]) -> list[Int[np.ndarray, " w
 
     Args:
         starts: Which tokens begin a word.
-
-    Returns:
-        Places in reading order; every place once.
     """
     if len(starts) == 0:
         return []

@@ -32,7 +32,7 @@ _TOKENS_PER_PIECE_ELSEWHERE = 65536
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """What stands on the encoder while it is pretrained.
+    """Heads on the encoder while it is pretrained.
 
     Args:
         mlm: Tells words from states; ``None`` for span contrast alone.
@@ -85,7 +85,7 @@ class PretrainingObjective:
         objectives: Which parts the loss has.
         temperature: Of the span contrast.
         world: The processes.
-        on_parts: Told about the parts of each step's loss, on the first process.
+        on_parts: Called with the parts of each step's loss, on the first process.
     """
 
     def __init__(
@@ -125,14 +125,7 @@ class PretrainingObjective:
         return {**self.method.trained(), **self.heads.trained}
 
     def backward(self, step: int) -> StepStats:
-        """Add the gradients of one step to the parameters.
-
-        Args:
-            step: Step, counted from 0.
-
-        Returns:
-            The step's statistics.
-        """
+        """Add the gradients of one step, counted from 0, to the parameters."""
         self._seed_dropout(step)
         documents = self._documents(step, stream=TRAIN)
         texts = [text for document in documents for text in document.texts]
@@ -150,14 +143,7 @@ class PretrainingObjective:
         )
 
     def warm_up(self, step: int) -> float:
-        """Add the gradients of new heads alone, the encoder left as it is.
-
-        Args:
-            step: Step of the warm-up, counted from 0.
-
-        Returns:
-            The loss.
-        """
+        """Add the gradients of new heads alone, the encoder left as it is, and return the loss."""
         documents = self._documents(step, stream=WARMUP)
         texts = [text for document in documents for text in document.texts]
         masked = self.world.sum_scalar(float(sum(len(text.targets) for text in texts)))
@@ -176,11 +162,7 @@ class PretrainingObjective:
     def measure(self, *, bare: bool = False) -> dict[str, float]:
         """Return the dev measures on the held-out documents, by this process alone.
 
-        Args:
-            bare: Leave the prompt out.
-
-        Returns:
-            ``negative loss`` and its parts, ``sibling R@1`` and ``sibling RR``.
+        ``bare`` leaves the prompt out.
         """
         rows = [int(row) for row in self.reader.documents.dev]
         documents = self.reader.read(rows, step=0, stream=DEV)

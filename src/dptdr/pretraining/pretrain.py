@@ -52,12 +52,9 @@ class PretrainingResult:
 
     Args:
         out: The backbone's or the task's folder.
-        prompt_only: Whether it is a task.
-        objectives: Parts of the loss.
-        temperature: Of the span contrast.
+        temperature: Of the span contrast, or of the fused ranking's distribution.
         history: Dev measures by step.
         bare: Dev measures before training, of a prompt's run without prompt.
-        best_step: The chosen checkpoint.
         losses: The parts of the loss at the first and at the last step.
         mlm_head: Where the masked-language head comes from; ``None`` if none was needed.
         condenser_head: Where the Condenser head comes from; ``None`` if none was needed.
@@ -236,15 +233,8 @@ def chosen_objectives(
 ) -> tuple[ObjectiveName, ...]:
     """Return the parts of the loss: those asked for, or what fits the encoder.
 
-    Args:
-        config: May name them.
-        backbone: The encoder.
-        prompt_only: Whether a prompt alone is trained. A new head knows nothing that a prompt
-            could learn from it, so masked words count there only where a head comes with the
-            encoder.
-
-    Returns:
-        The objectives, in the order of ``OBJECTIVE_NAMES``.
+    A new head knows nothing that a prompt could learn from it, so masked words count for a prompt
+    only where a head comes with the encoder.
     """
     if config.objectives:
         return tuple(name for name in OBJECTIVE_NAMES if name in config.objectives)

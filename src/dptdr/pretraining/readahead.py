@@ -57,9 +57,6 @@ class ReadAhead:
         Args:
             step: The step, one more than in the last call, or any.
 
-        Returns:
-            As :meth:`Reader.read`.
-
         Raises:
             TrainingError: If a reading process was killed.
         """

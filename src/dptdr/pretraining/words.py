@@ -55,9 +55,6 @@ class Words:
 
         Args:
             ids: Tokens in reading order.
-
-        Returns:
-            True where a word begins; the first token always does.
         """
         starts: Bool[np.ndarray, " tokens"] = self._begins[ids].copy()
         if len(ids) == 0:
