@@ -92,13 +92,6 @@ def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> 
     Broken lines are reported and left out of the counts; reading goes on behind them. What is held
     in memory are the ids, and 16 bytes for each text.
 
-    Args:
-        path: The folder.
-        on_progress: Told bytes done and bytes in total.
-
-    Returns:
-        Counts, lengths, splits and problems.
-
     Raises:
         DataError: If there is no such folder or no corpus in it.
     """

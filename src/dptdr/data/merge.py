@@ -18,13 +18,6 @@ def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
     Every id gets its folder's name before it (``NAME:ID``), so that ids of two folders never meet;
     splits of the same name are united. Passages and queries are streamed.
 
-    Args:
-        sources: The folders, 2 or more, with different names.
-        out: The folder to write.
-
-    Returns:
-        What was written.
-
     Raises:
         ConfigError: If there are fewer than two folders or two of the same name.
         DataError: If a folder is missing or broken.
@@ -91,15 +84,8 @@ def cap_folder(
     all of them.
 
     Args:
-        source: The folder.
         queries: Split name to the most queries kept of it; other splits are left out.
-        passages: Most passages.
-        seed: Decides which.
-        out: The folder to write.
         judged: Most judgements kept of each query, at least one of them positive; 0 keeps all.
-
-    Returns:
-        What was written.
 
     Raises:
         ConfigError: If a number is below 1 or the judged passages do not fit.

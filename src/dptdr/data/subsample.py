@@ -33,16 +33,6 @@ def capped_test(
     is left. All is returned in the folder's order. Over fewer passages scores are higher than over
     all of them.
 
-    Args:
-        folder: The data.
-        test_queries: How many queries to keep, at most.
-        passages: How many passages to keep, at most.
-        seed: Decides which.
-        split: The split to sample.
-
-    Returns:
-        The sample; the same folder, sizes and seed give the same one.
-
     Raises:
         DataError: If a judged query or passage is not in the folder, or no query fits.
     """

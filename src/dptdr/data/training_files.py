@@ -37,7 +37,6 @@ class GroupFile:
     the file refers to them by id.
 
     Args:
-        path: The file, plain or gzip.
         folder: The data folder that ids refer to; needed for ids alone.
         decode: Turns token ids into a text; needed for files of token ids alone.
 
@@ -93,13 +92,6 @@ class GroupFile:
 def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterator[TrainingGroup]:
     """Yield the groups of a training file from first to last; packed files are read too.
 
-    Args:
-        path: The file, plain or gzip.
-        folder: The data folder that ids refer to; needed for ids alone.
-
-    Yields:
-        One group after the other.
-
     Raises:
         DataError: If the file is missing, broken or of no known format; names file, line and field.
     """
@@ -116,12 +108,6 @@ def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterat
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the JSON objects of a file of lines, or of one array, as they stand.
-
-    Args:
-        path: The file, plain or gzip.
-
-    Yields:
-        Number of the line that the object begins in, and the object.
 
     Raises:
         DataError: If the file is missing or broken; names file and line.

@@ -33,25 +33,12 @@ class Place(NamedTuple):
     line: Callable[[], int]
 
     def error(self, reason: str, field: str | None = None) -> DataError:
-        """Return the error that names this place.
-
-        Args:
-            reason: What was expected and what came.
-            field: The field, where one is concerned.
-
-        Returns:
-            The error, to be raised.
-        """
+        """Return the error that names this place."""
         return DataError(reason, path=self.path, line=self.line(), field=field)
 
 
 class Lookup:
-    """Texts by id, or by token ids; the folder is read only if a record refers to it.
-
-    Args:
-        folder: The data folder, or None.
-        decode: Turns token ids into a text, or None.
-    """
+    """Texts by id, or by token ids; the folder is read only if a record refers to it."""
 
     def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
         self.folder = folder
@@ -89,10 +76,6 @@ class Lookup:
 
         In mined negatives strings are ids. In groups they are ids if a folder is given that holds
         every string of the first record's positives, else texts.
-
-        Args:
-            record: The first record.
-            format: Its format.
         """
         positives = record.get("positives")
         if format == "mined":
@@ -104,13 +87,6 @@ class Lookup:
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
     """Return the format of a training file.
-
-    Args:
-        record: Its first record.
-        place: Where that stands.
-
-    Returns:
-        The format's name.
 
     Raises:
         DataError: If the record fits no format; names those there are.
@@ -129,15 +105,6 @@ def group_of_record(
     record: Mapping[str, Any], *, format: Format, lookup: Lookup, place: Place
 ) -> TrainingGroup:
     """Return the training group that a record describes.
-
-    Args:
-        record: The record.
-        format: The file's format.
-        lookup: Texts by id.
-        place: Where the record stands.
-
-    Returns:
-        The group.
 
     Raises:
         DataError: If the record is broken, has no positive, or refers to an unknown id.

@@ -71,13 +71,8 @@ def compare_reports(
     """Compare systems with the first one by paired tests.
 
     Args:
-        reports: At least two reports, the baseline first.
         measures: Measures to compare; all that the reports share where None.
-        seed: Seed of the randomisation tests.
         changes: Queries to list that gained and lost most, each.
-
-    Returns:
-        The comparison.
 
     Raises:
         EvaluationError: If there are fewer than two reports, they stand for different data,

@@ -9,14 +9,7 @@ from dptdr.io.atomic import atomic_file
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Return a comparison as Markdown: means first, then the paired tests.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        Text with aligned tables, without a final line break.
-    """
+    """Return a comparison as Markdown: means first, then the paired tests."""
     where = f"{comparison.data}, {comparison.split}" if comparison.split else comparison.data
     lines = [f"{where}: {comparison.queries:,} queries", ""]
     means = [["system", *comparison.measures]]
@@ -42,9 +35,6 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
     Args:
         rows: The header first; all rows of one length. The first column is flushed left, the
             others right.
-
-    Returns:
-        The lines.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(rows[0]))]
@@ -59,12 +49,7 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 
 
 def write_comparison_page(path: Path, comparison: Comparison) -> None:
-    """Write a comparison as one HTML page that needs no other file, atomically.
-
-    Args:
-        path: Where the page shall stand.
-        comparison: The comparison.
-    """
+    """Write a comparison as one HTML page that needs no other file, atomically."""
     title = html.escape(f"{comparison.data} {comparison.split}: {comparison.systems[0]}")
     table = html.escape(comparison_table(comparison))
     parts = [
@@ -86,12 +71,7 @@ def write_comparison_page(path: Path, comparison: Comparison) -> None:
 
 
 def plot_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a PNG of the differences to the baseline with their intervals, atomically.
-
-    Args:
-        path: Where the picture shall stand.
-        comparison: The comparison.
-    """
+    """Write a PNG of the differences to the baseline with their intervals, atomically."""
     from matplotlib.figure import Figure
 
     count = len(comparison.contrasts)

@@ -18,13 +18,6 @@ class QueryDifference(NamedTuple):
 def query_differences(a: Mapping[str, float], b: Mapping[str, float]) -> list[QueryDifference]:
     """Return each query's difference, the largest gain of a first.
 
-    Args:
-        a: Query id to value of the first system.
-        b: Query id to value of the second system, the same queries.
-
-    Returns:
-        One entry per query; equal differences in the order of their ids.
-
     Raises:
         EvaluationError: If the two do not hold the same queries.
     """

@@ -31,12 +31,6 @@ class Evaluation:
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
     """Turn names into measures.
 
-    Args:
-        names: Names as ir_measures writes them, such as ``nDCG@10``.
-
-    Returns:
-        Name to ir_measures object, in order.
-
     Raises:
         EvaluationError: If there is no name, or some cannot be read; lists all of those.
     """
@@ -82,12 +76,7 @@ def evaluate(
     decides; its scores are not looked at, so equal scores cannot be reordered.
 
     Args:
-        run: Query id to hits, best first.
         qrels: Query id to passage id to grade; above 0 is relevant.
-        measures: Names as ir_measures writes them.
-
-    Returns:
-        Means and values per query.
 
     Raises:
         EvaluationError: If a measure or a grade cannot be computed with, the qrels are empty, no

@@ -41,11 +41,7 @@ class EvaluationReport:
     details: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON, atomically.
-
-        Args:
-            path: Where the file shall stand.
-        """
+        """Write the report as JSON, atomically."""
         write_json(path, self.as_json())
 
     def as_json(self) -> dict[str, Any]:
@@ -66,12 +62,6 @@ class EvaluationReport:
     @classmethod
     def read(cls, path: Path) -> "EvaluationReport":
         """Read a report.
-
-        Args:
-            path: The file that :meth:`write` wrote.
-
-        Returns:
-            The report.
 
         Raises:
             DataError: If the file is missing, no JSON, or lacks a field; names file and field.
@@ -104,14 +94,7 @@ _FIELDS: dict[str, type] = {
 
 
 def judgements_fingerprint(qrels: Mapping[str, Mapping[str, int]] | Qrels) -> str:
-    """Return the SHA-256 of judgements, whatever the order of their lines.
-
-    Args:
-        qrels: Query id to passage id to grade.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return the SHA-256 of judgements, whatever the order of their lines."""
     digest = hashlib.sha256()
     for query_id in sorted(qrels):
         for passage_id in sorted(qrels[query_id]):

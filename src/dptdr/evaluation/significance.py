@@ -48,15 +48,9 @@ def paired_test(
     """Compare two systems by their values per query.
 
     Args:
-        a: Query id to value of the first system.
-        b: Query id to value of the second system, the same queries.
         permutations: Sign patterns drawn by the randomisation test; where fewer exist, all of
             them are used and the p-value is exact.
         resamples: Bootstrap samples for the interval.
-        seed: Seed of both; the same seed gives the same numbers.
-
-    Returns:
-        The comparison.
 
     Raises:
         EvaluationError: If the two do not hold the same queries, or hold fewer than 2.
@@ -97,9 +91,7 @@ def randomisation_p(
     """Return the two-sided p-value of the paired randomisation test.
 
     Args:
-        differences: Value of one system minus the other's, per query.
         permutations: Number of sign patterns to draw; all are used where not more exist.
-        seed: Seed of the draw.
 
     Returns:
         Share of sign patterns whose sum is at least as far from 0 as the one seen.
@@ -126,9 +118,6 @@ def randomisation_p(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for making several comparisons.
-
-    Args:
-        p_values: One p-value per comparison, any order.
 
     Returns:
         Adjusted p-values in the same order; below .05 means significant at 5 % over all.

@@ -11,12 +11,7 @@ from dptdr.model.encoder import Encoder
 
 
 class _Embedder:
-    """What both embedders share: a task's folder, loaded when it is first needed.
-
-    Args:
-        task: The task's folder.
-        device: Torch device.
-    """
+    """What both embedders share: a task's folder, loaded when it is first needed."""
 
     def __init__(self, task: str, device: str = "cpu") -> None:
         self.task = task

@@ -19,11 +19,7 @@ from dptdr.model.encoder import Encoder
 
 
 class MtebModel:
-    """A task for ``mteb.evaluate``.
-
-    Args:
-        encoder: What ``dptdr.load`` returned.
-    """
+    """A task for ``mteb.evaluate``."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -55,12 +51,7 @@ class MtebModel:
 
 
 class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
-    """A data folder as a retrieval task; nothing is downloaded.
-
-    Args:
-        data: The folder, as BEIR lays it out.
-        split: Which judged queries.
-    """
+    """A data folder as a retrieval task; nothing is downloaded."""
 
     metadata = TaskMetadata(
         name="LocalRetrieval",

@@ -15,12 +15,6 @@ Record = TypeVar("Record", Passage, Query)
 def read_beir(source: Path) -> Material:
     """Return the records of a BEIR folder.
 
-    Args:
-        source: The folder.
-
-    Returns:
-        The records, not yet read but for the judgements.
-
     Raises:
         DataError: If the folder is none of BEIR's, or a judgement is broken.
     """

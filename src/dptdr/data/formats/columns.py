@@ -95,13 +95,6 @@ class Columns(NamedTuple):
 def find_columns(names: Sequence[str], settings: TableSettings) -> Columns:
     """Return which of the columns is what.
 
-    Args:
-        names: The columns that there are.
-        settings: Columns that the user named.
-
-    Returns:
-        The columns.
-
     Raises:
         DataError: If some are missing or two could be meant; one message lists those there are.
     """

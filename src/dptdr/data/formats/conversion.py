@@ -49,14 +49,8 @@ def convert(
     Args:
         source: A file or folder, or ``ir:NAME`` for ir_datasets.
         format: One of :data:`FORMATS`; ``None`` guesses it from the files.
-        out: Where the folder or file shall stand.
-        table: Columns, split and held-out shares of a table.
         strict: Whether a number of records that differs from the published one, or a judgement of
             an unknown passage, is an error instead of a remark.
-        on_progress: Told records written and the published number of them.
-
-    Returns:
-        Counts and remarks; the same stands in ``meta.json``.
 
     Raises:
         ConfigError: If settings of tables are given for another format.

@@ -16,14 +16,7 @@ read only the beginning of a long text."""
 
 
 def document_files(source: Path) -> list[Path]:
-    """Return the documents of a folder and the folders in it, without hidden ones.
-
-    Args:
-        source: A folder, or one document.
-
-    Returns:
-        The files by name.
-    """
+    """Return the documents of a folder and the folders in it, without hidden ones."""
     if source.is_file():
         return [source] if source.suffix.lower() in SUFFIXES else []
     return [path for path in _visible_files(source) if path.suffix.lower() in SUFFIXES]
@@ -31,12 +24,6 @@ def document_files(source: Path) -> list[Path]:
 
 def read_documents(source: Path) -> Material:
     """Return one passage for each section of the documents, with the heading as its title.
-
-    Args:
-        source: The folder.
-
-    Returns:
-        The passages; there are no queries.
 
     Raises:
         DataError: If there is no document, or no text in them.

@@ -36,12 +36,6 @@ def read_dpr(source: Path) -> Material:
     Questions get the ids ``SPLIT-ROW``. Hard negatives become ``negatives-SPLIT.jsonl``, question
     files are copied to ``answers/``. Without ``psgs_w100.tsv`` the contexts are the corpus.
 
-    Args:
-        source: The folder.
-
-    Returns:
-        The records; the training files are read once for the judgements.
-
     Raises:
         DataError: If the folder holds no passages, or a training record is broken.
     """

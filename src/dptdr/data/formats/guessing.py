@@ -14,12 +14,6 @@ from dptdr.io.beir import CORPUS, QRELS, QUERIES
 def guess_format(source: Path) -> str:
     """Return the format of a file or folder.
 
-    Args:
-        source: The file or folder.
-
-    Returns:
-        One of the formats of ``convert``.
-
     Raises:
         DataError: If there is no such file, or nothing known in the folder.
     """

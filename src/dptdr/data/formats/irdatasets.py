@@ -18,12 +18,6 @@ def read_ir_datasets(source: str) -> Material:
     ``ir:msmarco-passage/train,msmarco-passage/dev/small`` makes the splits ``train`` and
     ``dev.small``.
 
-    Args:
-        source: Names, separated by commas.
-
-    Returns:
-        The records; the judgements are read, the texts not yet.
-
     Raises:
         DataError: If ir_datasets is not installed or knows no such data set.
     """

@@ -61,14 +61,7 @@ class UniqueIds:
         self._others: set[str] = set()
 
     def add(self, record_id: str) -> bool:
-        """Remember an id.
-
-        Args:
-            record_id: The id.
-
-        Returns:
-            True if it is new.
-        """
+        """Remember an id."""
         number = _small_number(record_id)
         if number is None:
             new = record_id not in self._others
@@ -104,27 +97,12 @@ def _small_number(text: str) -> int | None:
 
 
 def plain_name(path: Path) -> str:
-    """Return a file's name without ``.gz``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The name under which it was published.
-    """
+    """Return a file's name without ``.gz``."""
     return path.name.removesuffix(".gz")
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """Return the first file of a folder that has one of the names, packed or not.
-
-    Args:
-        folder: The folder.
-        names: Names without ``.gz``.
-
-    Returns:
-        The file, or None.
-    """
+    """Return the first file of a folder that has one of the names, packed or not."""
     for name in names:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
@@ -134,10 +112,6 @@ def find_file(folder: Path, *names: str) -> Path | None:
 
 def need_folder(path: Path, *, holds: str) -> None:
     """Check that a source is a folder.
-
-    Args:
-        path: The source.
-        holds: What it should hold, for the message.
 
     Raises:
         DataError: If it is not.

@@ -33,12 +33,6 @@ def read_msmarco(source: Path) -> Material:
     Splits are named as the files are: ``qrels.dev.small.tsv`` becomes ``dev.small``, TREC's
     ``2019qrels-pass.txt`` becomes ``trec-dl-2019``.
 
-    Args:
-        source: The folder.
-
-    Returns:
-        The records, not yet read but for the judgements.
-
     Raises:
         DataError: If the folder or its collection is missing, or a judgement is broken.
     """
@@ -184,7 +178,6 @@ def read_triples(source: Path, *, counted: Counter[str]) -> Iterator[dict[str, A
 
     Args:
         source: The file: query, positive, negative.
-        counted: Told how many lines were read.
 
     Yields:
         Records of the format ``mined`` (ids) or ``groups`` (texts).
@@ -223,15 +216,7 @@ def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dic
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write records as JSON lines.
-
-    Args:
-        path: The file.
-        records: The records.
-
-    Returns:
-        How many there were.
-    """
+    """Write records as JSON lines."""
     count = 0
     with path.open("wb") as handle:
         for record in records:

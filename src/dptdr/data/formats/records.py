@@ -35,9 +35,6 @@ def folder_from_records(
     Args:
         rows: Dicts, tuples (query, positive, negatives), a ``datasets.Dataset`` or a pandas frame;
             or a mapping from split names to such.
-        out: The data folder; one that is there is replaced.
-        settings: Columns, the split's name, held-out shares.
-        on_progress: Called with the passages written so far.
 
     Returns:
         What was read, written and dropped. Hard negatives are in ``negatives-SPLIT.jsonl``, which
@@ -69,9 +66,6 @@ def pairs_material(
 
     Args:
         splits: Names of splits and their rows; a split may occur several times.
-        settings: How rows are read.
-        source: What the rows are in, in words.
-        files: The files, for the description of the folder.
 
     Returns:
         The records; passages must be read before queries and judgements.

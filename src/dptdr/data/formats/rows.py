@@ -41,12 +41,6 @@ def is_table(path: Path) -> bool:
 def table_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table, read as they are asked for.
 
-    Args:
-        path: The file; its suffix names the format.
-
-    Yields:
-        One row after the other.
-
     Raises:
         DataError: If the file is missing, of no known format, empty or broken; names file and row.
     """
@@ -69,12 +63,6 @@ def object_rows(data: Iterable[Any]) -> Iterator[Row]:
     """Yield the rows of Python objects: dicts, tuples, a ``datasets.Dataset``, a pandas frame.
 
     A tuple is query, positive, and any number of negatives.
-
-    Args:
-        data: The objects.
-
-    Yields:
-        One row after the other.
 
     Raises:
         DataError: If an object is neither a mapping nor a tuple of texts; names the row.
@@ -167,12 +155,6 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 def text_lines(path: Path) -> Iterator[str]:
     r"""Yield all lines with their ends: blank ones and ``\r`` may belong to a quoted field.
-
-    Args:
-        path: A text file, plain or gzip.
-
-    Yields:
-        One line after the other.
 
     Raises:
         DataError: If the file cannot be read or is not UTF-8; names file and line.

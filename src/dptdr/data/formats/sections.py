@@ -29,9 +29,6 @@ class Section(NamedTuple):
 def file_sections(path: Path) -> Iterator[Section]:
     """Yield the sections of a document; sections before the first heading are named by the file.
 
-    Args:
-        path: The file; its suffix names the format.
-
     Yields:
         One section after the other; text files are streamed and have one section a paragraph.
 

@@ -14,13 +14,6 @@ _LARGEST_FIELD = 1 << 24
 def tab_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and fields of a plain tab-separated file: no quoting, no header.
 
-    Args:
-        path: The file, plain or gzip.
-        columns: Names of the columns; a row must have as many.
-
-    Yields:
-        Number of the line, and its fields.
-
     Raises:
         DataError: If the file is missing, or a row has too few or too many fields.
     """
@@ -32,13 +25,6 @@ def tab_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[
 
 def quoted_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     r"""Yield line number and fields of a tab-separated file with ``"`` around some fields.
-
-    Args:
-        path: The file, plain or gzip.
-        columns: Names of the columns; a row must have as many.
-
-    Yields:
-        Number of the line, and its fields.
 
     Raises:
         DataError: If the file is missing, a quotation is not closed in its line, or a row has too
@@ -66,12 +52,6 @@ def quoted_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, li
 def check_width(fields: Sequence[str], *, columns: Sequence[str], path: Path, number: int) -> None:
     """Check the number of fields of a row.
 
-    Args:
-        fields: The fields.
-        columns: Names of the columns.
-        path: The file, for the message.
-        number: The line's number, for the message.
-
     Raises:
         DataError: If there are too few or too many.
     """
@@ -87,15 +67,6 @@ def check_width(fields: Sequence[str], *, columns: Sequence[str], path: Path, nu
 
 def checked_id(text: str, *, path: Path, number: int, field: str) -> str:
     """Return a field that must be an id.
-
-    Args:
-        text: What stands in the file.
-        path: The file, for the message.
-        number: The line's number, for the message.
-        field: The column's name, for the message.
-
-    Returns:
-        The id.
 
     Raises:
         DataError: If it is empty.

@@ -21,10 +21,6 @@ def read_tables(source: Path, settings: TableSettings) -> Material:
 
     Args:
         source: A table, a folder of tables named by their splits, or a folder of ``datasets``.
-        settings: How rows are read.
-
-    Returns:
-        The records, not yet read.
 
     Raises:
         DataError: If there is no table, or the names of the files tell no splits.

@@ -26,12 +26,6 @@ def read_tevatron(source: Path) -> Material:
     groups. Negatives become
     ``negatives-SPLIT.jsonl``.
 
-    Args:
-        source: A ``.jsonl`` file, or a folder of such.
-
-    Returns:
-        The records; the files are read once for the judgements.
-
     Raises:
         DataError: If there is no such file or a record is broken.
     """

@@ -102,15 +102,6 @@ class _Watch:
 def write_material(material: Material, *, format: str, out: Path, rules: Rules) -> Conversion:
     """Write a reader's records as a data folder, whole or not at all.
 
-    Args:
-        material: The records.
-        format: Name of the format, for ``meta.json``.
-        out: The data folder; one that is there is replaced.
-        rules: What to do about differing counts.
-
-    Returns:
-        Counts and remarks; ``meta.json`` has the same.
-
     Raises:
         DataError: If the source is broken, or a check fails and the rules are strict.
     """

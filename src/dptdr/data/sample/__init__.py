@@ -63,15 +63,6 @@ def build_sample(
 
     The same Python, packages and seed give the same bytes. No source file is in two splits.
 
-    Args:
-        name: One of :data:`SAMPLES`.
-        out: Where the folder shall stand.
-        seed: Decides the split, and which pairs are kept if there are more than 5,000.
-        on_progress: Told files read and files in total.
-
-    Returns:
-        What was written.
-
     Raises:
         DataError: If there is no such sample, or its sources are not installed.
     """

@@ -52,11 +52,7 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def api_sources() -> list[SourceFile]:
-    """Return the files that ``python-api`` is made of.
-
-    Returns:
-        Source files of the installed packages, in order.
-    """
+    """Return the files that ``python-api`` is made of."""
     files: list[SourceFile] = []
     for package, only in PACKAGES.items():
         files += [
@@ -68,14 +64,7 @@ def api_sources() -> list[SourceFile]:
 
 
 def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
-    """Yield summary and remainder of every public definition's documentation.
-
-    Args:
-        files: The files to read.
-
-    Yields:
-        One pair for each documented definition.
-    """
+    """Yield summary and remainder of every public definition's documentation."""
     for file in files:
         tree = parse(file.path)
         if tree is None:
@@ -92,14 +81,7 @@ def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
 
 
 def added_docs(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield documentation that is attached by a call, as that of functions written in C is.
-
-    Args:
-        tree: A parsed source file.
-
-    Yields:
-        Name and docstring.
-    """
+    """Yield documentation that is attached by a call, as that of functions written in C is."""
     for statement in tree.body:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)):
             continue
@@ -123,9 +105,6 @@ def added_docs(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 def split_documentation(docstring: str) -> tuple[str, str] | None:
     """Return summary and remainder of a docstring.
-
-    Args:
-        docstring: The whole text.
 
     Returns:
         Query and passage, or None if either says too little.

@@ -28,12 +28,6 @@ def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     A query text that several definitions share is dropped with all of its passages: each of them
     would be a right answer that counts as a wrong one. Of equal passages the first stays. Letter
     case and white space make no difference.
-
-    Args:
-        pairs: Any pairs.
-
-    Returns:
-        Those that stay, in order, with ids made unique.
     """
     seen: set[str] = set()
     once: list[Pair] = []
@@ -58,16 +52,7 @@ def _plain(text: str) -> str:
 
 
 def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
-    """Return at most ``count`` pairs, drawn at random, in their old order.
-
-    Args:
-        pairs: The pairs to draw from.
-        count: How many to keep.
-        seed: Decides which.
-
-    Returns:
-        All pairs if there are no more than ``count``.
-    """
+    """Return at most ``count`` pairs, drawn at random, in their old order."""
     if len(pairs) <= count:
         return pairs
     chosen = random.Random(f"pairs {seed}").sample(range(len(pairs)), count)
@@ -80,13 +65,6 @@ def split_by_unit(pairs: list[Pair], *, seed: int) -> dict[str, str]:
     Units are taken in random order; each goes to test while it fits there, else to dev while it
     fits there, else to train. So every split is made of whole units. A unit that would fill more
     than a fifth of the test split goes to train: no single file shall decide the measure.
-
-    Args:
-        pairs: All pairs.
-        seed: Decides the order.
-
-    Returns:
-        Unit to ``train``, ``dev`` or ``test``.
 
     Raises:
         DataError: If there are too few pairs for a test split to measure with.

@@ -37,23 +37,12 @@ _EMPTY_BODY = re.compile(r"(pass|\.\.\.|return|raise NotImplementedError\b.*)\s*
 
 
 def code_sources() -> list[SourceFile]:
-    """Return the files that ``python-code`` is made of.
-
-    Returns:
-        The standard library's files, in order.
-    """
+    """Return the files that ``python-code`` is made of."""
     return standard_library(skip=SKIPPED)
 
 
 def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
-    """Yield docstring summary and source of every definition that is worth searching.
-
-    Args:
-        files: The files to read.
-
-    Yields:
-        One pair for each definition.
-    """
+    """Yield docstring summary and source of every definition that is worth searching."""
     for file in files:
         tree = parse(file.path)
         if tree is None:
@@ -79,11 +68,6 @@ def source_without_docstrings(
     """Return the source of a definition without any docstring in it.
 
     Of a class, only the heads of its methods are kept: their bodies are passages of their own.
-
-    Args:
-        node: The definition.
-        lines: The file's lines.
-        hidden: Line numbers, from 1, that docstrings take.
 
     Returns:
         The code, or None if too little is left or a docstring shares its line with code.

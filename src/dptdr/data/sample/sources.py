@@ -36,12 +36,6 @@ class Documented(NamedTuple):
 def standard_library(*, skip: frozenset[str]) -> list[SourceFile]:
     """Return the source files of the running Python's standard library, in order of their path.
 
-    Args:
-        skip: Names of top-level packages and modules to leave out.
-
-    Returns:
-        The files, without tests and without installed packages.
-
     Raises:
         DataError: If the sources are not installed beside this Python.
     """
@@ -65,9 +59,6 @@ def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFil
         only: Sub-packages to look at (``nn`` or ``utils/data``), beside the files directly in the
             package; empty for all.
 
-    Returns:
-        The files, without tests.
-
     Raises:
         DataError: If the package is not installed.
     """
@@ -87,14 +78,7 @@ def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFil
 
 
 def parse(path: Path) -> ast.Module | None:
-    """Return the syntax tree of a source file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tree, or None if the file is no Python that this Python reads (templates, for example).
-    """
+    """Return the syntax tree of a source file."""
     try:
         with warnings.catch_warnings():
             # Old files hold escapes that newer Pythons warn of; they are not ours to mend.
@@ -105,14 +89,7 @@ def parse(path: Path) -> ast.Module | None:
 
 
 def documented(tree: ast.Module) -> Iterator[Documented]:
-    """Yield every function, method and class that has a docstring, in order of its place.
-
-    Args:
-        tree: A parsed source file.
-
-    Yields:
-        Qualified name, syntax node and docstring.
-    """
+    """Yield every function, method and class that has a docstring, in order of its place."""
     pending: list[tuple[str, ast.AST]] = [("", tree)]
     while pending:
         outer, node = pending.pop()
@@ -128,14 +105,7 @@ def documented(tree: ast.Module) -> Iterator[Documented]:
 
 
 def docstring_lines(node: Documentable) -> range:
-    """Return the line numbers, from 1, that the docstring of a definition takes.
-
-    Args:
-        node: A definition.
-
-    Returns:
-        The lines; none if there is no docstring.
-    """
+    """Return the line numbers, from 1, that the docstring of a definition takes."""
     first = node.body[0]
     if (
         isinstance(first, ast.Expr)
@@ -147,14 +117,7 @@ def docstring_lines(node: Documentable) -> range:
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """Return the paragraphs of a docstring.
-
-    Args:
-        docstring: The text.
-
-    Returns:
-        What blank lines separate, cleaned of common indentation.
-    """
+    """Return the paragraphs of a docstring."""
     parts: list[list[str]] = [[]]
     for line in inspect.cleandoc(docstring).split("\n"):
         if line.strip():

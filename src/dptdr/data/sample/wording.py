@@ -25,28 +25,13 @@ _MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(<[^`>]*>)?`|``?([^`]*)``?_{0,2}"
 
 
 def is_signature(paragraph: str) -> bool:
-    """Return whether a paragraph is a call signature and no sentence.
-
-    Args:
-        paragraph: One paragraph of a docstring.
-
-    Returns:
-        True for such as ``abs(input) -> Tensor``.
-    """
+    """Return whether a paragraph is a call signature and no sentence."""
     joined = " ".join(paragraph.split()).removesuffix(" --")
     return bool(_SIGNATURE.match(joined))
 
 
 def as_query(paragraph: str) -> str | None:
-    """Return a paragraph as a query, or None if it says too little to search with.
-
-    Args:
-        paragraph: The summary of a docstring.
-
-    Returns:
-        The text on one line without reStructuredText's marks; None if it is too short, too long,
-        boilerplate, a template, or hardly English.
-    """
+    """Return a paragraph as a query, or None if it says too little to search with."""
     text = _MARKUP.sub(lambda match: match.group(1) or match.group(3) or "", paragraph)
     text = " ".join(text.split(">>>")[0].split())
     text = text.rstrip(": ")
@@ -62,15 +47,7 @@ def as_query(paragraph: str) -> str | None:
 
 
 def cut(text: str, *, characters: int) -> str:
-    """Return a text cut at the end of a line, or else of a word, within a length.
-
-    Args:
-        text: The text.
-        characters: Most characters to keep.
-
-    Returns:
-        The text, or its beginning.
-    """
+    """Return a text cut at the end of a line, or else of a word, within a length."""
     if len(text) <= characters:
         return text
     head = text[:characters]

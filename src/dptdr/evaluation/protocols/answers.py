@@ -23,9 +23,6 @@ def _token_pattern() -> Any:
 def tokenize(text: str) -> list[str]:
     """Return the lower-cased tokens of a text.
 
-    Args:
-        text: Any text.
-
     Returns:
         Runs of letters, numbers and marks, and single other visible characters, of the text in
         canonical decomposition (NFD).
@@ -58,10 +55,6 @@ Answer = StringAnswer | RegexAnswer
 def prepare_answer(text: str, *, matching: Matching) -> tuple[Answer, str | None]:
     """Make an answer ready for many comparisons.
 
-    Args:
-        text: The answer, or a regular expression.
-        matching: Which of the two it is.
-
     Returns:
         The prepared answer, and what is wrong with it. As in DPR, an answer without tokens and an
         empty expression match every passage, and a broken expression matches none.
@@ -85,10 +78,6 @@ def prepare_answer(text: str, *, matching: Matching) -> tuple[Answer, str | None
 
 def contains_answer(text: str, answers: Sequence[Answer]) -> bool:
     """Return whether a passage's text contains one of the answers.
-
-    Args:
-        text: The passage's text; its title is not searched.
-        answers: Prepared answers.
 
     Returns:
         True if an answer's tokens stand in the text one after the other, or its expression is

@@ -62,12 +62,6 @@ class NqResult:
 def read_questions(path: Path) -> list[Question]:
     """Read DPR's question file: ``question TAB ["answer", "another"]``, no header.
 
-    Args:
-        path: The ``.qa.csv`` file.
-
-    Returns:
-        The questions in file order.
-
     Raises:
         DataError: If the file is missing, empty, or a line is broken; names file and line.
     """
@@ -105,9 +99,6 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
     Args:
         path: The file, plain or gzip; its ending tells which of the two it is.
 
-    Yields:
-        Passage id and text, without the title.
-
     Raises:
         DataError: If the file is missing or a line is broken; names file and line.
     """
@@ -133,8 +124,6 @@ def match_query_ids(
     """Return the query id of each question, found by the question's text.
 
     Args:
-        questions: The questions.
-        queries: A ``queries.jsonl`` with ``_id`` and ``text``; may hold more than the questions.
         ranked: Query ids of the run: where several queries have one text, these come first.
 
     Returns:
@@ -165,10 +154,6 @@ def prepare_questions(
     questions: Sequence[Question], *, matching: Matching
 ) -> tuple[list[tuple[Answer, ...]], list[str]]:
     """Prepare the answers of all questions.
-
-    Args:
-        questions: The questions in file order.
-        matching: ``string`` for Natural Questions, ``regex`` for CuratedTREC.
 
     Returns:
         Prepared answers, one tuple per question; and the answers that match every passage or none,
@@ -202,15 +187,9 @@ def evaluate_nq(
     """Compute top-k accuracy.
 
     Args:
-        run: Query id to hits, best first; 100 are looked at.
-        answers: Prepared answers of each question.
         query_ids: The id that the run uses for each question, in the same order.
         passages: Ids and texts; read once, need not hold more than the run names.
         workers: Processes that match; the result does not depend on it.
-        on_progress: Called with passages of the run that were found so far, and all of them.
-
-    Returns:
-        The measures.
 
     Raises:
         EvaluationError: If the run names unknown queries, holds none of the questions, lists a

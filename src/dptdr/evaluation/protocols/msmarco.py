@@ -56,9 +56,6 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
     Args:
         path: Lines ``query-id TAB passage-id TAB rank``, or a TREC run file.
 
-    Returns:
-        Query id to rank to passage id, as the file says.
-
     Raises:
         DataError: If the file is missing, empty or broken, a rank stands twice for a query or is
             not within 1 and 1000, or a query lists a passage twice; names file and line.
@@ -103,10 +100,6 @@ def evaluate_msmarco(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> Ms
 
     Args:
         ranks: Query id to rank (from 1, without gaps) to passage id; see :func:`read_ranks`.
-        qrels: Query id to passage id to grade.
-
-    Returns:
-        The measures.
 
     Raises:
         EvaluationError: If a query of the run is not in the qrels, ranks have a gap, or a grade is

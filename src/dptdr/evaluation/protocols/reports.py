@@ -13,15 +13,7 @@ from dptdr.io.trec import read_qrels, read_run
 
 
 def measure_msmarco(*, qrels: Path, run: Path) -> EvaluationReport:
-    """Measure a run file by the official MS MARCO rules.
-
-    Args:
-        qrels: The judgements.
-        run: The ranking.
-
-    Returns:
-        The report.
-    """
+    """Measure a run file by the official MS MARCO rules."""
     judged = read_qrels(qrels)
     result = evaluate_msmarco(read_ranks(run), judged)
     return EvaluationReport(
@@ -56,14 +48,8 @@ def measure_nq(
     """Measure a run file by DPR's rules: a passage that holds an answer counts.
 
     Args:
-        qrels: The question file.
-        run: The ranking.
-        passages: The passages that the run names.
         queries: Tells which id is which question; else ids are line numbers from 0.
-        matching: Whether answers are texts or regular expressions.
         strict: Whether to refuse answers that match every passage or none.
-        workers: Processes.
-        on_progress: Called with (passages matched, passages).
 
     Returns:
         The report; ``faulty_answers`` of its details lists answers that match every passage or
