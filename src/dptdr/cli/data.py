@@ -195,16 +195,16 @@ def cap_command(
     data: Annotated[Path, typer.Argument(help="BEIR folder.")],
     queries: Annotated[
         list[str],
-        typer.Option(help="Most queries of a split as SPLIT=NUMBER; repeat it for each split."),
+        typer.Option(help="Maximum queries of a split as SPLIT=NUMBER; repeatable."),
     ],
     passages: Annotated[
-        int, typer.Option(min=1, help="Most passages; every judged one of a kept query is kept.")
+        int, typer.Option(min=1, help="Maximum passages; every judged one of a kept query is kept.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
     judged: Annotated[
         int,
         typer.Option(
-            min=0, help="Most judgements kept of each query, one of them positive; 0 keeps all."
+            min=0, help="Maximum judgements kept of each query, one of them positive; 0 keeps all."
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Decides which.")] = 0,

@@ -1,4 +1,4 @@
-"""Looking a BEIR folder over: what is in it, and everything that is wrong with it, at once."""
+"""Inspection of a BEIR folder: its contents and every problem in it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class SplitStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """All that :func:`inspect_folder` found; errors come before warnings."""
+    """What :func:`inspect_folder` found; errors come before warnings."""
 
     path: str
     passages: TextStats
@@ -78,7 +78,7 @@ class Inspection:
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems that a person should know of."""
+        """The problems that break no stage."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
 
     def as_json(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Inspection:
 
 
 def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> Inspection:
-    """Read a BEIR folder through and report counts and every problem in it.
+    """Read a whole BEIR folder; report counts and every problem.
 
     Broken lines are reported and left out of the counts; reading goes on behind them. What is held
     in memory are the ids, and 16 bytes for each text.
@@ -120,7 +120,7 @@ def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> 
 
 @dataclass
 class _Ledger:
-    """Collects problems and tells how far reading is."""
+    """Collects problems and reports progress."""
 
     root: Path
     total_bytes: int
@@ -216,7 +216,7 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         where = f"{file.name}:{number}: '{passage.id}'"
         first = texts.lines.setdefault(passage.id, number)
         if first != number:
-            ledger.add("duplicate passage id", "error", f"{where} stands in line {first} already")
+            ledger.add("duplicate passage id", "error", f"{where} is already in line {first}")
         if not passage.content.strip():
             ledger.add("empty passage", "error", f"{where} has neither title nor text")
         elif not passage.text.strip():
@@ -262,7 +262,7 @@ def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         where = f"{file.name}:{number}: '{query.id}'"
         first = texts.lines.setdefault(query.id, number)
         if first != number:
-            ledger.add("duplicate query id", "error", f"{where} stands in line {first} already")
+            ledger.add("duplicate query id", "error", f"{where} is already in line {first}")
             continue
         if not query.text.strip():
             ledger.add("empty query", "error", f"{where} has no text")

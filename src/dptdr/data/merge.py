@@ -1,4 +1,4 @@
-"""Several data folders as one corpus, and a small folder out of a large one."""
+"""Join data folders, or cut a small one from a large one."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +85,7 @@ def cap_folder(
 
     Args:
         queries: Split name to the most queries kept of it; other splits are left out.
-        judged: Most judgements kept of each query, at least one of them positive; 0 keeps all.
+        judged: Maximum judgements kept of each query, at least one of them positive; 0 keeps all.
 
     Raises:
         ConfigError: If a number is below 1 or the judged passages do not fit.

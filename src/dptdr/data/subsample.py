@@ -1,4 +1,4 @@
-"""A small evaluation set out of a large folder, so that many systems can be compared in minutes."""
+"""A small evaluation set from a large folder, to compare systems in minutes."""
 
 import random
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterat
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON objects of a file of lines, or of one array, as they stand.
+    """Yield the JSON objects of a file of lines, or of one array.
 
     Raises:
         DataError: If the file is missing or broken; names file and line.

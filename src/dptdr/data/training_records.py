@@ -26,14 +26,14 @@ _MARKS: dict[Format, tuple[str, ...]] = {
 
 
 class Place(NamedTuple):
-    """Where a record stands; the line is counted only when a message needs it."""
+    """Position of a record; the line is counted only when a message needs it."""
 
     path: Path
     row: int
     line: Callable[[], int]
 
     def error(self, reason: str, field: str | None = None) -> DataError:
-        """Return the error that names this place."""
+        """Return an error that names this record."""
         return DataError(reason, path=self.path, line=self.line(), field=field)
 
 
@@ -72,7 +72,7 @@ class Lookup:
             raise place.error(str(error), field) from None
 
     def decide(self, record: Mapping[str, Any], *, format: Format) -> None:
-        """Settle for the whole file whether a plain string is a text or an id.
+        """Decide for the whole file whether strings are texts or ids.
 
         In mined negatives strings are ids. In groups they are ids if a folder is given that holds
         every string of the first record's positives, else texts.
@@ -143,7 +143,7 @@ def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
 
 
 def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Place) -> list[_Item]:
-    """Give positives the scores that stand beside them in ``positive_teacher``."""
+    """Give positives their scores from ``positive_teacher``."""
     scores = _list(record, "positive_teacher", place)
     if not scores:
         return positives
@@ -217,7 +217,7 @@ def _tevatron_ids(record: Mapping[str, Any], lookup: Lookup, place: Place) -> Tr
 
 def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
     del lookup
-    # As in DPR's own training: BM25's hard negatives are used, the others only for want of them.
+    # As in DPR's own training: BM25's hard negatives, others only where there are none.
     hard = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     sides = [
         [
@@ -230,7 +230,7 @@ def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
 
 
 def _foreign_item(item: object, field: str, place: Place, *, id_fields: Sequence[str]) -> _Item:
-    """Read a passage object. Its ``score`` is a retriever's, not a teacher's: it is left."""
+    """Read a passage object. Its ``score`` is a retriever's, not a teacher's, and is ignored."""
     if not isinstance(item, dict):
         raise place.error(f"expected objects, got {describe(item)}", field)
     if not isinstance(item.get("text"), str):

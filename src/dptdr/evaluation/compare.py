@@ -57,7 +57,7 @@ class Comparison:
     largest_changes: dict[str, dict[str, list[dict[str, Any]]]]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the comparison as it stands in a JSON file."""
+        """Return the comparison as plain JSON values."""
         return asdict(self)
 
 
@@ -75,7 +75,7 @@ def compare_reports(
         changes: Queries to list that gained and lost most, each.
 
     Raises:
-        EvaluationError: If there are fewer than two reports, they stand for different data,
+        EvaluationError: If there are fewer than two reports, they are of different data,
             splits, judgements, protocols or queries, or share no measure.
     """
     if len(reports) < 2:

@@ -1,4 +1,4 @@
-"""Which queries gained and which lost: the difference of two systems per query."""
+"""Differences of two systems per query."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -13,7 +13,7 @@ DEFAULT_MEASURES = ("nDCG@10", "RR@10", "R@100")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a run is worth.
+    """Measures of a run.
 
     Attributes:
         measures: Measure name to mean over all judged queries.
@@ -123,7 +123,7 @@ def _check_grades(qrels: Qrels) -> None:
 
 
 def _surrogate_scores(query_id: str, hits: Sequence[Hit]) -> dict[str, float]:
-    """Return scores that fall by one from rank to rank: no ties, exact in single precision."""
+    """Return scores that fall by one per rank: no ties, exact in single precision."""
     scores = {hit.passage_id: float(-rank) for rank, hit in enumerate(hits)}
     if len(scores) != len(hits):
         raise EvaluationError(

@@ -1,4 +1,4 @@
-"""The file that one evaluation leaves behind, and that comparisons read."""
+"""The report file of one evaluation, which comparisons read."""
 
 import hashlib
 import math
@@ -45,7 +45,7 @@ class EvaluationReport:
         write_json(path, self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as it is written."""
+        """Return the report as plain JSON values."""
         return {
             "format": FORMAT,
             "system": self.system,

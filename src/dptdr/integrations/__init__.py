@@ -1,1 +1,1 @@
-"""Encoders in the interfaces of other tools; each module needs the package that it is named for."""
+"""Encoders for other tools; each module needs the package in its name."""

@@ -11,7 +11,7 @@ from dptdr.model.encoder import Encoder
 
 
 class _Embedder:
-    """What both embedders share: a task's folder, loaded when it is first needed."""
+    """Base of both embedders: a task, loaded when it is first needed."""
 
     def __init__(self, task: str, device: str = "cpu") -> None:
         self.task = task
@@ -42,7 +42,7 @@ class _Embedder:
 
 @component
 class DptdrTextEmbedder(_Embedder):
-    """Embeds a query with a task."""
+    """Embed a query with a task."""
 
     @component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, list[float]]:
@@ -52,7 +52,7 @@ class DptdrTextEmbedder(_Embedder):
 
 @component
 class DptdrDocumentEmbedder(_Embedder):
-    """Embeds documents with a task."""
+    """Embed documents with a task."""
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:

@@ -93,7 +93,7 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path):
     assert len(inspection.errors) == 8
     assert len(inspection.warnings) == 6
     assert examples(inspection, "duplicate passage id") == (
-        "corpus.jsonl:2: '0' stands in line 1 already",
+        "corpus.jsonl:2: '0' is already in line 1",
     )
     assert examples(inspection, "duplicate passage text") == (
         "corpus.jsonl:2: same text as line 1",

@@ -1,1 +1,1 @@
-"""Other projects' files, read as they are and turned into data folders."""
+"""Readers of other projects' files, and their conversion to data folders."""

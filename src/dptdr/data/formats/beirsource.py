@@ -1,4 +1,4 @@
-"""BEIR folders of others: checked, counted and written anew."""
+"""BEIR folders of other sources, checked, counted and written again."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

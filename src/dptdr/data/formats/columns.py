@@ -1,4 +1,4 @@
-"""Which column of a table is what: guessed from the names, or named by the user."""
+"""Column roles of a table: guessed from the names, or given by the user."""
 
 import re
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class TableSettings:
 
 
 class Columns(NamedTuple):
-    """The columns of a table by what they mean."""
+    """The columns of a table by role."""
 
     query: str
     positive: str
@@ -93,7 +93,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(names: Sequence[str], settings: TableSettings) -> Columns:
-    """Return which of the columns is what.
+    """Return the columns by role.
 
     Raises:
         DataError: If some are missing or two could be meant; one message lists those there are.

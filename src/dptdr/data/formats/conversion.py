@@ -1,4 +1,4 @@
-"""Converting: from a source in any format to a data folder, counted and checksummed."""
+"""Convert a source in any format to a data folder, counted and checksummed."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -88,9 +88,7 @@ def _wikipedia(path: Path, counted: Counter[str]) -> Iterator[Passage]:
             continue
         checked_id(passage_id, path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(
-                f"passage id '{passage_id}' stands a second time", path=path, line=number
-            )
+            raise DataError(f"passage id '{passage_id}' is there twice", path=path, line=number)
         counted[plain_name(path)] += 1
         yield Passage(id=passage_id, text=text, title=title)
 

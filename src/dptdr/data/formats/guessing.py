@@ -1,4 +1,4 @@
-"""Which format a source is in, by the names of its files."""
+"""Guess the format of a source from its file names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A bridge to ir_datasets: ``ir:msmarco-passage/train`` and a few hundred others."""
+"""Data sets of ir_datasets, such as ``ir:msmarco-passage/train``."""
 
 import importlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What every converter hands over: streams of records, and counts of what was read."""
+"""What readers return: streams of records, and counts of what was read."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -87,7 +87,7 @@ class UniqueIds:
 
 
 def _small_number(text: str) -> int | None:
-    """Return the number that a text is the only way to write, up to 2**30."""
+    """Return the number up to 2**30 whose canonical form the text is."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         return None
     if text[0] == "0" and text != "0":

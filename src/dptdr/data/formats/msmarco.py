@@ -79,9 +79,7 @@ def _passages(path: Path, counted: Counter[str]) -> Iterator[Passage]:
         check_width(fields, columns=columns, path=path, number=number)
         passage_id = checked_id(fields[0], path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(
-                f"passage id '{passage_id}' stands a second time", path=path, line=number
-            )
+            raise DataError(f"passage id '{passage_id}' is there twice", path=path, line=number)
         counted[plain_name(path)] += 1
         title = fields[1] if len(columns) == 3 else ""
         yield Passage(id=passage_id, text=fields[-1], title=title)
@@ -95,9 +93,7 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
         for number, (query_id, text) in tab_rows(path, columns=("id", "text")):
             checked_id(query_id, path=path, number=number, field="id")
             if not in_file.add(query_id):
-                raise DataError(
-                    f"query id '{query_id}' stands a second time", path=path, line=number
-                )
+                raise DataError(f"query id '{query_id}' is there twice", path=path, line=number)
             counted[plain_name(path)] += 1
             known = seen.setdefault(query_id, hash(text))
             if known != hash(text):
@@ -216,7 +212,7 @@ def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dic
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write records as JSON lines."""
+    """Write records as JSON lines; return how many there were."""
     count = 0
     with path.open("wb") as handle:
         for record in records:

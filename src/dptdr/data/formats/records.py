@@ -51,7 +51,7 @@ def folder_from_records(
 
 
 def split_name(name: str) -> str:
-    """Return our name of a split: other projects call ``dev`` validation."""
+    """Return our name of a split; other projects call ``dev`` validation."""
     return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
 
 
@@ -81,7 +81,7 @@ def pairs_material(
 
 
 class _Reading:
-    """One pass over the rows: passages come out on the way, the rest is kept in the store."""
+    """One pass over the rows: yields passages, stores the rest."""
 
     def __init__(
         self, splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path]
@@ -211,7 +211,7 @@ class _Reading:
         return "dev" if place < settings.test_share + settings.dev_share else split
 
     def _finish(self, folder: Path) -> None:
-        """Write the hard negatives, and say what else there is to know."""
+        """Write the hard negatives and the remarks."""
         material, store = self.material, self._store
         self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
         for split in store:

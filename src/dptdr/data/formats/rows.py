@@ -1,4 +1,4 @@
-r"""Rows of tables in any file format: one iterator of columns by name, with file and row number.
+r"""Rows of tables in any file format, with file and row number.
 
 CSV and TSV (quotes as spreadsheets write them, ``\n`` inside them allowed), JSON lines or one JSON
 array, Parquet, and Arrow files as ``datasets`` saves them. The text formats may be ``.gz``. All are
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     unit: Literal["line", "row"] = "row"
 
     def error(self, reason: str, field: str | None = None) -> DataError:
-        """Return the error that names this row."""
+        """Return an error that names this row."""
         return _error(reason, path=self.path, number=self.number, unit=self.unit, field=field)
 
 

@@ -104,7 +104,7 @@ def _html_sections(lines: Iterable[str]) -> Iterator[Section]:
 
 
 class _HtmlParser(HTMLParser):
-    """Collects sections; what no reader of the page reads (scripts, navigation) is left out."""
+    """Collects sections; scripts and navigation are left out."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

@@ -81,7 +81,7 @@ class Rules:
 
 @dataclass
 class _Watch:
-    """Looks at the passages that pass by."""
+    """Counts the passages that are written."""
 
     rules: Rules
     total: int

@@ -1,4 +1,4 @@
-"""Sample tasks, made of text that every installation of dptdr holds: real, and no download."""
+"""Sample tasks made of text that every installation holds; nothing is downloaded."""
 
 import importlib.metadata
 import platform

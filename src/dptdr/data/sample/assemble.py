@@ -1,4 +1,4 @@
-"""From pairs of text to a data set: without doubles and leaks, of a size, split by source unit."""
+"""From pairs of text to a data set: no duplicates, no leaks, split by source unit."""
 
 import random
 from collections import Counter
@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
 
 def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the pairs whose query has one answer, which does not quote it, and stands once.
+    """Return the pairs whose query occurs once and has one answer that does not quote it.
 
     A query text that several definitions share is dropped with all of its passages: each of them
     would be a right answer that counts as a wrong one. Of equal passages the first stays. Letter
@@ -52,7 +52,7 @@ def _plain(text: str) -> str:
 
 
 def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
-    """Return at most ``count`` pairs, drawn at random, in their old order."""
+    """Return at most ``count`` random pairs, in their original order."""
     if len(pairs) <= count:
         return pairs
     chosen = random.Random(f"pairs {seed}").sample(range(len(pairs)), count)
@@ -64,7 +64,7 @@ def split_by_unit(pairs: list[Pair], *, seed: int) -> dict[str, str]:
 
     Units are taken in random order; each goes to test while it fits there, else to dev while it
     fits there, else to train. So every split is made of whole units. A unit that would fill more
-    than a fifth of the test split goes to train: no single file shall decide the measure.
+    than a fifth of the test split goes to train: no single file may decide the measure.
 
     Raises:
         DataError: If there are too few pairs for a test split to measure with.

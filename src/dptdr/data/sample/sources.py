@@ -19,7 +19,7 @@ TEST_FOLDERS = frozenset({"test", "tests", "testing", "_testing", "idle_test"})
 
 
 class SourceFile(NamedTuple):
-    """A Python file and the name that one would import it by."""
+    """A Python file and its import name."""
 
     module: str
     path: Path
@@ -34,7 +34,7 @@ class Documented(NamedTuple):
 
 
 def standard_library(*, skip: frozenset[str]) -> list[SourceFile]:
-    """Return the source files of the running Python's standard library, in order of their path.
+    """Return the source files of this Python's standard library, without tests, by path.
 
     Raises:
         DataError: If the sources are not installed beside this Python.
@@ -52,7 +52,7 @@ def standard_library(*, skip: frozenset[str]) -> list[SourceFile]:
 
 
 def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFile]:
-    """Return the source files of an installed package, in order of their path.
+    """Return the source files of an installed package, without tests, by path.
 
     Args:
         package: Name of a top-level package; it is found, not imported.
@@ -78,7 +78,7 @@ def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFil
 
 
 def parse(path: Path) -> ast.Module | None:
-    """Return the syntax tree of a source file."""
+    """Return the syntax tree of a source file; ``None`` if this Python cannot read it."""
     try:
         with warnings.catch_warnings():
             # Old files hold escapes that newer Pythons warn of; they are not ours to mend.
@@ -131,7 +131,7 @@ def _files_below(root: Path, *, prefix: tuple[str, ...]) -> list[SourceFile]:
     unwanted = TEST_FOLDERS | {"site-packages", "dist-packages", "_bundled", "__pycache__"}
     found: list[SourceFile] = []
     for name, folders, files in os.walk(root):
-        # Pruned while walking: installed packages may lie below the standard library.
+        # Pruned while walking: installed packages may be below the standard library.
         folders[:] = [folder for folder in folders if folder not in unwanted]
         paths = [Path(name) / file for file in files if file.endswith(".py")]
         found += [SourceFile(_module_name(prefix, path.relative_to(root)), path) for path in paths]

@@ -1,4 +1,4 @@
-"""What of a docstring is fit to be a query, and what is boilerplate."""
+"""Which parts of a docstring make a query, and which are boilerplate."""
 
 import re
 
@@ -25,7 +25,7 @@ _MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(<[^`>]*>)?`|``?([^`]*)``?_{0,2}"
 
 
 def is_signature(paragraph: str) -> bool:
-    """Return whether a paragraph is a call signature and no sentence."""
+    """Return whether a paragraph is a call signature, not a sentence."""
     joined = " ".join(paragraph.split()).removesuffix(" --")
     return bool(_SIGNATURE.match(joined))
 

@@ -35,7 +35,7 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class StringAnswer:
-    """An answer that must stand in a passage as a contiguous run of tokens."""
+    """An answer that a passage must hold as a contiguous run of tokens."""
 
     joined: str
     # Substrings that a passage's lower-cased text must hold; a cheap test before tokenisation.
@@ -53,7 +53,7 @@ Answer = StringAnswer | RegexAnswer
 
 
 def prepare_answer(text: str, *, matching: Matching) -> tuple[Answer, str | None]:
-    """Make an answer ready for many comparisons.
+    """Prepare an answer for many comparisons.
 
     Returns:
         The prepared answer, and what is wrong with it. As in DPR, an answer without tokens and an
@@ -80,7 +80,7 @@ def contains_answer(text: str, answers: Sequence[Answer]) -> bool:
     """Return whether a passage's text contains one of the answers.
 
     Returns:
-        True if an answer's tokens stand in the text one after the other, or its expression is
+        True if an answer's tokens follow one another in the text, or its expression is
         found anywhere in the decomposed text.
 
     Source:

@@ -127,7 +127,7 @@ def match_query_ids(
         ranked: Query ids of the run: where several queries have one text, these come first.
 
     Returns:
-        Ids in the order of the questions; a text that stands several times gives its ids in turn.
+        Ids in the order of the questions; a text that occurs several times gives its ids in turn.
 
     Raises:
         DataError: If the file is missing or broken, or a question has no query.

@@ -1,4 +1,4 @@
-"""The official measures of MS MARCO passage ranking, each named for what it is.
+"""The official measures of MS MARCO passage ranking.
 
 The official script prints an MRR whose mean is over the queries of the qrels, and (in the variant
 that published systems use) a "recall" that is really a hit rate whose mean is over the queries of
@@ -57,7 +57,7 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
         path: Lines ``query-id TAB passage-id TAB rank``, or a TREC run file.
 
     Raises:
-        DataError: If the file is missing, empty or broken, a rank stands twice for a query or is
+        DataError: If the file is missing, empty or broken, a rank occurs twice for a query or is
             not within 1 and 1000, or a query lists a passage twice; names file and line.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Reports by official protocols, from files to files."""
+"""Reports by official protocols."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -133,7 +133,7 @@ def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: P
     [
         ("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"open\tT\n', "line 2: expected fields in quotation"),
         ("psgs_w100.tsv", "id\ttext\ttitle\n1\ttext\n", "line 2: expected 3 fields separated by"),
-        ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: passage id '1' stands a second time"),
+        ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: passage id '1' is there twice"),
         ("nq-test.qa.csv", "no answers\n", "nq-test.qa.csv, line 1: expected 2 fields"),
         ("nq-test.qa.csv", " \t['x']\n", "nq-test.qa.csv, line 1: expected a question, got an"),
         ("biencoder-nq-train.json", '[{"question": "w"},\n{"que', "line 2: the file ends inside"),
