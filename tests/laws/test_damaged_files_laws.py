@@ -13,7 +13,9 @@ from dptdr.data.training_files import GroupFile
 from dptdr.errors import DptdrError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder, write_beir
+from dptdr.io.resumable import ResumableFile
 from dptdr.io.trec import read_qrels, read_run
+from dptdr.mining.statistics import SourceCounts, Statistics
 from dptdr.records import Passage, Query
 from dptdr.search.bm25 import Bm25Index
 
@@ -68,7 +70,9 @@ def one_error_or_none(use, name):
         tracemalloc.stop()
     assert peak < SMALL_MEMORY
     if message is not None:
-        assert any(place in message for place in (name, "BM25", "ids in UTF-8"))
+        assert any(
+            place in message for place in (name, "BM25", "ids in UTF-8", "unfinished mining")
+        )
         assert "\n" not in message
     return message is not None
 
@@ -190,3 +194,27 @@ def test_damaged_mined_negatives(folder, tmp_path, damage):
         return [groups[row] for row in range(len(groups))]
 
     one_error_or_none(read, str(path))
+
+
+@given(damage=damages())
+@QUIET
+def test_a_damaged_state_of_an_unfinished_mining(tmp_path, damage):
+    path = tmp_path / "state.json"
+    if not path.exists():
+        file = ResumableFile(tmp_path)
+        file.append_block(b"a line\n", extra=Statistics(sources={"a": SourceCounts()}).as_json())
+        file.close()
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(damage(whole))
+
+        def read():
+            file = ResumableFile(tmp_path)
+            file.close()
+            if file.extra is not None:
+                Statistics.from_json(file.extra)
+
+        one_error_or_none(read, str(tmp_path))
+    finally:
+        path.write_bytes(whole)
+        (tmp_path / "mined.jsonl").write_bytes(b"a line\n")

@@ -1,6 +1,6 @@
 """Ranking passages for judged queries, measuring the ranking, comparing systems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import BeirFolder
 from dptdr.io.resume import try_outputs
 from dptdr.records import Run
-from dptdr.search.retriever import SearchIndex
+from dptdr.search.retriever import Filters, SearchIndex
 
 if TYPE_CHECKING:
     from dptdr.api.task import AnyEncoder
@@ -35,7 +35,7 @@ def retrieve(
     id_prefix: str | None = None,
     depth: int = 100,
     limit: int | None = None,
-    filters: Mapping[str, str | Sequence[str]] | None = None,
+    filters: Filters | None = None,
     keep_identical: bool = False,
     out: AnyPath | None = None,
     device: str = "auto",
@@ -74,7 +74,7 @@ def retrieve(
         if isinstance(system, SearchIndex):
             with phases(progress)("search"):
                 run = system.run(
-                    queries, depth=depth, filters=filters or {}, keep_identical=keep_identical
+                    queries, depth=depth, filters=filters or (), keep_identical=keep_identical
                 )
             name = system.name
         elif filters:

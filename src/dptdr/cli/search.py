@@ -129,7 +129,7 @@ def command(
     import dptdr
     from dptdr.search.vectors.documents import Filter
 
-    filters = {f.field: f.values for f in map(Filter.parse, filter or [])}
+    filters = [Filter.parse(condition) for condition in filter or []]
     with dptdr.open_index(
         index,
         load_encoder(task, backbone, device=device),

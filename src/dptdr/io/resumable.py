@@ -81,16 +81,22 @@ class ResumableFile:
                 f"{self._state_path}: expected a state of format {FORMAT}; overwrite it to "
                 "start over"
             )
-        left = int(state["bytes"])
+        length, blocks = state.get("bytes"), state.get("blocks")
+        if type(length) is not int or type(blocks) is not int or min(length, blocks) < 0:
+            raise NegativesError(
+                f"{self._state_path}: expected counts of bytes and blocks; overwrite it to start "
+                "over"
+            )
+        left = length
         if self.path.is_file():
             with self.path.open("rb") as handle:
                 while left and (chunk := handle.read(min(left, 1 << 20))):
                     self._digest.update(chunk)
                     left -= len(chunk)
-        if left or self._digest.hexdigest() != state["sha256"]:
+        if left or self._digest.hexdigest() != state.get("sha256"):
             raise NegativesError(
                 f"{self.path}: its bytes are not those that were written; overwrite it to "
                 "start over"
             )
-        self.blocks, self.extra = int(state["blocks"]), state["extra"]
-        return int(state["bytes"])
+        self.blocks, self.extra = blocks, state.get("extra")
+        return length

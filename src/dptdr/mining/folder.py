@@ -99,49 +99,37 @@ def _mine(
     show: Callable[[str], Any],
 ) -> dict[str, Any]:
     """Write the negatives and return the report."""
-    cache = request.cache or work / "cache"
-    context = open_context(
-        folder, split=request.split, work=work, cache=cache, machine=request.machine, show=show
+    open_split = functools.partial(
+        open_context,
+        folder,
+        work=work,
+        cache=request.cache or work / "cache",
+        machine=request.machine,
+        encoders=encoders,
+        show=show,
     )
-    context.encoders = encoders
+    context = open_split(split=request.split)
     teacher = context.teacher(request.teacher) if request.teacher is not None else None
-    sources = request.settings.sources
     passages = PassageStore(folder)
     own = frozenset() if request.keep_identical else _own(folder, context, passages)
     say_own(len(own))
-    inputs = MiningInputs(
-        queries=folder.queries,
-        judgements=context.judgements,
-        corpus=context.corpus,
-        passages=passages,
-        own=own,
-        runs=context.runs(sources, split=request.split),
-        teacher=teacher,
-    )
+
+    def inputs_of(opened: MiningContext) -> MiningInputs:
+        return MiningInputs(
+            queries=folder.queries,
+            judgements=opened.judgements,
+            corpus=opened.corpus,
+            passages=passages,
+            own=own,
+            runs=opened.runs(request.settings.sources),
+            teacher=teacher,
+        )
+
+    inputs = inputs_of(context)
     removal = None
     if request.judged_split is not None:
-        judged = open_context(
-            folder,
-            split=request.judged_split,
-            work=work,
-            cache=cache,
-            machine=request.machine,
-            show=show,
-            corpus=context.corpus,
-        )
-        judged.encoders = encoders
-        removal = measure_removal(
-            MiningInputs(
-                queries=folder.queries,
-                judgements=judged.judgements,
-                corpus=context.corpus,
-                passages=passages,
-                own=own,
-                runs=judged.runs(sources, split=request.judged_split),
-                teacher=teacher,
-            ),
-            request.settings,
-        ).as_json()
+        judged = open_split(split=request.judged_split, corpus=context.corpus)
+        removal = measure_removal(inputs_of(judged), request.settings).as_json()
     with show("mine") as on_progress:
         statistics = mine(
             inputs,

@@ -5,10 +5,11 @@ reports the same as one that was not.
 """
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dptdr.errors import NegativesError
 from dptdr.io.ids import stable_hash
 from dptdr.mining.settings import MiningSettings
 
@@ -141,26 +142,30 @@ class Statistics:
         return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Statistics":
+    def from_json(cls, value: Any) -> "Statistics":
         """Return the counts that :meth:`as_json` gave.
 
         Raises:
-            TypeError: If a field is unknown.
+            NegativesError: If it is something else.
         """
-        fresh = cls()
-        fields = dict(value)
-        for name in fresh.__dataclass_fields__:
-            entry = getattr(fresh, name)
-            if isinstance(entry, BottomSample):
-                fields[name] = BottomSample(entry.size, [tuple(item) for item in fields[name]])
-        fields["sources"] = {
-            source: SourceCounts(**counts) for source, counts in fields["sources"].items()
-        }
-        fields["source_scores"] = {
-            source: BottomSample(SOURCE_SAMPLE_SIZE, [tuple(item) for item in items])
-            for source, items in fields["source_scores"].items()
-        }
-        return cls(**fields)
+        try:
+            fields = dict(value)
+            for name, entry in vars(cls()).items():
+                if isinstance(entry, BottomSample):
+                    fields[name] = BottomSample(entry.size, [tuple(item) for item in fields[name]])
+            fields["sources"] = {
+                source: SourceCounts(**counts) for source, counts in fields["sources"].items()
+            }
+            fields["source_scores"] = {
+                source: BottomSample(SOURCE_SAMPLE_SIZE, [tuple(item) for item in items])
+                for source, items in fields["source_scores"].items()
+            }
+            return cls(**fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise NegativesError(
+                f"the counts of the unfinished mining are damaged ({error}); overwrite it to start "
+                "over"
+            ) from None
 
     def offer_source_score(self, source: str, key: int, scores: tuple[float, float]) -> None:
         """Take a source's score of a negative and of the positive into its sample, perhaps.

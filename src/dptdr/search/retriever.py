@@ -1,18 +1,33 @@
-"""An index with the encoder that asks it: texts in, passages out."""
+"""An index with the encoder that asks it: texts in, passages out.
+
+The stages of a search: vectors, words, fusion, a second scorer.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
-from dptdr.errors import ConfigError
-from dptdr.records import Qrels, Query, Run
-from dptdr.search.hybrid import Tuned
-from dptdr.search.index import Index, check_encoder
+from dptdr.errors import ConfigError, VectorsError
+from dptdr.io.identical import is_own_passage, say_own, without_own
+from dptdr.records import Hit, Qrels, Query, Run
+from dptdr.search.bm25 import Bm25Index
+from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
+from dptdr.search.index import Index, check_encoder, search_queries
+from dptdr.search.indexes.local import LocalIndex
 from dptdr.search.indexes.types import Choice
-from dptdr.search.pipeline import TEXT_ID, Pipeline, parse_fusion
-from dptdr.search.rerank import Scorer
+from dptdr.search.rerank import Scorer, rerank
 from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Filter
+
+Filters: TypeAlias = Mapping[str, str | Sequence[str]] | Sequence[Filter]
+"""Metadata field to the value, or values, that a passage may have in it; all must hold."""
+
+_FUSED_DEPTH = 100
+"""Minimum number of hits that each ranking brings to a fusion."""
+_FILTERED_WORDS = 10
+"""How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
+_TEXT_ID = "\n"
+"""Id of a query that has none: no passage can have it."""
 
 
 class SearchResult(NamedTuple):
@@ -40,7 +55,7 @@ class SearchIndex:
 
     Raises:
         WrongPrompt: If another prompt or backbone made the vectors.
-        VectorsError: If BM25 is wanted and the index has none.
+        VectorsError: If BM25 is wanted and the index has none, or there is no such merge.
     """
 
     def __init__(
@@ -58,27 +73,30 @@ class SearchIndex:
         self.index = index
         self.encoder = encoder
         self.choice = choice
-        self._pipeline: Pipeline | None = None
-        fusion = None if hybrid is None else parse_fusion(hybrid)
+        self.dense_weight = dense_weight
+        self._scorer = scorer
+        self._rerank_top = rerank_top
+        self._fusion: Fusion | None = None
+        self._words: Bm25Index | None = None
         if encoder is not None:
             check_encoder(index.origin, encoder, where=where)
-            self._pipeline = Pipeline(
-                index,
-                encoder,
-                fusion=fusion,
-                dense_weight=dense_weight,
-                scorer=scorer,
-                rerank_top=rerank_top,
-            )
-
-    @property
-    def name(self) -> str:
-        """Name of the encoder."""
-        return self.index.origin.encoder if self.encoder is None else self.encoder.name
+        if hybrid is not None:
+            if hybrid not in FUSIONS:
+                raise VectorsError(f"expected a fusion out of {', '.join(FUSIONS)}, got '{hybrid}'")
+            if not isinstance(index, LocalIndex):
+                raise VectorsError(
+                    f"BM25 lies beside an index in a folder; a {index.index_type} index has none"
+                )
+            self._fusion, self._words = cast(Fusion, hybrid), index.lexical()
 
     def __len__(self) -> int:
         """Number of passages."""
         return self.index.count
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder that asks, or of the one that made the vectors."""
+        return self.index.origin.encoder if self.encoder is None else self.encoder.name
 
     def __enter__(self) -> "SearchIndex":
         return self
@@ -86,13 +104,7 @@ class SearchIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def search(
-        self,
-        text: str,
-        *,
-        k: int = 10,
-        filters: Mapping[str, str | Sequence[str]] | Sequence[Filter] = (),
-    ) -> list[SearchResult]:
+    def search(self, text: str, *, k: int = 10, filters: Filters = ()) -> list[SearchResult]:
         """Return the passages that answer a text, best first.
 
         Args:
@@ -103,7 +115,7 @@ class SearchIndex:
         Returns:
             At most ``k`` passages with their texts.
         """
-        hits = self.run([Query(TEXT_ID, text)], depth=k, filters=filters)[TEXT_ID]
+        hits = self.run([Query(_TEXT_ID, text)], depth=k, filters=filters)[_TEXT_ID]
         documents = self.index.documents([hit.passage_id for hit in hits])
         return [
             SearchResult(hit.passage_id, hit.score, passage.title, passage.text, metadata)
@@ -115,7 +127,7 @@ class SearchIndex:
         queries: Sequence[Query],
         *,
         depth: int = 100,
-        filters: Mapping[str, str | Sequence[str]] | Sequence[Filter] = (),
+        filters: Filters = (),
         keep_identical: bool = False,
     ) -> Run:
         """Return the hits of many queries, by query id.
@@ -123,32 +135,52 @@ class SearchIndex:
         Args:
             queries: The queries.
             depth: Maximum number of hits for each.
-            filters: As for ``search``.
+            filters: As for :meth:`search`.
             keep_identical: Whether a query that is a passage of the index may find itself.
 
         Returns:
             The run.
         """
-        return self._ready().search(
-            queries, depth=depth, filters=_filters(filters), keep_identical=keep_identical
-        )
+        conditions = _conditions(filters)
+        wanted = max(depth, self._rerank_top) if self._scorer is not None else depth
+        wanted += not keep_identical
+        if self._fusion is None:
+            run = self._dense(queries, depth=wanted, filters=conditions)
+        else:
+            run = fuse(
+                self._rankings(queries, depth=wanted, filters=conditions),
+                fusion=self._fusion,
+                weights=(self.dense_weight, 1 - self.dense_weight),
+                depth=wanted,
+            )
+        if not keep_identical:
+            own = self._own(queries, run)
+            say_own(len(own))
+            run = without_own(run, own, depth=wanted - 1)
+        if self._scorer is not None:
+            run = rerank(
+                run,
+                queries=queries,
+                contents=self._contents,
+                scorer=self._scorer,
+                top=self._rerank_top,
+            )
+        return {name: hits[:depth] for name, hits in run.items()}
 
     def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
-        """Set ``dense_weight`` to what is best on judged queries.
+        """Set ``dense_weight`` to what is best on judged queries, and return what was tried.
 
-        Args:
-            queries: Dev queries.
-            qrels: Their judgements.
-
-        Returns:
-            What was tried and reached.
+        Raises:
+            VectorsError: If nothing is merged.
         """
-        return self._ready().tune(queries, qrels)
-
-    @property
-    def dense_weight(self) -> float:
-        """Share of the vectors in a merge with BM25."""
-        return self._ready().dense_weight
+        if self._fusion is None:
+            raise VectorsError("expected a fusion to tune the weight of, the search uses none")
+        rankings = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
+        own = set().union(*(self._own(queries, run) for run in rankings))
+        cleaned = [without_own(run, own) for run in rankings]
+        tuned = tune_weights(cleaned, qrels, fusion=self._fusion)
+        self.dense_weight = tuned.weights[0]
+        return tuned
 
     def close(self) -> None:
         """Close the connection to a database; nothing for a folder."""
@@ -156,18 +188,50 @@ class SearchIndex:
         if close is not None:
             close()
 
-    def _ready(self) -> Pipeline:
-        if self._pipeline is None:
+    def _dense(self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter]) -> Run:
+        if self.encoder is None:
             raise ConfigError(
                 "expected an encoder to search texts with, got none; open the index with one, as "
                 'in dptdr.open_index("INDEX", "TASK")'
             )
-        return self._pipeline
+        return search_queries(
+            self.index, self.encoder, queries=queries, depth=depth, filters=filters
+        )
+
+    def _rankings(
+        self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter]
+    ) -> tuple[Run, Run]:
+        assert self._words is not None
+        depth = max(depth, _FUSED_DEPTH)
+        dense = self._dense(queries, depth=depth, filters=filters)
+        if not filters:
+            return dense, self._words.search(queries, depth=depth)
+        words = self._words.search(queries, depth=depth * _FILTERED_WORDS)
+        return dense, {name: self._kept(hits, filters)[:depth] for name, hits in words.items()}
+
+    def _kept(self, hits: Sequence[Hit], filters: Sequence[Filter]) -> list[Hit]:
+        documents = self.index.documents([hit.passage_id for hit in hits])
+        return [
+            hit
+            for hit, (_, metadata) in zip(hits, documents, strict=True)
+            if all(condition.keeps(metadata) for condition in filters)
+        ]
+
+    def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
+        """Return the ids of the queries that are passages and have found themselves."""
+        met = [q for q in queries if any(hit.passage_id == q.id for hit in run[q.id])]
+        documents = self.index.documents([query.id for query in met])
+        return {
+            query.id
+            for query, (passage, _) in zip(met, documents, strict=True)
+            if is_own_passage(query, passage)
+        }
+
+    def _contents(self, ids: Sequence[str]) -> list[str]:
+        return [document.passage.content for document in self.index.documents(ids)]
 
 
-def _filters(
-    given: Mapping[str, str | Sequence[str]] | Sequence[Filter],
-) -> Sequence[Filter]:
+def _conditions(given: Filters) -> Sequence[Filter]:
     if not isinstance(given, Mapping):
         return given
     return [

@@ -79,6 +79,9 @@ def test_a_filter_keeps_what_its_metadata_says(built, tmp_path):
         "search", built / "i", "an animal", "--backbone", "minilm", "--filter", "topic=drink"
     )
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["tea"]
+    both = ("--filter", "topic=drink", "--filter", "topic=animal")
+    result = run("search", built / "i", "an animal", "--backbone", "minilm", *both)
+    assert result.stdout == "no passage was found\n"
     result = run("search", built / "i", "an animal", "--backbone", "minilm", "--filter", "topic=no")
     assert result.stdout == "no passage was found\n"
 

@@ -5,7 +5,7 @@ from dptdr.records import Hit, Passage, Query
 from dptdr.search.hybrid import fuse
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.pipeline import Pipeline, parse_fusion
+from dptdr.search.retriever import SearchIndex
 from dptdr.search.vectors.documents import Document, Filter, Source
 from dptdr.search.vectors.encoding import encode_folder
 
@@ -26,23 +26,21 @@ def index(encoder, tmp_path):
 
 
 def test_without_more_stages_it_is_the_dense_search(index, encoder):
-    run = Pipeline(index, encoder).search(QUERIES, depth=2)
+    run = SearchIndex(index, encoder).run(QUERIES, depth=2)
     assert run == search_queries(index, encoder, queries=QUERIES, depth=2)
 
 
 def test_hybrid_search_is_the_fusion_of_both_rankings(index, encoder):
-    pipeline = Pipeline(index, encoder, fusion="min-max", dense_weight=0.3)
+    pipeline = SearchIndex(index, encoder, hybrid="min-max", dense_weight=0.3)
     dense = search_queries(index, encoder, queries=QUERIES, depth=100)
     words = index.lexical().search(QUERIES, depth=100)
     expected = fuse([dense, words], fusion="min-max", weights=(0.3, 0.7), depth=3)
-    assert pipeline.search(QUERIES, depth=3) == expected
+    assert pipeline.run(QUERIES, depth=3) == expected
 
 
 def test_a_filter_holds_for_both_rankings(index, encoder):
-    pipeline = Pipeline(index, encoder, fusion="rrf")
-    run = pipeline.search(
-        [Query("q", "cats tea sun")], depth=4, filters=[Filter("kind", ("drink",))]
-    )
+    pipeline = SearchIndex(index, encoder, hybrid="rrf")
+    run = pipeline.run([Query("q", "cats tea sun")], depth=4, filters=[Filter("kind", ("drink",))])
     assert [hit.passage_id for hit in run["q"]] == ["tea"]
 
 
@@ -50,13 +48,13 @@ def test_the_scorer_sees_contents_and_has_the_last_word(index, encoder):
     def shortest_first(query, texts):
         return [-float(len(text)) for text in texts]
 
-    run = Pipeline(index, encoder, scorer=shortest_first, rerank_top=4).search(QUERIES, depth=2)
+    run = SearchIndex(index, encoder, scorer=shortest_first, rerank_top=4).run(QUERIES, depth=2)
     assert [hit.passage_id for hit in run["q1"]] == ["sun", "cats"]
     assert run["q1"][0] == Hit("sun", -17.0)
 
 
 def test_tuning_sets_the_weight(index, encoder):
-    pipeline = Pipeline(index, encoder, fusion="min-max")
+    pipeline = SearchIndex(index, encoder, hybrid="min-max")
     tuned = pipeline.tune(QUERIES, {"q1": {"cats": 1}, "q2": {"tea": 1}})
     assert pipeline.dense_weight == tuned.weights[0]
     assert tuned.value == max(tuned.tried.values())
@@ -64,13 +62,13 @@ def test_tuning_sets_the_weight(index, encoder):
 
 def test_tuning_without_a_fusion_and_unknown_fusions_are_refused(index, encoder):
     with pytest.raises(VectorsError, match="the search uses none"):
-        Pipeline(index, encoder).tune(QUERIES, {})
+        SearchIndex(index, encoder).tune(QUERIES, {})
     with pytest.raises(VectorsError, match="out of rrf, min-max, z-score, got 'sum'"):
-        parse_fusion("sum")
+        SearchIndex(index, encoder, hybrid="sum")
 
 
 def test_an_index_without_words_says_how_to_get_them(encoder, tmp_path):
     folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
     index, _ = build_index(folder, out=tmp_path / "i", index_type="exact")
     with pytest.raises(VectorsError, match="build it with `dptdr index --bm25`"):
-        Pipeline(index, encoder, fusion="rrf")
+        SearchIndex(index, encoder, hybrid="rrf")
