@@ -13,43 +13,30 @@ if TYPE_CHECKING:
     from dptdr.model import Encoder
 
 Device = Annotated[
-    str,
-    typer.Option(
-        help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.",
-    ),
+    str, typer.Option(help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.")
 ]
 Dtype = Annotated[
-    str,
-    typer.Option(help="Number type of the backbone's weights: float32, bfloat16."),
+    str, typer.Option(help="Number type of the backbone's weights: float32, bfloat16.")
 ]
 Threads = Annotated[
-    int | None,
-    typer.Option(min=0, help="Processor threads. Default: one for each core."),
+    int | None, typer.Option(min=0, help="Processor threads. Default: one for each core.")
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Maximum number of texts in a batch. Default: by their length.",
-    ),
+    typer.Option(min=1, help="Maximum number of texts in a batch. Default: by their length."),
 ]
 Json = Annotated[
     Path | None,
-    typer.Option(
-        "--json",
-        help="Write the result to this file; '-' is standard output.",
-    ),
+    typer.Option("--json", help="Write the result to this file; '-' is standard output."),
 ]
 Overwrite = Annotated[
     bool,
     typer.Option(
-        "--overwrite",
-        help="Start over, whatever OUT and unfinished work beside it hold.",
+        "--overwrite", help="Start over, whatever OUT and unfinished work beside it hold."
     ),
 ]
 KeepIdentical = Annotated[
-    bool,
-    typer.Option("--keep-identical", help="Let a query that is a passage find itself."),
+    bool, typer.Option("--keep-identical", help="Let a query that is a passage find itself.")
 ]
 
 

@@ -122,23 +122,17 @@ def convert_command(
     clicks_column: Annotated[str | None, _column("number of clicks; default: clicks")] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(
-            help="Pairs with at least this score are relevant, the others are not.",
-        ),
+        typer.Option(help="Pairs with at least this score are relevant, the others are not."),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Split of a table whose name does not tell it. Default: train.",
-        ),
+        typer.Option(help="Split of a table whose name does not tell it. Default: train."),
     ] = None,
     dev_share: Annotated[
-        float,
-        typer.Option(help="Share of the queries to hold out as dev."),
+        float, typer.Option(help="Share of the queries to hold out as dev.")
     ] = 0.0,
     test_share: Annotated[
-        float,
-        typer.Option(help="Share of the queries to hold out as test."),
+        float, typer.Option(help="Share of the queries to hold out as test.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Decides which queries.")] = 0,
     strict: Annotated[
@@ -194,8 +188,7 @@ def join_command(
 def cap_command(
     data: Annotated[Path, typer.Argument(help="BEIR folder.")],
     queries: Annotated[
-        list[str],
-        typer.Option(help="Maximum queries of a split as SPLIT=NUMBER; repeatable."),
+        list[str], typer.Option(help="Maximum queries of a split as SPLIT=NUMBER; repeatable.")
     ],
     passages: Annotated[
         int, typer.Option(min=1, help="Maximum passages; every judged one of a kept query is kept.")

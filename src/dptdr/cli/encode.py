@@ -39,27 +39,25 @@ def command(
     shard_size: Annotated[
         int,
         typer.Option(
-            help="Passages in a shard: sorted by length inside, and what a kill loses at most.",
+            help="Passages in a shard: sorted by length inside, and what a kill loses at most."
         ),
     ] = 16_384,
     shard: Annotated[
         str,
         typer.Option(
             help="Do part i of n (from 0), for several machines: i/n. They may share the folder, "
-            "or their OUT.partial folders are copied together and the command is run once more.",
+            "or their OUT.partial folders are copied together and the command is run once more."
         ),
     ] = "0/1",
     processes: Annotated[
         int,
-        typer.Option(
-            help="Processes on this machine, or --ray workers; each loads the encoder.",
-        ),
+        typer.Option(help="Processes on this machine, or --ray workers; each loads the encoder."),
     ] = 1,
     ray: Annotated[
         str | None,
         typer.Option(
             help="Encode on a Ray cluster: its address, auto for the one of this machine, or local "
-            "to start one. DATA and OUT have the same path on every machine.",
+            "to start one. DATA and OUT have the same path on every machine."
         ),
     ] = None,
     batch_size: BatchSize = None,

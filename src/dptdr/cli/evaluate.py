@@ -65,40 +65,30 @@ def command(
     ] = None,
     protocol: Annotated[
         Literal["msmarco", "nq"] | None,
-        typer.Option(
-            help="Measure --run by official rules: msmarco or nq (DPR's).",
-        ),
+        typer.Option(help="Measure --run by official rules: msmarco or nq (DPR's)."),
     ] = None,
     qrels: Annotated[
         Path | None,
-        typer.Option(
-            help="Judgements for --protocol; for nq the question file (.qa.csv).",
-        ),
+        typer.Option(help="Judgements for --protocol; for nq the question file (.qa.csv)."),
     ] = None,
     passages: Annotated[
-        Path | None,
-        typer.Option(
-            help="psgs_w100.tsv or corpus.jsonl that the run names, for nq.",
-        ),
+        Path | None, typer.Option(help="psgs_w100.tsv or corpus.jsonl that the run names, for nq.")
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
             help="queries.jsonl that tells which id is which question, for nq. "
-            "Default: ids are the questions' numbers in the file, from 0.",
+            "Default: ids are the questions' numbers in the file, from 0."
         ),
     ] = None,
     matching: Annotated[
         Literal["string", "regex"],
-        typer.Option(
-            help="Answers of nq are texts, or regular expressions (CuratedTREC).",
-        ),
+        typer.Option(help="Answers of nq are texts, or regular expressions (CuratedTREC)."),
     ] = "string",
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict",
-            help="Refuse nq answers that match every passage or none, as an empty one.",
+            "--strict", help="Refuse nq answers that match every passage or none, as an empty one."
         ),
     ] = False,
     batch_size: BatchSize = None,

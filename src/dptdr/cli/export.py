@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     task: Annotated[
-        Path | None,
-        typer.Option(help="Task bundle: its backbone, and --data's judge."),
+        Path | None, typer.Option(help="Task bundle: its backbone, and --data's judge.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Encoder: minilm, a folder or a name.")
@@ -25,8 +24,7 @@ def command(
     fold: Annotated[
         bool,
         typer.Option(
-            "--fold",
-            help="Fold the task into the graph: token ids in, its vectors out, no torch.",
+            "--fold", help="Fold the task into the graph: token ids in, its vectors out, no torch."
         ),
     ] = False,
     int8: Annotated[

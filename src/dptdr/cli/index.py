@@ -42,8 +42,7 @@ def command(
         ),
     ] = None,
     bm25: Annotated[
-        bool,
-        typer.Option("--bm25", help="Index the words as well, for `dptdr search --hybrid`."),
+        bool, typer.Option("--bm25", help="Index the words as well, for `dptdr search --hybrid`.")
     ] = False,
     language: Annotated[
         str | None,
@@ -68,44 +67,31 @@ def command(
         typer.Option(help="Gigabytes that auto may plan with. Default: half of what is free."),
     ] = None,
     m: Annotated[
-        int | None,
-        typer.Option("--M", help="Links of a passage in a graph. Default: 32."),
+        int | None, typer.Option("--M", help="Links of a passage in a graph. Default: 32.")
     ] = None,
     ef_construction: Annotated[
-        int | None,
-        typer.Option(
-            help="Candidates looked at while building a graph. Default: 100.",
-        ),
+        int | None, typer.Option(help="Candidates looked at while building a graph. Default: 100.")
     ] = None,
     ef_search: Annotated[
-        int | None,
-        typer.Option(
-            help="Candidates looked at while searching a graph. Default: 96.",
-        ),
+        int | None, typer.Option(help="Candidates looked at while searching a graph. Default: 96.")
     ] = None,
     nlist: Annotated[
         int | None,
-        typer.Option(
-            help="Inverted lists. Default: 4 times the square root of the passages.",
-        ),
+        typer.Option(help="Inverted lists. Default: 4 times the square root of the passages."),
     ] = None,
     nprobe: Annotated[
         int | None,
-        typer.Option(
-            help="Lists searched for a query. Default: a twelfth of them, at least 8.",
-        ),
+        typer.Option(help="Lists searched for a query. Default: a twelfth of them, at least 8."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            help="Decides samples, clusters and rotations of lists. Default: 1234.",
-        ),
+        typer.Option(help="Decides samples, clusters and rotations of lists. Default: 1234."),
     ] = None,
     refresh: Annotated[
         Path | None,
         typer.Option(
             help="Renew this index and VECTORS: encode only what changed in --data (all, if the "
-            "prompt changed), then exchange both. The old ones serve until then.",
+            "prompt changed), then exchange both. The old ones serve until then."
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="BEIR folder as it is now.")] = None,
@@ -116,7 +102,7 @@ def command(
         typer.Option(
             help="Load VECTORS into this database instead: postgresql://USER@HOST/DATABASE "
             "(pgvector), http://HOST:6333 (Qdrant; key from QDRANT_API_KEY) or qdrant:FOLDER. "
-            "What --name meant serves until then.",
+            "What --name meant serves until then."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the index in it.")] = None,

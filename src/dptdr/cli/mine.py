@@ -49,24 +49,21 @@ def command(
         str | None,
         typer.Option(
             help="Scores candidates, to drop false negatives: cross-encoder:NAME, task:FOLDER, "
-            "backbone:NAME or file:RUN.",
+            "backbone:NAME or file:RUN."
         ),
     ] = None,
     max_score: Annotated[
-        float | None,
-        typer.Option(help="Drop candidates whose teacher score is at least this."),
+        float | None, typer.Option(help="Drop candidates whose teacher score is at least this.")
     ] = None,
     absolute_margin: Annotated[
         float | None,
-        typer.Option(
-            help="Drop candidates that score above the positive's score minus this.",
-        ),
+        typer.Option(help="Drop candidates that score above the positive's score minus this."),
     ] = None,
     relative_margin: Annotated[
         float | None,
         typer.Option(
             help="Drop candidates that score above the positive's score times 1 minus this: with "
-            "0.05 above 95 % of it.",
+            "0.05 above 95 % of it."
         ),
     ] = None,
     percent: Annotated[float | None, typer.Option(hidden=True)] = None,
@@ -76,22 +73,19 @@ def command(
     ] = "mean",
     keep_scores: Annotated[
         bool,
-        typer.Option(
-            "--keep-scores",
-            help="Drop nothing; write the teacher's scores to distil.",
-        ),
+        typer.Option("--keep-scores", help="Drop nothing; write the teacher's scores to distil."),
     ] = False,
     judged_split: Annotated[
         str | None,
         typer.Option(
-            help="Measure precision and recall of the removal on this split's graded judgements.",
+            help="Measure precision and recall of the removal on this split's graded judgements."
         ),
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
             help="Keep corpus vectors and the BM25 index in this folder, for further minings. "
-            "Default: with the unfinished work, removed at the end.",
+            "Default: with the unfinished work, removed at the end."
         ),
     ] = None,
     device: Device = "auto",
@@ -99,8 +93,7 @@ def command(
     threads: Threads = None,
     overwrite: Overwrite = False,
     report: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.json, report.md and report.png."),
+        Path | None, typer.Option(help="Folder for report.json, report.md and report.png.")
     ] = None,
     json: Json = None,
 ) -> None:

@@ -77,12 +77,7 @@ def _precision() -> str:
 
 
 def _task(
-    name: str,
-    out: Path,
-    *,
-    backbone: "Backbone",
-    settings: dict[str, Any],
-    sizes: dict[str, Any],
+    name: str, out: Path, *, backbone: "Backbone", settings: dict[str, Any], sizes: dict[str, Any]
 ) -> dict[str, Any]:
     """Go through all stages for one task and return its row of the table."""
     import dptdr

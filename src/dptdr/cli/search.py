@@ -55,48 +55,42 @@ def command(
         ),
     ] = False,
     queries: Annotated[
-        Path | None,
-        typer.Option(help="BEIR folder: search all queries of its split instead."),
+        Path | None, typer.Option(help="BEIR folder: search all queries of its split instead.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --queries.")] = "test",
     id_prefix: Annotated[
         str | None,
         typer.Option(
-            help="Search the queries whose ids begin so instead of a split's, judged or not.",
+            help="Search the queries whose ids begin so instead of a split's, judged or not."
         ),
     ] = None,
     keep_identical: KeepIdentical = False,
     run_out: Annotated[
-        Path | None,
-        typer.Option(help="TREC run file to write, with --queries."),
+        Path | None, typer.Option(help="TREC run file to write, with --queries.")
     ] = None,
     hybrid: Annotated[
         str | None,
         typer.Option(
             help="Merge with BM25 (of `dptdr index --bm25`): rrf (ranks), min-max or z-score "
-            "(scaled scores).",
+            "(scaled scores)."
         ),
     ] = None,
     dense_weight: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of the vectors in --hybrid, 0 to 1."),
+        float, typer.Option(min=0, max=1, help="Share of the vectors in --hybrid, 0 to 1.")
     ] = 0.5,
     tune_on: Annotated[
         str | None,
         typer.Option(
             help="Split of --queries on which --hybrid's weight is tuned (nDCG@10) beforehand, "
-            "such as dev.",
+            "such as dev."
         ),
     ] = None,
     rerank: Annotated[
         str | None,
-        typer.Option(
-            help="Cross-encoder (name or folder) that scores the best hits again.",
-        ),
+        typer.Option(help="Cross-encoder (name or folder) that scores the best hits again."),
     ] = None,
     rerank_top: Annotated[
-        int,
-        typer.Option(min=1, help="Hits of each query that --rerank scores."),
+        int, typer.Option(min=1, help="Hits of each query that --rerank scores.")
     ] = 50,
     device: Device = "auto",
     json: Json = None,

@@ -40,8 +40,7 @@ def command(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 8000,
     tasks_folder: Annotated[
-        Path | None,
-        typer.Option(help="The one folder whose bundles and indexes requests may add."),
+        Path | None, typer.Option(help="The one folder whose bundles and indexes requests may add.")
     ] = None,
     state: Annotated[
         Path | None,

@@ -52,16 +52,14 @@ def command(
     device: Device = "auto",
     threads: Threads = None,
     tensorboard: Annotated[
-        Path | None,
-        typer.Option(help="Write TensorBoard files to this folder."),
+        Path | None, typer.Option(help="Write TensorBoard files to this folder.")
     ] = None,
     track: Annotated[
         Literal["wandb", "trackio", "mlflow"] | None,
         typer.Option(help="Send the log to this tracker as well."),
     ] = None,
     report: Annotated[
-        Path | None,
-        typer.Option(help="Write an HTML report of the run here."),
+        Path | None, typer.Option(help="Write an HTML report of the run here.")
     ] = None,
     json: Json = None,
 ) -> None:

@@ -63,10 +63,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluate(
-    run: Mapping[str, Sequence[Hit]],
-    qrels: Qrels,
-    *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    run: Mapping[str, Sequence[Hit]], qrels: Qrels, *, measures: Sequence[str] = DEFAULT_MEASURES
 ) -> Evaluation:
     """Measure a run against judgements.
 
@@ -105,10 +102,7 @@ def evaluate(
     per_query = {name: dict(values[measure]) for name, measure in objects.items()}
     means = {name: sum(values.values()) / len(qrels) for name, values in per_query.items()}
     return Evaluation(
-        measures=means,
-        per_query=per_query,
-        queries=len(qrels),
-        unanswered=len(qrels) - len(ranked),
+        measures=means, per_query=per_query, queries=len(qrels), unanswered=len(qrels) - len(ranked)
     )
 
 

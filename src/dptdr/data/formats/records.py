@@ -56,11 +56,7 @@ def split_name(name: str) -> str:
 
 
 def pairs_material(
-    splits: Splits,
-    *,
-    settings: TableSettings,
-    source: str,
-    files: Sequence[Path] = (),
+    splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path] = ()
 ) -> Material:
     """Return the records of rows, not yet read.
 

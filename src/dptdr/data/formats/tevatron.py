@@ -90,10 +90,7 @@ def _ids(record: Mapping[str, Any], side: int, *, path: Path, line: int) -> list
     value = record.get(_IDS[side]) or []
     if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
         raise DataError(
-            f"expected a list of ids, got {describe(value)}",
-            path=path,
-            line=line,
-            field=_IDS[side],
+            f"expected a list of ids, got {describe(value)}", path=path, line=line, field=_IDS[side]
         )
     return [str(item) for item in value]
 

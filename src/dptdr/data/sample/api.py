@@ -5,13 +5,7 @@ import re
 from collections.abc import Iterator
 
 from dptdr.data.sample.assemble import Pair
-from dptdr.data.sample.sources import (
-    SourceFile,
-    documented,
-    package_sources,
-    paragraphs,
-    parse,
-)
+from dptdr.data.sample.sources import SourceFile, documented, package_sources, paragraphs, parse
 from dptdr.data.sample.wording import as_query, cut, is_signature
 
 PACKAGES: dict[str, tuple[str, ...]] = {
