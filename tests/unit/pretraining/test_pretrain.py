@@ -8,9 +8,10 @@ from dptdr.config.methods import DeepPromptConfig
 from dptdr.errors import ConfigError, OutputError, TrainingError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
-from dptdr.pretraining import pretrain as room
+from dptdr.pretraining import objective as room
 from dptdr.pretraining.kept import HEAD_FILE
-from dptdr.pretraining.pretrain import chosen_objectives, pretrain
+from dptdr.pretraining.pretrain import pretrain
+from dptdr.pretraining.run import chosen_objectives
 from dptdr.pretraining.saving import save_backbone
 from dptdr.records import Passage
 from helpers.pretraining import small_config
