@@ -108,7 +108,7 @@ class BeirFolder:
         return self.qrels_path(split).is_file()
 
     def qrels_path(self, split: str) -> Path:
-        """Return where the judgements of a split stand.
+        """Return the path of the judgements of a split.
 
         Args:
             split: Name such as ``test``.
@@ -200,7 +200,7 @@ def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: st
 
 
 def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
-    """Return the passage that stands in one line of ``corpus.jsonl``.
+    """Return the passage in one line of ``corpus.jsonl``.
 
     Returns:
         The passage; a missing or null title is an empty one.
@@ -218,7 +218,7 @@ def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
 
 
 def parse_query(line: bytes, *, path: Path, number: int) -> Query:
-    """Return the query that stands in one line of ``queries.jsonl``.
+    """Return the query in one line of ``queries.jsonl``.
 
     Raises:
         DataError: If the line is broken; names file, line and field.
@@ -238,7 +238,7 @@ class BeirCounts(NamedTuple):
     judgements: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the counts as they stand in ``meta.json``."""
+        """Return the counts for ``meta.json``."""
         return {
             "passages": self.passages,
             "queries": self.queries,
@@ -261,11 +261,11 @@ def write_beir(
 
     Args:
         qrels: Split name to judgements; asked for when passages and queries are written.
-        meta: What ``meta.json`` shall say besides the counts, or a function that is given the
+        meta: What ``meta.json`` says besides the counts, or a function that is given the
             counts and returns it.
 
     Raises:
-        DataError: If something else stands there, an id is empty or holds a tab, or a text cannot
+        DataError: If something else is there, an id is empty or holds a tab, or a text cannot
             be written as UTF-8.
     """
     path = Path(path)
@@ -294,7 +294,7 @@ def write_beir(
 def _refuse_foreign(path: Path) -> None:
     """Replacing a folder deletes it; only what this module wrote may be deleted."""
     if path.exists() and not path.is_dir():
-        raise DataError("a file stands where the data folder shall be written", path=path)
+        raise DataError("expected a folder to write, got a file; choose another name", path=path)
     if path.is_dir() and any(path.iterdir()) and not _member(path / CORPUS).is_file():
         raise DataError(
             f"this folder holds other files and no {CORPUS}; name a new or empty folder", path=path

@@ -109,7 +109,7 @@ class _Reader:
             except (ValueError, RecursionError) as error:
                 # Thousands of digits, or of nested brackets, stop the parser itself.
                 raise self.fault(f"expected JSON that can be parsed: {error}", self.at) from None
-            # A number may go on in the next chunk: of -1e-7 already -1 is one.
+            # A number may continue in the next chunk: of -1e-7 already -1 is one.
             number = isinstance(value, int | float)
             if self.ended or not number or self.text[end : end + 1] in tuple(", ]\t\r\n"):
                 return value, end

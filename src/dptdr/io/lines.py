@@ -97,7 +97,7 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
 
 
 def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
-    """Return the JSON object that stands in one line.
+    """Return the JSON object in one line.
 
     Raises:
         DataError: If the line is not UTF-8, not JSON, or not an object.

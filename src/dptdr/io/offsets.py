@@ -33,7 +33,7 @@ class Spans:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the file anew in another process, whose descriptors are others."""
+        """Open the file again in another process, whose descriptors differ."""
         return _opened, (self.path, self._starts, self._ends)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A file that grows block by block and goes on where a killed process left it."""
+"""A file that grows block by block and continues where a killed process left it."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ FORMAT = 2
 class ResumableFile:
     """Lines in ``FOLDER/mined.jsonl``, and in ``FOLDER/state.json`` how far they are good.
 
-    A block counts once its state stands on disk; what was written behind it is cut off at the next
+    A block counts once its state is on disk; what was written after it is cut off at the next
     start. The bytes that count are checked against their SHA-256 before going on.
 
     Args:
@@ -65,7 +65,7 @@ class ResumableFile:
         )
 
     def close(self) -> None:
-        """Close the file; it can be gone on with."""
+        """Close the file; it can be continued later."""
         self._handle.close()
 
     def finish(self, out: Path) -> None:

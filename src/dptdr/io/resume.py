@@ -186,7 +186,7 @@ def _sizes(path: Path) -> dict[str, int]:
 def claim(
     path: Path, *, mark: str | None = None, part: tuple[int, int] | None = None
 ) -> Iterator[Output]:
-    """Try an output, and keep other processes from writing it meanwhile.
+    """Try an output, and keep other processes from writing it.
 
     What a killed process left beside the output is removed.
 

@@ -138,7 +138,7 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
 
 
 def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
-    """Yield the lines of a run file as they stand, with their numbers.
+    """Yield the lines of a run file, with their numbers.
 
     Raises:
         DataError: If the file is missing or a line is broken; names file and line.
@@ -157,7 +157,7 @@ def read_run(path: Path) -> Run:
     """Read a whole run file.
 
     Args:
-        path: The run file; a query's lines need not stand together.
+        path: The run file; a query's lines need not be together.
 
     Raises:
         DataError: If the file is missing, a line is broken, or a query lists a passage twice;
@@ -231,6 +231,6 @@ def format_run_lines(query_id: str, hits: Iterable[Hit], *, tag: str) -> bytes:
 def _check_token(value: str, *, what: str) -> None:
     if not value or value.split() != [value]:
         raise EvaluationError(
-            f"{what} {value!r} cannot stand in a run file: expected text without white space; "
+            f"{what} {value!r} cannot be written to a run file: expected text without white space; "
             "rename it in the data"
         )

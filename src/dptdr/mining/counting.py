@@ -73,7 +73,7 @@ def count_dropped(
     settings: MiningSettings,
     statistics: Statistics,
 ) -> None:
-    """Count a candidate that the teacher's bounds removed, and keep it as an example, perhaps."""
+    """Count a candidate that the teacher's bounds removed, and offer it as an example."""
     candidates = work.candidates
     reason = candidates.dropped[text]
     for name, hits in candidates.sources.items():

@@ -50,7 +50,7 @@ def mine_folder(
         DataError: If the data or a run file is broken.
         OutputError: If the output was made with other settings, another process writes it, or it
             cannot be written.
-        NegativesError: If mining cannot go on; what was mined stays in ``OUT.partial``.
+        NegativesError: If mining cannot continue; what was mined stays in ``OUT.partial``.
     """
     work = request.out.with_name(request.out.name + ".partial")
     with claim(request.out) as output:

@@ -36,7 +36,7 @@ def mine(
     work: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Mine negatives into a file; a killed call goes on where it was.
+    """Mine negatives into a file; a killed call continues where it was.
 
     Args:
         out: The file to write; it appears when all is done.

@@ -1,4 +1,4 @@
-"""How mined negatives stand in a file, one query a line."""
+"""The format of mined negatives, one query a line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -76,7 +76,7 @@ class RunTable:
         Raises:
             NegativesError: If the run lists a passage twice for the query.
         """
-        # A query's lines may stand apart in a run file: it has several spans then.
+        # A query's lines may be apart in a run file: it has several spans then.
         spans = self._queries.rows(query_id)
         if not len(spans):
             return None
@@ -170,7 +170,7 @@ def import_run(
     writer = RunTableWriter(path, fingerprint=fingerprint)
     if writer.finished:
         return RunTable(path)
-    # Reading a file again is quick: it is one part, begun anew after a kill.
+    # Reading a file again is quick: it is one part, started over after a kill.
     writer.parts = 0
     writer.write_part(_rankings(Path(run), corpus=corpus, on_progress=on_progress))
     return writer.finish()

@@ -92,7 +92,7 @@ class Candidates:
         return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
 
     def row_of(self, text: int) -> int:
-        """Return the corpus row that stands for a text: the first of those ranked."""
+        """Return the corpus row that represents a text: the first of those ranked."""
         return min(hits.rows[text] for hits in self.sources.values() if text in hits.rows)
 
     def sources_of(self, text: int) -> dict[str, Provenance]:

@@ -168,7 +168,7 @@ class Statistics:
             ) from None
 
     def offer_source_score(self, source: str, key: int, scores: tuple[float, float]) -> None:
-        """Take a source's score of a negative and of the positive into its sample, perhaps.
+        """Take a source's score of a negative and of the positive for its sample.
 
         Args:
             scores: Of the negative, and of the best positive.

@@ -326,7 +326,7 @@ def _score_matrix(
     heads = starts[:-1].copy()
     for postings in read_postings():
         token, passage, count = (postings[name] for name in ("token", "passage", "count"))
-        # Records of a word stand together and blocks come in corpus order: each goes to the next
+        # Records of a word are together and blocks come in corpus order: each goes to the next
         # free place of its word, which leaves every word's passages in corpus order.
         per_word = np.bincount(token, minlength=words)
         first = np.zeros(words + 1, dtype=np.int64)

@@ -74,7 +74,7 @@ def retrieve(
 
     Raises:
         ValueError: If ``depth`` is below 1.
-        VectorsError: If an id stands twice, or a vector holds NaN.
+        VectorsError: If an id occurs twice, or a vector holds NaN.
     """
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")

@@ -322,7 +322,7 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path):
 
     with pytest.raises(DataError, match=r"holds other files and no corpus.jsonl"):
         write_beir(tmp_path / "home", passages=[], queries=[], qrels={}, meta={})
-    with pytest.raises(DataError, match="a file stands where"):
+    with pytest.raises(DataError, match="expected a folder to write, got a file"):
         write_beir(tmp_path / "home" / "letter.txt", passages=[], queries=[], qrels={}, meta={})
     write_beir(tmp_path / "empty", passages=[], queries=[], qrels={}, meta={})
 

@@ -91,9 +91,9 @@ def test_write_run_separates_equal_scores_so_that_every_tool_sees_one_order(tmp_
             "t",
             "passage 'a': expected a finite score in .* got nan",
         ),
-        ({"q 1": [Hit("a", 1.0)]}, "t", "query id 'q 1' cannot stand in a run file"),
-        ({"q": [Hit("", 1.0)]}, "t", "passage id '' cannot stand in a run file"),
-        ({"q": [Hit("a", 1.0)]}, "a b", "tag 'a b' cannot stand in a run file"),
+        ({"q 1": [Hit("a", 1.0)]}, "t", "query id 'q 1' cannot be written to a run file"),
+        ({"q": [Hit("", 1.0)]}, "t", "passage id '' cannot be written to a run file"),
+        ({"q": [Hit("a", 1.0)]}, "a b", "tag 'a b' cannot be written to a run file"),
     ],
 )
 def test_write_run_refuses_what_cannot_be_read_back_and_keeps_the_old_file(

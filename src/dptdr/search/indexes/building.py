@@ -166,7 +166,7 @@ def _build_measured(
     auto: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[RowIndex, Choice]:
-    """Build an index and measure what it finds; ``auto`` goes on until it finds enough."""
+    """Build an index and measure what it finds; ``auto`` continues until it finds enough."""
     while True:
         chosen = find_type(choice.index_type)
         rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)

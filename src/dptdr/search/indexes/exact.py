@@ -98,7 +98,7 @@ class _Best:
         self.scores = np.concatenate([self.scores, scores[columns]])
         self.rows = np.concatenate([self.rows, columns + first_row])
         if len(self.scores) > depth:
-            # Rows stand in growing order here, which is what the cut needs for its ties.
+            # Rows are in growing order here, which is what the cut needs for its ties.
             kept = _cut(self.scores, depth)
             self.scores, self.rows = self.scores[kept], self.rows[kept]
 

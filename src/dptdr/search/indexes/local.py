@@ -216,7 +216,7 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
         try:
             index = _open(path, verify=verify)
         except VectorsError:
-            # Another process may have put a new index in its place meanwhile.
+            # Another process may have put a new index in its place by now.
             if _identity(path) == before:
                 raise
             continue

@@ -18,7 +18,7 @@ def measure_recall(
     """Return recall@10 against exact search, with stored vectors as queries.
 
     A vector does not count as its own answer. A passage counts when it scores as high as the tenth
-    of the exact ranking, so that copies may stand for each other.
+    of the exact ranking, so that copies may replace each other.
     """
     depth = min(RECALL_DEPTH, folder.count - 1)
     if depth == 0:

@@ -42,12 +42,12 @@ def refresh_index(
     settings: BuildSettings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Refreshed:
-    """Encode what changed, build the index anew and put both in place of the old.
+    """Encode what changed, build the index again and put both in place of the old.
 
     Vectors are taken over for passages of the same content where the passage fingerprint is the
     same; after a change of the prompt all are encoded. Each folder is exchanged by a rename when
-    it is whole. An index that is open goes on with the old files, and whoever opens it next gets
-    the new ones. A killed renewal goes on when it is called again.
+    it is whole. An index that is open keeps the old files, and whoever opens it next gets
+    the new ones. A killed renewal continues when it is called again.
 
     Args:
         index_type: Type of the new index; that of the old one by default.

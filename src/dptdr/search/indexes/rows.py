@@ -1,4 +1,4 @@
-"""Search by row number: what stands between a vector folder and a local index."""
+"""Search by row number: what is between a vector folder and a local index."""
 
 import importlib
 from pathlib import Path

@@ -66,7 +66,7 @@ def load_database(
 
     Raises:
         VectorsError: If the address is of no known kind, an option has no effect, the vectors are
-            damaged, or the database is away; what was loaded is kept, and the next call goes on.
+            damaged, or the database is away; what was loaded is kept, and the next call continues.
     """
     if _is_postgres(address):
         from dptdr.search.stores.postgres import load_postgres

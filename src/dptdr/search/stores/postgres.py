@@ -165,7 +165,7 @@ class PostgresIndex:
 
         Raises:
             WrongPrompt: If the collection's vectors were made by another prompt or backbone.
-            VectorsError: If a vector does not fit, an id stands twice, or the database is away.
+            VectorsError: If a vector does not fit, an id occurs twice, or the database is away.
         """
         checked = check_upsert(
             vectors,
@@ -220,7 +220,7 @@ def load_postgres(
     """Load a vector folder into PostgreSQL, index it, and make it the active one of its name.
 
     Batches and the count of loaded rows are kept in one transaction, so a broken connection or a
-    kill loses and doubles nothing; a second call goes on. The collection that was active before
+    kill loses and doubles nothing; a second call continues. The collection that was active before
     serves until the new one is whole, then it is removed.
 
     Args:

@@ -46,7 +46,7 @@ def _models() -> Any:
 
 
 class QdrantIndex:
-    """The collection that a name stands for in Qdrant.
+    """The collection that a name refers to in Qdrant.
 
     Args:
         client: A ``qdrant_client.QdrantClient``, connected as the user's cluster wants it.
@@ -162,11 +162,11 @@ def load_qdrant(
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> QdrantIndex:
-    """Load a vector folder into Qdrant and let the name stand for it.
+    """Load a vector folder into Qdrant and point the name to it.
 
     A passage's point follows from its id, so what is sent twice is there once; how many rows are
-    loaded is noted after each batch, so that a second call goes on. What the name stood for before
-    serves until the new collection is whole, then it is removed.
+    loaded is noted after each batch, so that a second call continues. What the name referred to
+    before serves until the new collection is whole, then it is removed.
 
     Args:
         client: A ``qdrant_client.QdrantClient``.
@@ -211,7 +211,7 @@ class _Loading:
             )
 
     def serves(self) -> bool:
-        """Return whether the name stands for these vectors already; give it the options then."""
+        """Return whether the name refers to these vectors already; if so, set the options."""
         if self.before is None or self.before["collection"] != self.collection:
             return False
         if self.hnsw is not None:
@@ -252,7 +252,7 @@ class _Loading:
         _again(lambda: client.update_collection(self.collection, metadata=metadata))
 
     def activate(self) -> None:
-        """Let the name stand for the collection, and remove the one before."""
+        """Point the name to the collection, and remove the former one."""
         client, models = self.client, _models()
         alias = models.CreateAlias(collection_name=self.collection, alias_name=self.name)
         operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
@@ -267,7 +267,7 @@ class _Loading:
 
 
 def _aliased(client: Any, name: str) -> dict[str, Any] | None:
-    """Return collection and metadata that a name stands for, or None."""
+    """Return collection and metadata that a name refers to, or None."""
     for alias in client.get_aliases().aliases:
         if alias.alias_name == name:
             metadata = client.get_collection(alias.collection_name).config.metadata or {}

@@ -2,7 +2,7 @@
 
 A window is a range of bytes in the corpus file. A worker reads it, encodes it and writes its files
 into the unfinished folder, last of all its record. So data and output have to lie on storage that
-all machines see under the same path. A worker that dies is replaced, and its window is done anew;
+all machines see under the same path. A worker that dies is replaced, and its window is done again;
 as every window is written whole or not at all, nothing is lost or doubled.
 """
 
@@ -62,7 +62,7 @@ def encode_on_ray(
     """Encode the corpus of a BEIR folder by the workers of a Ray cluster.
 
     The result has the bytes of one process (where matrix products do not depend on the number of
-    threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). A stopped run goes on,
+    threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). A stopped run continues,
     on Ray or without it.
 
     Args:
@@ -73,7 +73,7 @@ def encode_on_ray(
         overwrite: Start over, whatever is at ``out``.
 
     Raises:
-        VectorsError: If Ray is not installed or not reached, an id stands twice, or what the
+        VectorsError: If Ray is not installed or not reached, an id occurs twice, or what the
             workers wrote is not seen here.
         DptdrError: What a worker raised.
     """
@@ -146,7 +146,7 @@ def _connect(ray: Any, cluster: Cluster) -> None:
 
 
 class Window(NamedTuple):
-    """Where the passages of a window stand in the corpus file."""
+    """Where the passages of a window are in the corpus file."""
 
     number: int
     """Which window, from 0."""
@@ -170,11 +170,11 @@ def _knock(address: str) -> None:
 
 
 def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
-    """Yield the windows of a corpus in file order, and refuse ids that stand twice.
+    """Yield the windows of a corpus in file order, and refuse ids that occur twice.
 
     Raises:
         DataError: If a line is broken.
-        VectorsError: If an id stands twice or there is no passage.
+        VectorsError: If an id occurs twice or there is no passage.
     """
     path = BeirFolder(data).corpus_path
     seen = IdSet()
@@ -197,7 +197,7 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
 
 
 def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
-    """Return the documents of some lines that stand one behind the other in the corpus."""
+    """Return the documents of some consecutive lines of the corpus."""
     found = []
     for number, line in enumerate(text.split(b"\n"), start=first):
         kept = line.removesuffix(b"\r")
@@ -266,5 +266,5 @@ def _encoded(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise VectorsError(
             f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); what was "
-            "finished is kept, run again to go on"
+            "finished is kept, run again to continue"
         ) from None

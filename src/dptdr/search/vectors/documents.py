@@ -34,7 +34,7 @@ class Source:
     fingerprint: str
     """Identifies the corpus: another one may not continue an unfinished folder."""
     data: str | None = None
-    """Where it stands, for reference."""
+    """Where it is, for reference."""
     count: int | None = None
     """Passages in it where known, for progress."""
 

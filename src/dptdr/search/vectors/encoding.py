@@ -1,6 +1,6 @@
 """Encoding a corpus into a vector folder: streamed, resumable, shared by several processes.
 
-The corpus is cut into windows of ``shard_size`` consecutive passages. While work goes on, the
+The corpus is cut into windows of ``shard_size`` consecutive passages. Until it is complete, the
 folder ``OUT.partial`` holds ``plan.json`` (what makes the vectors) and, for each finished window,
 its files and last of all its record. So a window with a record is whole whatever was killed when,
 and several processes or machines may fill one folder. When every window has its record, the
@@ -72,7 +72,7 @@ class EncodeSettings:
 
 
 def partial_path(out: Path) -> Path:
-    """Return where an unfinished vector folder stands."""
+    """Return the path of an unfinished vector folder."""
     return out.with_name(out.name + ".partial")
 
 
@@ -164,7 +164,7 @@ def fill_folder(
         complete = worker.go_through(passages, total=source.count or 0, on_progress=on_progress)
         if complete:
             return _finish(work, out=out, origin=origin)
-    # Another part may have written the last record and put the folder in its place meanwhile.
+    # Another part may have written the last record and put the folder in its place by now.
     return VectorFolder(out) if not work.exists() and (out / MANIFEST).is_file() else None
 
 
@@ -314,7 +314,7 @@ def _open_plan(work: Path, origin: Origin) -> None:
 
 
 def _settings(origin: Origin) -> dict[str, Any]:
-    """Return what must be the same to go on with vectors, or to keep them."""
+    """Return what must be the same to continue vectors, or to keep them."""
     names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim")
     return {name: getattr(origin, name) for name in names}
 

@@ -83,13 +83,13 @@ class VectorFolder:
             )
 
     def file(self, file: StoredFile) -> Path:
-        """Return where a file of a shard stands."""
+        """Return the path of a file of a shard."""
         return self.path / SHARDS / file.name
 
     def pin(self) -> None:
         """Open all files now, and keep them open.
 
-        Files are otherwise opened when they are first needed. A pinned folder goes on with what it
+        Files are otherwise opened when they are first needed. A pinned folder keeps what it
         was even when another folder takes its place on disk.
 
         Raises:
@@ -105,10 +105,10 @@ class VectorFolder:
             self._mapped(shard.documents)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Check every file against its checksum, and that no id stands twice.
+        """Check every file against its checksum, and that no id occurs twice.
 
         Raises:
-            VectorsError: If a file's bytes are not those that were written, or an id stands twice.
+            VectorsError: If a file's bytes are not those that were written, or an id occurs twice.
         """
         files = list(self._files())
         for number, file in enumerate(files, start=1):
@@ -213,7 +213,7 @@ class VectorFolder:
         return self.manifest.shards[int(np.searchsorted(self._starts, row, side="right")) - 1]
 
     def _places(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
-        """Yield each shard that some rows lie in, and where in the list they stand."""
+        """Yield each shard that some rows lie in, and their places in the list."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1

@@ -73,7 +73,7 @@ class VectorManifest:
     shards: tuple[Shard, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the manifest as it stands in the file."""
+        """Return the content of the file."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -85,7 +85,7 @@ class VectorManifest:
 
 
 def shard_as_json(shard: Shard) -> dict[str, Any]:
-    """Return a shard as it stands in its record and in the manifest."""
+    """Return a shard as JSON values."""
     files = {name: getattr(shard, name)._asdict() for name in _FILE_FIELDS}
     return {"index": shard.index, "rows": shard.rows, **files}
 

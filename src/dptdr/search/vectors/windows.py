@@ -39,7 +39,7 @@ def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
 
 
 def record_path(work: Path, index: int) -> Path:
-    """Return where the record of a window stands; the window is done when it is there."""
+    """Return the path of a window's record; the window is done when it exists."""
     return work / SHARDS / f"{index:05d}.json"
 
 
@@ -54,7 +54,7 @@ def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
         raise VectorsError(
             f"{path}: was made from other passages than shard {shard.index} of this data; "
-            f"give the data that it was begun with, or remove {work} to begin anew"
+            f"give the original data, or remove {work} to start over"
         )
 
 

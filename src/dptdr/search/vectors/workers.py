@@ -93,7 +93,7 @@ def encode_in_processes(
         except BrokenProcessPool:
             raise VectorsError(
                 "a process of the encoding died (killed, or out of memory); what was finished is "
-                "kept, run again to go on, with fewer processes if memory is short"
+                "kept, run again to continue, with fewer processes if memory is short"
             ) from None
         finally:
             for future in futures:
