@@ -55,10 +55,10 @@ class Runtime:
             DptdrError: If the backbone, a task or an index cannot be loaded.
         """
         settings = self.settings
-        if settings.threads:
+        if settings.worker_threads:
             import torch
 
-            torch.set_num_threads(settings.threads)
+            torch.set_num_threads(settings.worker_threads)
         say(f"loading the encoder {settings.backbone}")
         forward = _forward(settings)
         if settings.indexes:
@@ -93,7 +93,7 @@ class Runtime:
                     cost=forward.layout,
                 ),
                 request_tokens=settings.max_tokens,
-                threads=settings.threads,
+                threads=settings.worker_threads,
                 check_every=settings.check_every,
             ),
             on_batch=self.metrics.saw_batch,
@@ -159,7 +159,7 @@ def _forward(settings: ServerSettings) -> Forward:
         return Forward(backbone, layout=settings.layout)
     from dptdr.serving.onnx.forward import OnnxForward
 
-    return OnnxForward(backbone, settings.onnx, threads=settings.threads)
+    return OnnxForward(backbone, settings.onnx, threads=settings.worker_threads)
 
 
 def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:

@@ -1,11 +1,11 @@
 """All settings of a server; imports no torch."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dptdr.config.settings import Setting, faults
-from dptdr.errors import ConfigError
+from dptdr.config.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +79,12 @@ class ServerLimits:
         Literal["packed", "padded"] | None, Setting("Force a batch layout. Default: the faster.")
     ] = None
 
-    def __post_init__(self) -> None:
-        """Refuse wrong values, all at once."""
-        problems = faults(self)
-        if problems:
-            raise ConfigError("; ".join(problems))
+    @property
+    def worker_threads(self) -> int:
+        """Processor threads of each worker; 0 is torch's own choice."""
+        if self.threads or self.workers == 1:
+            return self.threads
+        return max(1, (os.cpu_count() or 1) // self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +116,3 @@ class ServerSettings(ServerLimits):
     open_administration: bool = True
     hosts: tuple[str, ...] = ()
     onnx: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse wrong values and names given twice, all at once."""
-        names = [name for name, _ in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        problems = [f"task '{name}' is given twice; use NAME=FOLDER" for name in twice]
-        # Only the limits are plain values.
-        limits = {name: getattr(self, name) for name in ServerLimits.__dataclass_fields__}
-        try:
-            ServerLimits(**limits)
-        except ConfigError as error:
-            problems.append(str(error))
-        if problems:
-            raise ConfigError("; ".join(problems))

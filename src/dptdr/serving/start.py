@@ -2,15 +2,16 @@
 
 import contextlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dptdr.config.settings import from_values
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
-from dptdr.serving.settings import ServerSettings
+from dptdr.serving.settings import ServerLimits, ServerSettings
 from dptdr.serving.temporary import temporary_folder
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -36,7 +37,7 @@ def server_settings(
     indexes: Sequence[Path | str] = (),
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
-    state_folder: Path | None = None,
+    state_folder: Path | str | None = None,
     **settings: Any,
 ) -> Iterator[ServerSettings]:
     """Yield complete settings; without ``state_folder`` that is a temporary one.
@@ -58,13 +59,13 @@ def server_settings(
         raise ConfigError(
             f"serving needs {', '.join(missing)}; install them with: pip install 'dptdr[serve]'"
         )
-    unknown = sorted(set(settings) - set(ServerSettings.__dataclass_fields__))
-    if unknown:
-        raise ConfigError("; ".join(f"{name}: unknown setting" for name in unknown))
-    for name, expected in _PLACES.items():
-        path = settings.get(name)
-        if path is not None and not Path(path).exists():
-            raise ConfigError(f"{path}: no such file or folder, expected {expected}")
+    served = set(ServerSettings.__dataclass_fields__) - set(ServerLimits.__dataclass_fields__)
+    limits = {name: settings.pop(name) for name in settings.keys() - served}
+    checked = asdict(from_values(ServerLimits, limits, what="server settings"))
+    for name in _PLACES.keys() & {name for name, path in settings.items() if path is not None}:
+        settings[name] = Path(settings[name])
+        if not settings[name].exists():
+            raise ConfigError(f"{settings[name]}: no such file or folder, expected {_PLACES[name]}")
     from dptdr.model.bundle import read_manifest
 
     named = [_named(str(given)) for given in tasks]
@@ -72,18 +73,20 @@ def server_settings(
         if not named:
             raise ConfigError("expected at least one task, or --backbone for the bare encoder")
         backbone = read_manifest(named[0][1]).backbone
-    workers = settings.get("workers", 1)
-    if workers > 1 and not settings.get("threads"):
-        settings["threads"] = max(1, (os.cpu_count() or 1) // workers)
+    names = [name or read_manifest(path).name for name, path in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"task '{twice[0]}' is given twice; use NAME=FOLDER")
     with _state_folder(state_folder) as folder:
         yield ServerSettings(
             backbone=backbone,
             state_folder=folder,
-            tasks=tuple((name or read_manifest(path).name, path) for name, path in named),
+            tasks=tuple((name, path) for name, (_, path) in zip(names, named, strict=True)),
             indexes=tuple(_named(str(given)) for given in indexes),
             open_administration=host in _LOOPBACK,
             hosts=tuple(name.lower() for name in (host, *allowed_hosts)),
             **settings,
+            **checked,
         )
 
 
@@ -96,11 +99,12 @@ def _named(given: str) -> tuple[str, Path]:
 
 
 @contextlib.contextmanager
-def _state_folder(given: Path | None) -> Iterator[Path]:
+def _state_folder(given: Path | str | None) -> Iterator[Path]:
     if given is None:
         with temporary_folder("serve") as folder:
             yield folder
     else:
-        with writing(given):
-            given.mkdir(parents=True, exist_ok=True)
-        yield given
+        folder = Path(given)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder

@@ -104,6 +104,26 @@ def test_serve_bad_input_is_an_error_before_anything_starts(place, arguments, wo
     assert words in str(ended.exception)
 
 
+def test_settings_from_python_are_checked_like_options(place):
+    from dptdr.errors import ConfigError
+    from dptdr.serving.start import server_settings
+
+    tasks = place / "tasks"
+    given = {"tasks_folder": str(tasks), "state_folder": str(place / "made" / "state")}
+    with server_settings([tasks / "one"], host="MyHost", workers=2, **given) as found:
+        assert (found.tasks_folder, found.tasks) == (tasks, (("one", tasks / "one"),))
+        assert found.state_folder.is_dir()
+        assert (found.hosts, found.open_administration) == (("myhost",), False)
+        assert found.worker_threads >= 1
+    for wrong, words in (
+        ({"workers": "two"}, "workers: expected int, got 'two'"),
+        ({"wrokers": 2}, "wrokers: unknown setting"),
+        ({"onnx": "/none"}, "/none: no such file or folder, expected a folder that"),
+    ):
+        with pytest.raises(ConfigError, match=words), server_settings([tasks / "one"], **wrong):
+            pass
+
+
 def test_serve_workers_that_cannot_load_end_the_server_with_the_reason(place):
     tasks = place / "tasks"
     code, line = failing(tasks / "one", tasks / "foreign", "--port", "0", "--workers", "2")

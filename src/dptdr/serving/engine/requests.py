@@ -86,22 +86,6 @@ class EngineSettings:
 class PendingRequest:
     """A request under way, and how much of it is done."""
 
-    __slots__ = (
-        "arrived",
-        "began",
-        "cut",
-        "deadline",
-        "estimate",
-        "future",
-        "left",
-        "number",
-        "side",
-        "texts",
-        "tokens",
-        "vectors",
-        "version",
-    )
-
     def __init__(
         self,
         texts: list[str],
