@@ -23,7 +23,7 @@ def serve(
         indexes: Folders of indexes, each as ``FOLDER`` or ``TASK=FOLDER``.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        **settings: Fields of ``dptdr.serving.settings.ServerSettings``.
+        **settings: ``allowed_hosts``, and fields of ``dptdr.serving.settings.ServerSettings``.
     """
     from dptdr.serving.server import serve as run_server
     from dptdr.serving.start import server_settings
