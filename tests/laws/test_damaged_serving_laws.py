@@ -3,7 +3,6 @@
 import contextlib
 import json
 import resource
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -71,9 +70,8 @@ def use(registry):
     from dptdr.serving.http.admin import describe
     from dptdr.serving.http.responses import json_response
 
-    runtime = SimpleNamespace(registry=registry)
     for name, task in registry.tasks().items():
-        json_response(describe(name, task, runtime))
+        json_response(describe(name, task, registry.indexes))
         for version in task.versions.values():
             assert registry.prompt(version, "query").keys.isfinite().all()
 

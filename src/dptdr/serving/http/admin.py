@@ -9,7 +9,8 @@ from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, reach, runtime_of
 from dptdr.serving.http.errors import without_folders
 from dptdr.serving.http.responses import json_response, reply_of
-from dptdr.serving.runtime import CHECK_TEXTS, Runtime, allowed_folder
+from dptdr.serving.runtime import CHECK_TEXTS, allowed_folder
+from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import Task, UnknownTask
 
@@ -20,10 +21,9 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 async def tasks(request: Request) -> Response:
     """List the tasks that the key reaches."""
     key = key_of(request)
-    runtime = runtime_of(request)
-    registry = runtime.registry
+    registry = runtime_of(request).registry
     found = [
-        describe(name, task, runtime)
+        describe(name, task, registry.indexes)
         for name, task in sorted(registry.tasks().items())
         if key.reaches(name)
     ]
@@ -114,21 +114,21 @@ async def self_check(request: Request) -> Response:
 
 def _described(task: str, request: Request, *, status: int = 200) -> Response:
     request.scope["dptdr_facts"]["task"] = task[:100]
-    runtime = runtime_of(request)
-    found = runtime.registry.tasks().get(task)
+    registry = runtime_of(request).registry
+    found = registry.tasks().get(task)
     if found is None:
         raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
-    return json_response(describe(task, found, runtime), status=status)
+    return json_response(describe(task, found, registry.indexes), status=status)
 
 
-def describe(name: str, task: Task, runtime: Runtime) -> dict[str, Any]:
+def describe(name: str, task: Task, indexes: Indexes) -> dict[str, Any]:
     """Return a task as replies show it."""
     default = task.versions.get(task.record.default)
     return {
         "task": name,
         "default": task.record.default,
         "history": list(task.record.history),
-        "searchable": default is not None and runtime.registry.indexes.of(default) is not None,
+        "searchable": default is not None and indexes.of(default) is not None,
         "versions": [
             _version(version, default=version is default) for version in task.versions.values()
         ],
