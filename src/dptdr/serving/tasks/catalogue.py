@@ -191,7 +191,7 @@ def _is_whole(folder: Path, manifest: bytes, weights_file: str) -> bool:
         return False
 
 
-def _record(name: str, value: dict[str, Any]) -> TaskRecord:
+def _record(name: str, value: Any) -> TaskRecord:
     """Return a task of the file; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
     versions, history = value["versions"], value["history"]
     indexes = {version: IndexRecord(*held) for version, held in value.get("indexes", {}).items()}

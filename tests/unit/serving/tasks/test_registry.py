@@ -198,7 +198,8 @@ def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, dama
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(float("nan"), "NaN or infinity"), (0.0, "has no effect on a vector")]
+    ("value", "message"),
+    [(float("nan"), "expected finite numbers"), (0.0, "has no effect on a vector")],
 )
 def test_add_refuses_rows_without_sense_or_effect(registry, tmp_path, value, message):
     encoder = task_encoder(registry.backbone, prompt_length=0, ffn_length=2)
