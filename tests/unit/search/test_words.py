@@ -2,7 +2,7 @@
 
 import pytest
 
-from dptdr.errors import ConfigError, VectorsError
+from dptdr.errors import ConfigError, DataError, VectorsError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 from dptdr.search.bm25 import Bm25Index
@@ -116,3 +116,8 @@ def test_the_language_is_stored_with_an_index_and_kept(german, tmp_path, encoder
         build_index(folder, out=tmp_path / "j", settings=BuildSettings(language="german"))
     loaded = Bm25Index.load(tmp_path / "i" / "bm25", verify=True)
     assert loaded.language == "german"
+    renewed.verify()
+    weights = tmp_path / "i" / "bm25" / "data.csc.index.npy"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"data.csc.index.npy: .*as sha256, got"):
+        renewed.verify()

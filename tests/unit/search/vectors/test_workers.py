@@ -1,8 +1,15 @@
 import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import dptdr
 from dptdr.errors import DataError, VectorsError
+from dptdr.io.atomic import is_alive
 from dptdr.search.vectors.documents import Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.workers import encode_in_processes
@@ -27,6 +34,12 @@ class Dies(Double):
         if "text 13" in texts:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode_queries(texts)
+
+class Waits(Double):
+    def encode_passages(self, texts, *, on_progress=None):
+        import pathlib, time
+        pathlib.Path(os.environ["PIDS"], str(os.getpid())).touch()
+        time.sleep(600)
 
 def passages(count):
     return [Passage(f"d{n}", f"text {n}") for n in range(count)]
@@ -114,3 +127,45 @@ def test_no_process_is_refused(helpers, tmp_path):
             settings=EncodeSettings(),
             processes=0,
         )
+
+
+MAIN = """
+import functools
+from pathlib import Path
+import worker_helpers
+from dptdr.search.vectors.documents import Source
+from dptdr.search.vectors.encoding import EncodeSettings
+from dptdr.search.vectors.workers import encode_in_processes
+if __name__ == "__main__":
+    encode_in_processes(
+        worker_helpers.Waits, functools.partial(worker_helpers.passages, 20), out=Path("v"),
+        source=Source(fingerprint="x"), settings=EncodeSettings(shard_size=5), processes=2,
+    )
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(helpers, tmp_path, monkeypatch):
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    (tmp_path / "main.py").write_text(MAIN)
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path += os.pathsep + str(Path(dptdr.__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "main.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PIDS": str(pids), "PYTHONPATH": path},
+    )
+    wait_until(lambda: len(list(pids.iterdir())) == 2 or parent.poll() is not None)
+    parent.kill()
+    parent.wait()
+    workers = [int(file.name) for file in pids.iterdir()]
+    assert len(workers) == 2
+    wait_until(lambda: not any(is_alive(pid) for pid in workers))
+
+
+def wait_until(done, seconds=120):
+    for _ in range(seconds * 10):
+        if done():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited too long")
