@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     encoder = load_encoder(task=args.task, backbone=args.backbone)
-    encoder.only_encode()
+    encoder.eval()
     for data in args.data:
         kind = f"-{args.name}" if args.task else ""
         out = args.work / f"vectors-{data.name}{kind}"

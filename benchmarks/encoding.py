@@ -50,7 +50,7 @@ def load_ours(model: str) -> dict[str, Any]:
     method = MethodFactory().build("deep-prompt", prompted, config, seed=0)
     tuned = Encoder(prompted, method=method, name="prompt")
     for encoder in (plain, tuned):
-        reason = encoder.only_encode()
+        reason = encoder.eval()
         assert not reason, reason
     return dict(zip(SYSTEMS[1:], (plain, tuned, padded), strict=True))
 

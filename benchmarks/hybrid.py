@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     encoder = load_encoder(backbone=args.backbone)
-    encoder.only_encode()
+    encoder.eval()
     for data in args.data:
         out = args.work / f"vectors-{data.name}"
         if not (out / "manifest.json").is_file():

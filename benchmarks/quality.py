@@ -186,7 +186,7 @@ def tuned(
         method_name=method,
         method_config=method_config,
         config=config,
-        watch=clock.tick,
+        progress=clock.tick,
     )
     assert result is not None
     record |= {

@@ -68,7 +68,7 @@ def tuned(sharing: str, *, seed: int) -> Any:
     config = DeepPromptConfig(prompt_length=PROMPT_LENGTH, initialisation="random", sharing=sharing)
     method = MethodFactory().build("deep-prompt", backbone, config, seed=seed)
     encoder = Encoder(backbone, method=method, name=f"{sharing}-{seed}")
-    encoder.only_encode()
+    encoder.eval()
     return encoder
 
 

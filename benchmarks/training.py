@@ -162,13 +162,13 @@ def objective(
 
 
 def ours(method: str, *, batch: int, lengths: str, **settings: Any) -> Step:
-    from dptdr.training.loop import Trainable
+    from dptdr.training.loop import TrainState
 
     made = objective(method, batch=batch, lengths=lengths, **settings)
-    trainable = Trainable(made.method.trained(), made.config, rate=1e-4)
+    trainable = TrainState(made.method.trained(), made.config, rate=1e-4)
 
     def step(number: int) -> None:
-        trainable.forget_gradients()
+        trainable.zero_grad()
         made.backward(number)
         trainable.clip()
         trainable.update(number)

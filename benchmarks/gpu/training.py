@@ -165,17 +165,17 @@ def step_figures(
     shape: Shape, load: Load, *, prompt: int, device: str, turns: int
 ) -> dict[str, float]:
     """Return seconds per step, what was multiplied in it, and the peak of memory."""
-    from dptdr.training.loop import Trainable
+    from dptdr.training.loop import TrainState
 
     backbone = made_backbone(shape, device=device)
     made = objective(backbone, load, prompt=prompt, precision="bfloat16", chunk=load.chunk)
-    trainable = Trainable(made.method.trained(), made.config, rate=1e-3)
+    trainable = TrainState(made.method.trained(), made.config, rate=1e-3)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for number in range(turns + 2):
         began = now(device)
-        trainable.forget_gradients()
+        trainable.zero_grad()
         made.backward(number)
         trainable.clip()
         trainable.update(number)

@@ -48,18 +48,18 @@ def test_gradient_in_bfloat16_is_near_that_of_the_cpu():
 
 def test_optimiser_state_is_restored_where_the_parameters_lie():
     from dptdr.config.training import TrainingConfig
-    from dptdr.training.loop import Trainable
+    from dptdr.training.loop import TrainState
 
     config = TrainingConfig(max_steps=4)
     runs = []
     for stop in (None, 2):
         method = on_gpu("deep-prompt")
-        trainable = Trainable(method.trained(), config, rate=0.01)
+        trainable = TrainState(method.trained(), config, rate=0.01)
         for step in range(4):
             if step == stop:
                 kept = {name: tensor.cpu().clone() for name, tensor in trainable.tensors().items()}
                 method = on_gpu("deep-prompt")
-                trainable = Trainable(method.trained(), config, rate=0.01)
+                trainable = TrainState(method.trained(), config, rate=0.01)
                 trainable.restore(kept)
             for parameter in trainable.parameters.values():
                 parameter.grad = torch.full_like(parameter, 0.5 + step)

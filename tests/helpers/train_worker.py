@@ -65,7 +65,7 @@ def kill_again_and_again(settings):
             if kills < settings["kills"]:
                 kill_at(generator.randint(10, 50), below=str(Path(settings["out"]).parent))
             clock = MinutePerStep()
-            train(settings, settings["out"], clock=clock, watch=clock.step)
+            train(settings, settings["out"], clock=clock, progress=clock.step)
             os._exit(0)
         generator.random()
         status = os.waitpid(child, 0)[1]

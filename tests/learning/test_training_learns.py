@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
         method_name="deep-prompt",
         method_config=DeepPromptConfig(),
         config=CONFIG,
-        watch=lambda progress: losses.append(progress.loss),
+        progress=lambda progress: losses.append(progress.loss),
     )
     assert result is not None
     return result, losses, (before, hash_tensors(backbone.model.state_dict()))

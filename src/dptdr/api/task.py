@@ -155,7 +155,7 @@ def loaded(
     else:
         encoder = load(given, backbone=backbone, device=device, dtype=dtype)
         if fast:
-            encoder.only_encode()
+            encoder.eval()
     if batch_size is not None:
         encoder.most_texts = batch_size
     return encoder

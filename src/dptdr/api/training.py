@@ -90,7 +90,7 @@ def train(
                 from_task=optional_path(from_task),
                 min_grade=min_grade,
                 overwrite=overwrite,
-                watch=watch,
+                progress=watch,
                 tracking=tracking,
             )
     return Task(load_task(Path(out), backbone=loaded), path=Path(out), result=result)
@@ -165,7 +165,7 @@ def pretrain(
                 keep_head=keep_head,
                 force=force,
                 overwrite=overwrite,
-                watch=watch,
+                progress=watch,
                 note=_note if progress else None,
             )
 

@@ -150,7 +150,7 @@ def command(
         if data is None:
             raise ConfigError("expected --data DATA with --refresh, got none")
         encoder = load_encoder(task, backbone, device=device)
-        encoder.only_encode()
+        encoder.eval()
         done = dptdr.refresh_index(data, encoder, vectors=vectors, out=refresh, **settings)
         what = "the index was built again" if done.rebuilt else "the index was up to date"
         said = f"{refresh}: {done.encoded:,} passages encoded, {done.kept:,} kept, {what}"

@@ -207,7 +207,7 @@ def load_source(kind: str, value: str, *, machine: Machine, encoders: "Encoders"
     if (kind, value) not in encoders:
         name: dict[str, Any] = {"task": Path(value)} if kind == "task" else {"backbone": value}
         encoder = load_encoder(**name, device=machine.device, dtype=machine.dtype)
-        encoder.only_encode()
+        encoder.eval()
         encoders[kind, value] = encoder
     return encoders[kind, value]
 

@@ -133,7 +133,7 @@ class Encoder:
         self._base_fingerprint = backbone.fingerprint if method is None else method.base_fingerprint
         self._unpadded: Unpadded | None = None
 
-    def only_encode(self) -> str:
+    def eval(self) -> str:
         """Encode faster from now on; backbone and method can then not be trained or saved any more.
 
         Texts are encoded without padding and by linear layers in the processor's own order, where

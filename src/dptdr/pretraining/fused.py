@@ -26,7 +26,7 @@ from dptdr.pretraining.pseudo import PseudoQuery, pseudo_queries
 from dptdr.records import Passage, Query, TrainingGroup
 from dptdr.search.bm25 import Bm25Index
 from dptdr.training.groups import DevSet
-from dptdr.training.loop import Clock, Watch
+from dptdr.training.loop import Clock, ProgressCallback
 from dptdr.training.objective import Batch, ContrastiveObjective
 from dptdr.training.selection import training_limits
 from dptdr.training.train import TrainingData, TrainingResult, train_task
@@ -168,7 +168,7 @@ def pretrain_fused(
     start_rows: Mapping[str, Tensor] | None = None,
     force: bool = False,
     overwrite: bool = False,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> TrainingResult | None:
     """Teach a prompt the fused ranking on pseudo-queries, and write it if held-out ones gain.
@@ -200,7 +200,7 @@ def pretrain_fused(
         config=training,
         overwrite=overwrite,
         start_rows=start_rows,
-        watch=watch,
+        progress=progress,
         clock=clock,
         objective=FusedObjective,
         accept=accept,

@@ -21,13 +21,13 @@ from dptdr.pretraining.heads import CondenserHead, MlmHead
 from dptdr.pretraining.losses import sibling_ranks, span_loss
 from dptdr.pretraining.readahead import ReadAhead
 from dptdr.training import sampling
-from dptdr.training.distributed import World
+from dptdr.training.distributed import ProcessGroup
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.objective import StepStats
 
-# Texts are encoded in pieces of at most about this many tokens; the gradient is the same.
-_TOKENS_PER_PIECE = {"cpu": 4096}
-_TOKENS_PER_PIECE_ELSEWHERE = 65536
+# Texts are encoded in chunks of at most about this many tokens; the gradient is the same.
+_TOKENS_PER_CHUNK = {"cpu": 4096}
+_TOKENS_PER_CHUNK_ELSEWHERE = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Heads:
     new: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """Texts of one side that are encoded together, and their places among the batch's texts."""
 
     side: Side
@@ -67,7 +67,7 @@ class Pairs(NamedTuple):
 
 
 class States(NamedTuple):
-    """What the encoder makes of a piece."""
+    """What the encoder makes of a chunk."""
 
     early: Tensor
     late: Tensor
@@ -97,7 +97,7 @@ class PretrainingObjective:
         *,
         objectives: Sequence[ObjectiveName],
         temperature: float,
-        world: World | None = None,
+        world: ProcessGroup | None = None,
         on_parts: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.method = method
@@ -106,7 +106,7 @@ class PretrainingObjective:
         self.config = config
         self.objectives = tuple(objectives)
         self.temperature = temperature
-        self.world = world or World()
+        self.world = world or ProcessGroup()
         self._on_parts = on_parts
         self._ahead: ReadAhead | None = None
         if config.readers:
@@ -129,8 +129,8 @@ class PretrainingObjective:
         self._seed_dropout(step)
         documents = self._documents(step, stream=TRAIN)
         texts = [text for document in documents for text in document.texts]
-        pieces = self.pieces(texts)
-        run = _Run(self, documents=documents, texts=texts, pieces=pieces)
+        chunks = self.micro_batches(texts)
+        run = _Run(self, documents=documents, texts=texts, chunks=chunks)
         loss = run.backward()
         self.world.sum_gradients(self.parameters().values())
         if self._on_parts is not None:
@@ -148,10 +148,10 @@ class PretrainingObjective:
         texts = [text for document in documents for text in document.texts]
         masked = self.world.sum_scalar(float(sum(len(text.targets) for text in texts)))
         total = 0.0
-        for piece in self.pieces(texts):
+        for chunk in self.micro_batches(texts):
             with torch.no_grad():
-                states = self.states(piece)
-            loss = sum(self.word_losses(piece, states).values()) / max(1.0, masked)
+                states = self.states(chunk)
+            loss = sum(self.word_losses(chunk, states).values()) / max(1.0, masked)
             if isinstance(loss, Tensor) and loss.requires_grad:
                 loss.backward()
                 total += float(loss.detach())
@@ -167,8 +167,14 @@ class PretrainingObjective:
         rows = [int(row) for row in self.reader.documents.dev]
         documents = self.reader.read(rows, step=0, stream=DEV)
         texts = [text for document in documents for text in document.texts]
-        pieces = self.pieces(texts)
-        run = _Run(self, documents=documents, texts=texts, pieces=pieces, world=World())
+        chunks = self.micro_batches(texts)
+        run = _Run(
+            self,
+            documents=documents,
+            texts=texts,
+            chunks=chunks,
+            world=ProcessGroup(),
+        )
         self._bare = bare
         try:
             loss, ranks = run.measure()
@@ -209,28 +215,28 @@ class PretrainingObjective:
                 state = np.random.SeedSequence(words).generate_state(1, np.uint64)
                 module.draw_dropout(int(state[0] >> 1))
 
-    def pieces(self, texts: Sequence[Text]) -> list[Piece]:
-        """Cut a batch into pieces of texts of one side and of similar length."""
-        pieces = []
+    def micro_batches(self, texts: Sequence[Text]) -> list[MicroBatch]:
+        """Cut a batch into chunks of texts of one side and of similar length."""
+        chunks = []
         device = self.method.backbone.device
         for side in SIDES:
             own = [place for place, text in enumerate(texts) if text.side == side]
             for chosen in length_sorted_batches(
                 [len(texts[place].ids) for place in own],
-                token_budget=_TOKENS_PER_PIECE.get(device.type, _TOKENS_PER_PIECE_ELSEWHERE),
+                token_budget=_TOKENS_PER_CHUNK.get(device.type, _TOKENS_PER_CHUNK_ELSEWHERE),
                 most_texts=self.config.mini_batch_size or max(1, len(own)),
                 most_padding=batch_sizes(device).padding,
             ):
                 places = tuple(own[number] for number in chosen)
-                pieces.append(Piece(side, places, [texts[place] for place in places]))
-        return pieces
+                chunks.append(MicroBatch(side, places, [texts[place] for place in places]))
+        return chunks
 
-    def states(self, piece: Piece) -> States:
+    def states(self, chunk: MicroBatch) -> States:
         """Run the encoder, prompt included, and return early and late token states."""
         backbone = self.method.backbone
-        tokens = backbone.pad([text.ids for text in piece.texts])
+        tokens = backbone.pad([text.ids for text in chunk.texts])
         inputs: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-        rows = self._attention_rows(piece.side, tokens, inputs=inputs)
+        rows = self._attention_rows(chunk.side, tokens, inputs=inputs)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=enabled):
             output = backbone.injection(
@@ -260,16 +266,16 @@ class PretrainingObjective:
         """Return one vector per text, as the encoder makes them for retrieval."""
         return pool_states(states.late, states.mask, pooling=self.method.backbone.pooling)
 
-    def word_losses(self, piece: Piece, states: States) -> dict[ObjectiveName, Tensor]:
+    def word_losses(self, chunk: MicroBatch, states: States) -> dict[ObjectiveName, Tensor]:
         """Return the sum over masked tokens of each masked-word loss; empty without such."""
-        rows = [number for number, text in enumerate(piece.texts) for _ in text.places]
-        places = [place for text in piece.texts for place in text.places]
+        rows = [number for number, text in enumerate(chunk.texts) for _ in text.places]
+        places = [place for text in chunk.texts for place in text.places]
         head = self.heads.mlm
         if head is None or not rows:
             return {}
         device = states.late.device
         at = (torch.tensor(rows, device=device), torch.tensor(places, device=device))
-        targets = torch.tensor([t for text in piece.texts for t in text.targets], device=device)
+        targets = torch.tensor([t for text in chunk.texts for t in text.targets], device=device)
         found: dict[ObjectiveName, Tensor] = {}
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
@@ -290,7 +296,7 @@ class PretrainingObjective:
 
 
 class _Run:
-    """One step or one measure: sums over pieces, and the contrast over all of them."""
+    """One step or one measure: sums over chunks, and the contrast over all of them."""
 
     def __init__(
         self,
@@ -298,18 +304,18 @@ class _Run:
         *,
         documents: Sequence[Document],
         texts: Sequence[Text],
-        pieces: list[Piece],
-        world: World | None = None,
+        chunks: list[MicroBatch],
+        world: ProcessGroup | None = None,
     ) -> None:
         self.objective = objective
         self.world = world or objective.world
-        self.pieces = [piece for piece in pieces if objective.method.changes(piece.side)]
+        self.chunks = [chunk for chunk in chunks if objective.method.changes(chunk.side)]
         # The passages of a query-only prompt pass the bare encoder, once, without a graph.
-        self.fixed = [piece for piece in pieces if not objective.method.changes(piece.side)]
+        self.fixed = [chunk for chunk in chunks if not objective.method.changes(chunk.side)]
         self.pairs = _pairs(documents)
         self.count = len(documents)
         self.single = sum(len(document.texts) < 2 for document in documents)
-        learned = [text for piece in self.pieces for text in piece.texts]
+        learned = [text for chunk in self.chunks for text in chunk.texts]
         self.masked = max(1.0, self.world.sum_scalar(float(sum(len(t.targets) for t in learned))))
         self.paired = max(1.0, self.world.sum_scalar(float(len(self.pairs.places))))
         self.sums: dict[ObjectiveName, float] = {}
@@ -318,20 +324,20 @@ class _Run:
     def backward(self) -> float:
         """Run forward and backward, and return the loss over all processes."""
         if not self.contrast:
-            for piece in self.pieces:
-                loss = self.encode(piece)[:, -1].sum()
+            for chunk in self.chunks:
+                loss = self.encode(chunk)[:, -1].sum()
                 if loss.requires_grad and torch.isfinite(loss):
                     loss.backward()
             return self.loss()
         with torch.no_grad():
-            constants = [self.encode(piece) for piece in self.fixed]
-        chunk = self.objective.config.mini_batch_size
-        texts = sum(len(piece.texts) for piece in self.pieces)
-        run = cached_backward if chunk is not None and chunk < texts else whole_backward
+            constants = [self.encode(chunk) for chunk in self.fixed]
+        size = self.objective.config.mini_batch_size
+        texts = sum(len(chunk.texts) for chunk in self.chunks)
+        run = cached_backward if size is not None and size < texts else whole_backward
         run(
             self.encode,
-            self.pieces,
-            lambda made: self.loss_of(self.pieces + self.fixed, made + constants),
+            self.chunks,
+            lambda made: self.loss_of(self.chunks + self.fixed, made + constants),
             proceed=self._proceed,
         )
         return self.loss()
@@ -341,42 +347,42 @@ class _Run:
 
     def measure(self) -> tuple[float, Tensor]:
         """Return the loss and the ranks of siblings, without gradients."""
-        pieces = self.pieces + self.fixed
+        chunks = self.chunks + self.fixed
         made = []
-        for piece in pieces:
-            states = self.objective.states(piece)
-            if self.objective.method.changes(piece.side):
-                self._add(self.objective.word_losses(piece, states))
+        for chunk in chunks:
+            states = self.objective.states(chunk)
+            if self.objective.method.changes(chunk.side):
+                self._add(self.objective.word_losses(chunk, states))
             made.append(self.objective.vectors(states))
-        vectors = _ordered(pieces, made)[self.pairs.places]
+        vectors = _ordered(chunks, made)[self.pairs.places]
         siblings, owners = self._columns(vectors.device)
         if self.contrast:
             self._contrast(vectors)
         return self.loss(), sibling_ranks(vectors, siblings=siblings, owners=owners)
 
-    def encode(self, piece: Piece) -> Float[Tensor, "texts columns"]:
-        """Return vectors, with the piece's share of the masked-word loss in a further column.
+    def encode(self, chunk: MicroBatch) -> Float[Tensor, "texts columns"]:
+        """Return vectors, with the chunk's share of the masked-word loss in a further column.
 
         That column lets the words' gradient travel with the contrast's through GradCache. In its
         first pass, which has no gradients, the heads are left out.
         """
-        states = self.objective.states(piece)
+        states = self.objective.states(chunk)
         vectors = self.objective.vectors(states)
         words = vectors.new_zeros(())
         if torch.is_grad_enabled():
-            losses = self.objective.word_losses(piece, states)
+            losses = self.objective.word_losses(chunk, states)
             self._add(losses)
             words = words + sum(losses.values()) / self.masked
         column = functional.pad(words.view(1, 1), (0, 0, 0, len(vectors) - 1))
         return torch.cat([vectors, column], dim=1)
 
-    def loss_of(self, pieces: list[Piece], made: list[Tensor]) -> Tensor:
+    def loss_of(self, chunks: list[MicroBatch], made: list[Tensor]) -> Tensor:
         """Return this process's part of the loss: words and contrast."""
-        stacked = _ordered(pieces, made)
+        stacked = _ordered(chunks, made)
         return stacked[:, -1].sum() + self._contrast(stacked[self.pairs.places, :-1])
 
     def _contrast(self, vectors: Tensor) -> Tensor:
-        columns = self.world.gather_rows(vectors)
+        columns = self.world.all_gather(vectors)
         siblings, owners = self._columns(vectors.device)
         counts = self.world.gather_integers(len(vectors))
         offset = sum(counts[: self.world.rank])
@@ -385,7 +391,7 @@ class _Run:
             columns,
             rows=torch.arange(offset, offset + len(vectors), device=vectors.device),
             siblings=siblings + offset,
-            owners=self.world.gather_rows(owners),
+            owners=self.world.all_gather(owners),
             temperature=self.objective.temperature,
         )
         self.sums["contrastive"] = float(total.detach())
@@ -435,8 +441,8 @@ def _pairs(documents: Sequence[Document]) -> Pairs:
     return pairs
 
 
-def _ordered(pieces: Sequence[Piece], made: Sequence[Tensor]) -> Tensor:
+def _ordered(chunks: Sequence[MicroBatch], made: Sequence[Tensor]) -> Tensor:
     """Return rows in the order of the batch's texts."""
     stacked = torch.cat(list(made))
-    places = torch.tensor([p for piece in pieces for p in piece.places], device=stacked.device)
+    places = torch.tensor([p for chunk in chunks for p in chunk.places], device=stacked.device)
     return stacked[torch.argsort(places)]

@@ -25,7 +25,7 @@ from dptdr.pretraining.run import Note, PretrainingRun, log_records
 from dptdr.pretraining.saving import FACTS_FILE, refuse_source
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import claimed, joined, local_device
-from dptdr.training.loop import Clock, Watch
+from dptdr.training.loop import Clock, ProgressCallback
 from dptdr.training.train import TrainingResult
 
 
@@ -80,7 +80,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     keep_head: bool = False,
     force: bool = False,
     overwrite: bool = False,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     note: Note | None = None,
     clock: Clock = time.monotonic,
 ) -> PretrainingResult | None:
@@ -101,7 +101,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
         force: Write a prompt that the objective fused has not made better.
         overwrite: Start over, whatever is in ``OUT.pretraining``; an old result stays until the
             new one is complete.
-        watch: Told about every step.
+        progress: Told about every step.
         note: Told, on the first process, about what comes before the first step.
         clock: Seconds, from any start.
 
@@ -135,7 +135,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             start_rows=start_rows,
             force=force,
             overwrite=overwrite,
-            watch=watch,
+            progress=progress,
             clock=clock,
         )
         return None if made is None else _of_fused(out, made, config=config)
@@ -169,7 +169,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             overwrite=overwrite,
         ):
             return _found(out, output.result, work=work) if world.is_first else None
-        kept = run.train(keep_all=prompt is not None, watch=watch, note=note, clock=clock)
+        kept = run.train(keep_all=prompt is not None, progress=progress, note=note, clock=clock)
         if kept is None:
             return None
         output.finish(kept)

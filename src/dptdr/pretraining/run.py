@@ -32,8 +32,8 @@ from dptdr.pretraining.kept import (
 from dptdr.pretraining.objective import PretrainingObjective
 from dptdr.pretraining.saving import save_backbone
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import World
-from dptdr.training.loop import Clock, Trainable, Watch, best_step, train_loop
+from dptdr.training.distributed import ProcessGroup
+from dptdr.training.loop import Clock, TrainState, ProgressCallback, best_step, train_loop
 from dptdr.training.train import rows_digest, set_training_mode
 
 _INITIALISATION_TEXTS = 128
@@ -70,7 +70,7 @@ class PretrainingRun:
     folder: RunFolder
     identity: dict[str, Any]
     facts: dict[str, Any]
-    world: World
+    world: ProcessGroup
     keep_head: bool
 
     @classmethod
@@ -83,7 +83,7 @@ class PretrainingRun:
         config: PretrainingConfig,
         prompt: DeepPromptConfig | None,
         start_rows: Mapping[str, Tensor] | None,
-        world: World,
+        world: ProcessGroup,
         keep_head: bool,
     ) -> "PretrainingRun":
         """Build all parts, and refuse what cannot work before anything is trained."""
@@ -150,14 +150,14 @@ class PretrainingRun:
         )
 
     def train(
-        self, *, keep_all: bool, watch: Watch | None, note: Note | None, clock: Clock
+        self, *, keep_all: bool, progress: ProgressCallback | None, note: Note | None, clock: Clock
     ) -> dict[str, Any] | None:
         """Train from the start or from where an earlier run stopped, and write what was reached."""
         first = self.world.is_first
         self.begin(note=note if first else None)
         history = train_loop(
             self.objective,
-            Trainable(
+            TrainState(
                 self.objective.parameters(),
                 self.config,
                 rate=self.config.rate_for(self.method.name),
@@ -167,7 +167,7 @@ class PretrainingRun:
             folder=self.folder,
             world=self.world,
             keep_all=keep_all,
-            watch=watch,
+            progress=progress,
             clock=clock,
         )
         return self.finish(history) if first else None
@@ -206,7 +206,7 @@ class PretrainingRun:
             parameter.requires_grad = not frozen
 
     def _train_heads(self, new: Mapping[str, torch.nn.Parameter], *, steps: int) -> None:
-        self.world.share_first(new.values())
+        self.world.broadcast(new.values())
         optimizer = torch.optim.AdamW(new.values(), lr=self.config.head_learning_rate)
         for step in range(steps):
             optimizer.zero_grad(set_to_none=True)

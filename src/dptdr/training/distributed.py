@@ -15,7 +15,7 @@ from dptdr.io.resume import Output, claim
 T = TypeVar("T")
 
 
-class World:
+class ProcessGroup:
     """The processes of a run; a single process needs no process group.
 
     Args:
@@ -32,7 +32,7 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes in rank order, with gradients to each one's own.
 
         Args:
@@ -76,7 +76,7 @@ class World:
         torch.distributed.all_reduce(total)
         return float(total)
 
-    def share_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors by the first process's, in place."""
         if self.size == 1:
             return
@@ -161,7 +161,7 @@ class SharedOutput:
         output: What the first process has claimed.
     """
 
-    def __init__(self, world: World, output: Output | None) -> None:
+    def __init__(self, world: ProcessGroup, output: Output | None) -> None:
         self._world = world
         self._output = output
 
@@ -193,7 +193,7 @@ class SharedOutput:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, *, mark: str, world: World) -> Iterator[SharedOutput]:
+def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOutput]:
     """Claim an output for all processes; see :func:`dptdr.io.resume.claim`.
 
     Args:
@@ -214,7 +214,7 @@ def claimed(path: Path, *, mark: str, world: World) -> Iterator[SharedOutput]:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[World]:
+def joined(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that ``torchrun`` has started; without others, be alone.
 
     Args:
@@ -225,11 +225,13 @@ def joined(device: str) -> Iterator[World]:
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A caller's process group: used as it is, and left open.
-        yield World(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size())
+        yield ProcessGroup(
+            rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size()
+        )
         return
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ProcessGroup()
         return
     rank = int(os.environ["RANK"])
     if device.startswith("cuda"):
@@ -237,6 +239,6 @@ def joined(device: str) -> Iterator[World]:
     backend = "nccl" if device.startswith("cuda") else "gloo"
     torch.distributed.init_process_group(backend, rank=rank, world_size=size)
     try:
-        yield World(rank=rank, size=size)
+        yield ProcessGroup(rank=rank, size=size)
     finally:
         torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from dptdr.config.optimisation import OptimisationConfig
 from dptdr.errors import TrainingError
 from dptdr.io.atomic import write_json
 from dptdr.training.checkpoints import RunFolder, optimizer_tensors, restore_optimizer
-from dptdr.training.distributed import World
+from dptdr.training.distributed import ProcessGroup
 from dptdr.training.objective import Objective, StepStats
 
 # How often the state to resume from is saved between evaluations.
@@ -42,12 +42,12 @@ class Progress:
     seconds_left: float
 
 
-Watch = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 Evaluate = Callable[[], dict[str, float]]
 Clock = Callable[[], float]
 
 
-class Trainable:
+class TrainState:
     """Parameters with their optimiser and schedule.
 
     Args:
@@ -77,7 +77,7 @@ class Trainable:
             weight_decay=config.weight_decay,
         )
 
-    def forget_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Drop the last step's gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -123,14 +123,14 @@ def rate_factor(step: int, *, config: OptimisationConfig) -> float:
 
 def train_loop(
     objective: Objective,
-    trainable: Trainable,
+    trainable: TrainState,
     *,
     state: Callable[[], Mapping[str, Tensor]],
     evaluate: Evaluate,
     folder: RunFolder,
-    world: World,
+    world: ProcessGroup,
     keep_all: bool = True,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:
     """Train, evaluate, keep checkpoints; continue where an earlier run in this folder stopped.
@@ -147,7 +147,7 @@ def train_loop(
             in it must be of a run with the same settings.
         world: The processes.
         keep_all: Whether to keep every checkpoint, or only the best.
-        watch: Told about every step.
+        progress: Told about every step.
         clock: Seconds, from any start.
 
     Returns:
@@ -165,7 +165,7 @@ def train_loop(
         if _out_of_patience(history, config=config):
             break
         stepped = clock()
-        trainable.forget_gradients()
+        trainable.zero_grad()
         stats = objective.backward(step)
         layers = layer_norms(trainable.parameters)
         norm = trainable.clip()
@@ -189,8 +189,8 @@ def train_loop(
                         _keep_best(history, folder=folder, measure=config.dev_measure)
         elif saver is not None:
             saver.save_sometimes(done, history)
-        if watch is not None and world.is_first:
-            watch(pace.progress(done, stats.loss, history=history, measure=config.dev_measure))
+        if progress is not None and world.is_first:
+            progress(pace.progress(done, stats.loss, history=history, measure=config.dev_measure))
     world.barrier()
     return history
 
@@ -205,14 +205,14 @@ def _out_of_patience(
 
 
 def _begin(
-    trainable: Trainable, *, folder: RunFolder, world: World
+    trainable: TrainState, *, folder: RunFolder, world: ProcessGroup
 ) -> tuple[int, dict[int, dict[str, float]]]:
     """Take over the state of an earlier run, if there is one: steps done, dev measures by step."""
     if world.is_first:
         folder.forget_failure()
     resumed = folder.load_state()
     if resumed is None:
-        world.share_first(trainable.parameters.values())
+        world.broadcast(trainable.parameters.values())
         return 0, {}
     tensors, facts = resumed
     trainable.restore(tensors)
@@ -222,7 +222,7 @@ def _begin(
 class _Saver:
     """Saves the state to resume from; between evaluations so seldom that it costs little."""
 
-    def __init__(self, trainable: Trainable, folder: RunFolder, *, clock: Clock) -> None:
+    def __init__(self, trainable: TrainState, folder: RunFolder, *, clock: Clock) -> None:
         self._trainable = trainable
         self._folder = folder
         self._clock = clock

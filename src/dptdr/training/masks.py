@@ -24,11 +24,11 @@ class Masks(NamedTuple):
     taught: Tensor
 
 
-class Row(NamedTuple):
+class Example(NamedTuple):
     """What one query knows of the batch.
 
     Args:
-        positive: Columns, within this process's passages, of the positives to be found.
+        positive: Candidates, within this process's passages, of the positives to be found.
         known: Hashes of all its positives, drawn or not.
         teacher: The teacher's scores by column, within this process's passages.
     """
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     teacher: Mapping[int, float]
 
 
-class Columns:
+class Candidates:
     """The passages of all processes, known by their hashes.
 
     Args:
@@ -64,7 +64,7 @@ class Columns:
         """Return the column of the joint batch that counts for one of this process's passages."""
         return self._first[self.hashes[self.offset + column]]
 
-    def masks(self, rows: Sequence[Row], *, device: torch.device) -> Masks:
+    def masks(self, rows: Sequence[Example], *, device: torch.device) -> Masks:
         """Return the masks of some queries.
 
         Args:

@@ -14,16 +14,16 @@ from dptdr.config.training import TrainingConfig
 from dptdr.model import DeepPrompt, Method, Side
 from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.training import losses, sampling
-from dptdr.training.distributed import World
+from dptdr.training.distributed import ProcessGroup
 from dptdr.training.frozen import FrozenLinears
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.groups import Groups
-from dptdr.training.masks import Columns, Masks, Row, text_hash
+from dptdr.training.masks import Candidates, Example, Masks, text_hash
 
-# A batch is encoded in pieces of about this many tokens, so that short texts are not padded to the
+# A batch is encoded in chunks of about so many tokens, so that short texts are not padded to the
 # longest; the gradient is the same. A CPU is as fast with small matrices, a GPU is not.
-_TOKENS_PER_PIECE = {"cpu": 512}
-_TOKENS_PER_PIECE_ELSEWHERE = 32768
+_TOKENS_PER_CHUNK = {"cpu": 512}
+_TOKENS_PER_CHUNK_ELSEWHERE = 32768
 
 # The loss of a large batch is taken over blocks of queries of about this many scores each.
 # A block needs about sixteen numbers per score, backward pass included.
@@ -58,7 +58,7 @@ class Objective(Protocol):
         ...
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """Texts that are encoded together: their side, their places in the batch, their ids."""
 
     side: Side
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     query_ids: list[str]
     queries: list[str]
     passages: list[str]
-    rows: list[Row]
+    rows: list[Example]
 
 
 class ContrastiveObjective:
@@ -92,13 +92,13 @@ class ContrastiveObjective:
         groups: Groups,
         config: TrainingConfig,
         *,
-        world: World | None = None,
+        world: ProcessGroup | None = None,
         score_scale: float = 1.0,
     ) -> None:
         self.method = method
         self.groups = groups
         self.config = config
-        self.world = world or World()
+        self.world = world or ProcessGroup()
         self.temperature = config.temperature / score_scale
         self.lengths = losses.matryoshka_lengths(config.matryoshka, dim=method.backbone.dim)
         kind = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -117,15 +117,15 @@ class ContrastiveObjective:
         items = self._items(step)
         share = sampling.split_evenly(items, rank=self.world.rank, world=self.world.size)
         batch = self.share_known(self.collect(share))
-        pieces = self.pieces(batch)
+        chunks = self.micro_batches(batch)
         self._seed_dropout(step)
         with self.frozen.active():
-            loss = self._run(batch, pieces)
+            loss = self._run(batch, chunks)
         self.world.sum_gradients(self.method.trained().values())
         return StepStats(
             loss=loss,
             texts=len(batch.queries) + len(batch.passages),
-            tokens=sum(len(row) for piece in pieces for row in piece.rows),
+            tokens=sum(len(row) for chunk in chunks for row in chunk.rows),
             query_ids=tuple(batch.query_ids)
             if math.isfinite(loss)
             else tuple(self.groups[item].query_id for _, item in items[: config.batch_size]),
@@ -146,13 +146,13 @@ class ContrastiveObjective:
             if isinstance(module, DeepPrompt):
                 module.draw_dropout(_step_seed(seed, step=step, stream=-1 - number))
 
-    def _run(self, batch: Batch, pieces: list[Piece]) -> float:
+    def _run(self, batch: Batch, chunks: list[MicroBatch]) -> float:
         """Run forward and backward, and return the loss over all processes."""
-        trained = [p for p in pieces if self.method.changes(p.side)]
-        frozen = [p for p in pieces if not self.method.changes(p.side)]
+        trained = [p for p in chunks if self.method.changes(p.side)]
+        frozen = [p for p in chunks if not self.method.changes(p.side)]
         # The passages of a query-only task pass the bare backbone, once, without a graph.
         with torch.no_grad():
-            constants = [self._encode(piece) for piece in frozen]
+            constants = [self._encode(chunk) for chunk in frozen]
         total = math.nan
 
         def proceed(loss: Tensor) -> bool:
@@ -160,10 +160,10 @@ class ContrastiveObjective:
             total = self.world.sum_scalar(float(loss.detach()))
             return math.isfinite(total)
 
-        chunk = self.config.mini_batch_size
+        size = self.config.mini_batch_size
         run = (
             cached_backward
-            if chunk is not None and chunk < sum(len(p.rows) for p in trained)
+            if size is not None and size < sum(len(p.rows) for p in trained)
             else whole_backward
         )
         run(
@@ -210,7 +210,7 @@ class ContrastiveObjective:
             batch.queries.append(group.query)
             own = [group.own_passage] if group.own_passage else []
             known = frozenset(map(text_hash, [*group.positives, *own]))
-            batch.rows.append(Row(positives, known, teacher))
+            batch.rows.append(Example(positives, known, teacher))
         return batch
 
     def share_known(self, batch: Batch) -> Batch:
@@ -224,7 +224,7 @@ class ContrastiveObjective:
             for query, row in zip(own, batch.rows, strict=True)
             for value in sorted(row.known)
         ]
-        gathered = self.world.gather_rows(
+        gathered = self.world.all_gather(
             torch.tensor(pairs, dtype=torch.long, device=self.method.backbone.device)
         )
         known: dict[int, set[int]] = {}
@@ -236,11 +236,11 @@ class ContrastiveObjective:
         ]
         return batch._replace(rows=rows)
 
-    def pieces(self, batch: Batch) -> list[Piece]:
-        """Cut a batch into pieces of texts of similar length."""
+    def micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """Cut a batch into chunks of texts of similar length."""
         config, backbone = self.config, self.method.backbone
-        budget = _TOKENS_PER_PIECE.get(backbone.device.type, _TOKENS_PER_PIECE_ELSEWHERE)
-        pieces = []
+        budget = _TOKENS_PER_CHUNK.get(backbone.device.type, _TOKENS_PER_CHUNK_ELSEWHERE)
+        chunks = []
         sides: tuple[tuple[Side, list[str], int | None], ...] = (
             ("query", batch.queries, config.max_query_tokens),
             ("passage", batch.passages, config.max_passage_tokens),
@@ -253,20 +253,20 @@ class ContrastiveObjective:
                 most_texts=config.mini_batch_size or len(rows),
                 most_padding=batch_sizes(backbone.device).padding,
             ):
-                pieces.append(Piece(side, tuple(places), [rows[i] for i in places]))
-        return pieces
+                chunks.append(MicroBatch(side, tuple(places), [rows[i] for i in places]))
+        return chunks
 
-    def _encode(self, piece: Piece) -> Tensor:
-        tokens = self.method.backbone.pad(piece.rows)
+    def _encode(self, chunk: MicroBatch) -> Tensor:
+        tokens = self.method.backbone.pad(chunk.rows)
         device = self.method.backbone.device.type
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-            return self.method.vectors(tokens, side=piece.side).float()
+            return self.method.vectors(tokens, side=chunk.side).float()
 
-    def _loss(self, batch: Batch, pieces: list[Piece], vectors: list[Tensor]) -> Tensor:
+    def _loss(self, batch: Batch, chunks: list[MicroBatch], vectors: list[Tensor]) -> Tensor:
         """Return this process's part of the global mean loss."""
-        queries = _in_order(pieces, vectors, side="query")
-        passages = self.world.gather_rows(_in_order(pieces, vectors, side="passage"))
+        queries = _in_order(chunks, vectors, side="query")
+        passages = self.world.all_gather(_in_order(chunks, vectors, side="passage"))
         columns = self._columns(batch, device=queries.device)
         scores = _SCORES_PER_BLOCK.get(queries.device.type, _SCORES_PER_BLOCK_ELSEWHERE)
         size = max(1, scores // len(columns))
@@ -282,7 +282,7 @@ class ContrastiveObjective:
         return torch.stack(parts).sum()
 
     def _block_loss(
-        self, queries: Tensor, passages: Tensor, columns: Columns, rows: Sequence[Row]
+        self, queries: Tensor, passages: Tensor, columns: Candidates, rows: Sequence[Example]
     ) -> Tensor:
         """Return the part of the global mean loss that some queries make up."""
         masks = columns.masks(rows, device=queries.device)
@@ -315,17 +315,17 @@ class ContrastiveObjective:
         weight = config.distillation_weight
         return (1.0 - weight) * terms + weight * taught
 
-    def _columns(self, batch: Batch, *, device: torch.device) -> Columns:
+    def _columns(self, batch: Batch, *, device: torch.device) -> Candidates:
         """Learn which passages the processes have brought."""
         own = torch.tensor([text_hash(text) for text in batch.passages], dtype=torch.long)
-        hashes = self.world.gather_rows(own.to(device)).tolist()
+        hashes = self.world.all_gather(own.to(device)).tolist()
         counts = self.world.gather_integers(len(batch.passages))
-        return Columns(hashes, offset=sum(counts[: self.world.rank]))
+        return Candidates(hashes, offset=sum(counts[: self.world.rank]))
 
 
-def _in_order(pieces: list[Piece], vectors: list[Tensor], *, side: Side) -> Tensor:
+def _in_order(chunks: list[MicroBatch], vectors: list[Tensor], *, side: Side) -> Tensor:
     """Return one side's vectors in the batch's order."""
-    chosen = [(p, v) for p, v in zip(pieces, vectors, strict=True) if p.side == side]
+    chosen = [(p, v) for p, v in zip(chunks, vectors, strict=True) if p.side == side]
     stacked = torch.cat([v for _, v in chosen])
     places = torch.tensor([place for p, _ in chosen for place in p.places], device=stacked.device)
     return stacked[torch.argsort(places)]

@@ -10,7 +10,7 @@ from dptdr.config.training import DEFAULT_STEPS, MAX_EPOCHS
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.model.bundle import load_prompt_rows
-from dptdr.training.loop import Watch
+from dptdr.training.loop import ProgressCallback
 from dptdr.training.preparation import load_data
 from dptdr.training.tokens import TokenTexts
 from dptdr.training.tracking import UNTRACKED, Tracking
@@ -30,7 +30,7 @@ def train_folder(
     from_task: Path | None = None,
     min_grade: int = 1,
     overwrite: bool = False,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
     """Train what was asked for on a data folder.
@@ -44,7 +44,7 @@ def train_folder(
         from_task: A task whose prompt is the start.
         min_grade: Minimum grade of a positive.
         overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
-        watch: Told about every step.
+        progress: Told about every step.
         tracking: Where the log goes besides its own file.
 
     Returns:
@@ -74,7 +74,7 @@ def train_folder(
         config=request.config,
         overwrite=overwrite,
         start_rows=rows,
-        watch=watch,
+        progress=progress,
         tracking=tracking,
     )
 

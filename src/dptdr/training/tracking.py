@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from dptdr.errors import ConfigError
 from dptdr.training.checkpoints import Record
-from dptdr.training.distributed import World
+from dptdr.training.distributed import ProcessGroup
 
 Tracker = Literal["wandb", "trackio", "mlflow"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
@@ -48,7 +48,7 @@ _LEFT_OUT = ("kind", "step", "attention_mass", "layer_gradient_norms")
 def mirrored(
     tracking: Tracking,
     *,
-    world: World,
+    world: ProcessGroup,
     name: str = "task",
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Record], None] | None]:

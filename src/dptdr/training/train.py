@@ -19,9 +19,9 @@ from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, TaskManifest
 from dptdr.model.bundle import TASK_FILE, read_manifest, round_weights
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import World, claimed, joined, local_device
+from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
 from dptdr.training.health import prompt_health
-from dptdr.training.loop import Clock, Trainable, Watch, best_step, train_loop
+from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
 from dptdr.training.selection import (
@@ -88,7 +88,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     config: TrainingConfig,
     overwrite: bool = False,
     start_rows: Mapping[str, Tensor] | None = None,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     tracking: Tracking = UNTRACKED,
     clock: Clock = time.monotonic,
     objective: type[ContrastiveObjective] = ContrastiveObjective,
@@ -110,7 +110,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         overwrite: Start over, whatever is in ``OUT.training``; an old bundle stays until the new
             one is complete.
         start_rows: Another task's prompt rows to start from.
-        watch: Told about every step.
+        progress: Told about every step.
         tracking: Where the log goes besides its own file.
         clock: Seconds, from any start.
         objective: Leaves gradients on the parameters.
@@ -173,13 +173,13 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         set_training_mode(method)
         history = train_loop(
             objective(method, data.groups, config, world=world, score_scale=scale),
-            Trainable(method.trained(), config, rate=config.rate_for(method_name)),
+            TrainState(method.trained(), config, rate=config.rate_for(method_name)),
             state=method.state,
             evaluate=run.evaluate,
             folder=folder,
             world=world,
             keep_all=method_name != "full",
-            watch=watch,
+            progress=progress,
             clock=clock,
         )
         if world.is_first:
@@ -216,7 +216,7 @@ class _Run:
     data: TrainingData
     config: TrainingConfig
     folder: RunFolder
-    world: World
+    world: ProcessGroup
 
     def evaluate(self) -> dict[str, float]:
         """Measure the current parameters on dev."""

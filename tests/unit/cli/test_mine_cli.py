@@ -23,7 +23,7 @@ class _WordEncoder:
     query_fingerprint = "q" * 64
     passage_fingerprint = "p" * 64
 
-    def only_encode(self):
+    def eval(self):
         return ""
 
     def __init__(self):

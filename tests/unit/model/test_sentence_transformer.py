@@ -104,7 +104,7 @@ def test_an_encoder_packed_for_encoding_gives_the_same(tmp_path):
     encoder = tuned(dptdr.model.Backbone.load(str(folder)), "tied")
     before = encoder.encode_queries(QUERIES)
 
-    assert encoder.only_encode() == ""
+    assert encoder.eval() == ""
 
     model = encoder.to_sentence_transformer()
     np.testing.assert_allclose(model.encode_query(QUERIES), before, atol=1e-4)

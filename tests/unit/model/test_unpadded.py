@@ -37,7 +37,7 @@ def test_vectors_of_deep_prompts_do_not_change(architecture, settings):
         return tuned(backbone, "deep-prompt", DeepPromptConfig(**DEEP | settings))
 
     padded, unpadded = make(), make()
-    assert unpadded.only_encode() == ""
+    assert unpadded.eval() == ""
     for one, other in (
         (padded.encode_queries(TEXTS), unpadded.encode_queries(TEXTS)),
         (padded.encode_passages(TEXTS), unpadded.encode_passages(TEXTS)),
@@ -58,7 +58,7 @@ def test_vectors_of_trained_weights_do_not_change(name, config):
             for parameter in encoder.method.trained().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     before = unpadded.passage_fingerprint
-    assert unpadded.only_encode() == ""
+    assert unpadded.eval() == ""
     np.testing.assert_allclose(
         padded.encode_passages(TEXTS), unpadded.encode_passages(TEXTS), atol=1e-5
     )
@@ -69,7 +69,7 @@ def test_the_bare_backbone_is_packed_and_its_layers_ordered(monkeypatch):
     backbone = tiny_backbone("bert")
     encoder = Encoder(backbone)
     expected = encoder.encode_passages(TEXTS)
-    assert encoder.only_encode() == ""
+    assert encoder.eval() == ""
     assert any(isinstance(module, OrderedLinear) for module in backbone.model.modules())
     monkeypatch.setattr(backbone, "pad", lambda ids: pytest.fail("was padded"))
     seen = []
@@ -82,7 +82,7 @@ def test_the_bare_backbone_is_packed_and_its_layers_ordered(monkeypatch):
 def test_many_texts_are_cut_into_batches(monkeypatch):
     encoder = Encoder(tiny_backbone("bert"))
     expected = encoder.encode_passages(TEXTS)
-    encoder.only_encode()
+    encoder.eval()
     monkeypatch.setattr("dptdr.model.encoder._UNPADDED_TOKENS", 8)
     np.testing.assert_allclose(encoder.encode_passages(TEXTS), expected, atol=1e-5)
 
@@ -91,7 +91,7 @@ def test_another_precision_for_the_moment_is_padded():
     encoder = Encoder(tiny_backbone("bert"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = encoder.encode_passages(TEXTS)
-        encoder.only_encode()
+        encoder.eval()
         encoder._unpadded.vectors = lambda *args, **options: pytest.fail("was packed")
         np.testing.assert_allclose(encoder.encode_passages(TEXTS), expected, atol=2e-2)
 
@@ -103,13 +103,13 @@ def test_another_precision_for_the_moment_is_padded():
 def test_what_cannot_be_packed_says_why_and_encodes_as_before(architecture, reason):
     encoder = Encoder(tiny_backbone(architecture))
     expected = encoder.encode_passages(TEXTS)
-    assert reason in encoder.only_encode()
+    assert reason in encoder.eval()
     np.testing.assert_array_equal(encoder.encode_passages(TEXTS), expected)
 
 
 def test_shallow_prompts_stay_padded():
     encoder = tuned(tiny_backbone("bert"), "shallow-prompt", ShallowPromptConfig(prompt_length=2))
-    assert "shallow prompts" in encoder.only_encode()
+    assert "shallow prompts" in encoder.eval()
 
 
 def test_a_backbone_whose_packed_vectors_differ_is_left_as_it_was(monkeypatch):

@@ -89,7 +89,7 @@ def test_each_part_can_stand_alone(corpus, lm, name):
 def test_words_without_mask_do_not_count(corpus, lm):
     made = made_objective(corpus, lm, objectives=("mlm",))
     documents = made._documents(0, stream=22)
-    (piece, *_) = made.pieces([text for document in documents for text in document.texts])
+    (piece, *_) = made.micro_batches([text for document in documents for text in document.texts])
     emptied = piece._replace(texts=[t._replace(places=[], targets=[]) for t in piece.texts])
     states = made.states(piece)
     assert made.word_losses(emptied, states) == {}

@@ -22,7 +22,7 @@ PROMPT = DeepPromptConfig(prompt_length=3)
 ALL = ("mlm", "condenser", "contrastive")
 
 
-def run(corpus, out, source, *, keep_head=False, prompt=None, watch=None, options=None, **given):
+def run(corpus, out, source, *, keep_head=False, prompt=None, progress=None, options=None, **given):
     return pretrain(
         BeirFolder(corpus),
         out,
@@ -30,7 +30,7 @@ def run(corpus, out, source, *, keep_head=False, prompt=None, watch=None, option
         config=small_config(**given),
         keep_head=keep_head,
         prompt=prompt,
-        watch=watch,
+        progress=progress,
         **(options or {}),
     )
 
@@ -97,7 +97,14 @@ def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt):
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(corpus, tmp_path / "two" / "out", plain, watch=stop, options={"clock": clock}, **given)
+        run(
+            corpus,
+            tmp_path / "two" / "out",
+            plain,
+            progress=stop,
+            options={"clock": clock},
+            **given,
+        )
     state = tmp_path / "two" / "out.pretraining" / "last" / "state.json"
     assert json.loads(state.read_text(encoding="utf-8"))["step"] == 4
     run(corpus, tmp_path / "two" / "out", plain, **given)
@@ -107,7 +114,7 @@ def test_resumed_run_leaves_the_same_bytes(tmp_path, corpus, plain, prompt):
 def test_a_finished_run_is_returned_at_once(corpus, plain, whole, capsys):
     before = digest(whole.out)
     steps = []
-    again = run(corpus, whole.out, plain, keep_head=True, max_steps=12, watch=steps.append)
+    again = run(corpus, whole.out, plain, keep_head=True, max_steps=12, progress=steps.append)
     assert again == whole
     assert steps == []
     assert digest(whole.out) == before

@@ -113,11 +113,11 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(prepared):
 
 
 def test_alone_nothing_is_exchanged():
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
 
-    world = World()
+    world = ProcessGroup()
     rows = torch.randn(3, 2, requires_grad=True)
-    assert world.gather_rows(rows) is rows
+    assert world.all_gather(rows) is rows
     assert world.gather_integers(7) == [7]
     assert world.sum_scalar(0.5) == 0.5
     assert world.broadcast_object("x") == "x"
@@ -128,12 +128,12 @@ def test_fewer_queries_than_processes_are_refused(monkeypatch, tmp_path):
     import contextlib
 
     from dptdr.training import train as module
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from helpers.train_worker import train
 
     @contextlib.contextmanager
     def three(device):
-        yield World(rank=0, size=3)
+        yield ProcessGroup(rank=0, size=3)
 
     monkeypatch.setattr(module, "joined", three)
     settings = SETTINGS | {

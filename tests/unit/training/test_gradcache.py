@@ -117,7 +117,7 @@ def test_lora_dropout_is_repeated_in_the_second_pass():
         method, GROUPS, TrainingConfig(batch_size=len(GROUPS), mini_batch_size=3)
     )
     batch = objective.collect([(0, item) for item in range(len(GROUPS))])
-    pieces = objective.pieces(batch)
+    pieces = objective.micro_batches(batch)
     found = []
     for run in (whole_backward, cached_backward):
         for parameter in method.trained().values():

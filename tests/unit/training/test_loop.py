@@ -36,16 +36,16 @@ class Parabola:
         return StepStats(loss=loss, texts=10, tokens=50, query_ids=ids)
 
 
-def run(folder, *, stop=None, watch=None, keep_all=True, mirror=None, clock=None, **settings):
+def run(folder, *, stop=None, progress=None, keep_all=True, mirror=None, clock=None, **settings):
     from dptdr.training.checkpoints import RunFolder
-    from dptdr.training.distributed import World
-    from dptdr.training.loop import Trainable, train_loop
+    from dptdr.training.distributed import ProcessGroup
+    from dptdr.training.loop import TrainState, train_loop
 
     bad = {name: settings.pop(name, None) for name in ("bad_step", "bad_gradient_step")}
     config = TrainingConfig(**{"max_steps": 12, "eval_steps": 0.25} | settings)
     parameter = nn.Parameter(torch.zeros(3))
     objective = Parabola(parameter, **bad)
-    trainable = Trainable({"keys": parameter}, config, rate=0.1)
+    trainable = TrainState({"keys": parameter}, config, rate=0.1)
 
     def evaluate():
         if stop is not None and len(objective.steps) >= stop:
@@ -58,9 +58,9 @@ def run(folder, *, stop=None, watch=None, keep_all=True, mirror=None, clock=None
         state=lambda: {"keys": parameter.detach().clone()},
         evaluate=evaluate,
         folder=RunFolder(folder, mirror=mirror),
-        world=World(),
+        world=ProcessGroup(),
         keep_all=keep_all,
-        watch=watch,
+        progress=progress,
         clock=clock or (lambda: float(len(objective.steps))),
     )
     return history, parameter.detach().clone(), objective.steps
@@ -102,7 +102,7 @@ def saved_steps(folder, *, seconds_per_step, per_reading=0.0):
             seen.setdefault(json.loads(state.read_text(encoding="utf-8"))["step"])
         clock.now += seconds_per_step
 
-    run(folder, watch=watch, eval_steps=12.0, clock=clock)
+    run(folder, progress=watch, eval_steps=12.0, clock=clock)
     return list(seen)
 
 
@@ -135,7 +135,7 @@ def test_steps_that_were_repeated_count_once_in_the_log(tmp_path):
 
 def test_watcher_and_mirror_are_told_of_every_step(tmp_path):
     seen, mirrored = [], []
-    run(tmp_path / "run", watch=seen.append, mirror=mirrored.append)
+    run(tmp_path / "run", progress=seen.append, mirror=mirrored.append)
     assert [progress.step for progress in seen] == list(range(1, 13))
     assert seen[0].dev is None
     assert seen[-1].dev is not None

@@ -1,12 +1,12 @@
 import torch
 
-from dptdr.training.masks import Columns, Row, text_hash
+from dptdr.training.masks import Candidates, Example, text_hash
 
 CPU = torch.device("cpu")
 
 
 def row(positive, known, teacher=None):
-    return Row(positive, frozenset(map(text_hash, known)), teacher or {})
+    return Example(positive, frozenset(map(text_hash, known)), teacher or {})
 
 
 def masks(columns, *rows):
@@ -15,7 +15,7 @@ def masks(columns, *rows):
 
 
 def test_known_positives_of_a_query_do_not_count_as_its_negatives():
-    columns = Columns([text_hash(text) for text in ("a", "b", "c")])
+    columns = Candidates([text_hash(text) for text in ("a", "b", "c")])
     made = masks(columns, row([0], ["a", "c"]), row([1], ["b"]))
     assert made["positive"] == [[1, 0, 0], [0, 1, 0]]
     assert made["ignored"] == [[1, 0, 1], [0, 1, 0]]
@@ -23,7 +23,7 @@ def test_known_positives_of_a_query_do_not_count_as_its_negatives():
 
 def test_of_a_passage_that_two_processes_brought_only_the_first_counts():
     # This process brought the columns 2 and 3; "a" was brought by the first process as well.
-    columns = Columns([text_hash(text) for text in ("a", "b", "a", "c")], offset=2)
+    columns = Candidates([text_hash(text) for text in ("a", "b", "a", "c")], offset=2)
     made = masks(columns, row([0], ["a"], {0: 5.0, 1: 7.0}))
     assert made["positive"] == [[1, 0, 0, 0]]
     assert made["ignored"] == [[1, 0, 1, 0]]
@@ -32,7 +32,7 @@ def test_of_a_passage_that_two_processes_brought_only_the_first_counts():
 
 
 def test_known_positives_that_another_process_brought_are_masked():
-    columns = Columns([text_hash(text) for text in ("x", "b", "a")], offset=1)
+    columns = Candidates([text_hash(text) for text in ("x", "b", "a")], offset=1)
     made = masks(columns, row([1], ["a", "x"]))
     assert made["positive"] == [[0, 0, 1]]
     assert made["ignored"] == [[1, 0, 1]]

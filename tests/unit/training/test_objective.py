@@ -6,7 +6,7 @@ import torch
 
 from dptdr.config.training import TrainingConfig
 from dptdr.records import TrainingGroup
-from dptdr.training.masks import Columns, text_hash
+from dptdr.training.masks import Candidates, text_hash
 from helpers.training import gradients, made_groups, made_method
 
 
@@ -171,7 +171,7 @@ def test_statistics_count_texts_and_tokens_without_padding(method):
 def test_pieces_hold_each_text_once_and_no_more_than_a_chunk(method):
     made = objective(method, made_groups(9), batch_size=9, mini_batch_size=4)
     batch = made.collect(made._items(0))
-    pieces = made.pieces(batch)
+    pieces = made.micro_batches(batch)
     assert max(len(piece.rows) for piece in pieces) == 4
     for side, texts in (("query", batch.queries), ("passage", batch.passages)):
         places = sorted(place for p in pieces if p.side == side for place in p.places)
@@ -198,7 +198,7 @@ def test_the_passage_that_a_query_is_itself_is_no_negative(method):
     ]
     batch = objective(method, groups, batch_size=2).collect([(0, 0), (0, 1)])
     assert batch.passages == ["blue", "red title"]
-    masks = Columns([text_hash(text) for text in batch.passages]).masks(
+    masks = Candidates([text_hash(text) for text in batch.passages]).masks(
         batch.rows, device=torch.device("cpu")
     )
     assert masks.ignored.tolist() == [[True, True], [False, True]]

@@ -99,7 +99,7 @@ def test_a_finished_task_is_returned_at_once_and_not_written_again(finished, cap
     settings, folder, first = finished
     before = contents(folder)
     steps = []
-    again = train(settings, folder / "task", watch=steps.append)
+    again = train(settings, folder / "task", progress=steps.append)
     assert again == first
     assert steps == []
     assert contents(folder) == before
@@ -155,7 +155,7 @@ def test_overwriting_keeps_the_old_task_until_the_new_one_is_complete(finished, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(other, out, overwrite=True, watch=interrupt)
+        train(other, out, overwrite=True, progress=interrupt)
     old = contents(folder)["task/task.json"]
     assert contents(tmp_path / "copy")["task/task.json"] == old
     result = train(other, out)
@@ -202,4 +202,4 @@ def test_a_full_disk_while_training_is_one_error_that_names_the_file(finished, t
 
     words = r"step-0000002.safetensors: cannot be written \(Is a directory"
     with pytest.raises(OutputError, match=words):
-        train(settings, tmp_path / "task", watch=lambda p: fill(p) if p.step == 1 else None)
+        train(settings, tmp_path / "task", progress=lambda p: fill(p) if p.step == 1 else None)

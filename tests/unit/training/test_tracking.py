@@ -22,10 +22,10 @@ def test_log_lines_become_tensorboard_scalars(tmp_path):
         "tensorboard.backend.event_processing.event_accumulator",
         reason="the extra 'watch' is not installed",
     )
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
-    with mirrored(Tracking(tensorboard=tmp_path), world=World()) as write:
+    with mirrored(Tracking(tensorboard=tmp_path), world=ProcessGroup()) as write:
         for record in RECORDS:
             write(record)
     events = event_accumulator.EventAccumulator(str(tmp_path))
@@ -42,7 +42,7 @@ def test_log_lines_become_tensorboard_scalars(tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
     calls = []
@@ -53,7 +53,9 @@ def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, fake)
 
     settings = {"batch_size": 4}
-    with mirrored(Tracking(tracker=name), world=World(), name="faq", settings=settings) as write:
+    with mirrored(
+        Tracking(tracker=name), world=ProcessGroup(), name="faq", settings=settings
+    ) as write:
         write(RECORDS[0])
         write(RECORDS[2])
 
@@ -66,7 +68,7 @@ def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
 
 
 def test_mlflow_gets_names_that_it_takes(monkeypatch):
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
     calls = []
@@ -85,7 +87,7 @@ def test_mlflow_gets_names_that_it_takes(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", fake)
 
     with mirrored(
-        Tracking(tracker="mlflow"), world=World(), name="faq", settings={"a": 1}
+        Tracking(tracker="mlflow"), world=ProcessGroup(), name="faq", settings={"a": 1}
     ) as write:
         write(RECORDS[2])
         write(RECORDS[3])
@@ -97,14 +99,14 @@ def test_mlflow_gets_names_that_it_takes(monkeypatch):
 
 def test_mlflow_itself_takes_the_values(monkeypatch, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: only a stand-in is")
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'runs'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     with mirrored(
-        Tracking(tracker="mlflow"), world=World(), name="faq", settings={"a": 1}
+        Tracking(tracker="mlflow"), world=ProcessGroup(), name="faq", settings={"a": 1}
     ) as write:
         for record in RECORDS:
             write(record)
@@ -115,13 +117,13 @@ def test_mlflow_itself_takes_the_values(monkeypatch, tmp_path):
 
 
 def test_other_processes_and_runs_without_a_tracker_write_nothing(tmp_path):
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
-    with mirrored(Tracking(), world=World()) as write:
+    with mirrored(Tracking(), world=ProcessGroup()) as write:
         assert write is None
     both = Tracking(tensorboard=tmp_path / "tb", tracker="wandb")
-    with mirrored(both, world=World(rank=1, size=2)) as write:
+    with mirrored(both, world=ProcessGroup(rank=1, size=2)) as write:
         assert write is None
     assert not (tmp_path / "tb").exists()
 
@@ -135,7 +137,7 @@ def test_other_processes_and_runs_without_a_tracker_write_nothing(tmp_path):
     ],
 )
 def test_a_missing_or_unknown_tracker_is_named(monkeypatch, options, message):
-    from dptdr.training.distributed import World
+    from dptdr.training.distributed import ProcessGroup
     from dptdr.training.tracking import Tracking, mirrored
 
     def refuse(name):
@@ -144,6 +146,6 @@ def test_a_missing_or_unknown_tracker_is_named(monkeypatch, options, message):
     monkeypatch.setattr(importlib, "import_module", refuse)
     with (
         pytest.raises(ConfigError, match=message),
-        mirrored(Tracking(**options), world=World()),
+        mirrored(Tracking(**options), world=ProcessGroup()),
     ):
         pass
