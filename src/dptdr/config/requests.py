@@ -23,9 +23,6 @@ class TrainingRequest(NamedTuple):
     """A training that was asked for.
 
     Attributes:
-        config: Training settings.
-        method: Tuning method.
-        method_config: Its settings.
         given: Names of the settings that were given; others may be chosen by the data.
     """
 
@@ -46,14 +43,6 @@ def training_request(
     method: str, values: Mapping[str, Any], *, from_task: bool = False
 ) -> TrainingRequest:
     """Sort settings to training and method, and refuse those that belong to neither.
-
-    Args:
-        method: Name of the tuning method.
-        values: Setting by name.
-        from_task: Whether a prompt starts from another task's.
-
-    Returns:
-        The request.
 
     Raises:
         ConfigError: If the method is unknown, or a setting is unknown, wrong, or belongs to
@@ -102,14 +91,7 @@ def pretraining_request(
     """Sort settings to pretraining and prompt; a prompt's need ``prompt_only``.
 
     Args:
-        values: Setting by name.
-        prompt_only: Whether a prompt alone is trained.
-        from_task: Whether the prompt starts from another task's.
-        keep_head: Whether the heads are written beside the backbone.
         force: Whether a prompt is written that its measure calls worse.
-
-    Returns:
-        The request.
 
     Raises:
         ConfigError: If a setting is unknown or wrong, or would have no effect.

@@ -20,12 +20,6 @@ class Setting:
     """What is known of a setting besides its type and default.
 
     Args:
-        help: One or two sentences, with the unit.
-        min: Minimum.
-        max: Maximum.
-        above: Exclusive minimum.
-        below: Exclusive maximum.
-        was: Former names, still read.
         unset: Number that stood for ``None`` in former versions.
         given_as: Name on the command line, where it differs from the field's.
     """
@@ -136,11 +130,7 @@ def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -
 
     Args:
         config: The dataclass; a method ``problems`` of it is asked as well.
-        values: Setting by name.
         what: Begins the message, such as ``training settings``.
-
-    Returns:
-        The config.
 
     Raises:
         ConfigError: With every problem, unknown names among them.

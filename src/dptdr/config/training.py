@@ -99,9 +99,6 @@ class TrainingConfig(OptimisationConfig):
     def settled(self, queries: int) -> "TrainingConfig":
         """Return the settings with the number of steps that fits the training queries.
 
-        Args:
-            queries: Number of training queries.
-
         Returns:
             Settings with ``max_steps``: as given, ``num_epochs`` times through the queries, or
             the default, which is less for few queries.

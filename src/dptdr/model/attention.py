@@ -47,15 +47,9 @@ def prompted_attention(
 
     Args:
         module: The attention module; its attribute ``dptdr_layers`` says which layers it serves.
-        query: Token queries.
-        key: Token keys.
-        value: Token values.
         attention_mask: Boolean (true: attend) or additive mask over tokens, or none.
         options: ``scaling``, ``dropout``, ``position_bias``, ``is_causal`` as transformers passes
             them, and the :class:`PromptCall` under ``dptdr_prompt``.
-
-    Returns:
-        Attention output, and no weights.
 
     Raises:
         UnsupportedBackbone: If the layer asks for a soft cap or attention sinks.

@@ -44,9 +44,7 @@ class Backbone:
 
     Args:
         model: The encoder, without a task head; it is frozen and put into eval mode.
-        tokenizer: Its fast tokenizer.
         name: What to call it: a Hugging Face name, a folder, or ``minilm``.
-        pooling: How token states become a vector.
 
     Raises:
         UnsupportedBackbone: If prompts cannot reach every layer of the model.
@@ -77,13 +75,8 @@ class Backbone:
         """Load an encoder by Hugging Face name, folder, or ``minilm``.
 
         Args:
-            name: The encoder.
-            device: Torch device.
             dtype: Type of the weights: ``float32``, ``bfloat16`` or ``float16``.
             pooling: Overrides what the encoder's folder says.
-
-        Returns:
-            The frozen backbone.
 
         Raises:
             BackboneError: If the encoder cannot be found or loaded.
@@ -159,13 +152,8 @@ class Backbone:
         """Return the token ids of each text, special tokens included, cut to the limit.
 
         Args:
-            texts: The texts.
-            side: Which prefix to put before them.
             max_tokens: A tighter limit than the backbone's own.
             prefix: Replaces the side's prefix.
-
-        Returns:
-            One list of ids per text, not padded.
         """
         if prefix is None:
             prefix = self.pooling.query_prefix if side == "query" else self.pooling.passage_prefix
@@ -206,16 +194,9 @@ class Backbone:
         """Return one float32 vector per text.
 
         Args:
-            tokens: The padded batch.
-            attention: Prompt rows for every attention layer.
-            feed_forward: Prompt rows for every feed-forward layer.
             prefix_embeddings: Rows put before the word embeddings (shallow prompts).
             position_shift: Positions by which the tokens are moved, as with a generation cache.
-            observer: Looks at each layer's attention inputs.
             feed_forward_observer: Looks at what the rows add to each feed-forward layer.
-
-        Returns:
-            The vectors.
 
         Raises:
             UnsupportedBackbone: If feed-forward rows cannot be bound to this encoder.

@@ -39,21 +39,9 @@ class TaskManifest:
     """What ``task.json`` says.
 
     Args:
-        name: The task's name.
-        method: Tuning method.
-        settings: The method's settings.
-        backbone: Name of the backbone it was trained on.
-        backbone_fingerprint: Fingerprint of its weights, tokenizer and pooling.
         limits: Longest texts in tokens.
-        weights_file: File with the trained tensors, inside the bundle.
-        weights_sha256: Checksum of that file.
-        trained_parameters: Numbers trained.
-        query_fingerprint: Fingerprint of query vectors.
-        passage_fingerprint: Fingerprint of passage vectors.
         training: How it was trained: data, steps, learning rate, seed and so on.
         measures: Dev measures of the chosen checkpoint, and those of the bare backbone.
-        dptdr_version: Version that wrote the bundle.
-        format_version: Version of this layout.
         weights_dtype: Number type of the trained tensors in the file; they are used in float32.
     """
 
@@ -87,11 +75,7 @@ def save_task(
     """Write a task bundle; what stood at ``path`` stays until the new one is complete.
 
     Args:
-        path: The bundle's folder.
-        encoder: An encoder with a tuned method.
         name: The task's name; the folder's name by default.
-        training: How it was trained.
-        measures: What it reached.
         dtype: Number type to store in; the encoder's own weights are rounded to it.
 
     Returns:
@@ -272,12 +256,8 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     """Load a task bundle.
 
     Args:
-        path: The bundle's folder.
         backbone: The backbone to put it on; by default the one it names is loaded.
         device: Where to load a backbone that is not given.
-
-    Returns:
-        An encoder for the task.
 
     Raises:
         BundleError: If the bundle is missing or broken.
@@ -300,10 +280,6 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
 
 def load_prompt_rows(path: Path, *, backbone: Backbone) -> dict[str, Tensor]:
     """Return a deep-prompt task's rows, to start another task of the same backbone from.
-
-    Args:
-        path: The bundle's folder.
-        backbone: The backbone to train on.
 
     Returns:
         ``[layers, 2, heads, prompt, head_dim]`` by prompt name.
@@ -366,12 +342,6 @@ def load_encoder(
 
     Args:
         task: A task bundle; may be given with ``backbone`` to put it on a copy that lies elsewhere.
-        backbone: A backbone's name or folder.
-        device: Torch device.
-        dtype: Number type of the backbone's weights.
-
-    Returns:
-        The encoder.
 
     Raises:
         ValueError: If neither is given.

@@ -13,13 +13,7 @@ _TAGS = ["dptdr", "sentence-transformers", "feature-extraction", "dense-retrieva
 
 
 def write_modules(folder: Path, *, query_prefix: str, passage_prefix: str) -> None:
-    """Write what makes a task's folder a sentence-transformers model.
-
-    Args:
-        folder: The task's folder.
-        query_prefix: Text that the backbone wants before queries.
-        passage_prefix: Text that it wants before passages.
-    """
+    """Write what makes a task's folder a sentence-transformers model."""
     write_json(
         folder / "modules.json",
         [{"idx": 0, "name": "0", "path": "", "type": _MODULE}],
@@ -40,9 +34,7 @@ def write_card(path: Path, manifest: Mapping[str, Any], *, license_name: str = "
     """Write a task's ``README.md``: what it is, what it reached, how to use it.
 
     Args:
-        path: The file.
         manifest: The fields of ``task.json``.
-        license_name: The licence as the hub names it.
     """
     head = _head(manifest, license_name=license_name)
     with atomic_file(path) as handle:

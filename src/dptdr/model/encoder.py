@@ -27,12 +27,7 @@ _UNPADDED_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Longest texts that an encoder reads, in tokens with the special ones; longer ones are cut.
-
-    Args:
-        max_query_tokens: For queries.
-        max_passage_tokens: For passages.
-    """
+    """Longest texts that an encoder reads, in tokens with the special ones; longer ones are cut."""
 
     max_query_tokens: int
     max_passage_tokens: int
@@ -53,9 +48,7 @@ def length_sorted_batches(
     1.2 to 0.75 s of processor time).
 
     Args:
-        lengths: Tokens of each text.
         token_budget: Most padded tokens per batch; one text longer than it stands alone.
-        most_texts: Most texts per batch.
         most_padding: Most padding tokens per batch.
 
     Yields:
@@ -92,9 +85,6 @@ _ELSEWHERE = BatchSizes(tokens=65536, texts=1024, padding=65536)
 def batch_sizes(device: torch.device) -> BatchSizes:
     """Return how much to encode at once on a device.
 
-    Args:
-        device: Where the encoder is.
-
     Returns:
         The sizes; vectors do not depend on them, up to rounding.
     """
@@ -108,7 +98,6 @@ class Encoder:
         backbone: The encoder; ignored where a method is given, which brings its own.
         method: A tuned task's method; ``None`` is the bare backbone.
         limits: Longest texts; the backbone's own limit by default.
-        name: What to call this encoder in reports.
         token_budget: Most padded tokens per batch; 0 takes what suits the device.
         most_texts: Most texts per batch; 0 takes what suits the device.
     """
@@ -206,7 +195,6 @@ class Encoder:
         """Return one float32 vector per query, in the given order.
 
         Args:
-            texts: The queries.
             on_progress: Called with (texts done, texts in all).
 
         Returns:
@@ -249,7 +237,6 @@ class Encoder:
 
         Args:
             ids: Token ids of each text, as ``backbone.tokenize`` gives them.
-            side: Whose prompt they meet.
 
         Returns:
             The vectors, with gradients to what is trained where torch records them.

@@ -45,9 +45,7 @@ class FeedForwardLayer:
 
     Args:
         up: Its input is what keys are multiplied with; it may be called for other layers as well.
-        down: Its output takes the addition.
         linears: All linear layers of it: gate, up and down projection.
-        activation: The layer's own activation.
         gate: Rows of ``up`` that go through the activation: all, or one half where one linear
             layer holds gate and up projection.
     """
@@ -72,10 +70,7 @@ def find_layers(
     """Find the feed-forward layers of a model by a probing forward pass.
 
     Args:
-        model: The encoder, in eval mode.
         run: Runs a forward pass over a padded batch and calls its argument after each attention.
-        layers: Number of attention layers.
-        dim: Size of a token's state.
 
     Returns:
         One entry per layer; equal modules where layers share them.

@@ -13,11 +13,7 @@ def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = N
     """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order.
 
     Args:
-        tensors: The tensors by name.
         dtype: Number type to hash them in, one tensor at a time; their own by default.
-
-    Returns:
-        Hexadecimal text.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

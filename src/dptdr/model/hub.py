@@ -24,8 +24,6 @@ def task_folder(
     """Return the local folder of a task, fetched from the hub where it is ``org/name``.
 
     Args:
-        name: A folder, or a repository of the hub.
-        revision: Branch, tag or commit of the repository.
         token: Access token; the stored one by default.
         cache: Where to keep what is fetched; the hub's own cache by default.
 
@@ -77,16 +75,11 @@ def push_task(
     """Upload a task's folder to the hub; the repository is made where there is none.
 
     Args:
-        folder: The task's folder.
         repository: ``org/name``.
         base_model: The backbone's name on the hub; needed where the task names a local folder.
         license_name: The licence, as the hub names it (``apache-2.0``), for the card.
-        private: Whether a new repository is private.
         revision: Branch to write to; the main one by default.
         token: Access token; the stored one by default.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         BundleError: If the bundle is broken, its backbone is a local folder, or the hub refuses.

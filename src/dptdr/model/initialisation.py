@@ -29,10 +29,7 @@ def token_rows(
     where attention already looks, which random rows are not.
 
     Args:
-        backbone: The encoder.
         texts: At least one text of the task; ``prompt_length`` of them give the most variety.
-        prompt_length: Number of rows.
-        side: Which prefix the texts get.
         seed: Decides which tokens are taken.
 
     Returns:
@@ -60,9 +57,7 @@ def own_units(backbone: Backbone, *, ffn_length: int, seed: int) -> FeedForwardR
     """Return feed-forward rows that start as units of each layer, with values of zero.
 
     Args:
-        backbone: The encoder.
         ffn_length: Rows per layer; drawn without repetition while there are enough units.
-        seed: Decides which units.
 
     Returns:
         Keys and biases of the layer's own units; values are 0, so that the encoder's vectors are
@@ -123,14 +118,7 @@ def quieter(
     deviation of .3 to 1 on other texts. No parameter is added that serving would have to know.
 
     Args:
-        rows: Where the prompt would start.
-        backbone: The encoder.
-        texts: At least one text of the task.
-        side: Which prefix the texts get.
         by: How far logits fall; 0 changes nothing.
-
-    Returns:
-        The rows, values unchanged.
 
     Source:
         Ours; see docs/what-makes-prompts-work.md.

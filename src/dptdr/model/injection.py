@@ -27,13 +27,7 @@ Route = Literal["registry", "interception"]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a prompt's rows must look like for a model.
-
-    Args:
-        layers: Number of attention layers that a prompt reaches.
-        heads: Key/value heads per layer.
-        head_dim: Numbers per row and head.
-    """
+    """What a prompt's rows must look like for a model."""
 
     layers: int
     heads: int
@@ -76,10 +70,6 @@ class Injection:
 
         Args:
             call: The prompt rows; an empty call is the bare model.
-            inputs: The model's own forward keywords.
-
-        Returns:
-            The model's output.
         """
         if call.has_feed_forward:
             self.feed_forward_layers()
@@ -105,9 +95,6 @@ class Injection:
 
     def feed_forward_layers(self) -> tuple[FeedForwardLayer, ...]:
         """Bind rows to the feed-forward layers, once, and prove that they reach each of them.
-
-        Returns:
-            One entry per layer.
 
         Raises:
             UnsupportedBackbone: If this cannot be shown; attention rows alone still work.

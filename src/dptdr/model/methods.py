@@ -73,12 +73,9 @@ class DeepPromptMethod:
 
     Args:
         backbone: The frozen encoder; it is not changed and may be shared.
-        config: Settings.
         query_texts: Texts for the tokens' initialisation of the query side (and of tied prompts).
-        passage_texts: Texts for the passage side of untied prompts.
         rows: Rows by prompt name (``shared``, or ``query`` and ``passage``) that replace the
             initialisation.
-        seed: Decides the initialisation.
 
     Raises:
         ConfigError: If the settings contradict each other.
@@ -231,7 +228,6 @@ def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: i
     """Return how many feed-forward rows fit beside the attention rows into the default budget.
 
     Args:
-        backbone: The encoder.
         config: Settings; the attention rows are taken from the budget first.
         sides: Prompts that are trained: 2 for untied ones.
 
@@ -304,11 +300,6 @@ def _rows_of_task(
 class ShallowPromptMethod:
     """Prompt tuning at the input: trained rows before the word embeddings.
 
-    Args:
-        backbone: The frozen encoder.
-        config: Settings.
-        seed: Decides which word embeddings the rows start from.
-
     Raises:
         ConfigError: If the prompt leaves no room for a text.
 
@@ -376,9 +367,6 @@ class WeightsMethod:
     """Methods that train weights of a private copy of the encoder: LoRA, BitFit, full fine-tuning.
 
     Args:
-        backbone: The encoder; it is copied, never changed.
-        config: Settings.
-        name: Which method.
         choose: Prepares the copy and says by name which parameters are trained.
 
     Raises:
@@ -514,8 +502,6 @@ class MethodFactory:
 
     Args:
         query_texts: Texts for the tokens' initialisation of deep prompts.
-        passage_texts: Likewise for passages.
-        rows: Another task's prompt rows to start from.
     """
 
     configs: ClassVar[dict[MethodName, type[MethodConfig]]] = DEFAULT_CONFIGS

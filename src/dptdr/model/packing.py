@@ -29,7 +29,6 @@ class PromptRows(NamedTuple):
 
     Args:
         keys: Key rows, laid out as token keys are: the heads of a row lie together.
-        values: Value rows.
         shift: Positions by which the tokens are moved.
         feed_forward: Rows for the feed-forward layers, shared by all texts.
     """
@@ -84,7 +83,6 @@ class PackedCall(PromptCall):
     """What a forward pass over one long row carries to its layers.
 
     Args:
-        runs: Cover the row without gaps, in order.
         groups: Parts of the row whose prompt is merged afterwards.
         spans: Parts of the row whose tokens meet feed-forward rows.
     """
@@ -158,9 +156,6 @@ def plan(
         lengths: Tokens of each text, in the order of the row.
         prompts: The prompt of each text; texts of one task shall be neighbours.
         merge: Force merging (true) or joining (false); by default decided here.
-
-    Returns:
-        The runs and the groups.
     """
     runs: list[Run] = []
     groups: list[Group] = []
@@ -201,15 +196,9 @@ def packed_attention(
     """Attend within each text of one long row; other calls go to the padded attention.
 
     Args:
-        module: The attention module.
         query: Token queries; one text where the call is a :class:`PackedCall`.
-        key: Token keys.
-        value: Token values.
         attention_mask: Not looked at for a packed call: the runs say who sees whom.
         options: As transformers passes them, with the call under ``dptdr_prompt``.
-
-    Returns:
-        Attention output, and no weights.
 
     Raises:
         UnsupportedBackbone: If a packed call meets an attention that needs more than runs say.
@@ -245,17 +234,6 @@ def attend(
     scale: float,
 ) -> Float[Tensor, "tokens heads head_dim"]:
     """Return the attention output of one layer over one long row.
-
-    Args:
-        call: Runs and groups.
-        layer: Which layer's prompt rows to take.
-        query: Queries of all texts, one behind the other.
-        key: Keys likewise.
-        value: Values likewise.
-        scale: Factor on the products of queries and keys.
-
-    Returns:
-        The output, in the order of the row.
 
     Source:
         Merging: Milakov & Gimelshein, *Online normalizer calculation for softmax*,

@@ -23,8 +23,6 @@ class Pooling:
         pool: ``cls`` takes the first token, ``mean`` the mean over tokens, ``last`` the last token.
         normalise: Whether vectors are scaled to length 1.
         max_tokens: Longest text in tokens, special tokens included; longer texts are cut.
-        query_prefix: Text put before every query.
-        passage_prefix: Text put before every passage.
     """
 
     pool: Pool = "mean"
@@ -43,9 +41,7 @@ def pool_states(
     """Return one float32 vector per text.
 
     Args:
-        states: Last hidden states.
         mask: 1 for tokens, 0 for padding; padding may be on either side.
-        pooling: What to do.
 
     Returns:
         The vectors, of length 1 where ``pooling.normalise``.
@@ -73,11 +69,6 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
     Args:
         folder: Where ``modules.json`` may lie. Without it the default is CLS for encoders and the
             last token for decoders, not normalised, as plain Hugging Face checkpoints are used.
-        model_max_tokens: What the model's positions allow.
-        decoder: Whether the model is a causal decoder.
-
-    Returns:
-        The pooling settings.
 
     Raises:
         BackboneError: If the folder asks for a module or pooling that dptdr does not have.

@@ -164,10 +164,7 @@ def saved_rows(
     """Return one prompt's rows of a saved state, checked against a backbone.
 
     Args:
-        state: Tensors by name, as a bundle holds them.
         name: The prompt: ``shared``, ``query`` or ``passage``.
-        geometry: The backbone's layers, heads and head size.
-        dim: Size of a token's state.
 
     Returns:
         Attention rows (none of them where the state has none), and feed-forward rows.

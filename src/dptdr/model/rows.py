@@ -17,7 +17,6 @@ class AttentionRows(NamedTuple):
 
     Args:
         keys: Key rows; ``texts`` is the batch size, or 1 when all texts share the rows.
-        values: Value rows, laid out as the keys.
         visible: Which rows each text may attend to; ``None`` means all of them.
     """
 
@@ -50,9 +49,6 @@ class PromptCall:
     """All that one forward pass of the backbone carries to its layers.
 
     Args:
-        attention: Prompt rows for the attention layers.
-        feed_forward: Prompt rows for the feed-forward layers.
-        observer: Looks at each layer's queries, keys and values.
         feed_forward_observer: Looks at what the rows add to each feed-forward layer.
         modules: Where a probing pass collects the attention modules in call order.
 
@@ -170,10 +166,6 @@ def feed_forward(
 
     Args:
         rows: Prompt rows of every layer, shared by all texts or one set each.
-        layer: Which layer.
-        states: What the layer's own keys are multiplied with.
-        output: The layer's own output.
-        activation: The layer's own activation.
 
     Returns:
         ``output + act(states K'^T + b') V'``, in the output's number type.

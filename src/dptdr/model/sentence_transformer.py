@@ -31,13 +31,8 @@ class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
         """Return embeddings as ``SentenceTransformer.encode`` does.
 
         Args:
-            inputs: One text or several.
-            args: As sentence-transformers takes them.
             kwargs: Likewise; besides, ``prompt_task``: the name of a task that the model holds, or
                 one name for each text. The first task by default.
-
-        Returns:
-            The embeddings.
 
         Raises:
             ConfigError: If there is no such task, or not one name for each text.
@@ -118,12 +113,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         """Return the texts' token ids, with the task and the side to encode them for.
 
         Args:
-            inputs: The texts.
-            prompt: Text to put before each.
             task: ``query`` or ``document``, as ``encode_query`` and ``encode_document`` say it.
-
-        Returns:
-            Features for :meth:`forward`.
 
         Raises:
             ConfigError: If no side is given and it matters.
@@ -188,9 +178,6 @@ class TaskModule(InputModule):  # type: ignore[misc]
             model_name_or_path: The folder or ``org/name``.
             options: As sentence-transformers gives them; of ``model_kwargs``, ``dtype`` and
                 ``backbone`` count.
-
-        Returns:
-            The module.
 
         Raises:
             BundleError: If there is no such task, or its backbone is another.

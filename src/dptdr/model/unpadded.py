@@ -63,10 +63,6 @@ class Unpadded:
         Args:
             ids: Token ids of each text, at least one each; texts of equal length shall be
                 neighbours, since they attend in one call.
-            prompt: What all of them meet.
-
-        Returns:
-            The vectors.
 
         Raises:
             BackboneError: If a shifted text does not fit the encoder.

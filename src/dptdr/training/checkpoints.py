@@ -26,10 +26,6 @@ class RunFolder:
         checkpoints/     step-0000075.safetensors: what was trained, nothing else
         last/            state.safetensors, state.json: what resuming starts from
         failed.json      step and batch of a loss that was not finite
-
-    Args:
-        path: The folder; made when first written to.
-        mirror: Also told of each line of the log.
     """
 
     def __init__(self, path: Path, *, mirror: Callable[[Record], None] | None = None) -> None:

@@ -16,12 +16,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes of a run; a single process needs no process group.
-
-    Args:
-        rank: This process's number.
-        size: Number of processes.
-    """
+    """The processes of a run; a single process needs no process group."""
 
     def __init__(self, *, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
@@ -154,12 +149,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 class SharedOutput:
-    """An output of several processes, which the first one claims and writes.
-
-    Args:
-        world: The processes.
-        output: What the first process has claimed.
-    """
+    """An output of several processes, which the first one claims and writes."""
 
     def __init__(self, world: ProcessGroup, output: Output | None) -> None:
         self._world = world
@@ -197,12 +187,7 @@ def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOut
     """Claim an output for all processes; see :func:`dptdr.io.resume.claim`.
 
     Args:
-        path: The folder.
         mark: The file by which a folder of ours is known.
-        world: The processes.
-
-    Yields:
-        The output.
 
     Raises:
         OutputError: In every process, if the first one cannot claim it.
@@ -219,9 +204,6 @@ def joined(device: str) -> Iterator[ProcessGroup]:
 
     Args:
         device: ``cuda`` takes nccl, everything else gloo.
-
-    Yields:
-        The world.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A caller's process group: used as it is, and left open.

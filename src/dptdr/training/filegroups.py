@@ -25,12 +25,6 @@ class FileGroups:
     which teach nothing; both are counted. The file is read once from first to last, so broken JSON
     is found before training starts; after that each group is read when its turn comes.
 
-    Args:
-        path: The file.
-        folder: The data folder that ids refer to.
-        held_out: Id and text of the dev queries.
-        tokens: Reads files of token ids.
-
     Raises:
         DataError: If the file is missing or broken; names file, line and field.
         TrainingError: If no group is left.

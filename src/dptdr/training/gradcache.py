@@ -41,7 +41,6 @@ def whole_backward(
 
     Args:
         encode: Turns a chunk into vectors, with gradients to the trained parameters.
-        chunks: The batch in pieces.
         loss_of: The loss of all vectors, one tensor per chunk.
         proceed: Says of the loss whether there shall be a backward pass; several processes must
             come to the same answer, or they would wait for each other for ever.
@@ -70,7 +69,6 @@ def cached_backward(
 
     Args:
         encode: Turns a chunk into vectors; called twice with each chunk but the last.
-        chunks: The batch in pieces, at least one.
         loss_of: The loss of all vectors, one tensor per chunk.
         proceed: As for :func:`whole_backward`.
 

@@ -27,10 +27,7 @@ class QrelsGroups:
     """Groups of judged queries; queries of the same text are one group.
 
     Args:
-        queries: Query id to text.
-        passages: Passage id to content, for all positives.
         qrels: Judgements; passages of grade ``min_grade`` and above are positives.
-        min_grade: Least grade of a positive.
 
     Raises:
         TrainingError: If no query has a positive.
@@ -79,12 +76,7 @@ class QrelsGroups:
 
 
 class OwnPassages:
-    """Groups that know the passage that a query is itself.
-
-    Args:
-        groups: The groups.
-        own: Query id to the content of that passage.
-    """
+    """Groups that know the passage that a query is itself."""
 
     def __init__(self, groups: Groups, own: Mapping[str, str]) -> None:
         self._groups = groups
@@ -101,16 +93,7 @@ class OwnPassages:
 
 
 def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:
-    """Return up to ``count`` queries and as many of their positives, for initialisation.
-
-    Args:
-        groups: The training groups.
-        count: Most texts of each kind.
-        seed: Decides which.
-
-    Returns:
-        Queries, and one positive of each.
-    """
+    """Return up to ``count`` queries and as many of their positives, for initialisation."""
     order = np.random.default_rng([7, seed]).permutation(len(groups))[:count]
     chosen = [groups[int(item)] for item in order]
     return [g.query for g in chosen], [g.positives[0] for g in chosen]
@@ -121,14 +104,6 @@ def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels
 
     A tenth of the queries, at least ten and at most ``most_queries``, becomes dev; with fewer than
     twenty queries a half.
-
-    Args:
-        qrels: The train judgements.
-        most_queries: Most dev queries.
-        seed: Decides which queries are held out.
-
-    Returns:
-        Judgements to train on and to select by.
 
     Raises:
         TrainingError: If there are fewer than two judged queries.
@@ -150,9 +125,7 @@ class DevSet:
     """Queries and a small corpus by which checkpoints are compared.
 
     Args:
-        queries: The dev queries.
         passages: The corpus: all judged passages of the queries, and others drawn at random.
-        qrels: Judgements of the queries.
         keep_identical: Whether a query that is a passage may find itself.
     """
 
@@ -199,11 +172,7 @@ def draw_dev_ids(
     """Return the dev judgements that are used and the ids of the dev corpus.
 
     Args:
-        qrels: Dev judgements.
-        corpus_ids: All passage ids, in corpus order.
-        queries: Most dev queries.
         passages: Size of the corpus; judged passages always belong to it, even beyond this.
-        seed: Decides the draw.
 
     Returns:
         Judgements of the drawn queries, and the passage ids.

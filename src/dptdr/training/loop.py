@@ -26,12 +26,7 @@ class Progress:
     """What a watcher is told after each step.
 
     Args:
-        step: Steps done.
-        steps: Steps in all.
-        loss: Loss of the step.
-        dev: Last dev measure, if one was taken.
         texts_per_second: Over this process's texts since the start or resume.
-        seconds_left: Estimate of the training time left.
     """
 
     step: int
@@ -51,8 +46,6 @@ class TrainState:
     """Parameters with their optimiser and schedule.
 
     Args:
-        parameters: What is trained, by name.
-        config: Settings.
         rate: Peak learning rate; feed-forward rows of a prompt take the settings' own.
     """
 
@@ -139,19 +132,10 @@ def train_loop(
     is a pure function of its number and the parameters, so that it does not matter which one it is.
 
     Args:
-        objective: Leaves gradients on the parameters.
-        trainable: The parameters and their optimiser.
-        state: What a checkpoint holds.
         evaluate: Dev measures of the current parameters; the first process's count.
         folder: Where checkpoints, log and resume state go; only the first process writes. A state
             in it must be of a run with the same settings.
-        world: The processes.
         keep_all: Whether to keep every checkpoint, or only the best.
-        progress: Told about every step.
-        clock: Seconds, from any start.
-
-    Returns:
-        Dev measures by step.
 
     Raises:
         TrainingError: If the loss or the gradient is not finite; the last good checkpoint stays.

@@ -26,12 +26,8 @@ def contrastive_terms(
     positives, and the mean over them is taken.
 
     Args:
-        scores: Similarities, already divided by the temperature.
         positive: Positives of each query; every row has at least one.
         ignored: What must not count; where a cell is both, the positive wins.
-
-    Returns:
-        One loss per query.
 
     Source:
         Karpukhin et al., arXiv 2004.04906, equation 2. Differs: known positives and copies are
@@ -66,10 +62,8 @@ def margin_mse_terms(
     """Return each query's squared error of the margins between positive and negatives.
 
     Args:
-        scores: The student's similarities, without temperature.
         positive: The positives; the first of each row is the one compared with.
         teacher: The teacher's scores where ``taught``.
-        taught: Cells that the teacher has scored.
 
     Returns:
         One loss per query, 0 for queries whose positive the teacher has not scored.
@@ -95,13 +89,8 @@ def kl_terms(
     """Return each query's KL divergence from the teacher's distribution over taught passages.
 
     Args:
-        scores: The student's similarities over its temperature.
         teacher: The teacher's scores where ``taught``.
         taught: Cells that the teacher has scored; rows with fewer than two give 0.
-        teacher_temperature: Divides the teacher's scores.
-
-    Returns:
-        One loss per query.
 
     Source:
         Hinton et al., arXiv 1503.02531, section 2, as used by Lin et al., arXiv 2010.11386.

@@ -29,7 +29,6 @@ class Example(NamedTuple):
 
     Args:
         positive: Candidates, within this process's passages, of the positives to be found.
-        known: Hashes of all its positives, drawn or not.
         teacher: The teacher's scores by column, within this process's passages.
     """
 
@@ -39,12 +38,7 @@ class Example(NamedTuple):
 
 
 class Candidates:
-    """The passages of all processes, known by their hashes.
-
-    Args:
-        hashes: One per passage of the joint batch.
-        offset: Column of this process's first passage.
-    """
+    """The passages of all processes, known by their hashes."""
 
     def __init__(self, hashes: Sequence[int], *, offset: int = 0) -> None:
         self.hashes = list(hashes)
@@ -66,10 +60,6 @@ class Candidates:
 
     def masks(self, rows: Sequence[Example], *, device: torch.device) -> Masks:
         """Return the masks of some queries.
-
-        Args:
-            rows: The queries.
-            device: Where the masks shall lie.
 
         Returns:
             Masks over ``[queries, passages]``, the passages being those of all processes.

@@ -36,8 +36,6 @@ class StepStats:
     """What a step tells of itself.
 
     Args:
-        loss: Mean loss over the global batch.
-        texts: Texts encoded by this process.
         tokens: Their tokens, without padding.
         query_ids: Queries of this process's share; where the loss is not finite, of all
             processes. For error messages.
@@ -79,10 +77,6 @@ class ContrastiveObjective:
     """In-batch, mined and cross-device negatives, known positives and copies masked.
 
     Args:
-        method: What is trained.
-        groups: The training groups.
-        config: Settings.
-        world: The processes.
         score_scale: Factor that brings dot products to order 1.
     """
 

@@ -30,15 +30,7 @@ _GROUPS_LOOKED_AT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a run trains on and selects by.
-
-    Args:
-        groups: Training groups.
-        dev: Dev queries and corpus.
-        query_texts: Some queries, for initialisation.
-        passage_texts: Some positives, for initialisation.
-        facts: Counts and origin, for the bundle's card.
-    """
+    """What a run trains on and selects by."""
 
     groups: Groups
     dev: DevSet
@@ -59,16 +51,11 @@ def load_data(
     """Read what a run needs of a data folder.
 
     Args:
-        folder: The data.
-        config: Sizes of the dev set, and the seed.
         negatives: A training file that replaces the train qrels: mined negatives, groups, or a
             file of Tevatron or DPR. Its dev queries are left out.
         groups: Groups that replace the train qrels; the caller has left out dev queries.
         tokens: Reads training files of token ids.
         min_grade: Least grade of a positive in the train qrels.
-
-    Returns:
-        Groups and dev set.
 
     Raises:
         ConfigError: If distillation is asked for and there are no scores to learn from.
@@ -128,10 +115,6 @@ def load_data(
 
 def load_dev(folder: BeirFolder, identity: Mapping[str, Any]) -> DevSet:
     """Return the dev set that a run was selected by, from the data folder of the run.
-
-    Args:
-        folder: The data.
-        identity: The run's own settings, as :meth:`RunFolder.identity` returns them.
 
     Returns:
         The same queries and passages that the run took.

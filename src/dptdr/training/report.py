@@ -23,7 +23,6 @@ def write_report(run_folder: Path, out: Path) -> None:
 
     Args:
         run_folder: ``TASK.training`` of the run; it may still be going on.
-        out: Where the page shall stand.
 
     Raises:
         TrainingError: If there is no run in the folder, or none of its steps is done yet.

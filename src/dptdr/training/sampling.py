@@ -17,9 +17,7 @@ def batch_items(*, items: int, batch_size: int, step: int, seed: int) -> list[tu
 
     Args:
         items: Number of training groups, at least 1.
-        batch_size: Groups per step.
         step: Step, counted from 0.
-        seed: The run's seed.
 
     Returns:
         ``batch_size`` pairs.
@@ -57,9 +55,6 @@ def draw_positives(count: int, *, wanted: int = 1, seed: int, epoch: int, item: 
     Args:
         count: Positives there are, at least 1.
         wanted: Positives asked for; fewer are all taken, once each.
-        seed: The run's seed.
-        epoch: The epoch.
-        item: The group's number.
 
     Returns:
         Different positions below ``count``; the first does not depend on ``wanted``.
@@ -75,13 +70,6 @@ def draw_negatives(count: int, *, wanted: int, seed: int, epoch: int, item: int)
     """Return which mined negatives of a query this epoch trains on.
 
     Fewer than wanted are all taken, once each; the batch's other passages make up the rest.
-
-    Args:
-        count: Negatives there are.
-        wanted: Negatives asked for.
-        seed: The run's seed.
-        epoch: The epoch.
-        item: The group's number.
 
     Returns:
         Different positions below ``count``, sorted.

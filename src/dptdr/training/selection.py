@@ -47,9 +47,6 @@ def select_again(run_folder: Path, *, measure: str) -> int:
         run_folder: ``TASK.training`` of the run.
         measure: A measure that was taken, while training or by :func:`measure_again`.
 
-    Returns:
-        The step.
-
     Raises:
         TrainingError: If the run took no such measure.
     """
@@ -64,11 +61,6 @@ def measure_again(
     Args:
         run_folder: ``TASK.training`` of the run.
         dev: Dev queries and corpus, such as ``load_data(...).dev`` of the run's data.
-        backbone: The backbone of the run.
-        measures: Names as ir_measures writes them.
-
-    Returns:
-        All measures by step.
 
     Raises:
         TrainingError: If there is no finished run in the folder.
@@ -94,12 +86,7 @@ def write_bundle(
 
     Args:
         run_folder: ``TASK.training`` of the run.
-        out: The bundle's folder.
-        backbone: The backbone of the run.
         step: The checkpoint; by default the best one by the run's own measure.
-
-    Returns:
-        The bundle's manifest.
 
     Raises:
         TrainingError: If there is no such run or checkpoint.
@@ -116,13 +103,7 @@ def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> 
     """Write the bundle of a method that holds a checkpoint.
 
     Args:
-        folder: The run's files.
-        out: The bundle's folder.
         method: The run's method, as it was at the checkpoint.
-        step: The checkpoint.
-
-    Returns:
-        The bundle's manifest.
     """
     out = Path(out)
     # The bundle reads texts as long as the backbone can, whatever was cut while training.
@@ -160,7 +141,6 @@ def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
     """Return how long texts may be while training.
 
     Args:
-        backbone: The encoder.
         settings: Holds ``max_query_tokens`` and ``max_passage_tokens``; ``None`` (or 0, as former
             versions wrote it) is the encoder's limit.
 

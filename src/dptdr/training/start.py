@@ -36,16 +36,7 @@ def train_folder(
     """Train what was asked for on a data folder.
 
     Args:
-        folder: The data.
-        out: The bundle's folder.
-        backbone: The frozen encoder.
-        request: Method and settings.
-        negatives: A training file that replaces the train qrels.
-        from_task: A task whose prompt is the start.
-        min_grade: Minimum grade of a positive.
         overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
-        progress: Told about every step.
-        tracking: Where the log goes besides its own file.
 
     Returns:
         The result; ``None`` in every process but the first.
@@ -81,10 +72,6 @@ def train_folder(
 
 def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingRequest:
     """Take fewer steps for few queries, and start a prompt near the backbone, unless told.
-
-    Args:
-        request: What was asked for.
-        queries: Number of training queries.
 
     Returns:
         The request, with those settings that were not given chosen by the data.

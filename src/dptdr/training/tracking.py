@@ -21,7 +21,6 @@ class Tracking:
     """Where a run's log goes besides its own file.
 
     Args:
-        tensorboard: Folder for TensorBoard files.
         tracker: A tracker that knows itself where to write, and whether it is offline
             (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``).
 
@@ -53,12 +52,6 @@ def mirrored(
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Record], None] | None]:
     """Provide what sends each line of a run's log to trackers as well.
-
-    Args:
-        tracking: The trackers.
-        world: The processes; only the first one writes.
-        name: The run's name there.
-        settings: The run's settings there.
 
     Yields:
         A function of one line of the log, or ``None`` if nothing is tracked.

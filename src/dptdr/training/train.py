@@ -55,11 +55,6 @@ class TrainingResult:
 
     Args:
         manifest: The bundle's ``task.json``.
-        history: Dev measures by step.
-        bare: Dev measures of the bare backbone.
-        best_step: The chosen checkpoint.
-        seconds: Training time of this process, without evaluations.
-        run_folder: Checkpoints and log.
     """
 
     manifest: TaskManifest
@@ -101,19 +96,9 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     Started by ``torchrun``, the processes share each batch; the first one writes.
 
     Args:
-        data: What to train on and to select by.
         out: The bundle's folder; the run's own files go to ``OUT.training`` beside it.
-        backbone: The frozen encoder.
-        method_name: Tuning method.
-        method_config: Its settings.
-        config: Training settings.
         overwrite: Start over, whatever is in ``OUT.training``; an old bundle stays until the new
             one is complete.
-        start_rows: Another task's prompt rows to start from.
-        progress: Told about every step.
-        tracking: Where the log goes besides its own file.
-        clock: Seconds, from any start.
-        objective: Leaves gradients on the parameters.
         accept: Raises an error if the best checkpoint's dev measures, given with the backbone's,
             are too low for a bundle to be written.
         work: The run's own files; ``OUT.training`` by default.
@@ -285,15 +270,7 @@ def _measure_start(
 def log_health(
     folder: RunFolder, method: Method, data: TrainingData, *, config: TrainingConfig, step: int
 ) -> None:
-    """Write into the log what a deep prompt does in each layer; nothing for other methods.
-
-    Args:
-        folder: The run's files.
-        method: The method as it is at the step.
-        data: Its first texts are looked at.
-        config: Longest passage while training.
-        step: The step.
-    """
+    """Write into the log what a deep prompt does in each layer; nothing for other methods."""
     health = prompt_health(
         method,
         queries=data.query_texts[:_HEALTH_TEXTS],

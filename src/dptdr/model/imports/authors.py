@@ -33,12 +33,8 @@ def import_authors(
     Args:
         source: Folder with ``config.json`` and the weights of the whole encoder, prompt included;
             or with the folders ``query_model`` and ``passage_model``, where they differ.
-        out: Folder to write.
         limits: Longest texts in tokens; they are not stored in the checkpoint.
         tokenizer: Folder of the tokenizer where the checkpoint holds none.
-
-    Returns:
-        What was written.
 
     Raises:
         BundleError: If the checkpoint is of another layout, the encoders of the two folders
@@ -85,7 +81,6 @@ def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
 
     Args:
         state: Weights by name, without ``prefix_encoder.``.
-        where: The file, for messages.
 
     Returns:
         ``[prompt, layers * 2 * dim]``.

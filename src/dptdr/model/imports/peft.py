@@ -28,13 +28,8 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
     """Turn a PEFT prefix-tuning adapter into a task bundle.
 
     Args:
-        source: The adapter's folder.
-        out: The bundle to write.
         backbone: The encoder; by default the one that the adapter names.
         limits: Longest texts in tokens.
-
-    Returns:
-        What was written.
 
     Raises:
         BundleError: If the adapter is of another kind or does not fit the encoder.
@@ -71,13 +66,8 @@ def export_peft(
     has no place for feed-forward rows.
 
     Args:
-        task: The task bundle.
         out: Folder to write: the adapter, or ``query`` and ``passage`` in it where they differ.
-        backbone: The task's backbone.
         accept_shift: Export a task without shifted positions, though PEFT will shift them.
-
-    Returns:
-        The adapters' folders.
 
     Raises:
         BundleError: If the task cannot be said in PEFT's terms.

@@ -26,11 +26,7 @@ class Imported:
     """What an import wrote.
 
     Args:
-        task: The task bundle.
-        backbone: The backbone's folder or name.
         manifest: The bundle's ``task.json``.
-        checkpoint_bytes: Size of the checkpoint's weights.
-        task_bytes: Size of the bundle.
     """
 
     task: Path
@@ -47,10 +43,6 @@ def rows_of_matrix(
 
     Args:
         matrix: ``[prompt, layers * 2 * dim]``: per layer the key, then the value.
-        geometry: Layers, heads and head size of the backbone.
-
-    Returns:
-        The rows.
 
     Raises:
         BundleError: If the matrix does not fit the backbone.
@@ -80,12 +72,8 @@ def shifted_encoder(backbone: Backbone, rows: Mapping[str, Tensor], *, limits: L
     """Return an encoder with prompts that were trained with shifted positions.
 
     Args:
-        backbone: The frozen encoder.
         rows: Prompt rows: ``shared``, or ``query`` and ``passage``.
         limits: Longest texts in tokens.
-
-    Returns:
-        The encoder.
 
     Raises:
         BundleError: If texts and prompt together are longer than the encoder's positions.
@@ -114,16 +102,7 @@ def _refuse_long(backbone: Backbone, limits: Limits, *, length: int) -> None:
 
 
 def imported(task: Path, backbone: str, *, weights: Sequence[Path]) -> Imported:
-    """Return what an import wrote.
-
-    Args:
-        task: The bundle.
-        backbone: The backbone's folder or name.
-        weights: The checkpoint's files.
-
-    Returns:
-        The facts.
-    """
+    """Return what an import wrote."""
     return Imported(
         task=task,
         backbone=backbone,
