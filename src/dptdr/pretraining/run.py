@@ -33,7 +33,7 @@ from dptdr.pretraining.objective import PretrainingObjective
 from dptdr.pretraining.saving import save_backbone
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import ProcessGroup
-from dptdr.training.loop import Clock, TrainState, ProgressCallback, best_step, train_loop
+from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
 from dptdr.training.train import rows_digest, set_training_mode
 
 _INITIALISATION_TEXTS = 128
