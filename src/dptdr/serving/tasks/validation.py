@@ -74,28 +74,18 @@ class Verifier:
                 name = side if len(sides) == 2 else "shared"
                 with torch.inference_mode():
                     alone = method.vectors(self.backbone.pad([ids]), side=side)[0]
-                tensors = file.rows(name)
-                served = self.forward.vectors([Row(ids, self.hot.load(tensors, config, name=name))])
-                self._compare(
-                    served[0],
-                    alone,
-                    finite=all(bool(x.isfinite().all()) for x in (*tensors.values(), served)),
-                    what=f"{bundle}: prompt '{name}'",
-                )
+                row = Row(ids, self.hot.load(file.rows(name), config, name=name))
+                served = self.forward.vectors([row])[0]
+                self._compare(served, alone, what=f"{bundle}: prompt '{name}'")
         return manifest
 
     def _compare(
-        self,
-        served: Float[Tensor, " dim"],
-        alone: Float[Tensor, " dim"],
-        *,
-        finite: bool,
-        what: str,
+        self, served: Float[Tensor, " dim"], alone: Float[Tensor, " dim"], *, what: str
     ) -> None:
         """Demand that the vector is that of the task alone, and not the bare backbone's."""
         scale = max(1.0, float(alone.norm()))
-        if not finite:
-            raise BundleError(f"{what} holds NaN or infinity, or makes such vectors")
+        if not served.isfinite().all():
+            raise BundleError(f"{what} makes vectors of NaN or infinity")
         difference = float((served - alone).abs().max())
         if difference > self.forward.tolerance * scale:
             raise BundleError(
