@@ -136,7 +136,7 @@ class PretrainingConfig(OptimisationConfig):
     anchor: Annotated[
         float,
         Setting("Share of the backbone's own similarities in what fused teaches.", min=0, max=1),
-    ] = 0.5
+    ] = 0.0
     candidates_per_query: Annotated[
         int, Setting("Passages that the fused ranking adds for each pseudo-query and step.", min=0)
     ] = 1
