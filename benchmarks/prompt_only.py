@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     for name in args.sets:
         folder = BeirFolder(_lib.data_folder(name, data=args.data, work=args.work))
         split = "dev" if folder.has_split("dev") else "train"
-        caps = {"test_queries": args.queries, "passages": args.passages}
-        dev = capped_test(folder, **caps, seed=0, split=split)
+        caps = {"test_queries": args.queries, "passages": args.passages, "split": split}
+        dev = capped_test(folder, **caps, seed=0)
         cell = {
             "set": name,
             "encoder": Path(args.encoder).name,
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
             **settings,
         )
         assert result is not None
-        best = result.history[result.best_step][MEASURE]
+        ends = (result.bare, result.history[result.best_step])
         facts = {
-            "label_free": [round(result.bare[MEASURE], 4), round(best, 4)],
+            "label_free": [round(measures[MEASURE], 4) for measures in ends],
             "best_step": result.best_step,
             "processor_seconds": round(time.process_time() - began),
         }
@@ -88,7 +88,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def searched(encoder: Any, dev: Any, args: argparse.Namespace) -> Any:
-    """Return the run of an encoder, texts cut as in pretraining."""
     import torch
 
     from dptdr.model import Encoder

@@ -123,9 +123,7 @@ def tasks(part: Found) -> list[str]:
 
 def lora(part: Found) -> list[str]:
     names = [name for name in part if isinstance(part[name], dict)]
-    return [
-        *table(("ratio of times", ""), ((name, of(part[name])) for name in names)),
-    ]
+    return table(("ratio of times", ""), ((name, of(part[name])) for name in names))
 
 
 def memory(part: Found) -> list[str]:
@@ -154,55 +152,49 @@ def memory(part: Found) -> list[str]:
 
 
 def backends(part: Found) -> list[str]:
-    return [
-        *table(
-            ("backend", "time over packed", "difference", "to get ready, s"),
+    return table(
+        ("backend", "time over packed", "difference", "to get ready, s"),
+        (
             (
-                (
-                    name,
-                    of(s["time over packed"]),
-                    f"{s['largest difference from each row alone']:.0e}",
-                    s["processor seconds to get ready"],
-                )
-                for name, s in part["systems"].items()
-            ),
+                name,
+                of(s["time over packed"]),
+                f"{s['largest difference from each row alone']:.0e}",
+                s["processor seconds to get ready"],
+            )
+            for name, s in part["systems"].items()
         ),
-    ]
+    )
 
 
 def joining(part: Found) -> list[str]:
-    return [
-        *table(
-            ("prompt rows", "tokens", "texts per task", "merged over joined", "chosen over joined"),
+    return table(
+        ("prompt rows", "tokens", "texts per task", "merged over joined", "chosen over joined"),
+        (
             (
-                (
-                    cell["rows"],
-                    cell["tokens"],
-                    cell["texts per task"],
-                    f"{cell['merged over joined']:.2f}",
-                    f"{cell['chosen over joined']:.2f}",
-                )
-                for cell in part["cells"]
-            ),
+                cell["rows"],
+                cell["tokens"],
+                cell["texts per task"],
+                f"{cell['merged over joined']:.2f}",
+                f"{cell['chosen over joined']:.2f}",
+            )
+            for cell in part["cells"]
         ),
-    ]
+    )
 
 
 def int8(part: Found) -> list[str]:
-    return [
-        *table(
-            ("backend", "nDCG@10", "cost", "least cosine"),
+    return table(
+        ("backend", "nDCG@10", "cost", "least cosine"),
+        (
             (
-                (
-                    name,
-                    f"{value:.4f}",
-                    f"{part['cost'][name]:+.4f}",
-                    f"{part['least cosine'][name]:.4f}" if name in part["least cosine"] else "",
-                )
-                for name, value in part["nDCG@10"].items()
-            ),
+                name,
+                f"{value:.4f}",
+                f"{part['cost'][name]:+.4f}",
+                f"{part['least cosine'][name]:.4f}" if name in part["least cosine"] else "",
+            )
+            for name, value in part["nDCG@10"].items()
         ),
-    ]
+    )
 
 
 def soak(part: Found) -> list[str]:
