@@ -70,7 +70,7 @@ def prompted_attention(
     call: PromptCall | None = options.get(KEYWORD)
     rows, place = None, 0
     if call is not None:
-        layer = _layer_of(module, call=call)
+        layer = layer_of(module, call=call)
         rows = call.attention
         place = -1 if rows is None else call.place(rows.keys, layer)
         if call.observer is not None:
@@ -120,7 +120,8 @@ def _plain_attention(
     return torch.matmul(functional.dropout(scores.softmax(dim=-1), p=dropout), value)
 
 
-def _layer_of(module: torch.nn.Module, *, call: PromptCall) -> int:
+def layer_of(module: torch.nn.Module, *, call: PromptCall) -> int:
+    """Return the layer of an attention call, and count it."""
     if call.modules is not None:
         call.modules.append(module)
     layer = call.layer

@@ -137,7 +137,7 @@ class Backbone:
         return self._fingerprint
 
     def forget_fingerprint(self) -> None:
-        """Compute the fingerprint anew next time; for code that has changed the weights."""
+        """Compute the fingerprint again next time; call it after changing weights."""
         self._fingerprint = None
         self._weights_hash = None
 
@@ -400,7 +400,7 @@ def _position_padding(model: Any) -> int | None:
 
 
 def _takes_positions(model: Any) -> bool:
-    """Say whether position numbers change anything; DeBERTa-v3 takes and ignores them."""
+    """Return whether position numbers change anything; DeBERTa-v3 takes and ignores them."""
     ignored = any(
         getattr(module, "position_embeddings", module) is None for module in model.modules()
     )

@@ -301,7 +301,7 @@ def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> N
         raise WrongBackbone(
             f"{path}: the task was trained on backbone '{manifest.backbone}' with fingerprint "
             f"{manifest.backbone_fingerprint}, but '{backbone.name}' has fingerprint "
-            f"{backbone.fingerprint}; load it on its own backbone, or train it anew on this one"
+            f"{backbone.fingerprint}; load it on its own backbone, or train it again on this one"
         )
 
 

@@ -48,7 +48,7 @@ def length_sorted_batches(
     1.2 to 0.75 s of processor time).
 
     Args:
-        token_budget: Most padded tokens per batch; one text longer than it stands alone.
+        token_budget: Most padded tokens per batch; a longer text is a batch of its own.
         most_padding: Most padding tokens per batch.
 
     Yields:

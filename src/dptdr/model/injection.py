@@ -319,7 +319,7 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
 
 @contextlib.contextmanager
 def _refusing(model: nn.Module) -> Iterator[None]:
-    """Turn whatever a probing pass stumbles over into a refusal of the architecture."""
+    """Refuse the architecture if a probing pass fails in any way."""
     try:
         yield
     except UnsupportedBackbone:

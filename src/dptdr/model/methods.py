@@ -52,7 +52,7 @@ class Method(Protocol):
         ...
 
     def changes(self, side: Side) -> bool:
-        """Say whether this side's vectors differ from the bare backbone's."""
+        """Return whether this side's vectors differ from the bare backbone's."""
         ...
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -158,7 +158,7 @@ class DeepPromptMethod:
         )
 
     def changes(self, side: Side) -> bool:
-        """Say whether this side has a prompt."""
+        """Return whether this side has a prompt."""
         return self.prompt(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -347,7 +347,7 @@ class ShallowPromptMethod:
         return self.backbone.vectors(tokens, prefix_embeddings=rows, observer=observer)
 
     def changes(self, side: Side) -> bool:
-        """Say whether this side has a prompt."""
+        """Return whether this side has a prompt."""
         return self._rows(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
+from dptdr.model.attention import KEYWORD, layer_of, prompted_attention, prompted_mask
 from dptdr.model.rows import Activation, AttentionRows, FeedForwardRows, PromptCall
 
 NAME = "dptdr-packed"
@@ -154,7 +154,7 @@ def plan(
 
     Args:
         lengths: Tokens of each text, in the order of the row.
-        prompts: The prompt of each text; texts of one task shall be neighbours.
+        prompts: The prompt of each text; texts of one task must be neighbours.
         merge: Force merging (true) or joining (false); by default decided here.
     """
     runs: list[Run] = []
@@ -211,17 +211,10 @@ def packed_attention(
     if query.shape[0] != 1 or query.shape[1] != key.shape[1]:
         raise UnsupportedBackbone("shared key heads cannot be packed")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    layer = _layer_of(module, call=call)
+    layer = layer_of(module, call=call)
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     output = attend(call, layer, query=rows[0], key=rows[1], value=rows[2], scale=scale)
     return output.unsqueeze(0), None
-
-
-def _layer_of(module: nn.Module, *, call: PackedCall) -> int:
-    layer = call.layer
-    call.layer = layer + 1
-    layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
-    return layers[0] if len(layers) == 1 else layer
 
 
 def attend(

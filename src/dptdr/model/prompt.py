@@ -87,7 +87,7 @@ class DeepPrompt(nn.Module):
         """Fix what dropout does in the coming training passes, as a function of the seed alone.
 
         However a step's texts are cut into passes, chunks and processes, they then meet the same
-        prompt. Without this call each pass draws anew from torch's generator.
+        prompt. Without this call each pass draws from torch's generator.
 
         Args:
             seed: Such as one drawn from the run's seed and the step.

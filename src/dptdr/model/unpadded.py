@@ -61,7 +61,7 @@ class Unpadded:
         """Return one float32 vector per text; call it in inference mode.
 
         Args:
-            ids: Token ids of each text, at least one each; texts of equal length shall be
+            ids: Token ids of each text, at least one each; texts of equal length must be
                 neighbours, since they attend in one call.
 
         Raises:

@@ -124,7 +124,7 @@ class RunFolder:
             self._mirror(record)
 
     def _ends_in_half_a_line(self) -> bool:
-        """Say whether a kill has cut the last line short."""
+        """Return whether a kill has cut the last line short."""
         if not self.log_path.is_file() or not self.log_path.stat().st_size:
             return False
         with self.log_path.open("rb") as handle:

@@ -1,7 +1,7 @@
 """Frozen linear layers in the layout that the processor multiplies fastest.
 
 Weights that nobody trains can be arranged, and rounded, once for a whole run instead of in every
-product. Trained weights cannot: they are others after each step.
+product. Trainable weights change every step, so they cannot be packed once.
 """
 
 import contextlib

@@ -26,7 +26,7 @@ class GeneratorState:
 
 
 def is_finite(loss: Tensor) -> bool:
-    """Say whether a loss is a finite number."""
+    """Return whether a loss is a finite number."""
     return bool(torch.isfinite(loss))
 
 
@@ -42,8 +42,8 @@ def whole_backward(
     Args:
         encode: Turns a chunk into vectors, with gradients to the trained parameters.
         loss_of: The loss of all vectors, one tensor per chunk.
-        proceed: Says of the loss whether there shall be a backward pass; several processes must
-            come to the same answer, or they would wait for each other for ever.
+        proceed: Predicate on the loss: run the backward pass? All ranks must agree, otherwise
+            they deadlock.
 
     Returns:
         The loss, detached; gradients are added to the parameters'.

@@ -138,7 +138,7 @@ def _plot_dev(
 ) -> None:
     dev = by_kind.get("dev", [])
     names = [n for n, v in dev[-1].items() if isinstance(v, float)] if dev else []
-    # The measure that selects stands first and is drawn strongest.
+    # The measure that selects is first and drawn strongest.
     names.sort(key=lambda name: (name != identity["dev_measure"], name))
     for number, name in enumerate(names):
         taken = [record for record in dev if name in record]

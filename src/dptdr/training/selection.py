@@ -157,7 +157,7 @@ def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
 def _rebuilt(
     identity: Mapping[str, Any], backbone: Backbone, *, folder: RunFolder, step: int
 ) -> Method:
-    """Build the run's method anew, as it was at a checkpoint."""
+    """Rebuild the run's method as it was at a checkpoint."""
     if identity["backbone_fingerprint"] != backbone.fingerprint:
         raise WrongBackbone(
             f"{folder.path}: the run was made on a backbone with fingerprint "
