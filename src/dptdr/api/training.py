@@ -69,15 +69,15 @@ def train(
     # All that can be refused is refused before torch is imported.
     request = training_request(method, settings, from_task=from_task is not None)
     try_outputs(Path(out), optional_path(tensorboard), folders=True)
-    from dptdr.api.task import Task, load_backbone
-    from dptdr.model import load_task
-    from dptdr.training.start import train_folder
-    from dptdr.training.tracking import Tracking
-
-    tracking = Tracking(tensorboard=optional_path(tensorboard), tracker=track)
     with data_folder(data) as folder:
-        set_threads(threads)
         with phases(progress)("load the encoder"):
+            from dptdr.api.task import Task, load_backbone
+            from dptdr.model import load_task
+            from dptdr.training.start import train_folder
+            from dptdr.training.tracking import Tracking
+
+            tracking = Tracking(tensorboard=optional_path(tensorboard), tracker=track)
+            set_threads(threads)
             loaded = load_backbone(backbone, device=device)
         watch = TrainingProgress(request.config.dev_measure) if progress else None
         with watch or nullcontext():
@@ -144,13 +144,13 @@ def pretrain(
         force=force,
     )
     try_outputs(Path(out), folders=True)
-    from dptdr.api.task import load_backbone
-    from dptdr.model.bundle import load_prompt_rows
-    from dptdr.pretraining.pretrain import pretrain as pretrain_folder
-
     with data_folder(data) as folder:
-        set_threads(threads)
         with phases(progress)("load the encoder"):
+            from dptdr.api.task import load_backbone
+            from dptdr.model.bundle import load_prompt_rows
+            from dptdr.pretraining.pretrain import pretrain as pretrain_folder
+
+            set_threads(threads)
             loaded = load_backbone(backbone, device=device)
         rows = None if from_task is None else load_prompt_rows(Path(from_task), backbone=loaded)
         watch = TrainingProgress(config.dev_measure) if progress else None

@@ -88,6 +88,14 @@ def write_result(json: Path | None, result: Any, *, said: str) -> None:
         write_json(json, result)
 
 
+def start() -> None:
+    """Import what computes; that takes seconds, so it is named."""
+    from dptdr.io.progress import progress
+
+    with progress("start"):
+        import dptdr.api.indexing  # noqa: F401
+
+
 def load_encoder(
     task: Path | None, backbone: str | None, *, device: str = "auto", dtype: str = "float32"
 ) -> "Encoder":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.common import BatchSize, Device, Dtype, Json, Overwrite, Threads, write_result
+from dptdr.cli.common import BatchSize, Device, Dtype, Json, Overwrite, Threads, start, write_result
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
@@ -78,6 +78,7 @@ def command(
             "training"
         )
     part = parse_part(shard)
+    start()
     import dptdr
 
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from dptdr.cli.common import (
     Threads,
     load_encoder,
     refuse_idle,
+    start,
     write_result,
 )
 from dptdr.errors import ConfigError
@@ -143,6 +144,7 @@ def command(
         "threads": threads,
         "memory_bytes": None if memory_gb is None else int(memory_gb * 1e9),
     }
+    start()
     import dptdr
 
     started = time.perf_counter()

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Device, Json, KeepIdentical, load_encoder, refuse_idle, write_result
+from dptdr.cli.common import (
+    Device,
+    Json,
+    KeepIdentical,
+    load_encoder,
+    refuse_idle,
+    start,
+    write_result,
+)
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
@@ -120,6 +128,7 @@ def command(
         raise ConfigError('expected either a text, as in `dptdr search INDEX "text"`, or --queries')
     if queries is not None and run_out is None:
         raise ConfigError("expected --run-out FILE with --queries, got none")
+    start()
     import dptdr
     from dptdr.search.vectors.documents import Filter
 
