@@ -88,6 +88,15 @@ def test_a_task_can_be_written_again_from_the_checkpoints_of_its_run(backbone, t
     assert (tmp_path / weights).read_bytes() == (OLD / weights).read_bytes()
 
 
+def test_a_run_whose_settings_have_their_former_names_is_reported(tmp_path):
+    from dptdr.training.report import write_report
+
+    write_report(OLD / "task.training", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<tr><th>steps</th><td>4 of 4</td></tr>" in page
+    assert "<tr><th>clip_norm</th><td>1.0</td></tr>" in page
+
+
 def test_a_task_is_not_replaced_by_a_training_that_does_not_know_its_settings(
     backbone, data, tmp_path
 ):
