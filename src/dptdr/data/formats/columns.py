@@ -80,7 +80,7 @@ class Columns(NamedTuple):
         return "FAQ table" if is_faq else "pairs"
 
     def described(self) -> str:
-        """Return the columns in words, for the output."""
+        """Return a readable description of the columns, for the output."""
         parts = [f"query = {self.query}", f"positive = {self.positive}"]
         if self.negatives:
             parts.append(f"negatives = {', '.join(self.negatives)}")

@@ -37,7 +37,7 @@ _EMPTY_BODY = re.compile(r"(pass|\.\.\.|return|raise NotImplementedError\b.*)\s*
 
 
 def code_sources() -> list[SourceFile]:
-    """Return the files that ``python-code`` is made of."""
+    """Return the files from which ``python-code`` is built."""
     return standard_library(skip=SKIPPED)
 
 
