@@ -126,7 +126,6 @@ def test_rows_train_with_their_negatives_and_are_recognised(places, capsys):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (7, "data: expected a folder or rows, got int"),
         ([{"text": "a"}], "row 1: expected a column anchor or query"),
         ([("a",)], "row 1: expected a query and a positive"),
     ],

@@ -52,6 +52,7 @@ def test_killed_reader_is_one_clear_error(ahead):
         read_on()
 
 
+@pytest.mark.learning
 def test_number_of_readers_changes_no_weight(tmp_path, corpus, plain):
     weights = []
     for readers in (0, 2):

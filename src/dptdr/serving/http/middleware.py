@@ -1,6 +1,7 @@
 """Around every request: an id, limits on its size and time, a log line, metrics."""
 
 import asyncio
+import contextlib
 import re
 import sys
 import time
@@ -94,6 +95,8 @@ class RequestMiddleware:
                 reply = error_response(*refused, scope=scope)
                 # What follows on this connection cannot be told from the refused body.
                 reply.headers["Connection"] = "close"
+                if b"transfer-encoding" not in headers:
+                    await self._discard_body(receive)
                 await reply(scope, receive, answer)
         except Exception as error:
             facts["error"] = "".join(traceback.format_exception_only(error)).strip()[:500]
@@ -129,6 +132,20 @@ class RequestMiddleware:
         if length.isdigit() and int(length) > self.max_body_bytes:
             return 413, "too_large", self._too_large()
         return None
+
+    async def _discard_body(self, receive: Receive) -> None:
+        """Read and drop a refused body, within bounds.
+
+        A connection that is closed on unread bytes is reset, and the client never sees the answer.
+        """
+        left = 4 * self.max_body_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.receive_seconds):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _limited(self, receive: Receive) -> Callable[[], Any]:
         """Return ``receive`` that stops a body which is too long, or comes too slowly."""

@@ -10,7 +10,9 @@ from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    "name", ["python-api", pytest.param("python-code", marks=pytest.mark.learning)]
+)
 def test_a_sample_is_sound_big_enough_and_split_by_file(tmp_path: Path, name: str):
     told: list[tuple[int, int]] = []
     counts = build_sample(

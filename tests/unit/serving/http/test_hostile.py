@@ -130,6 +130,18 @@ def read_all(connection):
     return found
 
 
+def test_who_sends_too_much_gets_the_answer_not_a_reset(tmp_path):
+    half = b"x" * 60_000
+    head = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 120000\r\n\r\n"
+    with WebServer.start(tmp_path, max_body_kb=100) as web, web.listening() as address:
+        where = urlsplit(address)
+        for _ in range(10):
+            with socket.create_connection((where.hostname, where.port)) as client:
+                for piece in (head, half, half):
+                    client.sendall(piece)
+                assert b" 413 " in read_all(client)
+
+
 def test_slow_clients_are_sent_away_and_keep_nobody_out(web):
     with web.listening() as address:
         where = urlsplit(address)

@@ -63,7 +63,12 @@ def tiny(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("fold") / "tiny", seed=3)
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = [
+    pytest.param(case, marks=pytest.mark.learning) for case in ("query-only", "shifted", "lora")
+]
+
+
+@pytest.mark.parametrize("case", ["tied", "untied", "shallow", *SLOW])
 def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
     backbone = Backbone.load(str(tiny))
     kind, config = CASES[case]
