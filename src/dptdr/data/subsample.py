@@ -37,7 +37,9 @@ def capped_test(
         DataError: If a judged query or passage is not in the folder, or no query fits.
     """
     if min(test_queries, passages) < 1:
-        raise ValueError(f"expected sizes of at least 1, got {test_queries} and {passages}")
+        raise ValueError(
+            f"expected test_queries and passages of at least 1, got {test_queries} and {passages}"
+        )
     judged = {
         query_id: grades
         for query_id, grades in folder.qrels(split).items()

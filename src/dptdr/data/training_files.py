@@ -33,15 +33,15 @@ from dptdr.records import TrainingGroup
 class GroupFile:
     """A training file by row: ``file[i]`` is its i-th group.
 
-    In memory are 16 bytes for each group, and 32 for each passage and query of the folder where
-    the file refers to them by id.
+    Uses 16 bytes of memory per group, and 32 for each passage and query of the folder where the
+    file refers to them by id.
 
     Args:
         folder: The data folder that ids refer to; needed for ids alone.
         decode: Turns token ids into a text; needed for files of token ids alone.
 
     Raises:
-        DataError: If the file is missing, empty or of no known format, or if it holds ids
+        DataError: If the file is missing, empty or in no known format, or if it holds ids
             and no folder is given.
     """
 

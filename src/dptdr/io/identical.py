@@ -51,7 +51,7 @@ def without_own(
 
 
 def say_own(count: int) -> None:
-    """Say in one line on standard error that some queries cannot find themselves, if any."""
+    """Note on standard error, in one line, if some queries cannot find themselves."""
     if count:
         sys.stderr.write(
             f"{count:,} queries are passages under the same id: none is its own answer or "

@@ -52,7 +52,7 @@ class FilteringSettings:
 
     @property
     def drops(self) -> bool:
-        """Whether any bound is set."""
+        """Whether any bound is set, so that candidates may be dropped."""
         return any(getattr(self, name) is not None for name in BOUNDS)
 
 

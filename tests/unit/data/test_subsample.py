@@ -89,5 +89,7 @@ def test_too_little_room_for_one_query_is_an_error(tmp_path: Path):
 
     with pytest.raises(DataError, match="no query of split 'test' can be kept"):
         capped_test(folder, test_queries=1, passages=1, seed=0)
-    with pytest.raises(ValueError, match="expected sizes of at least 1, got 0 and 5"):
+    with pytest.raises(
+        ValueError, match="expected test_queries and passages of at least 1, got 0 and 5"
+    ):
         capped_test(folder, test_queries=0, passages=5, seed=0)

@@ -23,7 +23,7 @@ def read_tables(source: Path, settings: TableSettings) -> Material:
         source: A table, a folder of tables named by their splits, or a folder of ``datasets``.
 
     Raises:
-        DataError: If there is no table, or the names of the files tell no splits.
+        DataError: If there is no table, or the file names do not identify splits.
     """
     if not source.exists():
         raise DataError("no such file or folder", path=source)

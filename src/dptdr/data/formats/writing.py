@@ -57,7 +57,7 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Whether counts that differ are an error, and who is told of progress."""
+    """Whether mismatched counts are errors, and where progress is reported."""
 
     strict: bool = False
     on_progress: Progress | None = None

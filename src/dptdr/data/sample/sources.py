@@ -105,7 +105,7 @@ def documented(tree: ast.Module) -> Iterator[Documented]:
 
 
 def docstring_lines(node: Documentable) -> range:
-    """Return the line numbers, from 1, that the docstring of a definition takes."""
+    """Return the line numbers, from 1, that the docstring of a definition occupies."""
     first = node.body[0]
     if (
         isinstance(first, ast.Expr)

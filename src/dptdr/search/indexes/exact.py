@@ -98,13 +98,13 @@ class _Best:
         self.scores = np.concatenate([self.scores, scores[columns]])
         self.rows = np.concatenate([self.rows, columns + first_row])
         if len(self.scores) > depth:
-            # Rows are in growing order here, which is what the cut needs for its ties.
+            # Rows are in ascending order here, which is what the cut needs for its ties.
             kept = _cut(self.scores, depth)
             self.scores, self.rows = self.scores[kept], self.rows[kept]
 
 
 def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
-    """Return the positions of the ``depth`` highest scores, ties to the lower, in growing order."""
+    """Return the positions of the ``depth`` highest scores, ties to the lower; ascending."""
     threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
     above = scores > threshold
     level = np.flatnonzero(scores == threshold)[: depth - int(above.sum())]

@@ -31,7 +31,7 @@ class RowIndex(Protocol):
         """Return scores and row numbers, best first; row -1 where nothing was found.
 
         Args:
-            allowed: Rows that may be found, in growing order; None for all.
+            allowed: Rows that may be found, in ascending order; None for all.
         """
         ...
 
@@ -123,7 +123,7 @@ def exact_among(
     """Return the best of some rows by scoring all of them.
 
     Args:
-        allowed: Rows in growing order.
+        allowed: Rows in ascending order.
     """
     step = 16_384
     blocks = (

@@ -195,7 +195,7 @@ class VectorFolder:
                 yield self._document(shard, first, end, row=row)
 
     def rows_where(self, filters: Sequence[Filter]) -> Int64[np.ndarray, " rows"]:
-        """Return the rows whose metadata passes all filters, in growing order.
+        """Return the rows whose metadata passes all filters, in ascending order.
 
         Args:
             filters: The conditions; all must hold.

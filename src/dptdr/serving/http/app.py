@@ -18,7 +18,7 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
     """Return the application of one worker; it answers 503 while it loads the runtime.
 
     Args:
-        runtime: Loaded or not.
+        runtime: What is served; it may still be loading.
         logger: Takes one event per request; JSON lines on standard error by default.
     """
     log = make_logger() if logger is None else logger
