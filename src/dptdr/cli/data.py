@@ -225,8 +225,8 @@ def _conversion_lines(done: "Conversion") -> str:
         lines.append(f"{done.out}: {done.groups or 0:,} training groups")
     else:
         lines += [_counts_line(done.out, done.counts), _titles_line(done.titled, done.counts)]
-        if set(done.counts.judgements) == {"train"}:
-            lines.append("no split to evaluate on; from a table, --test-share 0.2 holds one out")
+        if "table" in done.read_as and set(done.counts.judgements) == {"train"}:
+            lines.append("no split to evaluate on; --test-share 0.2 holds one out")
     lines += [f"dropped: {count:,} {reason}" for reason, count in done.dropped.items()]
     lines += [
         f"training groups of {count:,} {split} queries: {done.out / f'negatives-{split}.jsonl'}"

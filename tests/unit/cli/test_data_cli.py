@@ -150,7 +150,7 @@ def test_convert_of_a_table_says_what_it_read_dropped_and_how_to_train(tmp_path:
         f"training groups of 2 test queries: {out}/negatives-test.jsonl",
     ]
     trained = runner.invoke(app, [*arguments[:4], *columns])
-    assert "no split to evaluate on; from a table, --test-share 0.2" in trained.stdout
+    assert "no split to evaluate on; --test-share 0.2" in trained.stdout
     assert trained.stdout.splitlines()[-1] == (
         f"to train with them: dptdr train {out} --negatives {out}/negatives-train.jsonl"
     )
