@@ -101,7 +101,7 @@ class LoraConfig:
         LoraTargets,
         Setting(
             "Linear layers that LoRA updates: attention (query and value), feed-forward, or all.",
-            was=("lora_targets",),
+            given_as="lora_targets",
         ),
     ] = "attention"
     alpha: Annotated[
