@@ -11,7 +11,7 @@ from dptdr.io.beir import BeirFolder
 
 
 @pytest.mark.parametrize(
-    "name", ["python-api", pytest.param("python-code", marks=pytest.mark.learning)]
+    "name", ["python-code", pytest.param("python-api", marks=pytest.mark.learning)]
 )
 def test_a_sample_is_sound_big_enough_and_split_by_file(tmp_path: Path, name: str):
     told: list[tuple[int, int]] = []
