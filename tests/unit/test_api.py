@@ -178,3 +178,18 @@ def test_a_prompts_settings_need_a_prompt_in_pretraining(places, tmp_path):
 def test_a_folder_that_is_no_task_is_refused_where_a_task_is_meant(tmp_path):
     with pytest.raises(BundleError):
         dptdr.load(tmp_path, backbone="minilm")
+
+
+def test_an_output_never_replaces_its_input(places, tmp_path):
+    data, backbone, _ = places
+    vectors = tmp_path / "deep" / "vectors"
+    dptdr.encode(data, backbone, out=vectors, progress=False)
+    before = sorted(path.name for path in vectors.rglob("*"))
+    for out in (vectors, vectors.parent, vectors / ".." / "vectors"):
+        with pytest.raises(OutputError, match="apart from the input"):
+            dptdr.build_index(vectors, out=out, overwrite=True, progress=False)
+    with pytest.raises(OutputError, match="apart from the input"):
+        dptdr.train(data, out=data, backbone=backbone, overwrite=True, **QUICK)
+    assert sorted(path.name for path in vectors.rglob("*")) == before
+    with pytest.raises(ConfigError, match="num_epochs: expected a finite number"):
+        dptdr.train(data, out=tmp_path / "t", backbone=backbone, num_epochs=float("inf"))

@@ -71,7 +71,7 @@ def encode(
             "expected the folder or name of an encoder, which each process loads, got a loaded one"
         )
     out = Path(out)
-    try_outputs(out, folders=True)
+    try_outputs(out, folders=True, inputs=[data])
     set_threads(threads)
     device = resolve_device(device)
     load_one = functools.partial(

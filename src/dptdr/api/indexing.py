@@ -86,7 +86,7 @@ def build_index(
         language=language,
     )
     if database is None:
-        try_outputs(Path(out), folders=True)
+        try_outputs(Path(out), folders=True, inputs=[data])
     else:
         _refuse_idle(index_type=index_type, overwrite=overwrite, settings=settings)
     asker = None if encoder is None else loaded(encoder, device=device, fast=True)

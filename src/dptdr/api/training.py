@@ -68,7 +68,7 @@ def train(
     """
     # All that can be refused is refused before torch is imported.
     request = training_request(method, settings, from_task=from_task is not None)
-    try_outputs(Path(out), optional_path(tensorboard), folders=True)
+    try_outputs(Path(out), optional_path(tensorboard), folders=True, inputs=[data, backbone])
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
             from dptdr.api.task import Task, load_backbone

@@ -5,6 +5,7 @@ text and bounds; choices come from its ``Literal``. The command line derives its
 and :func:`from_values` checks what a user gave, from wherever it came.
 """
 
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -42,6 +43,8 @@ class Setting:
             (self.above, "above", self.above is None or value > self.above),
             (self.below, "below", self.below is None or value < self.below),
         )
+        if isinstance(value, float) and math.isinf(value):
+            return "a finite number"
         words = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
         return None if all(good for *_, good in bounds) else " and ".join(words)
 

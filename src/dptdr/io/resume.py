@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +220,17 @@ def claim(
             output.forget()
 
 
-def try_outputs(*paths: Path | None, folders: bool = False) -> None:
+def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any] = ()) -> None:
     """Make sure that outputs can be written, before any work.
 
     Args:
         paths: Files, or folders; ``None``, and ``-`` for standard output, are skipped.
         folders: Whether they are folders.
+        inputs: What is read; of these, the paths must not lie in an output, which replaces them.
 
     Raises:
-        OutputError: If a name is not UTF-8, a file is where a folder should be or the reverse, or
-            the parent folder cannot be made or written to.
+        OutputError: If an input lies in an output, a name is not UTF-8, a file is where a folder
+            should be or the reverse, or the parent folder cannot be made or written to.
     """
     for path in paths:
         if path is None or str(path) == "-":
@@ -241,6 +242,14 @@ def try_outputs(*paths: Path | None, folders: bool = False) -> None:
                 f"{os.fsencode(path)!r}: expected a name in UTF-8; choose another name, or set a "
                 "UTF-8 locale"
             ) from None
+        for given in inputs:
+            if isinstance(given, str | Path) and Path(given).resolve().is_relative_to(
+                path.resolve()
+            ):
+                raise OutputError(
+                    f"{path}: expected an output apart from the input, got one that would replace "
+                    f"{given}; choose another name"
+                )
         if path.name in ("", ".."):
             raise OutputError(f"expected the name of an output, got '{path}'; give it a name")
         with writing(path):
