@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dptdr.config.pretraining import ObjectiveName, PretrainingConfig
-from dptdr.model import AttentionRows, DeepPrompt, Method, PromptCall, Side, Tokens
+from dptdr.model import DeepPrompt, Method, PromptCall, Side, Tokens
 from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.pooling import pool_states
@@ -236,11 +236,11 @@ class PretrainingObjective:
         backbone = self.method.backbone
         tokens = backbone.pad([text.ids for text in chunk.texts])
         inputs: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
-        rows = self._attention_rows(chunk.side, tokens, inputs=inputs)
+        call = self._prompt_call(chunk.side, tokens, inputs=inputs)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=enabled):
             output = backbone.injection(
-                PromptCall(rows),
+                call,
                 **inputs,
                 output_hidden_states=self.heads.condenser is not None,
             )
@@ -248,19 +248,17 @@ class PretrainingObjective:
         early = late if self.heads.condenser is None else output.hidden_states[self._early].float()
         return States(early, late, tokens.mask)
 
-    def _attention_rows(
-        self, side: Side, tokens: Tokens, *, inputs: dict[str, Any]
-    ) -> AttentionRows | None:
+    def _prompt_call(self, side: Side, tokens: Tokens, *, inputs: dict[str, Any]) -> PromptCall:
         method = self.method
         if self._bare or not isinstance(method, DeepPromptMethod):
-            return None
+            return PromptCall()
         prompt = method.prompt(side)
         if prompt is None:
-            return None
+            return PromptCall()
         if method.config.position == "shifted":
             shift = prompt.prompt_length
             inputs["position_ids"] = method.backbone.shifted_positions(tokens, shift=shift)
-        return prompt.attention()
+        return PromptCall(prompt.attention(), feed_forward=prompt.feed_forward())
 
     def vectors(self, states: States) -> Float[Tensor, "texts dim"]:
         """Return one vector per text, as the encoder makes them for retrieval."""

@@ -128,6 +128,14 @@ def test_prompt_alone_gets_gradients_and_the_encoder_none(corpus, lm, sharing):
     assert all(p.grad is None for p in made.heads.mlm.own_parameters().values())
 
 
+def test_feed_forward_rows_of_a_prompt_are_learned_too(corpus, lm):
+    made = made_objective(corpus, lm, prompt={"prompt_length": 3, "ffn_length": 2})
+    made.backward(0)
+    # From zero values the keys move only after the values have.
+    values = made.method.trained()["shared.ffn_values"]
+    assert bool((values.grad != 0).all())
+
+
 def test_shifted_prompt_moves_the_positions(corpus, lm):
     losses = {
         position: made_objective(corpus, lm, prompt={"prompt_length": 3, "position": position})
