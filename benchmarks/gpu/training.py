@@ -26,7 +26,7 @@ from _encoders import Shape, best_time, now
 import _lib
 
 RESULTS = _lib.RESULTS / "gpu-training.jsonl"
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-1}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
 WORDS = 1000
 
 
@@ -136,14 +136,24 @@ def made_groups(load: Load) -> list[Any]:
     ]
 
 
-def objective(backbone: Any, load: Load, *, prompt: int, precision: str, chunk: int) -> Any:
+def objective(
+    backbone: Any,
+    load: Load,
+    *,
+    prompt: int,
+    precision: str,
+    chunk: int,
+    ffn_length: int | None = None,
+) -> Any:
     from dptdr.config.methods import DeepPromptConfig
     from dptdr.config.training import TrainingConfig
     from dptdr.model import MethodFactory
     from dptdr.training.objective import ContrastiveObjective
     from dptdr.training.train import set_training_mode
 
-    settings = DeepPromptConfig(prompt_length=prompt, initialisation="random")
+    settings = DeepPromptConfig(
+        prompt_length=prompt, ffn_length=ffn_length, initialisation="random"
+    )
     method = MethodFactory().build("deep-prompt", backbone, settings, seed=0)
     set_training_mode(method)
     config = TrainingConfig(
@@ -265,22 +275,33 @@ def gradient_differences(shape: Shape, *, device: str) -> dict[str, float]:
     """Return how far gradients on the device are from float32 ones on the CPU, relatively."""
     load = Load(8, 2, 16, 48, 6, (8,))
 
-    def gradient(backbone: Any, precision: str, chunk: int) -> torch.Tensor:
-        made = objective(backbone, load, prompt=8, precision=precision, chunk=chunk)
+    # With random weights the gradient of feed-forward values is so small that in bfloat16 it is
+    # noise: they are held to float32 alone.
+    lengths = {"float32": None, "bfloat16": 0}
+
+    def gradient(backbone: Any, precision: str, chunk: int, *, rows_of: str) -> torch.Tensor:
+        made = objective(
+            backbone,
+            load,
+            prompt=8,
+            precision=precision,
+            chunk=chunk,
+            ffn_length=lengths[rows_of],
+        )
         made.backward(0)
         parts = [p.grad.reshape(-1) for p in made.method.trained().values()]
         return torch.cat(parts).double().cpu()
 
     backbone = made_backbone(shape, device="cpu")
-    expected = gradient(backbone, "float32", 0)
+    expected = {kind: gradient(backbone, "float32", 0, rows_of=kind) for kind in lengths}
     backbone.model.to(device)
     found = {}
     with exact_products():
         for precision in ("float32", "bfloat16"):
             for chunk in (0, load.chunk):
-                error = float(
-                    (gradient(backbone, precision, chunk) - expected).norm() / expected.norm()
-                )
+                right = expected[precision]
+                made = gradient(backbone, precision, chunk, rows_of=precision)
+                error = float((made - right).norm() / right.norm())
                 found[f"{precision}, {'chunks' if chunk else 'whole'}"] = error
                 if not error < TOLERANCE[precision]:
                     raise SystemExit(
