@@ -1,7 +1,6 @@
 """Tuning methods behind one small protocol: what is trained, and how it shapes a vector."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -23,6 +22,13 @@ from dptdr.model.initialisation import own_units, quieter, token_rows
 from dptdr.model.injection import Geometry
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
 from dptdr.model.rows import FeedForwardObserver, FeedForwardRows, Observer
+from dptdr.model.shallow import ShallowPromptMethod
+from dptdr.model.weights import (
+    WeightsMethod,
+    biases,
+    lora_parameters,
+    reached,
+)
 
 BUDGET_SHARE = 0.02
 """Share of the encoder's parameters that a prompt trains at most where no length is given."""
@@ -297,206 +303,6 @@ def _rows_of_task(
     return start, feed_forward
 
 
-class ShallowPromptMethod:
-    """Prompt tuning at the input: trained rows before the word embeddings.
-
-    Raises:
-        ConfigError: If the prompt leaves no room for a text.
-
-    Source:
-        Lester et al., arXiv 2104.08691: rows start from embeddings of random vocabulary entries.
-    """
-
-    name: MethodName = "shallow-prompt"
-
-    def __init__(self, backbone: Backbone, config: ShallowPromptConfig, *, seed: int = 0) -> None:
-        if not 1 <= config.prompt_length < backbone.pooling.max_tokens:
-            raise ConfigError(
-                f"prompt_length: {config.prompt_length} rows before the words leaves no room for a "
-                f"text; expected 1 to {backbone.pooling.max_tokens - 1}"
-            )
-        self.backbone = backbone
-        self.config: ShallowPromptConfig = config
-        self.base_fingerprint = backbone.fingerprint
-        words: Tensor = backbone.model.get_input_embeddings().weight.detach().float()
-        generator = torch.Generator().manual_seed(seed)
-        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
-        rows = {}
-        for name in names:
-            chosen = torch.randint(0, words.shape[0], (config.prompt_length,), generator=generator)
-            rows[name] = nn.Parameter(words[chosen.to(words.device)].clone())
-        self.module: nn.Module = nn.ParameterDict(rows).to(backbone.device)
-
-    def _rows(self, side: Side) -> Tensor | None:
-        rows: Any = self.module
-        if self.config.sharing == "untied":
-            return rows[side]  # type: ignore[no-any-return]
-        if self.config.sharing == "query-only" and side == "passage":
-            return None
-        return rows["shared"]  # type: ignore[no-any-return]
-
-    def vectors(
-        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
-    ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
-        rows = self._rows(side)
-        room = self.backbone.pooling.max_tokens
-        if rows is not None and tokens.ids.shape[1] + rows.shape[0] > room:
-            keep = room - rows.shape[0]
-            tokens = Tokens(tokens.ids[:, :keep], tokens.mask[:, :keep])
-        return self.backbone.vectors(tokens, prefix_embeddings=rows, observer=observer)
-
-    def changes(self, side: Side) -> bool:
-        """Return whether this side has a prompt."""
-        return self._rows(side) is not None
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return the prompt's rows."""
-        return dict(self.module.named_parameters())
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the rows."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved rows."""
-        _copy_parameters(self.trained(), state)
-
-
-class WeightsMethod:
-    """Methods that train weights of a private copy of the encoder: LoRA, BitFit, full fine-tuning.
-
-    Args:
-        choose: Prepares the copy and says by name which parameters are trained.
-
-    Raises:
-        ConfigError: If the encoder has no weights of the kind (BitFit without biases).
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: MethodConfig,
-        *,
-        name: MethodName,
-        choose: Callable[[nn.Module], list[str]],
-    ) -> None:
-        self.name: MethodName = name
-        self.config: MethodConfig = config
-        self.base_fingerprint = backbone.fingerprint
-        model = copy.deepcopy(backbone.model).float()
-        chosen = choose(model)
-        if not chosen:
-            raise ConfigError(
-                f"method '{name}': {type(model).__name__} has no such weights to train; choose "
-                "another method"
-            )
-        self.backbone = Backbone(
-            model, backbone.tokenizer, name=backbone.name, pooling=backbone.pooling
-        )
-        self.module: nn.Module = model
-        self._parameters = {n: p for n, p in model.named_parameters() if n in set(chosen)}
-        for parameter in self._parameters.values():
-            parameter.requires_grad_(requires_grad=True)
-
-    def vectors(
-        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
-    ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
-        del side
-        return self.backbone.vectors(tokens, observer=observer)
-
-    def changes(self, side: Side) -> bool:
-        """Both sides always differ from the bare backbone."""
-        del side
-        return True
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained weights."""
-        return dict(self._parameters)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained weights."""
-        return {n: p.detach().cpu().contiguous() for n, p in self._parameters.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved weights."""
-        _copy_parameters(self._parameters, state)
-
-
-def _copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    if set(into) != set(state):
-        missing, extra = sorted(set(into) - set(state)), sorted(set(state) - set(into))
-        raise BundleError(f"weights do not fit the method: missing {missing}, unknown {extra}")
-    with torch.no_grad():
-        for name, parameter in into.items():
-            if parameter.shape != state[name].shape:
-                raise BundleError(
-                    f"weight '{name}': expected shape {tuple(parameter.shape)}, got "
-                    f"{tuple(state[name].shape)}"
-                )
-            parameter.copy_(state[name])
-
-
-# Query and value projections by the names that architectures use; fused ones stand alone.
-_LORA_TARGETS: tuple[tuple[str, ...], ...] = (
-    ("query", "value"),
-    ("q_proj", "v_proj"),
-    ("q_lin", "v_lin"),
-    ("query_proj", "value_proj"),
-    ("q", "v"),
-    ("Wqkv",),
-    ("qkv_proj",),
-    ("in_proj",),
-)
-
-
-def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> list[str]:
-    """Return the names of the linear layers that get an update."""
-    if config.targets == "attention":
-        linear = {
-            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)
-        }
-        targets = next((t for t in _LORA_TARGETS if set(t) <= linear), None)
-        if targets is None:
-            raise ConfigError(
-                f"LoRA: {type(model).__name__} has no known query and value projections among "
-                f"{sorted(linear)}"
-            )
-        return list(targets)
-    reached = backbone.injection.linear_layers()
-    if config.targets == "all":
-        return sorted({name for names in reached.values() for name in names})
-    return sorted(set(reached["feed-forward"]))
-
-
-def _lora(backbone: Backbone, config: LoraConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
-    def choose(model: nn.Module) -> list[str]:
-        import peft
-
-        targets = _lora_targets(backbone, model, config)
-        torch.manual_seed(seed)
-        settings = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=targets,
-        )
-        peft.inject_adapter_in_model(settings, model)
-        return [name for name, _ in model.named_parameters() if "lora_" in name]
-
-    return choose
-
-
-def _biases(model: nn.Module) -> list[str]:
-    return [name for name in _reached(model) if name.endswith("bias")]
-
-
-def _reached(model: nn.Module) -> list[str]:
-    """Name the parameters that shape a vector; the pooler's dense layer does not."""
-    return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]
-
-
 class MethodFactory:
     """Builds methods by name.
 
@@ -540,7 +346,7 @@ class MethodFactory:
             return ShallowPromptMethod(backbone, config, seed=seed)
         if isinstance(config, LoraConfig):
             return WeightsMethod(
-                backbone, config, name=name, choose=_lora(backbone, config, seed=seed)
+                backbone, config, name=name, choose=lora_parameters(backbone, config, seed=seed)
             )
-        choose = _biases if name == "bitfit" else _reached
+        choose = biases if name == "bitfit" else reached
         return WeightsMethod(backbone, config, name=name, choose=choose)

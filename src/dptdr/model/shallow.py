@@ -1,0 +1,80 @@
+"""Prompt tuning at the input: the baseline of deep prompts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dptdr.config.methods import MethodName, ShallowPromptConfig
+from dptdr.errors import ConfigError
+from dptdr.model.backbone import Backbone, Side, Tokens
+from dptdr.model.rows import Observer
+from dptdr.model.weights import copy_parameters
+
+
+class ShallowPromptMethod:
+    """Prompt tuning at the input: trained rows before the word embeddings.
+
+    Raises:
+        ConfigError: If the prompt leaves no room for a text.
+
+    Source:
+        Lester et al., arXiv 2104.08691: rows start from embeddings of random vocabulary entries.
+    """
+
+    name: MethodName = "shallow-prompt"
+
+    def __init__(self, backbone: Backbone, config: ShallowPromptConfig, *, seed: int = 0) -> None:
+        if not 1 <= config.prompt_length < backbone.pooling.max_tokens:
+            raise ConfigError(
+                f"prompt_length: {config.prompt_length} rows before the words leaves no room for a "
+                f"text; expected 1 to {backbone.pooling.max_tokens - 1}"
+            )
+        self.backbone = backbone
+        self.config: ShallowPromptConfig = config
+        self.base_fingerprint = backbone.fingerprint
+        words: Tensor = backbone.model.get_input_embeddings().weight.detach().float()
+        generator = torch.Generator().manual_seed(seed)
+        names = ("query", "passage") if config.sharing == "untied" else ("shared",)
+        rows = {}
+        for name in names:
+            chosen = torch.randint(0, words.shape[0], (config.prompt_length,), generator=generator)
+            rows[name] = nn.Parameter(words[chosen.to(words.device)].clone())
+        self.module: nn.Module = nn.ParameterDict(rows).to(backbone.device)
+
+    def _rows(self, side: Side) -> Tensor | None:
+        rows: Any = self.module
+        if self.config.sharing == "untied":
+            return rows[side]  # type: ignore[no-any-return]
+        if self.config.sharing == "query-only" and side == "passage":
+            return None
+        return rows["shared"]  # type: ignore[no-any-return]
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        rows = self._rows(side)
+        room = self.backbone.pooling.max_tokens
+        if rows is not None and tokens.ids.shape[1] + rows.shape[0] > room:
+            keep = room - rows.shape[0]
+            tokens = Tokens(tokens.ids[:, :keep], tokens.mask[:, :keep])
+        return self.backbone.vectors(tokens, prefix_embeddings=rows, observer=observer)
+
+    def changes(self, side: Side) -> bool:
+        """Return whether this side has a prompt."""
+        return self._rows(side) is not None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the prompt's rows."""
+        return dict(self.module.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the rows."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved rows."""
+        copy_parameters(self.trained(), state)

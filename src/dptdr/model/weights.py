@@ -1,0 +1,157 @@
+"""Methods that train weights of the encoder: LoRA, BitFit and full fine-tuning."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dptdr.config.methods import LoraConfig, MethodConfig, MethodName
+from dptdr.errors import BundleError, ConfigError
+from dptdr.model.backbone import Backbone, Side, Tokens
+from dptdr.model.rows import Observer
+
+
+class WeightsMethod:
+    """Methods that train weights of a private copy of the encoder: LoRA, BitFit, full fine-tuning.
+
+    Args:
+        choose: Prepares the copy and says by name which parameters are trained.
+
+    Raises:
+        ConfigError: If the encoder has no weights of the kind (BitFit without biases).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MethodConfig,
+        *,
+        name: MethodName,
+        choose: Callable[[nn.Module], list[str]],
+    ) -> None:
+        self.name: MethodName = name
+        self.config: MethodConfig = config
+        self.base_fingerprint = backbone.fingerprint
+        model = copy.deepcopy(backbone.model).float()
+        chosen = choose(model)
+        if not chosen:
+            raise ConfigError(
+                f"method '{name}': {type(model).__name__} has no such weights to train; choose "
+                "another method"
+            )
+        self.backbone = Backbone(
+            model, backbone.tokenizer, name=backbone.name, pooling=backbone.pooling
+        )
+        self.module: nn.Module = model
+        self._parameters = {n: p for n, p in model.named_parameters() if n in set(chosen)}
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(requires_grad=True)
+
+    def vectors(
+        self, tokens: Tokens, *, side: Side, observer: Observer | None = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Return one vector per text."""
+        del side
+        return self.backbone.vectors(tokens, observer=observer)
+
+    def changes(self, side: Side) -> bool:
+        """Both sides always differ from the bare backbone."""
+        del side
+        return True
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained weights."""
+        return dict(self._parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the trained weights."""
+        return {n: p.detach().cpu().contiguous() for n, p in self._parameters.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved weights."""
+        copy_parameters(self._parameters, state)
+
+
+def copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Take over a saved state.
+
+    Raises:
+        BundleError: If names or shapes do not fit.
+    """
+    if set(into) != set(state):
+        missing, extra = sorted(set(into) - set(state)), sorted(set(state) - set(into))
+        raise BundleError(f"weights do not fit the method: missing {missing}, unknown {extra}")
+    with torch.no_grad():
+        for name, parameter in into.items():
+            if parameter.shape != state[name].shape:
+                raise BundleError(
+                    f"weight '{name}': expected shape {tuple(parameter.shape)}, got "
+                    f"{tuple(state[name].shape)}"
+                )
+            parameter.copy_(state[name])
+
+
+# Query and value projections by the names that architectures use; fused ones stand alone.
+_LORA_TARGETS: tuple[tuple[str, ...], ...] = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("q", "v"),
+    ("Wqkv",),
+    ("qkv_proj",),
+    ("in_proj",),
+)
+
+
+def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> list[str]:
+    """Return the names of the linear layers that get an update."""
+    if config.targets == "attention":
+        linear = {
+            n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
+        targets = next((t for t in _LORA_TARGETS if set(t) <= linear), None)
+        if targets is None:
+            raise ConfigError(
+                f"LoRA: {type(model).__name__} has no known query and value projections among "
+                f"{sorted(linear)}"
+            )
+        return list(targets)
+    linears = backbone.injection.linear_layers()
+    if config.targets == "all":
+        return sorted({name for names in linears.values() for name in names})
+    return sorted(set(linears["feed-forward"]))
+
+
+def lora_parameters(
+    backbone: Backbone, config: LoraConfig, *, seed: int
+) -> Callable[[nn.Module], list[str]]:
+    """Return what puts LoRA's updates into a model and names their parameters."""
+
+    def choose(model: nn.Module) -> list[str]:
+        import peft
+
+        targets = _lora_targets(backbone, model, config)
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=targets,
+        )
+        peft.inject_adapter_in_model(settings, model)
+        return [name for name, _ in model.named_parameters() if "lora_" in name]
+
+    return choose
+
+
+def biases(model: nn.Module) -> list[str]:
+    """Name the biases that shape a vector."""
+    return [name for name in reached(model) if name.endswith("bias")]
+
+
+def reached(model: nn.Module) -> list[str]:
+    """Name the parameters that shape a vector; the pooler's dense layer does not."""
+    return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]
