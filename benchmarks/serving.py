@@ -473,7 +473,7 @@ def hold(kind: str, folder: str, count: str, threads: str) -> None:
     """Hold one model or many tasks in this process, use them all, and print its memory."""
     import torch
 
-    texts = ["a text of some words that stands for all others " * 8] * 64
+    texts = ["a text of ten words like all of the others " * 8] * 64
     if kind == "model":
         from sentence_transformers import SentenceTransformer
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -191,5 +192,42 @@ def test_an_output_never_replaces_its_input(places, tmp_path):
     with pytest.raises(OutputError, match="apart from the input"):
         dptdr.train(data, out=data, backbone=backbone, overwrite=True, **QUICK)
     assert sorted(path.name for path in vectors.rglob("*")) == before
+    run = tmp_path / "r.trec"
+    dptdr.retrieve(data, "bm25", out=run, progress=False)
+    with pytest.raises(OutputError, match="apart from the input"):
+        dptdr.evaluate(data, run, run_out=run, progress=False)
+    with pytest.raises(OutputError, match="apart from the input"):
+        dptdr.mine(data, sources=[f"run:{run}"], out=run, overwrite=True, progress=False)
     with pytest.raises(ConfigError, match="num_epochs: expected a finite number"):
         dptdr.train(data, out=tmp_path / "t", backbone=backbone, num_epochs=float("inf"))
+
+
+def test_a_folder_of_another_kind_is_never_replaced(places, tmp_path):
+    data, backbone, _ = places
+    vectors, index = tmp_path / "vectors", tmp_path / "index"
+    dptdr.encode(data, backbone, out=vectors, progress=False)
+    dptdr.build_index(vectors, out=index, progress=False)
+    with pytest.raises(OutputError, match=r"something else is there .*says 'dptdr-index'"):
+        dptdr.encode(data, backbone, out=index, overwrite=True, progress=False)
+    other = tmp_path / "other"
+    dptdr.encode(data, backbone, out=other, progress=False)
+    with pytest.raises(OutputError, match=r"something else is there .*says 'dptdr-vectors'"):
+        dptdr.build_index(vectors, out=other, overwrite=True, progress=False)
+
+
+def test_vectors_of_other_weights_are_other_vectors(places, tmp_path):
+    data, backbone, _ = places
+    out = tmp_path / "vectors"
+    half = dptdr.encode(data, backbone, out=out, weights="bfloat16", progress=False)
+    assert half.manifest.origin.weights == "bfloat16"
+    with pytest.raises(OutputError, match="weights: was 'bfloat16', is 'float32'"):
+        dptdr.encode(data, backbone, out=out, progress=False)
+    whole = dptdr.encode(data, backbone, out=out, overwrite=True, progress=False)
+    assert "weights" not in json.loads((out / "manifest.json").read_text())
+    assert np.abs(half.gather(range(3)) - whole.gather(range(3))).max() < 0.1
+
+
+def test_patience_without_measures_is_refused(places, tmp_path):
+    data, backbone, _ = places
+    with pytest.raises(ConfigError, match="patience: has no effect"):
+        dptdr.train(data, out=tmp_path / "t", backbone=backbone, eval_steps=0, patience=2)

@@ -144,7 +144,7 @@ def evaluate(
     """
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
-    try_outputs(optional_path(run_out))
+    try_outputs(optional_path(run_out), inputs=[system])
     if protocol is not None:
         return _by_protocol(
             protocol,

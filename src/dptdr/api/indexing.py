@@ -75,11 +75,11 @@ def build_index(
     Returns:
         The index, ready for texts if an encoder was given.
     """
-    settings = BuildSettings(
+    settings = _build_settings(
         seed=seed,
-        threads=threads or 0,
+        threads=threads,
         memory_bytes=memory_bytes,
-        options=options or {},
+        options=options,
         dimensions=dimensions,
         quantize=quantize,
         bm25=bm25,
@@ -125,6 +125,12 @@ def build_index(
     return SearchIndex(index, asker, where=out, choice=choice)
 
 
+def _build_settings(
+    *, threads: int | None = None, options: Mapping[str, int] | None = None, **others: Any
+) -> BuildSettings:
+    return BuildSettings(threads=threads or 0, options=options or {}, **others)
+
+
 def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSettings) -> None:
     """Refuse what has no effect on an index in a database."""
     given: dict[str, Any] = {
@@ -150,38 +156,22 @@ def refresh_index(
     vectors: AnyPath,
     out: AnyPath,
     index_type: str | None = None,
-    options: Mapping[str, int] | None = None,
-    dimensions: int | None = None,
-    quantize: str | None = None,
-    bm25: bool = False,
-    language: str | None = None,
-    seed: int | None = None,
-    threads: int | None = None,
-    memory_bytes: int | None = None,
     device: str = "auto",
     progress: bool = True,
+    **settings: Any,
 ) -> Refreshed:
     """Encode what changed in the data (all, if the prompt changed) and build the index again.
 
-    The old vectors and index serve until both are exchanged. Settings are those of
-    ``dptdr.build_index``; those of the old index by default.
+    The old vectors and index serve until both are exchanged.
 
     Args:
         data: The data as they are now.
         encoder: The encoder as it is now.
         vectors: The vector folder to renew.
         out: The index folder to renew.
+        **settings: Settings of ``dptdr.build_index``, such as ``bm25``; by default those of the
+            old index.
     """
-    settings = BuildSettings(
-        seed=seed,
-        threads=threads or 0,
-        memory_bytes=memory_bytes,
-        options=options or {},
-        dimensions=dimensions,
-        quantize=quantize,
-        bm25=bm25,
-        language=language,
-    )
     with data_folder(data) as folder, phases(progress)("encode") as on_progress:
         done = refresh(
             loaded(encoder, device=device, fast=True),
@@ -189,7 +179,7 @@ def refresh_index(
             vectors=Path(vectors),
             index=Path(out),
             index_type=index_type,
-            settings=settings,
+            settings=_build_settings(**settings),
             on_progress=on_progress,
         )
     _warn(done.warning)

@@ -42,7 +42,7 @@ def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
         raise ConfigError(f"data: expected a folder or rows, got {type(data).__name__}")
     from dptdr.data.formats.columns import TableSettings
     from dptdr.data.formats.records import folder_from_records
-    from dptdr.serving.temporary import temporary_folder
+    from dptdr.io.temporary import temporary_folder
 
     with temporary_folder(_ROWS) as place:
         settings = TableSettings(split=split)

@@ -143,7 +143,7 @@ def pretrain(
         keep_head=keep_head,
         force=force,
     )
-    try_outputs(Path(out), folders=True)
+    try_outputs(Path(out), folders=True, inputs=[data, backbone])
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
             from dptdr.api.task import load_backbone

@@ -1,5 +1,6 @@
 """``dptdr index``: a vector folder becomes searchable, or is renewed."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,7 +143,7 @@ def command(
         "quantize": quantize,
         "seed": seed,
         "threads": threads,
-        "memory_bytes": None if memory_gb is None else int(memory_gb * 1e9),
+        "memory_bytes": _bytes(memory_gb),
     }
     start()
     import dptdr
@@ -165,6 +166,14 @@ def command(
     ) as index:
         facts = _facts(index, where=str(out or name), seconds=time.perf_counter() - started)
     write_result(json, facts, said=_said(facts))
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes < math.inf:
+        raise ConfigError(f"--memory-gb: expected a finite number above 0, got {gigabytes:g}")
+    return int(gigabytes * 1e9)
 
 
 def _facts(index: "SearchIndex", *, where: str, seconds: float) -> dict[str, Any]:

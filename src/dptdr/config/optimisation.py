@@ -95,6 +95,8 @@ class OptimisationConfig:
         found = faults(self)
         if self.max_steps is not None and self.num_epochs is not None:
             found.append("num_epochs: expected max_steps or num_epochs, got both")
+        if self.patience is not None and self.eval_steps == 0:
+            found.append("patience: has no effect with eval_steps 0, which measures once")
         return found
 
     def check(self) -> None:

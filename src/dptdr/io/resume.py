@@ -184,7 +184,11 @@ def _sizes(path: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def claim(
-    path: Path, *, mark: str | None = None, part: tuple[int, int] | None = None
+    path: Path,
+    *,
+    mark: str | None = None,
+    format: str | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Iterator[Output]:
     """Try an output, and keep other processes from writing it.
 
@@ -193,6 +197,7 @@ def claim(
     Args:
         mark: The file by which a folder of ours is known; another folder with anything in it is
             never replaced. ``None`` where the output is a file.
+        format: What that file says of itself, where several kinds of folders have such a file.
         part: Part and number of parts, where several processes fill one folder together: only
             the same part is refused a second time.
 
@@ -208,16 +213,27 @@ def claim(
             locks.enter_context(locked(path, name))
         recover_folder(path)
         remove_leftovers(path)
-        if mark is not None and exists(path) and not (path / mark).exists():
-            raise OutputError(
-                f"something else is there (no {mark} in it); choose a new or empty folder",
-                path=path,
-            )
+        if mark is not None and exists(path):
+            _check_ours(path, mark=mark, format=format)
         output = Output(path)
         try:
             yield output
         finally:
             output.forget()
+
+
+def _check_ours(path: Path, *, mark: str, format: str | None) -> None:
+    found = f"no {mark} in it"
+    if (path / mark).exists():
+        record = None
+        # A damaged one may be overwritten, and is refused by the stage where it is not.
+        with contextlib.suppress(DataError):
+            record = read_json(path / mark)
+        kind = record.get("format") if isinstance(record, dict) else None
+        if format is None or kind in (format, None):
+            return
+        found = f"its {mark} says '{kind}', not '{format}'"
+    raise OutputError(f"something else is there ({found}); choose a new or empty folder", path=path)
 
 
 def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any] = ()) -> None:
@@ -243,9 +259,9 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
                 "UTF-8 locale"
             ) from None
         for given in inputs:
-            if isinstance(given, str | Path) and Path(given).resolve().is_relative_to(
-                path.resolve()
-            ):
+            # A name is no folder: an encoder `minilm` may become a task `minilm`.
+            there = isinstance(given, str | Path) and Path(given).exists()
+            if there and Path(given).resolve().is_relative_to(path.resolve()):
                 raise OutputError(
                     f"{path}: expected an output apart from the input, got one that would replace "
                     f"{given}; choose another name"

@@ -14,8 +14,9 @@ from dptdr.config.methods import settings_of
 from dptdr.errors import ConfigError, DptdrError
 from dptdr.model import fingerprints
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.methods import DeepPromptMethod, Method, ShallowPromptMethod
+from dptdr.model.methods import DeepPromptMethod, Method
 from dptdr.model.packing import PromptRows
+from dptdr.model.shallow import ShallowPromptMethod
 from dptdr.model.unpadded import Unpadded
 
 OnProgress = Callable[[int, int], None]
@@ -164,6 +165,11 @@ class Encoder:
     def passage_fingerprint(self) -> str:
         """Fingerprint of all that shapes passage vectors; the bare backbone's if query-only."""
         return self._fingerprint("passage")
+
+    @property
+    def weights_dtype(self) -> str:
+        """Number type of the backbone's weights, such as ``float32``."""
+        return str(next(self.backbone.model.parameters()).dtype).removeprefix("torch.")
 
     def _fingerprint(self, side: Side) -> str:
         # Computed each time: the method may have been trained on since.

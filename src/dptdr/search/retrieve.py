@@ -55,6 +55,11 @@ class TextEncoder(Protocol):
         ...
 
 
+def weights_of(encoder: TextEncoder) -> str:
+    """Return the number type of an encoder's weights; other encoders than ours do not say it."""
+    return str(getattr(encoder, "weights_dtype", "float32"))
+
+
 def retrieve(
     encoder: TextEncoder,
     *,

@@ -76,7 +76,8 @@ def tokenizer(language: str) -> Any:
 def _stop_words(language: str) -> list[str]:
     if language not in _STOP_WORDS:
         return []
-    return list(_bm25s().tokenization._infer_stopwords(language))
+    name = "STOPWORDS_EN" if language == "english" else f"STOPWORDS_{language.upper()}"
+    return list(getattr(_bm25s().stopwords, name))
 
 
 def _bm25s() -> Any:

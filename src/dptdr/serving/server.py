@@ -9,9 +9,9 @@ import threading
 from typing import Any
 
 from dptdr.errors import DptdrError, ServingError
+from dptdr.io.temporary import temporary_folder
 from dptdr.serving.settings import ServerSettings
 from dptdr.serving.start import say
-from dptdr.serving.temporary import temporary_folder
 
 _BACKLOG = 2048
 

@@ -11,8 +11,8 @@ from typing import Any
 from dptdr.config.settings import from_values
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
+from dptdr.io.temporary import temporary_folder
 from dptdr.serving.settings import ServerLimits, ServerSettings
-from dptdr.serving.temporary import temporary_folder
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "structlog")

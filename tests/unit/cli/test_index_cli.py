@@ -112,3 +112,9 @@ def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):
     with pytest.raises(VectorsError, match="out of exact, hnsw"):
         run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "tree")
     assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1"])
+def test_memory_that_is_no_amount_is_refused(tmp_path, size):
+    with pytest.raises(ConfigError, match="--memory-gb: expected a finite number above 0"):
+        run("index", tmp_path, "--out", tmp_path / "index", "--memory-gb", size)

@@ -101,7 +101,7 @@ def build_index(
     settings = check_settings(
         settings, find_type(choice.index_type), count=folder.count, dim=folder.dim
     )
-    with claim(out, mark=MANIFEST) as output:
+    with claim(out, mark=MANIFEST, format=FORMAT) as output:
         if output.begin(made, overwrite=overwrite):
             return open_index(out), Choice(**output.result)
         folder.verify()

@@ -11,7 +11,7 @@ from dptdr.errors import VectorsError
 from dptdr.search.indexes.building import BuildSettings, build_index, check_settings
 from dptdr.search.indexes.local import LocalIndex, open_index
 from dptdr.search.indexes.types import find_type
-from dptdr.search.retrieve import TextEncoder
+from dptdr.search.retrieve import TextEncoder, weights_of
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
@@ -67,9 +67,10 @@ def refresh_index(
     before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
-    if (before.passage_fingerprint, before.data_fingerprint) != (
+    if (before.passage_fingerprint, before.data_fingerprint, before.weights) != (
         encoder.passage_fingerprint,
         source.fingerprint,
+        weights_of(encoder),
     ):
         folder = encode_folder(
             counting,
@@ -133,6 +134,7 @@ class _CountingEncoder:
         self.backbone_fingerprint = encoder.backbone_fingerprint
         self.query_fingerprint = encoder.query_fingerprint
         self.passage_fingerprint = encoder.passage_fingerprint
+        self.weights_dtype = weights_of(encoder)
 
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None

@@ -27,7 +27,7 @@ from dptdr.search.vectors.encoding import (
     remove_folder,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import MANIFEST, DType
+from dptdr.search.vectors.manifest import FORMAT, MANIFEST, DType
 from dptdr.search.vectors.reuse import KnownVectors
 from dptdr.search.vectors.windows import encode_window, record_path, refuse_doubles
 
@@ -80,7 +80,7 @@ def encode_on_ray(
     ray = _ray()
     if cluster.workers < 1:
         raise VectorsError(f"expected at least 1 worker, got {cluster.workers}")
-    with claim(out, mark=MANIFEST):
+    with claim(out, mark=MANIFEST, format=FORMAT):
         if overwrite:
             remove_folder(out, settings=settings)
         encoder = load_encoder()

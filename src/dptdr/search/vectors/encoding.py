@@ -10,7 +10,7 @@ manifest is written and the folder takes the place of ``OUT``.
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dptdr.io.atomic import write_json, writing
 from dptdr.io.ids import IdSet
 from dptdr.io.resume import check_same, claim, locked, say_complete
 from dptdr.records import Passage
-from dptdr.search.retrieve import TextEncoder
+from dptdr.search.retrieve import TextEncoder, weights_of
 from dptdr.search.vectors.documents import (
     Document,
     Source,
@@ -111,7 +111,7 @@ def encode_folder(
     settings = settings or EncodeSettings()
     out = Path(out)
     part = (settings.part, settings.parts)
-    with claim(out, mark=MANIFEST, part=part if settings.parts > 1 else None):
+    with claim(out, mark=MANIFEST, format=FORMAT, part=part if settings.parts > 1 else None):
         if overwrite:
             remove_folder(out, settings=settings)
         return fill_folder(
@@ -300,6 +300,7 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
         data_fingerprint=source.fingerprint,
         data=source.data,
         shard_size=settings.shard_size,
+        weights=weights_of(encoder),
     )
 
 
@@ -308,14 +309,14 @@ def _open_plan(work: Path, origin: Origin) -> None:
     path = work / PLAN
     if not path.is_file():
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
-        write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(origin)})
+        write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **origin.as_json()})
     begun = origin_from_json(read_record(path), path=path)
     check_same(_settings(begun), _settings(origin), path=work)
 
 
 def _settings(origin: Origin) -> dict[str, Any]:
     """Return what must be the same to continue vectors, or to keep them."""
-    names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim")
+    names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim", "weights")
     return {name: getattr(origin, name) for name in names}
 
 

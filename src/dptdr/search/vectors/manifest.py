@@ -62,6 +62,15 @@ class Origin:
     """Where the corpus stood, for reference."""
     shard_size: int
     """Passages in every shard but the last."""
+    weights: str = "float32"
+    """Number type of the encoder's weights."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON values; those of float32 weights are as earlier versions wrote them."""
+        values = asdict(self)
+        if self.weights == "float32":
+            del values["weights"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ class VectorManifest:
             "format_version": FORMAT_VERSION,
             "complete": True,
             "count": self.count,
-            **asdict(self.origin),
+            **self.origin.as_json(),
             "shards": [shard_as_json(shard) for shard in self.shards],
         }
 
@@ -182,6 +191,7 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
         data_fingerprint=text(record, "data_fingerprint", path),
         data=None if data is None else text(record, "data", path),
         shard_size=whole_number(record, "shard_size", path=path, least=1),
+        weights=text(record, "weights", path) if "weights" in record else "float32",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from dptdr.search.retrieve import TextEncoder
+from dptdr.search.retrieve import TextEncoder, weights_of
 from dptdr.search.vectors.folder import VectorFolder
 
 
@@ -23,7 +23,10 @@ class KnownVectors:
         self.folder = folder
         if folder is not None:
             origin = folder.manifest.origin
-            fits = origin.passage_fingerprint == encoder.passage_fingerprint
+            fits = (origin.passage_fingerprint, origin.weights) == (
+                encoder.passage_fingerprint,
+                weights_of(encoder),
+            )
             if not fits or origin.dim != encoder.dim or origin.dtype not in (dtype, "float32"):
                 self.folder = None
         self.dim = encoder.dim

@@ -22,7 +22,7 @@ from dptdr.search.vectors.encoding import (
     remove_folder,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import MANIFEST, SHARDS
+from dptdr.search.vectors.manifest import FORMAT, MANIFEST, SHARDS
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -62,7 +62,7 @@ def encode_in_processes(
     if processes < 1:
         raise VectorsError(f"expected at least 1 process, got {processes}")
     if overwrite:
-        with claim(out, mark=MANIFEST):
+        with claim(out, mark=MANIFEST, format=FORMAT):
             remove_folder(out, settings=settings)
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(

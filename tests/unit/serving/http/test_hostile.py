@@ -253,7 +253,7 @@ def test_a_dead_servers_temporary_folder_goes_with_the_next_start(tmp_path, monk
     import sys
     import tempfile
 
-    from dptdr.serving.temporary import temporary_folder
+    from dptdr.io.temporary import temporary_folder
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -1,4 +1,4 @@
-"""Temporary folders of a server; those of killed servers are removed by the next one."""
+"""Temporary folders of a process; those of killed ones are removed by the next one."""
 
 import contextlib
 import os
