@@ -3,7 +3,7 @@
     python benchmarks/pretraining.py encoders mlm rip --sets tldr scifact
     python benchmarks/pretraining.py page
 
-``encoders`` makes what the evidence stands on, a raw language model and pretrained ones:
+``encoders`` makes the encoders that are compared, a raw language model and pretrained ones:
 
 * ``corpora``: the passages of all data sets and of both sample tasks, in one folder.
 * ``mlm``: a BERT of 4 layers and 256 numbers per token with MiniLM's vocabulary, from scratch, by

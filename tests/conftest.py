@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, settings
 # The same examples each time, and none judged by the clock: a loaded machine changes nothing.
 settings.register_profile(
     "dptdr",
-    max_examples=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -85,7 +85,7 @@ def change_weights(draw, folder):
 
 
 @seed(14)
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, database=None)
 @given(st.data())
 def test_a_mutated_bundle_is_read_or_refused_by_our_own_error(bundles, backbone, data):
     folder = bundles / "changed"

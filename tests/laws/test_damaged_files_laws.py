@@ -20,7 +20,7 @@ from dptdr.records import Passage, Query
 from dptdr.search.bm25 import Bm25Index
 
 QUIET = settings(
-    max_examples=120,
+    max_examples=200,
     derandomize=True,
     deadline=None,
     database=None,

@@ -25,7 +25,7 @@ FILES = (
     "vectors/shards/00001.jsonl",
 )
 QUIET = settings(
-    max_examples=60,
+    max_examples=200,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
