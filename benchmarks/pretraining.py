@@ -45,7 +45,6 @@ COMMON = {
     "batch_size": 32,
     "span_tokens": 62,
     "mini_batch_size": None,
-    "precision": "bfloat16",
     "eval_steps": 0.5,
 }
 SPANS = {"objectives": ("contrastive",)}
@@ -89,7 +88,8 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
         return out
     base, settings = RECIPES[name]
     source = make(base, data, arguments)
-    steps = {"max_steps": arguments.steps, "keep_head": True} if name == "mlm" else {}
+    steps = {"max_steps": arguments.mlm_steps, "keep_head": True} if name == "mlm" else {}
+    steps["precision"] = arguments.precision
     result = dptdr.pretrain(
         make("corpora", "", arguments) if name == "mlm" else unpacked(data, arguments),
         out=out,
@@ -117,7 +117,7 @@ def make(name: str, data: str, arguments: argparse.Namespace) -> Path:
         "tokens": result.tokens,
         "training_seconds": result.seconds,
     }
-    _lib.put_records(RESULTS, [facts], ("part", "name", "set"))
+    _lib.put_records(arguments.out, [facts], ("part", "name", "set"))
     return out
 
 
@@ -341,18 +341,25 @@ def encoder_row(
     ]
 
 
+def add_machine(sub: argparse.ArgumentParser) -> None:
+    """Add the options that say where and with what encoders are made."""
+    sub.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--threads", type=int, default=1)
+    sub.add_argument("--minilm", default="minilm", help="name or folder")
+    sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
+    sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("encoders", help="make encoders")
     sub.add_argument("names", nargs="+", choices=["corpora", *RECIPES])
     sub.add_argument("--sets", nargs="+", default=[], choices=CORPORA, help="for all but mlm")
-    sub.add_argument("--steps", type=int, default=1000, help="of mlm")
-    sub.add_argument("--device", default="cpu")
-    sub.add_argument("--threads", type=int, default=1)
-    sub.add_argument("--minilm", default="minilm", help="name or folder")
-    sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
-    sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
+    sub.add_argument("--mlm-steps", type=int, default=1000, help="of the raw encoder")
+    sub.add_argument("--out", type=Path, default=RESULTS)
+    add_machine(sub)
     sub.set_defaults(run=encoders)
     commands.add_parser("page", help="write the page").set_defaults(run=lambda _: write_page())
     options = parser.parse_args()
