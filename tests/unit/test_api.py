@@ -224,7 +224,7 @@ def test_vectors_of_other_weights_are_other_vectors(places, tmp_path):
         dptdr.encode(data, backbone, out=out, progress=False)
     whole = dptdr.encode(data, backbone, out=out, overwrite=True, progress=False)
     assert "weights" not in json.loads((out / "manifest.json").read_text())
-    assert np.abs(half.gather(range(3)) - whole.gather(range(3))).max() < 0.1
+    assert np.abs(half.gather(np.arange(3)) - whole.gather(np.arange(3))).max() < 0.1
 
 
 def test_patience_without_measures_is_refused(places, tmp_path):
