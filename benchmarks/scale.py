@@ -143,8 +143,104 @@ def page(args: argparse.Namespace) -> list[str]:
             cells = [duration(build_core_seconds(r, count)) for _, count, _ in CORPORA]
         rows.append([r["kind"], *cells])
     lines += _lib.table(["kind", *corpora], rows)
-    lines += ["", *_lib.kept_section(PAGE, "## What follows")]
+    lines += ["", *paper_runs(), "", *_lib.kept_section(PAGE, "## What follows")]
     return lines
+
+
+# RoBERTa-large, and an H100's limit for dense bfloat16 products (its data sheet).
+LARGE = {
+    "vocab_size": 50_265,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+LIMIT, SHARE = 989e12, 0.4
+# Forward passes that a step is worth: GradCache encodes twice, and a frozen encoder's backward pass
+# (counted: 1.02) makes no gradients of weights (with them: 2.0).
+PASSES = {"pretrain": 4.0, "train": 3.02, "encode": 1.0}
+# Texts and mean tokens of what examples/msmarco.py and examples/nq.py do on the card.
+RUNS: dict[str, list[tuple[str, str, float, float]]] = {
+    "examples/msmarco.py": [
+        ("pretrain, 8,600 steps of 2,048", "pretrain", 8_600 * 2_048 * 2, 80),
+        ("train twice, 78,584 steps of 64 queries", "train", 2 * 78_584 * 64, 8),
+        ("their 30 passages a query", "train", 2 * 78_584 * 64 * 30, 82),
+        ("encode the passages twice", "encode", 2 * 8_841_823, 82),
+    ],
+    "examples/nq.py": [
+        ("pretrain, 10,000 steps of 2,048", "pretrain", 10_000 * 2_048 * 2, 80),
+        ("train twice, 27,600 steps of 128 questions", "train", 2 * 27_600 * 128, 11),
+        ("their 2 passages a question", "train", 2 * 27_600 * 128 * 2, 108),
+        ("encode the passages twice", "encode", 2 * 21_015_324, 108),
+    ],
+}
+
+
+def paper_runs() -> list[str]:
+    """Return hours and memory of the paper's runs, from counted operations."""
+    each = {tokens: counted(tokens)[0] for tokens in (8, 11, 80, 82, 108)}
+    rows = []
+    for script, stages in RUNS.items():
+        hours = []
+        for stage, kind, texts, tokens in stages:
+            work = texts * tokens * each[int(tokens)] * PASSES[kind]
+            hours.append(work / (LIMIT * SHARE) / 3600)
+            rows.append([f"`{script}`", stage, f"{work / 1e18:,.2f}", f"{hours[-1]:,.1f}", ""])
+            rows[-1][-1] = f"{hours[-1] / 8:,.1f}"
+        whole = sum(hours)
+        rows.append(
+            [f"`{script}`", "**together**", "", f"**{whole:,.0f}**", f"**{whole / 8:,.1f}**"]
+        )
+    frozen, whole = (counted(tokens, n=n, train=train)[1] for tokens, n, train in CHUNKS)
+    return [
+        "## The paper's runs",
+        "",
+        "Hours of the card for RoBERTa-large, from the products of its forward pass as torch "
+        f"counts them, at {SHARE * 100:.0f} % of an H100's {LIMIT / 1e12:.0f} TFLOP/s. **The "
+        "share is an assumption: no H100 was at hand.** On eight cards the work is taken to divide "
+        "evenly. The heads of pretraining, BM25, reading and writing come on top.",
+        "",
+        *_lib.table(["script", "stage", "EFLOP", "hours on one", "on eight"], rows),
+        "",
+        f"A chunk of 128 passages of 128 tokens keeps {frozen / 1e9:.1f} GB of activations while "
+        f"a prompt is trained, one of 64 spans of 80 tokens {whole / 1e9:.1f} GB while the encoder "
+        "is pretrained (bfloat16, counted on shapes alone; autocast's copies come on top). Weights "
+        "and AdamW's state take 1.4 GB for a prompt and 5.7 GB for the whole encoder.",
+        "",
+        "Each script runs its stages on one card. On eight, `--dry-run` prints the calls; give "
+        "their settings to `torchrun --nproc-per-node 8 -m dptdr pretrain` and `... -m dptdr "
+        "train`, which share each batch, and run the script again: it goes on from there.",
+    ]
+
+
+CHUNKS = ((128, 128, False), (80, 64, True))
+
+
+def counted(tokens: int, *, n: int = 64, train: bool = False) -> tuple[float, int]:
+    """Return products a token of a forward pass, and the bytes that it keeps; no weights needed."""
+    import torch
+    import transformers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        config = transformers.RobertaConfig(**LARGE, max_position_embeddings=514)
+        model = transformers.RobertaModel(config, add_pooling_layer=False).to(torch.bfloat16).eval()
+    model.requires_grad_(train)
+    shape = (n, tokens, config.hidden_size)
+    start = torch.zeros(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        # Held, so that no other tensor can take its address.
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _out = model(inputs_embeds=start).last_hidden_state
+    size = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    return counter.get_total_flops() / n / tokens, size
 
 
 def main() -> None:

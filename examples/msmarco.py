@@ -9,7 +9,7 @@ are chosen on held-out training queries and dev.small stays untouched), and RoBE
 folder or in the local cache of Hugging Face. The collection has no titles; RocketQA's with titles
 is another corpus, and results over it are not comparable.
 
-One A100 with 80 GB would take about 118 hours (computed from 125 TFLOP/s, not run) and 30 GB of
+One H100 would take about 38 hours, eight of them 5 (computed, not run: docs/scale.md), and 30 GB of
 disk, 36 GB more while it mines. The authors report MRR@10 0.39052 and a hit rate at 1,000 of
 0.98869.
 """

@@ -7,7 +7,7 @@ Expects in ``--downloads`` DPR's psgs_w100.tsv, biencoder-nq-train.json, biencod
 nq-test.qa.csv (each may be .gz), and RoBERTa-large in a folder or in the local cache of Hugging
 Face.
 
-One A100 with 80 GB would take about 36 hours (computed from 125 TFLOP/s, not run) and 74 GB of
+One H100 would take about 10 hours (computed, not run: docs/scale.md), and 74 GB of
 disk, 86 GB more while it mines. BM25 over so many passages needs some 30 GB of memory (not
 measured). DPR's own BM25 negatives are in data/negatives-train.jsonl after the conversion.
 """
