@@ -220,6 +220,8 @@ def _numbers_of(queries: list[str]) -> dict[str, int]:
 
 
 def _conversion_lines(done: "Conversion") -> str:
+    from dptdr.data.formats.writing import unknown
+
     lines = [f"read as {done.read_as}"]
     if done.counts is None:
         lines.append(f"{done.out}: {done.groups or 0:,} training groups")
@@ -235,8 +237,7 @@ def _conversion_lines(done: "Conversion") -> str:
     if "train" in done.negatives:
         path = done.out / "negatives-train.jsonl"
         lines.append(f"to train with them: dptdr train {done.out} --negatives {path}")
-    if done.dangling:
-        lines.append(f"warning: {done.dangling:,} judgements name passages that are not there")
+    lines += [f"warning: {fault}" for fault in unknown(done)]
     for check in done.checks:
         same = check.expected == check.found
         lines.append(

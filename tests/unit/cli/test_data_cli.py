@@ -97,7 +97,7 @@ def test_convert_reports_counts_titles_and_differences(tmp_path: Path):
         "read as msmarco",
         f"{out}: 1 passages, 1 queries, judgements: train 1",
         "titles: none",
-        "warning: 1 judgements name passages that are not there",
+        "warning: 1 judgements name unknown passages",
         "warning: collection.tsv: 1 records, published 8,841,823",
         "warning: qrels.train.tsv: 1 records, published 532,761",
         "warning: queries.train.tsv: 1 records, published 808,731",

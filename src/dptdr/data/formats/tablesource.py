@@ -99,6 +99,8 @@ def _dataset(folder: Path, *, split: str | None) -> list[tuple[str, Path]]:
 def _entry(path: Path, name: str) -> list[Any]:
     value = read_json(path)
     found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list):
         raise DataError("expected a list, as `save_to_disk` writes it", path=path, field=name)
+    if not found:
+        raise DataError("the data set holds no row", path=path.parent)
     return found

@@ -9,7 +9,7 @@ from dptdr.data.formats.material import Material, UniqueIds
 from dptdr.errors import DataError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirCounts, each_judgement, write_beir
-from dptdr.records import Passage
+from dptdr.records import Passage, Query
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -29,8 +29,9 @@ class Check:
 class Conversion:
     """What was converted: ``counts`` of a data folder, or ``groups`` of a training file.
 
-    ``read_as`` says in words what the source was taken for, ``dropped`` counts what was left out
-    by reason, ``negatives`` the training queries of each ``negatives-SPLIT.jsonl``.
+    ``read_as`` says in words what the source was taken for. Judgements of what the data does not
+    hold are counted, and by reason what was ``dropped``. ``negatives`` counts the training queries
+    of each ``negatives-SPLIT.jsonl``.
     """
 
     out: Path
@@ -38,7 +39,8 @@ class Conversion:
     counts: BeirCounts | None = None
     groups: int | None = None
     titled: int = 0
-    dangling: int = 0
+    unknown_passages: int = 0
+    unknown_queries: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, int] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
@@ -73,19 +75,25 @@ class Rules:
             f"{check.what} holds {check.found:,} records, {check.expected:,} were published"
             for check in done.differences
         ]
-        if done.dangling:
-            faults.append(f"{done.dangling:,} judgements name passages that are not there")
+        faults += unknown(done)
         if self.strict and faults:
             raise DataError("; ".join(faults) + " (without --strict this is only reported)")
 
 
+def unknown(done: Conversion) -> list[str]:
+    """Say how many judgements name what the data does not hold."""
+    counts = {"passages": done.unknown_passages, "queries": done.unknown_queries}
+    return [f"{count:,} judgements name unknown {what}" for what, count in counts.items() if count]
+
+
 @dataclass
 class _Watch:
-    """Counts the passages that are written."""
+    """Counts what is written, and remembers its ids unless the reader vouches for them."""
 
     rules: Rules
     total: int
     ids: UniqueIds | None
+    query_ids: UniqueIds | None
     seen: int = 0
     titled: int = 0
 
@@ -98,6 +106,12 @@ class _Watch:
             self.rules.tell(self.seen, self.total)
             yield passage
 
+    def queries(self, queries: Iterable[Query]) -> Iterator[Query]:
+        for query in queries:
+            if self.query_ids is not None:
+                self.query_ids.add(query.id)
+            yield query
+
 
 def write_material(material: Material, *, format: str, out: Path, rules: Rules) -> Conversion:
     """Write a reader's records as a data folder, whole or not at all.
@@ -106,20 +120,30 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
         DataError: If the source is broken, or a check fails and the rules are strict.
     """
     published = [material.expected.get(name, 0) for name in ("collection.tsv", "psgs_w100.tsv")]
-    watch = _Watch(rules, max(published), None if material.complete else UniqueIds())
+    ids = (None, None) if material.complete else (UniqueIds(), UniqueIds())
+    watch = _Watch(rules, max(published), *ids)
     result: list[Conversion] = []
 
     def meta(counts: BeirCounts) -> dict[str, Any]:
+        if not counts.passages:
+            raise DataError("the data hold no passage", path=next(iter(material.files), None))
+        unknown_passages, unknown_queries, relevant = _judged(material, watch)
+        notes = [
+            f"split '{split}' holds no judgement above 0"
+            for split, count in relevant.items()
+            if not count
+        ]
         done = Conversion(
             out=out,
             read_as=f"{format}: {material.read_as}" if material.read_as else format,
             counts=counts,
             titled=watch.titled,
-            dangling=0 if watch.ids is None else _dangling(material, watch.ids),
+            unknown_passages=unknown_passages,
+            unknown_queries=unknown_queries,
             dropped={reason: count for reason, count in material.dropped.items() if count},
             negatives=dict(material.negatives),
             checks=checks(material),
-            notes=tuple(material.notes),
+            notes=(*material.notes, *notes),
         )
         rules.refuse(done)
         result.append(done)
@@ -127,17 +151,18 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
             "format": format,
             "files": [_described(path) for path in material.files],
             "titles": {"with": watch.titled, "without": counts.passages - watch.titled},
-            "judgements_of_unknown_passages": done.dangling,
+            "judgements_of_unknown_passages": done.unknown_passages,
+            "judgements_of_unknown_queries": done.unknown_queries,
             "dropped": done.dropped,
             "checks": [vars(check) for check in done.checks],
-            "notes": material.notes,
+            "notes": done.notes,
             **material.about,
         }
 
     write_beir(
         out,
         passages=watch.passages(material.passages),
-        queries=material.queries,
+        queries=watch.queries(material.queries),
         qrels=material.qrels,
         meta=meta,
         also=material.also,
@@ -154,12 +179,17 @@ def checks(material: Material) -> tuple[Check, ...]:
     )
 
 
-def _dangling(material: Material, ids: UniqueIds) -> int:
-    return sum(
-        judgement.passage_id not in ids
-        for judged in material.qrels.values()
-        for judgement in each_judgement(judged)
-    )
+def _judged(material: Material, watch: _Watch) -> tuple[int, int, dict[str, int]]:
+    """Count judgements of unknown passages and queries, and the relevant ones of each split."""
+    unknown_passages = unknown_queries = 0
+    relevant = {}
+    for split, judged in material.qrels.items():
+        relevant[split] = 0
+        for query_id, passage_id, grade in each_judgement(judged):
+            relevant[split] += grade > 0
+            unknown_passages += watch.ids is not None and passage_id not in watch.ids
+            unknown_queries += watch.query_ids is not None and query_id not in watch.query_ids
+    return unknown_passages, unknown_queries, relevant
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: P
     assert list(passages) == ["1", "9", "0", "2"]
     assert passages["9"] == Passage("9", "Hard one.", "Nine")
     assert done.notes == ("no psgs_w100.tsv: the corpus is the training contexts alone",)
-    assert done.dangling == 0
+    assert done.unknown_passages == 0
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_the_official_files_become_a_folder(source: Path, tmp_path: Path):
     assert folder.qrels("dev") == {"20": {"7": 1}, "21": {"7": 1, "1": 1}}
     assert folder.qrels("dev.small") == {"21": {"7": 1, "1": 1}}
     assert done.titled == 0
-    assert done.dangling == 0
+    assert done.unknown_passages == 0
     assert done.counts is not None
     assert done.counts.queries == 4
 
@@ -116,9 +116,9 @@ def test_packed_files_trec_topics_and_a_collection_with_titles_are_read(tmp_path
     assert folder.qrels("trec-dl-2019") == {"5": {"0": 3, "1": 0, "44": 2}}
     assert list(folder.queries()) == [Query("5", "a topic")]
     assert done.titled == 1
-    assert done.dangling == 1
+    assert done.unknown_passages == 1
     assert "--format msmarco-triples" in done.notes[0]
-    with pytest.raises(DataError, match="1 judgements name passages that are not there"):
+    with pytest.raises(DataError, match="1 judgements name unknown passages"):
         convert(str(source), format="msmarco", out=tmp_path / "out", strict=True)
 
 
