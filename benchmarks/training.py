@@ -42,6 +42,9 @@ CHUNKED = f"chunks of {CHUNK}"
 CACHED = f"sentence-transformers cached loss, {CHUNKED}"
 FULL = "full fine-tuning"
 QUERY_ONLY = "deep prompt, query-only, bfloat16"
+ATTENTION = "deep prompt, attention rows alone"
+UPPER = "deep prompt, upper three of six layers"
+LORA_ALL = "LoRA, all linear layers"
 SMALL_CHUNK = 32
 
 
@@ -259,6 +262,10 @@ def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
     half, chunks = {"precision": "bfloat16"}, {"mini_batch_size": CHUNK}
     own: dict[str, tuple[str, dict[str, Any]]] = {
         "deep prompt": ("deep-prompt", {}),
+        ATTENTION: ("deep-prompt", {"options": {"ffn_length": 0}}),
+        # As many rows as in all six layers of the default.
+        UPPER: ("deep-prompt", {"options": {"prompt_layers": 3, "ffn_length": 160}}),
+        LORA_ALL: ("lora", {"options": {"targets": "all", "rank": 10}}),
         "deep prompt, bfloat16": ("deep-prompt", half),
         QUERY_ONLY: ("deep-prompt", half | {"options": {"sharing": "query-only"}}),
         "LoRA": ("lora", {}),
@@ -280,6 +287,9 @@ def systems(*, batch: int, lengths: str) -> dict[str, Callable[[], Step]]:
 
 PAIRS = [
     ("deep prompt", FULL),
+    (ATTENTION, FULL),
+    (UPPER, FULL),
+    (LORA_ALL, FULL),
     ("deep prompt, bfloat16", FULL),
     ("deep prompt, bfloat16", f"{FULL}, bfloat16"),
     (QUERY_ONLY, f"{FULL}, bfloat16"),
