@@ -244,8 +244,10 @@ Made by `python benchmarks/quality.py` from `quality.jsonl`. Test sets are cappe
 every judged passage of the kept queries is among the passages), so figures are higher than over the
 full corpora and rows of different caps must not be compared. Training uses the whole train split;
 checkpoints are chosen on dev queries. Heads name encoder and precision; `minilm` is MiniLM with
-22.7 M parameters. ±: standard deviation over seeds. p: paired randomisation test of nDCG@10 per
-query (mean over seeds).
+22.7 M parameters. `deep-prompt` is the default prompt, with attention and feed-forward rows;
+`ffn_length 0` has attention rows alone (the paper's), `prompt_length 0` feed-forward rows alone.
+±: standard deviation over seeds. p: paired randomisation test of nDCG@10 per query (mean over
+seeds).
 """
 
 
@@ -298,18 +300,71 @@ def over_sets(sets: dict[str, dict[str, list[_lib.Record]]], *, title: str) -> l
         "Of each method and number of steps, the row of each set with the highest dev nDCG@10."
     ]
     head = ["method", *names, "mean", "against full", "against bare"]
-    return [*lines, "", *_lib.table(head, best_rows(sets, names, rows))]
+    best = best_settings(sets, rows)
+    lines += ["", *_lib.table(head, best_rows(best, names))]
+    longer = equal_time(best)
+    if longer:
+        lines += ["", f"### Beside full fine-tuning of {REFERENCE_STEPS} steps{title}", ""]
+        lines += [
+            "Time: steps times processor seconds of a step, as a share of full fine-tuning's."
+        ]
+        head = ["method", "sets", "time", "mean", "full", "difference", "sets below, p < .05"]
+        lines += ["", *_lib.table(head, longer)]
+    return lines
 
 
-def best_rows(
-    sets: dict[str, dict[str, list[_lib.Record]]], names: Sequence[str], rows: Sequence[str]
-) -> list[list[str]]:
-    """Return a row for each method with as many steps, with tests over all its queries."""
-    families = dict.fromkeys(family(row) for row in rows)
-    best = {
-        f: {n: chosen(sets[n], f) for n in names if any(family(row) == f for row in sets[n])}
-        for f in families
+Best = dict[str, dict[str, list[_lib.Record]]]
+"""Records of all seeds by family and set."""
+
+REFERENCE_STEPS = 150
+
+
+def best_settings(sets: dict[str, dict[str, list[_lib.Record]]], rows: Sequence[str]) -> Best:
+    """Return the records that dev chooses in each family."""
+    return {
+        f: {n: chosen(sets[n], f) for n in sets if any(family(row) == f for row in sets[n])}
+        for f in dict.fromkeys(family(row) for row in rows)
     }
+
+
+def equal_time(best: Best) -> list[list[str]]:
+    """Return a row for each family on the sets whose steps, and full fine-tuning's, have times."""
+    full = best.get(f"full, {REFERENCE_STEPS} steps", {})
+    rows = []
+    for name, own in best.items():
+        shared = [n for n in own if n in full and timed(own[n]) and timed(full[n])]
+        if name in UNTRAINED or own is full or not shared:
+            continue
+        times = [timed(own[n]) / timed(full[n]) for n in shared]
+        below = [n for n in shared if significantly_below(own[n], full[n])]
+        means = [statistics.fmean(mean_of(rows[n]) for n in shared) for rows in (own, full)]
+        rows.append(
+            [
+                name,
+                str(len(shared)),
+                f"{statistics.fmean(times):.2f}",
+                *(f"{mean:.4f}" for mean in means),
+                against({n: own[n] for n in shared}, full),
+                ", ".join(below) or "none",
+            ]
+        )
+    return rows
+
+
+def timed(records: Sequence[_lib.Record]) -> float:
+    """Return the seconds of a training, 0 if they are not known."""
+    seconds = [r.get("processor_seconds_per_step") or 0.0 for r in records]
+    return statistics.fmean(seconds) * records[0].get("steps", 0)
+
+
+def significantly_below(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> bool:
+    """Say whether a paired test finds a system worse."""
+    test = _lib.paired(own, other)
+    return bool(test.mean_difference < 0 and test.p_randomisation < 0.05)
+
+
+def best_rows(best: Best, names: Sequence[str]) -> list[list[str]]:
+    """Return a row for each method with as many steps, with tests over all its queries."""
     found = []
     for name, own in best.items():
         if len(own) < 2:
@@ -327,10 +382,14 @@ def best_rows(
     return found
 
 
+# What is not a rate or another number to be tuned tells rows apart.
+KINDS = ("sharing ", "ffn_length 0", "prompt_length 0", "prompt_layers ", "targets ", "negatives ")
+
+
 def family(row: str) -> str:
-    """Return what is left of a row's name without tuned settings: method, sharing, steps."""
+    """Return what is left of a row's name without tuned settings: kind of method, and steps."""
     first, *others = row.split(", ")
-    kept = [part for part in others if part.startswith("sharing ") or part.endswith(" steps")]
+    kept = [part for part in others if part.startswith(KINDS) or part.endswith(" steps")]
     return ", ".join([first, *kept])
 
 
