@@ -1,4 +1,4 @@
-"""Encoding a corpus into a vector folder."""
+"""Encode a corpus into a vector folder."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ def encode(
     overwrite: bool = False,
     progress: bool = True,
 ) -> VectorFolder | None:
-    """Encode a corpus into a vector folder; a stopped call goes on where it was.
+    """Encode a corpus into a vector folder; a call that was stopped continues.
 
     Args:
         data: A BEIR folder, whose corpus is encoded, or rows as for ``dptdr.train``.

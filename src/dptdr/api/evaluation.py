@@ -1,4 +1,4 @@
-"""Ranking passages for judged queries, measuring the ranking, comparing systems."""
+"""Rank passages, measure rankings, compare systems."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +116,7 @@ def evaluate(
     threads: int | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
-    """Measure a system on the judged queries of a split; one without an answer counts as 0.
+    """Measure a system on the judged queries of a split; unanswered queries count as 0.
 
     Args:
         data: A BEIR folder, or rows as for ``dptdr.train``; with ``protocol`` the file of

@@ -1,4 +1,4 @@
-"""Building, renewing and opening an index."""
+"""Build, refresh and open an index."""
 
 import warnings
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ def _build_settings(
 
 
 def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSettings) -> None:
-    """Refuse what has no effect on an index in a database."""
+    """Refuse options that have no effect on a database."""
     given: dict[str, Any] = {
         "index_type": index_type,
         "overwrite": overwrite,
@@ -160,7 +160,7 @@ def refresh_index(
     progress: bool = True,
     **settings: Any,
 ) -> Refreshed:
-    """Encode what changed in the data (all, if the prompt changed) and build the index again.
+    """Encode what changed in the data (everything, if the prompt changed) and rebuild the index.
 
     The old vectors and index serve until both are exchanged.
 
@@ -202,7 +202,7 @@ def open_index(
     rerank_top: int = 50,
     device: str = "auto",
 ) -> SearchIndex:
-    """Open an index to search texts in.
+    """Open an index.
 
     Args:
         path: The index folder, or the index's name in ``database``.

@@ -1,4 +1,4 @@
-"""What the stages are given: data as a folder or as Python rows, devices, progress."""
+"""Inputs of the stages: data as a folder or as Python rows, devices, progress."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
 
 
 def negatives_of_rows(folder: Path, data: AnyData) -> Path | None:
-    """Return the training file that rows with hard negatives gave."""
+    """Return the training file made from rows with hard negatives."""
     path = folder / "negatives-train.jsonl"
     return path if not isinstance(data, str | os.PathLike) and path.is_file() else None
 
@@ -64,7 +64,7 @@ def optional_path(path: AnyPath | None) -> Path | None:
 
 
 def resolve_device(name: str) -> str:
-    """Return a torch device that is there, or refuse the name."""
+    """Return an available torch device."""
     import torch
 
     accelerator = "cuda" if torch.cuda.is_available() else None
@@ -84,7 +84,7 @@ def resolve_device(name: str) -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's processor threads; ``None`` leaves torch's own choice."""
+    """Set torch's number of threads; ``None`` leaves it alone."""
     if threads:
         import torch
 
@@ -97,7 +97,7 @@ def core_count() -> int:
 
 
 def phases(progress: object) -> Phase:
-    """Return what shows the progress of a piece of work, or shows nothing."""
+    """Return a function that shows the progress of a phase, or nothing."""
     return progress_bar if progress else _silent
 
 

@@ -35,7 +35,7 @@ class Task(Encoder):
 
     @property
     def manifest(self) -> TaskManifest:
-        """What ``task.json`` says: method, settings, fingerprints, dev measures."""
+        """The contents of ``task.json``: method, settings, fingerprints, dev measures."""
         return read_manifest(self.path)
 
     def push_to_hub(
@@ -48,7 +48,7 @@ class Task(Encoder):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Upload the bundle to the Hugging Face hub; ``dptdr.load`` takes ``org/name`` then.
+        """Upload the bundle to the Hugging Face hub, for ``dptdr.load("org/name")``.
 
         Args:
             repository: ``org/name``; created if it does not exist.
@@ -105,7 +105,7 @@ def encoder_of(
     device: str = "auto",
     dtype: str = "float32",
 ) -> Encoder:
-    """Load the encoder of a task, or a bare backbone; of both, the task on that backbone."""
+    """Load a task, a bare backbone, or a task on a given backbone."""
     if task is None and backbone is None:
         raise ConfigError(
             "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
@@ -125,7 +125,7 @@ def encoder_of(
 
 
 def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
-    """Return a backbone, loaded by name where it is not yet."""
+    """Return a backbone; load it if a name is given."""
     if isinstance(given, Backbone):
         return given
     return Backbone.load(str(given), device=resolve_device(device))
@@ -140,7 +140,7 @@ def loaded(
     batch_size: int | None = None,
     fast: bool = False,
 ) -> Encoder:
-    """Return an encoder, loaded by name where it is not yet.
+    """Return an encoder; load it if a name is given.
 
     Args:
         given: The encoder.

@@ -1,4 +1,4 @@
-"""Training a task, and pretraining an encoder or a prompt."""
+"""Train a task; pretrain an encoder or a prompt."""
 
 import sys
 from contextlib import nullcontext

@@ -60,7 +60,7 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {}
 
 
 class Command(TyperCommand):
-    """A command that groups its options in the help and understands their former names."""
+    """A command with grouped help that accepts former option names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments."""
@@ -140,15 +140,15 @@ def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: st
 
 
 class Stopped(Exception):
-    """A command was interrupted; the message says which, and in which piece of work."""
+    """An interrupted command; the message names the command and the phase."""
 
 
 class PipeClosed(Exception):
-    """Whoever read the output has gone."""
+    """The reader of the output has closed the pipe."""
 
 
 def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
-    """Let a command end as shells expect; typer would end it without a word, or with code 1."""
+    """Let a command end as shells expect; typer would exit silently, or with code 1."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What several commands have in common: options with one meaning, and where results go."""
+"""What commands share: common options, and the output of results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def refuse_idle(
     without: Mapping[str, Sequence[str]] | None = None,
     beside: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Refuse options of a command that were given and have no effect.
+    """Refuse options that were given but have no effect.
 
     Args:
         context: The command's call.
@@ -69,7 +69,7 @@ def refuse_idle(
 
 
 def write_result(json: Path | None, result: Any, *, said: str) -> None:
-    """Print what was reached, and write it as JSON where asked; with ``-`` print the JSON alone.
+    """Print a result and write it as JSON if asked; with ``-`` print only the JSON.
 
     Args:
         json: The option ``--json``.
@@ -89,7 +89,7 @@ def write_result(json: Path | None, result: Any, *, said: str) -> None:
 
 
 def start() -> None:
-    """Import what computes; that takes seconds, so it is named."""
+    """Import torch and what needs it, which takes seconds, so it is shown as a phase."""
     from dptdr.io.progress import progress
 
     with progress("start"):

@@ -1,4 +1,4 @@
-"""``dptdr encode``: a corpus becomes a folder of vectors."""
+"""``dptdr encode``: encode a corpus."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``dptdr evaluate``: what a task, a bare backbone, BM25 or a finished run is worth."""
+"""``dptdr evaluate``: measure a task, a bare backbone, BM25 or a finished run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal

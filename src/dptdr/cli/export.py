@@ -1,4 +1,4 @@
-"""``dptdr export``: a backbone as an ONNX graph for all tasks, or one task as a graph alone."""
+"""``dptdr export``: write a backbone, or a whole task, as an ONNX graph."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,4 +1,4 @@
-"""``dptdr import``: checkpoints of other programs become a backbone and a task bundle."""
+"""``dptdr import``: convert checkpoints of other programs."""
 
 from pathlib import Path
 from typing import Annotated, Literal

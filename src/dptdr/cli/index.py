@@ -1,4 +1,4 @@
-"""``dptdr index``: a vector folder becomes searchable, or is renewed."""
+"""``dptdr index``: build or refresh an index."""
 
 import math
 import time
@@ -114,7 +114,7 @@ def command(
     json: Json = None,
     option: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Build an index over a vector folder, or renew one with --refresh."""
+    """Build an index over a vector folder, or refresh one with --refresh."""
     try_outputs(json)
     refuse_idle(
         context,

@@ -97,7 +97,7 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Mine hard negatives: candidates of all sources, united, filtered, with provenance.
+    """Mine hard negatives from several sources, filtered, with provenance.
 
     Judged positives and copies of their texts never appear. Same inputs and seed give the same
     file. A killed run goes on where it was when the same command is given again; until it is done,

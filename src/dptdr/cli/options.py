@@ -1,4 +1,4 @@
-"""Options of a command, derived from the settings that it takes."""
+"""Command-line options derived from config classes."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ _EVALUATIONS = "evaluations"
 def settings(
     panels: dict[type, str], *, first: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of some config classes.
+    """Add an option for each field of some config classes.
 
     The command is called with those that were given, as ``settings``: field name to value. Former
     names are hidden options. A field that two classes have is one option.
@@ -158,5 +158,5 @@ def with_flags(message: str, options: Mapping[str, str | None]) -> str:
 
 
 def _is_unset(field: Declared, value: Any) -> bool:
-    """Tell whether a number stands for "choose for me", as former versions wrote it."""
+    """Return whether a number means "choose for me", as in former versions."""
     return not field.optional and field.setting.unset is not None and value == field.setting.unset

@@ -146,7 +146,7 @@ def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
 
 
 def _lengths(result: "PretrainingResult") -> str:
-    """Return the options without which training would expect a prompt of other lengths."""
+    """Return the options that training needs to expect the same prompt lengths."""
     from dptdr.model.bundle import read_manifest
 
     own, usual = read_manifest(result.out).settings, settings_of(DeepPromptConfig())

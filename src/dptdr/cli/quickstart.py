@@ -79,7 +79,7 @@ def _precision() -> str:
 def _task(
     name: str, out: Path, *, backbone: "Backbone", settings: dict[str, Any], sizes: dict[str, Any]
 ) -> dict[str, Any]:
-    """Go through all stages for one task and return its row of the table."""
+    """Run all stages for one task and return its row of the table."""
     import dptdr
     from dptdr.data.sample import build_sample
     from dptdr.data.subsample import capped_test
@@ -131,7 +131,7 @@ def _task(
 
 
 def _print_answers(test: "CappedSet", *, bare: "Run", tuned: "Run") -> None:
-    """Count first hits that are judged, and show one that the prompt gained and one it lost."""
+    """Count relevant first hits, and show one that the prompt gained and one it lost."""
     texts = {passage.id: passage.content for passage in test.passages}
 
     def right(run: "Run", query: "Query") -> bool:

@@ -170,7 +170,7 @@ def command(
 
 
 def _verified(index: Path, database: str | None) -> str:
-    """Check all checksums of an index folder and say so."""
+    """Verify all checksums of an index folder."""
     from dptdr.search.indexes.local import open_index
 
     if database is not None:
@@ -181,7 +181,7 @@ def _verified(index: Path, database: str | None) -> str:
 
 
 def _tune(index: "SearchIndex", data: Path, split: str) -> str:
-    """Tune the weight on a split and say what came out."""
+    """Tune the weight on a split and print it."""
     from dptdr.io.beir import BeirFolder
     from dptdr.search.ranking import judged_queries
 

@@ -1,4 +1,4 @@
-"""Settings of the tuning methods, as they stand in task bundles."""
+"""Settings of the tuning methods, as stored in task bundles."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

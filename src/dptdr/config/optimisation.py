@@ -1,4 +1,4 @@
-"""Settings that training and pretraining share: what the loop and its optimiser need to know."""
+"""Settings of the training loop and its optimiser."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ _EVALUATIONS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationConfig:
-    """How to optimise, whatever the objective."""
+    """How to optimise any objective."""
 
     max_steps: Annotated[
         int | None, Setting("Optimiser steps.", min=1, was=("steps",), unset=0)
@@ -91,7 +91,7 @@ class OptimisationConfig:
     seed: Annotated[int, Setting("Random seed.", min=0)] = 0
 
     def problems(self) -> list[str]:
-        """Return all that is wrong, one line each; empty when all is well."""
+        """Return the problems, one line each."""
         found = faults(self)
         if self.max_steps is not None and self.num_epochs is not None:
             found.append("num_epochs: expected max_steps or num_epochs, got both")
@@ -110,7 +110,7 @@ class OptimisationConfig:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps, once they are settled."""
+        """The number of optimiser steps, once known."""
         assert self.max_steps is not None
         return self.max_steps
 
@@ -119,7 +119,7 @@ class OptimisationConfig:
         return self.learning_rate or DEFAULT_LEARNING_RATES[method]
 
     def evaluation_steps(self) -> set[int]:
-        """Return after how many steps the dev measures are taken; the last is among them."""
+        """Return the steps after which dev measures are taken, the last one included."""
         share = 1 / _EVALUATIONS if self.eval_steps is None else self.eval_steps
         if share == 0:
             return {self.steps}
@@ -130,7 +130,7 @@ class OptimisationConfig:
         return {*range(every, self.steps, every), self.steps}
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for a run to be resumed, as JSON values."""
+        """Return the settings that must match for a run to resume, as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()

@@ -150,7 +150,7 @@ class PretrainingConfig(OptimisationConfig):
     ] = 0
 
     def problems(self) -> list[str]:
-        """Return all that is wrong, one line each; empty when all is well."""
+        """Return the problems, one line each."""
         found = super().problems()
         if found:
             return found
@@ -187,7 +187,7 @@ class PretrainingConfig(OptimisationConfig):
         return max(1, round(self.steps / 10))
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for a run to be resumed, as JSON values."""
+        """Return the settings that must match for a run to resume, as JSON values."""
         settings = super().identity()
         # How batches are read does not change what is in them.
         del settings["readers"]
@@ -195,7 +195,7 @@ class PretrainingConfig(OptimisationConfig):
 
 
 def fused_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the objective fused has by default."""
+    """Return the default settings of the ``fused`` objective."""
     steps = {} if "num_epochs" in given else {"max_steps": 120}
     return {
         **steps,

@@ -1,4 +1,4 @@
-"""What a user asked for: settings by name, sorted to the classes that they belong to."""
+"""Requests of users: settings by name, sorted into config classes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ _FFN_RATE = "ffn_learning_rate"
 
 
 class TrainingRequest(NamedTuple):
-    """A training that was asked for.
+    """A request to train.
 
     Attributes:
         given: Names of the settings that were given; others may be chosen by the data.
@@ -33,7 +33,7 @@ class TrainingRequest(NamedTuple):
 
 
 class PretrainingRequest(NamedTuple):
-    """A pretraining that was asked for; with ``prompt`` of a prompt alone."""
+    """A request to pretrain; ``prompt`` is set if only a prompt is trained."""
 
     config: PretrainingConfig
     prompt: DeepPromptConfig | None
@@ -42,7 +42,7 @@ class PretrainingRequest(NamedTuple):
 def training_request(
     method: str, values: Mapping[str, Any], *, from_task: bool = False
 ) -> TrainingRequest:
-    """Sort settings to training and method, and refuse those that belong to neither.
+    """Sort settings into training and method; refuse unknown ones.
 
     Raises:
         ConfigError: If the method is unknown, or a setting is unknown, wrong, or belongs to
@@ -88,7 +88,7 @@ def pretraining_request(
     keep_head: bool = False,
     force: bool = False,
 ) -> PretrainingRequest:
-    """Sort settings to pretraining and prompt; a prompt's need ``prompt_only``.
+    """Sort settings into pretraining and prompt; those of a prompt need ``prompt_only``.
 
     Args:
         force: Whether a prompt is written that its measure calls worse.
@@ -129,7 +129,7 @@ def pretraining_request(
 def _prompt_faults(
     values: Mapping[str, Any], of_prompt: Mapping[str, Any], *, from_task: bool
 ) -> list[str]:
-    """Return what only a prompt's pretraining can do."""
+    """Return the settings that need ``prompt_only``."""
     extra = sorted(of_prompt) + (["from_task"] if from_task else [])
     found = [f"{n}: only with prompt_only, which trains a prompt" for n in extra]
     if FUSED[0] in (values.get("objectives") or ()):

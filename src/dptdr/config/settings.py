@@ -1,4 +1,4 @@
-"""What a setting is, said once: on the field of a frozen dataclass.
+"""Help, bounds and choices of settings, declared on dataclass fields.
 
 ``batch_size: Annotated[int, Setting("Queries per step.", min=2)] = 32`` gives the field its help
 text and bounds; choices come from its ``Literal``. The command line derives its options from it,
@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting besides its type and default.
+    """Help text, bounds and former names of a setting.
 
     Args:
         unset: Number that stood for ``None`` in former versions.
@@ -35,7 +35,7 @@ class Setting:
     given_as: str | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Return what was expected instead of a number; ``None`` if it is within the bounds."""
+        """Return what was expected instead of a number, ``None`` if it is within bounds."""
         # Each comparison with NaN is false, so NaN is refused.
         bounds = (
             (self.min, "at least", self.min is None or value >= self.min),
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Declared:
-    """A field as it is declared: its plain type, whether it may be None, choices, default."""
+    """A declared field: its plain type, whether it may be None, choices, default."""
 
     name: str
     type: type
@@ -62,7 +62,7 @@ class Declared:
     setting: Setting
 
     def fault(self, value: Any) -> str | None:
-        """Return what was expected, and what came; ``None`` if the value is good."""
+        """Return "expected X, got Y", or ``None`` if the value is valid."""
         if value is None and self.optional:
             return None
         values = value if self.repeated and isinstance(value, list | tuple) else [value]
@@ -80,7 +80,7 @@ class Declared:
         return None
 
     def plain(self, value: Any) -> Any:
-        """Return a good value in the field's own type."""
+        """Convert a valid value to the field's type."""
         if isinstance(value, list):
             return tuple(value)
         return float(value) if self.type is float and isinstance(value, int) else value
@@ -120,7 +120,7 @@ def _declared(field: Any, hint: Any) -> Declared:
 
 
 def faults(config: Any) -> list[str]:
-    """Return what is wrong with the fields of a config, one line each."""
+    """Return the problems of a config, one line each."""
     return [
         f"{name}: {fault}"
         for name, field in declared(type(config)).items()
@@ -129,7 +129,7 @@ def faults(config: Any) -> list[str]:
 
 
 def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -> Config:
-    """Return a config from plain values; what is not given takes its default.
+    """Return a config from plain values; missing ones take their defaults.
 
     Args:
         config: The dataclass; a method ``problems`` of it is asked as well.
@@ -156,5 +156,5 @@ def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """Return one problem for each name that is no setting."""
+    """Return one problem for each unknown setting."""
     return [f"{name}: unknown setting" for name in sorted(names)]

@@ -1,1 +1,1 @@
-"""The data room."""
+"""Formats, sample data and checks of data sets."""

@@ -84,7 +84,7 @@ class IdSet:
         self._recent: set[int] = set()
 
     def add(self, record_id: str) -> bool:
-        """Remember an id.
+        """Add an id.
 
         Returns:
             True if it is new.

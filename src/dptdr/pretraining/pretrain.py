@@ -31,7 +31,7 @@ from dptdr.training.train import TrainingResult
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingResult:
-    """What a run leaves.
+    """The result of a run.
 
     Args:
         out: The backbone's or the task's folder.

@@ -1,1 +1,1 @@
-"""The training room: losses, GradCache, processes, one loop, checkpoint selection."""
+"""Losses, GradCache, processes, the training loop, checkpoint selection."""

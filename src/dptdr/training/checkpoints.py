@@ -39,11 +39,11 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Record what the run is."""
+        """Record the run's identity."""
         write_json(self.path / "run.json", dict(identity))
 
     def forget_failure(self) -> None:
-        """Remove what an earlier attempt wrote about a loss that was not finite."""
+        """Remove an earlier attempt's report of a loss that was not finite."""
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def began(self) -> dict[str, Any] | None:
@@ -62,16 +62,16 @@ class RunFolder:
         return dict(read_json(path))
 
     def checkpoint_path(self, step: int) -> Path:
-        """Return where a checkpoint lies."""
+        """Return the path of a checkpoint."""
         return self.path / "checkpoints" / f"step-{step:07d}.safetensors"
 
     def checkpoint_steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint."""
+        """Return the steps that have a checkpoint."""
         found = (self.path / "checkpoints").glob("step-*.safetensors")
         return sorted(int(path.stem.removeprefix("step-")) for path in found)
 
     def save_checkpoint(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint: what was trained, nothing else."""
+        """Write a checkpoint: only what was trained."""
         with atomic_file(self.checkpoint_path(step)) as handle:
             handle.write(safetensors.torch.save(dict(state)))
 
@@ -93,7 +93,7 @@ class RunFolder:
         self.checkpoint_path(step).unlink(missing_ok=True)
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write what resuming needs; the state before stays until this one is complete."""
+        """Write the state to resume from; the previous one stays until this is complete."""
         with atomic_folder(self.path / "last") as temporary:
             safetensors.torch.save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -124,7 +124,7 @@ class RunFolder:
             self._mirror(record)
 
     def _ends_in_half_a_line(self) -> bool:
-        """Return whether a kill has cut the last line short."""
+        """Return whether the last line was cut short."""
         if not self.log_path.is_file() or not self.log_path.stat().st_size:
             return False
         with self.log_path.open("rb") as handle:
@@ -132,7 +132,7 @@ class RunFolder:
             return handle.read() != b"\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log; a step that was done twice around a crash counts once, the later one."""
+        """Return the log; of a step logged twice around a crash only the later line counts."""
         if not self.log_path.is_file():
             return []
         found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -177,7 +177,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what :func:`optimizer_tensors` returned."""
+    """Restore what :func:`optimizer_tensors` returned."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
         prefix = f"optimizer|{name}|"

@@ -1,4 +1,4 @@
-"""Several processes: the only place that talks to torch.distributed."""
+"""Several processes: the only user of torch.distributed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes of a run; a single process needs no process group."""
+    """The processes of a run; one process works without a process group."""
 
     def __init__(self, *, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
@@ -28,7 +28,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes in rank order, with gradients to each one's own.
+        """Return the rows of all processes in rank order; gradients flow back to each.
 
         Args:
             rows: ``[rows, ...]``; the number of rows may differ between processes.
@@ -72,14 +72,14 @@ class ProcessGroup:
         return float(total)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors by the first process's, in place."""
+        """Overwrite tensors with those of the first process, in place."""
         if self.size == 1:
             return
         for tensor in tensors:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return the first process's value in every process."""
+        """Return the value of the first process in every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -87,7 +87,7 @@ class ProcessGroup:
         return values[0]
 
     def on_first(self, call: Callable[[], T]) -> T:
-        """Return what a call in the first process returns; its error stops all of them.
+        """Call in the first process and return its result everywhere; its error stops all.
 
         Raises:
             DptdrError: What the call raised, or its words in the other processes.
@@ -128,7 +128,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _gather(rows: Tensor, *, counts: list[int]) -> Tensor:
-    """Gather rows of different numbers by padding to the most."""
+    """Gather different numbers of rows, padded to the largest."""
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows.detach()
@@ -142,14 +142,14 @@ def _device() -> str:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the device of this process: with several on a machine each takes a GPU of its own."""
+    """Return the device of this process; each process on a machine gets another GPU."""
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 class SharedOutput:
-    """An output of several processes, which the first one claims and writes."""
+    """An output that several processes share and the first one writes."""
 
     def __init__(self, world: ProcessGroup, output: Output | None) -> None:
         self._world = world
@@ -173,7 +173,7 @@ class SharedOutput:
 
     @property
     def result(self) -> Any:
-        """What the first process kept of a complete output; ``None`` in the others."""
+        """What the first process kept of a complete output, ``None`` elsewhere."""
         return None if self._output is None else self._output.result
 
     def finish(self, result: Any) -> None:
@@ -200,7 +200,7 @@ def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOut
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` has started; without others, be alone.
+    """Join the processes that ``torchrun`` started, if any.
 
     Args:
         device: ``cuda`` takes nccl, everything else gloo.

@@ -1,4 +1,4 @@
-"""Training groups from a file, by row, without the queries that checkpoints are selected by."""
+"""Training groups from a file, without the dev queries."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -39,7 +39,7 @@ class FrozenLinears:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let the layers compute with the arranged weights, forwards and backwards."""
+        """Let the layers compute with the arranged weights."""
         try:
             for module, packed in self._layers:
                 module.forward = _forward(module, packed)  # type: ignore[method-assign]

@@ -12,14 +12,14 @@ Proceed = Callable[[Tensor], bool]
 
 
 class GeneratorState:
-    """The random generators' state before a forward pass, to run the same pass again."""
+    """The state of the random generators before a forward pass, to repeat it."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def restore(self) -> None:
-        """Set the generators back."""
+        """Restore the generators."""
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)

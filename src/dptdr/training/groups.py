@@ -1,4 +1,4 @@
-"""Training groups from a data folder: queries with their positives, mined negatives beside them."""
+"""Training groups from a data folder: queries, positives, mined negatives."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -76,7 +76,7 @@ class QrelsGroups:
 
 
 class OwnPassages:
-    """Groups that know the passage that a query is itself."""
+    """Groups of queries that are passages themselves."""
 
     def __init__(self, groups: Groups, own: Mapping[str, str]) -> None:
         self._groups = groups
@@ -122,7 +122,7 @@ def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels
 
 
 class DevSet:
-    """Queries and a small corpus by which checkpoints are compared.
+    """The dev set: queries and a small corpus.
 
     Args:
         passages: The corpus: all judged passages of the queries, and others drawn at random.
@@ -146,7 +146,7 @@ class DevSet:
 def load_texts(
     folder: BeirFolder, *, query_ids: set[str], passage_ids: set[str]
 ) -> tuple[dict[str, str], dict[str, Passage]]:
-    """Return the wanted queries' texts and passages, each file read once.
+    """Return the texts of the wanted queries and passages; each file is read once.
 
     Raises:
         TrainingError: If an id that the qrels name is missing.

@@ -1,4 +1,4 @@
-"""What a deep prompt does: its share of attention by layer and head, and of feed-forward output."""
+"""The prompt's share of attention, by layer and head, and of feed-forward output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +93,7 @@ def _means(by_layer: dict[int, list[Tensor]]) -> np.ndarray | None:
 def prompt_health(
     method: Method, *, queries: Sequence[str], passages: Sequence[str], max_tokens: int | None
 ) -> dict[str, Any]:
-    """Return what the prompt does on both sides as JSON values; empty without a deep prompt.
+    """Return the prompt's shares on both sides as JSON values; empty without a prompt.
 
     Returns:
         ``{"attention_mass": {"query": [[share per head] per layer], "passage": ...},

@@ -1,4 +1,4 @@
-"""The one training loop: no callbacks, an objective goes in, checkpoints come out."""
+"""The training loop: an objective goes in, checkpoints come out."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ SECONDS_BETWEEN_STATES = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a watcher is told after each step.
+    """Progress after a step.
 
     Args:
         texts_per_second: Over this process's texts since the start or resume.
@@ -88,13 +88,13 @@ class TrainState:
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that resuming needs."""
+        """Return the state to resume from."""
         tensors = {f"parameter|{n}": p.detach() for n, p in self.parameters.items()}
         tensors.update(optimizer_tensors(self.optimizer, list(self.parameters)))
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`tensors` returned."""
+        """Restore what :meth:`tensors` returned."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter|{name}"])
@@ -126,7 +126,7 @@ def train_loop(
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:
-    """Train, evaluate, keep checkpoints; continue where an earlier run in this folder stopped.
+    """Train, evaluate and keep checkpoints; continue an earlier run in this folder.
 
     The state to resume from is saved at every evaluation, and every minute in between. Each step
     is a pure function of its number and the parameters, so that it does not matter which one it is.
@@ -191,7 +191,7 @@ def _out_of_patience(
 def _begin(
     trainable: TrainState, *, folder: RunFolder, world: ProcessGroup
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """Take over the state of an earlier run, if there is one: steps done, dev measures by step."""
+    """Restore the state of an earlier run, if any: steps done, dev measures by step."""
     if world.is_first:
         folder.forget_failure()
     resumed = folder.load_state()
@@ -204,7 +204,7 @@ def _begin(
 
 
 class _Saver:
-    """Saves the state to resume from; between evaluations so seldom that it costs little."""
+    """Saves the state to resume from, seldom enough to cost little."""
 
     def __init__(self, trainable: TrainState, folder: RunFolder, *, clock: Clock) -> None:
         self._trainable = trainable
@@ -261,7 +261,7 @@ class _Pace:
 def _check_finite(
     stats: StepStats, norm: float, *, step: int, folder: RunFolder, writes: bool
 ) -> None:
-    """Stop before a loss or gradient that is no number reaches the parameters."""
+    """Stop before a loss or gradient that is not finite reaches the parameters."""
     if math.isfinite(stats.loss) and math.isfinite(norm):
         return
     steps = folder.checkpoint_steps()
@@ -284,7 +284,7 @@ def _check_finite(
 
 
 def best_step(history: Mapping[int, Mapping[str, float]], *, measure: str) -> int:
-    """Return the step with the highest dev measure; the earliest of equals.
+    """Return the step with the highest dev measure, the earliest of equal ones.
 
     Raises:
         TrainingError: If the measure was not taken.

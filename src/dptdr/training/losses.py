@@ -86,7 +86,7 @@ def kl_terms(
     taught: Bool[Tensor, "queries passages"],
     teacher_temperature: float = 1.0,
 ) -> Float[Tensor, " queries"]:
-    """Return each query's KL divergence from the teacher's distribution over taught passages.
+    """Return each query's KL divergence from the teacher's distribution over scored passages.
 
     Args:
         teacher: The teacher's scores where ``taught``.

@@ -25,7 +25,7 @@ class Masks(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What one query knows of the batch.
+    """A query's known positives and teacher scores.
 
     Args:
         positive: Candidates, within this process's passages, of the positives to be found.

@@ -33,7 +33,7 @@ _SCORES_PER_BLOCK_ELSEWHERE = 1 << 21
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What a step tells of itself.
+    """Loss and counts of a step.
 
     Args:
         tokens: Their tokens, without padding.
@@ -49,7 +49,7 @@ class StepStats:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the loop trains: it leaves gradients on the parameters, summed over processes."""
+    """What the loop trains: it leaves gradients on the parameters."""
 
     def backward(self, step: int) -> StepStats:
         """Add the gradients of a step, a pure function of its number and the parameters."""
@@ -65,7 +65,7 @@ class MicroBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One process's share of a step; passages stand in it once each."""
+    """One process's share of a step, without duplicate passages."""
 
     query_ids: list[str]
     queries: list[str]
@@ -208,7 +208,7 @@ class ContrastiveObjective:
         return batch
 
     def share_known(self, batch: Batch) -> Batch:
-        """Let the same question, twice in the joint batch, know the positives of both.
+        """Share known positives between queries of the same text.
 
         Training files may hold a question twice, with other positives.
         """
@@ -278,7 +278,7 @@ class ContrastiveObjective:
     def _block_loss(
         self, queries: Tensor, passages: Tensor, columns: Candidates, rows: Sequence[Example]
     ) -> Tensor:
-        """Return the part of the global mean loss that some queries make up."""
+        """Return the share of some queries in the global mean loss."""
         masks = columns.masks(rows, device=queries.device)
         normalise = self.method.backbone.pooling.normalise
         total = queries.new_zeros(())
@@ -310,7 +310,7 @@ class ContrastiveObjective:
         return (1.0 - weight) * terms + weight * taught
 
     def _columns(self, batch: Batch, *, device: torch.device) -> Candidates:
-        """Learn which passages the processes have brought."""
+        """Gather the hashes of all processes' passages."""
         own = torch.tensor([text_hash(text) for text in batch.passages], dtype=torch.long)
         hashes = self.world.all_gather(own.to(device)).tolist()
         counts = self.world.gather_integers(len(batch.passages))

@@ -1,4 +1,4 @@
-"""From a data folder to what a run trains on and selects by."""
+"""Read what a run trains on and selects checkpoints by."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _GROUPS_LOOKED_AT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a run trains on and selects by."""
+    """Training groups and dev set of a run."""
 
     groups: Groups
     dev: DevSet
@@ -48,7 +48,7 @@ def load_data(
     tokens: TokenTexts | None = None,
     min_grade: int = 1,
 ) -> TrainingData:
-    """Read what a run needs of a data folder.
+    """Read training groups and dev set from a data folder.
 
     Args:
         negatives: A training file that replaces the train qrels: mined negatives, groups, or a
@@ -189,13 +189,13 @@ def _file_facts(path: Path, groups: FileGroups) -> dict[str, Any]:
 
 
 def _without_dev_texts(train: Qrels, dev: Iterable[str], queries: Mapping[str, str]) -> Qrels:
-    """Drop train queries whose very text is a dev query: they would tell the answers."""
+    """Drop train queries whose text is a dev query: they would leak the answers."""
     texts = {queries[q] for q in dev}
     return {q: judged for q, judged in train.items() if queries[q] not in texts}
 
 
 def _check_teacher(groups: Groups, config: TrainingConfig) -> None:
-    """Refuse distillation without scores: its loss would be 0 and nobody would see it."""
+    """Refuse distillation without scores: its loss would silently be 0."""
     for item in range(min(len(groups), _GROUPS_LOOKED_AT)):
         group = groups[item]
         positive, negative = len(group.positive_scores), len(group.negative_scores)

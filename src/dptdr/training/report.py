@@ -1,4 +1,4 @@
-"""A training run as one page that a person looks at: curves, and how the prompt fares."""
+"""The HTML report of a training run: curves, and what the prompt does."""
 
 import base64
 import html
@@ -19,7 +19,7 @@ _UNHEEDED, _OVERWHELMING = 0.01, 0.9
 
 
 def write_report(run_folder: Path, out: Path) -> None:
-    """Write the report of a training run as one HTML page that needs no other file, atomically.
+    """Write the report of a training run as one self-contained HTML page, atomically.
 
     Args:
         run_folder: ``TASK.training`` of the run; it may still be going on.

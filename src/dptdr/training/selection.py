@@ -1,4 +1,4 @@
-"""Which checkpoint becomes the task: at the end of a run, and again whenever one likes."""
+"""Choose the checkpoint that becomes the task."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _DEPTH = 100
 
 
 def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
-    """Return the dev measures of an encoder: the selecting one, and those that are always taken."""
+    """Return the dev measures of an encoder, the selecting one first."""
     names = list(dict.fromkeys([measure, "nDCG@10", "RR@10", "R@100"]))
     return _measures(encoder, dev, names=names)
 
@@ -56,7 +56,7 @@ def select_again(run_folder: Path, *, measure: str) -> int:
 def measure_again(
     run_folder: Path, dev: DevSet, *, backbone: Backbone, measures: Sequence[str]
 ) -> dict[int, dict[str, float]]:
-    """Take further dev measures of all checkpoints that were kept, and add them to the log.
+    """Take further dev measures of all kept checkpoints, and add them to the log.
 
     Args:
         run_folder: ``TASK.training`` of the run.
@@ -157,7 +157,7 @@ def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
 def _rebuilt(
     identity: Mapping[str, Any], backbone: Backbone, *, folder: RunFolder, step: int
 ) -> Method:
-    """Rebuild the run's method as it was at a checkpoint."""
+    """Return the run's method as it was at a checkpoint."""
     if identity["backbone_fingerprint"] != backbone.fingerprint:
         raise WrongBackbone(
             f"{folder.path}: the run was made on a backbone with fingerprint "

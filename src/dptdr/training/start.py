@@ -1,4 +1,4 @@
-"""From what a user asked for to a finished training: the same for Python and the command line."""
+"""Run a requested training, from Python or from the command line."""
 
 import dataclasses
 import sys
@@ -33,7 +33,7 @@ def train_folder(
     progress: ProgressCallback | None = None,
     tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
-    """Train what was asked for on a data folder.
+    """Run a requested training on a data folder.
 
     Args:
         overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
@@ -71,7 +71,7 @@ def train_folder(
 
 
 def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingRequest:
-    """Take fewer steps for few queries, and start a prompt near the backbone, unless told.
+    """Choose fewer steps and a start near the backbone for few queries, unless given.
 
     Returns:
         The request, with those settings that were not given chosen by the data.

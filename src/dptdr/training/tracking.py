@@ -1,4 +1,4 @@
-"""A run's log in the trackers that people watch several runs with."""
+"""Send a run's log to experiment trackers."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Where a run's log goes besides its own file.
+    """Which trackers get a run's log.
 
     Args:
         tracker: A tracker that knows itself where to write, and whether it is offline
@@ -51,7 +51,7 @@ def mirrored(
     name: str = "task",
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Record], None] | None]:
-    """Provide what sends each line of a run's log to trackers as well.
+    """Yield a function that sends each line of a run's log to the trackers.
 
     Yields:
         A function of one line of the log, or ``None`` if nothing is tracked.

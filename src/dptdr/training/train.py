@@ -51,7 +51,7 @@ _HEALTH_TEXTS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a run leaves.
+    """The result of a run.
 
     Args:
         manifest: The bundle's ``task.json``.
@@ -90,7 +90,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     accept: Accept | None = None,
     work: Path | None = None,
 ) -> TrainingResult | None:
-    """Train one task, choose its best checkpoint, and write the bundle.
+    """Train a task, choose its best checkpoint, and write the bundle.
 
     The same call once more returns at once; a stopped run is continued and ends in the same bytes.
     Started by ``torchrun``, the processes share each batch; the first one writes.
@@ -188,14 +188,14 @@ def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
 
 
 def rows_digest(rows: Mapping[str, Tensor]) -> str:
-    """Return what identifies the prompt rows that a run starts from."""
+    """Return a fingerprint of the prompt rows that a run starts from."""
     plain = {name: rows[name].detach().cpu().contiguous() for name in sorted(rows)}
     return hashlib.sha256(safetensors.torch.save(plain)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What the beginning of a run hands to its evaluations and its end."""
+    """State shared by a run's evaluations and its end."""
 
     method: Method
     data: TrainingData
@@ -258,7 +258,7 @@ def _measure_start(
     data: TrainingData,
     config: TrainingConfig,
 ) -> None:
-    """Measure the untuned backbone on dev, which tuning must beat, and the prompt's start."""
+    """Measure the untuned backbone, which tuning must beat, and the prompt's start on dev."""
     if bare_measures(folder):
         return
     encoder = Encoder(backbone, limits=training_limits(backbone, config.identity()))
@@ -270,7 +270,7 @@ def _measure_start(
 def log_health(
     folder: RunFolder, method: Method, data: TrainingData, *, config: TrainingConfig, step: int
 ) -> None:
-    """Write into the log what a deep prompt does in each layer; nothing for other methods."""
+    """Log what a deep prompt does in each layer; nothing for other methods."""
     health = prompt_health(
         method,
         queries=data.query_texts[:_HEALTH_TEXTS],

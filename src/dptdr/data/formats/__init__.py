@@ -1,1 +1,1 @@
-"""Readers of other projects' files, and their conversion to data folders."""
+"""Readers of other formats, and conversion to data folders."""

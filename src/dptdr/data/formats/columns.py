@@ -69,7 +69,7 @@ class Columns(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What a table with these columns is called."""
+        """The kind of table that these columns make."""
         if self.clicks is not None:
             return "click log"
         if self.negatives:

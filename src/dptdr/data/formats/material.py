@@ -1,4 +1,4 @@
-"""What readers return: streams of records, and counts of what was read."""
+"""Results of readers: streams of records, and counts of what was read."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -61,7 +61,7 @@ class UniqueIds:
         self._others: set[str] = set()
 
     def add(self, record_id: str) -> bool:
-        """Remember an id."""
+        """Add an id."""
         number = _small_number(record_id)
         if number is None:
             new = record_id not in self._others
@@ -87,7 +87,7 @@ class UniqueIds:
 
 
 def _small_number(text: str) -> int | None:
-    """Return the number up to 2**30 whose canonical form the text is."""
+    """Return the number below 2**30 that the text spells, if it does."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         return None
     if text[0] == "0" and text != "0":

@@ -60,17 +60,17 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         self._number = 0
 
     def add_passage(self, passage_id: str) -> bool:
-        """Remember a passage; return True if it is new."""
+        """Add a passage; return whether it is new."""
         return self._insert("INSERT OR IGNORE INTO passages VALUES (?)", _key(passage_id))
 
     def add_query(self, query: Query) -> None:
-        """Remember a query."""
+        """Add a query."""
         self._number += 1
         values = (_key(query.id), self._number, query.text)
         self._insert("INSERT OR IGNORE INTO queries VALUES (?, ?, ?)", *values)
 
     def add_pair(self, split: str, judgement: Judgement) -> int | None:
-        """Remember a judgement; return the grade of the same pair if there is one already."""
+        """Add a judgement; return the grade that the pair already has, if any."""
         self._number += 1
         key = (split, _key(judgement.query_id), _key(judgement.passage_id))
         insert = "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?)"
@@ -89,7 +89,7 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         )
 
     def add_negative(self, split: str, query_id: str, passage_id: str) -> None:
-        """Remember a passage that does not answer a query."""
+        """Add a passage that does not answer a query."""
         self._number += 1
         values = (split, _key(query_id), _key(passage_id), self._number)
         self._insert("INSERT OR IGNORE INTO negatives VALUES (?, ?, ?, ?)", *values)

@@ -1,4 +1,4 @@
-"""From rows of pairs, triplets, scored pairs or clicks to a data folder."""
+"""Convert rows of pairs, triplets, scored pairs or clicks to a data folder."""
 
 import hashlib
 import math
@@ -51,7 +51,7 @@ def folder_from_records(
 
 
 def split_name(name: str) -> str:
-    """Return our name of a split; other projects call ``dev`` validation."""
+    """Return our name of a split (``dev`` for ``validation``)."""
     return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
 
 
@@ -113,7 +113,7 @@ class _Reading:
             )
 
     def _take(self, row: Row, split: str) -> Iterator[Passage]:
-        """Keep what one row says; yield its passages that are new."""
+        """Store one row; yield its new passages."""
         columns = self._columns_of(row)
         query = _text(row, columns.query)
         positives = [text for text in _texts(row, columns.positive) if text.strip()]

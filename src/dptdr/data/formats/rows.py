@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def is_table(path: Path) -> bool:
-    """Predicate: does the name say that the file is a table?"""
+    """Return whether the file name is a table's."""
     return _reader(path) is not None
 
 

@@ -1,4 +1,4 @@
-"""Which index a task searches: its version's own, else one that the server was started with."""
+"""The index of a task: its version's own, else one given at the start."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ class Indexes:
         return served
 
     def record(self, name: str) -> IndexRecord:
-        """Return what the catalogue remembers of an index folder."""
+        """Return the catalogue's entry for an index folder."""
         return IndexRecord(name, index_key(self.folder(name)))
 
     def check(self, record: IndexRecord, *, version: str, fingerprint: str) -> ServedIndex:

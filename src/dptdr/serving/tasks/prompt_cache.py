@@ -90,7 +90,7 @@ class TaskVersion:
 
 
 class PromptCache:
-    """Prompts in memory, least recently used out.
+    """A least-recently-used cache of prompts.
 
     Args:
         budget_bytes: Maximum bytes kept, without what a running batch holds.
@@ -176,7 +176,7 @@ class PromptCache:
 
 
 def release(mapped: Tensor) -> None:
-    """Give back the pages of a mapped tensor that was copied; it can be read again.
+    """Release the pages of a mapped tensor that was copied.
 
     Otherwise they count as this process's memory until something else needs them.
     """

@@ -1,4 +1,4 @@
-"""The task registry: prompts of all tasks on one backbone, changed while requests run.
+"""The task registry: tasks on one backbone, changed while requests run.
 
 A request asks the registry once and keeps what it got: a :class:`TaskVersion` never changes, so no
 request sees half of an exchange. Everything is verified before it becomes visible.
@@ -97,7 +97,7 @@ class TaskRegistry:
         self.refresh()
 
     def resolve(self, name: str) -> TaskVersion:
-        """Return what ``task`` or ``task@version`` means now; valid for its holder ever after.
+        """Return the version that ``task`` or ``task@version`` means now.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -192,7 +192,7 @@ class TaskRegistry:
         return added
 
     def set_index(self, task: str, index: str, *, version: str | None = None) -> TaskVersion:
-        """Let a version (the default one) search another index, at once for all later requests.
+        """Give a version (by default the current one) another index for all later requests.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -234,7 +234,7 @@ class TaskRegistry:
         self.refresh()
 
     def set_default(self, task: str, version: str) -> TaskVersion:
-        """Let the bare name mean another version, at once for all later requests.
+        """Make another version the default for all later requests.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -269,7 +269,7 @@ class TaskRegistry:
         return self.catalogue.signature() == self._seen
 
     def refresh(self) -> None:
-        """Take over what another worker has changed."""
+        """Load what another worker has changed."""
         if self.is_current:
             return
         with self._lock:
@@ -351,7 +351,7 @@ class TaskRegistry:
 
 
 def check_names(task: str, version: str | None) -> None:
-    """Refuse names that could not be in an address, or mean something else there.
+    """Refuse names that do not fit into a URL.
 
     Raises:
         ServingError: If a name is not allowed.

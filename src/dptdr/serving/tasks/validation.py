@@ -1,4 +1,4 @@
-"""Checks of a bundle before a server shows it: format, backbone, effect, equality."""
+"""Checks of a bundle before it is served: format, backbone, effect, equality."""
 
 import contextlib
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ class Verifier:
     def _compare(
         self, served: Float[Tensor, " dim"], alone: Float[Tensor, " dim"], *, what: str
     ) -> None:
-        """Demand that the vector is that of the task alone, and not the bare backbone's."""
+        """Check that the vector equals the task's own and differs from the bare backbone's."""
         scale = max(1.0, float(alone.norm()))
         if not served.isfinite().all():
             raise BundleError(f"{what} makes vectors of NaN or infinity")
@@ -143,7 +143,7 @@ def deep_prompt_config(manifest: TaskManifest, folder: Path) -> DeepPromptConfig
 
 
 def check_described(manifest: TaskManifest, folder: Path) -> None:
-    """Refuse what could not be shown in a list of tasks.
+    """Refuse a card that cannot be shown in a list of tasks.
 
     Raises:
         BundleError: If measures are not plain finite numbers, or trained lengths no numbers.
