@@ -1,4 +1,4 @@
-"""The errors that dptdr raises on purpose.
+"""The errors that dptdr raises.
 
 ::
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 
 class DptdrError(Exception):
-    """Base of all errors that dptdr raises on purpose."""
+    """Base class of dptdr's errors."""
 
     exit_code = 2
 
@@ -98,7 +98,7 @@ class BackboneError(DptdrError):
 
 
 class UnsupportedBackbone(BackboneError):
-    """A prompt cannot be shown to reach every layer of this backbone."""
+    """A prompt cannot be proved to reach every layer of this backbone."""
 
 
 class BundleError(DptdrError):
@@ -106,7 +106,7 @@ class BundleError(DptdrError):
 
 
 class WrongBackbone(BundleError):
-    """A task bundle belongs to another backbone than the one at hand."""
+    """A task bundle belongs to another backbone."""
 
 
 class VectorsError(DptdrError):
@@ -114,7 +114,7 @@ class VectorsError(DptdrError):
 
 
 class WrongPrompt(VectorsError):
-    """Vectors were made by another prompt or backbone than the one asking."""
+    """Vectors were made by another prompt or backbone."""
 
 
 class TrainingError(DptdrError):
@@ -122,7 +122,7 @@ class TrainingError(DptdrError):
 
 
 class NoGain(TrainingError):
-    """What was trained without labels is no better than the backbone by its label-free measure."""
+    """A prompt trained without labels is no better than the backbone."""
 
     exit_code = 3
 

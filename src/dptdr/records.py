@@ -1,17 +1,17 @@
-"""The records that pass between stages. Plain named tuples and dictionaries, no behaviour."""
+"""Records that pass between stages: plain named tuples and dictionaries."""
 
 from typing import NamedTuple, TypeAlias
 
 
 class Query(NamedTuple):
-    """A query as it stands in ``queries.jsonl``."""
+    """A query, as in ``queries.jsonl``."""
 
     id: str
     text: str
 
 
 class Passage(NamedTuple):
-    """A passage as it stands in ``corpus.jsonl``."""
+    """A passage, as in ``corpus.jsonl``."""
 
     id: str
     text: str
@@ -19,12 +19,12 @@ class Passage(NamedTuple):
 
     @property
     def content(self) -> str:
-        """Title and text joined by one space: what an encoder or BM25 reads, everywhere."""
+        """Title and text joined by one space, as encoders and BM25 read them."""
         return f"{self.title} {self.text}" if self.title else self.text
 
 
 class Judgement(NamedTuple):
-    """One line of qrels: how relevant a passage is for a query (0 is not relevant)."""
+    """One line of qrels: the grade of a passage for a query (0 is not relevant)."""
 
     query_id: str
     passage_id: str
@@ -39,7 +39,7 @@ class Hit(NamedTuple):
 
 
 class TrainingGroup(NamedTuple):
-    """A query with texts to tell apart.
+    """A training query with positives and negatives.
 
     ``positive_scores`` and ``negative_scores`` are a teacher's scores, empty where there are none,
     else of the same lengths as the texts. ``own_passage`` is the passage that the query is itself,

@@ -23,7 +23,7 @@ _LINES_PER_REPORT = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One kind of fault: how often it occurs, and the first places."""
+    """One kind of problem: its count and first places."""
 
     kind: str
     severity: Severity
@@ -33,7 +33,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How long texts are, in one unit."""
+    """Statistics of text lengths in one unit."""
 
     mean: float
     median: float
@@ -53,7 +53,7 @@ class TextStats:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStats:
-    """What one qrels file holds; ``grades`` maps a grade to the number of judgements."""
+    """Statistics of a qrels file; ``grades`` maps a grade to the number of judgements."""
 
     queries: int
     judgements: int
@@ -63,7 +63,7 @@ class SplitStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What :func:`inspect_folder` found; errors come before warnings."""
+    """The result of :func:`inspect_folder`; errors come before warnings."""
 
     path: str
     passages: TextStats
@@ -73,12 +73,12 @@ class Inspection:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems that make some stage fail or its figures wrong."""
+        """The problems that make a stage fail or its figures wrong."""
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems that break no stage."""
+        """The problems that do not stop any stage."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
 
     def as_json(self) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def _check_repeated(
 
 
 def _check_overlap(ledger: _Ledger, *, file: str, queries: _Texts) -> None:
-    """Report queries that several splits share, by id or by text."""
+    """Report queries that occur in several splits, by id or by text."""
     splits_of_text: dict[int, dict[str, str]] = {}
     for (query_id, number), text in zip(queries.lines.items(), queries.hashes, strict=True):
         splits = queries.splits.get(query_id, [])

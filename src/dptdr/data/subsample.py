@@ -80,7 +80,7 @@ def capped_test(
 
 
 def _fitting(order: Sequence[str], judged: Qrels, *, passages: int) -> tuple[set[str], set[str]]:
-    """Return the queries that fit, and the passages judged for them."""
+    """Return the queries that fit, and their judged passages."""
     kept: set[str] = set()
     needed: set[str] = set()
     for query_id in order:

@@ -1,4 +1,4 @@
-"""Training files: queries with positives and negatives, read at random, never held in memory.
+"""Training files: queries with positives and negatives, read from disk in any order.
 
 Five formats are told apart by the first record:
 

@@ -1,4 +1,4 @@
-"""How one record of a training file becomes a training group, for each format."""
+"""Convert records of each training format to training groups."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +104,7 @@ def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
 def group_of_record(
     record: Mapping[str, Any], *, format: Format, lookup: Lookup, place: Place
 ) -> TrainingGroup:
-    """Return the training group that a record describes.
+    """Return a record's training group.
 
     Raises:
         DataError: If the record is broken, has no positive, or refers to an unknown id.
@@ -125,7 +125,7 @@ class _Item(NamedTuple):
 
 
 def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
-    """Read ``groups`` and ``mined``: they differ only in what a string is."""
+    """Read ``groups`` and ``mined``: they differ only in the meaning of strings."""
     query_id = _optional_id(record, "query_id", place)
     if "query" in record or query_id is None:
         tokens = lookup.text_of(record.get("query"), "query", place)

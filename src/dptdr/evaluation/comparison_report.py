@@ -30,7 +30,7 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Return rows as lines of a Markdown table, aligned to be read as text too.
+    """Return an aligned Markdown table.
 
     Args:
         rows: The header first; all rows of one length. The first column is flushed left, the
@@ -49,7 +49,7 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 
 
 def write_comparison_page(path: Path, comparison: Comparison) -> None:
-    """Write a comparison as one HTML page that needs no other file, atomically."""
+    """Write a comparison as one self-contained HTML page, atomically."""
     title = html.escape(f"{comparison.data} {comparison.split}: {comparison.systems[0]}")
     table = html.escape(comparison_table(comparison))
     parts = [

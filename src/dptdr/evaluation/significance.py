@@ -1,4 +1,4 @@
-"""Is the difference between two systems more than chance? Paired tests over queries."""
+"""Paired significance tests over queries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _BLOCK_VALUES = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """Two systems compared over the same queries; differences are a minus b.
+    """A comparison of two systems over the same queries; differences are a minus b.
 
     Attributes:
         mean_difference: Mean of a minus mean of b.

@@ -11,7 +11,7 @@ from dptdr.model.encoder import Encoder
 
 
 class _Embedder:
-    """Base of both embedders: a task, loaded when it is first needed."""
+    """Base of both embedders; the task is loaded on first use."""
 
     def __init__(self, task: str, device: str = "cpu") -> None:
         self.task = task

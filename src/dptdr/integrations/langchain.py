@@ -6,7 +6,7 @@ from dptdr.model.encoder import Encoder
 
 
 class DptdrEmbeddings(Embeddings):  # type: ignore[misc]
-    """A task for LangChain: queries and documents each meet the prompt of their side."""
+    """A task for LangChain; queries and documents use the prompt of their side."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder

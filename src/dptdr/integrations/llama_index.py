@@ -10,7 +10,7 @@ from dptdr.model.encoder import Encoder
 
 
 class DptdrEmbedding(BaseEmbedding):  # type: ignore[misc]
-    """A task for LlamaIndex: queries and texts each meet the prompt of their side."""
+    """A task for LlamaIndex; queries and texts use the prompt of their side."""
 
     _encoder: Encoder = PrivateAttr()
 

@@ -35,7 +35,7 @@ class MtebModel:
     def encode(
         self, inputs: Iterable[dict[str, Any]], *, prompt_type: PromptType | None = None, **_: Any
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one vector per text; what is not a query is encoded as a passage."""
+        """Return one vector per text; all but queries are encoded as passages."""
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type == PromptType.query:
             return self.encoder.encode_queries(texts)

@@ -1,1 +1,1 @@
-"""The io room."""
+"""Readers and writers of files: formats, atomic and resumable outputs, ids."""

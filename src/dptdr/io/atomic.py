@@ -20,7 +20,7 @@ from dptdr.errors import DataError, OutputError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn whatever keeps ``path`` from being written into one :class:`OutputError`.
+    """Turn any failure to write ``path`` into an :class:`OutputError`.
 
     Raises:
         OutputError: If the block raises an ``OSError``, or safetensors' own kind of one.
@@ -86,7 +86,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; it takes the place of ``path`` when the block ends.
+    """Yield a temporary folder that replaces ``path`` when the block ends.
 
     A folder at ``path`` is moved aside first and removed last, so that at every moment either the
     old or the new one is complete on disk. A process killed between the two renames leaves the old
@@ -130,7 +130,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Bring back a folder that a killed :func:`atomic_folder` had moved aside."""
+    """Restore a folder that a killed :func:`atomic_folder` had moved aside."""
     aside = path.parent / f".{path.name}.old"
     if aside.exists() and not path.exists():
         aside.rename(path)
@@ -141,12 +141,12 @@ _HOST = hashlib.sha256(socket.gethostname().encode("utf-8", "replace")).hexdiges
 
 
 def _prefix(path: Path) -> str:
-    """Return how temporary names begin: they tell whose they are."""
+    """Return the prefix of temporary names, which identifies their process."""
     return f".{path.name}.{_HOST}-{os.getpid()}."
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders of ``path`` that no living process works on.
+    """Remove temporary files and folders of ``path`` left by dead processes.
 
     Those of another machine stay, since nobody here can tell whether their process lives.
     """
@@ -164,7 +164,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine exists."""
+    """Return whether a process on this machine is alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

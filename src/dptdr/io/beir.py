@@ -1,4 +1,4 @@
-"""BEIR folders: the one form of data that every stage reads.
+"""BEIR folders, which every stage reads.
 
 ``corpus.jsonl`` (``_id``, ``title``, ``text``), ``queries.jsonl`` (``_id``, ``text``) and
 ``qrels/SPLIT.tsv`` (header, then query-id, corpus-id, score; or TREC's four columns). Each may be
@@ -58,13 +58,13 @@ class BeirFolder:
         return self.path.resolve().name
 
     def passages(self) -> Iterator[Passage]:
-        """Return the passages in file order, read as they are asked for."""
+        """Yield the passages in file order."""
         return self.read_corpus(parse_passage, passage_id)
 
     def read_corpus(
         self, parse: Callable[..., Record], id_of: Callable[[Record], str]
     ) -> Iterator[Record]:
-        """Return what a function makes of each line of the corpus; see :meth:`passages`.
+        """Yield the result of a function for each line of the corpus; see :meth:`passages`.
 
         Args:
             parse: Takes the line, and ``path`` and ``number`` by name.
@@ -72,7 +72,7 @@ class BeirFolder:
         return _unique(self.corpus_path, parse, id_of, noun="passage")
 
     def queries(self) -> Iterator[Query]:
-        """Return the queries of all splits in file order, read as they are asked for.
+        """Yield the queries of all splits in file order.
 
         Raises:
             DataError: If the folder has no queries.
@@ -149,7 +149,7 @@ class BeirFolder:
 
 
 def _member(path: Path) -> Path:
-    """Return the packed file where there is no plain one."""
+    """Return the compressed file if there is no plain one."""
     packed = path.with_name(path.name + ".gz")
     return packed if packed.is_file() and not path.is_file() else path
 
@@ -180,7 +180,7 @@ def _unique(
 
 
 def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> None:
-    """Find the first line of an id; there is none where only the hashes are equal."""
+    """Return the first line with an id, ``None`` if only the hashes are equal."""
     for earlier, line in raw_lines(path):
         if earlier == number:
             return
@@ -189,7 +189,7 @@ def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> Non
 
 
 def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: str) -> DataError:
-    """Return the error for an id that two lines of a file have."""
+    """Return the error for a duplicate id."""
     first, second = lines
     return DataError(
         f"duplicate {noun} id '{record_id}', first in line {first}; remove one of the two",
@@ -292,7 +292,7 @@ def write_beir(
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Replacing a folder deletes it; only what this module wrote may be deleted."""
+    """Refuse to replace a folder that this module did not write."""
     if path.exists() and not path.is_dir():
         raise DataError("expected a folder to write, got a file; choose another name", path=path)
     if path.is_dir() and any(path.iterdir()) and not _member(path / CORPUS).is_file():
@@ -319,7 +319,7 @@ def _write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> int:
 
 
 def each_judgement(qrels: Qrels | Iterable[Judgement]) -> Iterator[Judgement]:
-    """Yield the judgements of either form."""
+    """Yield the judgements of a dict or an iterable."""
     if not isinstance(qrels, dict):
         yield from qrels
         return

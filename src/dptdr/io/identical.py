@@ -1,4 +1,4 @@
-"""Queries that are passages of the corpus, as in ArguAna and Quora: none is its own answer."""
+"""Queries that are passages of the corpus, as in ArguAna and Quora, never find themselves."""
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ def own_passages(queries: Iterable[Query], passages: Iterable[Passage]) -> dict[
 def without_own(
     run: Mapping[str, Sequence[Hit]], own: Collection[str], *, depth: int | None = None
 ) -> Run:
-    """Return a run where no query of ``own`` finds itself.
+    """Return a run in which no query of ``own`` finds itself.
 
     Args:
         run: Query id to hits; one more than wanted where the depth is given.
@@ -51,7 +51,7 @@ def without_own(
 
 
 def say_own(count: int) -> None:
-    """Note on standard error, in one line, if some queries cannot find themselves."""
+    """Say on standard error if some queries cannot find themselves."""
     if count:
         sys.stderr.write(
             f"{count:,} queries are passages under the same id: none is its own answer or "

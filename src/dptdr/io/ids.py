@@ -28,12 +28,12 @@ def stable_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " texts"]:
 
 
 def normalised(text: str) -> str:
-    """Return a text without case, spacing and Unicode forms (NFKC): equal for the same text."""
+    """Return a text normalised in case, spacing and Unicode form (NFKC)."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class RowTable:
-    """Rows by the 64-bit hash of what identifies them: 16 bytes a row.
+    """Row numbers by 64-bit hash, 16 bytes each.
 
     Two of ten million different ids share a hash with a chance of 3 in a million.
     """
@@ -45,35 +45,35 @@ class RowTable:
 
     @classmethod
     def build(cls, ids: Iterable[str]) -> "RowTable":
-        """Give ids their places as rows."""
+        """Return an index of ids in row order."""
         return cls(stable_hashes(ids))
 
     def rows(self, identifier: str) -> Int64[np.ndarray, " rows"]:
-        """Return the rows with the hash of an id, in their order."""
+        """Return the rows with the hash of an id, in ascending order."""
         wanted = np.uint64(stable_hash(identifier))
         start, end = (np.searchsorted(self._hashes, wanted, side=s) for s in ("left", "right"))
         found: Int64[np.ndarray, " rows"] = self._rows[start:end]
         return found
 
     def first_rows(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
-        """Return the first row of each hash, -1 where there is none."""
+        """Return the first row of each hash, -1 if there is none."""
         if not len(self._hashes):
             return np.full(len(wanted), -1, dtype=np.int64)
         places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         return np.where(self._hashes[places] == wanted, self._rows[places], -1)
 
     def hashes(self) -> UInt64[np.ndarray, " ids"]:
-        """Return the hash of each id once, sorted."""
+        """Return the distinct hashes, sorted."""
         return np.unique(self._hashes)
 
     def doubles(self) -> Iterator[tuple[int, int]]:
-        """Yield neighbouring rows of equal hashes: suspects of having one id."""
+        """Yield pairs of rows with equal hashes, which may have the same id."""
         for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
             yield int(self._rows[place]), int(self._rows[place + 1])
 
 
 class IdSet:
-    """The ids seen so far, 8 bytes each: known by 64-bit hashes.
+    """A set of ids as 64-bit hashes, 8 bytes each.
 
     Two of ten million different ids share a hash with a chance of 3 in a million.
     """

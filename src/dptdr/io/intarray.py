@@ -1,4 +1,4 @@
-"""Growing arrays of 64-bit integers: 8 bytes an entry, where a list takes 40."""
+"""Growing arrays of 64-bit integers, 8 bytes an entry."""
 
 from array import array
 from typing import TYPE_CHECKING, TypeAlias

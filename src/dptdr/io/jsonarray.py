@@ -61,7 +61,7 @@ def array_elements(path: Path) -> Iterator[Element]:
 
 
 class _Reader:
-    """A text buffer that slides over the file. ``at`` is the place in it, the rest is counts."""
+    """A text buffer that slides over the file; ``at`` is the position in it."""
 
     def __init__(self, path: Path, handle: io.BufferedReader) -> None:
         self.path = path

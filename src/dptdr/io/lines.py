@@ -26,7 +26,7 @@ READ_FAULTS = (EOFError, OSError, zlib.error)
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
-    """Open a file for reading bytes; a name that ends in ``.gz`` is unpacked on the way.
+    """Open a file for reading bytes; ``.gz`` is decompressed.
 
     Raises:
         DataError: If it cannot be opened.
@@ -159,7 +159,7 @@ def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -
 
 
 def id_fault(value: str) -> str | None:
-    """Return what makes a text unfit as an id, or None if it is fit.
+    """Return why a text cannot be an id, or None.
 
     Returns:
         The fault in words, or None.
@@ -198,7 +198,7 @@ def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARG
 
 
 def describe(value: object) -> str:
-    """Return what a JSON value is, in words for a message.
+    """Describe a JSON value for a message.
 
     Returns:
         Such as ``the number 7`` or ``a list``.

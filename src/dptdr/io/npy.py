@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` files that others may have damaged, mapped into memory."""
+"""Memory-mapped ``.npy`` files that may be damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from dptdr.errors import DataError
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link inside a folder: what it leads to is not what was written there."""
+    """Refuse a symbolic link inside a folder."""
     if path.is_symlink():
         raise DataError("expected a file or folder of its own, got a symbolic link", path=path)
 
 
 def map_array(path: Path, *, dtype: DTypeLike | None = None) -> np.ndarray:
-    """Map an array that is never larger than its file.
+    """Map an array; its size is checked against the file's.
 
     Args:
         dtype: Type of a flat array that is expected; None for any array.

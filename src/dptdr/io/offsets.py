@@ -1,4 +1,4 @@
-"""Random access to the records of files that do not fit in memory: 16 bytes a record are held."""
+"""Random access to the records of large files, with 16 bytes a record in memory."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from dptdr.io.lines import READ_FAULTS, UTF8_MARK, open_bytes
 
 
 class Spans:
-    """A file that is read piece by piece, each piece by its row.
+    """A file whose records are read by row number.
 
     A packed file is unpacked once, into a temporary file without a name.
     """
@@ -33,15 +33,15 @@ class Spans:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the file again in another process, whose descriptors differ."""
+        """Reopen the file in another process."""
         return _opened, (self.path, self._starts, self._ends)
 
     def __len__(self) -> int:
-        """Number of pieces."""
+        """Number of records."""
         return len(self._starts)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of one piece. Threads and forked processes may call it at once.
+        """Return the bytes of one record; safe in threads and forked processes.
 
         Args:
             row: Which, from 0.
@@ -56,7 +56,7 @@ class Spans:
         return piece
 
     def line_number(self, row: int) -> int:
-        """Return the number, from 1, of the line that a piece begins in; reads the file up to it.
+        """Return the line number, from 1, of a record; reads the file up to it.
 
         Args:
             row: Which piece, from 0.
@@ -97,7 +97,7 @@ def _whole(handle: Iterable[bytes], *, path: Path) -> Iterator[bytes]:
 
 
 def line_spans(path: Path) -> Spans:
-    """Return the lines of a file that are not blank, for reading by row.
+    """Return access to the non-blank lines of a file by row number.
 
     Raises:
         DataError: If the file is missing or its gzip data is broken.

@@ -14,13 +14,13 @@ _reached: list[str] = []
 
 
 def current_phase() -> str:
-    """Return what is being done, or was when an error ended it, and how far; else nothing."""
+    """Return the current phase and its progress, for messages."""
     return ", ".join((_phases[-1], *_reached[-1:])) if _phases else ""
 
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a callable that shows (done, total) of one piece of work on standard error.
+    """Yield a callable that shows (done, total) of one phase on standard error.
 
     Args:
         what: The work in a word or two, such as ``encoding``.
@@ -38,7 +38,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _noting(show: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """Remember how far the work is as well."""
+    """Record the progress."""
 
     def noting(done: int, total: int) -> None:
         _reached[:] = [f"{done:,} of {total:,}" if total else f"{done:,}"]
@@ -77,7 +77,7 @@ def _lines(what: str) -> Callable[[int, int], None]:
 
 
 class TrainingProgress:
-    """Training as a bar on a terminal, as a line every ten seconds elsewhere.
+    """Show training as a bar on a terminal, as a line every ten seconds elsewhere.
 
     Args:
         measure: Name of the dev measure.

@@ -1,4 +1,4 @@
-"""A file that grows block by block and continues where a killed process left it."""
+"""A file that grows block by block and can be continued after a kill."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ FORMAT = 2
 
 
 class ResumableFile:
-    """Lines in ``FOLDER/mined.jsonl``, and in ``FOLDER/state.json`` how far they are good.
+    """``FOLDER/mined.jsonl`` with its valid length and state in ``FOLDER/state.json``.
 
     A block counts once its state is on disk; what was written after it is cut off at the next
     start. The bytes that count are checked against their SHA-256 before going on.
@@ -41,7 +41,7 @@ class ResumableFile:
         self._length = length
 
     def append_block(self, content: bytes, *, extra: Any) -> None:
-        """Write a block and make it count.
+        """Write a block and record it.
 
         Args:
             extra: What else the next start must know, as JSON can hold it.
@@ -69,7 +69,7 @@ class ResumableFile:
         self._handle.close()
 
     def finish(self, out: Path) -> None:
-        """Put the finished file in its place."""
+        """Move the finished file to its place."""
         self.close()
         with writing(out):
             self.path.replace(out)

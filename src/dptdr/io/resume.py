@@ -1,4 +1,4 @@
-"""One protocol for everything that a stage writes, so that it can be run again.
+"""One protocol for the outputs of all stages: complete, resumed or refused.
 
 The same inputs and settings once more: a complete output is kept and said to be complete, a partial
 one is continued. Other settings are refused by name, unless the caller overwrites. One process at
@@ -29,7 +29,7 @@ _WIDEST_VALUE = 60
 
 
 class Output:
-    """An output that this process alone may write; made by :func:`claim`."""
+    """An output that only this process may write; made by :func:`claim`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class Output:
         began: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> bool:
-        """Decide whether there is anything to do, and record the settings if there is.
+        """Decide whether there is work to do, and record the settings if so.
 
         Args:
             work: Folder of the unfinished work.
@@ -102,7 +102,7 @@ class Output:
         write_json(self._record, facts)
 
     def forget(self) -> None:
-        """Remove the record of an output of which nothing was made."""
+        """Remove the record of an output that was never written."""
         if (
             self._settings
             and not exists(self.path)
@@ -111,7 +111,7 @@ class Output:
             self._record.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
-        """Return the record; one that cannot be read counts as none."""
+        """Return the record, or None if it is missing or unreadable."""
         try:
             record = read_json(self._record)
         except DataError:
@@ -121,7 +121,7 @@ class Output:
 
 
 def check_same(began: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
-    """Refuse to continue, or to keep, what was made with other settings.
+    """Refuse an output that was made with other settings.
 
     Raises:
         OutputError: If settings differ; names all of them.
@@ -147,7 +147,7 @@ def say_complete(path: Path) -> None:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they come back from JSON."""
+    """Return settings as JSON would return them."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return plain
 
@@ -171,7 +171,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Return whether something is at ``path``; an empty folder is nothing."""
+    """Return whether ``path`` exists and is not an empty folder."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
@@ -190,7 +190,7 @@ def claim(
     format: str | None = None,
     part: tuple[int, int] | None = None,
 ) -> Iterator[Output]:
-    """Try an output, and keep other processes from writing it.
+    """Try an output and lock it.
 
     What a killed process left beside the output is removed.
 
@@ -281,7 +281,7 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
 
 @contextlib.contextmanager
 def locked(path: Path, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file beside an output; the system drops the lock of a process that dies.
+    """Hold a lock file beside an output; the system releases it when the process ends.
 
     Args:
         name: Name of the lock file.

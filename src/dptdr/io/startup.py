@@ -1,4 +1,4 @@
-"""Starting quickly."""
+"""Faster start-up."""
 
 import contextlib
 import gc

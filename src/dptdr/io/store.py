@@ -15,7 +15,7 @@ Record = TypeVar("Record", Passage, Query)
 
 
 class RecordStore(abc.ABC, Generic[Record]):
-    """Records of a JSON-lines file by id; 32 bytes for each are in memory, the texts are not.
+    """Records of a JSON-lines file by id, with 32 bytes each in memory.
 
     Every line is read once, and checked, when the store is made.
 
@@ -39,7 +39,7 @@ class RecordStore(abc.ABC, Generic[Record]):
     @staticmethod
     @abc.abstractmethod
     def parse_line(line: bytes, *, path: Path, number: int) -> Record:
-        """Return the record in a line."""
+        """Parse a line."""
 
     def __len__(self) -> int:
         return len(self._spans)

@@ -1,1 +1,1 @@
-"""The mining room."""
+"""Hard negatives: sources, false-negative filtering, teachers, report."""

@@ -1,4 +1,4 @@
-"""What mining needs to know of a corpus: ids, which texts are the same, how long they are.
+"""The corpus as mining sees it: ids, duplicate texts, lengths.
 
 The texts themselves stay on disk. A passage costs its id's bytes and 36 more.
 """
@@ -73,7 +73,7 @@ class CorpusTable:
         return len(self.ids)
 
     def rows_of(self, passage_ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
-        """Return the row of each passage id, -1 where the corpus does not hold it."""
+        """Return the row of each passage id, -1 if it is unknown."""
         return self.rows_of_hashes(stable_hashes(passage_ids))
 
     def rows_of_hashes(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
@@ -82,7 +82,7 @@ class CorpusTable:
 
 
 class JudgementTable:
-    """Positives by query, as arrays: 32 bytes for each judgement, however many queries."""
+    """Positives by query, as arrays of 32 bytes a judgement."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One query under way, and what the counts take from it."""
+"""A query being mined, and its share of the counts."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -30,7 +30,7 @@ class PassageRows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MiningInputs:
-    """What is mined from.
+    """Inputs of a mining.
 
     Attributes:
         queries: All queries, streamed; those without judgement are passed over.
@@ -53,7 +53,7 @@ class MiningInputs:
 
 @dataclass(kw_only=True)
 class QueryState:
-    """One query under way: its positives, its candidates, and the teacher's scores so far."""
+    """A query being mined: positives, candidates, teacher scores so far."""
 
     query: Query
     positives: list[int]
@@ -61,7 +61,7 @@ class QueryState:
     positive_scores: list[float]
 
     def reference(self, settings: MiningSettings) -> float:
-        """Return the score of the positive that candidates are held against."""
+        """Return the score of the positive that candidates are compared with."""
         return reference_score(self.positive_scores, which=settings.filtering.positive_score)
 
 

@@ -1,4 +1,4 @@
-"""Which candidates are false negatives, by a teacher's scores."""
+"""Tell false negatives by a teacher's scores."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from dptdr.mining.settings import FilteringSettings, PositiveScore
 
 
 def reference_score(scores: Sequence[float], *, which: PositiveScore) -> float:
-    """Return the score, of one or several positives, that candidates are held against."""
+    """Return the score of the positives that candidates are compared with."""
     if which == "mean":
         return sum(scores) / len(scores)
     return min(scores) if which == "min" else max(scores)
 
 
 def removal_reason(score: float, *, positive: float, settings: FilteringSettings) -> str | None:
-    """Return the first bound that makes a candidate a false negative, None where it is kept.
+    """Return the first bound that a candidate exceeds, or None.
 
     Source:
         The two margins: Moreira et al., NV-Retriever (2024), section 3. Differs: bounds can be

@@ -1,4 +1,4 @@
-"""Mining from a data folder: what was asked for, from its checks to the report."""
+"""Mine from a data folder: checks, sources, negatives, report."""
 
 import functools
 import shutil
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MineRequest:
-    """All that one mining is asked for; see the options of ``dptdr mine``."""
+    """A request to mine; see the options of ``dptdr mine``."""
 
     data: Path
     out: Path
@@ -41,7 +41,7 @@ class MineRequest:
 def mine_folder(
     request: MineRequest, *, show: Callable[[str], Any], overwrite: bool = False
 ) -> dict[str, Any]:
-    """Mine negatives from a data folder; the same call once more returns its report at once.
+    """Mine negatives from a data folder; a repeated call returns its report at once.
 
     Args:
         overwrite: Start over, whatever is at the output and in ``OUT.partial``.
@@ -65,7 +65,7 @@ def mine_folder(
 
 
 def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -> dict[str, Any]:
-    """Return what the negatives depend on; where a source is does not matter, what it is does."""
+    """Return what the negatives depend on: contents of sources, not their paths."""
     identity = functools.partial(source_identity, machine=request.machine, encoders=encoders)
     sources = {
         source.name: {

@@ -1,4 +1,4 @@
-"""Mining: runs are united into negatives, query by query, in blocks that survive a kill.
+"""Merge runs into negatives, query by query, in blocks that survive a kill.
 
 In memory are one block of queries, and the tables of ids and hashes of corpus and judgements.
 """
@@ -36,7 +36,7 @@ def mine(
     work: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Mine negatives into a file; a killed call continues where it was.
+    """Mine negatives into a file; a killed call is continued.
 
     Args:
         out: The file to write; it appears when all is done.

@@ -1,4 +1,4 @@
-"""How well a teacher's bounds find false negatives, held against real graded judgements."""
+"""Precision and recall of false-negative filtering, against graded judgements."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from dptdr.records import Query
 
 @dataclass(kw_only=True)
 class RemovalQuality:
-    """Judged candidates by what they are and what was done with them.
+    """Counts of judged candidates by grade and outcome.
 
     Attributes:
         queries: Queries with a known positive and at least one judged candidate.
@@ -37,7 +37,7 @@ class RemovalQuality:
     by_grade: dict[int, list[int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts with precision and recall, None where nothing was dropped or relevant."""
+        """Return counts with precision and recall, None where undefined."""
         dropped = self.dropped_relevant + self.dropped_other
         relevant = self.dropped_relevant + self.kept_relevant
         judged = dropped + self.kept_relevant + self.kept_other
@@ -58,7 +58,7 @@ class RemovalQuality:
 
 
 def measure_removal(inputs: MiningInputs, settings: MiningSettings) -> RemovalQuality:
-    """Hide all positives but one of each query, and see which of the others the bounds remove.
+    """Hide all but one positive of each query, and count how many the bounds remove.
 
     The best judged passage (the first of the highest grade) is the known positive, as in training
     data with one positive a query. Every judged passage in a source's rank window is a candidate:

@@ -20,7 +20,7 @@ class Negative(NamedTuple):
 
 
 class MinedQuery(NamedTuple):
-    """A query with its positives and negatives; passages are there where the format holds texts."""
+    """A query with its positives and negatives; with passages if the format holds texts."""
 
     query_id: str
     query: str
@@ -47,7 +47,7 @@ def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
 
 
 def rounded(score: float) -> float:
-    """Return a score with six significant digits: what a reader needs, and files stay small."""
+    """Return a score with six significant digits."""
     return float(f"{score:.6g}")
 
 

@@ -1,4 +1,4 @@
-"""What a mining found: numbers as JSON, tables to read, a plot."""
+"""The report of a mining: JSON, Markdown and a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +23,7 @@ def mining_report(
     teacher: str | None,
     removal: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the report of a mining as JSON can hold it.
+    """Return the report of a mining as JSON values.
 
     Args:
         statistics: Counts of the mining.
@@ -80,7 +80,7 @@ def mining_report(
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Return mean and quantiles of a sample, None where it is empty.
+    """Return mean and quantiles of a sample, None if it is empty.
 
     Returns:
         ``mean``, and ``p05`` to ``p95``.

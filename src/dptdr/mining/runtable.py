@@ -1,4 +1,4 @@
-"""Runs as arrays on disk: a ranking by query, whatever the number of queries, without parsing."""
+"""Runs as arrays on disk, for any number of queries."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,7 +61,7 @@ class RunTable:
         return np.memmap(path, dtype=dtype, mode="r")
 
     def query_hashes(self) -> UInt64[np.ndarray, " queries"]:
-        """Return the hash of each query id that the run holds, sorted."""
+        """Return the hashes of the run's query ids, sorted."""
         return self._queries.hashes()
 
     def ranking(self, query_id: str, *, depth: int) -> Ranking | None:
@@ -97,7 +97,7 @@ class RunTable:
 
 
 class RunTableWriter:
-    """Fills a run table part by part; parts that were written before a kill stay.
+    """Writes a run table part by part; parts survive a kill.
 
     Args:
         path: The folder; one that was begun for another fingerprint is emptied.

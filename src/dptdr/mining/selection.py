@@ -1,4 +1,4 @@
-"""One query's candidates: what may be a negative, in which order, and where it came from."""
+"""Candidates of one query: order and provenance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dptdr.mining.settings import Sampling, SourceSettings
 
 
 class Provenance(NamedTuple):
-    """Where a source ranked a passage."""
+    """Rank and score of a passage in a source."""
 
     rank: int
     score: float
@@ -22,7 +22,7 @@ class Provenance(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceHits:
-    """What one source ranks for one query.
+    """One source's ranking for one query.
 
     Attributes:
         order: Texts of its rank window that may be negatives, in the order of trial.
@@ -59,7 +59,7 @@ class Candidates:
     dropped: dict[int, str] = field(default_factory=dict)
 
     def wanted(self, num_negatives: Mapping[str, int]) -> list[int]:
-        """Return the texts that have to be scored before each source has its negatives.
+        """Return the texts to score until each source has its negatives.
 
         Returns:
             Texts without a score, each once; empty where the choice is settled.
@@ -78,7 +78,7 @@ class Candidates:
         return list(wanted)
 
     def chosen(self, num_negatives: Mapping[str, int]) -> list[int]:
-        """Return the negatives: those of all sources, united.
+        """Return the union of all sources' negatives.
 
         Returns:
             Texts by best rank over all sources; equal ranks by corpus row.
@@ -96,7 +96,7 @@ class Candidates:
         return min(hits.rows[text] for hits in self.sources.values() if text in hits.rows)
 
     def sources_of(self, text: int) -> dict[str, Provenance]:
-        """Return rank and score of a text in each source that holds it."""
+        """Return rank and score of a text in each source that contains it."""
         found: dict[str, Provenance] = {}
         for source, hits in self.sources.items():
             place = hits.places.get(text)
@@ -167,7 +167,7 @@ def sampling_order(
     sampling: Sampling,
     key: tuple[int, str, str],
 ) -> UInt64[np.ndarray, " window"]:
-    """Return the texts of a window in the order in which they are tried.
+    """Return the texts of a window in the order to try them.
 
     Args:
         texts: Texts of the window, best first.
@@ -191,6 +191,6 @@ def sampling_order(
 
 
 def draw_generator(key: tuple[int, str, str]) -> np.random.Generator:
-    """Return a generator that depends on the key alone, not on what was drawn before."""
+    """Return a generator seeded by the key alone."""
     digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

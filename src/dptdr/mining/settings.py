@@ -1,4 +1,4 @@
-"""What to mine: sources, false-negative filtering, and how their options are written."""
+"""Settings of mining: sources, false-negative filtering, and their option syntax."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FilteringSettings:
-    """When a teacher's score makes a candidate a false negative; ``None`` is no bound."""
+    """Bounds on a teacher's score; ``None`` is no bound."""
 
     max_score: float | None = None
     """Drop candidates that score at least this."""
@@ -58,7 +58,7 @@ class FilteringSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MiningSettings:
-    """One mining."""
+    """Settings of a mining."""
 
     sources: tuple[SourceSettings, ...]
     filtering: FilteringSettings = FilteringSettings()
@@ -110,7 +110,7 @@ def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSett
 
 
 def check_sources(sources: Sequence[SourceSettings]) -> None:
-    """Refuse no source, and two of one name.
+    """Refuse missing sources and duplicate names.
 
     Raises:
         ConfigError: If it is so.
@@ -126,7 +126,7 @@ def check_sources(sources: Sequence[SourceSettings]) -> None:
 
 
 def check_filtering(filtering: FilteringSettings) -> None:
-    """Refuse bounds that make no sense.
+    """Refuse invalid bounds.
 
     Raises:
         ConfigError: If a bound is out of range.

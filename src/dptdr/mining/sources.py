@@ -1,4 +1,4 @@
-"""Runs and teachers for mining: BM25, encoders and files, each made once and found again."""
+"""Runs and teachers for mining: BM25, encoders and files, each made once."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ _QUERIES_PER_PART = 4_096
 
 
 class Machine(NamedTuple):
-    """What encoders and BM25 run on."""
+    """Device, number type and threads."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -42,7 +42,7 @@ class Machine(NamedTuple):
 
 @dataclass(kw_only=True)
 class MiningContext:
-    """Where runs are made from one data folder and one split."""
+    """Makes the runs of one data folder and split."""
 
     folder: BeirFolder
     split: str
@@ -62,7 +62,7 @@ class MiningContext:
     """Kind and value to the encoders that are loaded."""
 
     def runs(self, sources: Sequence[SourceSettings]) -> dict[str, RunTable]:
-        """Return source name to run over the judged queries, made now or found finished.
+        """Return the run of each source over the judged queries, by name.
 
         Sources that differ in their ranks alone share one run, as deep as the deepest.
         """
@@ -106,7 +106,7 @@ class MiningContext:
         return EncoderTeacher(members, name=f"{kind}:{names}")
 
     def vectors(self, encoder: "Encoder") -> VectorFolder:
-        """Return the corpus encoded; encoders that share their passage side share the vectors."""
+        """Return the vectors of the corpus, shared by encoders with the same passage side."""
         name = f"vectors-{encoder.passage_fingerprint[:16]}-{self.corpus_fingerprint[:16]}"
         with self.show(f"encode with {encoder.name}") as on_progress:
             return encode_data(
@@ -180,7 +180,7 @@ class MiningContext:
 
 
 def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:
-    """Return what identifies the content of a source or teacher, wherever it is.
+    """Return a fingerprint of a source's or teacher's content.
 
     Encoders that are not loaded yet are loaded and added.
 
@@ -223,7 +223,7 @@ def open_context(
     encoders: "Encoders | None" = None,
     corpus: CorpusTable | None = None,
 ) -> MiningContext:
-    """Read judgements, and the corpus where it was not read yet; see :class:`MiningContext`.
+    """Read judgements and corpus; see :class:`MiningContext`.
 
     Raises:
         DataError: If the split is missing or a file is broken.

@@ -21,7 +21,7 @@ EXAMPLES = 20
 
 @dataclass(kw_only=True)
 class SourceCounts:
-    """What one source gave.
+    """Counts of one source.
 
     Attributes:
         queries: Queries that the source ranked.
@@ -59,7 +59,7 @@ class BottomSample:
         self.trim()
 
     def offer(self, key: str, make: Callable[[], Any]) -> None:
-        """Take an item in if it may belong to the sample.
+        """Add an item if it may belong to the sample.
 
         Args:
             make: Gives the item, anything that JSON can hold; called only where it is taken in.
@@ -75,7 +75,7 @@ class BottomSample:
             self.trim()
 
     def trim(self) -> None:
-        """Forget what does not belong to the sample."""
+        """Drop items that do not belong to the sample."""
         self.items = sorted(self.items, key=lambda entry: entry[0])[: self.size]
         if len(self.items) == self.size:
             self._bound = self.items[-1][0]
@@ -124,7 +124,7 @@ class Statistics:
     examples: BottomSample = field(default_factory=lambda: BottomSample(EXAMPLES))
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it; :meth:`from_json` reads it back."""
+        """Return everything as JSON values; :meth:`from_json` reads them."""
         value: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             entry = getattr(self, name)
@@ -168,7 +168,7 @@ class Statistics:
             ) from None
 
     def offer_source_score(self, source: str, key: int, scores: tuple[float, float]) -> None:
-        """Take a source's score of a negative and of the positive for its sample.
+        """Sample a source's scores of a negative and of the positive.
 
         Args:
             scores: Of the negative, and of the best positive.
@@ -178,12 +178,12 @@ class Statistics:
 
 
 def rank_bucket(rank: int) -> int:
-    """Return which of the counts in :attr:`SourceCounts.ranks` a rank belongs to."""
+    """Return the place of a rank in :attr:`SourceCounts.ranks`."""
     return bisect.bisect_left(RANK_BOUNDS, rank)
 
 
 def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
-    """Return what the user should know of a finished mining, one line each.
+    """Return remarks on a finished mining, one line each.
 
     Returns:
         The lines; none where nothing is amiss.

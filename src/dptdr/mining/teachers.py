@@ -1,4 +1,4 @@
-"""Teachers score a query with a passage; high means that the passage answers the query.
+"""Teachers: scores of query and passage, higher for better answers.
 
 Encoders come in as objects and cross-encoders through sentence-transformers, loaded when asked
 for: this room itself needs no torch.
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Scores pairs; the same pairs always get the same scores."""
+    """Scores pairs deterministically."""
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Teacher(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What identifies all that shapes the scores."""
+        """A fingerprint of everything that the scores depend on."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""The model room: backbone, prompt injection, tuning methods, encoder and task bundle."""
+"""Backbone, prompt injection, tuning methods, encoder and task bundle."""
 
 from dptdr.config.methods import (
     METHOD_NAMES,

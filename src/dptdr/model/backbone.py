@@ -102,12 +102,12 @@ class Backbone:
 
     @property
     def geometry(self) -> Geometry:
-        """Layers, heads and head size that a prompt needs."""
+        """Number of layers and heads, and head size, for prompts."""
         return self.injection.geometry
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         parameter: Tensor = next(self.model.parameters())
         return parameter.device
 
@@ -137,7 +137,7 @@ class Backbone:
         return self._fingerprint
 
     def forget_fingerprint(self) -> None:
-        """Compute the fingerprint again next time; call it after changing weights."""
+        """Forget the fingerprint; call it after changing weights."""
         self._fingerprint = None
         self._weights_hash = None
 
@@ -225,7 +225,7 @@ class Backbone:
     def _prefixed(
         self, inputs: dict[str, Tensor], tokens: Tokens, rows: Float[Tensor, "prompt dim"]
     ) -> Int[Tensor, "texts tokens"]:
-        """Swap token ids for embeddings with the shallow prompt's rows before them."""
+        """Replace token ids by embeddings, preceded by the shallow prompt's rows."""
         words = self.model.get_input_embeddings()(tokens.ids)
         texts = words.shape[0]
         inputs["inputs_embeds"] = torch.cat(
@@ -267,7 +267,7 @@ class Backbone:
 
 
 def resolve(name: str) -> Path | None:
-    """Return the folder that a backbone name stands for, or ``None`` for a Hugging Face name.
+    """Return the folder of a backbone name, or ``None`` for a Hugging Face name.
 
     Raises:
         BackboneError: If ``minilm`` is asked for and its package is not installed, or the name
@@ -290,7 +290,7 @@ def resolve(name: str) -> Path | None:
 
 
 def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
-    """Load model and tokenizer with transformers, with one clear error when that fails."""
+    """Load model and tokenizer with transformers."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -329,7 +329,7 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:
-    """Refuse a checkpoint that leaves parts of the encoder at random numbers.
+    """Refuse a checkpoint that leaves parts of the encoder uninitialised.
 
     A missing pooler is no harm: vectors are made from token states.
     """
@@ -360,7 +360,7 @@ def _hash_weights(model: Any) -> str:
 
 
 def _hash_tokenizer(tokenizer: Any) -> str:
-    """Return the hash of a tokenizer without what single calls set (truncation, padding)."""
+    """Return the hash of a tokenizer, without the truncation and padding of single calls."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     settings["truncation"] = settings["padding"] = None
     return fingerprints.hash_settings(settings)
@@ -388,7 +388,7 @@ def _max_positions(model: Any, tokenizer: Any) -> int:
 
 
 def _position_padding(model: Any) -> int | None:
-    """Return the padding index from which RoBERTa-like encoders count positions, else ``None``."""
+    """Return the padding index that RoBERTa-like encoders count positions from, else ``None``."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids") or (
             type(module).__name__.endswith("Embeddings")
@@ -400,7 +400,7 @@ def _position_padding(model: Any) -> int | None:
 
 
 def _takes_positions(model: Any) -> bool:
-    """Return whether position numbers change anything; DeBERTa-v3 takes and ignores them."""
+    """Return whether positions have an effect; DeBERTa-v3 ignores them."""
     ignored = any(
         getattr(module, "position_embeddings", module) is None for module in model.modules()
     )

@@ -36,7 +36,7 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskManifest:
-    """What ``task.json`` says.
+    """The contents of ``task.json``.
 
     Args:
         limits: Longest texts in tokens.
@@ -72,7 +72,7 @@ def save_task(
     measures: Mapping[str, Any] | None = None,
     dtype: StorageDtype = "float32",
 ) -> TaskManifest:
-    """Write a task bundle; what stood at ``path`` stays until the new one is complete.
+    """Write a task bundle; an old one at ``path`` stays until the new one is complete.
 
     Args:
         name: The task's name; the folder's name by default.
@@ -119,7 +119,7 @@ def save_task(
 
 
 def round_weights(method: Method, dtype: StorageDtype) -> dict[str, Tensor]:
-    """Round a method's weights to a number type, and return them in it.
+    """Round a method's weights to a number type and return them.
 
     Raises:
         BundleError: If a weight is too large for it.
@@ -135,7 +135,7 @@ def round_weights(method: Method, dtype: StorageDtype) -> dict[str, Tensor]:
 
 
 def _lasting_name(name: str) -> str:
-    """Return a backbone name that still holds from another working folder."""
+    """Return a backbone name that is valid in any working folder."""
     folder = None if name == MINILM else resolve(name)
     return name if folder is None else str(folder.resolve())
 
@@ -308,7 +308,7 @@ def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> N
 def _build_method(
     manifest: TaskManifest, backbone: Backbone, state: Mapping[str, Tensor]
 ) -> Method:
-    """Return the method that a manifest describes; nothing is larger than the saved tensors say."""
+    """Return the method of a manifest; its sizes are checked against the saved tensors."""
     name, config = _config(manifest)
     if isinstance(config, LoraConfig):
         widths = {m.in_features for m in backbone.model.modules() if isinstance(m, nn.Linear)}

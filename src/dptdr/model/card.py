@@ -1,4 +1,4 @@
-"""What a task's folder says to others: its card, and the files that sentence-transformers reads."""
+"""A task's model card, and the files that sentence-transformers reads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ _TAGS = ["dptdr", "sentence-transformers", "feature-extraction", "dense-retrieva
 
 
 def write_modules(folder: Path, *, query_prefix: str, passage_prefix: str) -> None:
-    """Write what makes a task's folder a sentence-transformers model."""
+    """Write the files that make a task's folder a sentence-transformers model."""
     write_json(
         folder / "modules.json",
         [{"idx": 0, "name": "0", "path": "", "type": _MODULE}],
@@ -31,7 +31,7 @@ def write_modules(folder: Path, *, query_prefix: str, passage_prefix: str) -> No
 
 
 def write_card(path: Path, manifest: Mapping[str, Any], *, license_name: str = "unknown") -> None:
-    """Write a task's ``README.md``: what it is, what it reached, how to use it.
+    """Write a task's model card (``README.md``).
 
     Args:
         manifest: The fields of ``task.json``.
@@ -42,7 +42,7 @@ def write_card(path: Path, manifest: Mapping[str, Any], *, license_name: str = "
 
 
 def _head(manifest: Mapping[str, Any], *, license_name: str) -> str:
-    """Return the card's YAML head as the hub reads it."""
+    """Return the card's YAML metadata for the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     backbone = str(manifest["backbone"])

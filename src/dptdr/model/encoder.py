@@ -28,7 +28,7 @@ _UNPADDED_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Longest texts that an encoder reads, in tokens with the special ones; longer ones are cut."""
+    """Longest queries and passages in tokens, special ones included; longer ones are cut."""
 
     max_query_tokens: int
     max_passage_tokens: int
@@ -41,7 +41,7 @@ class Limits:
 def length_sorted_batches(
     lengths: Sequence[int], *, token_budget: int, most_texts: int, most_padding: int = 256
 ) -> Iterator[list[int]]:
-    """Yield batches of text numbers, longest texts first, so that little is padding.
+    """Yield batches of text numbers, sorted by length to save padding.
 
     Longest first: memory peaks in the first batch, not after an hour. A batch also ends where its
     padding would exceed ``most_padding``: on a processor a forward pass over few texts costs less
@@ -124,7 +124,7 @@ class Encoder:
         self._unpadded: Unpadded | None = None
 
     def eval(self) -> str:
-        """Encode faster from now on; backbone and method can then not be trained or saved any more.
+        """Make encoding faster; backbone and method can then no longer be trained or saved.
 
         Texts are encoded without padding and by linear layers in the processor's own order, where
         that gives the same vectors up to rounding (2e-5 of the longest at most; tried first).
@@ -148,7 +148,7 @@ class Encoder:
 
     @property
     def is_two_sided(self) -> bool:
-        """Whether queries and passages meet different prompts, or only queries meet one."""
+        """Whether queries and passages use different prompts, or only queries use one."""
         return getattr(getattr(self.method, "config", None), "sharing", "tied") != "tied"
 
     @property
@@ -158,12 +158,12 @@ class Encoder:
 
     @property
     def query_fingerprint(self) -> str:
-        """Fingerprint of all that shapes query vectors."""
+        """Fingerprint of everything that query vectors depend on."""
         return self._fingerprint("query")
 
     @property
     def passage_fingerprint(self) -> str:
-        """Fingerprint of all that shapes passage vectors; the bare backbone's if query-only."""
+        """Fingerprint of everything that passage vectors depend on."""
         return self._fingerprint("passage")
 
     @property
@@ -303,7 +303,7 @@ class Encoder:
                 yield batch, self.method.vectors(tokens, side=side)
 
     def _prompt_rows(self, side: Side) -> PromptRows | None:
-        """Return a side's deep prompt as packed attention takes it."""
+        """Return a side's deep prompt for packed attention."""
         if not isinstance(self.method, DeepPromptMethod):
             return None
         prompt = self.method.prompt(side)
@@ -324,7 +324,7 @@ class Encoder:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Put the method into eval mode, and back to what it was, also after an error."""
+        """Put the method into eval mode for the block."""
         module = None if self.method is None else self.method.module
         if module is None or not module.training:
             yield
@@ -336,7 +336,7 @@ class Encoder:
             module.train()
 
     def describe(self) -> dict[str, Any]:
-        """Return what manifests record of this encoder."""
+        """Return this encoder's entry in manifests."""
         return {
             "name": self.name,
             "backbone": self.backbone.name,

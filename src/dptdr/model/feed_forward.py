@@ -41,7 +41,7 @@ class LinearCall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeedForwardLayer:
-    """Where one layer's rows go in and out.
+    """Up and down projection of one layer, and its activation.
 
     Args:
         up: Its input is what keys are multiplied with; it may be called for other layers as well.
@@ -110,7 +110,7 @@ _ALTERNATIVE = "train with ffn_length 0 (--ffn-length 0)"
 
 
 def _layer(calls: Sequence[LinearCall], *, dim: int, name: str) -> FeedForwardLayer:
-    """Tell the up and down projection among a layer's linear calls, and its activation."""
+    """Identify a layer's up projection, down projection and activation."""
     # The first call is attention's output projection.
     rest = list(calls[1:])
     place = next(
@@ -156,7 +156,7 @@ def _layer(calls: Sequence[LinearCall], *, dim: int, name: str) -> FeedForwardLa
 def _explain(
     gate: LinearCall, others: Sequence[LinearCall], *, target: Tensor
 ) -> tuple[Activation, slice] | None:
-    """Return the activation, and the gate's outputs that go through it, that give the target."""
+    """Return the activation, and the gate's outputs that pass through it, that give the target."""
     whole = slice(None)
     candidates: list[tuple[slice, Tensor | None]]
     if others:
@@ -177,7 +177,7 @@ def _explain(
 
 
 class FeedForwardHooks:
-    """Adds the rows of the forward pass under way to each feed-forward layer's output.
+    """Adds the rows of the current forward pass to each feed-forward layer's output.
 
     Args:
         layers: What :func:`find_layers` returned.
@@ -199,7 +199,7 @@ class FeedForwardHooks:
         self._handles += [module.register_forward_hook(self._add) for module in downs]
 
     def remove(self) -> None:
-        """Take the hooks off the modules again."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 

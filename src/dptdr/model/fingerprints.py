@@ -1,4 +1,4 @@
-"""Fingerprints: what made a vector, as one hexadecimal word."""
+"""Fingerprints of weights and settings."""
 
 import hashlib
 import json
@@ -31,5 +31,5 @@ def hash_settings(settings: Any) -> str:
 
 
 def combine(*parts: str) -> str:
-    """Return one fingerprint of several, in order."""
+    """Combine several fingerprints, in order."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()

@@ -21,7 +21,7 @@ def task_folder(
     token: str | bool | None = None,
     cache: str | Path | None = None,
 ) -> Path | None:
-    """Return the local folder of a task, fetched from the hub where it is ``org/name``.
+    """Return the local folder of a task; ``org/name`` is fetched from the hub.
 
     Args:
         token: Access token; the stored one by default.
@@ -72,7 +72,7 @@ def push_task(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a task's folder to the hub; the repository is made where there is none.
+    """Upload a task's folder to the hub; the repository is created if missing.
 
     Args:
         repository: ``org/name``.

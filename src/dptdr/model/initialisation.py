@@ -1,4 +1,4 @@
-"""Where a prompt starts: keys and values of real tokens of the task's own texts."""
+"""Initialisation of prompts, by default from real tokens of the task's texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -110,7 +110,7 @@ def quieter(
     side: Side,
     by: float,
 ) -> Float[Tensor, "layers two heads prompt head_dim"]:
-    """Lower the logits of prompt rows by moving their keys, so that they start with less attention.
+    """Move the keys of prompt rows so that they start with lower logits.
 
     All rows of a head move by one vector: the one whose product with the head's queries comes
     closest, in the mean of squares over the tokens of the texts, to the wanted shift. Queries have

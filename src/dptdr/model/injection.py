@@ -1,4 +1,4 @@
-"""Binding a prompt to a model: find its layers by one probing forward, prove that it reaches them.
+"""Bind a prompt to a model: find its layers by one forward pass, prove that it reaches them.
 
 No class per architecture: a model either asks the transformers attention registry, or computes its
 attention with torch calls that can be intercepted. What is neither is refused.
@@ -27,7 +27,7 @@ Route = Literal["registry", "interception"]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a prompt's rows must look like for a model."""
+    """Shapes of a prompt's rows for a model."""
 
     layers: int
     heads: int
@@ -35,7 +35,7 @@ class Geometry:
 
 
 class _Active(threading.local):
-    """The call under way in this thread, so that checkpointed blocks can be run again with it."""
+    """The current call of this thread, for recomputing checkpointed blocks."""
 
     call: PromptCall | None = None
     route: Route = "registry"
@@ -94,7 +94,7 @@ class Injection:
             return self.model(**inputs)
 
     def feed_forward_layers(self) -> tuple[FeedForwardLayer, ...]:
-        """Bind rows to the feed-forward layers, once, and prove that they reach each of them.
+        """Bind rows to the feed-forward layers once, and prove that they reach each.
 
         Raises:
             UnsupportedBackbone: If this cannot be shown; attention rows alone still work.
@@ -164,7 +164,7 @@ def _activated(call: PromptCall, *, route: Route) -> Iterator[None]:
 
 
 def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for a block's forward; backward runs it again under the same prompt call."""
+    """Replace a block's forward; the backward pass repeats it under the same prompt call."""
     forward = functools.partial(type(block).forward, block)
     call, route = _ACTIVE.call, _ACTIVE.route
     if call is None or not torch.is_grad_enabled():
@@ -253,7 +253,7 @@ def _intercepted(model: Any) -> Route:
 
 
 def _set_attention(model: Any, name: str) -> bool:
-    """Ask a model to use an attention function; say whether it took it."""
+    """Set a model's attention function; return whether that worked."""
     with quiet_transformers():
         try:
             model.set_attn_implementation(name)
@@ -264,7 +264,7 @@ def _set_attention(model: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loading bars and its reports of what is expected here."""
+    """Silence transformers' loading bars and expected reports."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -346,7 +346,7 @@ def _dim(model: Any) -> int:
 
 
 def _prove_feed_forward(injection: Injection) -> None:
-    """Demand: zero values change nothing, random rows do, and every layer's rows get a gradient."""
+    """Check that zero values change nothing, random rows do, and every layer gets a gradient."""
     name = type(injection.model).__name__
     layers, dim, rows = injection.geometry.layers, _dim(injection.model), 2
     generator = torch.Generator().manual_seed(0)
@@ -386,7 +386,7 @@ def _prove_feed_forward(injection: Injection) -> None:
 
 
 def _prove_effect(injection: Injection) -> None:
-    """Perturb the prompt: the output must move, and every layer's rows must get a gradient."""
+    """Check that random rows move the output and that every layer's rows get a gradient."""
     geometry = injection.geometry
     name = type(injection.model).__name__
     generator = torch.Generator().manual_seed(0)

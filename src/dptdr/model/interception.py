@@ -46,7 +46,7 @@ class InterceptedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Watch one torch call; see the module's docstring."""
+        """Intercept one torch call; see the module's docstring."""
         kwargs = kwargs or {}
         if self._waiting:
             return self._after_softmax(func, args, kwargs)

@@ -1,4 +1,4 @@
-"""Linear layers in the layout that the processor likes best, for a backbone that only encodes.
+"""Linear layers in the processor's fastest layout, for a backbone that only encodes.
 
 The library that PyTorch calls for matrix products re-orders a weight on every call. A frozen
 encoder needs that once. The exchanged layers are opaque: such a backbone can neither be trained nor
@@ -20,7 +20,7 @@ _TOLERANCE = 2e-5
 
 
 class OrderedLinear(nn.Module):
-    """A linear layer whose weight lies in the order of the processor's matrix kernel.
+    """A linear layer with its weight in the layout of the processor's matrix kernel.
 
     Args:
         linear: The layer to replace; its weight is not kept.
@@ -39,7 +39,7 @@ class OrderedLinear(nn.Module):
         self.ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 0)
 
     def forward(self, inputs: Float[Tensor, "*rows in_features"]) -> Tensor:
-        """Return ``inputs @ weight.T + bias``, through GELU where that was asked for."""
+        """Return ``inputs @ weight.T + bias``, optionally through GELU."""
         activation, kind = ("gelu", "none") if self.gelu else ("none", "")
         made: Tensor = torch.ops.mkldnn._linear_pointwise(
             inputs, self.ordered, self.bias, activation, [], kind
@@ -48,7 +48,7 @@ class OrderedLinear(nn.Module):
 
 
 def order_weights(backbone: Backbone) -> bool:
-    """Exchange a backbone's linear layers for ordered ones, if the vectors stay the same.
+    """Replace a backbone's linear layers by faster ones, if the vectors stay the same.
 
     Args:
         backbone: A backbone that only encodes, in float32 on the processor; its fingerprint is
@@ -85,7 +85,7 @@ def order_weights(backbone: Backbone) -> bool:
 
 
 def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Exchange all layers; return what stood where, for going back."""
+    """Replace all layers; return the originals by place."""
     undo: list[tuple[nn.Module, str, nn.Module]] = []
     for parent in list(model.modules()):
         # A block of a dense layer and its activation, as BERT and its kin write it.
@@ -108,7 +108,7 @@ def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 
 def _is_exact_gelu(activation: Any) -> bool:
-    """Tell the exact GELU by what it computes, not by what it is called."""
+    """Recognise the exact GELU by its results."""
     if not isinstance(activation, nn.Module):
         return False
     points = torch.tensor([-2.0, -0.5, 0.3, 1.7])

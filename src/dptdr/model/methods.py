@@ -1,4 +1,4 @@
-"""Tuning methods behind one small protocol: what is trained, and how it shapes a vector."""
+"""Tuning methods: one small protocol, deep prompts, and a factory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ MAX_ROWS = 4096
 
 @runtime_checkable
 class Method(Protocol):
-    """What training, encoding and bundles need of a tuning method."""
+    """Protocol of tuning methods for training, encoding and bundles."""
 
     name: MethodName
     backbone: Backbone
@@ -66,11 +66,11 @@ class Method(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that must be saved, and nothing else."""
+        """Return the state to save."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved state."""
+        """Load a saved state."""
         ...
 
 
@@ -168,11 +168,11 @@ class DeepPromptMethod:
         return self.prompt(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the prompt's parameters; those without any number are left out."""
+        """Return the prompt's parameters, without empty ones."""
         return {n: p for n, p in self.module.named_parameters() if p.numel()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the rows per prompt, the MLP folded in.
+        """Return the rows of each prompt, with the MLP folded in.
 
         ``NAME`` holds attention rows, ``[layers, 2, heads, prompt, head_dim]``; ``NAME.ffn_keys``,
         ``NAME.ffn_biases`` and ``NAME.ffn_values`` the feed-forward rows.
@@ -185,7 +185,7 @@ class DeepPromptMethod:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved rows; a reparametrisation is dropped, since it is folded in."""
+        """Load saved rows; the reparametrisation is dropped, since it is folded in."""
         prompts: Any = self.module
         if prompts_in(state) != set(prompts):
             raise BundleError(
@@ -218,7 +218,7 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
 
 
 def prompt_geometry(backbone: Backbone, config: DeepPromptConfig) -> Geometry:
-    """Return what a prompt's rows must look like: those of the upper layers, or of all.
+    """Return the shapes of a prompt's rows, in the upper layers or in all.
 
     Raises:
         ConfigError: If the encoder has fewer layers.
@@ -278,7 +278,7 @@ def _initial_rows(
 def _rows_of_task(
     backbone: Backbone, config: DeepPromptConfig, *, name: str, rows: Mapping[str, Tensor]
 ) -> tuple[Tensor, FeedForwardRows | None]:
-    """Return another task's rows, where the lengths are those of the settings."""
+    """Return another task's rows, if their lengths match the settings."""
     held = prompts_in(rows)
     # A tied prompt may start an untied task: both sides take the shared rows.
     source = next((n for n in (name, "shared", "query") if n in held), None)
@@ -326,7 +326,7 @@ class MethodFactory:
     def build(
         self, name: MethodName, backbone: Backbone, config: MethodConfig, *, seed: int
     ) -> Method:
-        """Return a method, ready to train or to take over a saved state.
+        """Return a method, ready to train or to load a saved state.
 
         Raises:
             ConfigError: If the settings are not those of the method.

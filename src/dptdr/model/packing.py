@@ -1,4 +1,4 @@
-"""Attention over a batch without padding: texts lie one behind the other in one long row.
+"""Attention over a batch without padding: texts concatenated into one long row.
 
 Everything token-wise (projections, feed-forward, norms) sees one matrix of real tokens and cares
 neither for tasks nor for lengths. Only attention cuts the row into texts, and only there does a
@@ -25,7 +25,7 @@ SHORT_TEXT = 16
 
 
 class PromptRows(NamedTuple):
-    """One side of one task as it enters attention.
+    """The prompt of one side of a task in attention.
 
     Args:
         keys: Key rows, laid out as token keys are: the heads of a row lie together.
@@ -44,7 +44,7 @@ class PromptRows(NamedTuple):
         return int(self.keys.shape[1])
 
     def attention(self) -> AttentionRows | None:
-        """Return the attention rows as padded attention takes them."""
+        """Return the attention rows for padded attention."""
         if not self.prompt_length:
             return None
         keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (self.keys, self.values))
@@ -52,7 +52,7 @@ class PromptRows(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Memory that the rows take."""
+        """Memory of the rows in bytes."""
         tensors = [self.keys, self.values, *(self.feed_forward or ())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Neighbouring texts of one prompt that meet it in one call, apart from their own tokens."""
+    """Neighbouring texts of one prompt that attend to it in one separate call."""
 
     start: int
     stop: int
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 
 class PackedCall(PromptCall):
-    """What a forward pass over one long row carries to its layers.
+    """Layout of a long row, passed to all layers.
 
     Args:
         groups: Parts of the row whose prompt is merged afterwards.
@@ -99,7 +99,7 @@ class PackedCall(PromptCall):
 
     @property
     def has_feed_forward(self) -> bool:
-        """Whether feed-forward layers have something to add."""
+        """Whether there are feed-forward rows."""
         return bool(self.spans)
 
     def add_feed_forward(
@@ -122,7 +122,7 @@ class PackedCall(PromptCall):
 def feed_forward_spans(
     lengths: Sequence[int], prompts: Sequence[PromptRows | None]
 ) -> tuple[Group, ...]:
-    """Return the parts of the long row that meet feed-forward rows, one for each task.
+    """Return the parts of the long row with feed-forward rows, one for each task.
 
     Args:
         lengths: Tokens of each text, in the order of the row.
@@ -147,7 +147,7 @@ def feed_forward_spans(
 def plan(
     lengths: Sequence[int], prompts: Sequence[PromptRows | None], *, merge: bool | None = None
 ) -> tuple[tuple[Run, ...], tuple[Group, ...]]:
-    """Decide, for texts that lie side by side, how each meets its prompt.
+    """Decide how neighbouring texts attend to their prompts.
 
     Joining copies the prompt once per text; merging calls attention once more per task and blends
     two results. Merging pays for short texts that share a task; figures in ``results/serving.md``.
@@ -289,7 +289,7 @@ def _attention(
     scale: float,
     sums: bool,
 ) -> tuple[Float[Tensor, "texts tokens heads head_dim"], Tensor | None]:
-    """Return plain attention, and where asked for its log-sum-exp ``[texts, heads, tokens]``."""
+    """Return plain attention and optionally its log-sum-exp ``[texts, heads, tokens]``."""
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if q.device.type == "cpu" and q.dtype == torch.float32:
         made, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -304,6 +304,6 @@ def _attention(
 
 
 def register() -> None:
-    """Make the packed attention known to transformers, with the padded one's mask function."""
+    """Register packed attention with transformers, with the padded mask function."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, prompted_mask)

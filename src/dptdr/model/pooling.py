@@ -1,4 +1,4 @@
-"""From token states to one vector per text, as the encoder's own configuration says."""
+"""Pooling of token states to one vector per text."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ MODULES_FILE = "modules.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """How a text's token states become its vector.
+    """How to pool a text's token states.
 
     Args:
         pool: ``cls`` takes the first token, ``mean`` the mean over tokens, ``last`` the last token.
@@ -101,7 +101,7 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Return where an encoder's own files lie: early sentence-transformers made a folder inside.
+    """Return the folder of the encoder's files; early sentence-transformers used a subfolder.
 
     Raises:
         BackboneError: If ``modules.json`` is broken.
@@ -162,7 +162,7 @@ def _read_pool(path: Path, *, prefixes: tuple[str, str]) -> Pool:
 
 
 def _read_limit(path: Path, *, most: int) -> int:
-    """Return the longest text in tokens; the folder may ask for less than positions allow."""
+    """Return the longest text in tokens, as configured or as positions allow."""
     if not path.is_file():
         return most
     config = _read_object(path)

@@ -68,14 +68,14 @@ class DeepPrompt(nn.Module):
         return self.keys.shape[2]
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is saved of this prompt: attention rows under ``""``, others by name."""
+        """Return the tensors to save: attention rows under ``""``, others by name."""
         state = {"": self.rows()} if self.prompt_length else {}
         if self.ffn_length:
             state.update({f"ffn_{name}": getattr(self, f"ffn_{name}") for name in _FFN})
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def rows(self) -> Float[Tensor, "layers two heads prompt head_dim"]:
-        """Return the rows as they enter attention, the MLP folded in."""
+        """Return the attention rows, with the MLP folded in."""
         rows = torch.stack([self.keys, self.values], dim=1)
         if self.mlp is None:
             return rows
@@ -84,7 +84,7 @@ class DeepPrompt(nn.Module):
         return rows + made.permute(1, 2, 3, 0, 4)
 
     def draw_dropout(self, seed: int) -> None:
-        """Fix what dropout does in the coming training passes, as a function of the seed alone.
+        """Draw the dropout of the next training passes, a function of the seed alone.
 
         However a step's texts are cut into passes, chunks and processes, they then meet the same
         prompt. Without this call each pass draws from torch's generator.
@@ -99,7 +99,7 @@ class DeepPrompt(nn.Module):
                 self._ffn_kept = self._draw(self.ffn_values, generator)
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "two ..."]:
-        """Return factors on keys and values: 0, or what makes up for the numbers dropped."""
+        """Return dropout factors on keys and values."""
         drawn = torch.rand((2, *like.shape), generator=generator) >= self.dropout
         return (drawn / (1.0 - self.dropout)).to(like.device)
 
@@ -128,7 +128,7 @@ class DeepPrompt(nn.Module):
         return AttentionRows(keys.unsqueeze(1), values.unsqueeze(1))
 
     def extra_repr(self) -> str:
-        """Say the prompt's shape in ``print``."""
+        """Show the prompt's shape in ``print``."""
         layers, heads, prompt, head_dim = self.keys.shape
         shape = f"layers={layers}, heads={heads}, prompt={prompt}, head_dim={head_dim}"
         return f"{shape}, ffn={self.ffn_length}"

@@ -1,4 +1,4 @@
-"""What a prompt puts into a forward pass: rows for attention and for feed-forward layers."""
+"""Prompt rows of one forward pass, for attention and feed-forward layers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -46,7 +46,7 @@ FeedForwardObserver: TypeAlias = Callable[[int, Tensor, Tensor], None]
 
 
 class PromptCall:
-    """All that one forward pass of the backbone carries to its layers.
+    """Everything that one forward pass carries to the layers.
 
     Args:
         feed_forward_observer: Looks at what the rows add to each feed-forward layer.
@@ -89,23 +89,23 @@ class PromptCall:
         self.depth = 0
 
     def place(self, rows: Tensor, layer: int) -> int:
-        """Return where a layer's rows are among ``[layers, ...]``, below 0 where it has none."""
+        """Return the place of a layer's rows in ``[layers, ...]``, negative if it has none."""
         return layer - self.depth + rows.shape[0]
 
     @property
     def has_rows(self) -> bool:
-        """Whether any layer has something to add."""
+        """Whether there are any rows."""
         return self.attention is not None or self.has_feed_forward
 
     @property
     def has_feed_forward(self) -> bool:
-        """Whether feed-forward layers have something to add."""
+        """Whether there are feed-forward rows."""
         return self.feed_forward is not None
 
     def add_feed_forward(
         self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
     ) -> Tensor:
-        """Return a feed-forward layer's output with what the rows add to it."""
+        """Return a feed-forward layer's output with the rows' share."""
         assert self.feed_forward is not None
         place = self.place(self.feed_forward.keys, layer)
         if place < 0:
@@ -162,7 +162,7 @@ def feed_forward(
     output: Float[Tensor, "texts tokens dim"],
     activation: Activation,
 ) -> Float[Tensor, "texts tokens dim"]:
-    """Return a layer's output with what the prompt rows add to it.
+    """Return a layer's output with the prompt's share.
 
     Args:
         rows: Prompt rows of every layer, shared by all texts or one set each.

@@ -73,7 +73,7 @@ def _with_tasks(inputs: Any, given: Any, *, known: Mapping[str, Encoder]) -> Any
 
 
 class TaskModule(InputModule):  # type: ignore[misc]
-    """The one module of such a model: texts in, tuned vectors out.
+    """The only module of such a model: texts in, tuned vectors out.
 
     Args:
         encoders: Encoders of one backbone by task name; the first is the default.
@@ -149,7 +149,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         return features
 
     def on_model_ready(self, model: Any) -> None:
-        """Let a model that sentence-transformers itself has loaded take ``prompt_task`` as well."""
+        """Let a model loaded by sentence-transformers take ``prompt_task`` as well."""
         if type(model) is SentenceTransformer:
             model.__class__ = TaskTransformer
 

@@ -1,4 +1,4 @@
-"""Prompt tuning at the input: the baseline of deep prompts."""
+"""Prompt tuning at the input, a baseline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -76,5 +76,5 @@ class ShallowPromptMethod:
         return {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved rows."""
+        """Load saved rows."""
         copy_parameters(self.trained(), state)

@@ -1,4 +1,4 @@
-"""A forward pass without padding over texts that share one prompt: how corpora are encoded.
+"""Forward passes without padding over texts that share one prompt, to encode corpora.
 
 Texts lie one behind the other in one long row, as in :mod:`dptdr.model.packing`, and the linear
 layers may be ordered, as in :mod:`dptdr.model.kernels`. Whether a backbone gives the same vectors
@@ -101,7 +101,7 @@ class Unpadded:
         return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
 
     def _differs(self) -> str:
-        """Return in what a packed pass differs from padded ones, or ''."""
+        """Return how a packed pass differs from padded ones, or ''."""
         ids, prompts = _probe(self.backbone)
         worst = 0.0
         try:
@@ -124,7 +124,7 @@ class Unpadded:
 
 
 def cannot_pack(backbone: Backbone) -> str:
-    """Return why a backbone cannot be packed, as far as its settings tell, or ''."""
+    """Return why a backbone's settings rule out packing, or ''."""
     config = backbone.model.config
     if backbone.injection.route != "registry":
         return "its attention does not ask the registry"

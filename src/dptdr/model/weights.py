@@ -70,12 +70,12 @@ class WeightsMethod:
         return {n: p.detach().cpu().contiguous() for n, p in self._parameters.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved weights."""
+        """Load saved weights."""
         copy_parameters(self._parameters, state)
 
 
 def copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Take over a saved state.
+    """Load a saved state.
 
     Raises:
         BundleError: If names or shapes do not fit.
@@ -128,7 +128,7 @@ def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> l
 def lora_parameters(
     backbone: Backbone, config: LoraConfig, *, seed: int
 ) -> Callable[[nn.Module], list[str]]:
-    """Return what puts LoRA's updates into a model and names their parameters."""
+    """Return peft's LoRA tuner for a model."""
 
     def choose(model: nn.Module) -> list[str]:
         import peft
@@ -148,10 +148,10 @@ def lora_parameters(
 
 
 def biases(model: nn.Module) -> list[str]:
-    """Name the biases that shape a vector."""
+    """Return the names of biases that affect vectors."""
     return [name for name in reached(model) if name.endswith("bias")]
 
 
 def reached(model: nn.Module) -> list[str]:
-    """Name the parameters that shape a vector; the pooler's dense layer does not."""
+    """Return the names of parameters that affect vectors, without the pooler's."""
     return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]

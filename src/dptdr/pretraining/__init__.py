@@ -1,1 +1,1 @@
-"""The pretraining room."""
+"""Pretraining on bare texts."""

@@ -1,4 +1,4 @@
-"""The corpus as pretraining reads it: documents by number, two masked spans of each."""
+"""Documents of the corpus by number, and two masked spans of each."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ SIDES: tuple[Side, Side] = ("query", "passage")
 
 
 class Text(NamedTuple):
-    """One span as the encoder reads it.
+    """A span with special tokens and masks.
 
     Args:
         side: Whose prompt and prefix it gets.
@@ -43,7 +43,7 @@ class Text(NamedTuple):
 
 
 class Document(NamedTuple):
-    """What a step takes from a document: two texts, or one if it is too short for two.
+    """The texts of a document in a step: two, or one if it is short.
 
     ``owner`` stands for the document's text: spans of equal texts are no negatives of each other.
     """
@@ -54,7 +54,7 @@ class Document(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Tokens that stand around every text of a side: special tokens and the side's prefix."""
+    """Tokens around every text of a side: special tokens and the side's prefix."""
 
     before: list[int]
     after: list[int]
@@ -94,7 +94,7 @@ class Documents:
 
 
 class Wording(NamedTuple):
-    """What reading needs of an encoder, its weights left out: this can go to other processes."""
+    """The parts of an encoder that reading needs, without weights, for other processes."""
 
     name: str
     tokenizer: Any
@@ -103,7 +103,7 @@ class Wording(NamedTuple):
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Wording":
-        """Return an encoder's."""
+        """Return the parts of an encoder."""
         vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
         return cls(backbone.name, backbone.tokenizer, backbone.pooling, vocabulary)
 
@@ -143,7 +143,7 @@ class Reader:
             )
 
     def read(self, rows: Sequence[int], *, step: int, stream: int = TRAIN) -> list[Document]:
-        """Return what a step takes from some documents.
+        """Return the texts of some documents in a step.
 
         Args:
             rows: The documents' rows in the corpus.
@@ -223,11 +223,11 @@ class Reader:
 
     @property
     def looked_at(self) -> int:
-        """How many documents :meth:`has_pairs` looks at, at most."""
+        """Maximum number of documents that :meth:`has_pairs` looks at."""
         return min(_LOOK_AT, len(self.documents.train))
 
     def has_pairs(self) -> bool:
-        """Say whether any of the first training documents can be cut in two different spans."""
+        """Return whether any of the first training documents gives two different spans."""
         rows = self.documents.train[: self.looked_at]
         for start in range(0, len(rows), 64):
             chosen = [int(row) for row in rows[start : start + 64]]
@@ -237,7 +237,7 @@ class Reader:
 
 
 def _words(wording: Wording, *, needed: bool) -> Words | None:
-    """Return the word rule of a tokenizer; spans without masks can do without one."""
+    """Return the word rule of a tokenizer, ``None`` if spans are not masked."""
     if needed and wording.tokenizer.mask_token_id is None:
         raise BackboneError(
             f"backbone '{wording.name}': its tokenizer has no mask token, which the objectives "
@@ -252,7 +252,7 @@ def _words(wording: Wording, *, needed: bool) -> Words | None:
 
 
 def _frame(wording: Wording, side: Side) -> Frame:
-    """Learn from one word what the tokenizer puts around a text."""
+    """Find the tokens that the tokenizer puts around a text."""
     prefix = {"query": wording.pooling.query_prefix, "passage": wording.pooling.passage_prefix}
     tokenizer = wording.tokenizer
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""A prompt that learns, without labels, the fused ranking of BM25 and its own backbone."""
+"""Train a prompt without labels on the fused ranking of BM25 and the backbone."""
 
 import time
 from collections import Counter
@@ -48,7 +48,7 @@ _INITIALISATION_TEXTS = 128
 
 
 class _Known(NamedTuple):
-    """What the backbone and BM25 say: vectors of the pool and the queries, scores by row."""
+    """Vectors of the pool and the queries, and BM25's scores."""
 
     passages: Float[np.ndarray, "pool dim"]
     queries: Float[np.ndarray, "queries dim"]
@@ -56,7 +56,7 @@ class _Known(NamedTuple):
 
 
 class PseudoGroups:
-    """Pseudo-queries with what the fused ranking puts first; encoded when first asked for.
+    """Pseudo-queries with their best fused candidates, encoded on first use.
 
     Args:
         backbone: The encoder.
@@ -102,7 +102,7 @@ class PseudoGroups:
         return TrainingGroup(str(item), query.text, (query.rest,), texts)
 
     def targets(self, item: int, texts: Sequence[str], *, temperature: float) -> dict[int, float]:
-        """Return what a pseudo-query learns: the log probability of each text of a batch.
+        """Return the targets of a pseudo-query: log probabilities of the texts of a batch.
 
         A mixture of two distributions over the batch: the fused ranking's, in which the query's
         own passage is as good as the best, and with a share of ``anchor`` the backbone's own.
@@ -171,7 +171,7 @@ def pretrain_fused(
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> TrainingResult | None:
-    """Teach a prompt the fused ranking on pseudo-queries, and write it if held-out ones gain.
+    """Train a prompt on the fused ranking of pseudo-queries; write it if held-out ones gain.
 
     Held-out pseudo-queries look for the passage that they were made of, by the backbone and by the
     prompt at each checkpoint.

@@ -1,4 +1,4 @@
-"""What tells masked words from token states: the encoder's own head, or a new one."""
+"""Masked-language heads: the encoder's own or a new one."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -43,7 +43,7 @@ class MlmHead(nn.Module):
 
 
 class TiedHead(MlmHead):
-    """A new head as BERT's: dense layer, GELU, layer norm, the word embeddings, a bias.
+    """A new head like BERT's: dense layer, GELU, layer norm, word embeddings, bias.
 
     Source:
         Devlin et al., arXiv 1810.04805; tied embeddings: Press and Wolf, arXiv 1608.05859.
@@ -68,7 +68,7 @@ class TiedHead(MlmHead):
 
 
 class OwnHead(MlmHead):
-    """The head that transformers has for an architecture, whatever it is made of.
+    """The architecture's own head in transformers.
 
     The head has no name or form in common over architectures. So the whole masked-language model
     is called with its encoder replaced by one that returns given states.
@@ -100,7 +100,7 @@ class OwnHead(MlmHead):
 
 
 class _GivenStates(nn.Module):
-    """Stands where a masked-language model has its encoder, and returns what it was given."""
+    """Replaces the encoder of a masked-language model and returns given states."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _GivenStates(nn.Module):
 
 
 def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead | None, bool]:
-    """Return the architecture's own head, and whether the encoder's checkpoint holds all of it.
+    """Return the architecture's own head, and whether the checkpoint contains its weights.
 
     The head is ``None`` where transformers has none for the architecture.
 
@@ -161,7 +161,7 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:
-    """Draw a new head's weights as BERT's are drawn, a function of the seed alone."""
+    """Initialise a new head like BERT's, a function of the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -173,7 +173,7 @@ def initialise(module: nn.Module, *, seed: int) -> None:
 
 
 class CondenserHead(nn.Module):
-    """Few new transformer layers over early token states and the text's late vector.
+    """New transformer layers over early token states and the text's late vector.
 
     Early layers know words but little of the whole; so to tell a masked word the head must find
     the text's meaning in the vector, which is thereby pressed into it.

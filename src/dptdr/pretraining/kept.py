@@ -1,4 +1,4 @@
-"""Building the heads for a run, and keeping them beside a backbone to go on from there."""
+"""Build the heads of a run, and keep them beside a backbone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ HEAD_FILE = "pretraining_head.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltHeads:
-    """Heads and where they come from; ``None`` for a head that no objective needs."""
+    """Heads and their origin; ``None`` for a head that no objective needs."""
 
     heads: Heads
     mlm: Origin | None
@@ -37,7 +37,7 @@ class BuiltHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptHeads:
-    """The content of a head file: tensors by name, and the form of the heads."""
+    """The content of a head file: tensors by name, and the heads' settings."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -50,7 +50,7 @@ class KeptHeads:
 
 
 def has_mlm_head(backbone: Backbone, *, source: str | None = None) -> bool:
-    """Say whether a masked-language head comes with the encoder, kept or in its checkpoint."""
+    """Return whether the encoder comes with a masked-language head."""
     kept = read_kept(source or backbone.name)
     return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone, source=source)[1]
 
@@ -169,7 +169,7 @@ def copy_into(
 
 
 def head_tensors(heads: Heads) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the heads' weights and their form, as a head file holds them."""
+    """Return the heads' weights and settings for a head file."""
     tensors: dict[str, Tensor] = {}
     form: dict[str, str] = {}
     if heads.mlm is not None:
@@ -187,7 +187,7 @@ def write_kept(path: Path, heads: Heads) -> None:
 
 
 def read_kept(name: str) -> KeptHeads | None:
-    """Return the heads that an earlier pretraining has kept beside a backbone, if there are any.
+    """Return the heads kept by an earlier pretraining, if any.
 
     Raises:
         BackboneError: If the file is broken.

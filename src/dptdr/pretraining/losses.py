@@ -16,7 +16,7 @@ def ignored_columns(
     siblings: Int[Tensor, " rows"],
     owners: Int[Tensor, " columns"],
 ) -> Bool[Tensor, "rows columns"]:
-    """Mark the columns that do not count: a row's own (``rows``), and copies of its document.
+    """Mask a row's own column (``rows``) and copies of its document.
 
     The sibling is never one of them. ``owners`` stand for the columns' documents.
     """
@@ -33,7 +33,7 @@ def span_terms(
     owners: Int[Tensor, " columns"],
     temperature: float,
 ) -> Float[Tensor, " rows"]:
-    """Return each span's cross entropy of finding its sibling among all spans of the batch.
+    """Return each span's cross entropy over all spans of the batch, its sibling the target.
 
     Args:
         vectors: Some spans' vectors.
@@ -93,7 +93,7 @@ def sibling_ranks(
     siblings: Int[Tensor, " columns"],
     owners: Int[Tensor, " columns"],
 ) -> Int[Tensor, " columns"]:
-    """Return at which rank, from 1, each span finds its sibling; equal scores count against it."""
+    """Return the rank, from 1, of each span's sibling; ties count against it."""
     rows = torch.arange(len(vectors), device=vectors.device)
     scores = vectors.float() @ vectors.float().T
     own = scores.gather(1, siblings.unsqueeze(1))

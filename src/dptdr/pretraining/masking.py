@@ -13,7 +13,7 @@ LONGEST_WORD = 8
 
 
 class Masked(NamedTuple):
-    """Masked tokens, where something is to be told, and what stood there."""
+    """Masked tokens, their places and targets."""
 
     ids: Int[np.ndarray, " tokens"]
     places: Int[np.ndarray, " masked"]
@@ -30,7 +30,7 @@ def mask_words(
     ordinary: Int[np.ndarray, " ordinary"],
     generator: np.random.Generator,
 ) -> Masked:
-    """Choose whole words until the share is reached, and hide most of their tokens.
+    """Choose whole words up to a share of the tokens, and mask most of their tokens.
 
     Words are drawn in random order; one that would exceed the share is passed over, and at least
     one word is taken where there is any. Of the chosen tokens 80 % become the mask token, 10 % a

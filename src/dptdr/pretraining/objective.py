@@ -1,4 +1,4 @@
-"""The pretraining objective: masked words, Condenser and span contrast, for the one loop."""
+"""The pretraining objective: masked words, Condenser and span contrast."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class Heads:
 
 
 class MicroBatch(NamedTuple):
-    """Texts of one side that are encoded together, and their places among the batch's texts."""
+    """Texts of one side that are encoded together, and their places in the batch."""
 
     side: Side
     places: tuple[int, ...]
@@ -56,7 +56,7 @@ class MicroBatch(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Which texts of this process's batch have a sibling, and what their documents are.
+    """Texts with siblings, and their documents.
 
     ``places`` are numbers of texts; ``siblings`` are positions within ``places``.
     """
@@ -67,7 +67,7 @@ class Pairs(NamedTuple):
 
 
 class States(NamedTuple):
-    """What the encoder makes of a chunk."""
+    """Token states of a chunk."""
 
     early: Tensor
     late: Tensor
@@ -121,7 +121,7 @@ class PretrainingObjective:
         self._early = config.skip_from or max(1, method.backbone.geometry.layers // 2)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all that is trained, by name."""
+        """Return the trained parameters by name."""
         return {**self.method.trained(), **self.heads.trained}
 
     def backward(self, step: int) -> StepStats:
@@ -143,7 +143,7 @@ class PretrainingObjective:
         )
 
     def warm_up(self, step: int) -> float:
-        """Add the gradients of new heads alone, the encoder left as it is, and return the loss."""
+        """Add the gradients of new heads alone and return the loss."""
         documents = self._documents(step, stream=WARMUP)
         texts = [text for document in documents for text in document.texts]
         masked = self.world.sum_scalar(float(sum(len(text.targets) for text in texts)))
@@ -189,7 +189,7 @@ class PretrainingObjective:
         return {"negative loss": -loss, **found}
 
     def close(self) -> None:
-        """End the processes that read ahead."""
+        """Stop the processes that read ahead."""
         if self._ahead is not None:
             self._ahead.close()
 
@@ -208,7 +208,7 @@ class PretrainingObjective:
         return [int(train[item]) for _, item in share]
 
     def _seed_dropout(self, step: int) -> None:
-        """Make the prompt's dropout a function of the step, whatever is chunked or resumed."""
+        """Make the prompt's dropout a function of the step alone."""
         for number, module in enumerate(self.method.module.modules()):
             if isinstance(module, DeepPrompt):
                 words = [18, self.config.seed, step, number]
@@ -261,11 +261,11 @@ class PretrainingObjective:
         return PromptCall(prompt.attention(), feed_forward=prompt.feed_forward())
 
     def vectors(self, states: States) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text, as the encoder makes them for retrieval."""
+        """Return one vector per text, as for retrieval."""
         return pool_states(states.late, states.mask, pooling=self.method.backbone.pooling)
 
     def word_losses(self, chunk: MicroBatch, states: States) -> dict[ObjectiveName, Tensor]:
-        """Return the sum over masked tokens of each masked-word loss; empty without such."""
+        """Return each masked-word loss, summed over masked tokens."""
         rows = [number for number, text in enumerate(chunk.texts) for _ in text.places]
         places = [place for text in chunk.texts for place in text.places]
         head = self.heads.mlm
@@ -294,7 +294,7 @@ class PretrainingObjective:
 
 
 class _Run:
-    """One step or one measure: sums over chunks, and the contrast over all of them."""
+    """A step or a measure: sums over chunks, and the contrast over all."""
 
     def __init__(
         self,

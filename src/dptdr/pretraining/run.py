@@ -1,4 +1,4 @@
-"""A run of pretraining: its parts, its steps, and what it leaves."""
+"""A pretraining run, from its parts to its result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ Note: TypeAlias = Callable[[str], None]
 def chosen_objectives(
     config: PretrainingConfig, backbone: Backbone, *, prompt_only: bool
 ) -> tuple[ObjectiveName, ...]:
-    """Return the parts of the loss: those asked for, or what fits the encoder.
+    """Return the parts of the loss, by default those that fit the encoder.
 
     A new head knows nothing that a prompt could learn from it, so masked words count for a prompt
     only where a head comes with the encoder.
@@ -60,7 +60,7 @@ def chosen_objectives(
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingRun:
-    """What a run is made of."""
+    """The parts of a run."""
 
     out: Path
     config: PretrainingConfig
@@ -86,7 +86,7 @@ class PretrainingRun:
         world: ProcessGroup,
         keep_head: bool,
     ) -> "PretrainingRun":
-        """Build all parts, and refuse what cannot work before anything is trained."""
+        """Build all parts and check them."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
         documents = Documents(folder, config)
         config = config.settled(len(documents.store))
@@ -152,7 +152,7 @@ class PretrainingRun:
     def train(
         self, *, keep_all: bool, progress: ProgressCallback | None, note: Note | None, clock: Clock
     ) -> dict[str, Any] | None:
-        """Train from the start or from where an earlier run stopped, and write what was reached."""
+        """Train, or continue an earlier run, and write the result."""
         first = self.world.is_first
         self.begin(note=note if first else None)
         history = train_loop(
@@ -173,7 +173,7 @@ class PretrainingRun:
         return self.finish(history) if first else None
 
     def begin(self, *, note: Note | None) -> None:
-        """Record what the run is, warm new heads up, and measure the start."""
+        """Record the run, warm up new heads, and measure the start."""
         if self.world.is_first:
             self.folder.begin(self.identity)
         self.world.barrier()
@@ -184,7 +184,7 @@ class PretrainingRun:
             self.folder.log({"kind": "bare", "step": 0, **measures})
 
     def _warm_up(self, *, note: Note | None) -> None:
-        """Train new heads alone; after a kill take what was reached, or do it again."""
+        """Train new heads alone, or load them after a kill."""
         heads = self.built.heads
         steps = self.config.warmup_steps_of_heads
         # New Condenser layers over a head that knows its words learn with the encoder, as in the
@@ -236,7 +236,7 @@ class PretrainingRun:
             copy_into(own, kept.part("condenser"), path=path)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds."""
+        """Return the tensors of a checkpoint."""
         heads = {n: p.detach().cpu().contiguous() for n, p in self.built.heads.trained.items()}
         return {**self.method.state(), **heads}
 
@@ -252,7 +252,7 @@ class PretrainingRun:
             set_training_mode(self.method)
 
     def finish(self, history: dict[int, dict[str, float]]) -> dict[str, Any]:
-        """Load the best checkpoint, write backbone or task, and return what the record keeps."""
+        """Load the best checkpoint, write backbone or task, and return the result."""
         best = best_step(history, measure=self.config.dev_measure)
         self._load(best)
         prompt_only = self.method.name != "full"

@@ -1,4 +1,4 @@
-"""Writing a pretrained encoder as an ordinary Hugging Face folder that keeps its pooling."""
+"""Write a pretrained encoder as a Hugging Face folder with its pooling."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ _POOLING_NAMES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"
 
 
 def refuse_source(out: Path, *, backbone: Backbone) -> None:
-    """Refuse to write over the encoder that is read.
+    """Refuse to overwrite the encoder being read.
 
     Raises:
         ConfigError: If ``out`` is its folder.
@@ -56,7 +56,7 @@ def save_backbone(
 
 
 def _write_modules(folder: Path, backbone: Backbone) -> None:
-    """Write the files by which sentence-transformers knows pooling, lengths and prefixes."""
+    """Write sentence-transformers' files: pooling, lengths and prefixes."""
     pooling = backbone.pooling
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if pooling.normalise:

@@ -1,4 +1,4 @@
-"""Cutting documents into spans, once: what is masked and what is read are the same tokens."""
+"""Cut documents into spans of tokens."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 
 
 class Span(NamedTuple):
-    """Tokens ``start`` up to, and without, ``stop`` of a document."""
+    """Tokens ``start`` to ``stop`` (exclusive) of a document."""
 
     start: int
     stop: int
@@ -51,14 +51,14 @@ def _bounds(starts: Bool[np.ndarray, " tokens"], *, count: int, span_tokens: int
 def _word_start(
     starts: Bool[np.ndarray, " tokens"], wanted: int, *, after: int, span_tokens: int
 ) -> int:
-    """Return the last word start up to ``wanted``; where a word is too long, cut it."""
+    """Return the last word start up to ``wanted``; too long a word is cut."""
     wanted = min(wanted, after + span_tokens)
     candidates = np.flatnonzero(starts[after + 1 : wanted + 1])
     return after + 1 + int(candidates[-1]) if len(candidates) else wanted
 
 
 def distinct_spans(spans: list[Span], ids: Int[np.ndarray, " tokens"]) -> list[Span]:
-    """Return the spans without those that repeat an earlier one's tokens.
+    """Return the spans without duplicates.
 
     Args:
         spans: Spans of a document.
@@ -97,7 +97,7 @@ def shorten(
     least_span_tokens: int,
     generator: np.random.Generator,
 ) -> Span:
-    """Cut a span to a random length, in a share of the cases; it ends between words.
+    """Cut a share of the spans to a random length, between words.
 
     Args:
         span: The span.

@@ -1,4 +1,4 @@
-"""Where words begin in a sequence of tokens, for each kind of tokenizer."""
+"""Word boundaries in tokens, for each kind of tokenizer."""
 
 import json
 import unicodedata
@@ -19,7 +19,7 @@ _BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # Space, line feed, tab
 
 
 class Words:
-    """Says which tokens begin a word, and which tokens may be masked.
+    """Rules of a tokenizer: tokens that begin a word, tokens that may be masked.
 
     * WordPiece marks what goes on (``##ing``).
     * Byte-level BPE and SentencePiece mark what follows a space; a change from letters to other

@@ -1,1 +1,1 @@
-"""The search room."""
+"""Vectors, indexes, databases, BM25, hybrid search, re-ranking."""

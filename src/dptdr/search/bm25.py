@@ -39,7 +39,7 @@ _POSTING = np.dtype([("token", "<i4"), ("passage", "<i4"), ("count", "<i4")])
 
 
 class Postings(NamedTuple):
-    """For each word its passages, in corpus order, and their scores."""
+    """Passages and scores of each word, in corpus order."""
 
     starts: Int64[np.ndarray, " words_and_end"]
     """Where each word's entries begin, and at last where they end."""
@@ -145,7 +145,7 @@ class Bm25Index:
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = False) -> "Bm25Index":
-        """Map a saved index; its arrays stay on disk until they are read.
+        """Load a saved index with memory-mapped arrays.
 
         Raises:
             DataError: If the folder is missing, incomplete, damaged or of another format.
@@ -228,7 +228,7 @@ class Bm25Index:
 
 
 def stored_language(path: Path) -> str:
-    """Return the language of a saved index; reads none of its arrays."""
+    """Return the language of a saved index without reading its arrays."""
     return str(_read_header(path)[0]["language"])
 
 
@@ -279,7 +279,7 @@ def _check_file(path: Path, stored: object, *, verify: bool) -> None:
 
 
 def _check_postings(postings: Postings, words: object, *, path: Path) -> None:
-    """Refuse parts that do not fit each other; passages are checked when they are found."""
+    """Refuse inconsistent parts; passages are checked when they are found."""
     starts, passages, scores = postings
     if not isinstance(words, dict) or not {type(number) for number in words.values()} <= {int}:
         raise DataError("expected a number for each word; build it again", path=path / _WORDS)
@@ -339,7 +339,7 @@ def _score_matrix(
 
 
 def _read_postings(spool: IO[bytes], *, sizes: Sequence[int]) -> Iterator[Any]:
-    """Yield the spooled records again, block by block."""
+    """Yield the spooled records block by block."""
     spool.seek(0)
     for size in sizes:
         yield np.fromfile(spool, dtype=_POSTING, count=size)

@@ -1,4 +1,4 @@
-"""Hybrid search: several rankings of the same queries become one."""
+"""Hybrid search: merge several rankings of the same queries."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 
 class Tuned(NamedTuple):
-    """Weights that were best on some judged queries."""
+    """The weights that are best on some judged queries."""
 
     weights: tuple[float, ...]
     measure: str

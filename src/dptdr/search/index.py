@@ -1,4 +1,4 @@
-"""What every index is, wherever its vectors live: one protocol, and searching texts with it."""
+"""The protocol of all indexes, and searching texts with them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,17 +36,17 @@ class Index(Protocol):
 
     @property
     def count(self) -> int:
-        """Passages in it."""
+        """Number of passages."""
         ...
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimension of the vectors."""
         ...
 
     @property
     def origin(self) -> Origin:
-        """What made the vectors."""
+        """Origin of the vectors."""
         ...
 
     def search(
@@ -73,7 +73,7 @@ class Index(Protocol):
 
 
 def check_encoder(origin: Origin, encoder: TextEncoder, *, where: Path | str) -> None:
-    """Refuse to search vectors with an encoder whose passages would look different.
+    """Refuse to search vectors with an encoder that would encode passages differently.
 
     A query-only task passes on the bare backbone's vectors: its passages are encoded by that.
 
@@ -134,7 +134,7 @@ def search_queries(
 def check_query_vectors(
     vectors: Float[np.ndarray, "queries dim"], *, dim: int, depth: int
 ) -> Float[np.ndarray, "queries dim"]:
-    """Return query vectors as contiguous float32, or refuse them.
+    """Return query vectors as contiguous float32.
 
     Args:
         dim: Numbers in a vector of the index.

@@ -1,4 +1,4 @@
-"""Rank the judged queries of a split by any system: an encoder, BM25 or a finished run."""
+"""Rank the judged queries of a split with an encoder, BM25 or a finished run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], N
 
 
 class Ranking(NamedTuple):
-    """A run with the name of the system that made it and what identifies that."""
+    """A run with its system's name and fingerprint."""
 
     run: Run
     system: str
@@ -147,7 +147,7 @@ def measure(
     measures: Sequence[str] = (),
     depth: int,
 ) -> EvaluationReport:
-    """Measure a ranking on a split's judgements; a query without an answer counts as 0.
+    """Measure a ranking on a split's judgements; unanswered queries count as 0.
 
     Args:
         measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
@@ -172,7 +172,7 @@ def measure(
 
 
 def needed_depth(measures: Sequence[str]) -> int:
-    """Return how many passages the measures look at, at least 100."""
+    """Return the depth that the measures need, at least 100."""
     parsed = parse_measures(list(measures or DEFAULT_MEASURES)).values()
     # A measure without a cutoff looks as deep as the ranking goes.
     cutoffs = [int(m["cutoff"]) if "cutoff" in m.params else 1000 for m in parsed]

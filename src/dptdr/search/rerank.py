@@ -1,4 +1,4 @@
-"""Ranking the best hits again by a slower, better scorer."""
+"""Re-rank the best hits with a slower, better scorer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ def rerank(
     top: int = 100,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Score the best hits of each query again; those below keep their order beneath them.
+    """Rescore the best hits of each query; the others follow in their old order.
 
     Args:
         run: Hits of the first stage.
@@ -80,7 +80,7 @@ def _rescored(
 def cross_encoder(
     model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
 ) -> Scorer:
-    """Return a scorer that reads query and passage together.
+    """Return a cross-encoder's scorer.
 
     Args:
         batch_size: Pairs at once.

@@ -1,4 +1,4 @@
-"""Exact search in memory, from texts to a run: what evaluation and checkpoint selection use."""
+"""Exact search in memory, for evaluation and checkpoint selection."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,31 +15,31 @@ from dptdr.search.indexes.exact import exact_top_k
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What search needs of an encoder; ``dptdr.model.Encoder`` has it."""
+    """Protocol of encoders for search, such as ``dptdr.model.Encoder``."""
 
     @property
     def name(self) -> str:
-        """Readable name of task or backbone."""
+        """Name of the task or backbone."""
         ...
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimension of the vectors."""
         ...
 
     @property
     def backbone_fingerprint(self) -> str:
-        """What identifies the frozen backbone."""
+        """Fingerprint of the backbone."""
         ...
 
     @property
     def query_fingerprint(self) -> str:
-        """What identifies all that shapes the vectors of queries."""
+        """Fingerprint of everything that query vectors depend on."""
         ...
 
     @property
     def passage_fingerprint(self) -> str:
-        """What identifies all that shapes the vectors of passages."""
+        """Fingerprint of everything that passage vectors depend on."""
         ...
 
     def encode_queries(
@@ -56,7 +56,7 @@ class TextEncoder(Protocol):
 
 
 def weights_of(encoder: TextEncoder) -> str:
-    """Return the number type of an encoder's weights; other encoders than ours do not say it."""
+    """Return the number type of an encoder's weights, if it has one."""
     return str(getattr(encoder, "weights_dtype", "float32"))
 
 

@@ -1,4 +1,4 @@
-"""An index with the encoder that asks it: texts in, passages out.
+"""An index with an encoder: texts in, passages out.
 
 The stages of a search: vectors, words, fusion, a second scorer.
 """
@@ -31,7 +31,7 @@ _TEXT_ID = "\n"
 
 
 class SearchResult(NamedTuple):
-    """One passage that a search found; higher scores are better."""
+    """A hit; higher scores are better."""
 
     id: str
     score: float
@@ -95,7 +95,7 @@ class SearchIndex:
 
     @property
     def name(self) -> str:
-        """Name of the encoder that asks, or of the one that made the vectors."""
+        """Name of the encoder, or of the one that made the vectors."""
         return self.index.origin.encoder if self.encoder is None else self.encoder.name
 
     def __enter__(self) -> "SearchIndex":
@@ -105,7 +105,7 @@ class SearchIndex:
         self.close()
 
     def search(self, text: str, *, k: int = 10, filters: Filters = ()) -> list[SearchResult]:
-        """Return the passages that answer a text, best first.
+        """Return the best passages for a text.
 
         Args:
             text: What to search for.
@@ -168,7 +168,7 @@ class SearchIndex:
         return {name: hits[:depth] for name, hits in run.items()}
 
     def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
-        """Set ``dense_weight`` to what is best on judged queries, and return what was tried.
+        """Set ``dense_weight`` to the best one on judged queries, and return all results.
 
         Raises:
             VectorsError: If nothing is merged.
@@ -218,7 +218,7 @@ class SearchIndex:
         ]
 
     def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
-        """Return the ids of the queries that are passages and have found themselves."""
+        """Return the ids of the queries that found themselves."""
         met = [q for q in queries if any(hit.passage_id == q.id for hit in run[q.id])]
         documents = self.index.documents([query.id for query in met])
         return {

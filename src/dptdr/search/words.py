@@ -46,7 +46,7 @@ def check_language(name: str) -> str:
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """Return the language with most stop words in some texts, English where none is clear.
+    """Return the language with most stop words in some texts, English if unclear.
 
     Only languages with a list of stop words are told apart.
     """

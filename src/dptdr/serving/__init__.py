@@ -1,1 +1,1 @@
-"""The serving room."""
+"""The server."""

@@ -1,4 +1,4 @@
-"""Limits on connections: how many there may be, and how long a request header may take."""
+"""Limits on connections: their number, and the time for a request header."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class LimitedProtocol(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 that closes connections which send no whole request header in time.
+    """HTTP/1.1 that closes connections whose request header is late.
 
     Beyond ``max_connections`` the oldest connection without a request is closed, so that clients
     that hold connections open cannot keep others out.
@@ -34,7 +34,7 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes; a request's body has a time limit of its own."""
+        """Receive bytes; a request's body has its own time limit."""
         super().data_received(data)
         self._watch()
 

@@ -1,4 +1,4 @@
-"""A uvicorn server that answers for a while after a stop signal."""
+"""A uvicorn server that drains after a stop signal."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from dptdr.serving.runtime import Runtime
 
 
 class DrainingServer(uvicorn.Server):  # type: ignore[misc]
-    """Drains, then stops; stops at once if its runtime could not be loaded."""
+    """Drains, then stops; stops at once if the runtime failed to load."""
 
     should_exit: bool
     force_exit: bool

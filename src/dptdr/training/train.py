@@ -217,7 +217,7 @@ class _Run:
     def finish(
         self, out: Path, history: dict[int, dict[str, float]], *, accept: Accept | None
     ) -> dict[str, Any]:
-        """Load the best checkpoint, write the bundle, and return what the record keeps."""
+        """Load the best checkpoint, write the bundle, and return the result."""
         best = best_step(history, measure=self.config.dev_measure)
         if accept is not None:
             accept(history[best], bare_measures(self.folder))

@@ -21,7 +21,7 @@ _ROWS_PER_BATCH = 1024
 
 
 class Row(NamedTuple):
-    """One row: its values by column, and where it is."""
+    """One row: its values by column, and its place in the file."""
 
     values: Mapping[str, Any]
     path: Path | None
@@ -39,7 +39,7 @@ def is_table(path: Path) -> bool:
 
 
 def table_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a table, read as they are asked for.
+    """Yield the rows of a table lazily.
 
     Raises:
         DataError: If the file is missing, of no known format, empty or broken; names file and row.

@@ -20,7 +20,7 @@ _INLINE = re.compile(
 
 
 class Section(NamedTuple):
-    """A heading (empty before the first one) and what is below it."""
+    """A heading (empty before the first one) and the text below it."""
 
     title: str
     paragraphs: Iterable[str]
@@ -140,7 +140,7 @@ class _HtmlParser(HTMLParser):
             self._words.append(data)
 
     def end_section(self, next_title: str) -> None:
-        """Close the section and begin the next one."""
+        """End the section and begin the next one."""
         self._end_block()
         self.sections.append((self._title, self._paragraphs))
         self._title, self._paragraphs = next_title, []

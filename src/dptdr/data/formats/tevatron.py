@@ -84,7 +84,7 @@ def _side(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> lis
 
 
 def _ids(record: Mapping[str, Any], side: int, *, path: Path, line: int) -> list[str]:
-    """Return the ids of one side, whether passages are inside or named."""
+    """Return the ids of one side; passages may be embedded or named."""
     if _SIDES[side] in record:
         return [p.id for p in _side(record, _SIDES[side], path=path, line=line)]
     value = record.get(_IDS[side]) or []

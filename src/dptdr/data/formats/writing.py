@@ -1,4 +1,4 @@
-"""Writing what a reader found as a data folder, counted and checksummed."""
+"""Write a reader's records as a data folder, counted and checksummed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ _LINES_PER_REPORT = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The published number of records of a file, and the number that was found."""
+    """The published and the found number of records of a file."""
 
     what: str
     expected: int
@@ -59,13 +59,13 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Whether mismatched counts are errors, and where progress is reported."""
+    """Whether mismatched counts are errors, and where to report progress."""
 
     strict: bool = False
     on_progress: Progress | None = None
 
     def tell(self, done: int, total: int) -> None:
-        """Report progress now and then."""
+        """Report progress every few thousand lines."""
         if self.on_progress is not None and done % _LINES_PER_REPORT == 0:
             self.on_progress(done, max(done, total))
 
@@ -81,14 +81,14 @@ class Rules:
 
 
 def unknown(done: Conversion) -> list[str]:
-    """Say how many judgements name what the data does not hold."""
+    """Describe judgements of unknown passages and queries."""
     counts = {"passages": done.unknown_passages, "queries": done.unknown_queries}
     return [f"{count:,} judgements name unknown {what}" for what, count in counts.items() if count]
 
 
 @dataclass
 class _Watch:
-    """Counts what is written, and remembers its ids unless the reader vouches for them."""
+    """Counts what is written, and collects its ids unless the reader has checked them."""
 
     rules: Rules
     total: int
@@ -171,7 +171,7 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
 
 
 def checks(material: Material) -> tuple[Check, ...]:
-    """Return how the counts compare with the published ones."""
+    """Compare the counts with the published ones."""
     return tuple(
         Check(what=name, expected=material.expected[name], found=found)
         for name, found in sorted(material.counted.items())

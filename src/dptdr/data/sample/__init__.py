@@ -1,4 +1,4 @@
-"""Sample tasks made of text that every installation holds; nothing is downloaded."""
+"""Sample tasks made from text that every Python installation holds; no download."""
 
 import importlib.metadata
 import platform
@@ -23,7 +23,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A recipe for a data set: where its text comes from, and what is query and what is passage."""
+    """How a sample data set is made: its source, its queries and its passages."""
 
     description: str
     query: str

@@ -1,4 +1,4 @@
-"""``python-api``: one sentence on what an API does, to the rest of its documentation."""
+"""``python-api``: the summary of a docstring is the query, the rest the passage."""
 
 import ast
 import re
@@ -75,7 +75,7 @@ def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
 
 
 def added_docs(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield documentation that is attached by a call, as that of functions written in C is."""
+    """Yield documentation that is attached by a call, as for functions written in C."""
     for statement in tree.body:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)):
             continue

@@ -1,4 +1,4 @@
-"""From pairs of text to a data set: no duplicates, no leaks, split by source unit."""
+"""Make a data set from pairs of texts: no duplicates, no leaks, split by source unit."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ MIN_TEST_QUERIES = 500
 
 
 class Pair(NamedTuple):
-    """A query, the passage that answers it, and the source unit that both come from."""
+    """A query, its passage, and the source unit of both."""
 
     id: str
     query: str

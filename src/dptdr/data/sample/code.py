@@ -1,4 +1,4 @@
-"""``python-code``: what a definition is for, to the code that does it."""
+"""``python-code``: the summary of a docstring is the query, the code the passage."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def code_sources() -> list[SourceFile]:
 
 
 def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
-    """Yield docstring summary and source of every definition that is worth searching."""
+    """Yield docstring summary and source of every suitable definition."""
     for file in files:
         tree = parse(file.path)
         if tree is None:

@@ -89,7 +89,7 @@ def parse(path: Path) -> ast.Module | None:
 
 
 def documented(tree: ast.Module) -> Iterator[Documented]:
-    """Yield every function, method and class that has a docstring, in order of its place."""
+    """Yield every function, method and class that has a docstring, in source order."""
     pending: list[tuple[str, ast.AST]] = [("", tree)]
     while pending:
         outer, node = pending.pop()
@@ -105,7 +105,7 @@ def documented(tree: ast.Module) -> Iterator[Documented]:
 
 
 def docstring_lines(node: Documentable) -> range:
-    """Return the line numbers, from 1, that the docstring of a definition occupies."""
+    """Return the line numbers, from 1, of a definition's docstring."""
     first = node.body[0]
     if (
         isinstance(first, ast.Expr)

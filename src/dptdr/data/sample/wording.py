@@ -1,4 +1,4 @@
-"""Which parts of a docstring make a query, and which are boilerplate."""
+"""Choose the parts of a docstring that make a query."""
 
 import re
 
@@ -47,7 +47,7 @@ def as_query(paragraph: str) -> str | None:
 
 
 def cut(text: str, *, characters: int) -> str:
-    """Return a text cut at the end of a line, or else of a word, within a length."""
+    """Cut a text within a length, at the end of a line or else of a word."""
     if len(text) <= characters:
         return text
     head = text[:characters]

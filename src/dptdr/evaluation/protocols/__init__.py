@@ -1,1 +1,1 @@
-"""The protocols room."""
+"""Official evaluation protocols: MS MARCO and DPR."""

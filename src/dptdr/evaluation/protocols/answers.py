@@ -1,4 +1,4 @@
-"""Does a passage contain an answer? The matching rules of DPR's open-domain evaluation."""
+"""The answer matching rules of DPR's open-domain evaluation."""
 
 import re
 import unicodedata
@@ -35,7 +35,7 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class StringAnswer:
-    """An answer that a passage must hold as a contiguous run of tokens."""
+    """An answer to match as a contiguous run of tokens."""
 
     joined: str
     # Substrings that a passage's lower-cased text must hold; a cheap test before tokenisation.
@@ -44,7 +44,7 @@ class StringAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class RegexAnswer:
-    """An answer that is a regular expression, as CuratedTREC's are."""
+    """An answer given as a regular expression, as in CuratedTREC."""
 
     pattern: Any
 

@@ -183,6 +183,6 @@ def _check_fit(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> None:
 
 
 def _first_relevant(hits: list[Hit], grades: Mapping[str, int]) -> int:
-    """Return the rank of the first relevant passage, 0 where there is none."""
+    """Return the rank of the first relevant passage, 0 if there is none."""
     ranked = enumerate(hits, start=1)
     return next((rank for rank, hit in ranked if hit.passage_id in grades), 0)

@@ -45,7 +45,7 @@ def measure_nq(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
-    """Measure a run file by DPR's rules: a passage that holds an answer counts.
+    """Measure a run file by DPR's rules: a passage that contains an answer counts.
 
     Args:
         queries: Tells which id is which question; else ids are line numbers from 0.

@@ -1,1 +1,1 @@
-"""The imports room."""
+"""Import of other programs' checkpoints."""

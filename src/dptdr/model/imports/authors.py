@@ -28,7 +28,7 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 def import_authors(
     source: Path, out: Path, *, limits: Limits, tokenizer: Path | None = None
 ) -> Imported:
-    """Take apart the authors' saved model: ``OUT/backbone`` and ``OUT/task``.
+    """Split the authors' saved model into ``OUT/backbone`` and ``OUT/task``.
 
     Args:
         source: Folder with ``config.json`` and the weights of the whole encoder, prompt included;
@@ -105,7 +105,7 @@ def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
 
 
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the encoder's weights and the prefix encoder's, without their common beginnings."""
+    """Return the encoder's and the prefix encoder's weights, without common name prefixes."""
     if not (folder / "config.json").is_file():
         raise BundleError(f"{folder}: expected a saved model with a config.json, found none")
     path = _weights_file(folder)

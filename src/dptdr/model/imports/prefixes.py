@@ -1,4 +1,4 @@
-"""What checkpoints of other programs share: one matrix for a prompt, and shifted positions.
+"""Common to imports: a prompt as one matrix, and shifted positions.
 
 They store a prompt as one matrix ``[prompt, layers * 2 * dim]``: for each row the keys and values
 of all layers, one after the other. They ride on the generation cache, which moves token positions
@@ -23,7 +23,7 @@ from dptdr.model.methods import DeepPromptMethod
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What an import wrote.
+    """Result of an import.
 
     Args:
         manifest: The bundle's ``task.json``.
@@ -102,7 +102,7 @@ def _refuse_long(backbone: Backbone, limits: Limits, *, length: int) -> None:
 
 
 def imported(task: Path, backbone: str, *, weights: Sequence[Path]) -> Imported:
-    """Return what an import wrote."""
+    """Return the result of an import."""
     return Imported(
         task=task,
         backbone=backbone,

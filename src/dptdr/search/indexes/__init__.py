@@ -1,1 +1,1 @@
-"""The indexes room."""
+"""Indexes in local folders."""

@@ -1,4 +1,4 @@
-"""Building a local index: whole or not at all, of the type that suits the corpus."""
+"""Build a local index of a type that suits the corpus."""
 
 import hashlib
 import json
@@ -65,7 +65,7 @@ class BuildSettings:
 
     @property
     def reduction(self) -> Reduction:
-        """How the vectors that are searched differ from the full ones."""
+        """Reduction of the searched vectors."""
         return Reduction(self.dimensions, self.quantize)
 
 
@@ -78,7 +78,7 @@ def build_index(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LocalIndex, Choice]:
-    """Build an index over a vector folder; the same call once more finds it complete.
+    """Build an index over a vector folder; a repeated call finds it complete.
 
     The vector folder becomes part of the index: as hard links where the disk allows, else copied.
 
@@ -131,7 +131,7 @@ def build_index(
 
 
 def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -> dict[str, Any]:
-    """Return what an index depends on; threads and memory change how long it takes."""
+    """Return the settings that an index depends on."""
     shards = json.dumps([shard_as_json(shard) for shard in folder.manifest.shards])
     used = {k: v for k, v in asdict(settings).items() if k not in ("threads", "memory_bytes")}
     if settings.language is None:
@@ -166,7 +166,7 @@ def _build_measured(
     auto: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[RowIndex, Choice]:
-    """Build an index and measure what it finds; ``auto`` continues until it finds enough."""
+    """Build an index and measure its recall; ``auto`` continues until it is high enough."""
     while True:
         chosen = find_type(choice.index_type)
         rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)
@@ -203,7 +203,7 @@ def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> s
 def check_settings(
     settings: BuildSettings, index_type: IndexType, *, count: int, dim: int
 ) -> BuildSettings:
-    """Return settings that all have an effect on an index type.
+    """Return the settings of an index type; others are refused.
 
     Raises:
         VectorsError: If a setting has no effect or the passages are too few for it.
@@ -231,7 +231,7 @@ def check_settings(
 def _manifest(
     folder: VectorFolder, choice: Choice, *, settings: BuildSettings, graph: Path
 ) -> dict[str, Any]:
-    """Return what the manifest says: of the settings, those that were applied."""
+    """Return the manifest with the settings that were applied."""
     made = {name: value for name, value in settings.reduction._asdict().items() if value}
     if choice.recall is not None:
         made["recall@10"] = choice.recall
@@ -287,7 +287,7 @@ def _build_rows(
 
 
 def _link_folder(source: Path, target: Path) -> None:
-    """Give a folder's files a second name; copy where the file systems differ."""
+    """Hard-link a folder's files, or copy them across file systems."""
 
     def link(here: str, there: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Exact search by dot product, in blocks of passages, with ties broken the same way every time."""
+"""Exact search by dot product, block by block, with deterministic ties."""
 
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -26,7 +26,7 @@ def exact_top_k(
     depth: int,
     block_rows: int = BLOCK_ROWS,
 ) -> TopK:
-    """Return the best passages of each query by dot product, ``min(depth, passages)`` of them.
+    """Return the ``min(depth, passages)`` best passages of each query by dot product.
 
     Of two passages with the same score the one in the lower row comes first, also where the block
     boundary lies between them. Passage vectors may be memory-mapped and may be float16: one block
@@ -47,7 +47,7 @@ def top_k_of_blocks(
     *,
     depth: int,
 ) -> TopK:
-    """Do as :func:`exact_top_k` over a stream of first row and vectors, in growing rows."""
+    """:func:`exact_top_k` over a stream of (first row, vectors)."""
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
     queries = np.ascontiguousarray(query_vectors, dtype=np.float32)
@@ -71,7 +71,7 @@ def top_k_of_blocks(
 
 
 class _Best:
-    """The best passages of one query so far, in no order."""
+    """The best passages of one query so far, unordered."""
 
     __slots__ = ("rows", "scores")
 
@@ -80,7 +80,7 @@ class _Best:
         self.rows = np.empty(0, dtype=np.int64)
 
     def offer(self, scores: np.ndarray, *, first_row: int, depth: int) -> None:
-        """Take what is among the best of the block that begins at ``first_row``."""
+        """Merge the block that begins at ``first_row``."""
         head = max(1024, 4 * depth)
         if not len(self.scores) and len(scores) > 2 * head:
             # A first idea of the threshold from few scores spares sorting all of them.
@@ -113,7 +113,7 @@ def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _nan_message(queries: np.ndarray, vectors: np.ndarray, *, first_row: int) -> str:
-    """Say which vector is to blame for a score that is not a number."""
+    """Name the vector that makes a score NaN."""
     for what, array, offset in (("query", queries, 0), ("passage", vectors, first_row)):
         broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(broken):

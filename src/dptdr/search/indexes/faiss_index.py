@@ -137,7 +137,7 @@ class FaissRows:
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return the best rows; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+        """Search; see :class:`dptdr.search.indexes.rows.RowIndex`."""
         if allowed is None:
             if depth not in self._usual:
                 self._usual[depth] = self._parameters(depth, None)
@@ -168,7 +168,7 @@ class FaissRows:
 
 
 def _is_of_type(index: Any, index_type: str) -> bool:
-    """Return whether faiss read what an index type consists of."""
+    """Return whether a faiss index has the structure of an index type."""
     inner = index
     if isinstance(index, faiss.IndexPreTransform):
         inner = faiss.downcast_index(index.index)
@@ -237,7 +237,7 @@ def _training_rows(folder: Vectors, *, nlist: int, seed: int) -> Float32[np.ndar
 
 
 def _reason(error: Exception) -> str:
-    """Return what faiss says went wrong, without its function, source line and condition."""
+    """Return faiss' error message without its source location."""
     text = " ".join(str(error).split())
     _, failed, reason = text.rpartition(" failed: ")
     return (reason if failed else text.split(" at /")[0])[:200] or "no reason given"

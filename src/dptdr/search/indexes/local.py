@@ -1,4 +1,4 @@
-"""An index in a folder of this machine: opened, checked and searched."""
+"""An index in a local folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,17 +85,17 @@ class LocalIndex:
 
     @property
     def count(self) -> int:
-        """Passages in it."""
+        """Number of passages."""
         return self.vectors.count
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimension of the vectors."""
         return self.vectors.dim
 
     @property
     def origin(self) -> Origin:
-        """What made the vectors."""
+        """Origin of the vectors."""
         return self.vectors.manifest.origin
 
     def search(
@@ -120,7 +120,7 @@ class LocalIndex:
         depth: int,
         filters: Sequence[Filter] = (),
     ) -> TopK:
-        """Return scores and row numbers, best first; row -1 where a query has fewer hits.
+        """Return scores and row numbers, best first; row -1 pads fewer hits.
 
         Args:
             filters: Conditions on metadata; all must hold.
@@ -170,12 +170,12 @@ class LocalIndex:
 
     @property
     def has_lexical(self) -> bool:
-        """Whether a BM25 index lies beside the vectors."""
+        """Whether there is a BM25 index."""
         return (self.path / LEXICAL).is_dir()
 
     @property
     def language(self) -> str | None:
-        """Language of the BM25 index, None where there is none."""
+        """Language of the BM25 index, None without one."""
         return stored_language(self.path / LEXICAL) if self.has_lexical else None
 
     def lexical(self) -> Bm25Index:
@@ -226,7 +226,7 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells this folder from another that takes its place."""
+    """Return an identity that changes when the folder is replaced."""
     if not path.exists():
         return None
     status = path.stat()
@@ -280,7 +280,7 @@ def _reduction(record: dict[str, Any], index_type: IndexType, *, path: Path, dim
 
 
 def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) -> Reduction:
-    """Return a reduction that has an effect on an index type, or refuse it.
+    """Return a reduction that an index type supports.
 
     Args:
         index_type: Type of the index.
@@ -309,7 +309,7 @@ def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) ->
 
 
 def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
-    """Return what a manifest says of the structure; version 1 had other names."""
+    """Return the structure in a manifest; version 1 used other names."""
     former = record["format_version"] == 1
     index_type = find_type(record.get("kind" if former else "index_type"))
     options = record.get("options")

@@ -1,4 +1,4 @@
-"""Options of an index by name: which types take them, their bounds, and their former names."""
+"""Options of indexes: their types, bounds and former names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -55,7 +55,7 @@ def check_options(
     accepted: Sequence[str],
     bounds: Mapping[str, Option] = OPTIONS,
 ) -> dict[str, int]:
-    """Return options by their names of today, or refuse them.
+    """Return options by their current names.
 
     Returns:
         The options; all of them have an effect.
@@ -85,7 +85,7 @@ def check_options(
 
 
 def options_of_version_1(options: Mapping[str, Any], *, accepted: Sequence[str]) -> dict[str, Any]:
-    """Return the options of an old manifest that had an effect; it also lists others.
+    """Return the options of an old manifest that had an effect.
 
     Returns:
         Those that are accepted and differ from 0, which meant the default.

@@ -22,7 +22,7 @@ QUANTIZATIONS = COMPRESSIONS[1:]
 
 
 class Reduction(NamedTuple):
-    """How the vectors that are searched differ from those of the folder."""
+    """Reduction of the searched vectors."""
 
     dimensions: int | None = None
     """First numbers of each vector that are kept; None for all."""
@@ -34,7 +34,7 @@ FULL = Reduction()
 
 
 class ShortVectors:
-    """The vectors of a folder, cut to their first numbers; what faiss is built over."""
+    """The vectors of a folder, cut to their first dimensions, for faiss."""
 
     def __init__(self, folder: VectorFolder, dim: int) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class ShortVectors:
 
 
 class QuantizedRows:
-    """Scores the smaller form of every vector; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+    """Scores every quantized vector; see :class:`dptdr.search.indexes.rows.RowIndex`."""
 
     def __init__(self, vectors: CompressedVectors) -> None:
         self.vectors = vectors
@@ -113,6 +113,6 @@ class QuantizedRows:
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return the best rows by the smaller form."""
+        """Return the best rows by quantized vectors."""
         scores, places = top_k_of_blocks(vectors, self.vectors.blocks(allowed), depth=depth)
         return scores, places if allowed is None else allowed[places]

@@ -1,4 +1,4 @@
-"""How much of what exact search finds an approximate index finds."""
+"""Recall of approximate indexes against exact search."""
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def measure_recall(
 
 
 def recall_warning(recall: float, *, advice: str) -> str | None:
-    """Return what to say of an index that finds too little, None of a good one."""
+    """Return a warning about low recall, or None."""
     if recall >= MIN_RECALL:
         return None
     return (

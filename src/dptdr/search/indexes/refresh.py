@@ -1,4 +1,4 @@
-"""Renewing vectors and index after passages or prompt changed; the old ones serve until then."""
+"""Refresh vectors and index after passages or prompt changed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from dptdr.search.vectors.folder import VectorFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Refreshed:
-    """What a renewal did."""
+    """Result of a refresh."""
 
     index: LocalIndex
     encoded: int
@@ -42,7 +42,7 @@ def refresh_index(
     settings: BuildSettings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Refreshed:
-    """Encode what changed, build the index again and put both in place of the old.
+    """Encode what changed, rebuild the index and replace the old folders.
 
     Vectors are taken over for passages of the same content where the passage fingerprint is the
     same; after a change of the prompt all are encoded. Each folder is exchanged by a rename when
@@ -107,7 +107,7 @@ def refresh_index(
 
 
 def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:
-    """Return settings with what the old index has where nothing else is asked for."""
+    """Return settings with defaults from the old index."""
     settings = replace(
         settings,
         bm25=settings.bm25 or old.has_lexical,
@@ -124,7 +124,7 @@ def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> Buil
 
 
 class _CountingEncoder:
-    """Passes everything on to an encoder and counts the passages."""
+    """Wraps an encoder and counts the passages."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.inner = encoder

@@ -1,4 +1,4 @@
-"""Search by row number: what is between a vector folder and a local index."""
+"""Search by row number, below local indexes."""
 
 import importlib
 from pathlib import Path
@@ -28,7 +28,7 @@ class RowIndex(Protocol):
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return scores and row numbers, best first; row -1 where nothing was found.
+        """Return scores and row numbers, best first; row -1 pads fewer hits.
 
         Args:
             allowed: Rows that may be found, in ascending order; None for all.
@@ -36,7 +36,7 @@ class RowIndex(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write the index to a file; exact search has none and writes nothing."""
+        """Write the index to a file; exact search writes nothing."""
         ...
 
 
@@ -61,7 +61,7 @@ class ExactRows:
         return _best_of_all(self.folder, vectors, depth=depth)
 
     def _check_finite(self) -> None:
-        """Look once whether a vector holds NaN, which would otherwise never be found."""
+        """Check once for NaN, which would never be found."""
         if self._finite:
             return
         for start, block in self.folder.blocks():
@@ -80,7 +80,7 @@ class ExactRows:
 def _best_of_all(
     folder: VectorFolder, vectors: Float32[np.ndarray, "queries dim"], *, depth: int
 ) -> TopK:
-    """Return the best rows of a folder, by faiss' kernels; at equal score the lower row first."""
+    """Return the best rows of a folder; ties go to the lower row."""
     faiss: Any = importlib.import_module("faiss")
     scores = np.empty((len(vectors), 0), dtype=np.float32)
     rows = np.empty((len(vectors), 0), dtype=np.int64)
@@ -141,7 +141,7 @@ def rescore(
     candidates: Int64[np.ndarray, "queries candidates"],
     depth: int,
 ) -> TopK:
-    """Score candidates again on the full vectors from disk and keep the best.
+    """Rescore candidates on the full vectors from disk and keep the best.
 
     Args:
         candidates: Row numbers for each query, -1 where there is none.

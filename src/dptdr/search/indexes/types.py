@@ -1,4 +1,4 @@
-"""The index types by name: what each needs in memory, and which one fits a corpus."""
+"""Index types, their memory, and the choice for a corpus."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _LINK_BYTES = 4
 
 
 class IndexType(NamedTuple):
-    """A type of index that lives in a folder of this machine."""
+    """A type of local index."""
 
     name: str
     description: str
@@ -32,7 +32,7 @@ class IndexType(NamedTuple):
 
     @property
     def seeded(self) -> bool:
-        """Whether a seed has an effect: it decides training samples, clusters and rotations."""
+        """Whether a seed has an effect."""
         return self.options == LIST_OPTIONS
 
 
@@ -73,7 +73,7 @@ _REMOVED = {"usearch": "0.1.0"}
 
 
 class Choice(NamedTuple):
-    """An index type with the reason for it."""
+    """An index type and why it was chosen."""
 
     index_type: str
     reason: str
@@ -84,7 +84,7 @@ class Choice(NamedTuple):
 
 
 def pq_parts(dim: int) -> int:
-    """Return into how many parts a product code cuts a vector: one byte for 8 numbers or less."""
+    """Return the number of subvectors of a product code, one byte for at most 8 numbers."""
     return next(size for size in range(max(1, dim // 8), dim + 1) if dim % size == 0)
 
 
@@ -162,7 +162,7 @@ def check_size(index_type: IndexType, count: int, *, options: Mapping[str, int])
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that a new process can take, within the container's limit."""
+    """Return the available memory in bytes, within the container's limit."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     info = Path("/proc/meminfo")
     if info.is_file():

@@ -1,1 +1,1 @@
-"""The stores room."""
+"""Indexes in databases."""

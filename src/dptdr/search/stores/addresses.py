@@ -1,4 +1,4 @@
-"""Which database an address means: PostgreSQL, or Qdrant as a server or in a folder."""
+"""Database addresses: PostgreSQL, or Qdrant as a server or in a folder."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class DatabaseIndex(Index, Protocol):
 
 
 def open_database(address: str, name: str) -> DatabaseIndex:
-    """Return an index that lives in a database.
+    """Open an index in a database.
 
     Args:
         address: ``postgresql://...``, ``http://...`` or ``https://...`` for a Qdrant server (with
@@ -59,7 +59,7 @@ def load_database(
     options: Options | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatabaseIndex:
-    """Load a vector folder into a database; what the name stood for serves until it is whole.
+    """Load a vector folder into a database; the old collection serves until it is complete.
 
     Args:
         options: ``M`` and ``ef_construction`` of the graph.

@@ -1,4 +1,4 @@
-"""Loading a vector folder into a database: the part that does not depend on which."""
+"""Load a vector folder into any database."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -18,7 +18,7 @@ class Target(Protocol):
     """A collection that is being loaded, beside the one that serves."""
 
     def begin(self) -> int:
-        """Find or make the collection; return how many rows are loaded."""
+        """Find or create the collection; return the number of loaded rows."""
         ...
 
     def send(
@@ -28,11 +28,11 @@ class Target(Protocol):
         *,
         loaded: int,
     ) -> None:
-        """Load rows and note how many are loaded then; safe to repeat."""
+        """Load rows and record the count; safe to repeat."""
         ...
 
     def activate(self) -> None:
-        """Put the collection in the place of the one that serves."""
+        """Replace the serving collection."""
         ...
 
 
@@ -43,7 +43,7 @@ def load_folder(
     batch_rows: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Load a vector folder, going on where an earlier call stopped.
+    """Load a vector folder, or continue an earlier call.
 
     Args:
         batch_rows: Passages sent at once.
@@ -76,7 +76,7 @@ def check_upsert(
     passage_fingerprint: str,
     name: str,
 ) -> Float32[np.ndarray, "passages dim"]:
-    """Return vectors that may be added to an index, or refuse them.
+    """Return validated vectors to add to an index.
 
     Args:
         origin: What made the vectors of the index.

@@ -35,7 +35,7 @@ class Collection:
 
     @property
     def vector(self) -> str:
-        """The column as the index of this collection has it."""
+        """The indexed expression of this collection."""
         return f"(vector::{self.cast})"
 
     @property
@@ -73,19 +73,19 @@ class PostgresIndex:
 
     @property
     def count(self) -> int:
-        """Passages in it."""
+        """Number of passages."""
         query = "SELECT count(*) FROM dptdr.passages WHERE collection = %s"
         found = self.session.run(lambda c: c.execute(query, [self.collection.number]).fetchone())
         return int(found[0])
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimension of the vectors."""
         return self.collection.dim
 
     @property
     def origin(self) -> Origin:
-        """What made the vectors."""
+        """Origin of the vectors."""
         return self.collection.origin
 
     def _active(self) -> Collection:
@@ -123,7 +123,7 @@ class PostgresIndex:
         return search_results(self.session.run(work))
 
     def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
-        """Return the query of one search and its values; numbers are checked, texts are bound."""
+        """Return the SQL of one search and its parameters."""
         here = self.collection
         conditions = [f"collection = {here.number:d}"]
         values: dict[str, object] = {}
@@ -217,7 +217,7 @@ def load_postgres(
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PostgresIndex:
-    """Load a vector folder into PostgreSQL, index it, and make it the active one of its name.
+    """Load a vector folder into PostgreSQL, index it, and activate it.
 
     Batches and the count of loaded rows are kept in one transaction, so a broken connection or a
     kill loses and doubles nothing; a second call continues. The collection that was active before
@@ -270,7 +270,7 @@ class _Loading:
         self.collection = Collection(number=0, dim=origin.dim, origin=origin)
 
     def begin(self) -> int:
-        """Find the unfinished collection of these vectors, or make one; drop other unfinished."""
+        """Find or create the unfinished collection of these vectors; drop other unfinished ones."""
         found = find_collection(self.session, self.name, active=False)
         if found is not None and found[0].origin == self.origin:
             self.collection, loaded = found
@@ -310,7 +310,7 @@ class _Loading:
         self.session.run(work)
 
     def activate(self) -> None:
-        """Build the graph, then put the collection in the place of the one before."""
+        """Build the graph, then activate the collection."""
         collection = self.collection
         number = collection.number
 
@@ -370,7 +370,7 @@ def copy_rows(
     documents: Iterable[Document],
     vectors: Float[np.ndarray, "rows dim"],
 ) -> None:
-    """Send passages by binary COPY; those of an id that is there are replaced.
+    """Insert or replace passages by binary COPY.
 
     Args:
         collection: Number of the collection.

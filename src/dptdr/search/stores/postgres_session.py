@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that is made again when it breaks, and the one schema for all tasks.
+"""A PostgreSQL connection that reconnects, and the schema of all tasks.
 
 Every set of vectors is a *collection* with a number; rows carry that number, and through it the
 fingerprints of what made them. A name points to its active collection, so that a renewed one is
@@ -61,7 +61,7 @@ def import_psycopg() -> Any:
 
 
 class Session:
-    """Runs work on a connection, and again on a new one when the connection broke.
+    """Runs transactions, again on a new connection if one breaks.
 
     Args:
         dsn: Address of the database, such as ``postgresql://user@host/name``.
@@ -74,7 +74,7 @@ class Session:
         self._connection: Any = None
 
     def run(self, work: Callable[[Any], Result]) -> Result:
-        """Run work in one transaction; after a broken connection it is run again.
+        """Run a function in one transaction, again if the connection breaks.
 
         Args:
             work: Gets the connection. It must be safe to run twice: whether a transaction whose
@@ -133,7 +133,7 @@ class Session:
         return f"PostgreSQL at {parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
 
     def close(self) -> None:
-        """Close the connection; the next work opens a new one."""
+        """Close the connection; the next call opens a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -69,17 +69,17 @@ class QdrantIndex:
 
     @property
     def count(self) -> int:
-        """Passages in it."""
+        """Number of passages."""
         return int(_again(lambda: self.client.count(self.name, exact=True)).count)
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimension of the vectors."""
         return self._origin.dim
 
     @property
     def origin(self) -> Origin:
-        """What made the vectors."""
+        """Origin of the vectors."""
         return self._origin
 
     def search(
@@ -162,7 +162,7 @@ def load_qdrant(
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> QdrantIndex:
-    """Load a vector folder into Qdrant and point the name to it.
+    """Load a vector folder into Qdrant and point the alias to it.
 
     A passage's point follows from its id, so what is sent twice is there once; how many rows are
     loaded is noted after each batch, so that a second call continues. What the name referred to
@@ -211,7 +211,7 @@ class _Loading:
             )
 
     def serves(self) -> bool:
-        """Return whether the name refers to these vectors already; if so, set the options."""
+        """Return whether the alias already points to these vectors; if so, set the options."""
         if self.before is None or self.before["collection"] != self.collection:
             return False
         if self.hnsw is not None:
@@ -219,7 +219,7 @@ class _Loading:
         return True
 
     def begin(self) -> int:
-        """Return how many rows of the collection are loaded; make it if it is not there."""
+        """Return the number of loaded rows; create the collection if missing."""
         return _again(self._begin)
 
     def _begin(self) -> int:
@@ -244,7 +244,7 @@ class _Loading:
         *,
         loaded: int,
     ) -> None:
-        """Load rows, then note their count."""
+        """Load rows, then record the count."""
         client, origin = self.client, self.origin
         points = _points(documents, vectors, fingerprint=origin.passage_fingerprint)
         _again(lambda: client.upsert(self.collection, points=points))
@@ -252,7 +252,7 @@ class _Loading:
         _again(lambda: client.update_collection(self.collection, metadata=metadata))
 
     def activate(self) -> None:
-        """Point the name to the collection, and remove the former one."""
+        """Point the alias to the collection and remove the former one."""
         client, models = self.client, _models()
         alias = models.CreateAlias(collection_name=self.collection, alias_name=self.name)
         operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
@@ -329,7 +329,7 @@ def _condition(filters: Sequence[Filter]) -> Any:
 
 
 def _again(work: Callable[[], Result]) -> Result:
-    """Run a request; again where the connection broke. All requests here may be run twice."""
+    """Run a request, again if the connection breaks; all requests are idempotent."""
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
     pause = _FIRST_PAUSE_SECONDS

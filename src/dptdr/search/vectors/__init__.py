@@ -1,1 +1,1 @@
-"""The vectors room."""
+"""Vector folders."""

@@ -1,4 +1,4 @@
-"""Encoding by a Ray cluster (optional extra ``cluster``): Ray Data hands windows out to workers.
+"""Encode on a Ray cluster (optional extra ``cluster``), windows as the unit of work.
 
 A window is a range of bytes in the corpus file. A worker reads it, encodes it and writes its files
 into the unfinished folder, last of all its record. So data and output have to lie on storage that
@@ -36,7 +36,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 class Cluster(NamedTuple):
-    """Which machines encode, and what each worker takes of them."""
+    """Address of the cluster, and the resources of each worker."""
 
     address: str = "local"
     """Of a running Ray cluster, ``auto`` for the one of this machine, ``local`` to start one."""
@@ -59,7 +59,7 @@ def encode_on_ray(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder:
-    """Encode the corpus of a BEIR folder by the workers of a Ray cluster.
+    """Encode the corpus of a BEIR folder on a Ray cluster.
 
     The result has the bytes of one process (where matrix products do not depend on the number of
     threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). A stopped run continues,
@@ -146,7 +146,7 @@ def _connect(ray: Any, cluster: Cluster) -> None:
 
 
 class Window(NamedTuple):
-    """Where the passages of a window are in the corpus file."""
+    """Place of a window in the corpus file."""
 
     number: int
     """Which window, from 0."""
@@ -159,7 +159,7 @@ class Window(NamedTuple):
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens at once; Ray would wait for minutes.
+    """Refuse an address that does not answer; Ray would wait for minutes.
 
     Raises:
         OSError: If nobody answers.
@@ -209,7 +209,7 @@ def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
 
 
 class WindowWorker:
-    """What a worker of the cluster does: it loads the encoder once and encodes windows."""
+    """A worker of the cluster: loads the encoder once and encodes windows."""
 
     def __init__(
         self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType

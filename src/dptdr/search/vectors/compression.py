@@ -1,4 +1,4 @@
-"""Smaller vectors, and what they cost: half precision, 8 bits, 1 bit, fewer dimensions."""
+"""Smaller vectors: half precision, 8 bits, 1 bit, fewer dimensions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ COMPRESSIONS: tuple[str, ...] = get_args(Compression)
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedVectors:
-    """Vectors in a smaller form that can be searched exactly as they are stored.
+    """Quantized vectors, searched exactly.
 
     Args:
         scales: For ``int8``, what one step is worth in each vector; else empty.
@@ -31,7 +31,7 @@ class CompressedVectors:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all that is stored."""
+        """Size in bytes."""
         return self.codes.nbytes + self.scales.nbytes + self.middle.nbytes
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class CompressedVectors:
 
     @classmethod
     def joined(cls, parts: Sequence["CompressedVectors"]) -> "CompressedVectors":
-        """Return consecutive parts of one form as a whole."""
+        """Concatenate parts of the same kind."""
         first = parts[0]
         return cls(
             compression=first.compression,
@@ -50,7 +50,7 @@ class CompressedVectors:
         )
 
     def as_stored(self) -> np.ndarray:
-        """Return all that search needs as one array, one row for each vector."""
+        """Return one array to store, one row for each vector."""
         if self.compression != "int8":
             return self.codes
         stored = np.empty(len(self.codes), dtype=_int8_rows(self.dim))
@@ -61,7 +61,7 @@ class CompressedVectors:
     def from_stored(
         cls, stored: np.ndarray, *, compression: Compression, dim: int, count: int
     ) -> "CompressedVectors":
-        """Return the vectors that :meth:`as_stored` gave.
+        """Read the result of :meth:`as_stored`.
 
         Raises:
             VectorsError: If the array has another shape or type.
@@ -120,7 +120,7 @@ class CompressedVectors:
         full: Float[np.ndarray, "passages full_dim"] | None = None,
         factor: int = 4,
     ) -> TopK:
-        """Return the best rows, where wanted scored again on the full vectors.
+        """Return the best rows, optionally rescored on the full vectors.
 
         Args:
             queries: Full query vectors; they are not compressed, only cut to ``dim``.
@@ -149,7 +149,7 @@ def compress(
     dim: int | None = None,
     middle: Float[np.ndarray, " dim"] | None = None,
 ) -> CompressedVectors:
-    """Return vectors in a smaller form.
+    """Quantize vectors.
 
     Args:
         compression: ``float16`` halves the bytes; ``int8`` quarters them, with one scale for each
@@ -196,7 +196,7 @@ def _int8_rows(dim: int) -> np.dtype[Any]:
 
 
 def shorten(vectors: Float[np.ndarray, "rows full_dim"], dim: int) -> Float[np.ndarray, "rows dim"]:
-    """Return the first numbers of each vector, at the length of the whole."""
+    """Return the first dimensions of each vector, scaled to its whole length."""
     whole = np.asarray(vectors, dtype=np.float32)
     if dim == whole.shape[1]:
         return whole

@@ -21,7 +21,7 @@ MAX_ID_BYTES = 1024
 
 
 class Document(NamedTuple):
-    """A passage with what else is known of it, for filters."""
+    """A passage with metadata for filters."""
 
     passage: Passage
     metadata: Mapping[str, Any] = {}
@@ -29,7 +29,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which corpus is encoded."""
+    """Identity of a corpus."""
 
     fingerprint: str
     """Identifies the corpus: another one may not continue an unfinished folder."""
@@ -40,7 +40,7 @@ class Source:
 
 
 def source_of(data: Path | str) -> Source:
-    """Return what identifies the corpus of a BEIR folder, and its number of passages.
+    """Return fingerprint and size of a BEIR folder's corpus.
 
     Args:
         data: The folder that holds ``corpus.jsonl``.
@@ -106,7 +106,7 @@ def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:
 def pack_documents(
     documents: Sequence[Document],
 ) -> tuple[bytes, Int64[np.ndarray, " offsets"]]:
-    """Return documents as JSON lines, and where each line begins."""
+    """Return documents as JSON lines, and the offset of each line."""
     lines = []
     for passage, metadata in documents:
         record: dict[str, Any] = {"_id": passage.id, "title": passage.title, "text": passage.text}
@@ -189,5 +189,5 @@ class Filter(NamedTuple):
 
 
 def plain_text(value: object) -> str:
-    """Return a metadata value as a filter spells it: text as it is, others as JSON."""
+    """Return a metadata value as filters spell it: text unchanged, others as JSON."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Encoding a corpus into a vector folder: streamed, resumable, shared by several processes.
+"""Encode a corpus into a vector folder: streamed, resumable, by several processes.
 
 The corpus is cut into windows of ``shard_size`` consecutive passages. Until it is complete, the
 folder ``OUT.partial`` holds ``plan.json`` (what makes the vectors) and, for each finished window,
@@ -87,7 +87,7 @@ def encode_folder(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
-    """Encode passages into a vector folder, going on where an earlier call was killed.
+    """Encode passages into a vector folder, or continue a killed call.
 
     Memory holds one window of texts and vectors, plus 8 bytes for each passage.
 
@@ -152,7 +152,7 @@ def fill_folder(
     reuse: VectorFolder | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
-    """Do what :func:`encode_folder` does, in a folder that the caller has claimed."""
+    """:func:`encode_folder` in a folder that the caller has claimed."""
     renewed = reuse is not None and reuse.path == out
     work = begin_folder(encoder, out=out, source=source, settings=settings, renewed=renewed)
     if work is None:
@@ -176,7 +176,7 @@ def begin_folder(
     settings: EncodeSettings,
     renewed: bool = False,
 ) -> Path | None:
-    """Begin an unfinished folder, or find the one that an earlier call began.
+    """Create or find the unfinished folder.
 
     Args:
         renewed: Whether a finished folder at ``out`` is to be replaced.
@@ -227,7 +227,7 @@ def encode_data(
 
 
 class _Worker:
-    """Goes through all windows of a corpus and does those of one part that are not done."""
+    """Encodes the missing windows of one part of a corpus."""
 
     def __init__(
         self, encoder: TextEncoder, *, work: Path, settings: EncodeSettings, known: KnownVectors
@@ -245,7 +245,7 @@ class _Worker:
         total: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> bool:
-        """Return whether every window of the corpus is done, by whichever part."""
+        """Return whether every window of the corpus is done."""
         done = count = 0
         windows = _windows(as_documents(passages), self.settings.shard_size)
         for index, window in enumerate(windows):
@@ -305,7 +305,7 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
 
 
 def _open_plan(work: Path, origin: Origin) -> None:
-    """Begin an unfinished folder, or make sure that it is this work that was begun there."""
+    """Create the unfinished folder, or check that it was begun with the same settings."""
     path = work / PLAN
     if not path.is_file():
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -315,13 +315,13 @@ def _open_plan(work: Path, origin: Origin) -> None:
 
 
 def _settings(origin: Origin) -> dict[str, Any]:
-    """Return what must be the same to continue vectors, or to keep them."""
+    """Return the settings that must match to continue or keep vectors."""
     names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim", "weights")
     return {name: getattr(origin, name) for name in names}
 
 
 def _finish(work: Path, *, out: Path, origin: Origin) -> VectorFolder:
-    """Write the manifest and put the folder in its place; of several processes, one does it."""
+    """Write the manifest and move the folder to its place; one of several processes does it."""
     with locked(out, f".{out.name}.finish.lock", wait=True):
         if work.is_dir():
             records = sorted((work / SHARDS).glob("*.json"))

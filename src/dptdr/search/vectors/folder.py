@@ -60,7 +60,7 @@ class VectorFolder:
             yield from shard.files
 
     def _check_rows(self, shard: Shard) -> None:
-        """Refuse more rows than the files can hold, before anything is allocated for them."""
+        """Refuse more rows than the files can hold, before allocating memory."""
         row_bytes = self.dim * np.dtype(self.manifest.origin.dtype).itemsize
         if shard.vectors.bytes < shard.rows * row_bytes or shard.offsets.bytes < 8 * shard.rows:
             raise VectorsError(
@@ -291,7 +291,7 @@ class VectorFolder:
 
 
 def settle(path: Path) -> None:
-    """Bring back a folder that a killed process had moved aside.
+    """Restore a folder that a killed process had moved aside.
 
     A folder may be missing for a moment while another process puts a new one in its place; so wait
     a little before taking it for killed.
@@ -302,7 +302,7 @@ def settle(path: Path) -> None:
 
 
 def _allow_open_files(wanted: int) -> None:
-    """Raise this process's limit of open files where it is too low."""
+    """Raise this process's limit of open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

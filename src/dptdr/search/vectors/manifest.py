@@ -1,4 +1,4 @@
-"""What the manifest of a vector folder says, and how it is checked."""
+"""Manifests of vector folders, and their checks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ DTYPES: tuple[str, ...] = get_args(DType)
 
 
 class StoredFile(NamedTuple):
-    """A file of a shard with what proves that it is whole."""
+    """A file of a shard with its size and checksum."""
 
     name: str
     bytes: int
@@ -33,7 +33,7 @@ class Shard:
     index: int
     """Position of the window, from 0."""
     rows: int
-    """Passages in it."""
+    """Number of passages."""
     vectors: StoredFile
     ids: StoredFile
     documents: StoredFile
@@ -47,13 +47,13 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What made the vectors: they may only be searched or continued by the same."""
+    """Origin of the vectors: only the same may search or continue them."""
 
     dim: int
-    """Numbers in a vector."""
+    """Dimension of the vectors."""
     dtype: DType
     encoder: str
-    """Readable name of task or backbone."""
+    """Name of the task or backbone."""
     backbone_fingerprint: str
     passage_fingerprint: str
     data_fingerprint: str
@@ -75,7 +75,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorManifest:
-    """All that ``manifest.json`` of a finished vector folder says."""
+    """The contents of ``manifest.json`` of a finished vector folder."""
 
     origin: Origin
     count: int
@@ -150,7 +150,7 @@ def whole_number(record: Mapping[str, Any], field: str, *, path: Path, least: in
 
 
 def text(record: Mapping[str, Any], field: str, path: Path) -> str:
-    """Return a text of a manifest, or refuse another value."""
+    """Return a text of a manifest."""
     value = record.get(field)
     if not isinstance(value, str):
         raise VectorsError(
@@ -160,7 +160,7 @@ def text(record: Mapping[str, Any], field: str, path: Path) -> str:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link inside a folder: what it leads to is not what was written there.
+    """Refuse a symbolic link inside a folder.
 
     Raises:
         VectorsError: If the path is one.
@@ -170,7 +170,7 @@ def refuse_link(path: Path) -> None:
 
 
 def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
-    """Return what made the vectors, as a manifest or plan says.
+    """Return the origin of the vectors in a manifest or plan.
 
     Raises:
         VectorsError: If format, version or a field is not as expected.

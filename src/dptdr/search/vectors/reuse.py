@@ -1,4 +1,4 @@
-"""Vectors that need not be made again, because the text and what encodes it did not change."""
+"""Reuse vectors of unchanged passages."""
 
 import hashlib
 import itertools
@@ -40,7 +40,7 @@ class KnownVectors:
             self._keys = keys[self._rows]
 
     def take(self, contents: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
-        """Return known vectors; the row of a text that is not known holds NaN."""
+        """Return known vectors, NaN for unknown texts."""
         vectors = np.full((len(contents), self.dim), np.nan, dtype=np.float32)
         if self.folder is None or not contents:
             return vectors

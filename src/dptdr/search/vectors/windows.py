@@ -1,4 +1,4 @@
-"""One window of a corpus: checked, encoded, and written so that it is whole or not there."""
+"""Encode one window of a corpus and write it atomically."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from dptdr.search.vectors.reuse import KnownVectors
 
 
 def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
-    """Remember passage ids.
+    """Add passage ids.
 
     Raises:
         VectorsError: If one of them was there before.

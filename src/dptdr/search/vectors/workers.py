@@ -1,4 +1,4 @@
-"""Encoding by several processes of one machine that fill one vector folder together."""
+"""Encode with several processes into one vector folder."""
 
 import multiprocessing
 import os
@@ -105,7 +105,7 @@ def encode_in_processes(
 
 
 def _use_threads(threads: int) -> None:
-    """Give a fresh process its share of the cores, before it imports what reads this."""
+    """Give a new process its share of the cores, before it imports numpy and torch."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Tokenisers would start as many threads as there are cores in every process.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -113,7 +113,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, even by SIGKILL: nobody waits for its result."""
+    """End this process when its parent is gone, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -129,7 +129,7 @@ def _encode_share(
     settings: EncodeSettings,
     reuse: Path | None,
 ) -> bool:
-    """Do one process's share; return whether it was the one that finished the folder."""
+    """Encode one process's share; return whether it finished the folder."""
     try:
         folder = encode_folder(
             load_encoder(),

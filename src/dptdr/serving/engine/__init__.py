@@ -1,1 +1,1 @@
-"""The engine room."""
+"""The engine: batches of texts of all tasks."""

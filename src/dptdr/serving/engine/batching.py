@@ -1,4 +1,4 @@
-"""Which texts are computed together, and when: a queue over all tasks. No torch here.
+"""The queue over all tasks: which texts are computed together, and when. No torch.
 
 Texts wait in a list sorted by length, so that neighbours make a batch with little padding. The most
 urgent text starts each batch; its neighbours in length fill it. Urgency is arrival plus the time
@@ -17,7 +17,7 @@ from dptdr.errors import ServingError
 
 
 class QueueFull(ServingError):
-    """More texts wait than the server may hold."""
+    """The queue is full."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class BatchLimits:
     tokens_per_second: float = 4000.0
 
     def check_room(self, waiting: int, coming: int) -> None:
-        """Refuse a request that does not fit into the queue; an empty queue takes any.
+        """Refuse a request that does not fit into the queue; an empty queue accepts any.
 
         Raises:
             QueueFull: If it does not fit.
@@ -96,14 +96,14 @@ class _Entry:
 
 
 class Taken(NamedTuple):
-    """A batch to compute, and texts whose time ran out."""
+    """A batch to compute, and expired texts."""
 
     batch: list[Waiting]
     expired: list[Waiting]
 
 
 class BatchQueue:
-    """Texts of all tasks that wait to be computed. Not thread-safe: the engine holds a lock."""
+    """Waiting texts of all tasks. Not thread-safe: the engine holds a lock."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
@@ -117,7 +117,7 @@ class BatchQueue:
         return len(self._by_length)
 
     def put(self, texts: list[Waiting]) -> None:
-        """Take the texts of one request, all or none.
+        """Add the texts of one request, all or none.
 
         Raises:
             QueueFull: If they do not fit.
@@ -135,13 +135,13 @@ class BatchQueue:
         self.tokens += coming
 
     def cancel(self, request: Hashable) -> list[Waiting]:
-        """Drop and return the texts of a request that still wait."""
+        """Remove and return the waiting texts of a request."""
         dropped = [entry for entry in self._requests.get(request, []) if entry.alive]
         self._drop(dropped)
         return [entry.waiting for entry in dropped]
 
     def take(self, now: float) -> Taken:
-        """Take the next batch, and the texts whose deadline has passed, out of the queue."""
+        """Remove the next batch and the expired texts from the queue."""
         expired = [entry for entry in self._by_length if entry.waiting.deadline < now]
         self._drop(expired)
         while self._by_due and not self._by_due[0].alive:

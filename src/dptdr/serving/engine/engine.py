@@ -106,7 +106,7 @@ class Engine:
         return self._queue.tokens + self._preparing_tokens
 
     def stop(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Accept no new requests, finish the others, then end.
+        """Stop accepting requests, finish the others, then stop.
 
         Args:
             timeout_seconds: How long to wait; open requests then fail with :class:`Draining`.
@@ -172,7 +172,7 @@ class Engine:
         return request.future
 
     def encode(self, texts: Sequence[str], *, task: str, side: Side) -> Float[np.ndarray, "t dim"]:
-        """Return the vectors of texts; waits. For scripts and tests."""
+        """Return the vectors of texts (blocking), for scripts and tests."""
         if not texts:
             return np.zeros((0, self.registry.backbone.dim), dtype=np.float32)
         version = self.registry.resolve(task)
@@ -312,7 +312,7 @@ class Engine:
                 self.on_check(CheckReport(rows=1, tasks=1, difference=float("nan"), passed=False))
 
     def _compute_apart(self, works: list[Work], error: Exception) -> None:
-        """Compute each row alone, so that one that cannot be computed fails alone."""
+        """Compute each row alone, so that only faulty ones fail."""
         if len(works) == 1:
             if not isinstance(error, DptdrError):
                 error = ServingError(f"the vector could not be computed: {error}")

@@ -29,7 +29,7 @@ _PROBE_TOKENS = 300
 
 
 class Row(NamedTuple):
-    """One text of a batch: its token ids and its task's prompt."""
+    """A text of a batch: token ids and prompt."""
 
     ids: list[int]
     prompt: PromptRows | None = None
@@ -100,7 +100,7 @@ class Forward:
         return found
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str] | None:
-        """Return texts that give the same ids again; ``None`` if the ids are another tokenizer's.
+        """Return texts that tokenize to the same ids, ``None`` if the ids are another tokenizer's.
 
         Args:
             rows: The ids of each text, with or without special tokens.

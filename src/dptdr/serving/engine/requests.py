@@ -1,4 +1,4 @@
-"""What passes through the engine: requests and their state, results, reports."""
+"""Requests, results and reports of the engine."""
 
 import time
 from concurrent.futures import Future
@@ -17,11 +17,11 @@ _CHARACTERS_PER_TOKEN = 3
 
 
 class Draining(ServingError):
-    """The server is starting or stopping: it takes no new requests."""
+    """The server is starting or stopping."""
 
 
 class RequestTimeout(ServingError):
-    """The request's time ran out before it was computed."""
+    """The request timed out before it was computed."""
 
 
 class TooManyTokens(ServingError):
@@ -68,7 +68,7 @@ class CheckReport(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How the engine works.
+    """Settings of the engine.
 
     Args:
         batch: Sizes of batches and queue.
@@ -84,7 +84,7 @@ class EngineSettings:
 
 
 class PendingRequest:
-    """A request under way, and how much of it is done."""
+    """A request being computed, and its progress."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class PendingRequest:
 
 
 class Work(NamedTuple):
-    """One text in the queue: where its vector belongs."""
+    """A text in the queue, and the place of its vector."""
 
     request: PendingRequest
     place: int

@@ -1,4 +1,4 @@
-"""Self-check of a running server: does a mixed batch give what each row gives alone?"""
+"""Self-check of a running server: a mixed batch against each row alone."""
 
 import random
 from collections.abc import Sequence

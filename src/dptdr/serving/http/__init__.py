@@ -1,1 +1,1 @@
-"""The http room."""
+"""The HTTP application."""

@@ -1,4 +1,4 @@
-"""Who may do what: one rule for each route, and one check of key, scope, task and rate.
+"""Access control: one rule for each route, one check of key, scope, task and rate.
 
 The check runs before a body is read. Tasks that are named in a body pass through the same
 :func:`reach` once the body is known.
@@ -18,7 +18,7 @@ from dptdr.serving.runtime import Runtime
 
 
 class Access(NamedTuple):
-    """The scope that a route needs (``None``: no key), and whether the key must reach all tasks."""
+    """The scope that a route needs (``None``: no key), and whether it needs a key for all tasks."""
 
     scope: Scope | None
     all_tasks: bool = False
@@ -137,7 +137,7 @@ def key_of(request: Request) -> Key:
 
 
 def reach(request: Request, name: str) -> str:
-    """Return the task of a name without its version and side, if the request's key reaches it.
+    """Return the task of a name without version and side, if the request's key covers it.
 
     Raises:
         Forbidden: If the key does not reach it; whether it exists is not told.
@@ -151,7 +151,7 @@ def reach(request: Request, name: str) -> str:
 def foreign(
     method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
 ) -> str:
-    """Return why an open server must refuse a request of another site's page; else nothing.
+    """Return why an open server refuses a cross-site request, or None.
 
     A name that is none of ours may have been rebound to this address; an address cannot be.
     """

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 
 @router.get("/tasks", responses=reply_of(schemas.TaskList))
 async def tasks(request: Request) -> Response:
-    """List the tasks that the key reaches."""
+    """List the tasks that the key covers."""
     key = key_of(request)
     registry = runtime_of(request).registry
     found = [
@@ -76,7 +76,7 @@ async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace
 
 @router.post("/indexes", responses=reply_of(schemas.TaskInfo))
 async def replace_index(body: schemas.NewIndex, request: Request) -> Response:
-    """Let a task search another index in the tasks folder, from the next request on."""
+    """Give a task another index in the tasks folder."""
     reach(request, body.task)
     key_of(request).demand_folder(body.index)
     registry = runtime_of(request).registry
@@ -86,7 +86,7 @@ async def replace_index(body: schemas.NewIndex, request: Request) -> Response:
 
 @router.delete("/tasks/{task}", responses=reply_of(None, status=204), status_code=204)
 async def remove(task: str, request: Request, version: str | None = None) -> Response:
-    """Remove a task, or one version of it; requests that run finish with what they hold."""
+    """Remove a task, or one version of it; running requests finish."""
     await run_in_threadpool(runtime_of(request).registry.remove, task, version=version)
     return Response(status_code=204)
 
@@ -100,7 +100,7 @@ async def rollback(task: str, request: Request) -> Response:
 
 @router.put("/tasks/{task}/default", responses=reply_of(schemas.TaskInfo))
 async def set_default(task: str, body: schemas.DefaultVersion, request: Request) -> Response:
-    """Let the task's name mean another version."""
+    """Make another version the default."""
     await run_in_threadpool(runtime_of(request).registry.set_default, task, body.version)
     return _described(task, request)
 

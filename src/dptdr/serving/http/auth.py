@@ -1,4 +1,4 @@
-"""API keys: who may use which tasks, and who may change them. Only hashes are stored."""
+"""API keys: scopes and tasks of each. Only hashes are stored."""
 
 import fnmatch
 import hashlib
@@ -17,11 +17,11 @@ _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 class Unauthorized(ServingError):
-    """The request has no key, or one that is not known."""
+    """The request has no key or an unknown one."""
 
 
 class Forbidden(ServingError):
-    """The key does not reach that far."""
+    """The key does not allow this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ class Key:
 
     @property
     def reaches_all(self) -> bool:
-        """Whether no task is out of reach."""
+        """Whether the key covers all tasks."""
         return "*" in self.tasks
 
     def demand_folder(self, name: str) -> None:
-        """Refuse a bundle or index that the key may not add: it may be another tenant's.
+        """Refuse a bundle or index that the key may not add.
 
         Raises:
             Forbidden: If the key does not reach it.

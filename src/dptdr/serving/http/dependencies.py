@@ -1,4 +1,4 @@
-"""From a request to vectors: which task, which side, within which limits."""
+"""Task, side, limits and vectors of a request."""
 
 import asyncio
 import contextlib
@@ -100,7 +100,7 @@ def _only_task(request: Request) -> str:
 
 
 def _either_side(request: Request, version: TaskVersion) -> Side:
-    """Return the side of a request that says none, where both sides give the same vectors.
+    """Return the default side of a task whose sides give the same vectors.
 
     Raises:
         Invalid: If they do not: the side cannot be guessed.
@@ -120,7 +120,7 @@ def _either_side(request: Request, version: TaskVersion) -> Side:
 
 
 def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
-    """Return the texts of a request if they are within the limits; token ids are decoded.
+    """Return the texts of a request within the limits; token ids are decoded.
 
     Raises:
         Invalid: If there are too many, one is too long, or one is no Unicode text.
@@ -164,7 +164,7 @@ def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
 async def encode(
     request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
 ) -> Encoded:
-    """Return the vectors of texts; give up if the client disconnects.
+    """Return the vectors of texts; stop if the client disconnects.
 
     Args:
         request: The request; its body has been read.
@@ -211,7 +211,7 @@ async def _disconnected(request: Request) -> None:
 def shortened(
     vectors: Float[np.ndarray, "texts dim"], *, version: TaskVersion, dimensions: int | None
 ) -> Float[np.ndarray, "texts dimensions"]:
-    """Return the first numbers of vectors, scaled to length 1, where the task allows that.
+    """Return the first dimensions of vectors, scaled to length 1, if the task supports it.
 
     Raises:
         Invalid: If the task was not trained for that length.

@@ -1,4 +1,4 @@
-"""Vectors, as clients of OpenAI and of text-embeddings-inference ask for them.
+"""Embedding routes of OpenAI and text-embeddings-inference.
 
 Each address exists by itself and below ``/tasks/{task}``, where the address names the task (and,
 with ``:query`` or ``:passage``, the side), for clients that cannot name one.
@@ -49,7 +49,7 @@ def _post(path: str, model: Any) -> Callable[[Any], Any]:
 @_post("/v1/embeddings", schemas.EmbeddingsReply)
 @_post("/embeddings", schemas.EmbeddingsReply)
 async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
-    """Encode texts, as OpenAI's clients ask for it."""
+    """Encode texts (OpenAI)."""
     texts = checked_texts(request, body.input)
     what = asked(request, body.model, side=body.input_type)
     encoded = await encode(request, what, texts)
@@ -74,7 +74,7 @@ async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Respo
 @router.post("/tasks/{task}", responses=reply_of(None), dependencies=[Depends(_named)])
 @_post("/embed", None)
 async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
-    """Encode texts, as clients of text-embeddings-inference and ``InferenceClient`` ask for it."""
+    """Encode texts (text-embeddings-inference and ``InferenceClient``)."""
     vectors = await _vectors(request, body)
     return json_response(normalised(vectors) if body.normalize else vectors)
 
