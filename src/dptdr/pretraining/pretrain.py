@@ -1,4 +1,4 @@
-"""From the bare texts of a corpus to a pretrained encoder, or to a pretrained prompt."""
+"""Pretrain an encoder, or a prompt alone, on the bare texts of a corpus."""
 
 import contextlib
 import time
@@ -177,7 +177,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
 
 
 def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
-    """Return the result of a finished run, from what its record keeps."""
+    """Return the result of a finished run from its record."""
     first, last = kept["losses"]
     changed = {
         "objectives": tuple(kept["objectives"]),

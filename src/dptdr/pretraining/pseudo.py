@@ -1,4 +1,4 @@
-"""Pseudo-queries made of bare passages: titles, sentences taken out, key phrases."""
+"""Pseudo-queries from bare passages: titles, extracted sentences, key phrases."""
 
 import math
 import re
@@ -21,7 +21,7 @@ _COMMON = 0.2
 
 
 class PseudoQuery(NamedTuple):
-    """A text that asks for a passage, and what is left of the passage without it."""
+    """A pseudo-query, and its passage without it."""
 
     text: str
     row: int
@@ -35,7 +35,7 @@ Make: TypeAlias = Callable[[Passage, np.random.Generator], tuple[str, str] | Non
 def pseudo_queries(
     passages: Sequence[Passage], *, count: int, rows: Sequence[int], seed: int
 ) -> list[PseudoQuery]:
-    """Draw pseudo-queries, a function of the seed, the passages' places and their texts.
+    """Draw pseudo-queries, a function of the seed and the passages.
 
     Each passage gives one kind, drawn at random, before any gives a second one.
 
@@ -90,7 +90,7 @@ def _sentence(passage: Passage, generator: np.random.Generator) -> tuple[str, st
 
 
 class _Phrases:
-    """Makes key phrases: a passage's words of the highest tf-idf, in reading order."""
+    """Extracts key phrases: the words of highest tf-idf, in reading order."""
 
     def __init__(self, frequency: Counter[str], *, passages: int) -> None:
         self._frequency = frequency

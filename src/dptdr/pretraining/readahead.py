@@ -1,4 +1,4 @@
-"""Reading the batches of coming steps in other processes, while a device works on this one's."""
+"""Read the batches of coming steps in other processes."""
 
 import multiprocessing
 from collections import deque
@@ -16,7 +16,7 @@ _reader: Reader | None = None
 
 
 class ReadAhead:
-    """Hands out a run's batches in the order of its steps, read by other processes.
+    """Returns a run's batches in order, read by other processes.
 
     What a batch holds is a function of its step, so that the number of processes changes nothing
     but the speed. Each process keeps the documents' places: 48 bytes a document.
@@ -52,7 +52,7 @@ class ReadAhead:
         )
 
     def read(self, step: int) -> list[Document]:
-        """Return what a step takes; the next steps are read meanwhile.
+        """Return the documents of a step; the next steps are read meanwhile.
 
         Args:
             step: The step, one more than in the last call, or any.
@@ -77,7 +77,7 @@ class ReadAhead:
             ) from None
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -13,7 +13,7 @@ _TASKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """All that a server counts.
+    """The metrics of a server.
 
     Labels are names of existing tasks, so that nobody can fill the memory with invented ones.
     """
@@ -75,7 +75,7 @@ class Metrics:
         self.check_difference.set(report.difference)
 
     def text(self, *, existing: set[str], shown: set[str], all_shown: bool) -> bytes:
-        """Return metrics as Prometheus reads them, of all workers together.
+        """Return the metrics of all workers in Prometheus' text format.
 
         Args:
             existing: Tasks that exist; counts of others are forgotten.
@@ -103,7 +103,7 @@ class Metrics:
 
 
 class _Filtered:
-    """A collector's metrics without those of some tasks."""
+    """A collector's metrics without some tasks."""
 
     def __init__(self, collector: Any, *, shown: set[str], all_shown: bool) -> None:
         self.collector = collector
@@ -111,7 +111,7 @@ class _Filtered:
         self.all_shown = all_shown
 
     def collect(self) -> Iterator[Any]:
-        """Yield metric families with the samples that may be seen."""
+        """Yield metric families with the visible samples."""
         for family in self.collector.collect():
             kept = copy.copy(family)
             kept.samples = [s for s in family.samples if self._shows(s.labels.get("task"))]

@@ -1,4 +1,4 @@
-"""One worker while it runs: backbone, task registry, engine, indexes; and how it starts."""
+"""The runtime of a worker: backbone, task registry, engine, indexes."""
 
 import functools
 import threading
@@ -29,7 +29,7 @@ CHECK_TEXTS = (
 
 
 class Runtime:
-    """One worker, from start to end."""
+    """Everything that a worker needs to answer requests."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -122,7 +122,7 @@ class Runtime:
 
     @property
     def bare_only(self) -> bool:
-        """Whether the server was started for the bare encoder and can take no task."""
+        """Whether the server serves only the bare encoder."""
         return not self.settings.tasks and self.settings.tasks_folder is None
 
     @property
@@ -146,7 +146,7 @@ class Runtime:
         return self.engine.registry
 
     def stop(self) -> bool:
-        """Finish accepted requests; return whether all of them were."""
+        """Finish accepted requests; return whether all finished."""
         self.draining = True
         if self._engine is None:
             return True
@@ -163,7 +163,7 @@ def _forward(settings: ServerSettings) -> Forward:
 
 
 def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:
-    """Return where a bundle or index lies that a request names.
+    """Return the path of a bundle or index named in a request.
 
     Args:
         name: Name of a folder inside the tasks folder, never a path.

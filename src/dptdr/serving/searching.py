@@ -1,4 +1,4 @@
-"""One index of a server: opened whole, then searched by vectors and words."""
+"""A served index: search by vectors and words."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ _FILTERED_WORDS = 10
 
 
 class ServedHit(NamedTuple):
-    """A passage that was found; ranks begin with 1, scores are dot products or fused."""
+    """A hit; ranks begin with 1, scores are dot products or fused scores."""
 
     rank: int
     id: str
@@ -124,7 +124,7 @@ class ServedIndex:
 
 
 def index_key(path: Path) -> str:
-    """Return a hash of an index's manifests, which tells it from another in its place.
+    """Return a hash of an index's manifests, its identity.
 
     Raises:
         VectorsError: If there is no index.

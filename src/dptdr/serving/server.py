@@ -1,4 +1,4 @@
-"""Running a server: one process, or several that share the catalogue on disk."""
+"""Run a server: one process, or several that share the catalogue."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ _BACKLOG = 2048
 
 
 def serve(settings: ServerSettings, *, host: str, port: int) -> None:
-    """Run a server until it is told to stop; port 0 takes a free one, which is printed.
+    """Run a server until it is stopped; port 0 takes a free port, which is printed.
 
     Raises:
         DptdrError: If the backbone, a task or an index cannot be loaded, or the port is taken.
@@ -96,7 +96,7 @@ def _serve_workers(settings: ServerSettings, *, host: str, port: int) -> None:
 
 
 def work(settings: ServerSettings, socket: Any, failures: Any) -> None:
-    """Be one worker: load everything, then accept connections.
+    """Run one worker: load everything, then accept connections.
 
     Args:
         settings: The server's settings.
@@ -121,7 +121,7 @@ def work(settings: ServerSettings, socket: Any, failures: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Stop this worker when the supervisor is gone, however that ended."""
+    """Stop this worker when the supervisor is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

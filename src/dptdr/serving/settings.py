@@ -1,4 +1,4 @@
-"""All settings of a server; imports no torch."""
+"""Settings of a server; no torch."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dptdr.config.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """How a server computes, and what one client may use of it; options of ``dptdr serve``."""
+    """Computation and limits of a server; options of ``dptdr serve``."""
 
     workers: Annotated[int, Setting("Worker processes.", min=1)] = 1
     threads: Annotated[
@@ -81,7 +81,7 @@ class ServerLimits:
 
     @property
     def worker_threads(self) -> int:
-        """Processor threads of each worker; 0 is torch's own choice."""
+        """Threads of each worker; 0 is torch's own choice."""
         if self.threads or self.workers == 1:
             return self.threads
         return max(1, (os.cpu_count() or 1) // self.workers)
@@ -89,7 +89,7 @@ class ServerLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(ServerLimits):
-    """What a server serves, and its limits.
+    """All settings of a server.
 
     Args:
         backbone: Name or folder of the encoder.

@@ -1,4 +1,4 @@
-"""Complete settings of a server from what a user asked for."""
+"""Complete the settings of a server from a request."""
 
 import contextlib
 import importlib.util
@@ -24,7 +24,7 @@ _PLACES = {
 
 
 def say(what: str) -> None:
-    """Name the present phase on standard error, at once."""
+    """Print the current phase on standard error."""
     sys.stderr.write(f"{what} ...\n")
     sys.stderr.flush()
 
@@ -40,7 +40,7 @@ def server_settings(
     state_folder: Path | str | None = None,
     **settings: Any,
 ) -> Iterator[ServerSettings]:
-    """Yield complete settings; without ``state_folder`` that is a temporary one.
+    """Yield complete settings, with a temporary ``state_folder`` by default.
 
     Args:
         tasks: Each as ``FOLDER`` or ``NAME=FOLDER``.

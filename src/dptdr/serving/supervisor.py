@@ -1,4 +1,4 @@
-"""Keeps worker processes alive, and ends them together."""
+"""Supervise worker processes."""
 
 import contextlib
 import multiprocessing
@@ -21,7 +21,7 @@ _MAX_EARLY_DEATHS = 5
 
 
 class Supervisor:
-    """Runs workers that accept from one socket; a worker that dies is replaced.
+    """Runs workers on one socket and replaces those that die.
 
     Args:
         target: What a worker does; takes the arguments and a queue for its error message.
@@ -49,7 +49,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Run until a stop signal comes and all workers have ended.
+        """Run until a stop signal, and until all workers have ended.
 
         Raises:
             ServingError: If workers cannot load, or die repeatedly right after their start.

@@ -35,7 +35,7 @@ def _named(task: schemas.TaskName) -> None:
 
 
 def _post(path: str, model: Any) -> Callable[[Any], Any]:
-    """Return a decorator that adds a route at its own address and at each task's."""
+    """Return a decorator that adds a route, both globally and below each task."""
 
     def add(handler: Any) -> Any:
         replies = reply_of(model)
@@ -91,7 +91,7 @@ async def embed_all(request: Request) -> Response:
 
 @_post("/similarity", None)
 async def similarity(body: schemas.SimilarityRequest, request: Request) -> Response:
-    """Compare one text with others by the cosine of their vectors."""
+    """Return the cosine similarities of one text and others."""
     options = body.parameters or schemas.SimilarityParameters()
     vectors = await _vectors(
         request,

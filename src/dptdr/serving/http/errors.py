@@ -1,4 +1,4 @@
-"""Errors in one shape: ``{"error": {"type", "message", "request_id"}}``."""
+"""Error replies: ``{"error": {"type", "message", "request_id"}}``."""
 
 import math
 import re
@@ -31,7 +31,7 @@ class Invalid(ServingError):
 
 
 class ClientDisconnected(ServingError):
-    """The client went away; nobody reads an answer."""
+    """The client has disconnected."""
 
 
 # The first match counts: special errors before general ones.
@@ -71,7 +71,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks:)(?:[^/\s'\";,]+/)+
 
 
 def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Response:
-    """Return an error reply; ``kind`` is for programs, ``message`` for people."""
+    """Return an error reply with a machine-readable ``kind``."""
     # Half a character from a damaged file must not break the reply.
     said = message.encode("utf-8", "replace").decode("utf-8")
     if len(said) > _MAX_MESSAGE:
@@ -81,7 +81,7 @@ def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Res
 
 
 def without_folders(message: str) -> str:
-    """Return a message without this machine's folders: the last part of a path is enough."""
+    """Return a message with paths shortened to their last part."""
     return _FOLDERS.sub("", message)
 
 
@@ -120,7 +120,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Give all errors of an application the one shape."""
+    """Install the error handlers of an application."""
     app.add_exception_handler(DptdrError, own_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

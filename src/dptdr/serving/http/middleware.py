@@ -1,4 +1,4 @@
-"""Around every request: an id, limits on its size and time, a log line, metrics."""
+"""Request ids, limits on size and time, log lines and metrics."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ def make_logger(stream: Any = None) -> Any:
 
 
 class RequestMiddleware:
-    """Plain ASGI: costs microseconds and holds no body.
+    """The middleware, plain ASGI: it costs microseconds and buffers no body.
 
     Args:
         app: The application.
@@ -121,7 +121,7 @@ class RequestMiddleware:
             )
 
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
-        """Return status, type and message where a request is refused by its headers alone."""
+        """Return status, type and message if the headers alone refuse a request."""
         if {b"content-length", b"transfer-encoding"} <= headers.keys():
             return 400, "unreadable", "expected Content-Length or Transfer-Encoding, got both"
         if self.hosts is not None:
@@ -134,7 +134,7 @@ class RequestMiddleware:
         return None
 
     async def _discard_body(self, receive: Receive) -> None:
-        """Read and drop a refused body, within bounds.
+        """Discard a refused body, within bounds.
 
         A connection that is closed on unread bytes is reset, and the client never sees the answer.
         """
@@ -148,7 +148,7 @@ class RequestMiddleware:
                         return
 
     def _limited(self, receive: Receive) -> Callable[[], Any]:
-        """Return ``receive`` that stops a body which is too long, or comes too slowly."""
+        """Return a ``receive`` that refuses bodies that are too long or too slow."""
         seen = 0
         complete = False
         deadline = asyncio.get_running_loop().time() + self.receive_seconds

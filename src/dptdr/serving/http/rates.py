@@ -1,4 +1,4 @@
-"""Rates: how many requests per second a key or a task may make."""
+"""Rate limits of keys and tasks."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -11,7 +11,7 @@ _UNUSED_SECONDS = 60.0
 
 
 class RateLimited(ServingError):
-    """Requests come faster than allowed."""
+    """Too many requests."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class RateLimited(ServingError):
 
 
 class Rates:
-    """Token buckets, one for each key or task that was seen.
+    """Token buckets, one for each key or task.
 
     Args:
         burst: Requests at once before a rate counts.

@@ -1,4 +1,4 @@
-"""Replies written with orjson, numpy arrays included."""
+"""JSON replies by orjson, numpy arrays included."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _STATUSES = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 504)
 
 
 def reply_of(model: Any, *, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return the replies of a route for the OpenAPI document."""
+    """Return a route's replies for the OpenAPI document."""
     found: dict[int | str, dict[str, Any]] = {
         code: {"model": schemas.ErrorReply} for code in _STATUSES
     }

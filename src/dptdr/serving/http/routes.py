@@ -1,4 +1,4 @@
-"""Routes about the server itself, search, and ranking again."""
+"""Routes for the server itself, search and re-ranking."""
 
 import time
 from pathlib import Path, PurePath
@@ -46,13 +46,13 @@ async def page() -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
-    """Return a page that shows the OpenAPI document."""
+    """Return a page with the OpenAPI document."""
     return HTMLResponse(_PAGES["docs"], headers=_PAGE_HEADERS)
 
 
 @router.get("/health", responses=reply_of(schemas.Health))
 async def health(request: Request) -> Response:
-    """Answer 200 when texts are encoded; 503 while starting or draining."""
+    """Return 200 when ready, 503 while starting or draining."""
     runtime = runtime_of(request)
     if runtime.ready:
         return json_response({"status": "ok"})
@@ -90,7 +90,7 @@ async def info(request: Request) -> Response:
 
 
 def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
-    """Return the indexes that tasks within the key's reach search."""
+    """Return the indexes of the tasks that the key covers."""
     registry = runtime.registry
     versions = [registry.bare] if key.reaches(BARE) else []
     for name, task in registry.tasks().items():
@@ -104,7 +104,7 @@ def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
 
 @router.get("/metrics", responses=reply_of(None), response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return Prometheus metrics of all workers together; a limited key sees its tasks alone."""
+    """Return Prometheus metrics of all workers; a limited key sees only its tasks."""
     runtime = runtime_of(request)
     key = key_of(request)
     registry = runtime.registry

@@ -1,4 +1,4 @@
-"""Requests and replies; the source of the OpenAPI document."""
+"""Request and reply models."""
 
 from typing import Annotated, Any, Literal
 
@@ -57,7 +57,7 @@ Texts = str | list[str] | list[int] | list[list[int]]
 
 
 def _read_texts(value: Any) -> Texts:
-    """Check a text, texts, token ids or lists of them; the first fault ends it."""
+    """Check a text, texts, token ids or lists of them, up to the first fault."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
@@ -97,7 +97,7 @@ TextsField = Annotated[
 
 
 class Request(BaseModel):
-    """Base of all request bodies: unknown fields are an error, not a silent nothing."""
+    """Base of all request bodies; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False, protected_namespaces=())
 
@@ -145,7 +145,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """What a request cost."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     total_tokens: int
@@ -175,14 +175,14 @@ class EmbedRequest(Request):
 
 
 class SimilarityInputs(Request):
-    """One text and those it is compared with."""
+    """A text and the texts to compare it with."""
 
     source_sentence: Text
     sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 class SimilarityParameters(Request):
-    """How texts are cut and encoded."""
+    """Truncation and side of texts."""
 
     truncate: StrictBool = True
     truncation_direction: Direction = "Right"
@@ -230,7 +230,7 @@ class RerankRequest(Request):
 
 
 class Ranked(BaseModel):
-    """A text's place in the request, and its score."""
+    """The index of a text in the request, and its score."""
 
     index: int
     score: float
@@ -258,7 +258,7 @@ class SearchRequest(Request):
 
 
 class Hit(BaseModel):
-    """A passage that was found."""
+    """A hit."""
 
     rank: int
     id: str
@@ -268,7 +268,7 @@ class Hit(BaseModel):
 
 
 class SearchReply(BaseModel):
-    """Hits, best first, and where the time went."""
+    """Hits, best first, and timings."""
 
     task: str
     index: str
@@ -279,7 +279,7 @@ class SearchReply(BaseModel):
 
 
 class NewVersion(Request):
-    """A bundle inside the tasks folder that becomes a version of a task."""
+    """A bundle in the tasks folder to add as a version."""
 
     bundle: FolderName
     version: Annotated[
@@ -294,7 +294,7 @@ class NewVersion(Request):
 
 
 class NewIndex(Request):
-    """An index inside the tasks folder that a version of a task searches from now on."""
+    """An index in the tasks folder for a version of a task."""
 
     task: Annotated[str, Field(min_length=1, max_length=100)]
     index: FolderName
@@ -304,13 +304,13 @@ class NewIndex(Request):
 
 
 class NewTask(NewVersion):
-    """A bundle inside the tasks folder that becomes a task."""
+    """A bundle in the tasks folder to add as a task."""
 
     task: Annotated[str, Field(description="The task's name.", min_length=1, max_length=100)]
 
 
 class DefaultVersion(Request):
-    """The version that the bare task name means from now on."""
+    """The new default version."""
 
     version: VersionName
 
@@ -344,7 +344,7 @@ class TaskInfo(BaseModel):
 
 
 class TaskList(BaseModel):
-    """All tasks that the key reaches."""
+    """All tasks that the key covers."""
 
     tasks: list[TaskInfo]
     broken: Annotated[dict[str, str], Field(description="Versions whose copy is damaged, and how.")]
@@ -367,13 +367,13 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether texts are encoded."""
+    """Whether the server is ready."""
 
     status: Literal["ok", "starting", "draining"]
 
 
 class Info(BaseModel):
-    """What this server is."""
+    """Description of the server."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -397,7 +397,7 @@ class Info(BaseModel):
 
 
 class SelfCheck(BaseModel):
-    """Mixed vectors against those of single rows."""
+    """Result of a self-check."""
 
     rows: int
     tasks: int
@@ -406,7 +406,7 @@ class SelfCheck(BaseModel):
 
 
 class Error(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     type: str
     message: str

@@ -1,1 +1,1 @@
-"""The onnx room."""
+"""Export to ONNX, and encoding with ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""The backbone as one ONNX graph whose prompt is an input: any task, any mixture, no torch.
+"""Export a backbone as an ONNX graph with the prompt as an input.
 
 ::
 
@@ -47,7 +47,7 @@ _MIN_COSINE = 0.9
 
 
 class _Graph(nn.Module):
-    """The module that is traced."""
+    """The module to trace."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def _quantise(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Let some loggers, and warnings, say nothing below an error."""
+    """Silence some loggers and warnings below errors."""
     before = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -217,7 +217,7 @@ def sample_inputs(
 
 
 def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, float]:
-    """Return how far a written graph is from its module on random mixtures.
+    """Return the largest difference between a graph and its module on random mixtures.
 
     Returns:
         Largest difference in units of the longest vector, and smallest cosine.
@@ -240,7 +240,7 @@ def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, fl
 
 
 def open_session(file: Path, *, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session on the processor; ``threads`` 0 is its own choice.
+    """Return an ONNX Runtime session; ``threads`` 0 is its own choice.
 
     Raises:
         ConfigError: If ONNX Runtime is missing or the file is no graph.

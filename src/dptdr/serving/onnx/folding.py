@@ -1,4 +1,4 @@
-"""One task as ONNX graphs of its own: backbone and trained rows folded together, no torch to run.
+"""Export a whole task as ONNX graphs: backbone and rows in one.
 
 ::
 
@@ -35,7 +35,7 @@ FORMAT = "dptdr-onnx-task"
 
 
 class _SideGraph(nn.Module):
-    """One side of a task, as it is traced."""
+    """One side of a task, to trace."""
 
     def __init__(self, encoder: Encoder, *, side: Side) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
 
 
 def _write(encoder: Encoder, file: Path, *, side: Side) -> float:
-    """Write one graph and return how far it is from torch, in units of the longest vector."""
+    """Write one graph and return its difference to torch, relative to the longest vector."""
     backbone = encoder.backbone
     graph = _SideGraph(encoder, side=side)
     write_graph(graph, backbone, file, inputs=2)

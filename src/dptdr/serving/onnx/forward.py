@@ -1,4 +1,4 @@
-"""Batches computed by ONNX Runtime with an 8-bit graph of ``dptdr export``."""
+"""Compute batches with an 8-bit graph of ``dptdr export``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ INT8_TOLERANCE = 0.1
 
 
 class OnnxForward(Forward):
-    """Runs padded batches in 8 bits; torch stays beside it to verify bundles.
+    """Runs padded batches in 8 bits; torch still verifies bundles.
 
     Args:
         backbone: The encoder that the graph was made of.
@@ -51,7 +51,7 @@ class OnnxForward(Forward):
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per row, in the given order; ``merge`` has no meaning here.
+        """Return one float32 vector per row, in the given order; ``merge`` is ignored.
 
         Raises:
             ConfigError: If a prompt has feed-forward rows or moves positions.

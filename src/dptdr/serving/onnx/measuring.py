@@ -1,4 +1,4 @@
-"""What the 8-bit graph costs in retrieval quality, against torch."""
+"""Measure the retrieval quality of an 8-bit graph against torch."""
 
 import sys
 from pathlib import Path

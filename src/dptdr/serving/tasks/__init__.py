@@ -1,1 +1,1 @@
-"""The tasks room."""
+"""Tasks of a server: registry, catalogue, prompts, indexes."""

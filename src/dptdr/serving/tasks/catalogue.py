@@ -1,4 +1,4 @@
-"""Which tasks and versions a server knows, on disk, shared by all its worker processes.
+"""The catalogue of tasks and versions, on disk, shared by all workers.
 
 ::
 
@@ -34,7 +34,7 @@ _MAX_HISTORY = 20
 
 
 class IndexRecord(NamedTuple):
-    """A version's index: its folder inside the tasks folder, and a hash of its manifests."""
+    """A version's index: its folder in the tasks folder, and a hash of its manifests."""
 
     folder: str
     key: str
@@ -79,7 +79,7 @@ class TaskRecord:
         return self if index is None else replace(self, indexes={**self.indexes, version: index})
 
     def without(self, version: str) -> "TaskRecord":
-        """Return the record with one version less."""
+        """Return the record without a version."""
         parts: dict[str, Any] = {
             name: {v: value for v, value in getattr(self, name).items() if v != version}
             for name in ("versions", "added", "indexes")
@@ -97,7 +97,7 @@ class Catalogue:
         (folder / "bundles").mkdir(parents=True, exist_ok=True)
 
     def signature(self) -> tuple[int, int, int]:
-        """Return what changes whenever the catalogue does; cheap enough for every request."""
+        """Return a stamp that changes with the catalogue; cheap enough for every request."""
         try:
             stat = self.file.stat()
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class Catalogue:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, TaskRecord]]:
-        """Hold the lock, yield all tasks to change in place, and write them at the end."""
+        """Lock the catalogue, yield all tasks to change in place, and write them."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in (self.folder / "bundles").glob(".*.tmp"):
@@ -144,11 +144,11 @@ class Catalogue:
                 shutil.rmtree(self.bundle(key), ignore_errors=True)
 
     def bundle(self, key: str) -> Path:
-        """Return where the copy of a bundle is."""
+        """Return the path of a bundle's copy."""
         return self.folder / "bundles" / key
 
     def keep(self, source: Path, *, weights_file: str) -> str:
-        """Copy a bundle into the state folder unless a whole copy is there; return its key."""
+        """Copy a bundle into the state folder unless it is there; return its key."""
         manifest = (source / "task.json").read_bytes()
         key = _key(manifest)
         target = self.bundle(key)
@@ -160,7 +160,7 @@ class Catalogue:
 
 
 def bundle_key(source: Path) -> str:
-    """Return the key that a bundle's copy would have.
+    """Return the key of a bundle's copy.
 
     Raises:
         BundleError: If there is no bundle.

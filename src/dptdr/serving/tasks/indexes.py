@@ -72,7 +72,7 @@ class Indexes:
         return IndexRecord(name, index_key(self.folder(name)))
 
     def check(self, record: IndexRecord, *, version: str, fingerprint: str) -> ServedIndex:
-        """Return an index if it holds the passage vectors of a version.
+        """Return an index if it contains the passage vectors of a version.
 
         Raises:
             WrongPrompt: If it does not.
