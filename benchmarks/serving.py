@@ -81,13 +81,13 @@ def write_bundle(path: Path, backbone: Any, *, prompt: int, seed: int) -> Path:
 
 
 def ask(
-    engine: Any, texts: Sequence[str], tasks: Sequence[str], *, most_texts: int = 16
+    engine: Any, texts: Sequence[str], tasks: Sequence[str], *, max_texts: int = 16
 ) -> np.ndarray:
-    """Send requests of 1 to ``most_texts`` texts, tasks in turn, at once; wait for all vectors."""
+    """Send requests of 1 to ``max_texts`` texts, tasks in turn, at once; wait for all vectors."""
     generator = random.Random(1)
     futures, start, number = [], 0, 0
     while start < len(texts):
-        size = generator.randint(1, most_texts)
+        size = generator.randint(1, max_texts)
         version = engine.registry.resolve(tasks[number % len(tasks)])
         futures.append(
             engine.submit(
@@ -131,7 +131,7 @@ def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) ->
 
     ids = forward.tokenize(texts, side="query")
     batches = length_sorted_batches(
-        [len(row) for row in ids], token_budget=4096, most_texts=256, most_padding=10**9
+        [len(row) for row in ids], token_budget=4096, max_texts=256, max_padding=10**9
     )
     return [[Row(ids[i], rows_of(i)) for i in batch] for batch in batches]
 
@@ -387,7 +387,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     systems: dict[str, Callable[[], Any]] = {}
     for count in (1, 10, 100, 1000):
         if count <= options.tasks:
-            systems[f"{count}"] = lambda c=count: ask(engine, texts, names[:c], most_texts=1)
+            systems[f"{count}"] = lambda c=count: ask(engine, texts, names[:c], max_texts=1)
     times = take_turns(systems, rounds=options.rounds)
     check = engine.check(texts[:50], rows=48)
     engine.stop()
@@ -422,7 +422,7 @@ def lora(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     backbone = Backbone.load("minilm")
     ids = backbone.tokenize(texts, side="query")
     batches = list(
-        length_sorted_batches([len(row) for row in ids], token_budget=10**9, most_texts=32)
+        length_sorted_batches([len(row) for row in ids], token_budget=10**9, max_texts=32)
     )
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
     plain = Backbone.load("minilm").model
@@ -450,9 +450,9 @@ def lora(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "plain torch": lambda: run(plain, mixed=False),
         "PEFT, one LoRA": lambda: run(model, mixed=False),
         "PEFT, 16 LoRAs mixed": lambda: run(model, mixed=True),
-        "dptdr, no prompt": lambda: ask(engine, texts, ["backbone"], most_texts=1),
-        "dptdr, one task": lambda: ask(engine, texts, names[:1], most_texts=1),
-        "dptdr, 16 tasks mixed": lambda: ask(engine, texts, names, most_texts=1),
+        "dptdr, no prompt": lambda: ask(engine, texts, ["backbone"], max_texts=1),
+        "dptdr, one task": lambda: ask(engine, texts, names[:1], max_texts=1),
+        "dptdr, 16 tasks mixed": lambda: ask(engine, texts, names, max_texts=1),
     }
     times = take_turns(systems, rounds=options.rounds)
     engine.stop()

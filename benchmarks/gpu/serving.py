@@ -85,8 +85,8 @@ def batches(rows: list[Row], *, budget: int, padded: bool) -> list[list[Row]]:
         length_sorted_batches(
             [len(row.ids) for row in rows],
             token_budget=budget,
-            most_texts=len(rows),
-            most_padding=10**9,
+            max_texts=len(rows),
+            max_padding=10**9,
         )
     )
     if padded:

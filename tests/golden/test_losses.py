@@ -16,7 +16,7 @@ SCORES = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.5, 3.0, 1.5, -0.5]])
 POSITIVE = torch.tensor([[True, False, False, False], [False, True, True, False]])
 IGNORED = torch.tensor([[False, False, True, False], [False, False, False, False]])
 TEACHER = torch.tensor([[5.0, 3.0, 0.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
-TAUGHT = torch.tensor([[True, True, False, True], [False, False, False, False]])
+SCORED = torch.tensor([[True, True, False, True], [False, False, False, False]])
 
 
 def close(found, *expected):
@@ -38,19 +38,19 @@ def test_contrastive_terms_where_a_cell_is_both_the_positive_counts():
 
 def test_margin_mse_of_two_taught_negatives():
     # Margins of the student 1 and 3, of the teacher 2 and 1: ((1 - 2)^2 + (3 - 1)^2) / 2.
-    made = losses.margin_mse_terms(SCORES, positive=POSITIVE, teacher=TEACHER, taught=TAUGHT)
+    made = losses.margin_mse_terms(SCORES, positive=POSITIVE, teacher=TEACHER, scored=SCORED)
     close(made, 2.5, 0.0)
 
 
 def test_kl_over_taught_passages():
     # sum p (log p - log q) over columns 0, 1, 3; p = softmax(5, 3, 4), q = softmax(2, 1, -1).
-    made = losses.kl_terms(SCORES, teacher=TEACHER, taught=TAUGHT)
+    made = losses.kl_terms(SCORES, teacher=TEACHER, scored=SCORED)
     close(made, 0.34083262126302033, 0.0)
 
 
 def test_kl_with_a_softened_teacher():
     # p = softmax(2.5, 1.5, 2).
-    made = losses.kl_terms(SCORES, teacher=TEACHER, taught=TAUGHT, teacher_temperature=2.0)
+    made = losses.kl_terms(SCORES, teacher=TEACHER, scored=SCORED, teacher_temperature=2.0)
     close(made, 0.4367322604226975, 0.0)
 
 
@@ -72,14 +72,14 @@ def _random_case(seed):
     positive = generator.random((queries, passages)) < 0.3
     positive[np.arange(queries), generator.integers(0, passages, queries)] = True
     ignored = generator.random((queries, passages)) < 0.3
-    taught = generator.random((queries, passages)) < 0.6
+    scored = generator.random((queries, passages)) < 0.6
     teacher = generator.normal(size=(queries, passages)) * 3
-    return scores, positive, ignored, taught, teacher
+    return scores, positive, ignored, scored, teacher
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_losses_equal_loops_over_single_cells(seed):
-    scores, positive, ignored, taught, teacher = _random_case(seed)
+    scores, positive, ignored, scored, teacher = _random_case(seed)
     contrastive, margin, divergence = [], [], []
     for row in range(len(scores)):
         cells = range(scores.shape[1])
@@ -89,13 +89,13 @@ def test_losses_equal_loops_over_single_cells(seed):
             sum(math.log(sum(math.exp(s - p) for s in [p, *negatives])) for p in own) / len(own)
         )
         first = next(c for c in cells if positive[row, c])
-        others = [c for c in cells if taught[row, c] and not positive[row, c]]
+        others = [c for c in cells if scored[row, c] and not positive[row, c]]
         errors = [
             (scores[row, first] - scores[row, c] - teacher[row, first] + teacher[row, c]) ** 2
             for c in others
         ]
-        margin.append(sum(errors) / len(errors) if errors and taught[row, first] else 0.0)
-        seen = [c for c in cells if taught[row, c]]
+        margin.append(sum(errors) / len(errors) if errors and scored[row, first] else 0.0)
+        seen = [c for c in cells if scored[row, c]]
         if len(seen) < 2:
             divergence.append(0.0)
             continue
@@ -113,7 +113,7 @@ def test_losses_equal_loops_over_single_cells(seed):
         "scores": torch.tensor(scores, dtype=torch.float32),
         "positive": torch.tensor(positive),
         "ignored": torch.tensor(ignored),
-        "taught": torch.tensor(taught),
+        "scored": torch.tensor(scored),
         "teacher": torch.tensor(teacher, dtype=torch.float32),
     }
 
@@ -122,7 +122,7 @@ def test_losses_equal_loops_over_single_cells(seed):
 
     made = losses.contrastive_terms(tensors["scores"], **given("positive", "ignored"))
     assert made.numpy() == pytest.approx(contrastive, rel=1e-4, abs=1e-5)
-    made = losses.margin_mse_terms(tensors["scores"], **given("positive", "teacher", "taught"))
+    made = losses.margin_mse_terms(tensors["scores"], **given("positive", "teacher", "scored"))
     assert made.numpy() == pytest.approx(margin, rel=1e-4, abs=1e-4)
-    made = losses.kl_terms(tensors["scores"], **given("teacher", "taught"))
+    made = losses.kl_terms(tensors["scores"], **given("teacher", "scored"))
     assert made.numpy() == pytest.approx(divergence, rel=1e-4, abs=1e-5)

@@ -131,7 +131,7 @@ def test_order_of_prompt_rows_does_not_matter(frozen_tiny, seed, order):
     most=st.integers(1, 9),
 )
 def test_batches_hold_each_text_once_within_the_budget(lengths, budget, most):
-    batches = list(length_sorted_batches(lengths, token_budget=budget, most_texts=most))
+    batches = list(length_sorted_batches(lengths, token_budget=budget, max_texts=most))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         longest = max(lengths[i] for i in batch)

@@ -92,7 +92,7 @@ def test_masks_are_80_10_10_of_15_percent():
 def test_spans_cover_a_document_without_overlap(sequence, least, most):
     ids, starts, _ = sequence
     most = max(least, most)
-    spans = cut_spans(starts, span_tokens=most, least_span_tokens=least)
+    spans = cut_spans(starts, span_tokens=most, min_span_tokens=least)
     places = [place for span in spans for place in range(span.start, span.stop)]
     assert places == list(range(len(ids)))
     assert all(0 < span.stop - span.start <= most for span in spans)
@@ -101,13 +101,13 @@ def test_spans_cover_a_document_without_overlap(sequence, least, most):
 @given(sequences(most=300), st.integers(2, 20))
 def test_two_spans_of_a_document_are_never_the_same_nor_overlap(sequence, least):
     ids, starts, seed = sequence
-    spans = cut_spans(starts, span_tokens=40, least_span_tokens=least)
+    spans = cut_spans(starts, span_tokens=40, min_span_tokens=least)
     generator = np.random.default_rng(seed)
     drawn = draw_spans(distinct_spans(spans, ids), generator=generator)
     if len(drawn) < 2:
         return
     one, two = (
-        shorten(span, starts=starts, share=0.5, least_span_tokens=least, generator=generator)
+        shorten(span, starts=starts, share=0.5, min_span_tokens=least, generator=generator)
         for span in drawn
     )
     assert not set(range(*one)) & set(range(*two))

@@ -157,5 +157,5 @@ def loaded(
         if fast:
             encoder.eval()
     if batch_size is not None:
-        encoder.most_texts = batch_size
+        encoder.max_texts = batch_size
     return encoder

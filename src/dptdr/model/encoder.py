@@ -39,18 +39,18 @@ class Limits:
 
 
 def length_sorted_batches(
-    lengths: Sequence[int], *, token_budget: int, most_texts: int, most_padding: int = 256
+    lengths: Sequence[int], *, token_budget: int, max_texts: int, max_padding: int = 256
 ) -> Iterator[list[int]]:
     """Yield batches of text numbers, sorted by length to save padding.
 
     Longest first: memory peaks in the first batch, not after an hour. A batch also ends where its
-    padding would exceed ``most_padding``: on a processor a forward pass over few texts costs less
+    padding would exceed ``max_padding``: on a processor a forward pass over few texts costs less
     than padding many short ones to one long one (training steps of 64 short utterances fell from
     1.2 to 0.75 s of processor time).
 
     Args:
         token_budget: Most padded tokens per batch; a longer text is a batch of its own.
-        most_padding: Most padding tokens per batch.
+        max_padding: Most padding tokens per batch.
 
     Yields:
         Positions in ``lengths``; every text exactly once; ties in the given order.
@@ -59,11 +59,11 @@ def length_sorted_batches(
     start = 0
     while start < len(order):
         longest = max(1, lengths[order[start]])
-        limit = start + max(1, min(most_texts, token_budget // longest))
+        limit = start + max(1, min(max_texts, token_budget // longest))
         stop, padding = start + 1, 0
         while stop < min(limit, len(order)):
             padding += longest - lengths[order[stop]]
-            if padding > most_padding:
+            if padding > max_padding:
                 break
             stop += 1
         yield order[start:stop]
@@ -100,7 +100,7 @@ class Encoder:
         method: A tuned task's method; ``None`` is the bare backbone.
         limits: Longest texts; the backbone's own limit by default.
         token_budget: Most padded tokens per batch; 0 takes what suits the device.
-        most_texts: Most texts per batch; 0 takes what suits the device.
+        max_texts: Most texts per batch; 0 takes what suits the device.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Encoder:
         limits: Limits | None = None,
         name: str | None = None,
         token_budget: int = 0,
-        most_texts: int = 0,
+        max_texts: int = 0,
     ) -> None:
         self.method = method
         self.backbone = backbone if method is None else method.backbone
@@ -119,7 +119,7 @@ class Encoder:
         self.limits = limits or Limits(max_query_tokens=longest, max_passage_tokens=longest)
         self.name = name or backbone.name
         self.token_budget = token_budget
-        self.most_texts = most_texts
+        self.max_texts = max_texts
         self._base_fingerprint = backbone.fingerprint if method is None else method.base_fingerprint
         self._unpadded: Unpadded | None = None
 
@@ -284,8 +284,8 @@ class Encoder:
             for batch in length_sorted_batches(
                 lengths,
                 token_budget=_UNPADDED_TOKENS,
-                most_texts=self.most_texts or _UNPADDED_TOKENS,
-                most_padding=_UNPADDED_TOKENS,
+                max_texts=self.max_texts or _UNPADDED_TOKENS,
+                max_padding=_UNPADDED_TOKENS,
             ):
                 yield batch, self._unpadded.vectors([ids[i] for i in batch], prompt=prompt)
             return
@@ -293,8 +293,8 @@ class Encoder:
         for batch in length_sorted_batches(
             lengths,
             token_budget=self.token_budget or sizes.tokens,
-            most_texts=self.most_texts or sizes.texts,
-            most_padding=sizes.padding,
+            max_texts=self.max_texts or sizes.texts,
+            max_padding=sizes.padding,
         ):
             tokens = self.backbone.pad([ids[i] for i in batch])
             if self.method is None:

@@ -177,7 +177,7 @@ class Reader:
             # A document without words takes its place in the batch and teaches nothing.
             return [Text(SIDES[0], self.empty, [], [])]
         spans = cut_spans(
-            starts, span_tokens=config.span_tokens, least_span_tokens=config.min_span_tokens
+            starts, span_tokens=config.span_tokens, min_span_tokens=config.min_span_tokens
         )
         generator = np.random.default_rng([stream, config.seed, step, row])
         texts = []
@@ -187,7 +187,7 @@ class Reader:
                 span,
                 starts=starts,
                 share=config.short_span_ratio,
-                least_span_tokens=config.min_span_tokens,
+                min_span_tokens=config.min_span_tokens,
                 generator=generator,
             )
             masked = self._masked(ids[begin:stop], starts[begin:stop], generator=generator)

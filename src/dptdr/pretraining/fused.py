@@ -149,13 +149,13 @@ class FusedObjective(ContrastiveObjective):
         """Draw a batch, and the targets of every query over all of it."""
         batch = super().collect(share)
         assert isinstance(self.groups, PseudoGroups)
-        taught = [
+        rows = [
             row._replace(
                 teacher=self.groups.targets(int(name), batch.passages, temperature=self.temperature)
             )
             for name, row in zip(batch.query_ids, batch.rows, strict=True)
         ]
-        return batch._replace(rows=taught)
+        return batch._replace(rows=rows)
 
 
 def pretrain_fused(

@@ -55,7 +55,7 @@ class MicroBatch(NamedTuple):
     texts: list[Text]
 
 
-class Pairs(NamedTuple):
+class Siblings(NamedTuple):
     """Texts with siblings, and their documents.
 
     ``places`` are numbers of texts; ``siblings`` are positions within ``places``.
@@ -130,11 +130,11 @@ class PretrainingObjective:
         documents = self._documents(step, stream=TRAIN)
         texts = [text for document in documents for text in document.texts]
         chunks = self.micro_batches(texts)
-        run = _Run(self, documents=documents, texts=texts, chunks=chunks)
-        loss = run.backward()
+        current = _Pass(self, documents=documents, texts=texts, chunks=chunks)
+        loss = current.backward()
         self.world.sum_gradients(self.parameters().values())
         if self._on_parts is not None:
-            self._on_parts(step, run.parts())
+            self._on_parts(step, current.parts())
         return StepStats(
             loss=loss,
             texts=len(texts),
@@ -168,7 +168,7 @@ class PretrainingObjective:
         documents = self.reader.read(rows, step=0, stream=DEV)
         texts = [text for document in documents for text in document.texts]
         chunks = self.micro_batches(texts)
-        run = _Run(
+        current = _Pass(
             self,
             documents=documents,
             texts=texts,
@@ -177,10 +177,10 @@ class PretrainingObjective:
         )
         self._bare = bare
         try:
-            loss, ranks = run.measure()
+            loss, ranks = current.measure()
         finally:
             self._bare = False
-        found = {f"loss of {name}": value for name, value in run.losses().items()}
+        found = {f"loss of {name}": value for name, value in current.losses().items()}
         if len(ranks):
             found["sibling R@1"] = float((ranks == 1).float().mean())
             found["sibling RR"] = float((1.0 / ranks.float()).mean())
@@ -224,8 +224,8 @@ class PretrainingObjective:
             for chosen in length_sorted_batches(
                 [len(texts[place].ids) for place in own],
                 token_budget=_TOKENS_PER_CHUNK.get(device.type, _TOKENS_PER_CHUNK_ELSEWHERE),
-                most_texts=self.config.mini_batch_size or max(1, len(own)),
-                most_padding=batch_sizes(device).padding,
+                max_texts=self.config.mini_batch_size or max(1, len(own)),
+                max_padding=batch_sizes(device).padding,
             ):
                 places = tuple(own[number] for number in chosen)
                 chunks.append(MicroBatch(side, places, [texts[place] for place in places]))
@@ -293,7 +293,7 @@ class PretrainingObjective:
         }
 
 
-class _Run:
+class _Pass:
     """A step or a measure: sums over chunks, and the contrast over all."""
 
     def __init__(
@@ -310,7 +310,7 @@ class _Run:
         self.chunks = [chunk for chunk in chunks if objective.method.changes(chunk.side)]
         # The passages of a query-only prompt pass the bare encoder, once, without a graph.
         self.fixed = [chunk for chunk in chunks if not objective.method.changes(chunk.side)]
-        self.pairs = _pairs(documents)
+        self.pairs = _siblings(documents)
         self.count = len(documents)
         self.single = sum(len(document.texts) < 2 for document in documents)
         learned = [text for chunk in self.chunks for text in chunk.texts]
@@ -426,8 +426,8 @@ class _Run:
         }
 
 
-def _pairs(documents: Sequence[Document]) -> Pairs:
-    pairs = Pairs([], [], [])
+def _siblings(documents: Sequence[Document]) -> Siblings:
+    pairs = Siblings([], [], [])
     place = 0
     for document in documents:
         if len(document.texts) == 2:

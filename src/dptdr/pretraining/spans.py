@@ -14,14 +14,14 @@ class Span(NamedTuple):
 
 
 def cut_spans(
-    starts: Bool[np.ndarray, " tokens"], *, span_tokens: int, least_span_tokens: int
+    starts: Bool[np.ndarray, " tokens"], *, span_tokens: int, min_span_tokens: int
 ) -> list[Span]:
     """Cut a document into spans of equal size that end between words.
 
     Args:
         starts: Which tokens of the document begin a word.
         span_tokens: Most tokens of a span.
-        least_span_tokens: A shorter document is still cut in two if both halves reach this.
+        min_span_tokens: A shorter document is still cut in two if both halves reach this.
 
     Returns:
         Spans in reading order, without gaps or overlap; one for a document that is too short to be
@@ -30,7 +30,7 @@ def cut_spans(
     tokens = len(starts)
     if tokens == 0:
         return []
-    count = max(-(-tokens // span_tokens), 2 if tokens >= 2 * least_span_tokens else 1)
+    count = max(-(-tokens // span_tokens), 2 if tokens >= 2 * min_span_tokens else 1)
     while True:
         bounds = _bounds(starts, count=count, span_tokens=span_tokens)
         # Moving the cuts to words may leave too much for the last span: cut all finer then.
@@ -94,7 +94,7 @@ def shorten(
     *,
     starts: Bool[np.ndarray, " tokens"],
     share: float,
-    least_span_tokens: int,
+    min_span_tokens: int,
     generator: np.random.Generator,
 ) -> Span:
     """Cut a share of the spans to a random length, between words.
@@ -103,7 +103,7 @@ def shorten(
         span: The span.
         starts: Which tokens of the document begin a word.
         share: How often.
-        least_span_tokens: Not shorter than this, but for the rest of a word.
+        min_span_tokens: Not shorter than this, but for the rest of a word.
         generator: The only source of chance.
 
     Returns:
@@ -111,7 +111,7 @@ def shorten(
     """
     short = generator.random() < share
     whole = span.stop - span.start
-    length = int(generator.integers(least_span_tokens, max(least_span_tokens, whole) + 1))
+    length = int(generator.integers(min_span_tokens, max(min_span_tokens, whole) + 1))
     if not short or length >= whole:
         return span
     bounds = span.start + np.flatnonzero(starts[span.start : span.stop + 1])

@@ -99,10 +99,10 @@ def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], l
     return [g.query for g in chosen], [g.positives[0] for g in chosen]
 
 
-def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels, Qrels]:
+def held_out_split(qrels: Qrels, *, max_queries: int, seed: int) -> tuple[Qrels, Qrels]:
     """Split judged queries into (train, dev) where a data set has no dev split.
 
-    A tenth of the queries, at least ten and at most ``most_queries``, becomes dev; with fewer than
+    A tenth of the queries, at least ten and at most ``max_queries``, becomes dev; with fewer than
     twenty queries a half.
 
     Raises:
@@ -114,7 +114,7 @@ def held_out_split(qrels: Qrels, *, most_queries: int, seed: int) -> tuple[Qrels
             f"expected at least two judged train queries, got {len(ids)}: one to train on, one to "
             "select the checkpoint by; add queries or a dev split"
         )
-    count = min(most_queries, max(10, len(ids) // 10), len(ids) // 2)
+    count = min(max_queries, max(10, len(ids) // 10), len(ids) // 2)
     order = np.random.default_rng([11, seed]).permutation(len(ids))
     held = {ids[int(i)] for i in order[:count]}
     train = {q: qrels[q] for q in ids if q not in held}

@@ -68,7 +68,7 @@ def prompt_shares(
 
     rows = backbone.tokenize(texts, side=side, max_tokens=max_tokens)
     for places in length_sorted_batches(
-        [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, most_texts=len(rows)
+        [len(row) for row in rows], token_budget=_TOKENS_PER_BATCH, max_texts=len(rows)
     ):
         tokens = backbone.pad([rows[i] for i in places])
         real = tokens.mask.bool()

@@ -57,13 +57,13 @@ def margin_mse_terms(
     *,
     positive: Bool[Tensor, "queries passages"],
     teacher: Float[Tensor, "queries passages"],
-    taught: Bool[Tensor, "queries passages"],
+    scored: Bool[Tensor, "queries passages"],
 ) -> Float[Tensor, " queries"]:
     """Return each query's squared error of the margins between positive and negatives.
 
     Args:
         positive: The positives; the first of each row is the one compared with.
-        teacher: The teacher's scores where ``taught``.
+        teacher: The teacher's scores where ``scored``.
 
     Returns:
         One loss per query, 0 for queries whose positive the teacher has not scored.
@@ -74,7 +74,7 @@ def margin_mse_terms(
     first = positive.int().argmax(dim=1, keepdim=True)
     student_margin = scores.gather(1, first) - scores
     teacher_margin = teacher.gather(1, first) - teacher
-    counted = taught & ~positive & taught.gather(1, first)
+    counted = scored & ~positive & scored.gather(1, first)
     errors = (student_margin - teacher_margin).square().masked_fill(~counted, 0.0)
     return errors.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
@@ -83,21 +83,21 @@ def kl_terms(
     scores: Float[Tensor, "queries passages"],
     *,
     teacher: Float[Tensor, "queries passages"],
-    taught: Bool[Tensor, "queries passages"],
+    scored: Bool[Tensor, "queries passages"],
     teacher_temperature: float = 1.0,
 ) -> Float[Tensor, " queries"]:
     """Return each query's KL divergence from the teacher's distribution over scored passages.
 
     Args:
-        teacher: The teacher's scores where ``taught``.
-        taught: Cells that the teacher has scored; rows with fewer than two give 0.
+        teacher: The teacher's scores where ``scored``.
+        scored: Cells that the teacher has scored; rows with fewer than two give 0.
 
     Source:
         Hinton et al., arXiv 1503.02531, section 2, as used by Lin et al., arXiv 2010.11386.
     """
-    enough = taught.sum(dim=1) >= 2
+    enough = scored.sum(dim=1) >= 2
     # Rows without a teacher get a harmless uniform problem, so that no NaN enters the gradient.
-    mask = torch.where(enough[:, None], taught, torch.ones_like(taught))
+    mask = torch.where(enough[:, None], scored, torch.ones_like(scored))
     lowest = torch.finfo(torch.float32).min
     target = (teacher.float() / teacher_temperature).masked_fill(~mask, lowest)
     student = scores.float().masked_fill(~mask, lowest)

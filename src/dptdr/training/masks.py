@@ -21,7 +21,7 @@ class Masks(NamedTuple):
     positive: Tensor
     ignored: Tensor
     teacher: Tensor
-    taught: Tensor
+    scored: Tensor
 
 
 class Example(NamedTuple):
@@ -65,7 +65,7 @@ class Candidates:
             Masks over ``[queries, passages]``, the passages being those of all processes.
         """
         shape = (len(rows), len(self))
-        positive, taught = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        positive, scored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         ignored = np.broadcast_to(self._copies, shape).copy()
         teacher = np.zeros(shape, dtype=np.float32)
         for number, row in enumerate(rows):
@@ -76,7 +76,7 @@ class Candidates:
                 positive[number, self.place(column)] = True
             for column, score in row.teacher.items():
                 place = self.place(column)
-                teacher[number, place], taught[number, place] = score, True
+                teacher[number, place], scored[number, place] = score, True
         return Masks(
-            *(torch.from_numpy(made).to(device) for made in (positive, ignored, teacher, taught))
+            *(torch.from_numpy(made).to(device) for made in (positive, ignored, teacher, scored))
         )

@@ -244,8 +244,8 @@ class ContrastiveObjective:
             for places in length_sorted_batches(
                 [len(row) for row in rows],
                 token_budget=budget,
-                most_texts=config.mini_batch_size or len(rows),
-                most_padding=batch_sizes(backbone.device).padding,
+                max_texts=config.mini_batch_size or len(rows),
+                max_padding=batch_sizes(backbone.device).padding,
             ):
                 chunks.append(MicroBatch(side, tuple(places), [rows[i] for i in places]))
         return chunks
@@ -301,13 +301,13 @@ class ContrastiveObjective:
         if config.distillation == "none":
             return terms
         if config.distillation == "kl":
-            taught = losses.kl_terms(scaled, teacher=masks.teacher, taught=masks.taught)
+            distilled = losses.kl_terms(scaled, teacher=masks.teacher, scored=masks.scored)
         else:
-            taught = losses.margin_mse_terms(
-                scores, positive=masks.positive, teacher=masks.teacher, taught=masks.taught
+            distilled = losses.margin_mse_terms(
+                scores, positive=masks.positive, teacher=masks.teacher, scored=masks.scored
             )
         weight = config.distillation_weight
-        return (1.0 - weight) * terms + weight * taught
+        return (1.0 - weight) * terms + weight * distilled
 
     def _columns(self, batch: Batch, *, device: torch.device) -> Candidates:
         """Gather the hashes of all processes' passages."""

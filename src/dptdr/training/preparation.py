@@ -171,7 +171,7 @@ def _judgements(
     train = folder.qrels("train")
     if given:
         return train, folder.qrels("dev")
-    return held_out_split(train, most_queries=config.dev_queries, seed=config.seed)
+    return held_out_split(train, max_queries=config.dev_queries, seed=config.seed)
 
 
 def _positives(qrels: Qrels, *, min_grade: int) -> set[str]:

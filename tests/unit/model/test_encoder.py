@@ -24,7 +24,7 @@ def test_rows_stand_in_the_given_order_and_do_not_depend_on_the_batches(tiny_ber
     whole = Encoder(tiny_bert).encode_queries(TEXTS)
     assert whole.dtype == np.float32
     assert whole.shape == (5, 32)
-    pieces = Encoder(tiny_bert, most_texts=1).encode_queries(TEXTS)
+    pieces = Encoder(tiny_bert, max_texts=1).encode_queries(TEXTS)
     np.testing.assert_allclose(whole, pieces, atol=1e-5)
     for row, text in zip(whole, TEXTS, strict=True):
         tokens = tiny_bert.pad(tiny_bert.tokenize([text], side="query"))
@@ -50,7 +50,7 @@ def test_each_side_is_cut_to_its_own_limit(tiny_bert):
 
 def test_progress_counts_texts_up_to_all_of_them(tiny_bert):
     seen = []
-    encoder = Encoder(tiny_bert, most_texts=2)
+    encoder = Encoder(tiny_bert, max_texts=2)
     encoder.encode_queries(TEXTS, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (5, 5)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -99,7 +99,7 @@ def test_fingerprints_do_not_change_with_what_does_not_shape_vectors(tiny_bert):
     for other in (
         tuned(tiny_bert, dropout=0.3),
         tuned(tiny_backbone()),
-        Encoder(tiny_bert, method=base.method, name="other", token_budget=7, most_texts=2),
+        Encoder(tiny_bert, method=base.method, name="other", token_budget=7, max_texts=2),
     ):
         assert other.query_fingerprint == base.query_fingerprint
         assert other.passage_fingerprint == base.passage_fingerprint

@@ -8,29 +8,29 @@ def every(tokens):
 
 
 def test_long_document_is_cut_evenly():
-    spans = cut_spans(every(100), span_tokens=40, least_span_tokens=5)
+    spans = cut_spans(every(100), span_tokens=40, min_span_tokens=5)
     assert spans == [Span(0, 33), Span(33, 67), Span(67, 100)]
 
 
 def test_document_of_twice_the_least_is_cut_in_two():
-    assert cut_spans(every(10), span_tokens=40, least_span_tokens=5) == [Span(0, 5), Span(5, 10)]
+    assert cut_spans(every(10), span_tokens=40, min_span_tokens=5) == [Span(0, 5), Span(5, 10)]
 
 
 def test_shorter_document_is_one_span_and_an_empty_one_none():
-    assert cut_spans(every(9), span_tokens=40, least_span_tokens=5) == [Span(0, 9)]
-    assert cut_spans(every(0), span_tokens=40, least_span_tokens=5) == []
+    assert cut_spans(every(9), span_tokens=40, min_span_tokens=5) == [Span(0, 9)]
+    assert cut_spans(every(0), span_tokens=40, min_span_tokens=5) == []
 
 
 def test_cuts_fall_between_words():
     starts = np.zeros(20, dtype=bool)
     starts[[0, 7, 13]] = True
-    assert cut_spans(starts, span_tokens=40, least_span_tokens=5) == [Span(0, 7), Span(7, 20)]
+    assert cut_spans(starts, span_tokens=40, min_span_tokens=5) == [Span(0, 7), Span(7, 20)]
 
 
 def test_word_longer_than_a_span_is_cut():
     starts = np.zeros(50, dtype=bool)
     starts[0] = True
-    spans = cut_spans(starts, span_tokens=20, least_span_tokens=5)
+    spans = cut_spans(starts, span_tokens=20, min_span_tokens=5)
     assert max(stop - start for start, stop in spans) <= 20
     assert spans[0].start == 0
     assert spans[-1].stop == 50
@@ -58,7 +58,7 @@ def test_a_share_of_the_spans_is_short():
             Span(10, 50),
             starts=every(60),
             share=0.25,
-            least_span_tokens=8,
+            min_span_tokens=8,
             generator=np.random.default_rng(seed),
         )
         assert span.start == 10

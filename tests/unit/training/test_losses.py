@@ -28,8 +28,8 @@ def test_ignored_passages_get_no_gradient():
 
 def test_kl_of_untaught_rows_gives_no_gradient():
     scores = torch.randn(2, 4, requires_grad=True)
-    taught = torch.tensor([[True, False, False, False], [True, True, False, True]])
-    losses.kl_terms(scores, teacher=torch.randn(2, 4), taught=taught).sum().backward()
+    scored = torch.tensor([[True, False, False, False], [True, True, False, True]])
+    losses.kl_terms(scores, teacher=torch.randn(2, 4), scored=scored).sum().backward()
     assert scores.grad[0].tolist() == [0.0] * 4
     assert scores.grad[1, 2] == 0.0
     assert (scores.grad[1, [0, 1, 3]] != 0).all()
@@ -37,8 +37,8 @@ def test_kl_of_untaught_rows_gives_no_gradient():
 
 def test_kl_of_a_student_like_its_teacher_is_zero():
     scores = torch.randn(3, 4)
-    taught = torch.ones(3, 4, dtype=torch.bool)
-    assert losses.kl_terms(scores, teacher=scores + 7.0, taught=taught).abs().max() < 1e-6
+    scored = torch.ones(3, 4, dtype=torch.bool)
+    assert losses.kl_terms(scores, teacher=scores + 7.0, scored=scored).abs().max() < 1e-6
 
 
 def test_margin_mse_without_a_taught_positive_is_zero():
@@ -46,7 +46,7 @@ def test_margin_mse_without_a_taught_positive_is_zero():
         torch.randn(1, 3),
         positive=torch.tensor([[True, False, False]]),
         teacher=torch.randn(1, 3),
-        taught=torch.tensor([[False, True, True]]),
+        scored=torch.tensor([[False, True, True]]),
     )
     assert terms.tolist() == [0.0]
 

@@ -27,7 +27,7 @@ def test_of_a_passage_that_two_processes_brought_only_the_first_counts():
     made = masks(columns, row([0], ["a"], {0: 5.0, 1: 7.0}))
     assert made["positive"] == [[1, 0, 0, 0]]
     assert made["ignored"] == [[1, 0, 1, 0]]
-    assert made["taught"] == [[1, 0, 0, 1]]
+    assert made["scored"] == [[1, 0, 0, 1]]
     assert made["teacher"] == [[5, 0, 0, 7]]
 
 
