@@ -18,7 +18,7 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not learning and not gpu" \
-		--numprocesses auto --dist worksteal
+		--numprocesses auto --dist worksteal --durations 25
 
 learning: install
 	$(BIN)/python -m pytest -m learning --timeout 1800
