@@ -1,13 +1,27 @@
+import copy
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 import dptdr
-from dptdr.errors import BundleError, ConfigError, DptdrError, OutputError
+from dptdr.errors import (
+    BundleError,
+    ConfigError,
+    DptdrError,
+    OutputError,
+    VectorsError,
+    WrongBackbone,
+    WrongPrompt,
+)
+from dptdr.evaluation import measures
+from dptdr.records import Hit
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -231,3 +245,87 @@ def test_patience_without_measures_is_refused(places, tmp_path):
     data, backbone, _ = places
     with pytest.raises(ConfigError, match="patience: has no effect"):
         dptdr.train(data, out=tmp_path / "t", backbone=backbone, eval_steps=0, patience=2)
+
+
+def test_a_backbone_of_the_same_weights_that_encodes_otherwise_is_refused(places, task, tmp_path):
+    data, backbone, root = places
+    other = shutil.copytree(backbone, tmp_path / "bert")
+    out = dptdr.encode(data, other, out=tmp_path / "vectors", progress=False).path
+    dptdr.build_index(out, other, out=tmp_path / "index", progress=False)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    changed = dptdr.load(other)
+    assert changed.backbone.fingerprint == dptdr.load(backbone).backbone.fingerprint
+    with pytest.raises(WrongPrompt, match=r"encodes otherwise; was the backbone's config\.json"):
+        dptdr.open_index(tmp_path / "index", changed).search("red car")
+    with pytest.raises(OutputError, match="encodes otherwise"):
+        dptdr.encode(data, other, out=out, progress=False)
+    with pytest.raises(WrongBackbone, match="encodes otherwise"):
+        dptdr.load(root / "task", backbone=other)
+
+
+@pytest.mark.parametrize("part", ["vectors", "bm25"])
+@pytest.mark.parametrize("index_type", ["exact", "hnsw"])
+def test_parts_of_two_indexes_are_refused(places, tmp_path, index_type, part):
+    data, backbone, _ = places
+    rows = [(f"query {n}", f"another passage, number {n}") for n in range(30)]
+    for name, source in (("one", data), ("other", rows)):
+        index = tmp_path / name
+        dptdr.build_index(
+            source, backbone, out=index, index_type=index_type, bm25=True, progress=False
+        ).close()
+    shutil.rmtree(tmp_path / "one" / part)
+    shutil.copytree(tmp_path / "other" / part, tmp_path / "one" / part)
+    with pytest.raises(VectorsError, match=r"built over|built with another|as in the vectors"):
+        dptdr.open_index(tmp_path / "one", backbone, hybrid="rrf").search("red car")
+
+
+@pytest.mark.parametrize("through", ["name", "link", "hard link", "member"])
+def test_no_output_takes_the_place_of_an_input(places, tmp_path, through):
+    data = shutil.copytree(places[0], tmp_path / "data")
+    run = tmp_path / "run.trec"
+    dptdr.retrieve(data, "bm25", out=run, progress=False)
+    out = tmp_path / "out"
+    match through:
+        case "name":
+            out = run
+        case "link":
+            out.symlink_to(run)
+        case "hard link":
+            out.hardlink_to(run)
+        case "member":
+            out = data / "qrels" / "test.tsv"
+    before = out.read_bytes()
+    with pytest.raises(OutputError, match="would replace"):
+        dptdr.evaluate(data, run, run_out=out)
+    with pytest.raises(OutputError, match="would replace"):
+        dptdr.mine(data, out=out, sources=["bm25", f"run:{run}"], overwrite=True, progress=False)
+    assert out.read_bytes() == before
+    # Files that are not the data's may lie beside them.
+    for _ in range(2):
+        dptdr.retrieve(data, "bm25", out=data / "run.trec", progress=False)
+
+
+def test_an_id_with_a_nul_is_refused(places, tmp_path):
+    data = shutil.copytree(places[0], tmp_path / "data")
+    with (data / "corpus.jsonl").open("a") as corpus:
+        corpus.write('{"_id": "p1\\u0000", "text": "a"}\n')
+    with pytest.raises(DptdrError, match=r"line 31, field '_id': an id may hold .* no NUL"):
+        dptdr.evaluate(data, "bm25")
+    with pytest.raises(DptdrError, match="without NUL"):
+        measures.evaluate({"q": [Hit("p\0", 1.0)]}, {"q": {"p": 1}})
+    with pytest.raises(DptdrError, match="without NUL"):
+        measures.evaluate({"q": [Hit("p", 1.0)]}, {"q": {"p\0": 1}})
+
+
+def test_weights_that_give_no_number_are_named(task):
+    with torch.no_grad():
+        broken = copy.deepcopy(task.method.prompt("query"))
+    for parameter in broken.parameters():
+        parameter.data.fill_(3e38)
+    task.method.module, kept = nn.ModuleDict({"shared": broken}), task.method.module
+    try:
+        with pytest.raises(DptdrError, match="vector of text 1 of 1 holds NaN or infinity"):
+            task.encode_queries(["red car"])
+    finally:
+        task.method.module = kept

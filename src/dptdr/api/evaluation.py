@@ -64,7 +64,7 @@ def retrieve(
     """
     from dptdr.search.ranking import judged_queries, prefixed_queries, rank
 
-    try_outputs(optional_path(out))
+    try_outputs(optional_path(out), inputs=[data])
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
         if id_prefix is not None:
@@ -144,7 +144,7 @@ def evaluate(
     """
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
-    try_outputs(optional_path(run_out), inputs=[system])
+    try_outputs(optional_path(run_out), inputs=[data, system])
     if protocol is not None:
         return _by_protocol(
             protocol,

@@ -101,7 +101,7 @@ def mine(
         parse_source(text, range_max=range_max, num_negatives=num_negatives) for text in sources
     ]
     check_sources(parsed)
-    try_outputs(Path(out), inputs=[source.value for source in parsed if source.kind == "run"])
+    try_outputs(Path(out), inputs=[data, *(source.value for source in parsed)])
     try_outputs(optional_path(cache), folders=True)
     with data_folder(data, split=split) as folder:
         request = MineRequest(

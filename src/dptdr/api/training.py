@@ -68,7 +68,12 @@ def train(
     """
     # All that can be refused is refused before torch is imported.
     request = training_request(method, settings, from_task=from_task is not None)
-    try_outputs(Path(out), optional_path(tensorboard), folders=True, inputs=[data, backbone])
+    try_outputs(
+        Path(out),
+        optional_path(tensorboard),
+        folders=True,
+        inputs=[data, backbone, negatives, from_task],
+    )
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
             from dptdr.api.task import Task, load_backbone
@@ -143,7 +148,7 @@ def pretrain(
         keep_head=keep_head,
         force=force,
     )
-    try_outputs(Path(out), folders=True, inputs=[data, backbone])
+    try_outputs(Path(out), folders=True, inputs=[data, backbone, from_task])
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
             from dptdr.api.task import load_backbone

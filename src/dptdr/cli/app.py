@@ -4,6 +4,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperCommand
 from dptdr.cli.options import with_flags
 from dptdr.errors import ConfigError
 from dptdr.io.progress import current_phase
+from dptdr.io.resume import refuse_replacing
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -55,6 +57,7 @@ _MACHINE_OPTIONS = (
     *("batch_size", "cache", "device", "dtype", "html", "json", "overwrite", "png", "report"),
     *("tensorboard", "threads", "track", "weights"),
 )
+_OUTPUTS = ("out", "json", "run_out", "report", "html", "png", "tensorboard", "cache")
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {}
 """Command name to the headings in its help and the options below each."""
 
@@ -155,6 +158,7 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
+                _refuse_replacing(options)
                 command(*arguments, **options)
             except KeyboardInterrupt:
                 phase = current_phase()
@@ -165,6 +169,15 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
                 raise ConfigError(with_flags(str(error), dict.fromkeys(options))) from None
 
     return run
+
+
+def _refuse_replacing(options: dict[str, Any]) -> None:
+    """Refuse to write over what the command reads."""
+    paths = {name: value for name, value in options.items() if isinstance(value, Path)}
+    given = [value for name, value in paths.items() if name not in _OUTPUTS]
+    named = [options.get(name) for name in ("backbone", "source")]
+    listed = [each for value in options.values() if isinstance(value, list) for each in value]
+    refuse_replacing([paths[name] for name in _OUTPUTS if name in paths], [*given, *named, *listed])
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

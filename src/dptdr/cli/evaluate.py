@@ -180,6 +180,10 @@ def _table(report: "EvaluationReport") -> str:
     lines = [where, "", *markdown_table(rows)]
     if faults := report.details.get("faulty_answers"):
         lines += ["", f"answers scored as DPR does: {len(faults)}, such as {faults[0]}"]
+    if report.details.get("relevant") == 0:
+        lines += ["", "warning: no judgement of the split is above 0"]
+    elif report.details.get("judged_hits") == 0:
+        lines += ["", "warning: no passage of the ranking is judged; are its ids the data's?"]
     if report.details.get("unanswered"):
         lines += ["", f"queries without any passage, counted as 0: {report.details['unanswered']}"]
     if report.protocol == "msmarco":

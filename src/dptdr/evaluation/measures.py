@@ -20,12 +20,14 @@ class Evaluation:
         per_query: Measure name to query id to value.
         queries: Number of judged queries, the denominator of every mean.
         unanswered: Judged queries that the run does not hold; each counts 0.
+        judged_hits: Hits of the run that are judged, relevant or not.
     """
 
     measures: dict[str, float]
     per_query: dict[str, dict[str, float]]
     queries: int
     unanswered: int
+    judged_hits: int
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def evaluate(
     objects = parse_measures(measures)
     if not qrels:
         raise EvaluationError("expected judged queries, the qrels hold none")
-    _check_grades(qrels)
+    _check_judgements(qrels)
     ranked = {query_id: run[query_id] for query_id in qrels if query_id in run}
     if not ranked:
         raise EvaluationError(
@@ -102,13 +104,24 @@ def evaluate(
     per_query = {name: dict(values[measure]) for name, measure in objects.items()}
     means = {name: sum(values.values()) / len(qrels) for name, values in per_query.items()}
     return Evaluation(
-        measures=means, per_query=per_query, queries=len(qrels), unanswered=len(qrels) - len(ranked)
+        measures=means,
+        per_query=per_query,
+        queries=len(qrels),
+        unanswered=len(qrels) - len(ranked),
+        judged_hits=sum(
+            hit.passage_id in qrels[query_id] for query_id, hits in ranked.items() for hit in hits
+        ),
     )
 
 
-def _check_grades(qrels: Qrels) -> None:
+def _check_judgements(qrels: Qrels) -> None:
     for query_id, grades in qrels.items():
         for passage_id, grade in grades.items():
+            # trec_eval would take it for the end of the id.
+            if "\0" in passage_id or "\0" in query_id:
+                raise EvaluationError(
+                    f"query {query_id!r}, passage {passage_id!r}: expected ids without NUL"
+                )
             if abs(grade) > LARGEST_GRADE:
                 raise EvaluationError(
                     f"query '{query_id}', passage '{passage_id}': expected a grade from "
@@ -119,6 +132,8 @@ def _check_grades(qrels: Qrels) -> None:
 def _surrogate_scores(query_id: str, hits: Sequence[Hit]) -> dict[str, float]:
     """Return scores that fall by one per rank: no ties, exact in single precision."""
     scores = {hit.passage_id: float(-rank) for rank, hit in enumerate(hits)}
+    if any("\0" in passage_id for passage_id in scores):
+        raise EvaluationError(f"query '{query_id}': expected passage ids without NUL in the run")
     if len(scores) != len(hits):
         raise EvaluationError(
             f"query '{query_id}' lists a passage twice: {len(hits)} hits, {len(scores)} passages"

@@ -166,8 +166,9 @@ def id_fault(value: str) -> str | None:
     """
     if not value.strip():
         return "expected an id, got an empty text"
-    if "\t" in value or "\n" in value or "\r" in value:
-        return f"an id may hold no tab and no line break, got {value!r}"
+    # trec_eval and fixed-width arrays take a NUL for the end.
+    if any(sign in value for sign in "\t\n\r\0"):
+        return f"an id may hold no tab, no line break and no NUL, got {value[:80]!r}"
     return None
 
 

@@ -242,11 +242,11 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
     Args:
         paths: Files, or folders; ``None``, and ``-`` for standard output, are skipped.
         folders: Whether they are folders.
-        inputs: What is read; of these, the paths must not lie in an output, which replaces them.
+        inputs: What is read, see :func:`refuse_replacing`.
 
     Raises:
-        OutputError: If an input lies in an output, a name is not UTF-8, a file is where a folder
-            should be or the reverse, or the parent folder cannot be made or written to.
+        OutputError: If an output would replace an input, a name is not UTF-8, a file is where a
+            folder should be or the reverse, or the parent folder cannot be made or written to.
     """
     for path in paths:
         if path is None or str(path) == "-":
@@ -258,14 +258,7 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
                 f"{os.fsencode(path)!r}: expected a name in UTF-8; choose another name, or set a "
                 "UTF-8 locale"
             ) from None
-        for given in inputs:
-            # A name is no folder: an encoder `minilm` may become a task `minilm`.
-            there = isinstance(given, str | Path) and Path(given).exists()
-            if there and Path(given).resolve().is_relative_to(path.resolve()):
-                raise OutputError(
-                    f"{path}: expected an output apart from the input, got one that would replace "
-                    f"{given}; choose another name"
-                )
+        refuse_replacing([path], inputs)
         if path.name in ("", ".."):
             raise OutputError(f"expected the name of an output, got '{path}'; give it a name")
         with writing(path):
@@ -277,6 +270,44 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
+
+
+def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
+    """Refuse outputs that would replace an input, or a file of an input folder.
+
+    Args:
+        outputs: Files or folders to write.
+        inputs: Paths; other values, and names of what is no path here, are skipped.
+
+    Raises:
+        OutputError: If one would; names both.
+    """
+    for given in inputs:
+        # A name is no folder: an encoder `minilm` may become a task `minilm`.
+        if not isinstance(given, str | Path) or not Path(given).exists():
+            continue
+        for path in outputs:
+            if str(path) != "-" and _replaces(path, Path(given)):
+                raise OutputError(
+                    f"{path}: expected an output apart from the input, got one that would replace "
+                    f"{given}; choose another name"
+                )
+
+
+def _replaces(output: Path, given: Path) -> bool:
+    real, source = output.resolve(), given.resolve()
+    if source.is_relative_to(real):
+        return True
+    if not real.is_file():
+        return False
+    if source.is_file():
+        return real.samefile(source)
+    if not real.is_relative_to(source):
+        return False
+    # Other files may lie in a data folder, such as negatives.
+    data = {"corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", "qrels"}
+    is_data = any((source / name).exists() for name in data)
+    return not is_data or real.relative_to(source).parts[0] in data
 
 
 @contextlib.contextmanager

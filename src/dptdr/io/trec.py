@@ -117,6 +117,9 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
             f"expected 6 fields ({RUN_LAYOUT}), got {len(fields)}", path=path, line=line
         )
     query_id, _, passage_id, rank_text, score_text, _ = fields
+    fault = id_fault(query_id) or id_fault(passage_id)
+    if fault:
+        raise DataError(fault, path=path, line=line)
     rank = integer(rank_text, path=path, number=line, field="rank")
     if rank < 0:
         raise DataError(

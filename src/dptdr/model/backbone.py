@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
+from dptdr.io.probe import PROBE_SIZE, PROBE_TEXT
 from dptdr.io.startup import collector_off
 from dptdr.model import fingerprints
 from dptdr.model.caches import bound_kernel_caches
@@ -62,6 +63,7 @@ class Backbone:
         self.injection = Injection(model)
         self._fingerprint: str | None = None
         self._weights_hash: str | None = None
+        self._probe: tuple[float, ...] = ()
 
     @classmethod
     def load(
@@ -124,9 +126,10 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of weights, tokenizer and pooling: vectors are equal where this is equal.
+        """SHA-256 of weights, tokenizer and pooling.
 
-        The device and number type in use do not count; the weights do, in float32.
+        The device and number type in use do not count; the weights do, in float32. Settings of the
+        architecture do not count either: see :attr:`probe`.
         """
         if self._fingerprint is None:
             self._fingerprint = fingerprints.combine(
@@ -136,10 +139,21 @@ class Backbone:
             )
         return self._fingerprint
 
+    @property
+    def probe(self) -> tuple[float, ...]:
+        """A few numbers of a fixed text's vector; see :mod:`dptdr.io.probe`."""
+        if not self._probe:
+            with torch.inference_mode():
+                tokens = self.pad(self.tokenize([PROBE_TEXT], side="query", prefix=""))
+                vector = self.vectors(tokens)[0, :PROBE_SIZE].float()
+            self._probe = tuple(round(float(number), 6) for number in vector)
+        return self._probe
+
     def forget_fingerprint(self) -> None:
-        """Forget the fingerprint; call it after changing weights."""
+        """Forget fingerprint and probe; call it after changing weights."""
         self._fingerprint = None
         self._weights_hash = None
+        self._probe = ()
 
     def tokenize(
         self,

@@ -22,6 +22,7 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
+from dptdr.io.probe import same_probe
 from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card, write_modules
 from dptdr.model.encoder import Encoder, Limits
@@ -58,6 +59,7 @@ class TaskManifest:
     passage_fingerprint: str
     training: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
+    backbone_probe: list[Any] = field(default_factory=list)
     dptdr_version: str = dptdr.__version__
     format_version: int = FORMAT_VERSION
     weights_dtype: str = "float32"
@@ -99,6 +101,7 @@ def save_task(
             settings=settings_of(method.config),
             backbone=_lasting_name(method.backbone.name),
             backbone_fingerprint=encoder.backbone_fingerprint,
+            backbone_probe=list(encoder.backbone_probe),
             limits=asdict(encoder.limits),
             weights_file=weights_file,
             weights_sha256=sha256_file(temporary / weights_file),
@@ -193,7 +196,7 @@ def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
     hints = get_type_hints(TaskManifest)
     problems = [
         f"field '{name}' is missing"
-        for name in sorted(set(hints) - {"weights_dtype"} - set(values))
+        for name in sorted(set(hints) - {"weights_dtype", "backbone_probe"} - set(values))
     ]
     problems += [f"unknown field '{name}'" for name in sorted(set(values) - set(hints))]
     problems += [
@@ -214,6 +217,8 @@ def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
         problems.append(
             f"field 'weights_file': expected a file of the bundle, got '{weights[:100]}'"
         )
+    if not all(isinstance(number, int | float) for number in values.get("backbone_probe", ())):
+        problems.append("field 'backbone_probe': expected numbers")
     if problems:
         raise BundleError(f"{path}: " + "; ".join(problems))
     return TaskManifest(**values)
@@ -302,6 +307,20 @@ def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> N
             f"{path}: the task was trained on backbone '{manifest.backbone}' with fingerprint "
             f"{manifest.backbone_fingerprint}, but '{backbone.name}' has fingerprint "
             f"{backbone.fingerprint}; load it on its own backbone, or train it again on this one"
+        )
+    check_probe(path, manifest, backbone)
+
+
+def check_probe(path: Path, manifest: TaskManifest, backbone: Backbone) -> None:
+    """Refuse a backbone of the same weights that encodes otherwise.
+
+    Raises:
+        WrongBackbone: If its vector of the probe text is another than when the task was trained.
+    """
+    if not same_probe(manifest.backbone_probe, backbone.probe):
+        raise WrongBackbone(
+            f"{path}: backbone '{backbone.name}' has the weights that the task was trained on, but "
+            "encodes otherwise; was its config.json changed?"
         )
 
 

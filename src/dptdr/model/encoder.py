@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.config.methods import settings_of
-from dptdr.errors import ConfigError, DptdrError
+from dptdr.errors import ConfigError, DptdrError, VectorsError
 from dptdr.model import fingerprints
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.methods import DeepPromptMethod, Method
@@ -121,6 +121,7 @@ class Encoder:
         self.token_budget = token_budget
         self.max_texts = max_texts
         self._base_fingerprint = backbone.fingerprint if method is None else method.base_fingerprint
+        self.backbone_probe = backbone.probe if method is None else method.base_probe
         self._unpadded: Unpadded | None = None
 
     def eval(self) -> str:
@@ -236,6 +237,12 @@ class Encoder:
                 done += len(batch)
                 if on_progress is not None:
                     on_progress(done, len(texts))
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            raise VectorsError(
+                f"'{self.name}': the vector of text {broken[0] + 1} of {len(texts)} holds NaN or "
+                "infinity; are its weights damaged?"
+            )
         return vectors
 
     def vectors(self, ids: Sequence[list[int]], *, side: Side) -> Float[Tensor, "texts dim"]:

@@ -44,6 +44,7 @@ class Method(Protocol):
     name: MethodName
     backbone: Backbone
     base_fingerprint: str
+    base_probe: tuple[float, ...]
     module: nn.Module
 
     @property
@@ -112,6 +113,7 @@ class DeepPromptMethod:
         self.config: DeepPromptConfig = config
         self.geometry = prompt_geometry(backbone, config)
         self.base_fingerprint = backbone.fingerprint
+        self.base_probe = backbone.probe
         texts = {
             "query": list(query_texts),
             "passage": list(passage_texts),

@@ -35,6 +35,7 @@ class ShallowPromptMethod:
         self.backbone = backbone
         self.config: ShallowPromptConfig = config
         self.base_fingerprint = backbone.fingerprint
+        self.base_probe = backbone.probe
         words: Tensor = backbone.model.get_input_embeddings().weight.detach().float()
         generator = torch.Generator().manual_seed(seed)
         names = ("query", "passage") if config.sharing == "untied" else ("shared",)

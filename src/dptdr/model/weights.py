@@ -34,6 +34,7 @@ class WeightsMethod:
         self.name: MethodName = name
         self.config: MethodConfig = config
         self.base_fingerprint = backbone.fingerprint
+        self.base_probe = backbone.probe
         model = copy.deepcopy(backbone.model).float()
         chosen = choose(model)
         if not chosen:

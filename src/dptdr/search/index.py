@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.io.probe import same_probe
 from dptdr.records import Hit, Query, Run
-from dptdr.search.retrieve import TextEncoder
+from dptdr.search.retrieve import TextEncoder, probe_of
 from dptdr.search.vectors.documents import Document, Filter
 from dptdr.search.vectors.manifest import Origin
 
@@ -81,7 +82,12 @@ def check_encoder(origin: Origin, encoder: TextEncoder, *, where: Path | str) ->
         WrongPrompt: If the vectors were made by another prompt or backbone.
     """
     if origin.passage_fingerprint == encoder.passage_fingerprint:
-        return
+        if same_probe(origin.probe, probe_of(encoder)):
+            return
+        raise WrongPrompt(
+            f"{where}: its vectors were made by a backbone with the weights of '{encoder.name}' "
+            "that encodes otherwise; was the backbone's config.json changed?"
+        )
     if origin.backbone_fingerprint == encoder.backbone_fingerprint:
         what = "another prompt on the same backbone"
     else:
@@ -131,9 +137,7 @@ def search_queries(
     return run
 
 
-def check_query_vectors(
-    vectors: Float[np.ndarray, "queries dim"], *, dim: int, depth: int
-) -> Float[np.ndarray, "queries dim"]:
+def check_query_vectors(vectors: Any, *, dim: int, depth: int) -> Float[np.ndarray, "queries dim"]:
     """Return query vectors as contiguous float32.
 
     Args:
@@ -145,12 +149,22 @@ def check_query_vectors(
     """
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
-    if vectors.shape[1] != dim:
+    given = np.asarray(vectors)
+    if given.ndim != 2 or given.dtype.kind not in "fiu":
         raise VectorsError(
-            f"expected query vectors of {dim} numbers, got {vectors.shape[1]}; search with the "
+            f"expected real query vectors as rows of a table, got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    if given.shape[1] != dim:
+        raise VectorsError(
+            f"expected query vectors of {dim} numbers, got {given.shape[1]}; search with the "
             "encoder that made the index"
         )
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise VectorsError(f"expected finite numbers, query vector {row} holds NaN or infinity")
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        queries = np.ascontiguousarray(given, dtype=np.float32)
+    if not np.isfinite(queries).all():
+        row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+        raise VectorsError(
+            f"expected finite numbers in single precision, query vector {row} holds NaN or infinity"
+        )
+    return queries

@@ -167,6 +167,8 @@ def measure(
             "data_fingerprint": folder.fingerprint(),
             "depth": depth,
             "unanswered": evaluation.unanswered,
+            "judged_hits": evaluation.judged_hits,
+            "relevant": sum(g > 0 for grades in qrels.values() for g in grades.values()),
         },
     )
 

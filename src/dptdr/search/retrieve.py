@@ -60,6 +60,11 @@ def weights_of(encoder: TextEncoder) -> str:
     return str(getattr(encoder, "weights_dtype", "float32"))
 
 
+def probe_of(encoder: TextEncoder) -> tuple[float, ...]:
+    """Return the probe of an encoder's backbone, if it has one; see :mod:`dptdr.io.probe`."""
+    return tuple(getattr(encoder, "backbone_probe", ()))
+
+
 def retrieve(
     encoder: TextEncoder,
     *,

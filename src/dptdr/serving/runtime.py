@@ -11,7 +11,7 @@ from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.forward import Forward
 from dptdr.serving.engine.requests import Draining, EngineSettings
-from dptdr.serving.http.auth import OPEN, USE_ONLY, Keyring
+from dptdr.serving.http.auth import OPEN, USE_ONLY, KeyFile, Keyring
 from dptdr.serving.http.rates import Rates
 from dptdr.serving.metrics import Metrics
 from dptdr.serving.settings import ServerSettings
@@ -35,11 +35,8 @@ class Runtime:
         self.settings = settings
         self.metrics = Metrics()
         anyone = OPEN if settings.open_administration else USE_ONLY
-        self.keyring = (
-            Keyring(anyone=anyone)
-            if settings.keys_file is None
-            else Keyring.read(settings.keys_file)
-        )
+        self._without_keys = Keyring(anyone=anyone)
+        self._keys = None if settings.keys_file is None else KeyFile(settings.keys_file)
         self.rates = Rates(settings.burst_requests)
         self.draining = False
         self.failure: DptdrError | None = None
@@ -47,6 +44,11 @@ class Runtime:
         self.scorer_lock = threading.Lock()
         self.reranking = 0
         self._engine: Engine | None = None
+
+    @property
+    def keyring(self) -> Keyring:
+        """The present API keys."""
+        return self._without_keys if self._keys is None else self._keys.keyring()
 
     def load(self) -> None:
         """Load everything; :attr:`loaded` is true afterwards.
@@ -66,6 +68,7 @@ class Runtime:
         indexes = Indexes(
             settings.indexes,
             dim=forward.backbone.dim,
+            probe=forward.backbone.probe,
             hybrid=settings.hybrid,
             folder=functools.partial(allowed_folder, folder=settings.tasks_folder, what="index"),
         )

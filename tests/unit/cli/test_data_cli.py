@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dptdr.cli.app import build_app
 from dptdr.cli.data import app
 from dptdr.data.sample import SAMPLES
-from dptdr.errors import DataError
+from dptdr.errors import DataError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
+from helpers.tasks import tiny_data
 
 runner = CliRunner()
 
@@ -173,3 +175,19 @@ def test_convert_holds_out_shares_and_reads_scores(tmp_path: Path):
     ]
     assert len(grades) == 100
     assert sum(grade for _, grade in grades) == 50
+
+
+@pytest.mark.parametrize("output", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_a_report_never_replaces_a_file_of_the_data(tmp_path: Path, output: str):
+    data = tiny_data(tmp_path / "data")
+    before = (data / output).read_bytes()
+    for command in (
+        ["data", "inspect", str(data), "--json", str(data / output)],
+        ["evaluate", str(data), "--bm25", "--json", str(data / output)],
+        ["mine", str(data), "--source", "bm25", "--out", str(data / output), "--overwrite"],
+        ["data", "cap", str(data), "--queries", "test=2", "--passages", "9", "--out", str(data)],
+    ):
+        result = CliRunner().invoke(build_app(), command)
+        assert isinstance(result.exception, OutputError), command
+        assert "would replace" in str(result.exception)
+    assert (data / output).read_bytes() == before

@@ -145,6 +145,7 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
         },
         "backbone": str(backbone_folder),
         "backbone_fingerprint": backbone.fingerprint,
+        "backbone_probe": list(backbone.probe),
         "limits": {"max_query_tokens": 12, "max_passage_tokens": 20},
         "weights_file": "prompt.safetensors",
         "weights_sha256": sha256_file(tmp_path / "task" / "prompt.safetensors"),

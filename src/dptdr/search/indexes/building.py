@@ -1,7 +1,5 @@
 """Build a local index of a type that suits the corpus."""
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -13,7 +11,7 @@ from typing import Any
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_folder, sha256_file, write_json
 from dptdr.io.resume import claim
-from dptdr.search.bm25 import Bm25Index
+from dptdr.search.bm25 import HEADER, Bm25Index
 from dptdr.search.indexes.local import (
     FORMAT,
     FORMAT_VERSION,
@@ -38,7 +36,7 @@ from dptdr.search.indexes.types import (
     find_type,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import MANIFEST, shard_as_json
+from dptdr.search.vectors.manifest import MANIFEST
 from dptdr.search.words import AUTO, check_language
 
 
@@ -123,7 +121,7 @@ def build_index(
                 words.save(temporary / LEXICAL)
             write_json(
                 temporary / MANIFEST,
-                _manifest(folder, choice, settings=settings, graph=temporary / GRAPH)
+                _manifest(folder, choice, settings=settings, index=temporary)
                 | {"build_seconds": round(seconds, 3)},
             )
         output.finish(choice._asdict())
@@ -132,7 +130,6 @@ def build_index(
 
 def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -> dict[str, Any]:
     """Return the settings that an index depends on."""
-    shards = json.dumps([shard_as_json(shard) for shard in folder.manifest.shards])
     used = {k: v for k, v in asdict(settings).items() if k not in ("threads", "memory_bytes")}
     if settings.language is None:
         # As indexes of earlier versions recorded it.
@@ -141,7 +138,7 @@ def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -
         **used,
         "passage_fingerprint": folder.manifest.origin.passage_fingerprint,
         "data_fingerprint": folder.manifest.origin.data_fingerprint,
-        "vectors_sha256": hashlib.sha256(shards.encode()).hexdigest(),
+        "vectors_sha256": folder.manifest.shards_sha256,
         "index_type": index_type,
         "options": dict(settings.options),
     }
@@ -229,7 +226,7 @@ def check_settings(
 
 
 def _manifest(
-    folder: VectorFolder, choice: Choice, *, settings: BuildSettings, graph: Path
+    folder: VectorFolder, choice: Choice, *, settings: BuildSettings, index: Path
 ) -> dict[str, Any]:
     """Return the manifest with the settings that were applied."""
     made = {name: value for name, value in settings.reduction._asdict().items() if value}
@@ -240,7 +237,7 @@ def _manifest(
     if find_type(choice.index_type).seeded:
         made["seed"] = _seed(settings)
     origin = folder.manifest.origin
-    file = None
+    file, graph = None, index / GRAPH
     if graph.is_file():
         file = {"name": GRAPH, "bytes": graph.stat().st_size, "sha256": sha256_file(graph)}
     return {
@@ -253,6 +250,8 @@ def _manifest(
         "options": dict(settings.options),
         **made,
         "file": file,
+        "vectors_sha256": folder.manifest.shards_sha256,
+        "bm25_sha256": sha256_file(index / LEXICAL / HEADER) if settings.bm25 else None,
         "encoder": origin.encoder,
         "backbone_fingerprint": origin.backbone_fingerprint,
         "passage_fingerprint": origin.passage_fingerprint,

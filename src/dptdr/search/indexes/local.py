@@ -11,7 +11,7 @@ from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
-from dptdr.search.bm25 import Bm25Index, stored_language
+from dptdr.search.bm25 import HEADER, Bm25Index, stored_language
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.exact import TopK
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
@@ -52,6 +52,7 @@ class LocalIndex:
     Args:
         index_type: Type of the index.
         recall: Recall@10 that was measured when it was built.
+        lexical_sha256: Of BM25's header; None of indexes of earlier versions.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class LocalIndex:
         options: Options | None = None,
         reduction: Reduction = FULL,
         recall: float | None = None,
+        lexical_sha256: str | None = None,
     ) -> None:
         self.path = path
+        self._lexical_sha256 = lexical_sha256
         self.options = dict(options or {})
         self.vectors = vectors
         self.rows = rows
@@ -132,7 +135,7 @@ class LocalIndex:
         allowed = self._allowed_rows(tuple(filters)) if filters else None
         candidates = self.count if allowed is None else len(allowed)
         depth = min(depth, candidates)
-        if depth == 0:
+        if depth == 0 or not len(queries):
             nothing = (len(queries), 0)
             return np.empty(nothing, dtype=np.float32), np.empty(nothing, dtype=np.int64)
         if allowed is not None and len(allowed) <= _EXACT_WHEN_ALLOWED:
@@ -166,7 +169,7 @@ class LocalIndex:
         """
         self.vectors.verify()
         if self.has_lexical:
-            Bm25Index.load(self.path / LEXICAL, verify=True)
+            self.lexical(verify=True)
 
     @property
     def has_lexical(self) -> bool:
@@ -178,18 +181,27 @@ class LocalIndex:
         """Language of the BM25 index, None without one."""
         return stored_language(self.path / LEXICAL) if self.has_lexical else None
 
-    def lexical(self) -> Bm25Index:
+    def lexical(self, *, verify: bool = False) -> Bm25Index:
         """Return the BM25 index over the same passages.
 
+        Args:
+            verify: Check its files against their checksums.
+
         Raises:
-            VectorsError: If none was built.
+            VectorsError: If none was built, or it belongs to another index.
         """
         if not self.has_lexical:
             raise VectorsError(
                 f"{self.path}: has no BM25 index; build it with `dptdr index --bm25`"
             )
         refuse_link(self.path / LEXICAL)
-        return Bm25Index.load(self.path / LEXICAL)
+        header = self.path / LEXICAL / HEADER
+        known = self._lexical_sha256
+        if known and header.is_file() and sha256_file(header) != known:
+            raise VectorsError(
+                f"{self.path / LEXICAL}: was built with another index; build the index again"
+            )
+        return Bm25Index.load(self.path / LEXICAL, verify=verify)
 
     def _allowed_rows(self, filters: tuple[Filter, ...]) -> Int64[np.ndarray, " rows"]:
         if filters not in self._allowed:
@@ -254,6 +266,11 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
                 f"{manifest_path}, field '{field}': expected {value} as in the vectors, got "
                 f"{describe(record.get(field))}; build the index again"
             )
+    built_over = record.get("vectors_sha256")
+    if built_over is not None and built_over != vectors.manifest.shards_sha256:
+        raise VectorsError(
+            f"{path}: its vectors are not those that the index was built over; build it again"
+        )
     reduction = _reduction(record, index_type, path=manifest_path, dim=vectors.dim)
     if index_type.name != "exact" or reduction != FULL:
         _check_file(path / GRAPH, record.get("file"), manifest=manifest_path, verify=verify)
@@ -267,6 +284,7 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
         options=options,
         reduction=reduction,
         recall=float(recall) if isinstance(recall, int | float) else None,
+        lexical_sha256=record.get("bm25_sha256"),
     )
 
 

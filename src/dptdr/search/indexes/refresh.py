@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import VectorsError
+from dptdr.io.probe import same_probe
 from dptdr.search.indexes.building import BuildSettings, build_index, check_settings
 from dptdr.search.indexes.local import LocalIndex, open_index
 from dptdr.search.indexes.types import find_type
-from dptdr.search.retrieve import TextEncoder, weights_of
+from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
@@ -67,11 +68,12 @@ def refresh_index(
     before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
-    if (before.passage_fingerprint, before.data_fingerprint, before.weights) != (
+    unchanged = (before.passage_fingerprint, before.data_fingerprint, before.weights) == (
         encoder.passage_fingerprint,
         source.fingerprint,
         weights_of(encoder),
-    ):
+    )
+    if not unchanged or not same_probe(before.probe, probe_of(encoder)):
         folder = encode_folder(
             counting,
             read_documents(data),
@@ -135,6 +137,7 @@ class _CountingEncoder:
         self.query_fingerprint = encoder.query_fingerprint
         self.passage_fingerprint = encoder.passage_fingerprint
         self.weights_dtype = weights_of(encoder)
+        self.backbone_probe = probe_of(encoder)
 
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None

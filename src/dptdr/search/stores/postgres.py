@@ -1,7 +1,7 @@
 """An index in PostgreSQL with pgvector (optional extra ``postgres``)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -285,7 +285,7 @@ class _Loading:
             row = connection.execute(
                 "INSERT INTO dptdr.collections (name, dim, passage_fingerprint, origin) "
                 "VALUES (%s, %s, %s, %s) RETURNING id",
-                [self.name, origin.dim, origin.passage_fingerprint, Jsonb(asdict(origin))],
+                [self.name, origin.dim, origin.passage_fingerprint, Jsonb(origin.as_json())],
             ).fetchone()
             return int(row[0])
 

@@ -10,7 +10,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -233,7 +232,7 @@ class _Loading:
             self.collection,
             vectors_config=models.VectorParams(size=self.origin.dim, distance=models.Distance.DOT),
             hnsw_config=self.hnsw,
-            metadata={"origin": asdict(self.origin), "loaded": 0},
+            metadata={"origin": self.origin.as_json(), "loaded": 0},
         )
         return 0
 
@@ -248,7 +247,7 @@ class _Loading:
         client, origin = self.client, self.origin
         points = _points(documents, vectors, fingerprint=origin.passage_fingerprint)
         _again(lambda: client.upsert(self.collection, points=points))
-        metadata = {"origin": asdict(origin), "loaded": loaded}
+        metadata = {"origin": origin.as_json(), "loaded": loaded}
         _again(lambda: client.update_collection(self.collection, metadata=metadata))
 
     def activate(self) -> None:
@@ -276,7 +275,7 @@ def _aliased(client: Any, name: str) -> dict[str, Any] | None:
 
 
 def _number(origin: Origin) -> str:
-    text = json.dumps(asdict(origin), sort_keys=True)
+    text = json.dumps(origin.as_json(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

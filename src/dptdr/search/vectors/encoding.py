@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptdr.errors import VectorsError
+from dptdr.errors import OutputError, VectorsError
 from dptdr.io.atomic import write_json, writing
 from dptdr.io.ids import IdSet
+from dptdr.io.probe import same_probe
 from dptdr.io.resume import check_same, claim, locked, say_complete
 from dptdr.records import Passage
-from dptdr.search.retrieve import TextEncoder, weights_of
+from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import (
     Document,
     Source,
@@ -190,7 +191,7 @@ def begin_folder(
     """
     origin = _origin(encoder, source=source, settings=settings)
     if (out / MANIFEST).is_file() and not renewed:
-        check_same(_settings(VectorFolder(out).manifest.origin), _settings(origin), path=out)
+        _check_origin(VectorFolder(out).manifest.origin, origin, path=out)
         if settings.part == 0:
             say_complete(out)
         return None
@@ -301,6 +302,7 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
         data=source.data,
         shard_size=settings.shard_size,
         weights=weights_of(encoder),
+        probe=probe_of(encoder),
     )
 
 
@@ -311,7 +313,18 @@ def _open_plan(work: Path, origin: Origin) -> None:
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **origin.as_json()})
     begun = origin_from_json(read_record(path), path=path)
-    check_same(_settings(begun), _settings(origin), path=work)
+    _check_origin(begun, origin, path=work)
+
+
+def _check_origin(begun: Origin, now: Origin, *, path: Path) -> None:
+    check_same(_settings(begun), _settings(now), path=path)
+    if not same_probe(begun.probe, now.probe):
+        raise OutputError(
+            f"cannot resume: '{now.encoder}' has the weights that made these vectors, but encodes "
+            "otherwise; was its config.json changed? Choose another output, or overwrite it "
+            "(--overwrite)",
+            path=path,
+        )
 
 
 def _settings(origin: Origin) -> dict[str, Any]:

@@ -148,15 +148,25 @@ class VectorFolder:
 
         Args:
             rows: Row numbers; they may repeat.
+
+        Raises:
+            VectorsError: If one holds NaN or infinity.
         """
         if len(self.manifest.shards) == 1:
             whole = self._vectors(self.manifest.shards[0])
-            picked: np.ndarray = whole[rows].astype(np.float32, copy=False)
-            return picked
-        found = np.empty((len(rows), self.dim), dtype=np.float32)
-        for shard, places in self._places(rows):
-            local = rows[places] - self._starts[shard.index]
-            found[places] = self._vectors(shard)[local]
+            found: np.ndarray = whole[rows].astype(np.float32, copy=False)
+        else:
+            found = np.empty((len(rows), self.dim), dtype=np.float32)
+            for shard, places in self._places(rows):
+                local = rows[places] - self._starts[shard.index]
+                found[places] = self._vectors(shard)[local]
+        # One sum is cheaper than a look at each number, and as good: both make it not finite.
+        if not np.isfinite(found.sum()) and not np.isfinite(found).all():
+            broken = np.flatnonzero(~np.isfinite(found).all(axis=1))[0]
+            raise VectorsError(
+                f"{self.path}: expected finite numbers, the vector of row {rows[broken]} holds NaN "
+                "or infinity; encode again"
+            )
         return found
 
     def ids(self, rows: Int64[np.ndarray, " rows"]) -> list[str]:

@@ -1,5 +1,7 @@
 """Manifests of vector folders, and their checks."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,12 +66,20 @@ class Origin:
     """Passages in every shard but the last."""
     weights: str = "float32"
     """Number type of the encoder's weights."""
+    probe: tuple[float, ...] = ()
+    """Probe of the backbone, see :mod:`dptdr.io.probe`; empty in earlier versions."""
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples.
+        object.__setattr__(self, "probe", tuple(self.probe))
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values; those of float32 weights are as earlier versions wrote them."""
-        values = asdict(self)
+        values = asdict(self) | {"probe": list(self.probe)}
         if self.weights == "float32":
             del values["weights"]
+        if not self.probe:
+            del values["probe"]
         return values
 
 
@@ -91,6 +101,12 @@ class VectorManifest:
             **self.origin.as_json(),
             "shards": [shard_as_json(shard) for shard in self.shards],
         }
+
+    @property
+    def shards_sha256(self) -> str:
+        """SHA-256 of the shards' records, which hold the checksums of all files."""
+        records = json.dumps([shard_as_json(shard) for shard in self.shards])
+        return hashlib.sha256(records.encode()).hexdigest()
 
 
 def shard_as_json(shard: Shard) -> dict[str, Any]:
@@ -192,7 +208,14 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
         data=None if data is None else text(record, "data", path),
         shard_size=whole_number(record, "shard_size", path=path, least=1),
         weights=text(record, "weights", path) if "weights" in record else "float32",
+        probe=_numbers(record.get("probe", []), path=path),
     )
+
+
+def _numbers(value: object, *, path: Path) -> tuple[float, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, int | float) for each in value):
+        raise VectorsError(f"{path}, field 'probe': expected numbers, got {describe(value)}")
+    return tuple(map(float, value))
 
 
 def read_manifest(folder: Path) -> VectorManifest:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from dptdr.search.retrieve import TextEncoder, weights_of
+from dptdr.io.probe import same_probe
+from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.folder import VectorFolder
 
 
@@ -27,6 +28,7 @@ class KnownVectors:
                 encoder.passage_fingerprint,
                 weights_of(encoder),
             )
+            fits = fits and same_probe(origin.probe, probe_of(encoder))
             if not fits or origin.dim != encoder.dim or origin.dtype not in (dtype, "float32"):
                 self.folder = None
         self.dim = encoder.dim

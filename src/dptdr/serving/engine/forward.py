@@ -112,8 +112,12 @@ class Forward:
             return None
         with self._tokenizer_lock:
             texts = [str(tokenizer.decode(row)) for row in plain]
-            again = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return texts if again == plain else None
+            bare, framed = (
+                tokenizer(texts, add_special_tokens=add, verbose=False)["input_ids"]
+                for add in (False, True)
+            )
+        same = all(list(row) in forms for row, *forms in zip(rows, bare, framed, strict=True))
+        return texts if same else None
 
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None

@@ -166,9 +166,12 @@ def foreign(
         return ""
     origin = found.get(b"origin")
     if origin is not None:
-        netloc = urlsplit(origin).netloc
+        try:
+            netloc = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return f"origin '{origin[:100]}' is not an address"
         name = _host_name(netloc)
-        if netloc != host and (name not in hosts or _is_local(name)):
+        if netloc != (host or "").lower() and (name not in hosts or _is_local(name)):
             return f"a page of '{origin[:100]}' may not use this server"
     elif found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
         return "a page of another site may not use this server"

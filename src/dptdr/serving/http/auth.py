@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,33 @@ class Keyring:
         if problems:
             raise ConfigError(f"{path}: " + "; ".join(problems))
         return cls(keys)
+
+
+class KeyFile:
+    """The keys of a file, read again when it changes; a broken change is reported and ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = self._state()
+        self._keyring = Keyring.read(path)
+
+    def keyring(self) -> Keyring:
+        """Return the present keys; one ``stat`` where nothing changed."""
+        stamp = self._state()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keyring = Keyring.read(self.path)
+            except ConfigError as error:
+                sys.stderr.write(f"keys stay as they were: {error}\n")
+        return self._keyring
+
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def hash_key(secret: str) -> str:

@@ -42,7 +42,11 @@ FolderName = Annotated[
 VersionName = Annotated[str, Field(min_length=1, max_length=64)]
 Dimensions = Annotated[
     int | None,
-    Field(ge=1, description="Shorter vectors, where the task was trained for that length."),
+    Field(
+        ge=1,
+        strict=True,
+        description="Shorter vectors, where the task was trained for that length.",
+    ),
 ]
 Direction = Annotated[
     Literal["Right", "right", "Left", "left"],
@@ -54,6 +58,11 @@ PromptName = Annotated[
 ]
 
 Texts = str | list[str] | list[int] | list[list[int]]
+
+
+def _printable(text: str) -> str:
+    """Return a text with lone surrogates replaced, which no reply could hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read_texts(value: Any) -> Texts:
@@ -111,7 +120,7 @@ class Request(BaseModel):
                     raise PydanticCustomError(
                         "unknown_field",
                         "unknown field '{name}', expected some of {known}",
-                        {"name": str(name)[:60], "known": ", ".join(cls.model_fields)},
+                        {"name": _printable(str(name)[:60]), "known": ", ".join(cls.model_fields)},
                     )
         return value
 
@@ -242,7 +251,7 @@ class SearchRequest(Request):
 
     task: TaskName
     text: Text
-    k: Annotated[int, Field(ge=1, description="Maximum hits.")] = 10
+    k: Annotated[int, Field(ge=1, strict=True, description="Maximum hits.")] = 10
     mode: Annotated[
         Literal["dense", "hybrid"] | None,
         Field(description="Vectors alone (default), or merged with the index's BM25."),

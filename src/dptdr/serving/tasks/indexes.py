@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dptdr.errors import ServingError, VectorsError, WrongPrompt
+from dptdr.io.probe import same_probe
 from dptdr.serving.searching import ServedIndex, index_key
 from dptdr.serving.tasks.catalogue import IndexRecord
 from dptdr.serving.tasks.prompt_cache import TaskVersion
@@ -16,6 +17,7 @@ class Indexes:
     Args:
         given: Task (empty: every task that fits) and folder of those at start.
         dim: Numbers in a vector of the backbone.
+        probe: The backbone's probe.
         hybrid: Build BM25 in memory for indexes without one.
         folder: Returns the folder of a name that a request gave, or refuses it.
 
@@ -28,10 +30,12 @@ class Indexes:
         given: Sequence[tuple[str, Path]] = (),
         *,
         dim: int,
+        probe: Sequence[float] = (),
         hybrid: bool = False,
         folder: Callable[[str], Path],
     ) -> None:
         self.dim = dim
+        self.probe = probe
         self.hybrid = hybrid
         self.folder = folder
         self.given = [self._open(path, task=task) for task, path in given]
@@ -46,6 +50,11 @@ class Indexes:
             raise VectorsError(
                 f"{path}: expected vectors of {self.dim} numbers, got {served.index.dim}; it was "
                 "made by another backbone"
+            )
+        if not same_probe(served.index.origin.probe, self.probe):
+            raise VectorsError(
+                f"{path}: its vectors were made by a backbone that encodes otherwise; encode and "
+                "index again, or was the backbone's config.json changed?"
             )
         return served
 

@@ -125,6 +125,8 @@ def test_embed_refuses_long_texts_when_told_not_to_cut(client):
         ({"input": "x"}, 422, "invalid", "name one of 'one', 'two'"),
         ({"model": "one:query", "input": "x", "input_type": "passage"}, 422, "invalid", "both"),
         ({"model": "one"}, 422, "invalid", "Field required"),
+        ({"model": "one", "input": "x", "dimensions": "8"}, 422, "invalid", "valid integer"),
+        ({"model": "one", "input": "x", "dimensions": True}, 422, "invalid", "valid integer"),
         ({"model": "one", "input": "x", "inputs": "y"}, 422, "invalid", "unknown field"),
         ({"model": "one", "input": "x" * 501}, 422, "invalid", "at most 500 characters, got 501"),
         ({"model": "one", "input": ["x"] * 33}, 422, "invalid", "1 to 32 texts, got 33"),

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from dptdr.errors import ConfigError
-from dptdr.serving.http.auth import Forbidden, Keyring, Unauthorized, hash_key
+from dptdr.serving.http.auth import Forbidden, KeyFile, Keyring, Unauthorized, hash_key
 
 GOOD = f"""
 [[key]]
@@ -94,3 +94,18 @@ def test_read_refuses_what_would_be_another_error_later(tmp_path, text, words):
 def test_read_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="is a directory"):
         Keyring.read(tmp_path)
+
+
+def test_a_changed_file_is_read_again_and_a_broken_change_is_not_taken(tmp_path, capsys):
+    path = tmp_path / "keys.toml"
+    path.write_text(GOOD)
+    keys = KeyFile(path)
+    assert keys.keyring() is keys.keyring()
+    path.write_text(GOOD[: GOOD.rindex("[[key]]")])
+    with pytest.raises(Unauthorized):
+        keys.keyring().find("root")
+    path.write_text("[[key")
+    assert keys.keyring().find("open sesame").name == "search-team"
+    path.unlink()
+    assert keys.keyring().find("open sesame").name == "search-team"
+    assert capsys.readouterr().err.count("keys stay as they were") == 2

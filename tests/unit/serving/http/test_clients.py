@@ -105,8 +105,11 @@ def test_token_ids_are_decoded_where_they_are_this_encoders(web):
         reply = web.client.post("/v1/embeddings", json={"model": "one", "input": given})
         made = np.array([item["embedding"] for item in reply.json()["data"]])
         same(made, web.encoder("one").encode_passages(texts))
-    foreign = {"model": "one", "input": [[791, 100257]]}
-    assert "check_embedding_ctx_length" in message(web.client.post("/v1/embeddings", json=foreign))
+    # Special tokens stand where this encoder puts them, and nowhere else.
+    inside = [*ids[0][:2], 0, *ids[0][2:]]
+    for foreign in ([[791, 100257]], [[0, 0, 0]], [inside]):
+        body = {"model": "one", "input": foreign}
+        assert "check_embedding_ctx_length" in message(web.client.post("/v1/embeddings", json=body))
 
 
 def test_similarity_tokenize_and_models_as_others_have_them(web):

@@ -66,11 +66,15 @@ def test_without_a_key_the_body_is_not_even_received(tmp_path):
         {"model": "one", "input": ["x", *[1] * 40_000]},
         {"model": "one", "input": "x", **{f"unknown{n}": n for n in range(5_000)}},
         {"model": "one", "input": "x", "u" * 90_000: 1},
+        {"model": "one", "input": "x", "\ud800": 1},
     ],
-    ids=["kind", "mixed", "many fields", "a long field"],
+    ids=["kind", "mixed", "many fields", "a long field", "a surrogate"],
 )
 def test_what_is_wrong_many_times_is_said_once_and_shortly(client, body):
-    reply = client.post("/v1/embeddings", json=body)
+    headers = {"content-type": "application/json"}
+    reply = client.post(
+        "/v1/embeddings", content=json.dumps(body, separators=(",", ":")), headers=headers
+    )
 
     assert len(message(reply, 422)) < 400
 
@@ -92,6 +96,8 @@ def test_nested_json_is_unreadable(client):
         ({"origin": "null"}, 403),
         ({"origin": "http://localhost:3000"}, 403),
         ({"origin": "http://localhost"}, 404),
+        ({"origin": "http://[::1"}, 403),
+        ({"host": "LOCALHOST:8000", "origin": "http://localhost:8000"}, 404),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 404),
