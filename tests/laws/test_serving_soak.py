@@ -1,4 +1,4 @@
-"""Half a minute of mixed load on two workers; benchmarks/serving_soak.py goes on for longer."""
+"""A minute of mixed load on two workers; benchmarks/serving_soak.py goes on for longer."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from dptdr.model.bundle import load_task
 from helpers.server_process import running_server
 from helpers.serving import WebServer, sentence, write_bundle
 
-SECONDS = 20.0
+SECONDS = 60.0
 TEXTS = [sentence(words, seed=words) for words in (1, 3, 8, 20, 40)]
 
 
