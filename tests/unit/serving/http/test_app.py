@@ -3,10 +3,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 pytest.importorskip("fastapi")
 
 from helpers.serving import Held, WebServer, wait_for
+from helpers.tiny import VOCABULARY, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +387,26 @@ def test_rerank_as_text_embeddings_inference(client, web, monkeypatch):
     assert "finite" in error(client.post("/rerank", json=body), 409, "refused")
     monkeypatch.setattr(web.runtime, "reranking", 8)
     error(client.post("/rerank", json=body), 429, "queue_full")
+
+
+def test_rerank_with_a_cross_encoder(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = tmp_path / "cross-encoder"
+    torch.manual_seed(0)
+    config = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_attention_heads": 2}
+    config |= {"num_hidden_layers": 2, "intermediate_size": 32, "num_labels": 1}
+    transformers.BertForSequenceClassification(transformers.BertConfig(**config)).save_pretrained(
+        model
+    )
+    tiny_tokenizer().save_pretrained(model)
+    texts = ["a dog", "the red boat", "why does the river run"]
+    expected = sentence_transformers.CrossEncoder(str(model)).predict([("a cat", t) for t in texts])
+    with WebServer.start(tmp_path / "web", cross_encoder=str(model)) as server:
+        found = server.client.post("/rerank", json={"query": "a cat", "texts": texts}).json()
+    assert [hit["index"] for hit in found] == np.argsort(-expected).tolist()
+    scores = [hit["score"] for hit in sorted(found, key=lambda hit: hit["index"])]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert len(set(scores)) == 3
 
 
 def test_openapi_document_describes_every_route(client):
