@@ -49,8 +49,8 @@ def length_sorted_batches(
     1.2 to 0.75 s of processor time).
 
     Args:
-        token_budget: Most padded tokens per batch; a longer text is a batch of its own.
-        max_padding: Most padding tokens per batch.
+        token_budget: Maximum padded tokens per batch; a longer text forms its own batch.
+        max_padding: Maximum padding tokens per batch.
 
     Yields:
         Positions in ``lengths``; every text exactly once; ties in the given order.
@@ -127,11 +127,11 @@ class Encoder:
     def eval(self) -> str:
         """Make encoding faster; backbone and method can then no longer be trained or saved.
 
-        Texts are encoded without padding and by linear layers in the processor's own order, where
-        that gives the same vectors up to rounding (2e-5 of the longest at most; tried first).
+        Drops padding and reorders linear layers for the processor, if a trial returns the same
+        vectors up to rounding (2e-5 of the longest).
 
         Returns:
-            Why nothing changes for this encoder; empty where it does.
+            Why nothing changes for this encoder; empty if something does.
         """
         if isinstance(self.method, ShallowPromptMethod):
             return "shallow prompts enter as words, before every text"
@@ -248,11 +248,7 @@ class Encoder:
     def vectors(self, ids: Sequence[list[int]], *, side: Side) -> Float[Tensor, "texts dim"]:
         """Return one float32 vector per text of token ids, on the backbone's device.
 
-        Args:
-            ids: Token ids of each text, as ``backbone.tokenize`` gives them.
-
-        Returns:
-            The vectors, with gradients to what is trained where torch records them.
+        ``ids`` come from ``backbone.tokenize``. Gradients flow to the trained parameters.
         """
         made = list(self._batches(ids, side=side))
         order = torch.tensor([number for batch, _ in made for number in batch])

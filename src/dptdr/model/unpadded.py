@@ -1,8 +1,8 @@
 """Forward passes without padding over texts that share one prompt, to encode corpora.
 
-Texts lie one behind the other in one long row, as in :mod:`dptdr.model.packing`, and the linear
-layers may be ordered, as in :mod:`dptdr.model.kernels`. Whether a backbone gives the same vectors
-this way is tried once, with and without a prompt; where it does not, encoding stays padded.
+Texts are concatenated into one long row (:mod:`dptdr.model.packing`), and linear layers may be
+reordered (:mod:`dptdr.model.kernels`). A trial, with and without a prompt, checks that the vectors
+are the same; if they differ, encoding stays padded.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def cannot_pack(backbone: Backbone) -> str:
     if backbone.injection.route != "registry":
         return "its attention does not ask the registry"
     if backbone.device.type != "cpu":
-        return "on an accelerator one padded call is cheaper than a call per length"
+        return "on an accelerator one padded call is cheaper than many small ones"
     if any(getattr(module, "is_causal", False) for module in backbone.model.modules()):
         return "it is causal"
     kinds = set(getattr(config, "layer_types", None) or ())

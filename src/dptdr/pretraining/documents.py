@@ -45,7 +45,7 @@ class Text(NamedTuple):
 class Document(NamedTuple):
     """The texts of a document in a step: two, or one if it is short.
 
-    ``owner`` stands for the document's text: spans of equal texts are no negatives of each other.
+    ``owner`` identifies the text: spans of equal texts are not negatives of each other.
     """
 
     id: str
@@ -227,7 +227,7 @@ class Reader:
         return min(_LOOK_AT, len(self.documents.train))
 
     def has_pairs(self) -> bool:
-        """Return whether any of the first training documents gives two different spans."""
+        """Return whether any of the first training documents has two different spans."""
         rows = self.documents.train[: self.looked_at]
         for start in range(0, len(rows), 64):
             chosen = [int(row) for row in rows[start : start + 64]]

@@ -173,11 +173,11 @@ def pretrain_fused(
 ) -> TrainingResult | None:
     """Train a prompt on the fused ranking of pseudo-queries; write it if held-out ones gain.
 
-    Held-out pseudo-queries look for the passage that they were made of, by the backbone and by the
+    Each held-out pseudo-query searches for its source passage, with the backbone and with the
     prompt at each checkpoint.
 
     Raises:
-        ConfigError: If the corpus gives too few pseudo-queries.
+        ConfigError: If the corpus yields too few pseudo-queries.
         NoGain: If the backbone alone is at least as good on the held-out ones, unless ``force``.
     """
     training = _training(config)

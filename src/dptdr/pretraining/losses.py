@@ -18,7 +18,7 @@ def ignored_columns(
 ) -> Bool[Tensor, "rows columns"]:
     """Mask a row's own column (``rows``) and copies of its document.
 
-    The sibling is never one of them. ``owners`` stand for the columns' documents.
+    The sibling is never masked. ``owners`` identify the columns' documents.
     """
     ignored = owners[rows].unsqueeze(1) == owners.unsqueeze(0)
     return ignored.scatter(1, siblings.unsqueeze(1), value=False)
@@ -36,16 +36,15 @@ def span_terms(
     """Return each span's cross entropy over all spans of the batch, its sibling the target.
 
     Args:
-        vectors: Some spans' vectors.
-        columns: The vectors of all spans of all processes.
-        rows: Which columns the spans are.
-        siblings: Which columns hold the other span of the same document.
-        owners: What stands for each column's document.
+        columns: Vectors of all spans of all processes.
+        rows: Column of each span.
+        siblings: Column of the other span of the same document.
+        owners: Document of each column.
         temperature: Divides dot products.
 
     Source:
         Gao and Callan, arXiv 2108.05540, equation 5. Differs: a temperature for encoders whose
-        vectors have length 1; a second copy of a document in the batch is no negative.
+        vectors have length 1; a second copy of a document is not a negative.
     """
     scores = vectors.float() @ columns.float().T / temperature
     ignored = ignored_columns(rows, siblings=siblings, owners=owners)
@@ -78,7 +77,7 @@ def span_loss(
         ).sum()
 
     if size >= len(vectors):
-        # Without own rows there still must be a way back to the columns, where others wait.
+        # A process without rows still needs a backward path to the columns: the others wait.
         return block(vectors, columns, 0) if len(vectors) else vectors.sum() + 0.0 * columns.sum()
     parts = [
         checkpoint(block, vectors[start : start + size], columns, start, use_reentrant=False)

@@ -35,10 +35,10 @@ class Heads:
     """Heads on the encoder while it is pretrained.
 
     Args:
-        mlm: Tells words from states; ``None`` for span contrast alone.
+        mlm: Predicts words from states; ``None`` for span contrast alone.
         condenser: ``None`` without that objective.
-        trained: Their parameters that are trained with the encoder, by name.
-        new: Their parameters that start by chance, which the warm-up trains alone.
+        trained: Parameters trained with the encoder, by name.
+        new: Randomly initialised parameters, which the warm-up trains alone.
     """
 
     mlm: MlmHead | None = None
@@ -78,13 +78,10 @@ class PretrainingObjective:
     """Gradients of one step, for a whole encoder or for a prompt alone.
 
     Args:
-        method: What is trained: ``full`` or ``deep-prompt``.
-        reader: Makes masked spans of documents.
-        heads: Heads, as far as the objectives need them.
-        config: Settings.
-        objectives: Which parts the loss has.
-        temperature: Of the span contrast.
-        world: The processes.
+        method: ``full`` or ``deep-prompt``.
+        heads: The heads that the objectives need.
+        objectives: Terms of the loss.
+        temperature: Divides the scores of the span contrast.
         on_parts: Called with the parts of each step's loss, on the first process.
     """
 
@@ -417,7 +414,7 @@ class _Pass:
         return sum(self.losses().values())
 
     def parts(self) -> dict[str, float]:
-        """Return the parts of the loss, and how many documents gave fewer than two spans."""
+        """Return the parts of the loss, and how many documents have fewer than two spans."""
         return {
             **self.losses(),
             "documents": self.world.sum_scalar(float(self.count)),

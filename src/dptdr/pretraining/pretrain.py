@@ -91,7 +91,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
 
     Args:
         folder: The data; only its corpus is read.
-        out: What to write; the run's own files go to ``OUT.pretraining`` beside it.
+        out: What to write; the run's files go to ``OUT.pretraining``.
         backbone: The encoder; it is not changed.
         config: Settings.
         prompt: Settings of the prompt to train with the backbone frozen; ``None`` trains a copy of

@@ -37,11 +37,10 @@ def pseudo_queries(
 ) -> list[PseudoQuery]:
     """Draw pseudo-queries, a function of the seed and the passages.
 
-    Each passage gives one kind, drawn at random, before any gives a second one.
+    Every passage yields one kind, drawn at random, before any yields a second.
 
     Args:
         passages: The pool; key phrases are words that few of its passages hold.
-        count: Maximum number.
         rows: Places in the pool of the passages that may be asked for.
         seed: Random seed.
 

@@ -37,13 +37,11 @@ def save_backbone(
     """Write an encoder, its tokenizer and its pooling; the folder appears whole or not at all.
 
     Args:
-        path: The folder.
-        backbone: The encoder.
-        facts: What ``pretraining.json`` shall say.
-        heads: Heads to keep beside it, to continue from.
+        facts: Contents of ``pretraining.json``.
+        heads: Heads to save with it, so that pretraining can continue.
 
     Raises:
-        OutputError: If the folder cannot be written; what was there is unchanged.
+        OutputError: If the folder cannot be written; an existing folder is unchanged.
     """
     with atomic_folder(path) as folder:
         with quiet_transformers():

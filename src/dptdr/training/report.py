@@ -326,8 +326,8 @@ def _image(figure: Any, description: str) -> str:
 
 
 _SHARE_NOTE = (
-    "Share of each feed-forward layer's output that comes from the prompt's rows: the length of "
-    "what they add, over that plus the length of the layer's own output, mean over tokens. It "
+    "Share of each feed-forward layer's output that comes from the prompt's rows: the norm of "
+    "what they add, divided by that plus the norm of the layer's output, mean over tokens. It "
     "starts at 0."
 )
 

@@ -17,6 +17,7 @@ from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedCall, PromptRows, Run
 from dptdr.model.rows import AttentionRows, FeedForwardRows
+from dptdr.model.unpadded import cannot_pack
 
 Layout = Literal["packed", "padded"]
 
@@ -222,7 +223,7 @@ class Forward:
     def _try_packing(self) -> str:
         """Switch to the packed layout if it gives the padded vectors; return why not, or ''."""
         backbone = self.backbone
-        reason = _cannot_pack(backbone)
+        reason = cannot_pack(backbone)
         if reason:
             return reason
         try:
@@ -288,20 +289,6 @@ def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows
             biases[:, text, :length] = rows.biases[:, 0]
             values[:, text, :length] = rows.values[:, 0]
     return FeedForwardRows(keys, biases, values)
-
-
-def _cannot_pack(backbone: Backbone) -> str:
-    config = backbone.model.config
-    if backbone.injection.route != "registry":
-        return "its attention does not ask the registry"
-    if backbone.device.type != "cpu":
-        return "on an accelerator one padded call is cheaper than a call per text"
-    if any(getattr(module, "is_causal", False) for module in backbone.model.modules()):
-        return "it is causal"
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or getattr(config, "sliding_window", None):
-        return "some of its layers see a local window only"
-    return ""
 
 
 def probe_rows(backbone: Backbone) -> list[Row]:
