@@ -23,7 +23,7 @@ async def tasks(request: Request) -> Response:
     key = key_of(request)
     registry = runtime_of(request).registry
     found = [
-        describe(name, task, registry.indexes)
+        describe(name, task, registry.indexes, shared=key.reaches_all)
         for name, task in sorted(registry.tasks().items())
         if key.reaches(name)
     ]
@@ -118,17 +118,19 @@ def _described(task: str, request: Request, *, status: int = 200) -> Response:
     found = registry.tasks().get(task)
     if found is None:
         raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
-    return json_response(describe(task, found, registry.indexes), status=status)
+    return json_response(
+        describe(task, found, registry.indexes, shared=key_of(request).reaches_all), status=status
+    )
 
 
-def describe(name: str, task: Task, indexes: Indexes) -> dict[str, Any]:
+def describe(name: str, task: Task, indexes: Indexes, *, shared: bool) -> dict[str, Any]:
     """Return a task as replies show it."""
     default = task.versions.get(task.record.default)
     return {
         "task": name,
         "default": task.record.default,
         "history": list(task.record.history),
-        "searchable": default is not None and indexes.of(default) is not None,
+        "searchable": default is not None and indexes.of(default, shared=shared) is not None,
         "versions": [
             _version(version, default=version is default) for version in task.versions.values()
         ],

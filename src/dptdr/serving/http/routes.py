@@ -80,7 +80,8 @@ async def info(request: Request) -> Response:
             "layout": registry.forward.layout,
             "tasks": sum(key.reaches(name) for name in registry.tasks()),
             "indexes": [served.name for served in indexes],
-            "bare_searchable": key.reaches(BARE) and registry.indexes.of(registry.bare) is not None,
+            "bare_searchable": key.reaches(BARE)
+            and registry.indexes.of(registry.bare, shared=key.reaches_all) is not None,
             "hybrid": any(served.lexical is not None for served in indexes),
             "rerank": runtime.scorer is not None,
             "keys": not runtime.keyring.open,
@@ -96,7 +97,7 @@ def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
     for name, task in registry.tasks().items():
         if key.reaches(name):
             versions += task.versions.values()
-    searched = [registry.indexes.of(version) for version in versions]
+    searched = [registry.indexes.of(version, shared=key.reaches_all) for version in versions]
     given = registry.indexes.given
     found = {id(served): served for served in searched if served is not None}
     return sorted(found.values(), key=lambda s: given.index(s) if s in given else len(given))
@@ -159,7 +160,7 @@ async def search(body: schemas.SearchRequest, request: Request) -> Response:
         raise Invalid(f"filters: {error}") from None
     what = asked(request, body.task, side="query")
     # Vector and index are of one version, whatever is replaced meanwhile.
-    served = runtime.registry.indexes.find(what.version)
+    served = runtime.registry.indexes.find(what.version, shared=key_of(request).reaches_all)
     began = time.perf_counter()
     encoded = await encode(request, what, [text])
     searching = time.perf_counter()

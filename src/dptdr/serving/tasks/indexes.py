@@ -91,23 +91,32 @@ class Indexes:
             raise _wrong(served, version=version, fingerprint=fingerprint)
         return served
 
-    def of(self, version: TaskVersion) -> ServedIndex | None:
-        """Return the index that a version searches, if there is one."""
+    def of(self, version: TaskVersion, *, shared: bool) -> ServedIndex | None:
+        """Return the index that a version searches, if there is one.
+
+        Args:
+            version: The task's version.
+            shared: Include indexes given for no particular task; false for a limited key.
+        """
         if version.index is not None or version.index_error:
             return version.index
         wanted = version.fingerprints["passage"]
-        fitting = [served for served in self.given if served.fits(version.task, wanted)]
+        fitting = [
+            served
+            for served in self.given
+            if (shared or served.task) and served.fits(version.task, wanted)
+        ]
         # One that was given for this very task goes first.
         return max(fitting, key=lambda served: bool(served.task), default=None)
 
-    def find(self, version: TaskVersion) -> ServedIndex:
+    def find(self, version: TaskVersion, *, shared: bool) -> ServedIndex:
         """Return the index that a version searches.
 
         Raises:
             WrongPrompt: If the task's own index was made by another version.
             ServingError: If there is none.
         """
-        found = self.of(version)
+        found = self.of(version, shared=shared)
         if found is not None:
             return found
         if version.index_error:

@@ -155,3 +155,26 @@ def test_an_index_is_searched_only_for_the_task_it_was_given_for(web):
         assert web.client.post("/v1/search", json=body, headers=headers).status_code == 409
     finally:
         served.task = ""
+
+
+def test_a_limited_key_does_not_search_an_index_given_for_no_task(web):
+    served = web.runtime.registry.indexes.given[0]
+    task, body = served.task, {"task": "one", "text": "x"}
+    statuses = {}
+    try:
+        for given in ("one", ""):
+            served.task = given
+            for key in ("use-mine", "use-all"):
+                reply = web.client.post("/v1/search", json=body, headers={"x-api-key": key})
+                statuses[given, key] = reply.status_code
+        info = web.client.get("/info", headers={"x-api-key": "use-mine"}).json()
+    finally:
+        served.task = task
+
+    assert statuses == {
+        ("one", "use-mine"): 200,
+        ("one", "use-all"): 200,
+        ("", "use-mine"): 409,
+        ("", "use-all"): 200,
+    }
+    assert info["indexes"] == []
