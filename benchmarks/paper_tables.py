@@ -59,6 +59,8 @@ COMPARISONS = [
     ("FT + UNM", "FT"),
 ]
 KEY = ("encoder", "set", "row", "settings", "steps", "seed")
+# What the page keeps: tables of attention rows alone.
+EARLIER = "## Earlier tables"
 NAMES = {"raw": "mlm", "minilm": "minilm"}
 PRETRAINED = {"raw": "rip", "minilm": "minilm-rip"}
 
@@ -171,11 +173,12 @@ def negatives(encoder: str, name: str, folder: Path, arguments: argparse.Namespa
 def page_lines(path: Path) -> list[str]:
     """Return the page."""
     records = [record for record in _lib.read_records(path) if "row" in record]
-    lines = _lib.kept_words(path.with_suffix(".md"))
+    path = path.with_suffix(".md")
+    lines = _lib.kept_words(path)
     for encoder in dict.fromkeys(record["encoder"] for record in records):
         own = [record for record in records if record["encoder"] == encoder]
         lines += ["", f"## {encoder}", "", *ablation(own), "", *comparisons(own)]
-    return lines + _lib.origin(records)
+    return [*lines, *_lib.origin(records), "", *_lib.kept_section(path, EARLIER)]
 
 
 Systems = dict[str, dict[str, list[_lib.Record]]]
