@@ -15,9 +15,6 @@ LoraTargets = Literal["attention", "feed-forward", "all"]
 PositionPolicy = Literal["unshifted", "shifted"]
 Initialisation = Literal["tokens", "random", "task"]
 
-FEW_QUERIES_OFFSET = 4.0
-"""Start offset of a prompt that is trained on few queries; see docs/what-makes-prompts-work.md."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeepPromptConfig:
@@ -55,14 +52,6 @@ class DeepPromptConfig:
             "--from-task."
         ),
     ] = "tokens"
-    start_offset: Annotated[
-        float,
-        Setting(
-            "How far the logits of a start from tokens lie below real tokens'; higher starts "
-            f"nearer to the backbone. Few queries take {FEW_QUERIES_OFFSET:g} by themselves.",
-            unset=-1,
-        ),
-    ] = 0.0
     random_scale: Annotated[float, Setting("Standard deviation of a random start.")] = 0.02
     dropout: Annotated[
         float,
@@ -147,4 +136,7 @@ def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, Met
             f"method '{name}', attention: expected 'joint', got {attention!r}; version 0.1.0 is "
             "the last one that reads such prompts: train the task again"
         )
+    if method == "deep-prompt":
+        # It shaped the start of prompts of former versions; the saved rows are what they are.
+        values.pop("start_offset", None)
     return method, from_values(DEFAULT_CONFIGS[method], values, what=f"method '{name}'")

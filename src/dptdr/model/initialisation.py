@@ -11,8 +11,6 @@ from dptdr.model.backbone import Backbone, Side
 from dptdr.model.rows import FeedForwardRows
 
 _TEXTS_PER_BATCH = 16
-_QUERY_TEXTS = 64
-_RIDGE = 1e-3
 
 
 def token_rows(
@@ -100,64 +98,3 @@ def _rows_of(
         places = torch.randint(0, len(row), (wanted[number],), generator=generator)
         parts.append(stacked[:, :, number][:, :, :, places])
     return parts
-
-
-def quieter(
-    rows: Float[Tensor, "layers two heads prompt head_dim"],
-    backbone: Backbone,
-    texts: Sequence[str],
-    *,
-    side: Side,
-    by: float,
-) -> Float[Tensor, "layers two heads prompt head_dim"]:
-    """Move the keys of prompt rows so that they start with lower logits.
-
-    All rows of a head move by one vector: the one whose product with the head's queries comes
-    closest, in the mean of squares over the tokens of the texts, to the wanted shift. Queries have
-    a large mean, so that this is nearly a constant: on MiniLM a shift of -4 is met with a standard
-    deviation of .3 to 1 on other texts. No parameter is added that serving would have to know.
-
-    Args:
-        by: How far logits fall; 0 changes nothing.
-
-    Source:
-        Ours; see docs/what-makes-prompts-work.md.
-    """
-    if by == 0.0 or not texts:
-        return rows
-    ids = backbone.tokenize(texts[:_QUERY_TEXTS], side=side, max_tokens=128)
-    queries: dict[int, list[Tensor]] = {}
-    scales: dict[int, float] = {}
-    moved = rows.clone()
-    for start in range(0, len(ids), _TEXTS_PER_BATCH):
-        tokens = backbone.pad(ids[start : start + _TEXTS_PER_BATCH])
-        real = tokens.mask.bool()
-
-        def observe(
-            layer: int, query: Tensor, key: Tensor, *rest: Any, real: Tensor = real
-        ) -> None:
-            heads = key.shape[1]
-            # Query heads that share a key head count as one.
-            grouped = query.float().unflatten(1, (heads, -1)).permute(1, 0, 3, 2, 4)
-            found = grouped[:, real].flatten(1, 2)
-            queries.setdefault(layer, []).append(found.cpu())
-            scales[layer] = float(rest[-1])
-
-        with torch.no_grad():
-            backbone.vectors(tokens, observer=observe)
-    for layer, parts in queries.items():
-        moved[layer, 0] += _shift(torch.cat(parts, dim=1), by=by / scales[layer])[:, None, :]
-    return moved
-
-
-def _shift(
-    queries: Float[Tensor, "heads tokens head_dim"], *, by: float
-) -> Float[Tensor, "heads head_dim"]:
-    """Return the vector whose products with the queries are nearest to ``-by``."""
-    mean = queries.mean(dim=1)
-    products = torch.einsum("htd,hte->hde", queries, queries) / queries.shape[1]
-    size = torch.diagonal(products, dim1=-2, dim2=-1).mean(dim=-1)
-    # A little of the identity: fewer tokens than dimensions leave directions open.
-    ridge = _RIDGE * size[:, None, None] * torch.eye(queries.shape[2])
-    found: Tensor = torch.linalg.solve(products + ridge, mean[..., None])[..., 0]
-    return -by * found

@@ -18,7 +18,7 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.initialisation import own_units, quieter, token_rows
+from dptdr.model.initialisation import own_units, token_rows
 from dptdr.model.injection import Geometry
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
 from dptdr.model.rows import FeedForwardObserver, FeedForwardRows, Observer
@@ -215,8 +215,6 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
         )
     if not 0.0 <= config.dropout < 1.0:
         raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
-    if not config.start_offset >= 0.0:
-        raise ConfigError(f"start_offset: expected at least 0, got {config.start_offset}")
 
 
 def prompt_geometry(backbone: Backbone, config: DeepPromptConfig) -> Geometry:
@@ -273,7 +271,6 @@ def _initial_rows(
     else:
         side: Side = "passage" if name == "passage" else "query"
         start = token_rows(backbone, texts, prompt_length=length, side=side, seed=seed)
-        start = quieter(start, backbone, texts, side=side, by=config.start_offset)
     return start[-layers:], feed_forward
 
 

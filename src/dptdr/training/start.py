@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from dptdr.config.methods import FEW_QUERIES_OFFSET, DeepPromptConfig
+from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.requests import TrainingRequest
 from dptdr.config.training import DEFAULT_STEPS, MAX_EPOCHS
 from dptdr.io.beir import BeirFolder
@@ -15,6 +15,9 @@ from dptdr.training.preparation import load_data
 from dptdr.training.tokens import TokenTexts
 from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
+
+FEW_QUERIES_RATE = 1e-3
+"""Rate of feed-forward rows for few queries; see docs/what-makes-prompts-work.md."""
 
 _FEW_DEV_QUERIES = 50
 """Dev queries below which differences between checkpoints are mostly chance."""
@@ -50,7 +53,7 @@ def train_folder(
         tokens=TokenTexts(backbone),
         min_grade=min_grade,
     )
-    request = for_few_queries(request, queries=len(data.groups))
+    request = for_few_queries(request, queries=len(data.groups), from_task=rows is not None)
     if data.facts["dev_queries"] < _FEW_DEV_QUERIES:
         sys.stderr.write(
             f"only {data.facts['dev_queries']} dev queries: too few to tell checkpoints apart; "
@@ -70,8 +73,12 @@ def train_folder(
     )
 
 
-def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingRequest:
-    """Choose fewer steps and a start near the backbone for few queries, unless given.
+def for_few_queries(
+    request: TrainingRequest, *, queries: int, from_task: bool = False
+) -> TrainingRequest:
+    """Choose fewer steps, and feed-forward rows alone, for few queries, unless given.
+
+    Such a prompt starts exactly at the backbone; attention rows start below it.
 
     Returns:
         The request, with those settings that were not given chosen by the data.
@@ -82,8 +89,11 @@ def for_few_queries(request: TrainingRequest, *, queries: int) -> TrainingReques
     if asked or settled.steps >= DEFAULT_STEPS:
         return request._replace(config=settled)
     said = f"only {queries} training queries: training {settled.steps} steps ({MAX_EPOCHS} epochs)"
-    if isinstance(method, DeepPromptConfig) and "start_offset" not in request.given:
-        method = dataclasses.replace(method, start_offset=FEW_QUERIES_OFFSET)
-        said += f" from start offset {FEW_QUERIES_OFFSET:g}"
-    sys.stderr.write(f"{said}; give max_steps or start_offset to change that\n")
+    lengths = {"prompt_length", "ffn_length"} & request.given
+    if isinstance(method, DeepPromptConfig) and not lengths and not from_task:
+        method = dataclasses.replace(method, prompt_length=0)
+        said += " of feed-forward rows alone"
+        if "ffn_learning_rate" not in request.given:
+            settled = dataclasses.replace(settled, ffn_learning_rate=FEW_QUERIES_RATE)
+    sys.stderr.write(f"{said}; give max_steps or prompt_length to change that\n")
     return request._replace(config=settled, method_config=method)

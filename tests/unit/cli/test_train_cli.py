@@ -70,16 +70,19 @@ def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone)
     assert training["max_steps"] == -(-20 * queries // 4) < 150
     assert f"only {queries} training queries: training {training['max_steps']} steps" in done.output
     assert "dev queries: too few to tell checkpoints apart" in done.output
+    assert "steps (20 epochs) of feed-forward rows alone" in done.output
     manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
-    assert manifest["settings"]["start_offset"] == 4.0
+    assert manifest["settings"]["prompt_length"] == 0 < manifest["settings"]["ffn_length"]
+    assert training["ffn_learning_rate"] == 1e-3
 
 
-def test_given_steps_and_start_are_taken(tmp_path, data, backbone):
-    train(data, "--backbone", backbone, "--out", tmp_path / "plain", *SMALL)
-    train(data, "--backbone", backbone, "--out", tmp_path / "far", *SMALL, "--start-offset", "2")
-    for name, expected in (("plain", 0.0), ("far", 2.0)):
+def test_given_steps_and_lengths_are_taken(tmp_path, data, backbone):
+    train(data, "--backbone", backbone, "--out", tmp_path / "steps", *SMALL)
+    train(data, "--backbone", backbone, "--out", tmp_path / "rows", *SMALL[2:], "--ffn-length", "3")
+    for name, rows in (("steps", 16), ("rows", 16)):
         manifest = json.loads((tmp_path / name / "task.json").read_text(encoding="utf-8"))
-        assert manifest["settings"]["start_offset"] == expected
+        assert manifest["settings"]["prompt_length"] == rows
+        assert manifest["training"]["ffn_learning_rate"] == 4e-3
 
 
 def test_same_command_gives_the_same_bytes(tmp_path, data, backbone):
@@ -164,7 +167,7 @@ def test_missing_train_split_is_named(tmp_path, backbone):
 def test_former_names_and_sentinels_are_still_read(tmp_path, data, backbone):
     former = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
     former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "0"]
-    former += ["--learning-rate", "0", "--start-offset", "-1", "--max-query-tokens", "0"]
+    former += ["--learning-rate", "0", "--max-query-tokens", "0"]
     train(data, "--backbone", backbone, "--out", tmp_path / "t", *former)
     manifest = json.loads((tmp_path / "t" / "task.json").read_text(encoding="utf-8"))
     training = manifest["training"]
@@ -173,7 +176,6 @@ def test_former_names_and_sentinels_are_still_read(tmp_path, data, backbone):
     assert training["mini_batch_size"] is None
     assert training["max_query_tokens"] is None
     assert training["learning_rate"] == 0.1
-    assert manifest["settings"]["start_offset"] == 0.0
 
 
 def test_training_stops_when_patience_is_over_and_a_resumed_run_stays_stopped(

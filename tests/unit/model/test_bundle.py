@@ -137,7 +137,6 @@ def test_manifest_says_what_was_saved(backbone, backbone_folder, tmp_path):
             "prompt_layers": None,
             "sharing": "tied",
             "initialisation": "tokens",
-            "start_offset": 0.0,
             "random_scale": 0.02,
             "dropout": 0.0,
             "position": "unshifted",

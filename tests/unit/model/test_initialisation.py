@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.errors import ConfigError
 from dptdr.model import MethodFactory
-from dptdr.model.initialisation import quieter, token_rows
+from dptdr.model.initialisation import token_rows
 
 TEXTS = ["How do bees find their way home?", "The old house by the river", "car"]
 
@@ -82,50 +81,3 @@ def test_tied_prompts_start_from_both_sides_and_others_from_their_own(minilm):
     untied = start("untied")
     assert owners(untied["query"], TEXTS[0]) == 4
     assert owners(untied["passage"], TEXTS[1]) == 4
-
-
-def logits_of(backbone, rows, texts):
-    """[layers, heads, tokens, rows]: what each token's query gives each prompt row."""
-    made = []
-    tokens = backbone.pad(backbone.tokenize(texts, side="query"))
-
-    def observe(layer, query, *rest):
-        found = query.transpose(1, 2)[tokens.mask.bool()]
-        made.append(rest[-1] * torch.einsum("thd,hpd->htp", found, rows[layer, 0]))
-
-    with torch.no_grad():
-        backbone.vectors(tokens, observer=observe)
-    return torch.stack(made)
-
-
-def test_quieter_rows_have_lower_logits_for_other_texts_too(minilm):
-    rows = token_rows(minilm, TEXTS, prompt_length=4, side="query", seed=0)
-    seen = [f"What is the {word} of a {other}?" for word in "abcdefgh" for other in "klmnopqr"]
-    quiet = quieter(rows, minilm, seen, side="query", by=3.0)
-    assert torch.equal(quiet[:, 1], rows[:, 1])
-    fallen = logits_of(minilm, rows, TEXTS) - logits_of(minilm, quiet, TEXTS)
-    assert fallen.mean() == pytest.approx(3.0, abs=0.5)
-    # All rows of a head move by one vector.
-    apart = quiet[:, 0] - rows[:, 0]
-    assert torch.allclose(apart, apart[:, :, :1].expand_as(apart), atol=1e-5)
-
-
-def test_quiet_start_is_nearer_to_the_backbone(minilm):
-    def made(offset):
-        config = DeepPromptConfig(start_offset=offset)
-        method = MethodFactory(query_texts=TEXTS, passage_texts=TEXTS).build(
-            "deep-prompt", minilm, config, seed=0
-        )
-        tokens = minilm.pad(minilm.tokenize(["the way of a bee"], side="query"))
-        with torch.no_grad():
-            apart = method.vectors(tokens, side="query") - minilm.vectors(tokens)
-        return float(apart.norm())
-
-    assert made(8.0) < 0.2 * made(0.0)
-    with pytest.raises(ConfigError, match="start_offset: expected at least 0, got -1"):
-        made(-1.0)
-
-
-def test_no_offset_changes_no_row(minilm):
-    rows = token_rows(minilm, TEXTS, prompt_length=4, side="query", seed=0)
-    assert quieter(rows, minilm, TEXTS, side="query", by=0.0) is rows
