@@ -1,11 +1,14 @@
 """Mining: union, provenance, filtering, going on after a kill, and what is refused."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from dptdr.errors import NegativesError, OutputError
+from dptdr.io import resumable
 from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.settings import FilteringSettings, MiningSettings
@@ -178,12 +181,34 @@ def test_mine_refuses_to_go_on_with_damaged_bytes(world, source, make_teacher, t
     assert not (tmp_path / "o").exists()
 
 
-def test_a_full_disk_while_mining_is_one_error_that_names_the_file(world, source, tmp_path):
+def test_an_output_in_the_way_is_one_error_that_names_it(world, source, tmp_path):
     made, settings = _many(world, source)
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "other").touch()
     with pytest.raises(OutputError, match=r"/o: cannot be written \("):
         mine(made.inputs, settings, out=tmp_path / "o", work=tmp_path / "w")
+
+
+def test_a_full_disk_while_mining_keeps_what_was_written(world, source, tmp_path, monkeypatch):
+    made, settings = _many(world, source)
+    settings = replace(settings, block_queries=7)
+    mine(made.inputs, settings, out=tmp_path / "whole", work=tmp_path / "other")
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    arguments = {"out": tmp_path / "o", "work": tmp_path / "w"}
+    monkeypatch.setattr(resumable.os, "fsync", full)
+    with pytest.raises(OutputError, match=r"mined\.jsonl: .*No space left.*make room, then run"):
+        mine(made.inputs, settings, **arguments)
+    monkeypatch.undo()
+    assert not (tmp_path / "o").exists()
+    mine(made.inputs, settings, **arguments)
+    assert (tmp_path / "o").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_mine_gives_other_draws_for_another_seed_and_the_same_whatever_the_blocks(

@@ -78,6 +78,9 @@ def test_a_filter_without_a_value_is_refused():
 
 def test_an_id_that_would_make_the_table_of_ids_huge_is_refused():
     pack_ids(["a" * 1024])
+    for too_long in ("a" * 1025, "ä" * 513):
+        with pytest.raises(VectorsError, match="at most 1,024 bytes, got one of 1,02"):
+            pack_ids([too_long])
     with pytest.raises(VectorsError, match="at most 1,024 bytes, got one of 200,000 that begins"):
         pack_ids(["b", "a" * 200_000])
 
