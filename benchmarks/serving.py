@@ -42,6 +42,10 @@ MAX_TOKENS = 256
 # --- texts, an engine, tasks
 
 
+DEFAULT = "16 rows, 80 feed-forward rows"
+"""The default prompt of MiniLM."""
+
+
 def read_texts(folders: Sequence[Path], count: int, *, seed: int = 0) -> list[str]:
     """Return queries and passages of BEIR folders, shuffled: short and long side by side."""
     found: list[str] = []
@@ -68,14 +72,16 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     return Engine(registry, settings=EngineSettings(threads=threads, check_every=0)).start()
 
 
-def write_bundle(path: Path, backbone: Any, *, prompt: int, seed: int) -> Path:
+def write_bundle(path: Path, backbone: Any, *, prompt: int, seed: int, ffn: int = 0) -> Path:
     """Write a task with random rows: as costly as a trained one."""
     from dptdr.config.methods import DeepPromptConfig
     from dptdr.model import Encoder
     from dptdr.model.bundle import save_task
     from dptdr.model.methods import DeepPromptMethod
 
-    config = DeepPromptConfig(prompt_length=prompt, initialisation="random", random_scale=0.3)
+    config = DeepPromptConfig(
+        prompt_length=prompt, ffn_length=ffn, initialisation="random", random_scale=0.3
+    )
     save_task(path, Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=seed)))
     return path
 
@@ -100,12 +106,13 @@ def ask(
 
 
 def add_tasks(
-    engine: Any, folder: Path, count: int, *, prompt: int, name: str = "t"
+    engine: Any, folder: Path, count: int, *, prompt: int, ffn: int = 0, name: str = "t"
 ) -> dict[str, list[float]]:
     """Add tasks of random rows; return the seconds that each took, by clock."""
     took: dict[str, list[float]] = {"wall": [], "processor": []}
     for number in range(count):
-        path = write_bundle(folder / "bundle", engine.registry.backbone, prompt=prompt, seed=number)
+        backbone = engine.registry.backbone
+        path = write_bundle(folder / "bundle", backbone, prompt=prompt, ffn=ffn, seed=number)
         began, cpu = time.perf_counter(), time.process_time()
         engine.registry.add(f"{name}{number:03}", path)
         took["wall"].append(time.perf_counter() - began)
@@ -365,9 +372,11 @@ def prompts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     engine = build_engine(folder / "state", threads=options.threads)
     texts = texts_of(options)
     systems: dict[str, Callable[[], Any]] = {"no prompt": lambda: ask(engine, texts, ["backbone"])}
-    for prompt in (8, 32, 128):
+    for prompt in (8, 32, 96, 128):
         add_tasks(engine, folder, 1, prompt=prompt, name=f"p{prompt}-")
         systems[f"{prompt} rows"] = lambda p=prompt: ask(engine, texts, [f"p{p}-000"])
+    add_tasks(engine, folder, 1, prompt=16, ffn=80, name="default-")
+    systems[DEFAULT] = lambda: ask(engine, texts, ["default-000"])
     times = take_turns(systems, rounds=options.rounds)
     engine.stop()
     return {
@@ -375,6 +384,7 @@ def prompts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "time over no prompt": {
             name: ratio(times, name, "no prompt") for name in systems if name != "no prompt"
         },
+        "default over 96 attention rows": ratio(times, DEFAULT, "96 rows"),
     }
 
 
@@ -382,7 +392,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """(b) 1, 10, 100, 1,000 tasks mixed, a task for each text; (e) the time to add a task."""
     engine = build_engine(folder / "state", threads=options.threads)
     texts = texts_of(options)
-    adding = add_tasks(engine, folder, options.tasks, prompt=32)
+    adding = add_tasks(engine, folder, options.tasks, prompt=16, ffn=80)
     names = sorted(engine.registry.tasks())
     systems: dict[str, Callable[[], Any]] = {}
     for count in (1, 10, 100, 1000):
@@ -393,7 +403,7 @@ def tasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     engine.stop()
     return {
         "texts": len(texts),
-        "rows of a prompt": 32,
+        "rows of a prompt": DEFAULT,
         "time over one task": {name: ratio(times, name, "1") for name in systems if name != "1"},
         "self-check": check._asdict(),
         "prompts in memory, MB": round(engine.registry.hot.bytes / 1e6, 1),

@@ -85,6 +85,11 @@ def prompts(part: Found) -> list[str]:
             )
             for name, most in goals.items()
         ),
+        verdict(
+            part["default over 96 attention rows"]["median"] <= 1.05,
+            "the default prompt within 5 % of attention rows alone of the same size",
+            of(part["default over 96 attention rows"]),
+        ),
     ]
 
 
