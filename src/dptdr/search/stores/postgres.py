@@ -360,7 +360,7 @@ def find_collection(session: Session, name: str, *, active: bool) -> tuple[Colle
     row = session.run(lambda c: c.execute(query, [name, active]).fetchone())
     if row is None:
         return None
-    return Collection(number=row[0], dim=row[1], origin=Origin(**row[2])), int(row[3])
+    return Collection(number=row[0], dim=row[1], origin=Origin.from_json(row[2])), int(row[3])
 
 
 def copy_rows(

@@ -64,7 +64,7 @@ class QdrantIndex:
         info = _again(lambda: _aliased(client, name))
         if info is None:
             raise VectorsError(f"Qdrant: has no index '{name}'; make it with load_qdrant")
-        self._origin = Origin(**info["origin"])
+        self._origin = Origin.from_json(info["origin"])
 
     @property
     def count(self) -> int:

@@ -69,9 +69,10 @@ class Origin:
     probe: tuple[float, ...] = ()
     """Probe of the backbone, see :mod:`dptdr.io.probe`; empty in earlier versions."""
 
-    def __post_init__(self) -> None:
-        # JSON has no tuples.
-        object.__setattr__(self, "probe", tuple(self.probe))
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Origin":
+        """Return what :meth:`as_json` gave, as databases keep it."""
+        return cls(**{**values, "probe": tuple(values.get("probe", ()))})
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values; those of float32 weights are as earlier versions wrote them."""
