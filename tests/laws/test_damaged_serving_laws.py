@@ -71,7 +71,7 @@ def use(registry):
     from dptdr.serving.http.responses import json_response
 
     for name, task in registry.tasks().items():
-        json_response(describe(name, task, registry.indexes))
+        json_response(describe(name, task, registry.indexes, shared=True))
         for version in task.versions.values():
             assert registry.prompt(version, "query").keys.isfinite().all()
 
