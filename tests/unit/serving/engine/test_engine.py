@@ -212,6 +212,8 @@ def test_check_notices_a_wrong_vector_and_survives_its_own_failure(registry, bun
     settings = EngineSettings(check_every=1)
     with Engine(registry, settings=settings, on_check=seen.append) as engine:
         engine.encode(["the red boat"], task="medical", side="query")
+        # A check runs after the answer, in the engine's thread.
+        wait_for(lambda: len(seen) == 1)
         real = engine.forward
         engine.forward = copy.copy(real)
         if fault == "wrong":
@@ -221,6 +223,7 @@ def test_check_notices_a_wrong_vector_and_survives_its_own_failure(registry, bun
         else:
             engine.forward.single = lambda row: 1 / 0
         engine.encode(["the red boat"], task="medical", side="query")
+        wait_for(lambda: len(seen) == 2)
         engine.forward = real
         made = engine.encode(["the red boat"], task="medical", side="query")
         engine.stop()
