@@ -7,6 +7,7 @@ passages like those of a corpus; they are kept in results/scale.jsonl.
 """
 
 import argparse
+import functools
 import itertools
 import math
 import statistics
@@ -216,17 +217,24 @@ def paper_runs() -> list[str]:
 CHUNKS = ((128, 128, False), (80, 64, True))
 
 
-def counted(tokens: int, *, n: int = 64, train: bool = False) -> tuple[float, int]:
-    """Return products a token of a forward pass, and the bytes that it keeps; no weights needed."""
+@functools.cache
+def large_encoder() -> Any:
+    """Return RoBERTa-large without numbers in it."""
     import torch
     import transformers
-    from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         config = transformers.RobertaConfig(**LARGE, max_position_embeddings=514)
-        model = transformers.RobertaModel(config, add_pooling_layer=False).to(torch.bfloat16).eval()
-    model.requires_grad_(train)
-    shape = (n, tokens, config.hidden_size)
+        return transformers.RobertaModel(config, add_pooling_layer=False).to(torch.bfloat16).eval()
+
+
+def counted(tokens: int, *, n: int = 64, train: bool = False) -> tuple[float, int]:
+    """Return products a token of a forward pass, and the bytes that it keeps; no weights needed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = large_encoder().requires_grad_(train)
+    shape = (n, tokens, model.config.hidden_size)
     start = torch.zeros(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}

@@ -75,7 +75,7 @@ class Task(Encoder):
 def load(
     name: AnyPath,
     *,
-    backbone: str | Backbone | None = None,
+    backbone: AnyPath | Backbone | None = None,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Encoder:
@@ -101,7 +101,7 @@ def load(
 def encoder_of(
     *,
     task: AnyPath | None = None,
-    backbone: str | Backbone | None = None,
+    backbone: AnyPath | Backbone | None = None,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Encoder:
@@ -111,6 +111,7 @@ def encoder_of(
             "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
             "training"
         )
+    backbone = str(backbone) if isinstance(backbone, Path) else backbone
     if task is None:
         if isinstance(backbone, Backbone):
             return Encoder(backbone)
