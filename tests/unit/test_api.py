@@ -329,3 +329,19 @@ def test_weights_that_give_no_number_are_named(task):
             task.encode_queries(["red car"])
     finally:
         task.method.module = kept
+
+
+def test_a_text_is_not_a_list_of_texts(task):
+    for wrong in ("red car", {"red": 1}, [("red", "car")], [1]):
+        with pytest.raises(ConfigError, match="expected a list of texts"):
+            task._encode(wrong, side="query", on_progress=None)
+
+
+def test_counts_below_one_are_refused(places):
+    data, backbone, root = places
+    for wrong in ({"limit": -1}, {"limit": True}, {"depth": 0}):
+        (name,) = wrong
+        with pytest.raises(ConfigError, match=f"{name}: expected a whole number of at least 1"):
+            dptdr.evaluate(data, "bm25", **wrong)
+    with pytest.raises(ConfigError, match="shard_size: expected a whole number"):
+        dptdr.encode(data, backbone, out=root / "never", shard_size=0)

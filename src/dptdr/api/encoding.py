@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device, set_threads
+from dptdr.api.inputs import (
+    AnyData,
+    AnyPath,
+    check_counts,
+    data_folder,
+    phases,
+    resolve_device,
+    set_threads,
+)
 from dptdr.api.task import AnyEncoder, loaded
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
@@ -70,6 +78,7 @@ def encode(
         raise ConfigError(
             "expected the folder or name of an encoder, which each process loads, got a loaded one"
         )
+    check_counts(limit=limit, shard_size=shard_size, batch_size=batch_size, processes=processes)
     out = Path(out)
     try_outputs(out, folders=True, inputs=[data])
     set_threads(threads)

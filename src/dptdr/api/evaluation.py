@@ -8,6 +8,7 @@ from dptdr.api.inputs import (
     AnyData,
     AnyPath,
     Phase,
+    check_counts,
     core_count,
     data_folder,
     optional_path,
@@ -64,6 +65,7 @@ def retrieve(
     """
     from dptdr.search.ranking import judged_queries, prefixed_queries, rank
 
+    check_counts(depth=depth, limit=limit)
     try_outputs(optional_path(out), inputs=[data])
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
@@ -144,6 +146,7 @@ def evaluate(
     """
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
+    check_counts(depth=depth, limit=limit)
     try_outputs(optional_path(run_out), inputs=[data, system])
     if protocol is not None:
         return _by_protocol(

@@ -91,6 +91,17 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers that cannot count anything.
+
+    Raises:
+        ConfigError: If one is no whole number of at least 1; ``None`` is left to its default.
+    """
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or int(count) != count or count < 1):
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
+
+
 def core_count() -> int:
     """Return the number of processor cores."""
     return os.cpu_count() or 1

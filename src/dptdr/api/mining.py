@@ -101,8 +101,9 @@ def mine(
         parse_source(text, range_max=range_max, num_negatives=num_negatives) for text in sources
     ]
     check_sources(parsed)
-    try_outputs(Path(out), inputs=[data, *(source.value for source in parsed)])
-    try_outputs(optional_path(cache), folders=True)
+    read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]
+    try_outputs(Path(out), inputs=read)
+    try_outputs(optional_path(cache), folders=True, inputs=read)
     with data_folder(data, split=split) as folder:
         request = MineRequest(
             data=folder,

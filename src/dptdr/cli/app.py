@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import itertools
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -174,10 +176,25 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
 def _refuse_replacing(options: dict[str, Any]) -> None:
     """Refuse to write over what the command reads."""
     paths = {name: value for name, value in options.items() if isinstance(value, Path)}
-    given = [value for name, value in paths.items() if name not in _OUTPUTS]
-    named = [options.get(name) for name in ("backbone", "source")]
-    listed = [each for value in options.values() if isinstance(value, list) for each in value]
-    refuse_replacing([paths[name] for name in _OUTPUTS if name in paths], [*given, *named, *listed])
+    outputs = [paths[name] for name in _OUTPUTS if name in paths and str(paths[name]) != "-"]
+    given: list[Any] = [value for name, value in paths.items() if name not in _OUTPUTS]
+    given += [options.get(name) for name in ("backbone", "source", "teacher")]
+    given += [each for value in options.values() if isinstance(value, list) for each in value]
+    # A source such as task:FOLDER,top=9.
+    given += [text.partition(":")[2].partition(",")[0] for text in given if isinstance(text, str)]
+    refuse_replacing(outputs, [*given, *map(_backbone_of, given)])
+    for one, other in itertools.permutations(outputs, 2):
+        if one.resolve().is_relative_to(other.resolve()):
+            raise ConfigError(f"{one}: expected an output apart from {other}; choose another name")
+
+
+def _backbone_of(task: Any) -> str | None:
+    """Return the backbone that a task's folder names, None of anything else."""
+    try:
+        named = json.loads((Path(task) / "task.json").read_text(encoding="utf-8"))["backbone"]
+    except (OSError, TypeError, ValueError, KeyError):
+        return None
+    return named if isinstance(named, str) else None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

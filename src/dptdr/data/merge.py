@@ -28,6 +28,10 @@ def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
         raise ConfigError(
             f"expected two or more folders with different names to join, got {', '.join(names)}"
         )
+    colons = [name for name in names if ":" in name]
+    if colons:
+        # Names and ids are told apart by the first colon.
+        raise ConfigError(f"expected folder names without a colon, got {', '.join(colons)}")
     return write_beir(
         out,
         passages=_each(folders, _named_passages),

@@ -284,7 +284,7 @@ def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
     """
     for given in inputs:
         # A name is no folder: an encoder `minilm` may become a task `minilm`.
-        if not isinstance(given, str | Path) or not Path(given).exists():
+        if not isinstance(given, str | Path) or not str(given) or not Path(given).exists():
             continue
         for path in outputs:
             if str(path) != "-" and _replaces(path, Path(given)):
@@ -292,6 +292,19 @@ def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
                     f"{path}: expected an output apart from the input, got one that would replace "
                     f"{given}; choose another name"
                 )
+
+
+def refuse_filled(path: Path) -> None:
+    """Refuse an output folder that holds anything, for writers that cannot tell their own.
+
+    Raises:
+        OutputError: If something is there.
+    """
+    if exists(path):
+        raise OutputError(
+            "expected a new or empty folder to write, got one with files; choose another name",
+            path=path,
+        )
 
 
 def _replaces(output: Path, given: Path) -> bool:

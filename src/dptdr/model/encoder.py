@@ -226,6 +226,11 @@ class Encoder:
     def _encode(
         self, texts: Sequence[str], *, side: Side, on_progress: OnProgress | None
     ) -> Float[np.ndarray, "texts dim"]:
+        if isinstance(texts, str | bytes | dict) or not all(isinstance(t, str) for t in texts):
+            raise ConfigError(
+                f"expected a list of texts, got {type(texts).__name__}; put a single text in a list"
+            )
+        texts = list(texts)
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         if not texts:
             return vectors

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 from dptdr.cli.app import build_app
 from dptdr.cli.data import app
 from dptdr.data.sample import SAMPLES
-from dptdr.errors import DataError, OutputError
+from dptdr.errors import ConfigError, DataError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 from helpers.tasks import tiny_data
+from helpers.tiny import save_tiny
 
 runner = CliRunner()
 
@@ -191,3 +192,36 @@ def test_a_report_never_replaces_a_file_of_the_data(tmp_path: Path, output: str)
         assert isinstance(result.exception, OutputError), command
         assert "would replace" in str(result.exception)
     assert (data / output).read_bytes() == before
+
+
+def test_outputs_stay_apart_from_each_other_and_from_the_backbone_of_a_task(tmp_path: Path):
+    data = tiny_data(tmp_path / "data")
+    backbone = save_tiny(tmp_path / "bert")
+    task = tmp_path / "task"
+    task.mkdir()
+    (task / "task.json").write_text(json.dumps({"backbone": str(backbone)}))
+    same, config = tmp_path / "same", str(backbone / "config.json")
+    before = (backbone / "config.json").read_bytes()
+    report = ["--json", config]
+    both = ["--json", str(same), "--run-out", str(same)]
+    inside = ["--out", str(same), "--json", f"{same}/m"]
+    for command, kind in (
+        (["evaluate", str(data), "--task", str(task), *report], OutputError),
+        (["mine", str(data), "--source", f"task:{task},top=9", "--out", config], OutputError),
+        (["evaluate", str(data), "--bm25", *both], ConfigError),
+        (["encode", str(data), "--task", str(task), *inside], ConfigError),
+    ):
+        result = CliRunner().invoke(build_app(), command)
+        assert isinstance(result.exception, kind), command
+    assert (backbone / "config.json").read_bytes() == before
+    assert not same.exists()
+
+
+def test_mining_again_with_bm25_finds_its_file_complete(tmp_path: Path, monkeypatch):
+    data = tiny_data(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    command = ["mine", str(data), "--source", "bm25", "--num-negatives", "2", "--out", "m.jsonl"]
+    for _ in range(2):
+        result = CliRunner().invoke(build_app(), command)
+        assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(build_app(), [*command, "--overwrite"]).exit_code == 0

@@ -63,7 +63,7 @@ def test_parts_wait_for_each_other(data, tmp_path):
         ([], ConfigError, "expected --task TASK or --backbone BACKBONE, got neither"),
         (["--backbone", "minilm", "--shard", "2/2"], ConfigError, "expected --shard i/n.*'2/2'"),
         (["--backbone", "minilm", "--shard", "x"], ConfigError, "expected --shard i/n.*'x'"),
-        (["--backbone", "minilm", "--shard-size", "0"], VectorsError, "at least 1 passage, got 0"),
+        (["--backbone", "minilm", "--shard-size", "0"], ConfigError, "at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused(data, tmp_path, options, error, message):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dptdr.errors import BackboneError, BundleError
 from dptdr.io.atomic import atomic_folder, read_json
+from dptdr.io.resume import refuse_filled
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import save_task
 from dptdr.model.encoder import Limits
@@ -42,6 +43,7 @@ def import_authors(
         BackboneError: If the encoder cannot be loaded.
     """
     source, out = Path(source), Path(out)
+    refuse_filled(out)
     untied = (source / SIDES[0]).is_dir()
     folders = [source / side for side in SIDES] if untied else [source]
     parts = [_read_checkpoint(folder) for folder in folders]

@@ -8,6 +8,7 @@ import safetensors.torch
 
 from dptdr.errors import BundleError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.resume import refuse_filled
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import load_task, save_task
 from dptdr.model.encoder import Limits
@@ -36,6 +37,7 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
         BackboneError: If the encoder cannot be loaded.
     """
     source, out = Path(source), Path(out)
+    refuse_filled(out)
     settings = read_json(source / PEFT_CONFIG)
     if not isinstance(settings, dict) or settings.get("peft_type") != "PREFIX_TUNING":
         kind = settings.get("peft_type") if isinstance(settings, dict) else None
@@ -51,7 +53,16 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
     if set(state) != {"prompt_embeddings"}:
         raise BundleError(f"{path}: expected prompt_embeddings alone, got {sorted(state)}")
     loaded = Backbone.load(name)
-    rows = {"shared": rows_of_matrix(state["prompt_embeddings"], geometry=loaded.geometry)}
+    matrix = state["prompt_embeddings"]
+    if not matrix.is_floating_point() or not bool(matrix.isfinite().all()):
+        raise BundleError(f"{path}: expected finite floating-point rows")
+    wanted = settings.get("num_virtual_tokens")
+    if matrix.ndim != 2 or (wanted is not None and matrix.shape[0] != wanted):
+        raise BundleError(
+            f"{path}: expected {wanted} rows, as num_virtual_tokens in {PEFT_CONFIG} says, got "
+            f"{tuple(matrix.shape)}"
+        )
+    rows = {"shared": rows_of_matrix(matrix, geometry=loaded.geometry)}
     encoder = shifted_encoder(loaded, rows, limits=limits)
     save_task(out, encoder, name=out.name, training={"imported_from": "peft"})
     return imported(out, name, weights=[path])
@@ -94,6 +105,7 @@ def export_peft(
         )
     state = method.state()
     single = len(state) == 1
+    refuse_filled(out)
     with atomic_folder(out) as temporary:
         for name, rows in state.items():
             folder = temporary if single else temporary / name

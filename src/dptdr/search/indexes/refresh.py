@@ -1,5 +1,6 @@
 """Refresh vectors and index after passages or prompt changed."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,14 @@ from dptdr.search.indexes.local import LocalIndex, open_index
 from dptdr.search.indexes.types import find_type
 from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import read_documents, source_of
-from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
+from dptdr.search.vectors.encoding import (
+    PLAN,
+    EncodeSettings,
+    encode_folder,
+    partial_path,
+)
 from dptdr.search.vectors.folder import VectorFolder
+from dptdr.search.vectors.manifest import origin_from_json, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,7 @@ def refresh_index(
         weights_of(encoder),
     )
     if not unchanged or not same_probe(before.probe, probe_of(encoder)):
+        _drop_other_work(vectors, encoder, data_fingerprint=source.fingerprint)
         folder = encode_folder(
             counting,
             read_documents(data),
@@ -123,6 +131,25 @@ def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> Buil
         dimensions=settings.dimensions or old.reduction.dimensions,
         quantize=settings.quantize or old.reduction.quantize,
     )
+
+
+def _drop_other_work(vectors: Path, encoder: TextEncoder, *, data_fingerprint: str) -> None:
+    """Remove what an interrupted refresh left, unless this one continues it."""
+    work = partial_path(vectors)
+    if not work.is_dir():
+        return
+    try:
+        begun = origin_from_json(read_record(work / PLAN), path=work / PLAN)
+    except VectorsError:
+        same = False
+    else:
+        same = (begun.passage_fingerprint, begun.data_fingerprint, begun.weights) == (
+            encoder.passage_fingerprint,
+            data_fingerprint,
+            weights_of(encoder),
+        ) and same_probe(begun.probe, probe_of(encoder))
+    if not same:
+        shutil.rmtree(work)
 
 
 class _CountingEncoder:

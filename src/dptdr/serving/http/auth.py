@@ -180,12 +180,12 @@ class KeyFile:
                 sys.stderr.write(f"keys stay as they were: {error}\n")
         return self._keyring
 
-    def _state(self) -> tuple[int, int, int] | None:
+    def _state(self) -> tuple[int, ...] | None:
         try:
             status = self.path.stat()
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def hash_key(secret: str) -> str:
