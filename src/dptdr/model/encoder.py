@@ -224,7 +224,7 @@ class Encoder:
         return self._encode(texts, side="passage", on_progress=on_progress)
 
     def _encode(
-        self, texts: Sequence[str], *, side: Side, on_progress: OnProgress | None
+        self, texts: Any, *, side: Side, on_progress: OnProgress | None
     ) -> Float[np.ndarray, "texts dim"]:
         if isinstance(texts, str | bytes | dict) or not all(isinstance(t, str) for t in texts):
             raise ConfigError(
