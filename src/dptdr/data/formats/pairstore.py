@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from dptdr.records import Judgement, Query
 
+# Texts and pairs lie in the order in which their queries came: by hash, each row would read and
+# write a page of its own.
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -16384;
 CREATE TABLE passages (id INTEGER PRIMARY KEY);
-CREATE TABLE queries (id INTEGER PRIMARY KEY, number INTEGER, text TEXT);
+CREATE TABLE queries (number INTEGER PRIMARY KEY, id INTEGER UNIQUE, text TEXT);
 CREATE TABLE pairs (
     split TEXT, query INTEGER, passage INTEGER, number INTEGER, grade INTEGER,
     PRIMARY KEY (query, passage, split)
@@ -22,6 +24,7 @@ CREATE TABLE negatives (
     PRIMARY KEY (query, passage, split)
 ) WITHOUT ROWID;
 """
+_PAIR = "split = ? AND query = ? AND passage = ?"
 
 
 def text_id(text: str) -> str:
@@ -63,35 +66,35 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         """Add a passage; return whether it is new."""
         return self._insert("INSERT OR IGNORE INTO passages VALUES (?)", _key(passage_id))
 
-    def add_query(self, query: Query) -> None:
-        """Add a query."""
+    def add_query(self, query: Query) -> int:
+        """Add a query, unless it is there; return its number."""
         self._number += 1
-        values = (_key(query.id), self._number, query.text)
-        self._insert("INSERT OR IGNORE INTO queries VALUES (?, ?, ?)", *values)
+        key = _key(query.id)
+        insert = "INSERT OR IGNORE INTO queries VALUES (?, ?, ?)"
+        if self._insert(insert, self._number, key, query.text):
+            return self._number
+        return self._one("SELECT number FROM queries WHERE id = ?", key)
 
-    def add_pair(self, split: str, judgement: Judgement) -> int | None:
-        """Add a judgement; return the grade that the pair already has, if any."""
+    def add_pair(self, split: str, query: int, passage_id: str, grade: int) -> int | None:
+        """Add a pair; return the grade that it already has, if any."""
         self._number += 1
-        key = (split, _key(judgement.query_id), _key(judgement.passage_id))
-        insert = "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?)"
-        if self._insert(insert, *key, self._number, judgement.grade):
+        key = (split, query, _key(passage_id))
+        if self._insert(
+            "INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?)", *key, self._number, grade
+        ):
             return None
-        found = self._database.execute(
-            "SELECT grade FROM pairs WHERE split = ? AND query = ? AND passage = ?", key
-        ).fetchone()
-        return int(found[0])
+        return self._one(f"SELECT grade FROM pairs WHERE {_PAIR}", *key)
 
-    def set_grade(self, split: str, judgement: Judgement) -> None:
+    def set_grade(self, split: str, query: int, passage_id: str, grade: int) -> None:
         """Replace the grade of a pair."""
-        self._database.execute(
-            "UPDATE pairs SET grade = ? WHERE split = ? AND query = ? AND passage = ?",
-            (judgement.grade, split, _key(judgement.query_id), _key(judgement.passage_id)),
+        self._insert(
+            f"UPDATE pairs SET grade = ? WHERE {_PAIR}", grade, split, query, _key(passage_id)
         )
 
-    def add_negative(self, split: str, query_id: str, passage_id: str) -> None:
+    def add_negative(self, split: str, query: int, passage_id: str) -> None:
         """Add a passage that does not answer a query."""
         self._number += 1
-        values = (split, _key(query_id), _key(passage_id), self._number)
+        values = (split, query, _key(passage_id), self._number)
         self._insert("INSERT OR IGNORE INTO negatives VALUES (?, ?, ?, ?)", *values)
 
     def drop_negatives_that_answer(self) -> int:
@@ -108,11 +111,10 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
 
     def queries_in_several_splits(self) -> int:
         """Count the queries that are judged in more than one split."""
-        (count,) = self._database.execute(
+        return self._one(
             "SELECT count(*) FROM (SELECT 1 FROM pairs GROUP BY query"
             " HAVING min(split) < max(split))"
-        ).fetchone()
-        return int(count)
+        )
 
     def negatives(self, split: str) -> Iterator[NegativesOfQuery]:
         """Yield the queries of a split that have positives, if any of the split has negatives."""
@@ -120,30 +122,30 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         if self._database.execute(some, (split,)).fetchone() is None:
             return
         queries = self._database.execute(
-            "SELECT DISTINCT query, queries.number FROM pairs JOIN queries ON queries.id = query"
-            " WHERE split = ? AND grade > 0 ORDER BY queries.number",
+            "SELECT DISTINCT query, id FROM pairs JOIN queries ON queries.number = query"
+            " WHERE split = ? AND grade > 0 ORDER BY query",
             (split,),
         )
-        for key, _ in queries:
+        for number, key in queries:
             negatives = self._database.execute(
                 "SELECT passage FROM negatives WHERE split = ? AND query = ? ORDER BY number",
-                (split, key),
+                (split, number),
             )
             found = [_id(passage) for (passage,) in negatives]
-            yield NegativesOfQuery(_id(key), self._positives(split, key), found)
+            yield NegativesOfQuery(_id(key), self._positives(split, number), found)
 
-    def _positives(self, split: str, key: int) -> list[str]:
+    def _positives(self, split: str, query: int) -> list[str]:
         rows = self._database.execute(
             "SELECT passage FROM pairs WHERE split = ? AND query = ? AND grade > 0 ORDER BY number",
-            (split, key),
+            (split, query),
         )
         return [_id(passage) for (passage,) in rows]
 
     def __getitem__(self, split: str) -> Iterator[Judgement]:
         """Yield the judgements of a split."""
         rows = self._database.execute(
-            "SELECT query, passage, grade FROM pairs JOIN queries ON queries.id = query"
-            " WHERE split = ? ORDER BY queries.number, pairs.number",
+            "SELECT id, passage, grade FROM pairs JOIN queries ON queries.number = query"
+            " WHERE split = ? ORDER BY query, pairs.number",
             (split,),
         )
         return (Judgement(_id(query), _id(passage), grade) for query, passage, grade in rows)
@@ -159,3 +161,6 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
 
     def _insert(self, statement: str, *values: int | str) -> bool:
         return self._database.execute(statement, values).rowcount > 0
+
+    def _one(self, statement: str, *values: int | str) -> int:
+        return int(self._database.execute(statement, values).fetchone()[0])

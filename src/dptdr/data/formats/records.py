@@ -15,7 +15,7 @@ from dptdr.data.formats.rows import Row, object_rows
 from dptdr.data.formats.writing import Conversion, Progress, Rules, write_material
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
-from dptdr.records import Judgement, Passage, Query
+from dptdr.records import Passage, Query
 
 Splits: TypeAlias = Sequence[tuple[str, Iterable[Row]]]
 
@@ -127,42 +127,43 @@ class _Reading:
         asked = Query(text_id(query), query)
         split = self._held_out(split, asked.id)
         title = _text(row, columns.title) if columns.title else ""
-        kept = False
+        number: int | None = None
         for text in positives:
             passage = _passage(text, title)
             if passage.id == asked.id:
                 self._dropped["pairs of a text with itself"] += 1
                 continue
-            if not kept:
-                self._store.add_query(asked)
-                kept = True
-            self._judge(split, Judgement(asked.id, passage.id, grade), columns)
+            if number is None:
+                number = self._store.add_query(asked)
+            self._judge((split, number, passage.id), grade, columns)
             if self._store.add_passage(passage.id):
                 yield passage
-        for column in columns.negatives if kept else ():
+        if number is None:
+            return
+        for column in columns.negatives:
             for text in _texts(row, column):
-                yield from self._negative(text, split, asked)
+                yield from self._negative(text, split, asked.id, number)
 
-    def _negative(self, text: str, split: str, query: Query) -> Iterator[Passage]:
+    def _negative(self, text: str, split: str, query_id: str, number: int) -> Iterator[Passage]:
         if not text.strip():
             return
         passage = _passage(text, "")
-        if passage.id == query.id:
+        if passage.id == query_id:
             self._dropped["negatives that are the query itself"] += 1
             return
-        self._store.add_negative(split, query.id, passage.id)
+        self._store.add_negative(split, number, passage.id)
         if self._store.add_passage(passage.id):
             yield passage
 
-    def _judge(self, split: str, judgement: Judgement, columns: Columns) -> None:
-        before = self._store.add_pair(split, judgement)
+    def _judge(self, pair: tuple[str, int, str], grade: int, columns: Columns) -> None:
+        before = self._store.add_pair(*pair, grade)
         if before is None:
             return
         self._dropped["duplicate pairs"] += 1
         if columns.clicks is not None:
-            self._store.set_grade(split, judgement._replace(grade=before + judgement.grade))
-        elif judgement.grade > before:
-            self._store.set_grade(split, judgement)
+            self._store.set_grade(*pair, before + grade)
+        elif grade > before:
+            self._store.set_grade(*pair, grade)
 
     def _columns_of(self, row: Row) -> Columns:
         names = tuple(row.values)
