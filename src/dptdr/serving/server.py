@@ -95,13 +95,13 @@ def _serve_workers(settings: ServerSettings, *, host: str, port: int) -> None:
             del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
-def work(settings: ServerSettings, socket: Any, failures: Any) -> None:
+def work(settings: ServerSettings, socket: Any, reports: Any) -> None:
     """Run one worker: load everything, then accept connections.
 
     Args:
         settings: The server's settings.
         socket: The listening socket that all workers share.
-        failures: Queue for the message of a worker that cannot load.
+        reports: Queue for process id and ``None`` once loaded, or why it cannot.
     """
     from dptdr.serving.draining import DrainingServer
     from dptdr.serving.http.app import build_app
@@ -113,8 +113,9 @@ def work(settings: ServerSettings, socket: Any, failures: Any) -> None:
         runtime = Runtime(settings)
         runtime.load()
     except DptdrError as error:
-        failures.put(str(error))
+        reports.put((os.getpid(), str(error)))
         sys.exit(CANNOT_LOAD)
+    reports.put((os.getpid(), None))
     config = _config(build_app(runtime), settings, host="", port=0)
     config.configure_logging()
     DrainingServer(config, runtime).run(sockets=[socket])

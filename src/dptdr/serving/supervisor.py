@@ -23,11 +23,16 @@ _MAX_EARLY_DEATHS = 5
 class Supervisor:
     """Runs workers on one socket and replaces those that die.
 
+    While a loaded worker serves, one that cannot start is only tried again later: a damaged file
+    must not stop a server that has it in memory.
+
     Args:
-        target: What a worker does; takes the arguments and a queue for its error message.
+        target: Function of a worker. Takes the arguments and a queue, where it puts its process id
+            and ``None`` once loaded, or the message why it cannot.
         arguments: The arguments.
-        workers: How many processes.
+        workers: Number of processes.
         patience_seconds: How long workers may take to end before they are killed.
+        retry_seconds: Pause before a worker that could not start is tried again.
     """
 
     def __init__(
@@ -37,14 +42,19 @@ class Supervisor:
         *,
         workers: int,
         patience_seconds: float,
+        retry_seconds: float = 5.0,
     ) -> None:
         self.target = target
         self.arguments = arguments
         self.workers = workers
         self.patience_seconds = patience_seconds
         self._context = multiprocessing.get_context("spawn")
-        self._failures = self._context.SimpleQueue()
+        self.retry_seconds = retry_seconds
+        self._reports = self._context.SimpleQueue()
         self._running: dict[SpawnProcess, float] = {}
+        self._due: list[float] = []
+        self._loaded: set[int] = set()
+        self._messages: dict[int, str] = {}
         self._early = 0
         self._stopping = False
 
@@ -64,6 +74,10 @@ class Supervisor:
                 for process in [p for p in self._running if not p.is_alive()]:
                     if not self._stopping:
                         self._replace(process)
+                late = [due for due in self._due if due <= time.monotonic()]
+                self._due = [due for due in self._due if due not in late]
+                for _ in late if not self._stopping else ():
+                    self._start()
         finally:
             self._end()
             for sig, handler in before.items():
@@ -74,7 +88,7 @@ class Supervisor:
         self._stopping = True
 
     def _start(self) -> None:
-        process = self._context.Process(target=self.target, args=(*self.arguments, self._failures))
+        process = self._context.Process(target=self.target, args=(*self.arguments, self._reports))
         process.start()
         self._running[process] = time.monotonic()
 
@@ -86,14 +100,31 @@ class Supervisor:
         sys.stderr.write(f"worker {process.pid} died with code {process.exitcode}, replacing it\n")
         with contextlib.suppress(OSError, TypeError, ValueError):
             mark_process_dead(process.pid)
-        if process.exitcode == CANNOT_LOAD:
-            raise ServingError(self._failures.get())
+        self._read_reports()
+        message = self._messages.pop(process.pid or 0, None)
+        if any(other.pid in self._loaded for other in self._running):
+            if message is not None:
+                sys.stderr.write(f"worker {process.pid}: {message}\n")
+            pause = self.retry_seconds if early or message is not None else 0.0
+            self._due.append(time.monotonic() + pause)
+            return
+        if message is not None:
+            raise ServingError(message)
         if self._early >= _MAX_EARLY_DEATHS:
             raise ServingError(
                 f"{self._early} workers in a row died within {_EARLY_SECONDS:g} seconds of their "
                 "start; the log above says why"
             )
         self._start()
+
+    def _read_reports(self) -> None:
+        """Note which workers have loaded, and why others could not."""
+        while not self._reports.empty():
+            pid, message = self._reports.get()
+            if message is None:
+                self._loaded.add(pid)
+            else:
+                self._messages[pid] = message
 
     def _end(self) -> None:
         for process in self._running:
