@@ -22,7 +22,7 @@ from dptdr.search.vectors.encoding import (
     partial_path,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import origin_from_json, read_record
+from dptdr.search.vectors.manifest import Origin, origin_from_json, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ def refresh_index(
 
     Vectors are taken over for passages of the same content where the passage fingerprint is the
     same; after a change of the prompt all are encoded. Each folder is exchanged by a rename when
-    it is whole. An index that is open keeps the old files, and whoever opens it next gets
-    the new ones. A killed renewal continues when it is called again.
+    complete: first the vectors, then the index, which keeps its own old vectors until then. An open
+    index keeps the old files. Call again after a failure or a kill to continue.
 
     Args:
         index_type: Type of the new index; that of the old one by default.
@@ -65,6 +65,8 @@ def refresh_index(
     """
     old_folder = VectorFolder(vectors)
     old_index = open_index(index)
+    before = old_folder.manifest.origin
+    _refuse_other_task(old_index, before, encoder, vectors=vectors, index=index)
     source = source_of(data)
     wanted = index_type or old_index.index_type
     settings = _as_before(settings or BuildSettings(), old_index, wanted=wanted)
@@ -72,7 +74,6 @@ def refresh_index(
         # Refused before hours of encoding.
         count = source.count or old_folder.count
         check_settings(settings, find_type(wanted), count=count, dim=old_folder.dim)
-    before = old_folder.manifest.origin
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
     unchanged = (before.passage_fingerprint, before.data_fingerprint, before.weights) == (
@@ -114,6 +115,22 @@ def refresh_index(
         rebuilt=rebuilt,
         warning=warning,
     )
+
+
+def _refuse_other_task(
+    old: LocalIndex, before: Origin, encoder: TextEncoder, *, vectors: Path, index: Path
+) -> None:
+    """Refuse an index that these vectors never were in; it would be replaced."""
+    indexed = old.vectors.manifest.origin
+    if indexed.passage_fingerprint == before.passage_fingerprint:
+        return
+    # A refresh that stopped between the two exchanges leaves new vectors beside the old index.
+    half_done = before.passage_fingerprint == encoder.passage_fingerprint
+    if not half_done or indexed.encoder != before.encoder:
+        raise VectorsError(
+            f"{index}: its vectors are those of '{indexed.encoder}', expected those in {vectors} "
+            f"of '{before.encoder}'; name the index of these vectors, or build a new one"
+        )
 
 
 def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:

@@ -118,3 +118,19 @@ def test_a_stop_before_the_index_is_built_is_made_good_by_the_next_call(
     monkeypatch.undo()
     done = renew(make_encoder(), tmp_path)
     assert (done.encoded, done.rebuilt, done.index.count) == (0, True, 21)
+
+
+def test_an_index_of_another_task_is_refused_before_anything_is_encoded(
+    built, make_encoder, tmp_path
+):
+    other = make_encoder(prompt="p9")
+    other.name = "other"
+    folder = encode_data(other, tmp_path / "data", out=tmp_path / "other")
+    build_index(folder, out=tmp_path / "i9", index_type="exact")
+    encoder = make_encoder()
+    with pytest.raises(VectorsError, match="i9: its vectors are those of"):
+        refresh_index(
+            encoder, data=tmp_path / "data", vectors=tmp_path / "v", index=tmp_path / "i9"
+        )
+    assert encoder.encoded == []
+    assert open_index(tmp_path / "i9").origin.passage_fingerprint == "passage-b1-p9"
