@@ -62,6 +62,14 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
             f"{path}: expected {wanted} rows, as num_virtual_tokens in {PEFT_CONFIG} says, got "
             f"{tuple(matrix.shape)}"
         )
+    fitting = _peft_settings(loaded, length=matrix.shape[0])
+    for field in ("num_layers", "num_attention_heads", "token_dim"):
+        got = settings.get(field)
+        if got is not None and got != fitting[field]:
+            raise BundleError(
+                f"{source / PEFT_CONFIG}: field {field!r}: expected {fitting[field]}, as in the "
+                f"encoder {name}, got {got!r}"
+            )
     rows = {"shared": rows_of_matrix(matrix, geometry=loaded.geometry)}
     encoder = shifted_encoder(loaded, rows, limits=limits)
     save_task(out, encoder, name=out.name, training={"imported_from": "peft"})

@@ -180,6 +180,19 @@ def test_peft_adapter_gives_the_vectors_that_peft_computes(tmp_path, architectur
     torch.testing.assert_close(made, want, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("field", ["num_layers", "num_attention_heads", "token_dim"])
+def test_an_adapter_of_another_geometry_is_refused(tmp_path, field):
+    folder = save_tiny(tmp_path / "encoder", "bert")
+    backbone, _ = saved_task(tmp_path / "task", folder, position="shifted")
+    export_peft(tmp_path / "task", tmp_path / "adapter", backbone=backbone)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {field: 2 * settings[field]}))
+    with pytest.raises(BundleError, match=rf"{field}.*expected {settings[field]}.*got"):
+        import_peft(tmp_path / "adapter", tmp_path / "new", backbone=str(folder), limits=LIMITS)
+    assert not (tmp_path / "new").exists()
+
+
 def saved_task(path, folder, *, ffn_length=0, **settings):
     backbone = Backbone.load(str(folder))
     config = DeepPromptConfig(
