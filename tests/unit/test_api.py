@@ -341,7 +341,44 @@ def test_counts_below_one_are_refused(places):
     data, backbone, root = places
     for wrong in ({"limit": -1}, {"limit": True}, {"depth": 0}):
         (name,) = wrong
-        with pytest.raises(ConfigError, match=f"{name}: expected a whole number of at least 1"):
+        with pytest.raises(ConfigError, match=f"{name}: expected a whole number"):
             dptdr.evaluate(data, "bm25", **wrong)
     with pytest.raises(ConfigError, match="shard_size: expected a whole number"):
         dptdr.encode(data, backbone, out=root / "never", shard_size=0)
+
+
+def test_an_iterator_of_texts_is_encoded_whole(task):
+    assert task._encode(iter(["a", "b"]), side="query", on_progress=None).shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"measures": "nDCG@10"},
+        {"split": None},
+        {"protocol": "trec"},
+        {"threads": 0},
+        {"strict": True},
+        {"matching": "regex"},
+        {"protocol": "msmarco", "depth": 5},
+        {"batch_size": -1},
+    ],
+)
+def test_arguments_that_mean_nothing_are_named(places, wrong):
+    data, _, _ = places
+    with pytest.raises(ConfigError, match=list(wrong)[-1]):
+        dptdr.evaluate(data, "bm25", **wrong)
+
+
+def test_an_index_names_wrong_arguments(places, task):
+    data, _, root = places
+    index = dptdr.build_index(data, task, out=root / "arguments", progress=False)
+    for name, wrong in [("k", -1), ("k", "3"), ("filters", {"lang": 1}), ("filters", "lang=en")]:
+        with pytest.raises(ConfigError, match=f"^{name}: expected"):
+            index.search("red car", **{name: wrong})
+    with pytest.raises(ConfigError, match=r"^dense_weight: expected a number"):
+        dptdr.open_index(root / "arguments", dense_weight="0.5")
+    with pytest.raises(ConfigError, match=r"^bm25: expected True or False"):
+        dptdr.build_index(data, task, out=root / "arguments", bm25="yes")
+    with pytest.raises(ConfigError, match=r"^dtype: has no effect on a loaded encoder"):
+        dptdr.evaluate(data, task, dtype="bfloat16")

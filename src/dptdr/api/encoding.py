@@ -10,13 +10,13 @@ from typing import Literal
 from dptdr.api.inputs import (
     AnyData,
     AnyPath,
-    check_counts,
     data_folder,
     phases,
     resolve_device,
     set_threads,
 )
 from dptdr.api.task import AnyEncoder, loaded
+from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 from dptdr.model import Encoder
@@ -28,6 +28,7 @@ from dptdr.search.vectors.manifest import DTYPES
 from dptdr.search.vectors.workers import encode_in_processes
 
 
+@checked
 def encode(
     data: AnyData,
     encoder: AnyEncoder,

@@ -1,6 +1,6 @@
 """Rank passages, measure rankings, compare systems."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,13 +8,13 @@ from dptdr.api.inputs import (
     AnyData,
     AnyPath,
     Phase,
-    check_counts,
     core_count,
     data_folder,
     optional_path,
     phases,
     set_threads,
 )
+from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.evaluation.compare import Comparison, compare_reports
 from dptdr.evaluation.report import EvaluationReport
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dptdr.model import Encoder
 
 
+@checked
 def retrieve(
     data: AnyData,
     system: "SearchIndex | AnyEncoder",
@@ -97,6 +98,7 @@ def retrieve(
     return run
 
 
+@checked
 def evaluate(
     data: AnyData,
     system: "AnyEncoder | Run",
@@ -146,7 +148,18 @@ def evaluate(
     """
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
-    check_counts(depth=depth, limit=limit)
+    check_counts(depth=depth, limit=limit, batch_size=batch_size, threads=threads)
+    of_ranking = {"measures": bool(measures), "depth": depth, "limit": limit, "run_out": run_out}
+    of_answers = {
+        "passages": passages,
+        "queries": queries,
+        "matching": matching != "string",
+        "strict": strict,
+    }
+    if protocol is not None:
+        _refuse_idle(of_ranking | {"keep_identical": keep_identical}, f"protocol={protocol!r}")
+    if protocol != "nq":
+        _refuse_idle(of_answers, f"protocol={protocol!r}")
     try_outputs(optional_path(run_out), inputs=[data, system])
     if protocol is not None:
         return _by_protocol(
@@ -183,6 +196,7 @@ def evaluate(
     return report
 
 
+@checked
 def compare(
     reports: Sequence[EvaluationReport | AnyPath],
     *,
@@ -217,6 +231,12 @@ def _system(
     from dptdr.api.task import loaded
 
     return loaded(given, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def _refuse_idle(given: Mapping[str, object], beside: str) -> None:
+    idle = [name for name, value in given.items() if value not in (None, False)]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: no effect with {beside}")
 
 
 def _write(path: AnyPath | None, run: Run, *, name: str) -> None:

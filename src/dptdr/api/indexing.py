@@ -8,6 +8,7 @@ from typing import Any
 from dptdr.api.encoding import encode
 from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device
 from dptdr.api.task import AnyEncoder, loaded
+from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 from dptdr.search.indexes.building import BuildSettings
@@ -27,6 +28,7 @@ _DATABASE_OPTIONS = ("M", "ef_construction", "links", "build_width")
 """Options of an index in a database; the last two are former names."""
 
 
+@checked
 def build_index(
     data: AnyData,
     encoder: AnyEncoder | None = None,
@@ -128,7 +130,8 @@ def build_index(
 def _build_settings(
     *, threads: int | None = None, options: Mapping[str, int] | None = None, **others: Any
 ) -> BuildSettings:
-    return BuildSettings(threads=threads or 0, options=options or {}, **others)
+    check_counts(threads=threads, memory_bytes=others.get("memory_bytes"))
+    return checked(BuildSettings)(threads=threads or 0, options=options or {}, **others)
 
 
 def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSettings) -> None:
@@ -149,6 +152,7 @@ def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSett
         raise ConfigError("; ".join(f"{name}: has no effect with a database" for name in idle))
 
 
+@checked
 def refresh_index(
     data: AnyData,
     encoder: AnyEncoder,
@@ -191,6 +195,7 @@ def _warn(warning: str | None) -> None:
         warnings.warn(warning, stacklevel=3)
 
 
+@checked
 def open_index(
     path: AnyPath,
     encoder: AnyEncoder | None = None,
@@ -217,6 +222,7 @@ def open_index(
     Returns:
         The index; close it if it is in a database.
     """
+    check_counts(rerank_top=rerank_top)
     index = open_local(path) if database is None else open_database(database, str(path))
     try:
         return SearchIndex(

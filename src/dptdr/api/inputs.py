@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dptdr.config.arguments import check_counts
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.progress import progress as progress_bar
 
@@ -85,21 +86,11 @@ def resolve_device(name: str) -> str:
 
 def set_threads(threads: int | None) -> None:
     """Set torch's number of threads; ``None`` leaves it alone."""
-    if threads:
+    check_counts(threads=threads)
+    if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def check_counts(**counts: int | None) -> None:
-    """Refuse numbers that cannot count anything.
-
-    Raises:
-        ConfigError: If one is no whole number of at least 1; ``None`` is left to its default.
-    """
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or int(count) != count or count < 1):
-            raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
 
 
 def core_count() -> int:

@@ -13,6 +13,7 @@ from dptdr.api.inputs import (
     phases,
     resolve_device,
 )
+from dptdr.config.arguments import checked
 from dptdr.io.resume import try_outputs
 from dptdr.mining.settings import (
     FilteringSettings,
@@ -24,6 +25,7 @@ from dptdr.mining.settings import (
 )
 
 
+@checked
 def mine(
     data: AnyData,
     *,

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dptdr.api.inputs import AnyPath
+from dptdr.config.arguments import checked
 
 
+@checked
 def serve(
     tasks: Sequence[AnyPath] = (),
     *,

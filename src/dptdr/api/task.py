@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dptdr.api.inputs import AnyPath, resolve_device
+from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, TaskManifest, load_encoder, load_task, read_manifest
 from dptdr.model.hub import push_task, task_folder
@@ -72,6 +73,7 @@ class Task(Encoder):
         )
 
 
+@checked
 def load(
     name: AnyPath,
     *,
@@ -151,7 +153,11 @@ def loaded(
         batch_size: Maximum number of texts in a batch.
         fast: Prepare what is loaded for encoding alone; it can then no longer be trained.
     """
+    check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):
+        if backbone is not None or dtype != "float32":
+            name = "dtype" if backbone is None else "backbone"
+            raise ConfigError(f"{name}: has no effect on a loaded encoder; give it to dptdr.load")
         encoder = given
     else:
         encoder = load(given, backbone=backbone, device=device, dtype=dtype)

@@ -14,6 +14,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
+from dptdr.config.arguments import checked
 from dptdr.config.requests import pretraining_request, training_request
 from dptdr.io.beir import BeirFolder
 from dptdr.io.progress import TrainingProgress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult
 
 
+@checked
 def train(
     data: AnyData,
     *,
@@ -101,6 +103,7 @@ def train(
     return Task(load_task(Path(out), backbone=loaded), path=Path(out), result=result)
 
 
+@checked
 def pretrain(
     data: AnyData,
     *,

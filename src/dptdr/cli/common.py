@@ -16,7 +16,7 @@ Device = Annotated[
     str, typer.Option(help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="Number type of the backbone's weights: float32, bfloat16.")
+    str, typer.Option(help="Number type of the backbone's weights: float32, bfloat16 or float16.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=0, help="Processor threads. Default: one for each core.")

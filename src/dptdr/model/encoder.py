@@ -1,7 +1,7 @@
 """The encoder: texts in, vectors out, for the bare backbone or any tuned task."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -226,11 +226,13 @@ class Encoder:
     def _encode(
         self, texts: Any, *, side: Side, on_progress: OnProgress | None
     ) -> Float[np.ndarray, "texts dim"]:
-        if isinstance(texts, str | bytes | dict) or not all(isinstance(t, str) for t in texts):
+        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict)
+        # A list first: looking through an iterator would leave nothing to encode.
+        given, texts = texts, list(texts) if listed else [None]
+        if not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                f"expected a list of texts, got {type(texts).__name__}; put a single text in a list"
+                f"expected a list of texts, got {type(given).__name__}; put a single text in a list"
             )
-        texts = list(texts)
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         if not texts:
             return vectors

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError, VectorsError
 from dptdr.io.identical import is_own_passage, say_own, without_own
 from dptdr.records import Hit, Qrels, Query, Run
@@ -104,6 +105,7 @@ class SearchIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @checked
     def search(self, text: str, *, k: int = 10, filters: Filters = ()) -> list[SearchResult]:
         """Return the best passages for a text.
 
@@ -115,6 +117,7 @@ class SearchIndex:
         Returns:
             At most ``k`` passages with their texts.
         """
+        check_counts(k=k)
         hits = self.run([Query(_TEXT_ID, text)], depth=k, filters=filters)[_TEXT_ID]
         documents = self.index.documents([hit.passage_id for hit in hits])
         return [
@@ -122,6 +125,7 @@ class SearchIndex:
             for hit, (passage, metadata) in zip(hits, documents, strict=True)
         ]
 
+    @checked
     def run(
         self,
         queries: Sequence[Query],
@@ -141,6 +145,7 @@ class SearchIndex:
         Returns:
             The run.
         """
+        check_counts(depth=depth)
         conditions = _conditions(filters)
         wanted = max(depth, self._rerank_top) if self._scorer is not None else depth
         wanted += not keep_identical

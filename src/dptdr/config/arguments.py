@@ -1,0 +1,116 @@
+"""Check arguments of public functions against their annotations."""
+
+import functools
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+
+from dptdr.errors import ConfigError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def checked(function: _Function) -> _Function:
+    """Raise a ``ConfigError`` that names the argument where a value does not fit its annotation.
+
+    Plain types, literals, unions, sequences, mappings and tuples of them are checked. Other
+    annotations accept any value: the function itself knows better what it needs.
+    """
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def annotations() -> dict[str, Any]:
+        return {
+            name: _resolved(parameter.annotation, function)
+            for name, parameter in signature.parameters.items()
+            if parameter.annotation is not parameter.empty
+            and parameter.kind is not parameter.VAR_KEYWORD
+        }
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            annotation = annotations().get(name, Any)
+            plain = value.item() if isinstance(value, np.generic) else value
+            if not fits(plain, annotation):
+                raise ConfigError(f"{name}: expected {_words(annotation)}, got {value!r:.100}")
+            bound.arguments[name] = plain
+        return function(*bound.args, **bound.kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def fits(value: object, annotation: Any) -> bool:
+    """Tell whether a value fits an annotation, as far as it can be checked."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, member) for member in inner)
+    if origin is Literal:
+        return value in inner
+    if annotation in (int, float):
+        number = numbers.Integral if annotation is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if annotation in (None, types.NoneType):
+        return value is None
+    if origin is tuple and Ellipsis not in inner:
+        return (
+            isinstance(value, tuple | list)
+            and len(value) == len(inner)
+            and all(map(fits, value, inner))
+        )
+    if origin is Sequence:
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            return False
+        return all(fits(item, inner[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            fits(key, inner[0]) and fits(item, inner[1]) for key, item in value.items()
+        )
+    plain = inspect.isclass(annotation) and not getattr(annotation, "_is_protocol", False)
+    if plain and origin is None and annotation is not Any:
+        return isinstance(value, annotation)
+    return True
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers that cannot count anything.
+
+    Raises:
+        ConfigError: If one is not a whole number of at least 1; ``None`` is left to its default.
+    """
+    for name, count in counts.items():
+        if count is not None and (not fits(count, int) or count < 1):
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
+
+
+def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
+    """Evaluate an annotation; ``Any`` if it names types imported for type checkers alone."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, function.__globals__)
+    except NameError:
+        return Any
+
+
+def _words(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(member) for member in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin is tuple:
+        return f"({', '.join(map(_words, inner))})"
+    if origin is Sequence:
+        return f"a list of {_words(inner[0])}"
+    if origin is Mapping:
+        return f"a dict of {_words(inner[0])} to {_words(inner[1])}"
+    if annotation in (None, types.NoneType):
+        return "None"
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+    return names.get(annotation) or str(getattr(annotation, "__name__", annotation))
