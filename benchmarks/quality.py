@@ -134,7 +134,10 @@ def measured_cell(cell: _lib.Record, path: Path, arguments: argparse.Namespace) 
 
         run = Bm25Index.build(test.passages).search(test.queries, depth=100)
     else:
-        run = searched(tuned(cell, folder, record, arguments), test, arguments)
+        encoder = tuned(cell, folder, record, arguments)
+        run = searched(encoder, test, arguments)
+        if cell["method"] == "deep-prompt" and cell["seed"] == 0:
+            record["stored"] = rounded(encoder, test, arguments)
     result = evaluate(run, test.qrels, measures=MEASURES)
     return record | {
         "test": {name: round(float(value), 6) for name, value in result.measures.items()},
@@ -203,6 +206,22 @@ def tuned(
     for made in (out, result.run_folder):
         shutil.rmtree(made)
     return encoder
+
+
+def rounded(encoder: Any, test: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return nDCG@10 with the prompt's rows rounded to 16 bits, by number type."""
+    from dptdr.evaluation import evaluate
+    from dptdr.model.bundle import round_weights
+
+    exact = {name: tensor.clone() for name, tensor in encoder.method.state().items()}
+    made = {}
+    for dtype in ("float16", "bfloat16"):
+        encoder.method.load(exact)
+        round_weights(encoder.method, dtype)
+        run = searched(encoder, test, arguments)
+        value = evaluate(run, test.qrels, measures=["nDCG@10"]).measures["nDCG@10"]
+        made[dtype] = round(float(value), 6)
+    return made
 
 
 class Clock:
@@ -310,7 +329,24 @@ def over_sets(sets: dict[str, dict[str, list[_lib.Record]]], *, title: str) -> l
         ]
         head = ["method", "sets", "time", "mean", "full", "difference", "sets below, p < .05"]
         lines += ["", *_lib.table(head, longer)]
+    stored = stored_rows(sets)
+    if stored:
+        lines += ["", f"### Rows stored in 16 bits{title}", ""]
+        lines += ["Change of nDCG@10 against the same rows in float32; seed 0.", ""]
+        lines += _lib.table(["set", "system", "float32", "float16", "bfloat16"], stored)
     return lines
+
+
+def stored_rows(sets: dict[str, dict[str, list[_lib.Record]]]) -> list[list[str]]:
+    """Return a row for each prompt that was also measured with rounded rows."""
+    return [
+        [name, row, f"{exact:.4f}", *(f"{value - exact:+.4f}" for value in r["stored"].values())]
+        for name in sorted(sets)
+        for row, records in sets[name].items()
+        for r in records
+        if "stored" in r
+        for exact in [r["test"]["nDCG@10"]]
+    ]
 
 
 Best = dict[str, dict[str, list[_lib.Record]]]
