@@ -212,11 +212,18 @@ def cap_command(
 
 
 def _numbers_of(queries: list[str]) -> dict[str, int]:
-    pairs = {text: text.partition("=")[::2] for text in queries}
-    wrong = [text for text, (name, count) in pairs.items() if not name or not count.isdecimal()]
+    pairs = [text.partition("=")[::2] for text in queries]
+    wrong = [
+        text
+        for text, (name, count) in zip(queries, pairs, strict=True)
+        if not name or not count.isdecimal()
+    ]
     if wrong:
         raise ConfigError(f"expected --queries SPLIT=NUMBER, got {', '.join(wrong)}")
-    return {name: int(count) for name, count in pairs.values()}
+    splits = [name for name, _ in pairs]
+    if twice := sorted({name for name in splits if splits.count(name) > 1}):
+        raise ConfigError(f"--queries: expected each split once, got {', '.join(twice)} again")
+    return {name: int(count) for name, count in pairs}
 
 
 def _conversion_lines(done: "Conversion") -> str:

@@ -83,6 +83,15 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
     Raises:
         DataError: If the bytes are not UTF-8.
     """
+    # UTF-16 without its mark: every other byte of plain text is 0, which UTF-8 allows.
+    if number == 1 and 0 in line[:2]:
+        byte_order = "BE" if line[0] == 0 else "LE"
+        raise DataError(
+            "expected UTF-8 text, the file looks like UTF-16; save it as UTF-8, or convert it "
+            f"(`iconv -f UTF-16{byte_order} -t UTF-8`)",
+            path=path,
+            line=number,
+        )
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -200,7 +209,7 @@ def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARG
 
 
 def describe(value: object) -> str:
-    """Describe a JSON value for a message.
+    """Describe a value of JSON or Python for a message.
 
     Returns:
         Such as ``the number 7`` or ``a list``.
@@ -209,8 +218,14 @@ def describe(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
-    return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, dict):
+        return "an object"
+    return (
+        "a list" if isinstance(value, list | tuple) else f"a value of type {type(value).__name__}"
+    )

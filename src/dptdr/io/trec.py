@@ -62,13 +62,17 @@ def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
     """Yield line number and judgement of a qrels file; a header line may be absent.
 
     Raises:
-        DataError: If the file is missing or a line is broken.
+        DataError: If the file is missing, a line is broken, or there is no judgement.
     """
     path = Path(path)
+    any_judgement = False
     for number, line in raw_lines(path):
         if number == 1 and is_qrels_header(line):
             continue
+        any_judgement = True
         yield number, parse_judgement(line, path=path, number=number)
+    if not any_judgement:
+        raise DataError("the file holds no judgement", path=path)
 
 
 def read_qrels(path: Path) -> Qrels:
@@ -78,9 +82,13 @@ def read_qrels(path: Path) -> Qrels:
         DataError: If the file is missing, a line is broken, or a pair is judged twice with
             different grades.
     """
-    path = Path(path)
+    return gather_qrels(judgements(path), path=path)
+
+
+def gather_qrels(lines: Iterable[tuple[int, Judgement]], *, path: Path | str) -> Qrels:
+    """Return the judgements of numbered lines by query; see :func:`read_qrels`."""
     qrels: Qrels = {}
-    for number, (query_id, passage_id, grade) in judgements(path):
+    for number, (query_id, passage_id, grade) in lines:
         earlier = qrels.setdefault(query_id, {}).setdefault(passage_id, grade)
         if earlier != grade:
             raise DataError(
@@ -144,10 +152,13 @@ def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
     """Yield the lines of a run file, with their numbers.
 
     Raises:
-        DataError: If the file is missing or a line is broken; names file and line.
+        DataError: If the file is missing, empty, or a line is broken; names file and line.
     """
+    number = 0
     for number, text in text_lines(path):
         yield number, parse_run_line(text, path=path, line=number)
+    if not number:
+        raise DataError("expected a run, the file holds no line", path=path)
 
 
 def order_hits(lines: Sequence[RunLine]) -> list[Hit]:

@@ -179,10 +179,8 @@ def import_run(
 def _rankings(
     run: Path, *, corpus: CorpusTable, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, Any, Any]]:
-    empty = True
     for query_id, group in groupby(iterate_run_lines(run), key=lambda item: item[1].query_id):
         numbered = list(group)
-        empty = False
         rows = _known_rows(numbered, run=run, corpus=corpus)
         order = sorted(
             range(len(numbered)), key=lambda at: (-numbered[at][1].score, numbered[at][1].rank)
@@ -191,8 +189,6 @@ def _rankings(
         if on_progress is not None:
             on_progress(numbered[-1][0], numbered[-1][0])
         yield query_id, rows[order], scores
-    if empty:
-        raise DataError("expected a run, the file holds no line", path=run)
 
 
 def _known_rows(

@@ -178,6 +178,15 @@ def test_convert_holds_out_shares_and_reads_scores(tmp_path: Path):
     assert sum(grade for _, grade in grades) == 50
 
 
+def test_a_split_named_twice_is_refused(tmp_path: Path):
+    data = tiny_data(tmp_path / "data")
+    twice = ["--queries", "test=1", "--queries", "test=2", "--passages", "9"]
+    command = ["data", "cap", str(data), *twice, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(build_app(), command)
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "--queries: expected each split once, got test again"
+
+
 @pytest.mark.parametrize("output", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
 def test_a_report_never_replaces_a_file_of_the_data(tmp_path: Path, output: str):
     data = tiny_data(tmp_path / "data")

@@ -1,5 +1,6 @@
 """Column roles of a table: guessed from the names, or given by the user."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,13 +48,27 @@ class TableSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.dev_share, self.test_share) < 0 or self.dev_share + self.test_share >= 1:
+        # Written so that NaN, which compares as false, is refused too.
+        if not (min(self.dev_share, self.test_share) >= 0 and self.dev_share + self.test_share < 1):
             raise ConfigError(
                 "expected shares from 0 that leave some queries to train, got "
                 f"dev {self.dev_share} and test {self.test_share}"
             )
-        if self.split is not None and not re.fullmatch(r"[\w-][\w.-]*", self.split):
-            raise ConfigError(f"expected the name of a split such as train, got '{self.split}'")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise ConfigError(f"expected a least score that is a number, got {self.min_score}")
+        if self.split is not None:
+            split_name(self.split)
+
+
+def split_name(name: object) -> str:
+    """Return our name of a split (``dev`` for ``validation``).
+
+    Raises:
+        ConfigError: If the name cannot be a file's.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ConfigError(f"expected the name of a split such as train, got {name!r}")
+    return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
 
 
 class Columns(NamedTuple):

@@ -19,8 +19,8 @@ from dptdr.data.formats.material import (
 from dptdr.data.formats.tables import check_width, checked_id, tab_rows
 from dptdr.errors import DataError
 from dptdr.io.lines import decode_line, raw_lines
-from dptdr.io.trec import judgements
-from dptdr.records import Passage, Qrels, Query
+from dptdr.io.trec import gather_qrels, judgements
+from dptdr.records import Judgement, Passage, Qrels, Query
 
 _QUERIES = re.compile(r"queries\.(?P<split>[\w.-]+)\.tsv|msmarco-test(?P<year>\d{4})-queries\.tsv")
 _QRELS = re.compile(r"qrels\.(?P<split>[\w.-]+)\.tsv|(?P<year>\d{4})qrels-pass\.txt")
@@ -108,11 +108,12 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
 
 
 def _qrels(path: Path, counted: Counter[str]) -> Qrels:
-    qrels: Qrels = {}
-    for _, judgement in judgements(path):
-        counted[plain_name(path)] += 1
-        qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
-    return qrels
+    def lines() -> Iterator[tuple[int, Judgement]]:
+        for line in judgements(path):
+            counted[plain_name(path)] += 1
+            yield line
+
+    return gather_qrels(lines(), path=path)
 
 
 def read_top1000(source: Path) -> Material:

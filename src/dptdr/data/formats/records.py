@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dptdr.data.formats.columns import LISTS, Columns, TableSettings, find_columns
+from dptdr.data.formats.columns import (
+    LISTS,
+    Columns,
+    TableSettings,
+    find_columns,
+    split_name,
+)
 from dptdr.data.formats.material import Material
 from dptdr.data.formats.msmarco import write_lines
 from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
@@ -15,11 +21,11 @@ from dptdr.data.formats.rows import Row, object_rows
 from dptdr.data.formats.writing import Conversion, Progress, Rules, write_material
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
+from dptdr.io.trec import LARGEST_GRADE
 from dptdr.records import Passage, Query
 
 Splits: TypeAlias = Sequence[tuple[str, Iterable[Row]]]
 
-_LARGEST_GRADE = 2**31 - 1
 _DEFAULT_SETTINGS = TableSettings()
 
 
@@ -43,16 +49,13 @@ def folder_from_records(
     Raises:
         DataError: If columns are missing, a row is broken, or no pair is left; names the row.
     """
-    parts = rows if isinstance(rows, Mapping) else {settings.split or "train": rows}
-    splits = [(split_name(name), object_rows(part)) for name, part in parts.items()]
+    if isinstance(rows, Mapping):
+        splits = [(split_name(k), object_rows(v, where=f"split '{k}'")) for k, v in rows.items()]
+    else:
+        splits = [(settings.split or "train", object_rows(rows))]
     material = pairs_material(splits, settings=settings, source="Python objects")
     rules = Rules(on_progress=on_progress)
     return write_material(material, format="records", out=Path(out), rules=rules)
-
-
-def split_name(name: str) -> str:
-    """Return our name of a split (``dev`` for ``validation``)."""
-    return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
 
 
 def pairs_material(
@@ -88,6 +91,7 @@ class _Reading:
         self._store = PairStore()
         self._names: tuple[str, ...] = ()
         self._columns: Columns | None = None
+        self._graded = ""
         self.material = Material(
             passages=self._passages(),
             queries=self._store.queries(),
@@ -101,14 +105,17 @@ class _Reading:
     def _passages(self) -> Iterator[Passage]:
         rows = 0
         for split, part in self._splits:
+            self._graded = ""
             for row in part:
                 rows += 1
                 yield from self._take(row, split)
+        if not rows:
+            raise DataError("expected rows, got none")
         if not len(self._store):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.items())
             files = self.material.files
             raise DataError(
-                f"no pair is left of {rows:,} rows: {reasons or 'there is no row'}",
+                f"no pair is left of {rows:,} rows: {reasons}",
                 path=files[0] if len(files) == 1 else None,
             )
 
@@ -122,7 +129,7 @@ class _Reading:
             return
         grade = self._grade(row, columns)
         if grade is None:
-            self._dropped["rows without a score"] += 1
+            self._dropped[f"rows without {self._graded}"] += 1
             return
         asked = Query(text_id(query), query)
         split = self._held_out(split, asked.id)
@@ -135,7 +142,7 @@ class _Reading:
                 continue
             if number is None:
                 number = self._store.add_query(asked)
-            self._judge((split, number, passage.id), grade, columns)
+            self._judge((split, number, passage.id), grade, columns, row)
             if self._store.add_passage(passage.id):
                 yield passage
         if number is None:
@@ -155,19 +162,22 @@ class _Reading:
         if self._store.add_passage(passage.id):
             yield passage
 
-    def _judge(self, pair: tuple[str, int, str], grade: int, columns: Columns) -> None:
+    def _judge(self, pair: tuple[str, int, str], grade: int, columns: Columns, row: Row) -> None:
         before = self._store.add_pair(*pair, grade)
         if before is None:
             return
         self._dropped["duplicate pairs"] += 1
         if columns.clicks is not None:
-            self._store.set_grade(*pair, before + grade)
+            self._store.set_grade(*pair, _bounded(before + grade, row, columns.clicks))
         elif grade > before:
             self._store.set_grade(*pair, grade)
 
     def _columns_of(self, row: Row) -> Columns:
         names = tuple(row.values)
         if self._columns is None or names != self._names:
+            for name in names:
+                if not isinstance(name, str):
+                    raise row.error(f"expected texts as names of columns, got {describe(name)}")
             try:
                 found = find_columns(names, self._settings)
             except DataError as error:
@@ -180,21 +190,23 @@ class _Reading:
     def _grade(self, row: Row, columns: Columns) -> int | None:
         column = columns.clicks or columns.score
         if column is None:
-            return 1
+            # A record of JSON lines may lack what others have.
+            return None if self._graded else 1
+        self._graded = "clicks" if columns.clicks else "a score"
         value = _number(row, column)
         if value is None:
             return None
         if self._settings.min_score is not None and columns.score is not None:
             return int(value >= self._settings.min_score)
         if value != int(value) or (columns.clicks is not None and value < 0):
+            if columns.clicks:
+                raise row.error(f"expected a whole number of at least 0, got {value:g}", column)
             raise row.error(
-                f"expected a whole number, got {value}"
-                + ("" if columns.clicks else "; name the score of a relevant pair by --min-score"),
+                f"expected a whole number, got {value:g}; name the score of a relevant pair by "
+                "--min-score",
                 column,
             )
-        if abs(value) > _LARGEST_GRADE:
-            raise row.error(f"expected a grade up to {_LARGEST_GRADE:,}, got {value:.0f}", column)
-        return int(value)
+        return _bounded(int(value), row, column)
 
     def _held_out(self, split: str, query_id: str) -> str:
         """All pairs of a query fall into one split, whatever their order."""
@@ -241,8 +253,11 @@ def _texts(row: Row, column: str) -> list[str]:
     if column.lower() not in LISTS:
         return [_text(row, column)]
     value = row.values[column]
-    if value is None:
+    if _is_missing(value):
         return []
+    if hasattr(value, "tolist"):
+        # pandas and NumPy hold lists as arrays.
+        value = value.tolist()
     if not isinstance(value, list | tuple):
         raise row.error(f"expected a list of texts, got {describe(value)}", column)
     return [_as_text(item, row, column) for item in value]
@@ -253,25 +268,51 @@ def _text(row: Row, column: str) -> str:
 
 
 def _as_text(value: object, row: Row, column: str) -> str:
-    """Return a text; numbers are written out, and nothing (in pandas NaN) is an empty one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """Return a text; numbers are written out, and nothing is an empty one."""
+    if _is_missing(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise row.error(f"expected a text, got {describe(value)}", column)
-    text = str(value)
     try:
+        text = str(value)
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise row.error(f"cannot be written as UTF-8: {error.reason}", column) from None
+    except ValueError:
+        raise row.error(f"expected a text, got {describe(value)}", column) from None
     return text
+
+
+def _is_missing(value: object) -> bool:
+    """Return whether there is no value: None, NaN, or pandas' own marks."""
+    if isinstance(value, str):
+        return False
+    return (
+        value is None
+        or type(value).__name__ in {"NAType", "NaTType"}
+        or (isinstance(value, numbers.Real) and bool(value != value))
+    )
+
+
+def _bounded(grade: int, row: Row, column: str | None) -> int:
+    if abs(grade) > LARGEST_GRADE:
+        raise row.error(
+            f"expected grades up to {LARGEST_GRADE:,}, equal pairs together, got {grade:,}; "
+            "scale them down",
+            column,
+        )
+    return grade
 
 
 def _number(row: Row, column: str) -> float | None:
     value = row.values[column]
-    if isinstance(value, str) and not value.strip():
+    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        number = float("nan" if value is None else value)
+        # float() would also take "1_000" and other scripts' digits.
+        if isinstance(value, str) and ("_" in value or not value.isascii()):
+            raise ValueError
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise row.error(f"expected a number, got {describe(value)}", column) from None
     if math.isinf(number):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
-from dptdr.io.lines import UTF8_MARK, decode_line, open_bytes
+from dptdr.io.lines import READ_FAULTS, UTF8_MARK, decode_line, describe, open_bytes
 
 # The csv module refuses fields beyond 128 KiB unless told otherwise.
 _LARGEST_FIELD = 1 << 24
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     """One row: its values by column, and its place in the file."""
 
     values: Mapping[str, Any]
-    path: Path | None
+    path: Path | str | None
     number: int
     unit: Literal["line", "row"] = "row"
 
@@ -59,31 +59,42 @@ def table_rows(path: Path) -> Iterator[Row]:
         raise DataError("the file holds no row", path=path)
 
 
-def object_rows(data: Iterable[Any]) -> Iterator[Row]:
+def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
     """Yield the rows of Python objects: dicts, tuples, a ``datasets.Dataset``, a pandas frame.
 
     A tuple is query, positive, and any number of negatives.
 
+    Args:
+        where: What errors name before the row, where there are several such data.
+
     Raises:
         DataError: If an object is neither a mapping nor a tuple of texts; names the row.
     """
-    for number, values in enumerate(_objects(data), 1):
+    for number, values in enumerate(_objects(data, where), 1):
+        row = Row({}, where, number)
         if isinstance(values, Mapping):
-            yield Row(values, None, number)
+            yield row._replace(values=values)
         elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
             if len(values) < 2:
-                raise DataError("expected a query and a positive, got one value", row=number)
-            yield Row(dict(zip(_tuple_names(len(values)), values, strict=True)), None, number)
+                raise row.error(f"expected a query and a positive, got {len(values)} values")
+            names = _tuple_names(len(values))
+            yield row._replace(values=dict(zip(names, values, strict=True)))
         else:
-            raise DataError(
-                f"expected a dict or a tuple of texts, got {type(values).__name__}", row=number
-            )
+            raise row.error(f"expected a dict or a tuple of texts, got {describe(values)}")
 
 
-def _objects(data: Iterable[Any]) -> Iterator[Any]:
+def _objects(data: object, where: str | None) -> Iterator[Any]:
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise DataError(
+            "expected rows (dicts, tuples, a frame or a Dataset; or a dict from splits to them), "
+            f"got {describe(data)}",
+            path=where,
+        )
     # A frame's own iterator gives the names of its columns.
     if hasattr(data, "itertuples") and hasattr(data, "columns"):
         names = [str(name) for name in data.columns]
+        if repeated := _repeated(names):
+            raise DataError(f"two columns are named '{repeated}'", path=where)
         for values in data.itertuples(index=False, name=None):
             yield dict(zip(names, values, strict=True))
     else:
@@ -129,6 +140,12 @@ def _csv_error(error: csv.Error, *, path: Path, start: int, end: int) -> DataErr
     what = str(error)
     if "unexpected end of data" in what or "field larger" in what:
         reason = "a quotation mark that opens in this row never closes"
+    elif "new-line character" in what:
+        return DataError(
+            "expected lines that end in \\n, got a lone \\r; save the file with other line ends",
+            path=path,
+            line=start,
+        )
     elif "expected after" in what:
         reason = f"a quotation mark closes in the middle of a field (line {end})"
     else:
@@ -142,10 +159,13 @@ def _csv_error(error: csv.Error, *, path: Path, start: int, end: int) -> DataErr
 
 def _header(fields: Sequence[str], *, path: Path, line: int) -> list[str]:
     names = [field.strip() for field in fields]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
+    if repeated := _repeated(names):
         raise DataError(f"two columns are named '{repeated}'", path=path, line=line)
     return names
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -167,7 +187,7 @@ def text_lines(path: Path) -> Iterator[str]:
                 if number == 1:
                     line = line.removeprefix(UTF8_MARK)
                 yield decode_line(line, path=path, number=number)
-        except (EOFError, OSError) as error:
+        except READ_FAULTS as error:
             raise DataError(f"cannot be read: {error}", path=path, line=number + 1) from None
 
 
@@ -230,7 +250,12 @@ def _pyarrow(name: str, *, path: Path) -> Any:
 
 
 def _error(
-    reason: str, *, path: Path | None, number: int, unit: Literal["line", "row"], field: str | None
+    reason: str,
+    *,
+    path: Path | str | None,
+    number: int,
+    unit: Literal["line", "row"],
+    field: str | None,
 ) -> DataError:
     if unit == "line":
         return DataError(reason, path=path, line=number, field=field)

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.columns import TableSettings
+from dptdr.data.formats.columns import TableSettings, split_name
 from dptdr.data.formats.material import Material
-from dptdr.data.formats.records import pairs_material, split_name
+from dptdr.data.formats.records import pairs_material
 from dptdr.data.formats.rows import SUFFIXES, is_table, table_rows
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import read_json

@@ -175,8 +175,8 @@ def test_columns_of_other_names_are_named(tmp_path):
             {},
             "row 1, field 'positives': expected a list of texts, got the text 'b'",
         ),
-        ([("a", "b"), 7], {}, "row 2: expected a dict or a tuple of texts, got int"),
-        ([("a", "b"), ("a",)], {}, "row 2: expected a query and a positive, got one value"),
+        ([("a", "b"), 7], {}, "row 2: expected a dict or a tuple of texts, got the number 7"),
+        ([("a", "b"), ("a",)], {}, "row 2: expected a query and a positive, got 1 values"),
         (
             [{"query": "a", "positive": "b", "score": 0.7}],
             {},
@@ -186,12 +186,13 @@ def test_columns_of_other_names_are_named(tmp_path):
         (
             [{"query": "a", "positive": "b", "score": 2**40}],
             {},
-            "row 1, field 'score': expected a grade up to 2,147,483,647, got 1099511627776",
+            "row 1, field 'score': expected grades up to 1,000,000, equal pairs together, got "
+            "1,099,511,627,776; scale them down",
         ),
         (
             [{"query": "a", "positive": "b", "clicks": -1}],
             {},
-            "row 1, field 'clicks': expected a whole number, got -1.0",
+            "row 1, field 'clicks': expected a whole number of at least 0, got -1",
         ),
         (
             [("a", "b")],
@@ -204,7 +205,7 @@ def test_columns_of_other_names_are_named(tmp_path):
             "row 1, field 'positive': cannot be written as UTF-8: surrogates not allowed",
         ),
         ([("a", "")], {}, "no pair is left of 1 rows: 1 rows without a positive"),
-        ([], {}, "no pair is left of 0 rows: there is no row"),
+        ([], {}, "expected rows, got none"),
     ],
 )
 def test_bad_rows_are_refused_and_nothing_is_written(tmp_path, rows, settings, message):
