@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 import _lib
-from dptdr.search.vectors.documents import Document, Source, read_documents
+from dptdr.records import Document
+from dptdr.search.vectors.documents import Source, read_documents
 from dptdr.search.vectors.encoding import encode_folder
 
 RESULTS = _lib.RESULTS / "encoding.jsonl"

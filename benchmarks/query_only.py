@@ -21,11 +21,11 @@ from typing import Any
 
 import _lib
 from dptdr.errors import WrongPrompt
-from dptdr.records import Query
+from dptdr.records import Document, Query
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import build_index
 from dptdr.search.indexes.local import LocalIndex
-from dptdr.search.vectors.documents import Document, Source, read_documents
+from dptdr.search.vectors.documents import Source, read_documents
 from dptdr.search.vectors.encoding import encode_folder
 
 RESULTS = _lib.RESULTS / "query-only.jsonl"

@@ -4,7 +4,6 @@
 
     DptdrError                  anything below; the command line prints it as one line, exit code 2
     |-- DataError               a data file is missing or broken (names file, line, field)
-    |-- OutputError             an output cannot be written, is in use, or was made otherwise
     |-- OutputError             an output cannot be written, is in use, or has other settings
     |-- ConfigError             a recipe, setting or option is wrong (lists all problems)
     |-- EvaluationError         run, qrels or measures do not fit together
@@ -14,6 +13,7 @@
     |-- BundleError             a task bundle is missing, broken or of an unknown format
     |   `-- WrongBackbone       the bundle belongs to another backbone
     |-- VectorsError            a vector folder or an index is broken or does not fit
+    |   |-- NoSuchField         a filter names a metadata field that no passage has
     |   `-- WrongPrompt         the vectors were made by another prompt or backbone
     |-- TrainingError           training cannot start or go on
     |   `-- NoGain              a prompt trained without labels is no better; exit code 3
@@ -111,6 +111,10 @@ class WrongBackbone(BundleError):
 
 class VectorsError(DptdrError):
     """A vector folder or an index is broken or does not fit."""
+
+
+class NoSuchField(VectorsError):
+    """A filter names a metadata field that no passage of the index has."""
 
 
 class WrongPrompt(VectorsError):

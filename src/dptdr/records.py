@@ -1,6 +1,7 @@
 """Records that pass between stages: plain named tuples and dictionaries."""
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 
 class Query(NamedTuple):
@@ -21,6 +22,13 @@ class Passage(NamedTuple):
     def content(self) -> str:
         """Title and text joined by one space, as encoders and BM25 read them."""
         return f"{self.title} {self.text}" if self.title else self.text
+
+
+class Document(NamedTuple):
+    """A passage with metadata for filters."""
+
+    passage: Passage
+    metadata: Mapping[str, Any] = {}
 
 
 class Judgement(NamedTuple):

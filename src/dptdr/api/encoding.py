@@ -20,8 +20,9 @@ from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 from dptdr.model import Encoder
+from dptdr.records import Document
 from dptdr.search.vectors.cluster import Cluster, encode_on_ray
-from dptdr.search.vectors.documents import Document, read_documents, source_of
+from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import DTYPES

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.beir import BeirCounts, BeirFolder, write_beir
-from dptdr.records import Passage, Qrels, Query
+from dptdr.records import Document, Qrels, Query
 
-Record = TypeVar("Record", Passage, Query)
+Record = TypeVar("Record", Document, Query)
 
 
 def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
@@ -34,7 +34,7 @@ def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
         raise ConfigError(f"expected folder names without a colon, got {', '.join(colons)}")
     return write_beir(
         out,
-        passages=_each(folders, _named_passages),
+        passages=_each(folders, _named_documents),
         queries=_each(folders, _named_queries),
         qrels=_united(folders),
         meta={
@@ -52,8 +52,9 @@ def _each(
         yield from read(folder)
 
 
-def _named_passages(folder: BeirFolder) -> Iterator[Passage]:
-    return (passage._replace(id=f"{folder.name}:{passage.id}") for passage in folder.passages())
+def _named_documents(folder: BeirFolder) -> Iterator[Document]:
+    for passage, metadata in folder.documents():
+        yield Document(passage._replace(id=f"{folder.name}:{passage.id}"), metadata)
 
 
 def _named_queries(folder: BeirFolder) -> Iterator[Query]:
@@ -126,7 +127,7 @@ def cap_folder(
     chosen = needed.union(random.Random(f"passages {seed}").sample(free, room))
     return write_beir(
         out,
-        passages=(passage for passage in folder.passages() if passage.id in chosen),
+        passages=(item for item in folder.documents() if item.passage.id in chosen),
         queries=(query for query in folder.queries() if query.id in asked),
         qrels=qrels,
         meta={

@@ -15,13 +15,14 @@ import orjson
 from dptdr.errors import DataError
 from dptdr.io.atomic import atomic_folder, recover_folder, write_json
 from dptdr.io.ids import IdSet
-from dptdr.io.lines import id_fault, id_field, parse_object, raw_lines, text_field
+from dptdr.io.lines import describe, id_fault, id_field, parse_object, raw_lines, text_field
 from dptdr.io.trec import QRELS_HEADER, read_qrels
-from dptdr.records import Judgement, Passage, Qrels, Query
+from dptdr.records import Document, Judgement, Passage, Qrels, Query
 
 CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 QRELS = "qrels"
+_METADATA = "metadata"
 Record = TypeVar("Record")
 _SPLIT_ORDER = ("train", "dev", "test")
 
@@ -60,6 +61,10 @@ class BeirFolder:
     def passages(self) -> Iterator[Passage]:
         """Yield the passages in file order."""
         return self.read_corpus(parse_passage, passage_id)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the passages with their ``metadata`` object, in file order."""
+        return self.read_corpus(parse_document, lambda document: document.passage.id)
 
     def read_corpus(
         self, parse: Callable[..., Record], id_of: Callable[[Record], str]
@@ -217,6 +222,42 @@ def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
     )
 
 
+def parse_document(line: bytes, *, path: Path, number: int) -> Document:
+    """Return the passage of one line of a corpus with its ``metadata`` object.
+
+    Raises:
+        DataError: If the line is broken.
+    """
+    passage = parse_passage(line, path=path, number=number)
+    metadata: Any = None
+    # Most corpora have no metadata: look for the word before parsing the line again.
+    if b'"metadata"' in line:
+        metadata = parse_object(line, path=path, number=number).get(_METADATA)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise DataError(
+            f'expected an object such as {{"lang": "en"}}, got {describe(metadata)}',
+            path=path,
+            line=number,
+            field=_METADATA,
+        )
+    return Document(passage, metadata or {})
+
+
+def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:
+    """Yield every passage as a document, without metadata where it has none."""
+    for item in passages:
+        yield item if isinstance(item, Document) else Document(item)
+
+
+def document_record(document: Document) -> dict[str, Any]:
+    """Return the fields of a document's line in ``corpus.jsonl``."""
+    passage, metadata = document
+    record: dict[str, Any] = {"_id": passage.id, "title": passage.title, "text": passage.text}
+    if metadata:
+        record[_METADATA] = dict(metadata)
+    return record
+
+
 def parse_query(line: bytes, *, path: Path, number: int) -> Query:
     """Return the query in one line of ``queries.jsonl``.
 
@@ -249,7 +290,7 @@ class BeirCounts(NamedTuple):
 def write_beir(
     path: Path | str,
     *,
-    passages: Iterable[Passage],
+    passages: Iterable[Passage | Document],
     queries: Iterable[Query],
     qrels: Mapping[str, Qrels | Iterable[Judgement]],
     meta: Mapping[str, Any] | Callable[[BeirCounts], Mapping[str, Any]],
@@ -265,16 +306,13 @@ def write_beir(
             counts and returns it.
 
     Raises:
-        DataError: If something else is there, an id is empty or holds a tab, or a text cannot
-            be written as UTF-8.
+        DataError: If something else is there, an id is empty or holds a tab, a text cannot be
+            written as UTF-8, or a split holds no judgement.
     """
     path = Path(path)
     _refuse_foreign(path)
     with atomic_folder(path) as folder:
-        passage_count = _write_jsonl(
-            folder / CORPUS,
-            ({"_id": p.id, "title": p.title, "text": p.text} for p in passages),
-        )
+        passage_count = _write_jsonl(folder / CORPUS, map(document_record, as_documents(passages)))
         query_count = _write_jsonl(
             folder / QUERIES, ({"_id": q.id, "text": q.text} for q in queries)
         )
@@ -301,7 +339,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> int:
+def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
     count = 0
     with path.open("wb") as handle:
         for record in records:
@@ -338,4 +376,6 @@ def _write_qrels(path: Path, qrels: Qrels | Iterable[Judgement]) -> int:
                 raise DataError(f"cannot write: {fault}", path=f"{QRELS}/{path.name}")
             handle.write(f"{query_id}\t{passage_id}\t{grade}\n".encode())
             count += 1
+    if not count:
+        raise DataError("cannot write: the split holds no judgement", path=f"{QRELS}/{path.name}")
     return count

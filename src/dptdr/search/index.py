@@ -9,9 +9,9 @@ from jaxtyping import Float
 
 from dptdr.errors import VectorsError, WrongPrompt
 from dptdr.io.probe import same_probe
-from dptdr.records import Hit, Query, Run
+from dptdr.records import Document, Hit, Query, Run
 from dptdr.search.retrieve import TextEncoder, probe_of
-from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.documents import Filter
 from dptdr.search.vectors.manifest import Origin
 
 _QUERIES_AT_ONCE = 1024

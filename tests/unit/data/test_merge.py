@@ -1,9 +1,10 @@
 import pytest
 
+from dptdr.data.formats.conversion import convert
 from dptdr.data.merge import cap_folder, join_folders
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.beir import BeirFolder, write_beir
-from dptdr.records import Passage, Query
+from dptdr.records import Document, Passage, Query
 
 
 def made(path, *, passages, qrels):
@@ -87,3 +88,33 @@ def test_capped_judgements_keep_a_positive_of_every_query(tmp_path):
     assert len(kept) == 4
     assert all(len(grades) == 3 and grades["7"] == 1 for grades in kept.values())
     assert len({frozenset(grades) for grades in kept.values()}) > 1
+
+
+def test_metadata_of_passages_outlast_joining_capping_and_converting(tmp_path):
+    metadata = [{"lang": "en", "tags": ["a", 1]}, {}, {"year": 2020}]
+    for name in ("one", "two"):
+        write_beir(
+            tmp_path / name,
+            passages=[
+                Document(Passage(f"{i}", f"text {i}"), fields) for i, fields in enumerate(metadata)
+            ],
+            queries=[Query("q", "question")],
+            qrels={"train": {"q": {"0": 1}}},
+            meta={},
+        )
+    join_folders([tmp_path / "one", tmp_path / "two"], out=tmp_path / "both")
+    cap_folder(tmp_path / "one", queries={"train": 1}, passages=3, seed=0, out=tmp_path / "cap")
+    convert(tmp_path / "one", out=tmp_path / "again")
+
+    for name, times in (("both", 2), ("cap", 1), ("again", 1)):
+        kept = [document.metadata for document in BeirFolder(tmp_path / name).documents()]
+        assert kept == metadata * times
+    corpora = [(tmp_path / name / "corpus.jsonl").read_bytes() for name in ("one", "again")]
+    assert corpora[0] == corpora[1]
+
+
+def test_a_split_without_a_judgement_is_not_written(tmp_path):
+    source = made(tmp_path / "all", passages=2, qrels={"train": {"q": {"0": 0}}})
+    with pytest.raises(DataError, match=r"train.tsv: cannot write: the split holds no judgement"):
+        cap_folder(source, queries={"train": 1}, passages=2, seed=0, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

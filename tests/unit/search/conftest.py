@@ -85,8 +85,8 @@ def table():
 
 @pytest.fixture(scope="session")
 def table_folder(table, tmp_path_factory):
-    from dptdr.records import Passage
-    from dptdr.search.vectors.documents import Document, Source
+    from dptdr.records import Document, Passage
+    from dptdr.search.vectors.documents import Source
     from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 
     documents = [

@@ -1,12 +1,12 @@
 import pytest
 
 from dptdr.errors import VectorsError
-from dptdr.records import Hit, Passage, Query
+from dptdr.records import Document, Hit, Passage, Query
 from dptdr.search.hybrid import fuse
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.retriever import SearchIndex
-from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.search.vectors.documents import Filter, Source
 from dptdr.search.vectors.encoding import encode_folder
 
 DOCUMENTS = [

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from dptdr.data.formats.material import Material
 from dptdr.io.beir import BeirFolder
-from dptdr.records import Passage, Query
+from dptdr.records import Document, Query
 
-Record = TypeVar("Record", Passage, Query)
+Record = TypeVar("Record", Document, Query)
 
 
 def read_beir(source: Path) -> Material:
@@ -21,7 +21,7 @@ def read_beir(source: Path) -> Material:
     folder = BeirFolder(source)
     counted: Counter[str] = Counter()
     return Material(
-        passages=_counted(folder.passages(), counted, path=folder.corpus_path),
+        passages=_counted(folder.documents(), counted, path=folder.corpus_path),
         queries=_counted(folder.queries(), counted, path=folder.queries_path),
         qrels={split: folder.qrels(split) for split in folder.splits()},
         files=[

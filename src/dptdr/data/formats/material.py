@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.errors import DataError
-from dptdr.records import Judgement, Passage, Qrels, Query
+from dptdr.records import Document, Judgement, Passage, Qrels, Query
 
 PUBLISHED: dict[str, int] = {
     "collection.tsv": 8_841_823,
@@ -38,7 +38,7 @@ class Material:
     ``negatives``. ``complete`` says that every judged passage is among the passages.
     """
 
-    passages: Iterable[Passage]
+    passages: Iterable[Passage | Document]
     queries: Iterable[Query]
     qrels: Mapping[str, Qrels | Iterable[Judgement]]
     read_as: str = ""

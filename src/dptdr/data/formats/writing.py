@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from dptdr.data.formats.material import Material, UniqueIds
 from dptdr.errors import DataError
 from dptdr.io.atomic import sha256_file
-from dptdr.io.beir import BeirCounts, each_judgement, write_beir
-from dptdr.records import Passage, Query
+from dptdr.io.beir import BeirCounts, as_documents, each_judgement, write_beir
+from dptdr.records import Document, Passage, Query
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -97,14 +97,15 @@ class _Watch:
     seen: int = 0
     titled: int = 0
 
-    def passages(self, passages: Iterable[Passage]) -> Iterator[Passage]:
-        for passage in passages:
+    def passages(self, passages: Iterable[Passage | Document]) -> Iterator[Document]:
+        for document in as_documents(passages):
+            passage = document.passage
             self.seen += 1
             self.titled += bool(passage.title)
             if self.ids is not None:
                 self.ids.add(passage.id)
             self.rules.tell(self.seen, self.total)
-            yield passage
+            yield document
 
     def queries(self, queries: Iterable[Query]) -> Iterator[Query]:
         for query in queries:

@@ -11,6 +11,7 @@ from dptdr.errors import VectorsError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
+from dptdr.records import Document
 from dptdr.search.bm25 import HEADER, Bm25Index, stored_language
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.exact import TopK
@@ -19,7 +20,7 @@ from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, R
 from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
 from dptdr.search.indexes.types import IndexType, find_type
 from dptdr.search.vectors.compression import shorten
-from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.documents import Filter
 from dptdr.search.vectors.folder import VectorFolder, settle
 from dptdr.search.vectors.manifest import (
     MANIFEST,

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.records import Document
 from dptdr.search.index import SearchResults, check_query_vectors
-from dptdr.search.vectors.documents import Document
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 

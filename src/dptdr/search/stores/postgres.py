@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError
-from dptdr.records import Passage
+from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
 from dptdr.search.indexes.recall import measure_recall
 from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
 from dptdr.search.stores.postgres_session import Session
-from dptdr.search.vectors.documents import Document, Filter
+from dptdr.search.vectors.documents import Filter
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 

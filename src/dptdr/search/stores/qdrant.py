@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError
-from dptdr.records import Passage
+from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import QDRANT_BOUNDS, Options, check_options
 from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
-from dptdr.search.vectors.documents import Document, Filter, plain_text
+from dptdr.search.vectors.documents import Filter, plain_text
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 

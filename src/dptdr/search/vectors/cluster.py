@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from dptdr import errors
 from dptdr.errors import DptdrError, VectorsError
-from dptdr.io.beir import BeirFolder
+from dptdr.io.beir import BeirFolder, parse_document
 from dptdr.io.ids import IdSet
 from dptdr.io.lines import UTF8_MARK, open_bytes
 from dptdr.io.resume import claim
+from dptdr.records import Document
 from dptdr.search.retrieve import TextEncoder
-from dptdr.search.vectors.documents import Document, Source, parse_document, read_documents
+from dptdr.search.vectors.documents import Source, read_documents
 from dptdr.search.vectors.encoding import (
     EncodeSettings,
     begin_folder,

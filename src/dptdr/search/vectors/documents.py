@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +12,11 @@ import orjson
 from jaxtyping import Int64
 
 from dptdr.errors import DataError, VectorsError
-from dptdr.io.beir import BeirFolder, parse_passage
-from dptdr.io.lines import READ_FAULTS, describe, open_bytes, parse_object
-from dptdr.records import Passage
+from dptdr.io.beir import BeirFolder, document_record
+from dptdr.io.lines import READ_FAULTS, describe, open_bytes
+from dptdr.records import Document, Passage
 
-METADATA_FIELD = "metadata"
 MAX_ID_BYTES = 1024
-
-
-class Document(NamedTuple):
-    """A passage with metadata for filters."""
-
-    passage: Passage
-    metadata: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,34 +65,7 @@ def read_documents(data: Path | str) -> Iterator[Document]:
     Args:
         data: The folder that holds ``corpus.jsonl``.
     """
-    return BeirFolder(data).read_corpus(parse_document, lambda document: document.passage.id)
-
-
-def parse_document(line: bytes, *, path: Path, number: int) -> Document:
-    """Return the passage of one line of a corpus with its ``metadata`` object.
-
-    Raises:
-        DataError: If the line is broken.
-    """
-    passage = parse_passage(line, path=path, number=number)
-    metadata: Any = None
-    # Most corpora have no metadata: look for the word before parsing the line again.
-    if b'"metadata"' in line:
-        metadata = parse_object(line, path=path, number=number).get(METADATA_FIELD)
-    if metadata is not None and not isinstance(metadata, dict):
-        raise DataError(
-            f'expected an object such as {{"lang": "en"}}, got {describe(metadata)}',
-            path=path,
-            line=number,
-            field=METADATA_FIELD,
-        )
-    return Document(passage, metadata or {})
-
-
-def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:
-    """Yield every passage as a document, without metadata where it has none."""
-    for item in passages:
-        yield item if isinstance(item, Document) else Document(item)
+    return BeirFolder(data).documents()
 
 
 def pack_documents(
@@ -108,11 +73,9 @@ def pack_documents(
 ) -> tuple[bytes, Int64[np.ndarray, " offsets"]]:
     """Return documents as JSON lines, and the offset of each line."""
     lines = []
-    for passage, metadata in documents:
-        record: dict[str, Any] = {"_id": passage.id, "title": passage.title, "text": passage.text}
-        if metadata:
-            record[METADATA_FIELD] = dict(metadata)
-        lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS))
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
+    for document in documents:
+        lines.append(orjson.dumps(document_record(document), option=options))
     offsets = np.zeros(len(lines) + 1, dtype=np.int64)
     np.cumsum([len(line) for line in lines], out=offsets[1:])
     return b"".join(lines), offsets
@@ -130,7 +93,7 @@ def unpack_document(line: bytes) -> Document:
     for field in ("_id", "text", "title"):
         if not isinstance(record.get(field), str):
             raise ValueError(f"field '{field}': expected a text, got {describe(record.get(field))}")
-    metadata = record.get(METADATA_FIELD, {})
+    metadata = record.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f"field 'metadata': expected an object, got {describe(metadata)}")
     return Document(Passage(record["_id"], record["text"], record["title"]), metadata)

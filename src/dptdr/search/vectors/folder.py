@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from dptdr.errors import DataError, VectorsError
+from dptdr.errors import DataError, NoSuchField, VectorsError
 from dptdr.io.atomic import recover_folder, sha256_file
 from dptdr.io.ids import IdSet
 from dptdr.io.npy import map_array
+from dptdr.records import Document
 from dptdr.search.indexes.exact import BLOCK_ROWS
-from dptdr.search.vectors.documents import Document, Filter, unpack_document, unpack_ids
+from dptdr.search.vectors.documents import Filter, unpack_document, unpack_ids
 from dptdr.search.vectors.manifest import (
     MANIFEST,
     SHARDS,
@@ -209,12 +210,20 @@ class VectorFolder:
 
         Args:
             filters: The conditions; all must hold.
+
+        Raises:
+            NoSuchField: If no passage has the field of a filter.
         """
-        rows = [
-            row
-            for row, (_, metadata) in enumerate(self.all_documents())
-            if all(condition.keeps(metadata) for condition in filters)
-        ]
+        rows = []
+        fields: set[str] = set()
+        for row, (_, metadata) in enumerate(self.all_documents()):
+            fields.update(metadata)
+            if all(condition.keeps(metadata) for condition in filters):
+                rows.append(row)
+        for field, _ in filters:
+            if field not in fields and self.count:
+                have = ", ".join(sorted(fields)[:20]) or "none"
+                raise NoSuchField(f"no passage has the metadata field '{field}'; there are: {have}")
         return np.array(rows, dtype=np.int64)
 
     def _shard_of(self, row: int) -> Shard:

@@ -11,8 +11,9 @@ from jaxtyping import Float32
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_file, write_json
 from dptdr.io.ids import IdSet
+from dptdr.records import Document
 from dptdr.search.retrieve import TextEncoder
-from dptdr.search.vectors.documents import Document, pack_documents, pack_ids
+from dptdr.search.vectors.documents import pack_documents, pack_ids
 from dptdr.search.vectors.manifest import (
     SHARDS,
     DType,

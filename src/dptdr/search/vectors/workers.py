@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dptdr.errors import DptdrError, VectorsError
 from dptdr.io.resume import claim
-from dptdr.records import Passage
+from dptdr.records import Document, Passage
 from dptdr.search.retrieve import TextEncoder
-from dptdr.search.vectors.documents import Document, Source
+from dptdr.search.vectors.documents import Source
 from dptdr.search.vectors.encoding import (
     EncodeSettings,
     encode_folder,

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from dptdr.errors import VectorsError, WrongPrompt
-from dptdr.records import Passage, Query
+from dptdr.records import Document, Passage, Query
 from dptdr.search.index import Index, search_queries
 from dptdr.search.indexes.exact import exact_top_k
-from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.search.vectors.documents import Filter, Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 
 pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")

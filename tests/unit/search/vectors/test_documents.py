@@ -3,9 +3,8 @@ import json
 import pytest
 
 from dptdr.errors import DataError, VectorsError
-from dptdr.records import Passage
+from dptdr.records import Document, Passage
 from dptdr.search.vectors.documents import (
-    Document,
     Filter,
     pack_documents,
     pack_ids,

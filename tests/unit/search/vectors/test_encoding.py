@@ -12,8 +12,8 @@ import pytest
 
 from dptdr.errors import OutputError, VectorsError
 from dptdr.io.resume import claim
-from dptdr.records import Passage
-from dptdr.search.vectors.documents import Document, Source
+from dptdr.records import Document, Passage
+from dptdr.search.vectors.documents import Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder, partial_path
 from dptdr.search.vectors.folder import VectorFolder
 

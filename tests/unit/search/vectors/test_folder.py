@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError
-from dptdr.records import Passage
-from dptdr.search.vectors.documents import Document, Filter, Source
+from dptdr.errors import NoSuchField, VectorsError
+from dptdr.records import Document, Passage
+from dptdr.search.vectors.documents import Filter, Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
 
@@ -40,7 +40,12 @@ def test_blocks_cover_all_rows_once(folder):
 
 def test_filters_give_the_rows_that_pass_all(folder):
     assert folder.rows_where([Filter("lang", ("de",))]).tolist() == [0, 3, 6, 9]
-    assert folder.rows_where([Filter("lang", ("de",)), Filter("x", ("1",))]).tolist() == []
+    assert folder.rows_where([Filter("lang", ("de",)), Filter("lang", ("en",))]).tolist() == []
+
+
+def test_a_filter_by_a_field_that_no_passage_has_names_those_there_are(folder):
+    with pytest.raises(NoSuchField, match=r"^no passage has the metadata field 'lagn'.*: lang$"):
+        folder.rows_where([Filter("lang", ("de",)), Filter("lagn", ("de",))])
 
 
 def test_a_row_beyond_the_end_is_an_index_error(folder):
