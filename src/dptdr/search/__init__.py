@@ -1,1 +1,1 @@
-"""Vectors, indexes, databases, BM25, hybrid search, re-ranking."""
+"""Vector folders, indexes, databases, BM25, hybrid search and re-ranking."""

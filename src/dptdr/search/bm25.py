@@ -1,8 +1,7 @@
-"""Lexical search: BM25 over stemmed words, stored as arrays that map into memory.
+"""Lexical search: BM25 over stemmed terms, stored as memory-mapped arrays.
 
-Scores and array files are those of bm25s; what differs is how an index is built (streamed, in
-blocks, so that memory holds the postings and not the corpus) and how equal scores are ordered (by
-passage).
+Scores and array files match those of bm25s. Unlike bm25s, indexing streams the corpus in blocks, so
+that only the postings need memory, and ties are broken by corpus order.
 """
 
 import tempfile
@@ -39,16 +38,16 @@ _POSTING = np.dtype([("token", "<i4"), ("passage", "<i4"), ("count", "<i4")])
 
 
 class Postings(NamedTuple):
-    """Passages and scores of each word, in corpus order."""
+    """Postings in CSC form: the passages and scores of each term, in corpus order."""
 
     starts: Int64[np.ndarray, " words_and_end"]
-    """Where each word's entries begin, and at last where they end."""
+    """Offset of each term's first entry; the last element is the total."""
     passages: Int32[np.ndarray, " entries"]
     scores: Float32[np.ndarray, " entries"]
 
 
 class Bm25Index:
-    """A BM25 index over a corpus; made by :meth:`build` or :meth:`load`."""
+    """A BM25 index; create one with :meth:`build` or :meth:`load`."""
 
     def __init__(
         self,
@@ -78,21 +77,22 @@ class Bm25Index:
         b: float = B,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> "Bm25Index":
-        """Index title and text of passages, read once and in order.
+        """Index the titles and texts of passages in a single pass.
 
         Args:
-            language: Whose stemmer and stop words to use; ``auto`` looks at the first passages.
-            k1: How soon a repeated word stops adding to the score, above 0.
-            b: How much long passages are held back, 0 (not) to 1 (fully).
+            language: Language of the stemmer and stop words; ``auto`` detects it from the first
+                passages.
+            k1: Term-frequency saturation, above 0.
+            b: Length normalisation, from 0 (none) to 1 (full).
 
         Raises:
-            ConfigError: If there is no such language.
-            DataError: If there is no passage, or none holds a word.
+            ConfigError: If the language is unknown.
+            DataError: If there are no passages, or none contains a term.
             ValueError: If k1 or b is out of range.
 
         Source:
-            Robertson, Zaragoza 2009, in the variant of Lucene, as bm25s computes it; k1 and b are
-            Anserini's defaults. Differs: nothing.
+            Robertson and Zaragoza (2009), in Lucene's variant as computed by bm25s, with Anserini's
+            defaults for k1 and b. Differs: nothing.
         """
         if k1 <= 0 or not 0 <= b <= 1:
             raise ValueError(f"expected k1 above 0 and b from 0 to 1, got k1={k1}, b={b}")
@@ -118,8 +118,8 @@ class Bm25Index:
                     on_progress(len(ids), len(ids))
             vocabulary = {} if words is None else dict(words.stem_to_sid)
             if not vocabulary:
-                what = "their text holds no word" if ids else "there is none"
-                raise DataError(f"expected passages to index, {what}")
+                found = "passages without any terms" if ids else "none"
+                raise DataError(f"expected passages to index, got {found}")
             matrix = _score_matrix(
                 partial(_read_postings, spool, sizes=sizes),
                 lengths=np.array(lengths, dtype=np.int64),
@@ -148,7 +148,7 @@ class Bm25Index:
         """Load a saved index with memory-mapped arrays.
 
         Raises:
-            DataError: If the folder is missing, incomplete, damaged or of another format.
+            DataError: If the folder is missing, incomplete, damaged or in an unknown format.
         """
         path = Path(path)
         settings, files = _read_header(path)
@@ -174,9 +174,9 @@ class Bm25Index:
         threads: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Run:
-        """Return the best passages of each query, equal scores in the order of the corpus.
+        """Return the best passages for each query; ties are broken by corpus order.
 
-        Passages that share no word with the query are left out, so a query may have no hit. The
+        Passages that share no term with the query are omitted, so a query may have no hits. The
         result does not depend on ``threads``.
 
         Raises:
@@ -195,10 +195,10 @@ class Bm25Index:
     def search_rows(
         self, queries: Sequence[Query], *, depth: int, threads: int = 1
     ) -> Iterator[tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]]:
-        """Yield corpus rows and scores of each query's best passages; see :meth:`search`."""
+        """Yield the corpus rows and scores of each query's best passages; see :meth:`search`."""
         if depth < 1 or threads < 1:
             raise ValueError(f"expected depth and threads of at least 1, got {depth}, {threads}")
-        # Words are looked up here, before any thread starts: the tokenizer keeps a cache.
+        # Tokenize before any thread starts: the tokenizer's cache is not thread-safe.
         texts = [query.text for query in queries]
         tokens = list(
             self._tokenizer.streaming_tokenize(texts, update_vocab=False, allow_empty=False)
@@ -216,31 +216,31 @@ class Bm25Index:
         for token in tokens:
             entries = slice(int(starts[token]), int(starts[token + 1]))
             try:
-                # Unsigned: a negative row of a damaged file would count from the end.
+                # Unsigned, because a negative row in a damaged file would index from the end.
                 scores[passages[entries].view(np.uint32)] += weights[entries]
             except IndexError:
                 raise DataError(
-                    f"BM25 index: expected passages below {len(scores):,} for each word; it is "
-                    "damaged, build it again"
+                    f"BM25 index: expected passage numbers below {len(scores):,}; the index is "
+                    "damaged, rebuild it"
                 ) from None
         rows = _top_rows(scores, depth=depth)
         return rows, scores[rows]
 
 
 def stored_language(path: Path) -> str:
-    """Return the language of a saved index without reading its arrays."""
+    """Return the language of a saved index without loading its arrays."""
     return str(_read_header(path)[0]["language"])
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return settings and files of a saved index."""
+    """Return the settings and file records of a saved index."""
     where = path / HEADER
     refuse_link(where)
     header = read_json(where)
     found = header.get("format") if isinstance(header, dict) else None
     if type(found) is not int or not 1 <= found <= FORMAT:
         raise DataError(
-            f"expected format {FORMAT}, found {describe(found)}; build the index again", path=where
+            f"expected format {FORMAT}, got {describe(found)}; rebuild the index", path=where
         )
     settings, files = header.get("settings"), header.get("files", {})
     if found == 1 and isinstance(settings, dict):
@@ -252,46 +252,48 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         or not all(isinstance(settings[name], int | float) for name in ("k1", "b"))
     ):
         raise DataError(
-            "expected numbers k1 and b and a known language; build it again",
+            "expected numbers k1 and b and a known language; rebuild the index",
             path=where,
             field="settings",
         )
     known = {_WORDS, "ids.npy", "id_offsets.npy", *(name for name, _ in _ARRAYS.values())}
     if not isinstance(files, dict) or files.keys() != (known if found > 1 else set()):
-        raise DataError("expected the index's own files", path=where, field="files")
+        raise DataError(
+            "expected exactly the files of a BM25 index; rebuild it", path=where, field="files"
+        )
     return settings, files
 
 
 def _check_file(path: Path, stored: object, *, verify: bool) -> None:
     refuse_link(path)
     if not isinstance(stored, dict) or not path.is_file():
-        raise DataError("incomplete BM25 index; build it again", path=path)
+        raise DataError("incomplete BM25 index; rebuild it", path=path)
     found: dict[str, object] = {"bytes": path.stat().st_size}
     if verify:
         found["sha256"] = sha256_file(path)
     for name, value in found.items():
         if stored.get(name) != value:
             raise DataError(
-                f"expected {stored.get(name)} as {name}, got {value}; the file was damaged, build "
-                "the index again",
+                f"{name}: expected {stored.get(name)}, got {value}; the file is damaged, rebuild "
+                "the index",
                 path=path,
             )
 
 
 def _check_postings(postings: Postings, words: object, *, path: Path) -> None:
-    """Refuse inconsistent parts; passages are checked when they are found."""
+    """Reject inconsistent parts; passage numbers are checked during search."""
     starts, passages, scores = postings
     if not isinstance(words, dict) or not {type(number) for number in words.values()} <= {int}:
-        raise DataError("expected a number for each word; build it again", path=path / _WORDS)
+        raise DataError("expected a number for each term; rebuild the index", path=path / _WORDS)
     if words and not 0 <= min(words.values()) <= max(words.values()) < len(words):
-        raise DataError("expected the words' numbers from 0 on", path=path / _WORDS)
+        raise DataError("expected terms numbered from 0; rebuild the index", path=path / _WORDS)
     fits = len(starts) == len(words) + 1 and len(passages) == len(scores) == starts[-1]
     if not fits or starts[0] != 0 or (np.diff(starts) < 0).any():
-        raise DataError("its arrays do not fit each other; build it again", path=path)
+        raise DataError("its arrays have inconsistent sizes; rebuild the index", path=path)
 
 
 def _count_postings(tokens: Sequence[Sequence[int]], *, first_passage: int) -> Any:
-    """Return one record per word and passage of a block, ordered by word, then passage."""
+    """Count each term in each passage of a block, sorted by term, then passage."""
     lengths = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
     flat = np.fromiter(
         (token for text in tokens for token in text), dtype=np.int64, count=int(lengths.sum())
@@ -313,7 +315,7 @@ def _score_matrix(
     k1: float,
     b: float,
 ) -> Postings:
-    """Turn spooled counts into passages and scores by word."""
+    """Turn spooled counts into scored postings."""
     frequencies = np.zeros(words, dtype=np.int64)
     for postings in read_postings():
         frequencies += np.bincount(postings["token"], minlength=words)
@@ -326,8 +328,8 @@ def _score_matrix(
     heads = starts[:-1].copy()
     for postings in read_postings():
         token, passage, count = (postings[name] for name in ("token", "passage", "count"))
-        # Records of a word are together and blocks come in corpus order: each goes to the next
-        # free place of its word, which leaves every word's passages in corpus order.
+        # A block's records are grouped by term and blocks arrive in corpus order, so appending
+        # each record to its term's postings keeps them in corpus order.
         per_word = np.bincount(token, minlength=words)
         first = np.zeros(words + 1, dtype=np.int64)
         np.cumsum(per_word, out=first[1:])
@@ -339,14 +341,14 @@ def _score_matrix(
 
 
 def _read_postings(spool: IO[bytes], *, sizes: Sequence[int]) -> Iterator[Any]:
-    """Yield the spooled records block by block."""
+    """Yield the spooled records, one block at a time."""
     spool.seek(0)
     for size in sizes:
         yield np.fromfile(spool, dtype=_POSTING, count=size)
 
 
 def _top_rows(scores: Float32[np.ndarray, " passages"], *, depth: int) -> Int[np.ndarray, " hits"]:
-    """Return the rows of the highest scores above 0, equal scores by row."""
+    """Return the rows with the highest positive scores; ties go to the lower row."""
     if depth < scores.size:
         bound = np.partition(scores, scores.size - depth)[scores.size - depth]
         rows = np.flatnonzero(scores >= bound) if bound > 0 else np.flatnonzero(scores)

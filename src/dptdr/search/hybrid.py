@@ -1,4 +1,4 @@
-"""Hybrid search: merge several rankings of the same queries."""
+"""Hybrid search: fuse several rankings of the same queries."""
 
 import itertools
 import math
@@ -14,14 +14,14 @@ FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 
 class Tuned(NamedTuple):
-    """The weights that are best on some judged queries."""
+    """The best fusion weights on a set of judged queries."""
 
     weights: tuple[float, ...]
     measure: str
     value: float
-    """Value of the measure with these weights, on the queries that they were tuned on."""
+    """Measure achieved with these weights on the tuning queries."""
     tried: dict[tuple[float, ...], float]
-    """Value of every combination of weights that was tried."""
+    """Measure achieved by each combination of weights."""
 
 
 def fuse(
@@ -32,27 +32,27 @@ def fuse(
     depth: int = 1000,
     constant: int = 60,
 ) -> Run:
-    """Merge runs into one.
+    """Fuse several runs into one.
 
-    ``rrf`` adds up ``weight / (constant + rank)`` and looks at ranks only. The others bring each
-    query's scores to one scale, add up ``weight * score``, and give a passage that a run does not
-    list the lowest scaled score of that run: ``min-max`` scales to [0, 1], ``z-score`` to mean 0
-    and standard deviation 1.
+    ``rrf`` sums ``weight / (constant + rank)`` and ignores scores. The other methods normalise the
+    scores of each query and sum ``weight * score``: ``min-max`` scales them to [0, 1], ``z-score``
+    to mean 0 and standard deviation 1. A passage missing from a run gets that run's lowest
+    normalised score.
 
     Args:
-        runs: At least one run; a query may be missing in some.
-        weights: One for each run, not negative; equal ones by default.
+        runs: At least one run; they need not cover the same queries.
+        weights: One non-negative weight per run; equal by default.
 
     Returns:
-        The merged run; at equal score the smaller passage id comes first.
+        The fused run; ties are broken by passage id.
 
     Raises:
-        VectorsError: If weights and runs do not fit together.
+        VectorsError: If there are no runs, or the weights do not match them.
 
     Source:
         Cormack, Clarke, Buettcher, Reciprocal Rank Fusion (SIGIR 2009), constant 60; Fox and Shaw,
-        Combination of Multiple Searches (TREC-2), CombSUM over scaled scores. Differs: weights,
-        and the lowest scaled score rather than 0 for what a run does not list.
+        Combination of Multiple Searches (TREC-2), CombSUM over normalised scores. Differs: weights,
+        and the lowest normalised score instead of 0 for missing passages.
     """
     shares = _check_weights(runs, weights)
     fused: Run = {}
@@ -83,17 +83,17 @@ def tune_weights(
     steps: int = 10,
     depth: int = 100,
 ) -> Tuned:
-    """Return the weights, adding up to 1, that are best on judged queries.
+    """Find the fusion weights, summing to 1, that work best on judged queries.
 
-    Every combination of multiples of ``1 / steps`` is tried. Of equally good ones the most even
-    is taken. Tune on dev queries, never on those that are reported.
+    Tries every combination of multiples of ``1 / steps``; ties go to the most even weights. Tune
+    on dev queries, never on the test queries you report.
 
     Args:
         qrels: Judgements of the dev queries.
-        steps: Steps from 0 to 1.
+        steps: Number of grid steps between 0 and 1.
 
     Returns:
-        Weights and what they reached.
+        The best weights and the measures achieved.
 
     Raises:
         VectorsError: If ``steps`` is below 1.
@@ -116,18 +116,18 @@ def _check_weights(
     runs: Sequence[Mapping[str, Sequence[Hit]]], weights: Sequence[float] | None
 ) -> list[float]:
     if not runs:
-        raise VectorsError("expected at least one run to merge, got none")
+        raise VectorsError("expected at least one run to fuse, got none")
     if weights is None:
         return [1.0] * len(runs)
     if len(weights) != len(runs) or any(not weight >= 0 for weight in weights) or not any(weights):
         raise VectorsError(
-            f"expected {len(runs)} weights of at least 0, not all 0, got {list(weights)}"
+            f"expected {len(runs)} non-negative weights, not all 0, got {list(weights)}"
         )
     return list(weights)
 
 
 def _scaled(hits: Sequence[Hit], fusion: Fusion) -> dict[str, float]:
-    """Return the scores of one ranking on a common scale."""
+    """Normalise the scores of one ranking."""
     if not hits:
         return {}
     scores = [hit.score for hit in hits]
@@ -136,7 +136,7 @@ def _scaled(hits: Sequence[Hit], fusion: Fusion) -> dict[str, float]:
     else:
         lowest = math.fsum(scores) / len(scores)
         span = math.sqrt(math.fsum((score - lowest) ** 2 for score in scores) / len(scores))
-    # All scores equal: all as good as the best (min-max), or as the mean (z-score).
+    # All scores are equal: treat them as the maximum (min-max) or the mean (z-score).
     if span == 0:
         return {hit.passage_id: 1.0 if fusion == "min-max" else 0.0 for hit in hits}
     return {hit.passage_id: (hit.score - lowest) / span for hit in hits}

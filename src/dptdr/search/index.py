@@ -1,4 +1,4 @@
-"""The protocol of all indexes, and searching texts with them."""
+"""The protocol shared by all indexes, and text search on top of it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ _QUERIES_AT_ONCE = 1024
 
 
 class SearchResults(NamedTuple):
-    """The hits of some queries, best first."""
+    """Hits for a batch of queries, best first."""
 
     scores: Float[np.ndarray, "queries depth"]
-    """Dot products as float32; minus infinity where a query has fewer hits than the widest."""
+    """Dot products as float32, padded with -inf for queries with fewer hits."""
     ids: list[list[str]]
-    """Passage ids; a query with few hits has a short list."""
+    """Passage ids, unpadded."""
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class Index(Protocol):
 
     @property
     def index_type(self) -> str:
-        """Name of the type, such as ``hnsw`` or ``postgres``."""
+        """Index type, such as ``hnsw`` or ``postgres``."""
         ...
 
     @property
@@ -57,47 +57,45 @@ class Index(Protocol):
         depth: int,
         filters: Sequence[Filter] = (),
     ) -> SearchResults:
-        """Return the passages with the highest dot product that pass all filters.
-
-        Args:
-            filters: Conditions on metadata; all must hold.
+        """Return the passages with the highest dot products that match all filters.
 
         Raises:
             ValueError: If ``depth`` is below 1.
-            VectorsError: If a vector has another dimension or holds NaN.
+            VectorsError: If a vector has the wrong dimension or contains NaN.
         """
         ...
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return passages with their texts, in the given order."""
+        """Look up passages by id, in the given order."""
         ...
 
 
 def check_encoder(origin: Origin, encoder: TextEncoder, *, where: Path | str) -> None:
-    """Refuse to search vectors with an encoder that would encode passages differently.
+    """Reject an encoder that would encode the indexed passages differently.
 
-    A query-only task passes on the bare backbone's vectors: its passages are encoded by that.
+    A query-only task may search the bare backbone's vectors, because it encodes passages with it.
 
     Raises:
-        WrongPrompt: If the vectors were made by another prompt or backbone.
+        WrongPrompt: If the vectors come from a different prompt or backbone.
     """
     if origin.passage_fingerprint == encoder.passage_fingerprint:
         if same_probe(origin.probe, probe_of(encoder)):
             return
         raise WrongPrompt(
-            f"{where}: its vectors were made by a backbone with the weights of '{encoder.name}' "
-            "that encodes otherwise; was the backbone's config.json changed?"
+            f"{where}: expected the backbone that made it, got '{encoder.name}', which has "
+            "the same weights but encodes differently; check whether config.json was changed"
         )
     if origin.backbone_fingerprint == encoder.backbone_fingerprint:
-        what = "another prompt on the same backbone"
+        what = "a different prompt on the same backbone"
     else:
         what = (
-            f"another backbone ({origin.backbone_fingerprint}, not {encoder.backbone_fingerprint})"
+            f"a different backbone ({origin.backbone_fingerprint}, not "
+            f"{encoder.backbone_fingerprint})"
         )
     raise WrongPrompt(
-        f"{where}: its vectors were made by '{origin.encoder}' with passage fingerprint "
-        f"{origin.passage_fingerprint}, but '{encoder.name}' makes {encoder.passage_fingerprint}: "
-        f"{what}. Search with the task that made them, or renew the index with "
+        f"{where}: expected the passage fingerprint {origin.passage_fingerprint} of its encoder "
+        f"'{origin.encoder}', got {encoder.passage_fingerprint} of '{encoder.name}': "
+        f"{what}. Search with the original task, or refresh the index with "
         "`dptdr index VECTORS --refresh INDEX --task TASK --data DATA`"
     )
 
@@ -111,15 +109,14 @@ def search_queries(
     filters: Sequence[Filter] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Encode queries and search them in an index.
+    """Encode queries and search an index with them.
 
     Args:
-        encoder: The encoder that made them, or a query-only task on it.
-        depth: Hits for each query, at least 1.
-        filters: Conditions on metadata; all must hold.
+        encoder: The encoder that made the vectors, or a query-only task on it.
+        depth: Hits per query, at least 1.
 
     Raises:
-        WrongPrompt: If the vectors were made by another prompt or backbone.
+        WrongPrompt: If the vectors come from a different prompt or backbone.
         VectorsError: If two queries have the same id.
     """
     check_encoder(index.origin, encoder, where=f"{index.index_type} index")
@@ -138,33 +135,27 @@ def search_queries(
 
 
 def check_query_vectors(vectors: Any, *, dim: int, depth: int) -> Float[np.ndarray, "queries dim"]:
-    """Return query vectors as contiguous float32.
-
-    Args:
-        dim: Numbers in a vector of the index.
+    """Validate query vectors and return them as contiguous float32.
 
     Raises:
         ValueError: If ``depth`` is below 1.
-        VectorsError: If they have another dimension or hold NaN or infinity.
+        VectorsError: If they have the wrong dimension or contain NaN or infinity.
     """
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
     given = np.asarray(vectors)
     if given.ndim != 2 or given.dtype.kind not in "fiu":
         raise VectorsError(
-            f"expected real query vectors as rows of a table, got {given.dtype} of shape "
-            f"{given.shape}"
+            f"expected a 2-D array of real query vectors, got {given.dtype} of shape {given.shape}"
         )
     if given.shape[1] != dim:
         raise VectorsError(
-            f"expected query vectors of {dim} numbers, got {given.shape[1]}; search with the "
+            f"expected query vectors with {dim} dimensions, got {given.shape[1]}; search with the "
             "encoder that made the index"
         )
     with np.errstate(over="ignore"):
         queries = np.ascontiguousarray(given, dtype=np.float32)
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-        raise VectorsError(
-            f"expected finite numbers in single precision, query vector {row} holds NaN or infinity"
-        )
+        raise VectorsError(f"query vector {row} contains NaN or infinity in single precision")
     return queries

@@ -1,4 +1,4 @@
-"""Rank the judged queries of a split with an encoder, BM25 or a finished run."""
+"""Rank passages for the judged queries of a split with an encoder, BM25 or an existing run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,11 +17,11 @@ from dptdr.search.retrieve import TextEncoder, retrieve
 from dptdr.search.words import AUTO
 
 Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Names a piece of work and gives the callable that is told (done, total) of it."""
+"""Context manager for a named phase of work; yields its (done, total) progress callback."""
 
 
 class Ranking(NamedTuple):
-    """A run with its system's name and fingerprint."""
+    """A run with the name and fingerprint of its system."""
 
     run: Run
     system: str
@@ -31,16 +31,10 @@ class Ranking(NamedTuple):
 def judged_queries(
     folder: BeirFolder, split: str, *, limit: int | None = None
 ) -> tuple[list[Query], Qrels]:
-    """Return the judged queries of a split in file order, and their judgements.
-
-    Args:
-        split: Name such as ``test``.
-
-    Returns:
-        Queries and judgements.
+    """Return the judged queries of a split (such as ``test``) in file order, and their qrels.
 
     Raises:
-        DataError: If there is no such split, or a judged query has no text.
+        DataError: If the split does not exist, or a judged query has no text.
     """
     judged = folder.qrels(split)
     queries = [query for query in folder.queries() if query.id in judged]
@@ -56,18 +50,15 @@ def judged_queries(
 
 
 def prefixed_queries(folder: BeirFolder, prefix: str, *, limit: int | None = None) -> list[Query]:
-    """Return the queries whose ids begin with a prefix, judged or not.
-
-    Args:
-        prefix: Beginning of the ids.
+    """Return the queries whose ids start with a prefix, judged or not.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there are none.
     """
     found = [query for query in folder.queries() if query.id.startswith(prefix)]
     if not found:
         raise DataError(
-            f"expected queries whose ids begin with '{prefix}', found none",
+            f"expected query ids starting with '{prefix}', got none",
             path=folder.queries_path,
         )
     return found[:limit]
@@ -83,12 +74,12 @@ def rank(
     keep_identical: bool = False,
     phase: Phase,
 ) -> Ranking:
-    """Rank the folder's passages for some queries.
+    """Rank the folder's passages for each query.
 
     Args:
         system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a run file.
-        threads: Threads of BM25.
-        keep_identical: Whether a query that is a passage may find itself.
+        threads: Threads for BM25.
+        keep_identical: Let a query that is also a passage retrieve itself.
     """
     own = {} if keep_identical else own_passages(queries, folder.passages())
     say_own(len(own))
@@ -147,10 +138,10 @@ def measure(
     measures: Sequence[str] = (),
     depth: int,
 ) -> EvaluationReport:
-    """Measure a ranking on a split's judgements; unanswered queries count as 0.
+    """Evaluate a ranking on the judgements of a split; queries without hits score 0.
 
     Args:
-        measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
+        measures: Measures in ir_measures notation; nDCG@10, RR@10 and R@100 by default.
     """
     evaluation = evaluate(ranking.run, qrels, measures=list(measures or DEFAULT_MEASURES))
     return EvaluationReport(
@@ -174,8 +165,8 @@ def measure(
 
 
 def needed_depth(measures: Sequence[str]) -> int:
-    """Return the depth that the measures need, at least 100."""
+    """Return the ranking depth required by the measures, at least 100."""
     parsed = parse_measures(list(measures or DEFAULT_MEASURES)).values()
-    # A measure without a cutoff looks as deep as the ranking goes.
+    # A measure without a cutoff uses the whole ranking.
     cutoffs = [int(m["cutoff"]) if "cutoff" in m.params else 1000 for m in parsed]
     return max(100, *cutoffs)

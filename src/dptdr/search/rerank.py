@@ -1,4 +1,4 @@
-"""Re-rank the best hits with a slower, better scorer."""
+"""Re-rank the best hits with a slower, more accurate scorer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -9,7 +9,7 @@ from dptdr.errors import VectorsError
 from dptdr.records import Hit, Query, Run
 
 Scorer: TypeAlias = Callable[[str, list[str]], Any]
-"""From a query and passage contents to one score each, higher is better."""
+"""Maps a query and passage contents to one score per passage; higher is better."""
 
 
 def rerank(
@@ -21,21 +21,22 @@ def rerank(
     top: int = 100,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Rescore the best hits of each query; the others follow in their old order.
+    """Rescore the best hits of each query; the rest follow in their original order.
 
     Args:
-        run: Hits of the first stage.
-        queries: The queries; those that the run does not hold are left out.
-        top: Hits of each query that are scored again, at least 1.
+        run: First-stage hits.
+        queries: Queries to re-rank; queries missing from the run are skipped.
+        top: Hits to rescore per query, at least 1.
 
     Returns:
-        The run in its new order; at equal score the old order stays.
+        The re-ranked run; ties keep their original order.
 
     Raises:
-        VectorsError: If the scorer gives another number of scores, or NaN, or ``top`` is below 1.
+        VectorsError: If the scorer returns NaN or the wrong number of scores, or ``top`` is below
+            1.
     """
     if top < 1:
-        raise VectorsError(f"expected to rank at least 1 hit again, got {top}")
+        raise VectorsError(f"top: expected at least 1 hit to re-rank, got {top}")
     asked = [query for query in queries if query.id in run]
     ranked: Run = {}
     for number, query in enumerate(asked, start=1):
@@ -43,7 +44,7 @@ def rerank(
         first, rest = hits[:top], hits[top:]
         ranked[query.id] = _rescored(query, first, contents=contents, scorer=scorer)
         if ranked[query.id]:
-            # The two stages' scores are not on one scale: put the rest below, one apart.
+            # The scores of the two stages are not comparable: put the rest below, one apart.
             lowest = ranked[query.id][-1].score
             ranked[query.id] += [
                 Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1)
@@ -70,7 +71,7 @@ def _rescored(
         )
     if np.isnan(scores).any():
         raise VectorsError(
-            f"query '{query.id}': the scorer gave NaN for passage "
+            f"query '{query.id}': the scorer returned NaN for passage "
             f"'{hits[int(np.flatnonzero(np.isnan(scores))[0])].passage_id}'"
         )
     order = np.argsort(-scores, kind="stable")
@@ -80,11 +81,11 @@ def _rescored(
 def cross_encoder(
     model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
 ) -> Scorer:
-    """Return a cross-encoder's scorer.
+    """Load a cross-encoder as a scorer.
 
     Args:
-        batch_size: Pairs at once.
-        raw: Return logits, whatever activation the model's own settings name.
+        batch_size: Pairs per batch.
+        raw: Return logits, ignoring the activation in the model's config.
 
     Raises:
         VectorsError: If sentence-transformers is not installed or the model cannot be loaded.
@@ -93,7 +94,7 @@ def cross_encoder(
         from sentence_transformers import CrossEncoder
     except ImportError:
         raise VectorsError(
-            "a cross-encoder needs the package sentence-transformers; "
+            "cross-encoders need the package sentence-transformers; "
             "run `pip install 'dptdr[crossencoder]'`"
         ) from None
     try:

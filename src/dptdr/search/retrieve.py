@@ -1,4 +1,4 @@
-"""Exact search in memory, for evaluation and checkpoint selection."""
+"""Exact in-memory search, for evaluation and checkpoint selection."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from dptdr.search.indexes.exact import exact_top_k
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Protocol of encoders for search, such as ``dptdr.model.Encoder``."""
+    """Protocol for encoders used in search, such as ``dptdr.model.Encoder``."""
 
     @property
     def name(self) -> str:
@@ -34,34 +34,34 @@ class TextEncoder(Protocol):
 
     @property
     def query_fingerprint(self) -> str:
-        """Fingerprint of everything that query vectors depend on."""
+        """Fingerprint of everything that affects query vectors."""
         ...
 
     @property
     def passage_fingerprint(self) -> str:
-        """Fingerprint of everything that passage vectors depend on."""
+        """Fingerprint of everything that affects passage vectors."""
         ...
 
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one vector for each query, in the given order."""
+        """Encode queries, one vector each, in the given order."""
         ...
 
     def encode_passages(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one vector for each passage content, in the given order."""
+        """Encode passage contents, one vector each, in the given order."""
         ...
 
 
 def weights_of(encoder: TextEncoder) -> str:
-    """Return the number type of an encoder's weights, if it has one."""
+    """Return the dtype of an encoder's weights, float32 if unknown."""
     return str(getattr(encoder, "weights_dtype", "float32"))
 
 
 def probe_of(encoder: TextEncoder) -> tuple[float, ...]:
-    """Return the probe of an encoder's backbone, if it has one; see :mod:`dptdr.io.probe`."""
+    """Return the probe of an encoder's backbone, if any; see :mod:`dptdr.io.probe`."""
     return tuple(getattr(encoder, "backbone_probe", ()))
 
 
@@ -74,17 +74,16 @@ def retrieve(
     keep_identical: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Encode queries and passages, and rank all passages for each query exactly.
+    """Encode queries and passages, and rank all passages exactly for each query.
 
     Args:
-        queries: The queries; their ids are the keys of the run.
-        passages: The passages; at equal score the earlier one ranks higher.
-        depth: Hits for each query, at least 1; fewer where there are fewer passages.
-        keep_identical: Whether a query that is a passage may find itself.
+        passages: The passages; ties go to the earlier one.
+        depth: Hits per query, at least 1; fewer if there are fewer passages.
+        keep_identical: Let a query that is also a passage retrieve itself.
 
     Raises:
         ValueError: If ``depth`` is below 1.
-        VectorsError: If an id occurs twice, or a vector holds NaN.
+        VectorsError: If an id is duplicated, or a vector contains NaN.
     """
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
@@ -116,7 +115,7 @@ def retrieve(
 
 
 def _check_unique(ids: Sequence[str], *, what: str) -> None:
-    """Refuse ids that occur twice: a run could not tell them apart."""
+    """Reject duplicate ids, which a run cannot distinguish."""
     if len(set(ids)) < len(ids):
         double = next(identifier for identifier, count in Counter(ids).items() if count > 1)
         raise VectorsError(

@@ -1,7 +1,4 @@
-"""An index with an encoder: texts in, passages out.
-
-The stages of a search: vectors, words, fusion, a second scorer.
-"""
+"""Text search: dense retrieval, optional BM25 fusion and optional re-ranking."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +18,14 @@ from dptdr.search.retrieve import TextEncoder
 from dptdr.search.vectors.documents import Filter
 
 Filters: TypeAlias = Mapping[str, str | Sequence[str]] | Sequence[Filter]
-"""Metadata field to the value, or values, that a passage may have in it; all must hold."""
+"""Metadata field to accepted value or values; a passage must match every field."""
 
 _FUSED_DEPTH = 100
-"""Minimum number of hits that each ranking brings to a fusion."""
+"""Minimum number of hits per ranking to fuse."""
 _FILTERED_WORDS = 10
-"""How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
+"""Oversampling of BM25 hits when filters are applied afterwards."""
 _TEXT_ID = "\n"
-"""Id of a query that has none: no passage can have it."""
+"""Id for a bare query text; no passage can have it."""
 
 
 class SearchResult(NamedTuple):
@@ -42,21 +39,21 @@ class SearchResult(NamedTuple):
 
 
 class SearchIndex:
-    """An index that texts can be searched in.
+    """An index searchable with query texts.
 
     Args:
-        index: Where the vectors are.
-        encoder: Encodes the queries; must fit the vectors.
-        hybrid: Merge with BM25 by ``rrf``, ``min-max`` or ``z-score``; ``None`` for vectors alone.
-        dense_weight: Share of the vectors in a merge, 0 to 1.
-        scorer: Ranks the best hits again.
-        rerank_top: Hits that the scorer sees.
+        index: The vector index.
+        encoder: Query encoder; must match the vectors.
+        hybrid: Fuse with BM25 by ``rrf``, ``min-max`` or ``z-score``; ``None`` for dense only.
+        dense_weight: Weight of the dense ranking in the fusion, from 0 to 1.
+        scorer: Re-ranks the best hits.
+        rerank_top: Number of hits to re-rank.
         where: Name of the index, for messages.
-        choice: Why it is of its type, if it was just built.
+        choice: How the index type was chosen, if the index was just built.
 
     Raises:
-        WrongPrompt: If another prompt or backbone made the vectors.
-        VectorsError: If BM25 is wanted and the index has none, or there is no such merge.
+        WrongPrompt: If the vectors come from a different prompt or backbone.
+        VectorsError: If ``hybrid`` is unknown, or the index has no BM25.
     """
 
     def __init__(
@@ -83,10 +80,12 @@ class SearchIndex:
             check_encoder(index.origin, encoder, where=where)
         if hybrid is not None:
             if hybrid not in FUSIONS:
-                raise VectorsError(f"expected a fusion out of {', '.join(FUSIONS)}, got '{hybrid}'")
+                raise VectorsError(
+                    f"expected hybrid to be one of {', '.join(FUSIONS)}, got '{hybrid}'"
+                )
             if not isinstance(index, LocalIndex):
                 raise VectorsError(
-                    f"BM25 lies beside an index in a folder; a {index.index_type} index has none"
+                    f"hybrid search needs a local index with BM25, got a {index.index_type} index"
                 )
             self._fusion, self._words = cast(Fusion, hybrid), index.lexical()
 
@@ -96,7 +95,7 @@ class SearchIndex:
 
     @property
     def name(self) -> str:
-        """Name of the encoder, or of the one that made the vectors."""
+        """Name of the encoder, or of the encoder that made the vectors."""
         return self.index.origin.encoder if self.encoder is None else self.encoder.name
 
     def __enter__(self) -> "SearchIndex":
@@ -107,15 +106,10 @@ class SearchIndex:
 
     @checked
     def search(self, text: str, *, k: int = 10, filters: Filters = ()) -> list[SearchResult]:
-        """Return the best passages for a text.
+        """Return the best ``k`` passages for a query text.
 
         Args:
-            text: What to search for.
-            k: Maximum number of passages.
-            filters: Metadata field to the value, or values, that a passage may have in it.
-
-        Returns:
-            At most ``k`` passages with their texts.
+            filters: Metadata field to accepted value or values; all fields must match.
         """
         check_counts(k=k)
         hits = self.run([Query(_TEXT_ID, text)], depth=k, filters=filters)[_TEXT_ID]
@@ -134,16 +128,12 @@ class SearchIndex:
         filters: Filters = (),
         keep_identical: bool = False,
     ) -> Run:
-        """Return the hits of many queries, by query id.
+        """Search for many queries and return the hits by query id.
 
         Args:
-            queries: The queries.
-            depth: Maximum number of hits for each.
+            depth: Maximum hits per query.
             filters: As for :meth:`search`.
-            keep_identical: Whether a query that is a passage of the index may find itself.
-
-        Returns:
-            The run.
+            keep_identical: Let a query that is also a passage retrieve itself.
         """
         check_counts(depth=depth)
         conditions = _conditions(filters)
@@ -173,13 +163,15 @@ class SearchIndex:
         return {name: hits[:depth] for name, hits in run.items()}
 
     def tune(self, queries: Sequence[Query], qrels: Qrels) -> Tuned:
-        """Set ``dense_weight`` to the best one on judged queries, and return all results.
+        """Tune ``dense_weight`` on judged queries and return the measures for all weights.
 
         Raises:
-            VectorsError: If nothing is merged.
+            VectorsError: If the search is not hybrid.
         """
         if self._fusion is None:
-            raise VectorsError("expected a fusion to tune the weight of, the search uses none")
+            raise VectorsError(
+                "expected a hybrid search to tune, got a dense one; open the index with hybrid"
+            )
         rankings = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
         own = set().union(*(self._own(queries, run) for run in rankings))
         cleaned = [without_own(run, own) for run in rankings]
@@ -188,7 +180,7 @@ class SearchIndex:
         return tuned
 
     def close(self) -> None:
-        """Close the connection to a database; nothing for a folder."""
+        """Close the database connection, if any."""
         close = getattr(self.index, "close", None)
         if close is not None:
             close()
@@ -196,7 +188,7 @@ class SearchIndex:
     def _dense(self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter]) -> Run:
         if self.encoder is None:
             raise ConfigError(
-                "expected an encoder to search texts with, got none; open the index with one, as "
+                "expected an encoder for the query texts, got none; open the index with one, as "
                 'in dptdr.open_index("INDEX", "TASK")'
             )
         return search_queries(
@@ -223,7 +215,7 @@ class SearchIndex:
         ]
 
     def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
-        """Return the ids of the queries that found themselves."""
+        """Return the ids of queries that retrieved themselves."""
         met = [q for q in queries if any(hit.passage_id == q.id for hit in run[q.id])]
         documents = self.index.documents([query.id for query in met])
         return {

@@ -1,7 +1,7 @@
-"""Words of a text for BM25, by language: stop words removed, the others stemmed.
+"""Tokenization for BM25 by language: stop-word removal and stemming.
 
-Stemmers are Snowball's; stop words are NLTK's lists as bm25s holds them, which go back to
-Snowball's. Languages without such a list keep their frequent words, which BM25 weights least.
+Stemmers are Snowball's; stop words are NLTK's lists (derived from Snowball's) as shipped with
+bm25s. Languages without a list keep their frequent words, to which BM25 gives low weights.
 """
 
 import os
@@ -20,49 +20,49 @@ _STOP_WORDS = (
 )
 _DETECTED_TEXTS = 1000
 _MIN_FOUND = 5
-# In scripts whose vowels are marks, Python's \w would cut words at them.
+# In scripts with combining vowel marks, Python's \w would split words at them.
 _MARKED_SCRIPTS = ("arabic", "hindi", "nepali", "persian", "tamil", "yiddish")
 
 
 def languages() -> list[str]:
-    """Return the languages that have a stemmer."""
+    """List the languages with a stemmer."""
     import Stemmer
 
-    # "porter" and "dutch_porter" are older stemmers of two of them.
+    # "porter" and "dutch_porter" are older stemmers for English and Dutch.
     return [name for name in Stemmer.algorithms() if "porter" not in name]
 
 
 def check_language(name: str) -> str:
-    """Return the name of a language, or ``auto``.
+    """Return a language name (or ``auto``) after checking it.
 
     Raises:
-        ConfigError: If there is no such language.
+        ConfigError: If the language is unknown.
     """
     if name != AUTO and name not in languages():
         raise ConfigError(
-            f"expected a language out of {AUTO}, {', '.join(languages())}, got '{name}'"
+            f"expected one of the languages {AUTO}, {', '.join(languages())}, got '{name}'"
         )
     return name
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """Return the language with most stop words in some texts, English if unclear.
+    """Detect the language of some texts by their stop words; English if unclear.
 
-    Only languages with a list of stop words are told apart.
+    Only languages with a stop-word list can be detected.
     """
     lower = (text.lower() for text in texts[:_DETECTED_TEXTS])
-    # Single letters are no words of the tokenizer.
+    # The tokenizer drops single letters.
     words = Counter(word for text in lower for word in text.split() if len(word) > 1)
     found = {name: words.keys() & set(_stop_words(name)) for name in _STOP_WORDS}
     counts = {name: sum(words[word] for word in held) for name, held in found.items()}
     best = max(counts, key=lambda name: counts[name])
-    # Few words say nothing ("dog" is Danish too), and many are shared ("in", "was").
+    # A few stop words prove nothing: "dog" is Danish too, and "in" and "was" are shared.
     clear = counts[best] > max(2 * counts["english"], words.total() // 10)
     return best if clear and len(found[best]) >= _MIN_FOUND else "english"
 
 
 def tokenizer(language: str) -> Any:
-    """Return bm25s' tokenizer for a language."""
+    """Return a bm25s tokenizer for a language."""
     import Stemmer
 
     splitter: str | Callable[[str], list[str]] = r"(?u)\b\w\w+\b"
@@ -81,7 +81,7 @@ def _stop_words(language: str) -> list[str]:
 
 
 def _bm25s() -> Any:
-    """Import bm25s; where JAX is installed it starts it, and JAX would take most of a GPU."""
+    """Import bm25s without letting JAX, if installed, preallocate most of the GPU memory."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import bm25s
 

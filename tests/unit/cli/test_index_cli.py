@@ -34,7 +34,7 @@ def data(tmp_path):
 def test_index_says_kind_and_reason(data, tmp_path):
     run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
     result = run("index", tmp_path / "v", "--out", tmp_path / "i", "--json", tmp_path / "r")
-    assert "exact over 2 passages (2 passages are at most 50,000" in result.stdout
+    assert "exact over 2 passages (exact search is fast for up to 50,000" in result.stdout
     assert json.loads((tmp_path / "r").read_text())["index_type"] == "exact"
 
 
@@ -106,7 +106,7 @@ def test_dimensions_and_quantize_give_a_smaller_index_that_says_what_it_finds(da
 
 
 def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):
-    with pytest.raises(VectorsError, match="make it with `dptdr encode`"):
+    with pytest.raises(VectorsError, match="create one with `dptdr encode`"):
         run("index", tmp_path / "v", "--out", tmp_path / "i")
     run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
     with pytest.raises(VectorsError, match="out of exact, hnsw"):

@@ -136,7 +136,7 @@ def test_bad_options_are_refused(built, options, error, message):
 
 
 def test_no_index_says_how_to_make_one(tmp_path):
-    with pytest.raises(VectorsError, match="make it with `dptdr index`"):
+    with pytest.raises(VectorsError, match="create one with `dptdr index`"):
         run("search", tmp_path / "none", "text", "--backbone", "minilm")
 
 
@@ -163,7 +163,7 @@ def test_a_database_takes_vectors_and_answers_by_name(built, tmp_path):
     filtered = ("--filter", "topic=drink")
     result = run("search", "pets", "cat", "--database", where, "--backbone", "minilm", *filtered)
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["tea"]
-    with pytest.raises(VectorsError, match="BM25 lies beside an index in a folder"):
+    with pytest.raises(VectorsError, match="hybrid search needs a local index with BM25"):
         run("search", "pets", "x", "--database", where, "--backbone", "minilm", "--hybrid", "rrf")
     with pytest.raises(VectorsError, match="no index 'dogs'"):
         run("search", "dogs", "x", "--database", where, "--backbone", "minilm")
@@ -172,10 +172,10 @@ def test_a_database_takes_vectors_and_answers_by_name(built, tmp_path):
 def test_a_database_that_is_away_or_unknown_is_a_clear_error(built):
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     away = "postgresql://nobody:secret@127.0.0.1:9/none"
-    with pytest.raises(VectorsError, match="no answer after 4 tries") as caught:
+    with pytest.raises(VectorsError, match="no response after 4 tries") as caught:
         run("index", built / "v", "--database", away, "--name", "pets")
     assert "secret" not in str(caught.value)
-    with pytest.raises(VectorsError, match="expected a database such as postgresql://"):
+    with pytest.raises(VectorsError, match="expected a database address such as postgresql://"):
         run("search", "pets", "x", "--database", "mysql://host", "--backbone", "minilm")
     with pytest.raises(ConfigError, match="--database ADDRESS and --name NAME together"):
         run("index", built / "v", "--database", away)

@@ -138,10 +138,10 @@ def test_load_refuses_missing_incomplete_and_foreign_folders(tmp_path):
         Bm25Index.load(tmp_path / "absent")
     Bm25Index.build(PASSAGES).save(tmp_path / "bm25")
     (tmp_path / "bm25" / "ids.npy").unlink()
-    with pytest.raises(DataError, match=r"ids.npy: incomplete BM25 index; build it again"):
+    with pytest.raises(DataError, match=r"ids.npy: incomplete BM25 index; rebuild it"):
         Bm25Index.load(tmp_path / "bm25")
     (tmp_path / "bm25" / "bm25.json").write_text('{"format": 99}')
-    with pytest.raises(DataError, match="expected format 2, found the number 99"):
+    with pytest.raises(DataError, match="expected format 2, got the number 99"):
         Bm25Index.load(tmp_path / "bm25")
 
 
@@ -162,13 +162,13 @@ def test_damaged_files_are_refused_by_size_checksum_or_kind(tmp_path, damage):
         path.symlink_to(tmp_path / "elsewhere")
     else:
         path.write_bytes(content[:-1] + (b"" if damage == "cut" else b"x"))
-    found = {"cut": "as bytes", "change": "as sha256", "link": "symbolic link"}[damage]
+    found = {"cut": "bytes: exp", "change": "sha256: exp", "link": "symbolic link"}[damage]
     with pytest.raises(DataError, match=rf"data.csc.index.npy: .*{found}"):
         Bm25Index.load(tmp_path / "bm25", verify=True)
 
 
 @pytest.mark.parametrize(
-    ("passages", "message"), [([], "there is none"), ([Passage("a", "...")], "holds no word")]
+    ("passages", "message"), [([], "got none"), ([Passage("a", "...")], "without any terms")]
 )
 def test_build_of_a_corpus_without_words_says_so(passages, message):
     with pytest.raises(DataError, match=message):

@@ -67,7 +67,7 @@ def test_a_query_of_one_run_only_and_an_empty_ranking_are_kept():
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]])
 def test_weights_that_do_not_fit_are_refused(weights):
-    with pytest.raises(VectorsError, match="expected 2 weights of at least 0"):
+    with pytest.raises(VectorsError, match="expected 2 non-negative weights"):
         fuse([FIRST, SECOND], weights=weights)
 
 

@@ -45,12 +45,12 @@ def test_another_prompt_is_refused_with_both_fingerprints_and_what_to_do(index, 
     message = str(caught.value)
     assert "passage-b1-p1" in message
     assert "passage-b1-p2" in message
-    assert "another prompt on the same backbone" in message
+    assert "a different prompt on the same backbone" in message
     assert "dptdr index VECTORS --refresh INDEX" in message
 
 
 def test_another_backbone_is_refused_by_name(index, make_encoder):
-    with pytest.raises(WrongPrompt, match=r"another backbone .backbone-b1, not backbone-b2"):
+    with pytest.raises(WrongPrompt, match=r"a different backbone .backbone-b1, not backbone-b2"):
         search_queries(index, make_encoder(backbone="b2"), queries=QUERIES, depth=1)
 
 

@@ -46,8 +46,8 @@ def test_equal_scores_keep_the_old_order():
     ("scorer", "top", "message"),
     [
         (lambda query, texts: [1.0], 3, "query 'q': expected 3 scores from the scorer, got 1"),
-        (lambda query, texts: [1.0, float("nan"), 2.0], 3, "gave NaN for passage 'b'"),
-        (count_words, 0, "at least 1 hit again, got 0"),
+        (lambda query, texts: [1.0, float("nan"), 2.0], 3, "returned NaN for passage 'b'"),
+        (count_words, 0, "at least 1 hit to re-rank, got 0"),
     ],
 )
 def test_a_scorer_that_does_not_fit_is_refused(scorer, top, message):

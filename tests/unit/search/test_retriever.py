@@ -61,14 +61,14 @@ def test_tuning_sets_the_weight(index, encoder):
 
 
 def test_tuning_without_a_fusion_and_unknown_fusions_are_refused(index, encoder):
-    with pytest.raises(VectorsError, match="the search uses none"):
+    with pytest.raises(VectorsError, match="expected a hybrid search to tune, got a dense one"):
         SearchIndex(index, encoder).tune(QUERIES, {})
-    with pytest.raises(VectorsError, match="out of rrf, min-max, z-score, got 'sum'"):
+    with pytest.raises(VectorsError, match="one of rrf, min-max, z-score, got 'sum'"):
         SearchIndex(index, encoder, hybrid="sum")
 
 
 def test_an_index_without_words_says_how_to_get_them(encoder, tmp_path):
     folder = encode_folder(encoder, DOCUMENTS, out=tmp_path / "v", source=Source(fingerprint="f"))
     index, _ = build_index(folder, out=tmp_path / "i", index_type="exact")
-    with pytest.raises(VectorsError, match="build it with `dptdr index --bm25`"):
+    with pytest.raises(VectorsError, match="build one with `dptdr index --bm25`"):
         SearchIndex(index, encoder, hybrid="rrf")

@@ -1,4 +1,4 @@
-"""Build a local index of a type that suits the corpus."""
+"""Build a local index of a given type, or of one chosen for the corpus."""
 
 import os
 import shutil
@@ -42,28 +42,28 @@ from dptdr.search.words import AUTO, check_language
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How a local index is built."""
+    """Settings for building a local index."""
 
     seed: int | None = None
-    """Decides training samples, clusters and rotations; types without them take none."""
+    """Seed for training samples, clusters and rotations; not accepted by types without them."""
     threads: int = 0
-    """Threads, 0 for all cores; with 1 the same vectors give the same bytes."""
+    """Number of threads, 0 for all cores; the result is byte-for-byte reproducible with 1."""
     memory_bytes: int | None = None
-    """Memory that the index may take, for ``auto``; half of what is free by default."""
+    """Memory budget for ``auto``; half of the free memory by default."""
     options: Options = field(default_factory=dict)
-    """Options of the index type, such as ``{"M": 48}``."""
+    """Options for the index type, such as ``{"M": 48}``."""
     dimensions: int | None = None
-    """Search the first numbers of each vector only, and the best hits again by all of them."""
+    """Search only the first dimensions of each vector, then rescore the best hits in full."""
     quantize: str | None = None
-    """Search exactly over float16, int8 or binary vectors, and the best hits again in full."""
+    """Search float16, int8 or binary vectors exactly, then rescore the best hits in full."""
     bm25: bool = False
-    """Build a BM25 index over the same passages as well, for hybrid search."""
+    """Also build a BM25 index over the same passages, for hybrid search."""
     language: str | None = None
-    """Language of BM25, see :mod:`dptdr.search.words`; ``auto`` by default."""
+    """BM25 language (see :mod:`dptdr.search.words`); ``auto`` by default."""
 
     @property
     def reduction(self) -> Reduction:
-        """Reduction of the searched vectors."""
+        """How vectors are reduced for search."""
         return Reduction(self.dimensions, self.quantize)
 
 
@@ -76,23 +76,23 @@ def build_index(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LocalIndex, Choice]:
-    """Build an index over a vector folder; a repeated call finds it complete.
+    """Build an index over a vector folder, or return a complete one with the same settings.
 
-    The vector folder becomes part of the index: as hard links where the disk allows, else copied.
+    The vector folder becomes part of the index: hard-linked where possible, otherwise copied.
 
     Args:
-        folder: The vectors; checked against their checksums first.
+        folder: The vectors; their checksums are verified first.
         index_type: Name of a type, or ``auto``.
-        overwrite: Replace whatever index is at ``out``; it stays until the new one is complete.
+        overwrite: Replace any index at ``out`` once the new one is complete.
 
     Raises:
-        OutputError: If the index at ``out`` was made otherwise, or it cannot be written.
+        OutputError: If the index at ``out`` has different settings, or cannot be written.
         VectorsError: If the vectors are damaged, the type is unknown, or an option has no effect
-            or asks for more than the passages give.
+            or needs more passages.
     """
     settings = settings or BuildSettings()
     made = _inputs(folder, index_type, settings=settings)
-    choice = Choice(index_type, "as asked for")
+    choice = Choice(index_type, "as requested")
     if index_type == "auto":
         choice = _choose(folder, settings)
         settings = replace(settings, memory_bytes=None)
@@ -129,10 +129,10 @@ def build_index(
 
 
 def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -> dict[str, Any]:
-    """Return the settings that an index depends on."""
+    """Collect the inputs and settings that determine the index."""
     used = {k: v for k, v in asdict(settings).items() if k not in ("threads", "memory_bytes")}
     if settings.language is None:
-        # As indexes of earlier versions recorded it.
+        # Earlier versions recorded it this way.
         del used["language"]
     return {
         **used,
@@ -163,7 +163,7 @@ def _build_measured(
     auto: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[RowIndex, Choice]:
-    """Build an index and measure its recall; ``auto`` continues until it is high enough."""
+    """Build an index and measure recall; ``auto`` tries other types until it is high enough."""
     while True:
         chosen = find_type(choice.index_type)
         rows = _build_rows(folder, chosen, settings=settings, on_progress=on_progress)
@@ -181,29 +181,27 @@ def _build_measured(
         other = MORE_EXACT.get(chosen.name)
         if recall >= MIN_RECALL or not auto or other is None or settings.options:
             return rows, choice
-        choice = Choice(
-            other, f"{chosen.name} found {recall:.3f} of the exact ten; {choice.reason}"
-        )
+        choice = Choice(other, f"{chosen.name} has recall@10 of only {recall:.3f}; {choice.reason}")
 
 
 def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> str | None:
     advice = {
-        GRAPH_OPTIONS: "raise ef_search, ef_construction or M, or take ivf-sq",
-        LIST_OPTIONS: "raise nprobe, or take exact",
-        (): "take another quantize, or none",
+        GRAPH_OPTIONS: "raise ef_search, ef_construction or M, or use ivf-sq",
+        LIST_OPTIONS: "raise nprobe, or use exact",
+        (): "use a different quantize setting, or none",
     }[index_type.options]
     if settings.dimensions is not None:
-        advice = f"raise dimensions (now {settings.dimensions}), or else {advice}"
+        advice = f"raise dimensions (currently {settings.dimensions}); otherwise {advice}"
     return recall_warning(recall, advice=advice)
 
 
 def check_settings(
     settings: BuildSettings, index_type: IndexType, *, count: int, dim: int
 ) -> BuildSettings:
-    """Return the settings of an index type; others are refused.
+    """Return the settings that apply to an index type, rejecting any others.
 
     Raises:
-        VectorsError: If a setting has no effect or the passages are too few for it.
+        VectorsError: If a setting has no effect or needs more passages.
     """
     options = check_options(
         settings.options, index_type=index_type.name, accepted=index_type.options
@@ -216,19 +214,19 @@ def check_settings(
     ):
         if given is not None and not meant:
             raise VectorsError(
-                f"{name} has no effect on an index of type {index_type.name}; leave it out"
+                f"{name} has no effect on an index of type {index_type.name}; omit it"
             )
     if settings.language is not None:
         check_language(settings.language)
         if not settings.bm25:
-            raise VectorsError("language has no effect without bm25; leave it out, or build BM25")
+            raise VectorsError("language has no effect without bm25; omit it, or enable bm25")
     return replace(settings, options=options)
 
 
 def _manifest(
     folder: VectorFolder, choice: Choice, *, settings: BuildSettings, index: Path
 ) -> dict[str, Any]:
-    """Return the manifest with the settings that were applied."""
+    """Return the index manifest with all effective settings."""
     made = {name: value for name, value in settings.reduction._asdict().items() if value}
     if choice.recall is not None:
         made["recall@10"] = choice.recall
@@ -286,7 +284,7 @@ def _build_rows(
 
 
 def _link_folder(source: Path, target: Path) -> None:
-    """Hard-link a folder's files, or copy them across file systems."""
+    """Hard-link a folder's files, or copy them if it is on a different file system."""
 
     def link(here: str, there: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Exact search by dot product, block by block, with deterministic ties."""
+"""Exact dot-product search in blocks, with deterministic ties."""
 
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from dptdr.errors import VectorsError
 
 BLOCK_ROWS = 16_384
-"""Passages scored at once: large enough for the matrix product, small enough for the cache."""
+"""Passages per block: enough for an efficient matrix product, few enough to stay in cache."""
 
 _BLOCK_QUERIES = 512
-"""Queries scored at once, so that a block of scores stays below 32 MB."""
+"""Queries per block; keeps a block of scores below 32 MB."""
 
 
 TopK: TypeAlias = tuple[Float[np.ndarray, "queries depth"], Int[np.ndarray, "queries depth"]]
@@ -26,15 +26,14 @@ def exact_top_k(
     depth: int,
     block_rows: int = BLOCK_ROWS,
 ) -> TopK:
-    """Return the ``min(depth, passages)`` best passages of each query by dot product.
+    """Return the ``min(depth, passages)`` passages with the highest dot product for each query.
 
-    Of two passages with the same score the one in the lower row comes first, also where the block
-    boundary lies between them. Passage vectors may be memory-mapped and may be float16: one block
-    of ``block_rows`` is in memory as float32 at a time.
+    Ties go to the lower row, even across blocks. Passage vectors may be memory-mapped or float16;
+    only one block of ``block_rows`` is converted to float32 at a time.
 
     Raises:
         ValueError: If ``depth`` is below 1.
-        VectorsError: If a score is not a number (NaN in a vector).
+        VectorsError: If a score is NaN.
     """
     starts = range(0, passage_vectors.shape[0], block_rows)
     blocks = ((start, passage_vectors[start : start + block_rows]) for start in starts)
@@ -47,7 +46,7 @@ def top_k_of_blocks(
     *,
     depth: int,
 ) -> TopK:
-    """:func:`exact_top_k` over a stream of (first row, vectors)."""
+    """Apply :func:`exact_top_k` to a stream of (first row, vectors)."""
     if depth < 1:
         raise ValueError(f"expected a depth of at least 1, got {depth}")
     queries = np.ascontiguousarray(query_vectors, dtype=np.float32)
@@ -71,7 +70,7 @@ def top_k_of_blocks(
 
 
 class _Best:
-    """The best passages of one query so far, unordered."""
+    """The best passages so far for one query, unordered."""
 
     __slots__ = ("rows", "scores")
 
@@ -80,16 +79,16 @@ class _Best:
         self.rows = np.empty(0, dtype=np.int64)
 
     def offer(self, scores: np.ndarray, *, first_row: int, depth: int) -> None:
-        """Merge the block that begins at ``first_row``."""
+        """Merge scores of the block starting at ``first_row``."""
         head = max(1024, 4 * depth)
         if not len(self.scores) and len(scores) > 2 * head:
-            # A first idea of the threshold from few scores spares sorting all of them.
+            # Estimating the threshold from a few scores avoids sorting all of them.
             self.offer(scores[:head], first_row=first_row, depth=depth)
             scores, first_row = scores[head:], first_row + head
         if len(self.scores) < depth:
             columns = np.arange(len(scores))
         else:
-            # Rows of this block are higher than all before: at equal score the earlier one stays.
+            # Later blocks have higher rows, so the earlier passage wins a tie.
             columns = np.flatnonzero(scores > self.scores.min())
             if not len(columns):
                 return
@@ -98,13 +97,13 @@ class _Best:
         self.scores = np.concatenate([self.scores, scores[columns]])
         self.rows = np.concatenate([self.rows, columns + first_row])
         if len(self.scores) > depth:
-            # Rows are in ascending order here, which is what the cut needs for its ties.
+            # Rows are in ascending order here; _cut relies on this to break ties.
             kept = _cut(self.scores, depth)
             self.scores, self.rows = self.scores[kept], self.rows[kept]
 
 
 def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
-    """Return the positions of the ``depth`` highest scores, ties to the lower; ascending."""
+    """Return the sorted positions of the ``depth`` highest scores; ties go to the lower."""
     threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
     above = scores > threshold
     level = np.flatnonzero(scores == threshold)[: depth - int(above.sum())]
@@ -113,12 +112,11 @@ def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _nan_message(queries: np.ndarray, vectors: np.ndarray, *, first_row: int) -> str:
-    """Name the vector that makes a score NaN."""
+    """Identify the vector that made a score NaN."""
     for what, array, offset in (("query", queries, 0), ("passage", vectors, first_row)):
         broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(broken):
             return (
-                f"expected finite numbers, the vector of {what} row {broken[0] + offset} holds "
-                "NaN or infinity; encode it again"
+                f"the vector in {what} row {broken[0] + offset} contains NaN or infinity; re-encode"
             )
-    return "expected finite scores, a dot product overflowed to NaN; normalise the vectors"
+    return "expected finite scores, but a dot product overflowed to NaN; normalise the vectors"

@@ -1,4 +1,4 @@
-"""The index types that faiss makes."""
+"""Index types implemented with faiss."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dptdr.search.indexes.quantized import ShortVectors
 from dptdr.search.indexes.types import pq_parts
 from dptdr.search.vectors.folder import VectorFolder
 
-# Its type stubs do not match what it offers.
+# The type stubs of faiss do not match its API.
 faiss: Any = importlib.import_module("faiss")
 
 Vectors: TypeAlias = VectorFolder | ShortVectors
@@ -26,23 +26,23 @@ _MOST_TRAINING_ROWS = 262_144
 
 @dataclass(frozen=True, kw_only=True)
 class FaissSettings:
-    """How a faiss index is built and searched."""
+    """Settings for building and searching a faiss index."""
 
     M: int = 32
-    """Links of a passage in the graph."""
+    """Links per passage in the graph."""
     ef_construction: int = 100
-    """Candidates looked at while building the graph."""
+    """Candidate list size while building the graph."""
     ef_search: int = 96
-    """Candidates looked at while searching the graph; at least the depth."""
+    """Candidate list size while searching the graph; raised to the depth if smaller."""
     nlist: int | None = None
-    """Inverted lists; by default 4 times the square root of the number of passages."""
+    """Number of inverted lists; by default 4 times the square root of the passage count."""
     nprobe: int | None = None
-    """Lists searched for a query; by default a twelfth of them, at least 8."""
+    """Inverted lists probed per query; by default a twelfth of them, at least 8."""
     seed: int = 1234
-    """Decides the training sample, the clusters and the random rotation."""
+    """Seed for the training sample, the clusters and the random rotation."""
     threads: int = 0
-    """Threads while building, 0 for all cores. With 1 the same vectors give the same bytes; with
-    more, the links of a graph depend on the order in which threads come."""
+    """Number of build threads, 0 for all cores. Builds are byte-for-byte reproducible with 1; with
+    more, the graph's links depend on thread scheduling."""
 
 
 class FaissRows:
@@ -58,7 +58,7 @@ class FaissRows:
         self.graph = isinstance(inner, faiss.IndexHNSW)
         self.rabitq = isinstance(inner, faiss.IndexIVFRaBitQ)
         self.nlist = 0 if self.graph else int(inner.nlist)
-        # Making them costs as much as a small search: keep those of each depth.
+        # Creating parameters costs as much as a small search, so cache them by depth.
         self._usual: dict[int, Any] = {}
 
     @classmethod
@@ -70,11 +70,7 @@ class FaissRows:
         settings: FaissSettings,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> "FaissRows":
-        """Build an index over all rows of a folder.
-
-        Args:
-            index_type: Name of the type.
-        """
+        """Build an index over all rows of a folder."""
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(settings.threads or threads)
         try:
@@ -94,26 +90,21 @@ class FaissRows:
     def load(
         cls, path: Path, index_type: str, *, settings: FaissSettings, count: int, dim: int
     ) -> "FaissRows":
-        """Read an index from a file.
-
-        Args:
-            index_type: Name of the type that it must be.
-            count: Vectors that it must hold.
-            dim: Numbers that each must have.
+        """Read an index from a file and check its type, count and dimension.
 
         Raises:
-            VectorsError: If faiss cannot read it or it is another index.
+            VectorsError: If faiss cannot read it, or a check fails.
         """
         try:
             index = faiss.read_index(str(path))
         except (RuntimeError, MemoryError) as error:
             raise VectorsError(
-                f"{path}: faiss cannot read it ({_reason(error)}); build the index again"
+                f"{path}: faiss cannot read it ({_reason(error)}); rebuild the index"
             ) from None
         if not _is_of_type(index, index_type) or (index.ntotal, index.d) != (count, dim):
             raise VectorsError(
-                f"{path}: expected {count} vectors of {dim} numbers as {index_type}, got "
-                f"{index.ntotal} of {index.d} as {type(index).__name__}; build the index again"
+                f"{path}: expected {count} vectors of dimension {dim} as {index_type}, got "
+                f"{index.ntotal} of {index.d} as {type(index).__name__}; rebuild the index"
             )
         return cls(index, settings)
 
@@ -127,7 +118,7 @@ class FaissRows:
             faiss.write_index(self.index, str(path))
         except RuntimeError as error:
             raise VectorsError(
-                f"{path}: cannot be written ({_reason(error)}); make room and build again"
+                f"{path}: cannot write the index ({_reason(error)}); free disk space and retry"
             ) from None
 
     def search(
@@ -137,7 +128,7 @@ class FaissRows:
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Search; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+        """Return the best rows; see :class:`dptdr.search.indexes.rows.RowIndex`."""
         if allowed is None:
             if depth not in self._usual:
                 self._usual[depth] = self._parameters(depth, None)
@@ -146,7 +137,7 @@ class FaissRows:
         bits = np.zeros(self.index.ntotal, dtype=bool)
         bits[allowed] = True
         packed = np.packbits(bits, bitorder="little")
-        # Fewer passages may be found: look wider by as much, up to a bound.
+        # Filtering leaves fewer hits: widen the search in proportion, up to a bound.
         wider = min(8.0, self.index.ntotal / max(1, len(allowed)))
         selector = faiss.IDSelectorBitmap(packed)
         parameters = self._parameters(int(depth * wider), selector, wider=wider)
@@ -168,7 +159,7 @@ class FaissRows:
 
 
 def _is_of_type(index: Any, index_type: str) -> bool:
-    """Return whether a faiss index has the structure of an index type."""
+    """Check that a faiss index has the structure of an index type."""
     inner = index
     if isinstance(index, faiss.IndexPreTransform):
         inner = faiss.downcast_index(index.index)
@@ -185,7 +176,7 @@ def _is_of_type(index: Any, index_type: str) -> bool:
 
 
 def _default_nlist(count: int) -> int:
-    # faiss wants 39 training rows for each list.
+    # faiss recommends at least 39 training rows per list.
     return max(1, min(int(4 * count**0.5), count // 39))
 
 
@@ -199,13 +190,13 @@ def _empty_index(index_type: str, dim: int, *, settings: FaissSettings, nlist: i
         index = faiss.index_factory(dim, f"IVF{nlist},SQ8", metric)
     elif index_type == "ivf-pq":
         parts = pq_parts(dim)
-        # A random rotation spreads the variance over the parts; a learned one takes far longer,
-        # and so does the ordering of centres that "np" leaves out (only Hamming search needs it).
+        # A random rotation spreads the variance over the subvectors; a learned one takes far
+        # longer. "np" skips ordering the centroids, which is slow and only Hamming search needs.
         index = faiss.index_factory(dim, f"RR,IVF{nlist},PQ{parts}x8np", metric)
     elif index_type == "rabitq":
         index = faiss.index_factory(dim, f"RR,IVF{nlist},RaBitQ", metric)
     else:
-        raise ValueError(f"expected a type that faiss makes, got {index_type!r}")
+        raise ValueError(f"expected a faiss index type, got {index_type!r}")
     _seed(index, settings)
     return index
 
@@ -228,8 +219,8 @@ def _seed(index: Any, settings: FaissSettings) -> None:
 
 
 def _training_rows(folder: Vectors, *, nlist: int, seed: int) -> Float32[np.ndarray, "rows dim"]:
-    """Return a sample of the vectors, the same for the same seed."""
-    # 65,536 rows are 256 for each of the 256 centres of a product code.
+    """Draw a sample of the vectors, determined by the seed."""
+    # 65,536 rows are 256 for each of the 256 centroids of a product quantizer.
     wanted = min(max(nlist * _TRAINING_ROWS_PER_LIST, 65_536), _MOST_TRAINING_ROWS, folder.count)
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(folder.count, size=wanted, replace=False))

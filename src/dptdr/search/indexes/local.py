@@ -41,19 +41,18 @@ LEXICAL = "bm25"
 _TRIES = 5
 
 _REDUCED_RERANK = 4
-"""Candidates for each hit that are scored again on the full vectors, after a search of smaller."""
+"""Candidates per hit to rescore on full vectors after a search of reduced vectors."""
 
 _EXACT_WHEN_ALLOWED = 20_000
-"""Filters that leave at most so many passages are answered by scoring all of those."""
+"""Maximum number of filtered passages that are scored exhaustively."""
 
 
 class LocalIndex:
-    """An index over a vector folder; the folder is part of it.
+    """An index over a vector folder, which is part of the index folder.
 
     Args:
-        index_type: Type of the index.
-        recall: Recall@10 that was measured when it was built.
-        lexical_sha256: Of BM25's header; None of indexes of earlier versions.
+        recall: Recall@10 measured when the index was built.
+        lexical_sha256: SHA-256 of the BM25 header; None for indexes from earlier versions.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class LocalIndex:
 
     @property
     def index_type(self) -> str:
-        """Name of the type."""
+        """Name of the index type."""
         return self._type.name
 
     @property
@@ -124,13 +123,9 @@ class LocalIndex:
         depth: int,
         filters: Sequence[Filter] = (),
     ) -> TopK:
-        """Return scores and row numbers, best first; row -1 pads fewer hits.
+        """Return scores and row numbers, best first, padded with row -1.
 
-        Args:
-            filters: Conditions on metadata; all must hold.
-
-        Returns:
-            Scores and rows, with at most ``min(depth, count)`` columns.
+        Both have at most ``min(depth, count)`` columns.
         """
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
         allowed = self._allowed_rows(tuple(filters)) if filters else None
@@ -149,24 +144,24 @@ class LocalIndex:
         return rescore(self.vectors, queries, candidates=rows, depth=depth)
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        """Look up passages by id; see :class:`dptdr.search.index.Index`."""
         if self._row_of is None:
             self._row_of = RowTable.build(self.vectors.all_ids())
         rows = self._row_of.first_rows(stable_hashes(ids))
         names = self.vectors.ids(np.maximum(rows, 0))
         for wanted, row, name in zip(ids, rows, names, strict=True):
             if row < 0 or name != wanted:
-                raise VectorsError(f"{self.path}: no passage has the id '{wanted}'")
+                raise VectorsError(f"{self.path}: no passage with id '{wanted}'")
         return self.vectors.documents(rows.tolist())
 
     def verify(self) -> None:
-        """Check all vectors, ids, texts and BM25's files against their checksums.
+        """Verify the checksums of all files: vectors, ids, texts and BM25.
 
-        Opening an index checks the checksum of what faiss reads, and sizes of all else.
+        Opening an index verifies only the checksum of the index file and the sizes of the others.
 
         Raises:
-            VectorsError: If a file's bytes are not those that were written.
-            DataError: The same, of BM25.
+            VectorsError: If a checksum does not match.
+            DataError: If a checksum of a BM25 file does not match.
         """
         self.vectors.verify()
         if self.has_lexical:
@@ -179,28 +174,26 @@ class LocalIndex:
 
     @property
     def language(self) -> str | None:
-        """Language of the BM25 index, None without one."""
+        """Language of the BM25 index, or None without one."""
         return stored_language(self.path / LEXICAL) if self.has_lexical else None
 
     def lexical(self, *, verify: bool = False) -> Bm25Index:
         """Return the BM25 index over the same passages.
 
         Args:
-            verify: Check its files against their checksums.
+            verify: Verify the checksums of its files.
 
         Raises:
-            VectorsError: If none was built, or it belongs to another index.
+            VectorsError: If none was built, or it belongs to a different index.
         """
         if not self.has_lexical:
-            raise VectorsError(
-                f"{self.path}: has no BM25 index; build it with `dptdr index --bm25`"
-            )
+            raise VectorsError(f"{self.path}: no BM25 index; build one with `dptdr index --bm25`")
         refuse_link(self.path / LEXICAL)
         header = self.path / LEXICAL / HEADER
         known = self._lexical_sha256
         if known and header.is_file() and sha256_file(header) != known:
             raise VectorsError(
-                f"{self.path / LEXICAL}: was built with another index; build the index again"
+                f"{self.path / LEXICAL}: belongs to a different index; rebuild the index"
             )
         return Bm25Index.load(self.path / LEXICAL, verify=verify)
 
@@ -217,10 +210,10 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
 
     Args:
         path: The folder that ``dptdr index`` wrote.
-        verify: Check the index file against its checksum; the vectors are checked for their size.
+        verify: Verify the checksum of the index file; for the vectors, only sizes are checked.
 
     Raises:
-        VectorsError: If it is missing, damaged, or of an unknown format.
+        VectorsError: If it is missing, damaged, or in an unknown format.
     """
     path = Path(path)
     for _ in range(_TRIES):
@@ -229,17 +222,17 @@ def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:
         try:
             index = _open(path, verify=verify)
         except VectorsError:
-            # Another process may have put a new index in its place by now.
+            # Another process may have replaced the index in the meantime.
             if _identity(path) == before:
                 raise
             continue
         if _identity(path) == before:
             return index
-    raise VectorsError(f"{path}: was replaced again and again while it was opened; try later")
+    raise VectorsError(f"{path}: replaced repeatedly while being opened; try again later")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return an identity that changes when the folder is replaced."""
+    """Return the folder's device and inode, which change when it is replaced."""
     if not path.exists():
         return None
     status = path.stat()
@@ -250,7 +243,7 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise VectorsError(
-            f"{path}: expected an index folder with {MANIFEST}; make it with `dptdr index`"
+            f"{path}: expected an index folder with {MANIFEST}; create one with `dptdr index`"
         )
     record = read_record(manifest_path)
     check_format(record, path=manifest_path, expected=FORMAT, version=FORMAT_VERSION)
@@ -264,13 +257,13 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
     for field, value in (("count", vectors.count), ("dim", vectors.dim)):
         if record.get(field) != value:
             raise VectorsError(
-                f"{manifest_path}, field '{field}': expected {value} as in the vectors, got "
-                f"{describe(record.get(field))}; build the index again"
+                f"{manifest_path}, field '{field}': expected {value} to match the vectors, got "
+                f"{describe(record.get(field))}; rebuild the index"
             )
     built_over = record.get("vectors_sha256")
     if built_over is not None and built_over != vectors.manifest.shards_sha256:
         raise VectorsError(
-            f"{path}: its vectors are not those that the index was built over; build it again"
+            f"{path}: its vectors differ from those it was built over; rebuild the index"
         )
     reduction = _reduction(record, index_type, path=manifest_path, dim=vectors.dim)
     if index_type.name != "exact" or reduction != FULL:
@@ -299,11 +292,7 @@ def _reduction(record: dict[str, Any], index_type: IndexType, *, path: Path, dim
 
 
 def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) -> Reduction:
-    """Return a reduction that an index type supports.
-
-    Args:
-        index_type: Type of the index.
-        dim: Numbers in a vector of the folder.
+    """Return a reduction after checking that the index type supports it.
 
     Raises:
         VectorsError: If it has no effect or is out of bounds.
@@ -311,8 +300,8 @@ def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) ->
     kept, form = reduction
     if kept is not None and (type(kept) is not int or not 1 <= kept < dim):
         raise VectorsError(
-            f"option dimensions: expected a number from 1 to {dim - 1}, below the {dim} of the "
-            f"vectors, got {kept if type(kept) is int else describe(kept)}"
+            f"option dimensions: expected a number from 1 to {dim - 1} (vectors have {dim}), got "
+            f"{kept if type(kept) is int else describe(kept)}"
         )
     if form is not None and form not in QUANTIZATIONS:
         shown = f"'{form}'" if isinstance(form, str) else describe(form)
@@ -321,14 +310,14 @@ def check_reduction(reduction: Reduction, index_type: IndexType, *, dim: int) ->
         )
     if form is not None and index_type.name != "exact":
         raise VectorsError(
-            f"option quantize has no effect on an index of type {index_type.name}; leave it out, "
-            "or take exact"
+            f"option quantize has no effect on an index of type {index_type.name}; omit it, "
+            "or use exact"
         )
     return reduction
 
 
 def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
-    """Return the structure in a manifest; version 1 used other names."""
+    """Read index type and options from a manifest, translating the names of version 1."""
     former = record["format_version"] == 1
     index_type = find_type(record.get("kind" if former else "index_type"))
     options = record.get("options")
@@ -344,8 +333,8 @@ def _type_and_options(record: dict[str, Any]) -> tuple[IndexType, Options]:
 def _check_file(path: Path, expected: object, *, manifest: Path, verify: bool) -> None:
     if not isinstance(expected, dict):
         raise VectorsError(
-            f"{manifest}, field 'file': expected an object, got {describe(expected)}; build the "
-            "index again"
+            f"{manifest}, field 'file': expected an object, got {describe(expected)}; rebuild the "
+            "index"
         )
     expected_bytes = whole_number(expected, "bytes", path=manifest)
     refuse_link(path)
@@ -353,13 +342,13 @@ def _check_file(path: Path, expected: object, *, manifest: Path, verify: bool) -
     if size != expected_bytes:
         came = "no such file" if size < 0 else f"got {size}"
         raise VectorsError(
-            f"{path}: expected {expected_bytes} bytes, {came}; the file was cut short or "
-            "changed, build the index again"
+            f"{path}: expected {expected_bytes} bytes, {came}; the file is truncated or "
+            "modified, rebuild the index"
         )
     if verify and (digest := sha256_file(path)) != text(expected, "sha256", manifest):
         raise VectorsError(
-            f"{path}: expected SHA-256 {expected['sha256']}, got {digest}; the file was damaged, "
-            "build the index again"
+            f"{path}: expected SHA-256 {expected['sha256']}, got {digest}; the file is damaged, "
+            "rebuild the index"
         )
 
 

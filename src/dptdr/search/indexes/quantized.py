@@ -1,4 +1,4 @@
-"""Exact search over smaller vectors: fewer dimensions, half precision, 8 bits or 1 bit a number."""
+"""Exact search over reduced vectors: fewer dimensions, float16, int8 or binary."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +22,19 @@ QUANTIZATIONS = COMPRESSIONS[1:]
 
 
 class Reduction(NamedTuple):
-    """Reduction of the searched vectors."""
+    """How vectors are reduced for search."""
 
     dimensions: int | None = None
-    """First numbers of each vector that are kept; None for all."""
+    """Number of leading dimensions to keep; None for all."""
     quantize: str | None = None
-    """Smaller form of each number; None for the stored one."""
+    """Quantization (``float16``, ``int8`` or ``binary``); None for the stored dtype."""
 
 
 FULL = Reduction()
 
 
 class ShortVectors:
-    """The vectors of a folder, cut to their first dimensions, for faiss."""
+    """The vectors of a folder, truncated to their leading dimensions, for faiss."""
 
     def __init__(self, folder: VectorFolder, dim: int) -> None:
         self.folder = folder
@@ -42,18 +42,18 @@ class ShortVectors:
         self.count = folder.count
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield first row and vectors of consecutive blocks."""
+        """Yield the first row and the vectors of consecutive blocks."""
         for start, block in self.folder.blocks():
             yield start, shorten(block, self.dim)
 
     def gather(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, "rows dim"]:
-        """Return the vectors of some rows."""
+        """Return the vectors in the given rows."""
         short: np.ndarray = shorten(self.folder.gather(rows), self.dim)
         return short
 
 
 class QuantizedRows:
-    """Scores every quantized vector; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+    """Exhaustive search of quantized vectors; see :class:`dptdr.search.indexes.rows.RowIndex`."""
 
     def __init__(self, vectors: CompressedVectors) -> None:
         self.vectors = vectors
@@ -77,10 +77,10 @@ class QuantizedRows:
 
     @classmethod
     def load(cls, path: Path, reduction: Reduction, *, count: int, dim: int) -> "QuantizedRows":
-        """Map an index from its file.
+        """Memory-map an index file.
 
         Args:
-            dim: Numbers in a vector of the folder.
+            dim: Dimension of the full vectors.
 
         Raises:
             VectorsError: If the file is not such an index.
@@ -88,7 +88,7 @@ class QuantizedRows:
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise VectorsError(f"{path}: cannot be read ({error}); build the index again") from None
+            raise VectorsError(f"{path}: cannot be read ({error}); rebuild the index") from None
         try:
             return cls(
                 CompressedVectors.from_stored(
@@ -99,7 +99,7 @@ class QuantizedRows:
                 )
             )
         except VectorsError as error:
-            raise VectorsError(f"{path}: {error}; build the index again") from None
+            raise VectorsError(f"{path}: {error}; rebuild the index") from None
 
     def save(self, path: Path) -> None:
         """Write the index to a file."""
@@ -113,6 +113,6 @@ class QuantizedRows:
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return the best rows by quantized vectors."""
+        """Return the best rows according to the quantized vectors."""
         scores, places = top_k_of_blocks(vectors, self.vectors.blocks(allowed), depth=depth)
         return scores, places if allowed is None else allowed[places]

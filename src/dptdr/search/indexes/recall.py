@@ -1,4 +1,4 @@
-"""Recall of approximate indexes against exact search."""
+"""Recall of approximate indexes compared with exact search."""
 
 import numpy as np
 
@@ -9,16 +9,16 @@ from dptdr.search.vectors.folder import VectorFolder
 RECALL_DEPTH = 10
 RECALL_QUERIES = 200
 MIN_RECALL = 0.95
-"""An index that finds less is reported, and ``auto`` takes another type."""
+"""Lower recall triggers a warning, or makes ``auto`` try another type."""
 
 
 def measure_recall(
     index: Index, folder: VectorFolder, *, seed: int = 1234, tolerance: float = 1e-5
 ) -> float:
-    """Return recall@10 against exact search, with stored vectors as queries.
+    """Measure recall@10 against exact search, using stored vectors as queries.
 
-    A vector does not count as its own answer. A passage counts when it scores as high as the tenth
-    of the exact ranking, so that copies may replace each other.
+    A vector is not counted as its own hit. Any passage scoring at least as high as the exact tenth
+    hit counts, so duplicates are interchangeable.
     """
     depth = min(RECALL_DEPTH, folder.count - 1)
     if depth == 0:
@@ -30,7 +30,7 @@ def measure_recall(
     exact_scores, exact = ExactRows(folder).search(queries, depth=depth + 1, allowed=None)
     found = index.search(queries, depth=depth + 1)
     others = exact != rows[:, None]
-    # Where copies push a vector out of its own ranking, the last of them is left out instead.
+    # If duplicates push a vector out of its own ranking, drop the last hit instead.
     others[others.all(axis=1), -1] = False
     least = np.where(others, exact_scores, np.inf).min(axis=1)
     bounds = least - tolerance * np.maximum(1, np.abs(least))

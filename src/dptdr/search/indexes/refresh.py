@@ -1,4 +1,4 @@
-"""Refresh vectors and index after passages or prompt changed."""
+"""Refresh vectors and index after passages or the prompt have changed."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ class Refreshed:
 
     index: LocalIndex
     encoded: int
-    """Passages that had to be encoded."""
+    """Passages that were encoded."""
     kept: int
-    """Passages whose vectors were taken over."""
+    """Passages whose vectors were reused."""
     rebuilt: bool
-    """Whether the index was built again."""
+    """Whether the index was rebuilt."""
     warning: str | None = None
-    """What to do about a recall that is too low."""
+    """Advice if recall is too low."""
 
 
 def refresh_index(
@@ -50,18 +50,19 @@ def refresh_index(
     settings: BuildSettings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Refreshed:
-    """Encode what changed, rebuild the index and replace the old folders.
+    """Encode changed passages, rebuild the index and replace the old folders.
 
-    Vectors are taken over for passages of the same content where the passage fingerprint is the
-    same; after a change of the prompt all are encoded. Each folder is exchanged by a rename when
-    complete: first the vectors, then the index, which keeps its own old vectors until then. An open
-    index keeps the old files. Call again after a failure or a kill to continue.
+    Vectors of unchanged passages are reused, unless the passage fingerprint (the prompt, say) has
+    changed. Each complete folder replaces its predecessor by a rename: first the vectors, then the
+    index, which keeps its old vectors until then. An index that is already open keeps reading the
+    old files. Call again to resume after a failure or a kill.
 
     Args:
-        index_type: Type of the new index; that of the old one by default.
+        index_type: Type of the new index; by default the current type.
 
     Raises:
-        VectorsError: If vectors or index are broken, or the disk is full; the old ones stay.
+        VectorsError: If vectors or index are broken, or the disk is full; both are left as they
+            were.
     """
     old_folder = VectorFolder(vectors)
     old_index = open_index(index)
@@ -71,7 +72,7 @@ def refresh_index(
     wanted = index_type or old_index.index_type
     settings = _as_before(settings or BuildSettings(), old_index, wanted=wanted)
     if wanted != "auto":
-        # Refused before hours of encoding.
+        # Fail before spending hours on encoding.
         count = source.count or old_folder.count
         check_settings(settings, find_type(wanted), count=count, dim=old_folder.dim)
     counting = _CountingEncoder(encoder)
@@ -93,7 +94,7 @@ def refresh_index(
             on_progress=on_progress,
         )
     if folder is None:
-        raise VectorsError(f"{vectors}: was not finished; run the same command again")
+        raise VectorsError(f"{vectors}: encoding is incomplete; rerun the same command")
     rebuilt = (
         folder.manifest != old_index.vectors.manifest
         or wanted != old_index.index_type
@@ -120,21 +121,21 @@ def refresh_index(
 def _refuse_other_task(
     old: LocalIndex, before: Origin, encoder: TextEncoder, *, vectors: Path, index: Path
 ) -> None:
-    """Refuse an index that these vectors never were in; it would be replaced."""
+    """Reject an index of unrelated vectors, which the refresh would replace."""
     indexed = old.vectors.manifest.origin
     if indexed.passage_fingerprint == before.passage_fingerprint:
         return
-    # A refresh that stopped between the two exchanges leaves new vectors beside the old index.
+    # A refresh interrupted between the two renames leaves new vectors with the old index.
     half_done = before.passage_fingerprint == encoder.passage_fingerprint
     if not half_done or indexed.encoder != before.encoder:
         raise VectorsError(
-            f"{index}: its vectors are those of '{indexed.encoder}', expected those in {vectors} "
-            f"of '{before.encoder}'; name the index of these vectors, or build a new one"
+            f"{index}: expected the index of {vectors} (made by '{before.encoder}'), got one of "
+            f"'{indexed.encoder}'; specify the index of these vectors, or build a new one"
         )
 
 
 def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> BuildSettings:
-    """Return settings with defaults from the old index."""
+    """Fill in missing settings from the old index."""
     settings = replace(
         settings,
         bm25=settings.bm25 or old.has_lexical,
@@ -151,7 +152,7 @@ def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> Buil
 
 
 def _drop_other_work(vectors: Path, encoder: TextEncoder, *, data_fingerprint: str) -> None:
-    """Remove what an interrupted refresh left, unless this one continues it."""
+    """Delete the output of an interrupted refresh, unless this one can resume it."""
     work = partial_path(vectors)
     if not work.is_dir():
         return
@@ -170,7 +171,7 @@ def _drop_other_work(vectors: Path, encoder: TextEncoder, *, data_fingerprint: s
 
 
 class _CountingEncoder:
-    """Wraps an encoder and counts the passages."""
+    """An encoder wrapper that counts encoded passages."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.inner = encoder
@@ -186,12 +187,12 @@ class _CountingEncoder:
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return the inner encoder's vectors."""
+        """Encode with the wrapped encoder."""
         return self.inner.encode_queries(texts, on_progress=on_progress)
 
     def encode_passages(
         self, texts: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return the inner encoder's vectors and count them."""
+        """Encode with the wrapped encoder and count the passages."""
         self.encoded += len(texts)
         return self.inner.encode_passages(texts, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""Search by row number, below local indexes."""
+"""Row-level search, the basis of local indexes."""
 
 import importlib
 from pathlib import Path
@@ -14,12 +14,12 @@ from dptdr.search.vectors.folder import VectorFolder
 _RESCORED_AT_ONCE = 2048
 
 _MERGED_AT_ONCE = 8
-"""Blocks whose best rows are held before they are cut to the best of all."""
+"""Blocks to score before merging their best rows."""
 
 
 @runtime_checkable
 class RowIndex(Protocol):
-    """Finds rows of a vector folder for query vectors."""
+    """Protocol for searching the rows of a vector folder."""
 
     def search(
         self,
@@ -28,10 +28,10 @@ class RowIndex(Protocol):
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return scores and row numbers, best first; row -1 pads fewer hits.
+        """Return scores and row numbers, best first, padded with row -1.
 
         Args:
-            allowed: Rows that may be found, in ascending order; None for all.
+            allowed: Rows to search, in ascending order; None for all.
         """
         ...
 
@@ -41,7 +41,7 @@ class RowIndex(Protocol):
 
 
 class ExactRows:
-    """Scores every vector, memory-mapped block by block."""
+    """Exhaustive search over memory-mapped vectors, block by block."""
 
     def __init__(self, folder: VectorFolder) -> None:
         self.folder = folder
@@ -61,33 +61,33 @@ class ExactRows:
         return _best_of_all(self.folder, vectors, depth=depth)
 
     def _check_finite(self) -> None:
-        """Check once for NaN, which would never be found."""
+        """Check once for NaN and infinity, which search would silently skip."""
         if self._finite:
             return
         for start, block in self.folder.blocks():
             broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
             if len(broken):
                 raise VectorsError(
-                    f"{self.folder.path}: expected finite numbers, the vector of row "
-                    f"{start + broken[0]} holds NaN or infinity; encode again"
+                    f"{self.folder.path}: the vector in row {start + broken[0]} contains NaN or "
+                    "infinity; re-encode"
                 )
         self._finite = True
 
     def save(self, path: Path) -> None:
-        """Write nothing: the vectors are the index."""
+        """Do nothing: the vectors are the index."""
 
 
 def _best_of_all(
     folder: VectorFolder, vectors: Float32[np.ndarray, "queries dim"], *, depth: int
 ) -> TopK:
-    """Return the best rows of a folder; ties go to the lower row."""
+    """Return the best rows of the whole folder; ties go to the lower row."""
     faiss: Any = importlib.import_module("faiss")
     scores = np.empty((len(vectors), 0), dtype=np.float32)
     rows = np.empty((len(vectors), 0), dtype=np.int64)
     unclear = np.zeros(len(vectors), dtype=bool)
     held: list[tuple[np.ndarray, np.ndarray]] = []
     for start, block in folder.blocks():
-        # One more than wanted shows whether the last place was given among equal scores.
+        # One extra hit shows whether the last place was decided by a tie.
         wanted = min(depth + 1, len(block))
         passages = np.ascontiguousarray(block, dtype=np.float32)
         found = faiss.knn(vectors, passages, wanted, metric=faiss.METRIC_INNER_PRODUCT)
@@ -120,11 +120,7 @@ def exact_among(
     allowed: Int64[np.ndarray, " rows"],
     depth: int,
 ) -> TopK:
-    """Return the best of some rows by scoring all of them.
-
-    Args:
-        allowed: Rows in ascending order.
-    """
+    """Score all ``allowed`` rows (in ascending order) and return the best."""
     step = 16_384
     blocks = (
         (start, folder.gather(allowed[start : start + step]))
@@ -141,17 +137,16 @@ def rescore(
     candidates: Int64[np.ndarray, "queries candidates"],
     depth: int,
 ) -> TopK:
-    """Rescore candidates on the full vectors from disk and keep the best.
+    """Rescore candidate rows with the full vectors from disk and keep the best.
 
     Args:
-        candidates: Row numbers for each query, -1 where there is none.
+        candidates: Row numbers for each query, padded with -1.
 
     Returns:
-        Scores and rows, best first; at equal score the lower row first; row -1 and minus infinity
-        where there are too few candidates.
+        Scores and rows, best first, padded with -inf and row -1; ties go to the lower row.
     """
     scores = np.empty(candidates.shape, dtype=np.float32)
-    # A few queries at once, so that their candidates' vectors stay in the cache.
+    # Process a few queries at a time, so that their candidate vectors stay in cache.
     step = max(1, _RESCORED_AT_ONCE // candidates.shape[1])
     for start in range(0, len(candidates), step):
         some = slice(start, start + step)

@@ -13,11 +13,11 @@ _FORMS = "postgresql://USER@HOST/DATABASE, http://HOST:6333 (Qdrant) or qdrant:F
 
 
 class DatabaseIndex(Index, Protocol):
-    """An index with a connection to close."""
+    """Protocol for an index with a connection to close."""
 
     @property
     def recall(self) -> float | None:
-        """Recall@10 against exact search, where it was measured."""
+        """Recall@10 against exact search; None if not measured."""
         ...
 
     def close(self) -> None:
@@ -34,8 +34,8 @@ def open_database(address: str, name: str) -> DatabaseIndex:
             Qdrant's local mode.
 
     Raises:
-        VectorsError: If the address is of no known kind, the database is away, or has no such
-            index.
+        VectorsError: If the address is not recognised, or the database is unreachable or has no
+            such index.
     """
     if _is_postgres(address):
         from dptdr.search.stores.postgres import PostgresIndex
@@ -59,14 +59,14 @@ def load_database(
     options: Options | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatabaseIndex:
-    """Load a vector folder into a database; the old collection serves until it is complete.
+    """Load a vector folder into a database; any old collection serves until the load is complete.
 
     Args:
         options: ``M`` and ``ef_construction`` of the graph.
 
     Raises:
-        VectorsError: If the address is of no known kind, an option has no effect, the vectors are
-            damaged, or the database is away; what was loaded is kept, and the next call continues.
+        VectorsError: If the address is not recognised, an option has no effect, the vectors are
+            damaged, or the database is unreachable. Loaded rows are kept; call again to resume.
     """
     if _is_postgres(address):
         from dptdr.search.stores.postgres import load_postgres
@@ -92,7 +92,7 @@ def _is_postgres(address: str) -> bool:
 
 def _qdrant(address: str) -> Any:
     if not address.startswith(("http://", "https://", "qdrant:")):
-        raise VectorsError(f"expected a database such as {_FORMS}, got '{address}'")
+        raise VectorsError(f"expected a database address such as {_FORMS}, got '{address}'")
     try:
         from qdrant_client import QdrantClient
     except ImportError as error:
@@ -104,7 +104,7 @@ def _qdrant(address: str) -> Any:
             return QdrantClient(path=address.removeprefix("qdrant:"))
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise VectorsError(f"{address}: cannot be opened ({reason})") from None
+            raise VectorsError(f"{address}: cannot open ({reason})") from None
     return QdrantClient(
         url=address, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False
     )

@@ -1,4 +1,4 @@
-"""Load a vector folder into any database."""
+"""Load a vector folder into a database."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -15,10 +15,10 @@ from dptdr.search.vectors.manifest import Origin
 
 @runtime_checkable
 class Target(Protocol):
-    """A collection that is being loaded, beside the one that serves."""
+    """A collection being loaded while another one serves."""
 
     def begin(self) -> int:
-        """Find or create the collection; return the number of loaded rows."""
+        """Find or create the collection; return the number of rows already loaded."""
         ...
 
     def send(
@@ -28,11 +28,11 @@ class Target(Protocol):
         *,
         loaded: int,
     ) -> None:
-        """Load rows and record the count; safe to repeat."""
+        """Load rows and record the count; idempotent."""
         ...
 
     def activate(self) -> None:
-        """Replace the serving collection."""
+        """Make this the serving collection."""
         ...
 
 
@@ -43,13 +43,13 @@ def load_folder(
     batch_rows: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Load a vector folder, or continue an earlier call.
+    """Load a vector folder, resuming an interrupted load.
 
     Args:
-        batch_rows: Passages sent at once.
+        batch_rows: Passages per request.
 
     Raises:
-        VectorsError: If the vectors are damaged or hold NaN, or the database is away.
+        VectorsError: If the vectors are damaged or contain NaN, or the database is unreachable.
     """
     folder.verify()
     loaded = target.begin()
@@ -59,8 +59,8 @@ def load_folder(
             vectors = np.asarray(block, dtype=np.float32)
             if not np.isfinite(vectors).all():
                 raise VectorsError(
-                    f"{folder.path}: expected finite numbers, rows {start} to {end} hold NaN or "
-                    "infinity; encode again"
+                    f"{folder.path}: vectors in rows {start} to {end} contain NaN or infinity; "
+                    "re-encode"
                 )
             target.send(folder.documents(range(start, end)), vectors, loaded=end)
         if on_progress is not None:
@@ -76,20 +76,20 @@ def check_upsert(
     passage_fingerprint: str,
     name: str,
 ) -> Float32[np.ndarray, "passages dim"]:
-    """Return validated vectors to add to an index.
+    """Validate vectors to upsert and return them as float32.
 
     Args:
-        origin: What made the vectors of the index.
+        origin: Origin of the vectors in the index.
 
     Raises:
-        WrongPrompt: If the index's vectors were made by another prompt or backbone.
-        VectorsError: If they do not fit.
+        WrongPrompt: If the indexed vectors come from a different prompt or backbone.
+        VectorsError: If the count or dimension is wrong, or a vector contains NaN.
     """
     if passage_fingerprint != origin.passage_fingerprint:
         raise WrongPrompt(
-            f"index '{name}': holds vectors with passage fingerprint "
-            f"{origin.passage_fingerprint}, got some with {passage_fingerprint}; encode "
-            "them with the same task, or load a renewed collection"
+            f"index '{name}': expected passage fingerprint {origin.passage_fingerprint}, got "
+            f"{passage_fingerprint}; encode with the task that made the index, or load a new "
+            "collection"
         )
     if len(documents) != len(vectors):
         raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
@@ -98,7 +98,7 @@ def check_upsert(
 
 
 def search_results(rankings: Sequence[Sequence[tuple[str, float]]]) -> SearchResults:
-    """Return passage ids and scores of some queries, best first, as one result."""
+    """Combine the rankings of several queries, best first, into one result."""
     width = max(map(len, rankings), default=0)
     scores = np.full((len(rankings), width), -np.inf, dtype=np.float32)
     for row, ranking in enumerate(rankings):
@@ -107,13 +107,13 @@ def search_results(rankings: Sequence[Sequence[tuple[str, float]]]) -> SearchRes
 
 
 def in_order(documents: Iterable[Document], ids: Sequence[str], *, name: str) -> list[Document]:
-    """Return documents in the order of some ids.
+    """Return documents in the order of the ids.
 
     Raises:
-        VectorsError: If there is none of an id.
+        VectorsError: If an id is missing.
     """
     known = {document.passage.id: document for document in documents}
     for identifier in ids:
         if identifier not in known:
-            raise VectorsError(f"index '{name}': no passage has the id '{identifier}'")
+            raise VectorsError(f"index '{name}': no passage with id '{identifier}'")
     return [known[identifier] for identifier in ids]

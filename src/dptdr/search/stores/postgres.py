@@ -19,15 +19,15 @@ from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
 BATCH_ROWS = 2000
-"""Passages that are sent in one transaction."""
+"""Passages per transaction."""
 
 _MOST_INDEXED_DIM = 2000
-"""pgvector indexes no more numbers in single precision; beyond that, in half precision."""
+"""Maximum dimension that pgvector can index in float32; larger vectors are indexed as halfvec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """One set of vectors in the database."""
+    """A set of vectors in the database."""
 
     number: int
     dim: int
@@ -35,29 +35,29 @@ class Collection:
 
     @property
     def vector(self) -> str:
-        """The indexed expression of this collection."""
+        """SQL expression that the index covers."""
         return f"(vector::{self.cast})"
 
     @property
     def cast(self) -> str:
-        """Type of this collection's vectors."""
+        """SQL type of the vectors."""
         kind = "vector" if self.dim <= _MOST_INDEXED_DIM else "halfvec"
         return f"{kind}({self.dim})"
 
     @property
     def operators(self) -> str:
-        """Operator class of the index."""
+        """Operator class for the index."""
         return "vector_ip_ops" if self.dim <= _MOST_INDEXED_DIM else "halfvec_ip_ops"
 
 
 class PostgresIndex:
-    """The active collection of a name in a PostgreSQL database.
+    """The active collection with a given name in a PostgreSQL database.
 
     Args:
-        dsn: Address of the database, such as ``postgresql://user@host/name``.
+        dsn: Connection URI, such as ``postgresql://user@host/name``.
 
     Raises:
-        VectorsError: If the database does not answer, or has no such index.
+        VectorsError: If the database is unreachable or has no such index.
     """
 
     index_type = "postgres"
@@ -92,7 +92,7 @@ class PostgresIndex:
         found = find_collection(self.session, self.name, active=True)
         if found is None:
             raise VectorsError(
-                f"{self.session.where()}: has no index '{self.name}'; make it with load_postgres"
+                f"{self.session.where()}: no index '{self.name}'; create it with load_postgres"
             )
         return found[0]
 
@@ -105,14 +105,14 @@ class PostgresIndex:
     ) -> SearchResults:
         """Return the best passages; see :class:`dptdr.search.index.Index`.
 
-        A renewed collection is noticed: each call asks which one is active.
+        Each call looks up the active collection, so a reload takes effect immediately.
         """
         self.collection = self._active()
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
         statement, values = self._statement(filters, depth=depth)
 
         def work(connection: Any) -> list[list[tuple[str, float]]]:
-            # A filter may drop what the index finds first: let it look on until there is enough.
+            # Filters may reject the first candidates: keep scanning until there are enough hits.
             connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(100, depth))}")
             return [
@@ -123,7 +123,7 @@ class PostgresIndex:
         return search_results(self.session.run(work))
 
     def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
-        """Return the SQL of one search and its parameters."""
+        """Build the SQL of a search and its parameters."""
         here = self.collection
         conditions = [f"collection = {here.number:d}"]
         values: dict[str, object] = {}
@@ -144,7 +144,7 @@ class PostgresIndex:
         return statement, values
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        """Look up passages by id; see :class:`dptdr.search.index.Index`."""
         query = (
             "SELECT id, title, text, metadata FROM dptdr.passages "
             "WHERE collection = %s AND id = ANY(%s)"
@@ -161,11 +161,12 @@ class PostgresIndex:
         *,
         passage_fingerprint: str,
     ) -> None:
-        """Add passages, or replace those of the same id; all or none.
+        """Insert or replace passages by id, in one transaction.
 
         Raises:
-            WrongPrompt: If the collection's vectors were made by another prompt or backbone.
-            VectorsError: If a vector does not fit, an id occurs twice, or the database is away.
+            WrongPrompt: If the collection's vectors come from a different prompt or backbone.
+            VectorsError: If a vector is invalid, an id is duplicated, or the database is
+                unreachable.
         """
         checked = check_upsert(
             vectors,
@@ -178,28 +179,21 @@ class PostgresIndex:
         self.session.run(lambda c: copy_rows(c, number, documents=documents, vectors=checked))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Remove passages.
-
-        Args:
-            ids: Their ids; unknown ones are passed over.
-
-        Returns:
-            How many were there.
-        """
+        """Delete passages by id, ignoring unknown ids, and return the number deleted."""
         query = "DELETE FROM dptdr.passages WHERE collection = %s AND id = ANY(%s)"
         number = self.collection.number
         return int(self.session.run(lambda c: c.execute(query, [number, list(ids)]).rowcount))
 
     @property
     def recall(self) -> float | None:
-        """Recall@10 that was measured after the load; None for one of version 0.1.0."""
+        """Recall@10 measured after the load; None for collections of version 0.1.0."""
         query = "SELECT recall FROM dptdr.collections WHERE id = %s"
         number = self.collection.number
         (found,) = self.session.run(lambda c: c.execute(query, [number]).fetchone())
         return None if found is None else float(found)
 
     def keep_recall(self, recall: float) -> None:
-        """Store the recall beside the active collection."""
+        """Store the measured recall with the active collection."""
         statement = "UPDATE dptdr.collections SET recall = %s WHERE id = %s"
         self.session.run(lambda c: c.execute(statement, [recall, self.collection.number]))
 
@@ -217,18 +211,19 @@ def load_postgres(
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PostgresIndex:
-    """Load a vector folder into PostgreSQL, index it, and activate it.
+    """Load a vector folder into PostgreSQL, index it and activate it.
 
-    Batches and the count of loaded rows are kept in one transaction, so a broken connection or a
-    kill loses and doubles nothing; a second call continues. The collection that was active before
-    serves until the new one is whole, then it is removed.
+    Each batch is committed together with the count of loaded rows, so an interrupted load neither
+    loses nor duplicates rows; call again to resume. Any previously active collection serves until
+    the new one is complete, and is then deleted.
 
     Args:
-        dsn: Address of the database.
+        dsn: Connection URI.
         options: ``M`` and ``ef_construction`` of the graph; 16 and 100 by default.
 
     Raises:
-        VectorsError: If an option has no effect, the vectors are damaged or the database is away.
+        VectorsError: If an option has no effect, the vectors are damaged or the database is
+            unreachable.
     """
     graph = _graph_options(options or {})
     session = Session(dsn)
@@ -238,7 +233,7 @@ def load_postgres(
     finally:
         session.close()
     index = PostgresIndex(dsn, name)
-    # Half precision rounds each number to 11 bits.
+    # Half precision keeps 11 significant bits.
     tolerance = 1e-5 if index.dim <= _MOST_INDEXED_DIM else 2e-3
     index.keep_recall(round(measure_recall(index, folder, tolerance=tolerance), 4))
     return index
@@ -252,13 +247,13 @@ def _graph_options(options: Options) -> dict[str, int]:
     width = found.setdefault("ef_construction", max(100, 2 * links))
     if width < 2 * links:
         raise VectorsError(
-            f"option ef_construction: pgvector expects at least twice M, {2 * links}, got {width}"
+            f"option ef_construction: pgvector expects at least 2 * M = {2 * links}, got {width}"
         )
     return found
 
 
 class _Loading:
-    """A collection that is being loaded, for :func:`dptdr.search.stores.loading.load_folder`."""
+    """The target of :func:`dptdr.search.stores.loading.load_folder`."""
 
     def __init__(
         self, session: Session, *, origin: Origin, name: str, graph: dict[str, int]
@@ -270,7 +265,7 @@ class _Loading:
         self.collection = Collection(number=0, dim=origin.dim, origin=origin)
 
     def begin(self) -> int:
-        """Find or create the unfinished collection of these vectors; drop other unfinished ones."""
+        """Find or create the incomplete collection for these vectors; drop any others."""
         found = find_collection(self.session, self.name, active=False)
         if found is not None and found[0].origin == self.origin:
             self.collection, loaded = found
@@ -299,7 +294,7 @@ class _Loading:
         *,
         loaded: int,
     ) -> None:
-        """Load rows and their count in one transaction."""
+        """Load rows and update their count in one transaction."""
         number = self.collection.number
 
         def work(connection: Any) -> None:
@@ -315,7 +310,7 @@ class _Loading:
         number = collection.number
 
         def build(connection: Any) -> None:
-            # A killed call may have left one that was built with other options.
+            # A killed call may have left an index with different options.
             connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{number:d}")
             connection.execute(
                 f"CREATE INDEX passages_hnsw_{number:d} ON dptdr.passages USING hnsw "
@@ -345,13 +340,10 @@ class _Loading:
 
 
 def find_collection(session: Session, name: str, *, active: bool) -> tuple[Collection, int] | None:
-    """Return the newest collection of a name with its number of loaded rows, or None.
+    """Return the newest collection with a name and its number of loaded rows, or None.
 
     Args:
-        active: Whether the one that serves, or one that is being loaded, is wanted.
-
-    Returns:
-        Collection and loaded rows.
+        active: Look for the serving collection rather than one being loaded.
     """
     query = (
         "SELECT id, dim, origin, loaded FROM dptdr.collections WHERE name = %s AND active = %s "
@@ -370,11 +362,7 @@ def copy_rows(
     documents: Iterable[Document],
     vectors: Float[np.ndarray, "rows dim"],
 ) -> None:
-    """Insert or replace passages by binary COPY.
-
-    Args:
-        collection: Number of the collection.
-    """
+    """Upsert passages into a collection (by number) using binary COPY."""
     from psycopg.types.json import Jsonb
 
     columns = "id, title, text, metadata, vector"

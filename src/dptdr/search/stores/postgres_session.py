@@ -1,8 +1,8 @@
-"""A PostgreSQL connection that reconnects, and the schema of all tasks.
+"""A PostgreSQL session that reconnects, and the shared schema.
 
-Every set of vectors is a *collection* with a number; rows carry that number, and through it the
-fingerprints of what made them. A name points to its active collection, so that a renewed one is
-loaded beside the old and takes its place in one transaction.
+Each set of vectors is a numbered *collection*, which records the fingerprints of the encoder; rows
+refer to it by number. Each name has one active collection, so a new one can be loaded alongside and
+swapped in within one transaction.
 """
 
 import time
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS dptdr.passages (
 
 
 def import_psycopg() -> Any:
-    """Return the module psycopg.
+    """Import psycopg and pgvector.
 
     Raises:
         VectorsError: If the extra ``postgres`` is not installed.
@@ -61,10 +61,10 @@ def import_psycopg() -> Any:
 
 
 class Session:
-    """Runs transactions, again on a new connection if one breaks.
+    """Runs transactions, retrying on a new connection if one breaks.
 
     Args:
-        dsn: Address of the database, such as ``postgresql://user@host/name``.
+        dsn: Connection URI, such as ``postgresql://user@host/name``.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -74,14 +74,14 @@ class Session:
         self._connection: Any = None
 
     def run(self, work: Callable[[Any], Result]) -> Result:
-        """Run a function in one transaction, again if the connection breaks.
+        """Run a function in a transaction, retrying if the connection breaks.
 
         Args:
-            work: Gets the connection. It must be safe to run twice: whether a transaction whose
-                connection broke was kept cannot be known.
+            work: Receives the connection. Must be idempotent: if the connection breaks, there is
+                no way to know whether the transaction was committed.
 
         Raises:
-            VectorsError: If the database does not answer after several tries, or refuses.
+            VectorsError: If the database rejects the work, or is unreachable after several tries.
         """
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(1, _TRIES + 1):
@@ -90,7 +90,7 @@ class Session:
                 with connection.transaction():
                     return work(connection)
             except self._psycopg.OperationalError as error:
-                # Disk full and out of memory are operational errors too, of a living connection.
+                # Disk full and out of memory are operational errors too, on a working connection.
                 broken = self._connection is None or self._connection.closed
                 if not broken or attempt == _TRIES:
                     raise VectorsError(f"{self.where()}: {self._advice(error)}") from None
@@ -99,7 +99,9 @@ class Session:
                 time.sleep(pause)
                 pause *= 2
             except self._psycopg.Error as error:
-                raise VectorsError(f"{self.where()}: refuses ({_one_line(error)})") from None
+                raise VectorsError(
+                    f"{self.where()}: rejected the operation ({_one_line(error)})"
+                ) from None
         raise AssertionError("unreachable")
 
     def _connect(self) -> Any:
@@ -108,7 +110,7 @@ class Session:
 
             connection = self._psycopg.connect(self.dsn, autocommit=True, connect_timeout=10)
             connection.execute("SET client_min_messages = warning")
-            # Two processes that make the schema at once would collide in the catalogue.
+            # Serialise schema creation: concurrent processes would collide in the catalogue.
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(7305810)")
                 connection.execute(SCHEMA)
@@ -118,14 +120,14 @@ class Session:
 
     def _advice(self, error: Exception) -> str:
         return (
-            f"no answer after {_TRIES} tries ({_one_line(error)}); check that PostgreSQL runs and "
-            "can be reached, then do the same again: what was finished is kept"
+            f"no response after {_TRIES} tries ({_one_line(error)}); check that PostgreSQL is "
+            "running and reachable, then retry: completed work is kept"
             if self._connection is None or self._connection.closed
-            else f"refuses ({_one_line(error)}); what was finished is kept"
+            else f"rejected the operation ({_one_line(error)}); completed work is kept"
         )
 
     def where(self) -> str:
-        """Return host and database for messages, without the password."""
+        """Return host and database, without the password, for messages."""
         try:
             parts = self._psycopg.conninfo.conninfo_to_dict(self.dsn)
         except self._psycopg.Error:
@@ -133,7 +135,7 @@ class Session:
         return f"PostgreSQL at {parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
 
     def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
+        """Close the connection; the next call reconnects."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

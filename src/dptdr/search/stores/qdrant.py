@@ -1,8 +1,8 @@
 """An index in Qdrant (optional extra ``qdrant``), for clusters.
 
-Every set of vectors is a Qdrant collection of its own, ``NAME-`` and a number that follows from
-what made the vectors. Its metadata hold their origin and how many rows are loaded. The name itself
-is an alias of the collection that serves, so that a renewed one takes its place at once.
+Each set of vectors is a separate Qdrant collection named ``NAME-`` plus a hash of the vectors'
+origin. Its metadata records the origin and the number of loaded rows. The name itself is an alias
+for the serving collection, so a new one can be swapped in atomically.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
 BATCH_ROWS = 500
-"""Passages that are sent in one request."""
+"""Passages per request."""
 
 _TRIES = 4
 _FIRST_PAUSE_SECONDS = 0.2
@@ -45,25 +45,25 @@ def _models() -> Any:
 
 
 class QdrantIndex:
-    """The collection that a name refers to in Qdrant.
+    """The Qdrant collection behind an alias.
 
     Args:
-        client: A ``qdrant_client.QdrantClient``, connected as the user's cluster wants it.
+        client: A connected ``qdrant_client.QdrantClient``.
 
     Raises:
-        VectorsError: If Qdrant does not answer, or has no such index.
+        VectorsError: If Qdrant is unreachable or has no such index.
     """
 
     index_type = "qdrant"
     recall = None
-    """Not measured: the server builds its graph after the load, and local mode is exact."""
+    """Not measured: the server builds the graph after loading, and local mode is exact."""
 
     def __init__(self, client: Any, name: str) -> None:
         self.client = client
         self.name = name
         info = _again(lambda: _aliased(client, name))
         if info is None:
-            raise VectorsError(f"Qdrant: has no index '{name}'; make it with load_qdrant")
+            raise VectorsError(f"Qdrant: no index '{name}'; create it with load_qdrant")
         self._origin = Origin.from_json(info["origin"])
 
     @property
@@ -104,7 +104,7 @@ class QdrantIndex:
         return search_results([[(p.payload["id"], p.score) for p in a.points] for a in answers])
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return passages with their texts; see :class:`dptdr.search.index.Index`."""
+        """Look up passages by id; see :class:`dptdr.search.index.Index`."""
         points = _again(
             lambda: self.client.retrieve(self.name, ids=[_point_id(name) for name in ids])
         )
@@ -117,11 +117,11 @@ class QdrantIndex:
         *,
         passage_fingerprint: str,
     ) -> None:
-        """Add passages, or replace those of the same id.
+        """Insert or replace passages by id.
 
         Raises:
-            WrongPrompt: If the collection's vectors were made by another prompt or backbone.
-            VectorsError: If a vector does not fit or Qdrant is away.
+            WrongPrompt: If the collection's vectors come from a different prompt or backbone.
+            VectorsError: If a vector is invalid or Qdrant is unreachable.
         """
         checked = check_upsert(
             vectors,
@@ -134,14 +134,7 @@ class QdrantIndex:
         _again(lambda: self.client.upsert(self.name, points=points))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Remove passages.
-
-        Args:
-            ids: Their ids; unknown ones are passed over.
-
-        Returns:
-            How many were there.
-        """
+        """Delete passages by id, ignoring unknown ids, and return the number deleted."""
         points = [_point_id(name) for name in ids]
         there = _again(lambda: self.client.retrieve(self.name, ids=points, with_payload=False))
         _again(lambda: self.client.delete(self.name, points_selector=points))
@@ -163,16 +156,16 @@ def load_qdrant(
 ) -> QdrantIndex:
     """Load a vector folder into Qdrant and point the alias to it.
 
-    A passage's point follows from its id, so what is sent twice is there once; how many rows are
-    loaded is noted after each batch, so that a second call continues. What the name referred to
-    before serves until the new collection is whole, then it is removed.
+    Point ids are derived from passage ids, so resending a batch is harmless; the number of loaded
+    rows is recorded after each batch, so that an interrupted load can resume. Any previous
+    collection serves until the new one is complete, and is then deleted.
 
     Args:
-        client: A ``qdrant_client.QdrantClient``.
-        options: ``M`` and ``ef_construction`` of the graph; Qdrant's own by default.
+        client: A connected ``qdrant_client.QdrantClient``.
+        options: ``M`` and ``ef_construction`` of the graph; Qdrant's defaults if omitted.
 
     Raises:
-        VectorsError: If an option has no effect, the vectors are damaged or Qdrant is away.
+        VectorsError: If an option has no effect, the vectors are damaged or Qdrant is unreachable.
     """
     local = _is_local(client)
     graph = check_options(
@@ -188,14 +181,14 @@ def load_qdrant(
 
 
 def _is_local(client: Any) -> bool:
-    """Return whether a client is Qdrant's local mode, which has no graph."""
+    """Check whether a client uses Qdrant's local mode, which has no graph."""
     from qdrant_client.local.qdrant_local import QdrantLocal
 
     return isinstance(getattr(client, "_client", None), QdrantLocal)
 
 
 class _Loading:
-    """A collection that is being loaded, for :func:`dptdr.search.stores.loading.load_folder`."""
+    """The target of :func:`dptdr.search.stores.loading.load_folder`."""
 
     def __init__(self, client: Any, *, origin: Origin, name: str, graph: dict[str, int]) -> None:
         self.client = client
@@ -210,7 +203,7 @@ class _Loading:
             )
 
     def serves(self) -> bool:
-        """Return whether the alias already points to these vectors; if so, set the options."""
+        """Check whether the alias already points to these vectors; if so, apply the options."""
         if self.before is None or self.before["collection"] != self.collection:
             return False
         if self.hnsw is not None:
@@ -218,7 +211,7 @@ class _Loading:
         return True
 
     def begin(self) -> int:
-        """Return the number of loaded rows; create the collection if missing."""
+        """Find or create the collection; return the number of rows already loaded."""
         return _again(self._begin)
 
     def _begin(self) -> int:
@@ -251,7 +244,7 @@ class _Loading:
         _again(lambda: client.update_collection(self.collection, metadata=metadata))
 
     def activate(self) -> None:
-        """Point the alias to the collection and remove the former one."""
+        """Point the alias to this collection and delete the previous one."""
         client, models = self.client, _models()
         alias = models.CreateAlias(collection_name=self.collection, alias_name=self.name)
         operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
@@ -259,14 +252,14 @@ class _Loading:
         if before is not None:
             gone = models.DeleteAlias(alias_name=self.name)
             operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
-        # Both in one request: no moment without an answer.
+        # One request for both, so that the alias always resolves.
         _again(lambda: client.update_collection_aliases(change_aliases_operations=operations))
         if before is not None:
             _again(lambda: client.delete_collection(before["collection"]))
 
 
 def _aliased(client: Any, name: str) -> dict[str, Any] | None:
-    """Return collection and metadata that a name refers to, or None."""
+    """Return the collection and metadata behind an alias, or None."""
     for alias in client.get_aliases().aliases:
         if alias.alias_name == name:
             metadata = client.get_collection(alias.collection_name).config.metadata or {}
@@ -280,7 +273,7 @@ def _number(origin: Origin) -> str:
 
 
 def _point_id(passage_id: str) -> str:
-    # Qdrant takes numbers and UUIDs only.
+    # Qdrant accepts only integers and UUIDs as point ids.
     return str(uuid.uuid5(_NAMESPACE, passage_id))
 
 
@@ -295,7 +288,7 @@ def _points(documents: Iterable[Document], vectors: np.ndarray, *, fingerprint: 
                 "title": passage.title,
                 "text": passage.text,
                 "metadata": dict(metadata),
-                # Filters compare texts: numbers and truth values as JSON spells them.
+                # Filters compare strings: numbers and booleans in their JSON form.
                 "filter": {field: _texts(value) for field, value in metadata.items()},
                 "passage_fingerprint": fingerprint,
             },
@@ -328,7 +321,7 @@ def _condition(filters: Sequence[Filter]) -> Any:
 
 
 def _again(work: Callable[[], Result]) -> Result:
-    """Run a request, again if the connection breaks; all requests are idempotent."""
+    """Run a request, retrying if the connection breaks; all requests are idempotent."""
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
     pause = _FIRST_PAUSE_SECONDS
@@ -336,13 +329,14 @@ def _again(work: Callable[[], Result]) -> Result:
         try:
             return work()
         except UnexpectedResponse as error:
-            raise VectorsError(f"Qdrant: refuses ({' '.join(str(error).split())[:300]})") from None
+            raise VectorsError(
+                f"Qdrant: rejected the request ({' '.join(str(error).split())[:300]})"
+            ) from None
         except (ResponseHandlingException, ConnectionError) as error:
             if attempt == _TRIES:
                 raise VectorsError(
-                    f"Qdrant: no answer after {_TRIES} tries ({' '.join(str(error).split())}); "
-                    "check that it runs and can be reached, then do the same again: what was "
-                    "finished is kept"
+                    f"Qdrant: no response after {_TRIES} tries ({' '.join(str(error).split())}); "
+                    "check that it is running and reachable, then retry: completed work is kept"
                 ) from None
             time.sleep(pause)
             pause *= 2

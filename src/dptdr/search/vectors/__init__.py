@@ -1,1 +1,1 @@
-"""Vector folders."""
+"""Vector folders: encoding, storage and reading."""

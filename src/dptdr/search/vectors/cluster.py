@@ -1,9 +1,9 @@
-"""Encode on a Ray cluster (optional extra ``cluster``), windows as the unit of work.
+"""Encode on a Ray cluster (optional extra ``cluster``), one window at a time.
 
-A window is a range of bytes in the corpus file. A worker reads it, encodes it and writes its files
-into the unfinished folder, last of all its record. So data and output have to lie on storage that
-all machines see under the same path. A worker that dies is replaced, and its window is done again;
-as every window is written whole or not at all, nothing is lost or doubled.
+A window is a byte range of the corpus file. A worker reads it, encodes it and writes its files and
+then its record to the unfinished folder, so data and output must be on storage shared by all
+machines under the same path. If a worker dies, a replacement repeats its window; because windows
+are written atomically, nothing is lost or duplicated.
 """
 
 import socket
@@ -40,13 +40,13 @@ class Cluster(NamedTuple):
     """Address of the cluster, and the resources of each worker."""
 
     address: str = "local"
-    """Of a running Ray cluster, ``auto`` for the one of this machine, ``local`` to start one."""
+    """Address of a running Ray cluster; ``auto`` for this machine's; ``local`` to start one."""
     workers: int = 2
-    """Workers in all; each loads the encoder."""
+    """Total number of workers; each loads the encoder."""
     cpus: float = 1
-    """Cores of a worker."""
+    """CPU cores per worker."""
     gpus: float = 0
-    """Accelerators of a worker."""
+    """Accelerators per worker."""
 
 
 def encode_on_ray(
@@ -62,21 +62,21 @@ def encode_on_ray(
 ) -> VectorFolder:
     """Encode the corpus of a BEIR folder on a Ray cluster.
 
-    The result has the bytes of one process (where matrix products do not depend on the number of
-    threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). A stopped run continues,
-    on Ray or without it.
+    The result is byte-identical to that of a single process (if matrix products do not depend on
+    the number of threads; see :func:`dptdr.search.vectors.workers.encode_in_processes`). An
+    interrupted run can be resumed with or without Ray.
 
     Args:
-        load_encoder: Makes the encoder; must be picklable.
+        load_encoder: Creates the encoder; must be picklable.
         data: The BEIR folder, under the same path on every machine.
         out: The vector folder, under the same path on every machine.
-        settings: Shard size and dtype; all parts are done here.
-        overwrite: Start over, whatever is at ``out``.
+        settings: Shard size and dtype; must cover all parts.
+        overwrite: Delete any output at ``out`` and start over.
 
     Raises:
-        VectorsError: If Ray is not installed or not reached, an id occurs twice, or what the
-            workers wrote is not seen here.
-        DptdrError: What a worker raised.
+        VectorsError: If Ray is not installed or unreachable, an id is duplicated, or the workers'
+            output is not visible here.
+        DptdrError: If a worker raised it.
     """
     ray = _ray()
     if cluster.workers < 1:
@@ -104,15 +104,17 @@ def encode_on_ray(
         unseen = [window for window in windows if not record_path(work, window.number).is_file()]
         if unseen:
             raise VectorsError(
-                f"{work}: the workers wrote {len(unseen)} windows that are not seen here; give "
-                "--out on storage that all machines see under the same path"
+                f"{work}: {len(unseen)} windows written by workers are not visible here; put "
+                "--out on storage shared by all machines under the same path"
             )
-        # Checks every record against the passages, and puts the folder in its place.
+        # Checks every record against the passages and moves the folder into place.
         folder = fill_folder(
             encoder, read_documents(data), out=out, source=source, settings=settings
         )
         if folder is None:
-            raise VectorsError(f"{partial_path(out)}: was changed by another process; run again")
+            raise VectorsError(
+                f"{partial_path(out)}: changed by another process; rerun the command"
+            )
         return folder
 
 
@@ -129,7 +131,7 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, cluster: Cluster) -> None:
-    """Join or start a cluster, unless the caller has done so."""
+    """Join or start a cluster, unless the caller already has."""
     if ray.is_initialized():
         return
     try:
@@ -142,28 +144,28 @@ def _connect(ray: Any, cluster: Cluster) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise VectorsError(
             f"no Ray cluster at '{cluster.address}' ({' '.join(str(error).split())[:200]}); start "
-            "one with `ray start --head`, or take --ray local"
+            "one with `ray start --head`, or use --ray local"
         ) from None
 
 
 class Window(NamedTuple):
-    """Place of a window in the corpus file."""
+    """Position of a window in the corpus file."""
 
     number: int
-    """Which window, from 0."""
+    """Index of the window, from 0."""
     start: int
-    """First byte."""
+    """Byte offset of the start."""
     end: int
-    """Byte after the last."""
+    """Byte offset of the end, exclusive."""
     line: int
-    """Number of the first line, from 1."""
+    """First line number, from 1."""
 
 
 def _knock(address: str) -> None:
-    """Refuse an address that does not answer; Ray would wait for minutes.
+    """Fail fast if nothing listens at an address; Ray would wait for minutes.
 
     Raises:
-        OSError: If nobody answers.
+        OSError: If the connection fails.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
@@ -171,11 +173,11 @@ def _knock(address: str) -> None:
 
 
 def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
-    """Yield the windows of a corpus in file order, and refuse ids that occur twice.
+    """Yield the windows of a corpus in file order, rejecting duplicate ids.
 
     Raises:
-        DataError: If a line is broken.
-        VectorsError: If an id occurs twice or there is no passage.
+        DataError: If a line is malformed.
+        VectorsError: If an id is duplicated or there are no passages.
     """
     path = BeirFolder(data).corpus_path
     seen = IdSet()
@@ -194,11 +196,11 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
         refuse_doubles(held, seen=seen)
         yield Window(number, start, end, first)
     elif number == 0:
-        raise VectorsError(f"{path}: expected at least one passage, the corpus has none")
+        raise VectorsError(f"{path}: expected at least one passage, got an empty corpus")
 
 
 def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
-    """Return the documents of some consecutive lines of the corpus."""
+    """Parse consecutive lines of the corpus."""
     found = []
     for number, line in enumerate(text.split(b"\n"), start=first):
         kept = line.removesuffix(b"\r")
@@ -210,7 +212,7 @@ def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
 
 
 class WindowWorker:
-    """A worker of the cluster: loads the encoder once and encodes windows."""
+    """A cluster worker, which loads the encoder once and encodes windows."""
 
     def __init__(
         self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType
@@ -222,7 +224,7 @@ class WindowWorker:
         self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)
 
     def __call__(self, window: dict[str, int]) -> dict[str, Any]:
-        """Encode one window and write it."""
+        """Encode and write one window."""
         here = Window(**{name: int(window[name]) for name in Window._fields})
         try:
             with open_bytes(self.path) as handle:
@@ -250,7 +252,7 @@ def _encoded(
     dtype: DType,
     cluster: Cluster,
 ) -> Iterator[Any]:
-    """Yield once for each window that a worker has written."""
+    """Yield once per window written by a worker."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = [window._asdict() for window in windows]
@@ -266,6 +268,6 @@ def _encoded(
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise VectorsError(
-            f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); what was "
-            "finished is kept, run again to continue"
+            f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); completed "
+            "windows are kept, rerun the command to resume"
         ) from None

@@ -1,4 +1,4 @@
-"""Smaller vectors: half precision, 8 bits, 1 bit, fewer dimensions."""
+"""Compress vectors to float16, int8 or binary, or to fewer dimensions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ COMPRESSIONS: tuple[str, ...] = get_args(Compression)
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedVectors:
-    """Quantized vectors, searched exactly.
+    """Quantized vectors with exhaustive search.
 
     Args:
-        scales: For ``int8``, what one step is worth in each vector; else empty.
-        middle: For ``binary``, the value of each dimension that divides 0 from 1; else empty.
+        scales: For ``int8``, the scale factor of each vector; otherwise empty.
+        middle: For ``binary``, the threshold of each dimension; otherwise empty.
     """
 
     compression: Compression
@@ -39,7 +39,7 @@ class CompressedVectors:
 
     @classmethod
     def joined(cls, parts: Sequence["CompressedVectors"]) -> "CompressedVectors":
-        """Concatenate parts of the same kind."""
+        """Concatenate parts with the same compression."""
         first = parts[0]
         return cls(
             compression=first.compression,
@@ -50,7 +50,7 @@ class CompressedVectors:
         )
 
     def as_stored(self) -> np.ndarray:
-        """Return one array to store, one row for each vector."""
+        """Pack everything into one array with a row per vector, for storage."""
         if self.compression != "int8":
             return self.codes
         stored = np.empty(len(self.codes), dtype=_int8_rows(self.dim))
@@ -61,10 +61,10 @@ class CompressedVectors:
     def from_stored(
         cls, stored: np.ndarray, *, compression: Compression, dim: int, count: int
     ) -> "CompressedVectors":
-        """Read the result of :meth:`as_stored`.
+        """Unpack the result of :meth:`as_stored`.
 
         Raises:
-            VectorsError: If the array has another shape or type.
+            VectorsError: If the array has the wrong shape or dtype.
         """
         width = (dim + 7) // 8 if compression == "binary" else dim
         numbers = "uint8" if compression == "binary" else compression
@@ -73,8 +73,8 @@ class CompressedVectors:
         )
         if (stored.dtype, stored.shape) != (np.dtype(expected[0]), expected[1]):
             raise VectorsError(
-                f"expected {count} vectors of {dim} numbers as {compression}, got the shape "
-                f"{stored.shape} of {stored.dtype}"
+                f"expected {count} {compression} vectors of dimension {dim}, got an array of shape "
+                f"{stored.shape} and dtype {stored.dtype}"
             )
         nothing = np.empty(0, dtype=np.float32)
         int8 = compression == "int8"
@@ -89,13 +89,13 @@ class CompressedVectors:
     def blocks(
         self, rows: Int64[np.ndarray, " rows"] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield place and restored vectors of consecutive blocks.
+        """Yield the offset and the dequantized vectors of consecutive blocks.
 
         Args:
-            rows: The vectors wanted; None for all.
+            rows: Rows to read; None for all.
 
         Yields:
-            Place among the wanted, and float32 vectors; for ``binary`` each number is 1 or -1.
+            Offset of the block within ``rows``, and float32 vectors; ``binary`` values are ±1.
         """
         for start in range(0, len(self.codes) if rows is None else len(rows), BLOCK_ROWS):
             some = (
@@ -123,9 +123,9 @@ class CompressedVectors:
         """Return the best rows, optionally rescored on the full vectors.
 
         Args:
-            queries: Full query vectors; they are not compressed, only cut to ``dim``.
-            full: The full vectors, memory-mapped as a rule: the best ``factor * depth`` candidates
-                are scored again on them.
+            queries: Full query vectors; truncated to ``dim``, but not quantized.
+            full: Full vectors, typically memory-mapped, to rescore the best ``factor * depth``
+                candidates.
         """
         cut = shorten(queries, self.dim)
         if full is None:
@@ -152,28 +152,25 @@ def compress(
     """Quantize vectors.
 
     Args:
-        compression: ``float16`` halves the bytes; ``int8`` quarters them, with one scale for each
-            vector; ``binary`` keeps which side of the dimension's mean a number lies on.
-        dim: Keep the first so many numbers and normalise what is left (Matryoshka); only encoders
-            trained for it put the most important numbers first.
-        middle: For ``binary``, the value of each dimension that divides 0 from 1; the mean over
-            these vectors by default.
-
-    Returns:
-        The compressed vectors; ``bytes`` says what they take.
+        compression: ``float16`` halves the size; ``int8`` quarters it, with one scale per vector;
+            ``binary`` keeps one bit per dimension, set above the threshold.
+        dim: Keep this many leading dimensions and renormalise; works well only with encoders
+            trained for it (Matryoshka).
+        middle: For ``binary``, the threshold of each dimension; by default the mean over these
+            vectors.
 
     Raises:
         VectorsError: If ``dim`` is out of range.
 
     Source:
-        Kusupati et al., Matryoshka Representation Learning (arXiv 2205.13147) for cutting;
-        Yamada et al., Binary Passage Retriever (arXiv 2106.00882) for bits scored by real-valued
-        queries and scored again. Differs: bits divide at the mean, not at a learned place.
+        Kusupati et al., Matryoshka Representation Learning (arXiv 2205.13147) for truncation;
+        Yamada et al., Binary Passage Retriever (arXiv 2106.00882) for scoring binary codes with
+        real-valued queries and rescoring. Differs: the threshold is the mean, not learned.
     """
     full_dim = vectors.shape[1]
     kept = full_dim if dim is None else dim
     if not 1 <= kept <= full_dim:
-        raise VectorsError(f"expected to keep 1 to {full_dim} numbers of a vector, got {kept}")
+        raise VectorsError(f"expected to keep 1 to {full_dim} dimensions, got {kept}")
     short = shorten(vectors, kept)
     nothing = np.empty(0, dtype=np.float32)
     codes, scales, divides = short, nothing, nothing
@@ -196,7 +193,7 @@ def _int8_rows(dim: int) -> np.dtype[Any]:
 
 
 def shorten(vectors: Float[np.ndarray, "rows full_dim"], dim: int) -> Float[np.ndarray, "rows dim"]:
-    """Return the first dimensions of each vector, scaled to its whole length."""
+    """Truncate each vector to its leading dimensions and restore its norm."""
     whole = np.asarray(vectors, dtype=np.float32)
     if dim == whole.shape[1]:
         return whole

@@ -1,4 +1,4 @@
-"""Passages beside their vectors: texts, ids and metadata of one shard, found by row."""
+"""Passages stored with their vectors: the ids, texts and metadata of a shard."""
 
 import hashlib
 import json
@@ -24,25 +24,21 @@ class Source:
     """Identity of a corpus."""
 
     fingerprint: str
-    """Identifies the corpus: another one may not continue an unfinished folder."""
+    """Identifies the corpus; an unfinished folder can be resumed only with the same one."""
     data: str | None = None
-    """Where it is, for reference."""
+    """Location, for reference."""
     count: int | None = None
-    """Passages in it where known, for progress."""
+    """Number of passages if known, for progress."""
 
 
 def source_of(data: Path | str) -> Source:
-    """Return fingerprint and size of a BEIR folder's corpus.
+    """Fingerprint the corpus of a BEIR folder and count its passages.
 
-    Args:
-        data: The folder that holds ``corpus.jsonl``.
-
-    Returns:
-        SHA-256 of the unpacked corpus file (queries and judgements do not matter to its vectors),
-        its folder and its number of lines.
+    The fingerprint is the SHA-256 of the uncompressed corpus file; queries and judgements do not
+    affect the vectors.
 
     Raises:
-        DataError: If there is no such folder or no corpus in it.
+        DataError: If the folder or its corpus does not exist.
     """
     path = BeirFolder(data).corpus_path
     digest = hashlib.sha256()
@@ -55,23 +51,19 @@ def source_of(data: Path | str) -> Source:
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
         except READ_FAULTS as error:
-            raise DataError(f"cannot be read: {error}", path=path) from None
+            raise DataError(f"cannot read the corpus: {error}", path=path) from None
     return Source(fingerprint=digest.hexdigest(), data=str(data), count=lines + (last != b"\n"))
 
 
 def read_documents(data: Path | str) -> Iterator[Document]:
-    """Return the passages of a BEIR folder with their ``metadata`` object, in file order.
-
-    Args:
-        data: The folder that holds ``corpus.jsonl``.
-    """
+    """Read the passages of a BEIR folder with their ``metadata`` objects, in file order."""
     return BeirFolder(data).documents()
 
 
 def pack_documents(
     documents: Sequence[Document],
 ) -> tuple[bytes, Int64[np.ndarray, " offsets"]]:
-    """Return documents as JSON lines, and the offset of each line."""
+    """Serialise documents as JSON lines, with the offset of each line."""
     lines = []
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS
     for document in documents:
@@ -82,17 +74,19 @@ def pack_documents(
 
 
 def unpack_document(line: bytes) -> Document:
-    """Return the document that :func:`pack_documents` wrote as one line.
+    """Parse a line written by :func:`pack_documents`.
 
     Raises:
-        ValueError: If it is no such line.
+        ValueError: If the line is malformed.
     """
     record = orjson.loads(line)
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {describe(record)}")
     for field in ("_id", "text", "title"):
         if not isinstance(record.get(field), str):
-            raise ValueError(f"field '{field}': expected a text, got {describe(record.get(field))}")
+            raise ValueError(
+                f"field '{field}': expected a string, got {describe(record.get(field))}"
+            )
     metadata = record.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f"field 'metadata': expected an object, got {describe(metadata)}")
@@ -100,42 +94,42 @@ def unpack_document(line: bytes) -> Document:
 
 
 def pack_ids(ids: Sequence[str]) -> np.ndarray:
-    """Return ids as an array of fixed-width UTF-8, which can be memory-mapped without pickle.
+    """Pack ids into a fixed-width UTF-8 array, which can be memory-mapped without pickle.
 
     Raises:
-        VectorsError: If an id ends with a NUL character, which such an array cannot keep, or is so
-            long that the array would be many times larger than the texts.
+        VectorsError: If an id ends with a NUL character, which NumPy would strip, or is so long
+            that it would inflate the fixed-width array.
     """
     for identifier in ids:
         if identifier.endswith("\0"):
-            raise VectorsError(f"expected ids without a NUL at the end, got {identifier!r}")
+            raise VectorsError(f"expected passage ids without a trailing NUL, got {identifier!r}")
     encoded = [identifier.encode("utf-8") for identifier in ids]
     longest = max(encoded, key=len, default=b"")
     if len(longest) > MAX_ID_BYTES:
         raise VectorsError(
-            f"expected passage ids of at most {MAX_ID_BYTES:,} bytes, got one of "
-            f"{len(longest):,} that begins with {longest[:40]!r}; give the passage a shorter id"
+            f"expected passage ids of at most {MAX_ID_BYTES:,} bytes, got {len(longest):,} bytes "
+            f"starting with {longest[:40]!r}; shorten the id"
         )
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
 def unpack_ids(packed: np.ndarray) -> list[str]:
-    """Return the ids that :func:`pack_ids` packed."""
+    """Unpack ids packed by :func:`pack_ids`."""
     return [identifier.decode("utf-8") for identifier in packed.tolist()]
 
 
 class Filter(NamedTuple):
-    """Keeps documents whose metadata field has one of the given values."""
+    """Matches documents by the value of a metadata field."""
 
     field: str
     values: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Filter":
-        """Return the filter that ``field=value`` or ``field=value,value`` describes.
+        """Parse ``field=value`` or ``field=value,value``.
 
         Raises:
-            VectorsError: If there is no ``=`` or no field.
+            VectorsError: If the ``=`` or the field is missing.
         """
         field, equals, values = text.partition("=")
         if not equals or not field.strip():
@@ -143,7 +137,7 @@ class Filter(NamedTuple):
         return cls(field.strip(), tuple(value.strip() for value in values.split(",")))
 
     def keeps(self, metadata: Mapping[str, Any]) -> bool:
-        """Return whether a document with this metadata passes; lists pass by any member."""
+        """Check whether metadata matches; a list matches if any of its items does."""
         if self.field not in metadata:
             return False
         value = metadata[self.field]
@@ -152,5 +146,5 @@ class Filter(NamedTuple):
 
 
 def plain_text(value: object) -> str:
-    """Return a metadata value as filters spell it: text unchanged, others as JSON."""
+    """Convert a metadata value to a filter value: strings unchanged, others as JSON."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

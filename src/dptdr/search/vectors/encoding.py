@@ -1,10 +1,10 @@
-"""Encode a corpus into a vector folder: streamed, resumable, by several processes.
+"""Encode a corpus into a vector folder: streaming, resumable and parallel.
 
-The corpus is cut into windows of ``shard_size`` consecutive passages. Until it is complete, the
-folder ``OUT.partial`` holds ``plan.json`` (what makes the vectors) and, for each finished window,
-its files and last of all its record. So a window with a record is whole whatever was killed when,
-and several processes or machines may fill one folder. When every window has its record, the
-manifest is written and the folder takes the place of ``OUT``.
+The corpus is split into windows of ``shard_size`` consecutive passages. Work happens in
+``OUT.partial``, which contains ``plan.json`` (the origin of the vectors) and the files of each
+finished window. A window's record is written last, so a window with a record is always complete,
+and several processes or machines can fill the same folder. Once every window has a record, the
+manifest is written and the folder is renamed to ``OUT``.
 """
 
 import itertools
@@ -46,15 +46,15 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """How a corpus is encoded."""
+    """Settings for encoding a corpus."""
 
     shard_size: int = SHARD_SIZE
-    """Passages in a shard: sorted by length within, and what a crash loses at most."""
+    """Passages per shard: the unit of length sorting, and the maximum lost in a crash."""
     dtype: DType = "float32"
     part: int = 0
-    """Which part of the work is done here, from 0."""
+    """Index of the part to encode, from 0."""
     parts: int = 1
-    """Into how many parts the work is split; part p does the windows p, p + parts, ..."""
+    """Number of parts; part p encodes windows p, p + parts, and so on."""
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -83,26 +83,26 @@ def encode_folder(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
-    """Encode passages into a vector folder, or continue a killed call.
+    """Encode passages into a vector folder, resuming an interrupted call.
 
-    Memory holds one window of texts and vectors, plus 8 bytes for each passage.
+    Uses memory for one window of texts and vectors, plus 8 bytes per passage.
 
     Args:
         passages: The corpus, read once.
-        out: The vector folder; a finished one made from the same data by the same encoder is
-            returned as it is.
-        settings: Shard size, dtype, and which part of the work to do.
-        reuse: A vector folder whose vectors are taken over for passages of the same content,
-            where the same encoder made them; the folder at ``out`` may be given.
-        overwrite: Start over, whatever is at ``out``.
+        out: The vector folder; a complete one with the same encoder, data and settings is
+            returned unchanged.
+        settings: Shard size, dtype, and the part to encode.
+        reuse: A vector folder by the same encoder whose vectors are reused for unchanged
+            passages; may be the folder at ``out``.
+        overwrite: Delete any output at ``out`` and start over.
 
     Returns:
-        The finished folder, or None while other parts are not done.
+        The complete folder, or None if other parts are missing.
 
     Raises:
-        OutputError: If a finished or unfinished folder was made by another encoder, from other
-            data or with other settings; if another process fills it, or it cannot be written.
-        VectorsError: If an id occurs twice, a vector holds NaN, or there is no passage.
+        OutputError: If existing output has a different encoder, data or settings; if another
+            process is writing it, or it cannot be written.
+        VectorsError: If an id is duplicated, a vector contains NaN, or there are no passages.
     """
     settings = settings or EncodeSettings()
     out = Path(out)
@@ -122,15 +122,15 @@ def encode_folder(
 
 
 def remove_folder(out: Path, *, settings: EncodeSettings) -> None:
-    """Remove a finished and an unfinished vector folder, to start over.
+    """Delete a vector folder, complete or partial, so encoding can start over.
 
     Raises:
-        VectorsError: If other parts may be at work in it.
+        VectorsError: If other parts may be using it.
     """
     if settings.parts > 1:
         raise VectorsError(
-            f"{out}: expected to overwrite all parts at once, got one of {settings.parts}; remove "
-            f"{out} and {partial_path(out)} instead"
+            f"{out}: overwrite applies only to all parts at once, got one of {settings.parts}; "
+            f"delete {out} and {partial_path(out)} instead"
         )
     for path in (out, partial_path(out)):
         with writing(path):
@@ -148,7 +148,7 @@ def fill_folder(
     reuse: VectorFolder | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
-    """:func:`encode_folder` in a folder that the caller has claimed."""
+    """Do the work of :func:`encode_folder` in a folder locked by the caller."""
     renewed = reuse is not None and reuse.path == out
     work = begin_folder(encoder, out=out, source=source, settings=settings, renewed=renewed)
     if work is None:
@@ -160,7 +160,7 @@ def fill_folder(
         complete = worker.go_through(passages, total=source.count or 0, on_progress=on_progress)
         if complete:
             return _finish(work, out=out, origin=origin)
-    # Another part may have written the last record and put the folder in its place by now.
+    # Another part may have written the last record and published the folder in the meantime.
     return VectorFolder(out) if not work.exists() and (out / MANIFEST).is_file() else None
 
 
@@ -175,14 +175,14 @@ def begin_folder(
     """Create or find the unfinished folder.
 
     Args:
-        renewed: Whether a finished folder at ``out`` is to be replaced.
+        renewed: Replace a complete folder at ``out``.
 
     Returns:
-        The unfinished folder, or None where ``out`` is finished and holds what is wanted.
+        The unfinished folder, or None if ``out`` is already complete and matches.
 
     Raises:
-        OutputError: If either was made by another encoder, from other data or with other settings,
-            or cannot be written.
+        OutputError: If existing output has a different encoder, data or settings, or cannot be
+            written.
     """
     origin = _origin(encoder, source=source, settings=settings)
     if (out / MANIFEST).is_file() and not renewed:
@@ -207,7 +207,7 @@ def encode_data(
     """Encode the corpus of a BEIR folder in one process.
 
     Args:
-        settings: Shard size and dtype; all parts are done here.
+        settings: Shard size and dtype; must cover all parts.
     """
     folder = encode_folder(
         encoder,
@@ -218,12 +218,12 @@ def encode_data(
         on_progress=on_progress,
     )
     if folder is None:
-        raise VectorsError(f"{out}: other parts are not encoded yet; encode them, then run again")
+        raise VectorsError(f"{out}: other parts are missing; encode them, then rerun the command")
     return folder
 
 
 class _Worker:
-    """Encodes the missing windows of one part of a corpus."""
+    """Encodes the missing windows of one part."""
 
     def __init__(
         self, encoder: TextEncoder, *, work: Path, settings: EncodeSettings, known: KnownVectors
@@ -241,7 +241,7 @@ class _Worker:
         total: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> bool:
-        """Return whether every window of the corpus is done."""
+        """Encode this part's missing windows; return whether all windows of the corpus are done."""
         done = count = 0
         windows = _windows(as_documents(passages), self.settings.shard_size)
         for index, window in enumerate(windows):
@@ -264,8 +264,8 @@ class _Worker:
             if on_progress is not None:
                 on_progress(done, total)
         if done == 0:
-            raise VectorsError("expected at least one passage, the corpus has none")
-        # Asked at the end: whoever writes the last record finds all of them.
+            raise VectorsError("expected at least one passage, got an empty corpus")
+        # Checked at the end, so that whichever part finishes last sees all records.
         return all(record_path(self.work, index).is_file() for index in range(count))
 
 
@@ -277,7 +277,7 @@ def _windows(documents: Iterator[Document], size: int) -> Iterator[list[Document
 def _shifted(
     on_progress: Callable[[int, int], None] | None, *, done: int, total: int
 ) -> Callable[[int, int], None]:
-    """Return a progress function for one window that counts from the whole corpus."""
+    """Return a window's progress callback that reports counts for the whole corpus."""
 
     def report(inside: int, _: int) -> None:
         if on_progress is not None:
@@ -302,7 +302,7 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
 
 
 def _open_plan(work: Path, origin: Origin) -> None:
-    """Create the unfinished folder, or check that it was begun with the same settings."""
+    """Create the unfinished folder, or check that it was started with the same settings."""
     path = work / PLAN
     if not path.is_file():
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -316,20 +316,20 @@ def _check_origin(begun: Origin, now: Origin, *, path: Path) -> None:
     if not same_probe(begun.probe, now.probe):
         raise OutputError(
             f"cannot resume: '{now.encoder}' has the weights that made these vectors, but encodes "
-            "otherwise; was its config.json changed? Choose another output, or overwrite it "
-            "(--overwrite)",
+            "differently; check whether config.json was changed, then choose a different output or "
+            "use --overwrite",
             path=path,
         )
 
 
 def _settings(origin: Origin) -> dict[str, Any]:
-    """Return the settings that must match to continue or keep vectors."""
+    """Return the settings that must match to resume or reuse a folder."""
     names = ("passage_fingerprint", "data_fingerprint", "dtype", "shard_size", "dim", "weights")
     return {name: getattr(origin, name) for name in names}
 
 
 def _finish(work: Path, *, out: Path, origin: Origin) -> VectorFolder:
-    """Write the manifest and move the folder to its place; one of several processes does it."""
+    """Write the manifest and move the folder into place; only one process succeeds."""
     with locked(out, f".{out.name}.finish.lock", wait=True):
         if work.is_dir():
             records = sorted((work / SHARDS).glob("*.json"))
@@ -352,7 +352,7 @@ def _finish(work: Path, *, out: Path, origin: Origin) -> VectorFolder:
 
 
 def _remove_leftovers(folder: Path, shards: Sequence[Shard]) -> None:
-    """Remove temporary files that a killed process left."""
+    """Delete temporary files left by a killed process."""
     listed = {file.name for shard in shards for file in shard.files}
     listed |= {f"{shard.index:05d}.json" for shard in shards}
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""A vector folder, memory-mapped: any number of passages, read by block or by row."""
+"""Memory-mapped access to a vector folder, by block or by row."""
 
 import itertools
 import resource
@@ -27,18 +27,18 @@ from dptdr.search.vectors.manifest import (
 )
 
 _OPEN_FILES = 192
-"""Memory-mapped files kept open at once; each holds a file descriptor."""
+"""Maximum number of memory-mapped files kept open; each needs a file descriptor."""
 
 
 class VectorFolder:
-    """The vectors of a corpus with ids and texts, on disk.
+    """The vectors, ids and texts of a corpus, on disk.
 
     Args:
         path: The folder that ``dptdr encode`` wrote.
 
     Raises:
-        VectorsError: If the folder is unfinished or broken, or a file of it is missing or has
-            another size than its manifest says.
+        VectorsError: If the folder is incomplete or damaged, or a file is missing or has the wrong
+            size.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -61,12 +61,12 @@ class VectorFolder:
             yield from shard.files
 
     def _check_rows(self, shard: Shard) -> None:
-        """Refuse more rows than the files can hold, before allocating memory."""
+        """Reject more rows than the files can contain, before allocating memory."""
         row_bytes = self.dim * np.dtype(self.manifest.origin.dtype).itemsize
         if shard.vectors.bytes < shard.rows * row_bytes or shard.offsets.bytes < 8 * shard.rows:
             raise VectorsError(
                 f"{self.path / MANIFEST}: shard {shard.index} lists {shard.rows:,} rows of "
-                f"{self.dim:,} numbers, more than its files hold; encode again"
+                f"dimension {self.dim:,}, more than its files contain; re-encode"
             )
 
     def _check_size(self, file: StoredFile) -> None:
@@ -74,24 +74,24 @@ class VectorFolder:
         refuse_link(path)
         if not path.is_file():
             raise VectorsError(
-                f"{path}: missing, though the manifest lists it; encode again or copy it back"
+                f"{path}: listed in the manifest but missing; re-encode or restore the file"
             )
         size = path.stat().st_size
         if size != file.bytes:
             raise VectorsError(
-                f"{path}: expected {file.bytes} bytes, got {size}; the file was cut short or "
-                "changed, encode again or copy it back"
+                f"{path}: expected {file.bytes} bytes, got {size}; the file is truncated or "
+                "modified, re-encode or restore it"
             )
 
     def file(self, file: StoredFile) -> Path:
-        """Return the path of a file of a shard."""
+        """Return the path of a shard's file."""
         return self.path / SHARDS / file.name
 
     def pin(self) -> None:
-        """Open all files now, and keep them open.
+        """Open all files now and keep them open.
 
-        Files are otherwise opened when they are first needed. A pinned folder keeps what it
-        was even when another folder takes its place on disk.
+        Files are otherwise opened on first use. A pinned folder stays readable and unchanged even
+        if it is replaced on disk.
 
         Raises:
             VectorsError: If the system allows too few open files.
@@ -106,10 +106,10 @@ class VectorFolder:
             self._mapped(shard.documents)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Check every file against its checksum, and that no id occurs twice.
+        """Verify every file's checksum, and that ids are unique.
 
         Raises:
-            VectorsError: If a file's bytes are not those that were written, or an id occurs twice.
+            VectorsError: If a checksum does not match, or an id is duplicated.
         """
         files = list(self._files())
         for number, file in enumerate(files, start=1):
@@ -117,27 +117,24 @@ class VectorFolder:
             if digest != file.sha256:
                 raise VectorsError(
                     f"{self.file(file)}: expected SHA-256 {file.sha256}, got {digest}; the file "
-                    "was damaged, encode again or copy it back"
+                    "is damaged, re-encode or restore it"
                 )
             if on_progress is not None:
                 on_progress(number, len(files))
         seen = IdSet()
         for identifier in self.all_ids():
-            # Equal hashes are suspects only: look at the ids themselves.
+            # Equal hashes may be collisions: compare the ids themselves.
             if not seen.add(identifier) and sum(i == identifier for i in self.all_ids()) > 1:
                 raise VectorsError(
                     f"{self.path}: duplicate passage id '{identifier}'; check the data with "
-                    "`dptdr data inspect` and encode again"
+                    "`dptdr data inspect` and re-encode"
                 )
 
     def blocks(self, block_rows: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield first row and vectors of consecutive blocks, memory-mapped, in the stored dtype.
+        """Yield the first row and the memory-mapped vectors (in the stored dtype) of each block.
 
         Args:
-            block_rows: Rows at most in a block; a block never spans two shards.
-
-        Yields:
-            Row number of the first vector, and the vectors.
+            block_rows: Maximum rows per block; blocks never span two shards.
         """
         for shard, start in zip(self.manifest.shards, self._starts.tolist(), strict=False):
             vectors = self._vectors(shard)
@@ -145,13 +142,10 @@ class VectorFolder:
                 yield start + offset, vectors[offset : offset + block_rows]
 
     def gather(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, "rows dim"]:
-        """Return the vectors of some rows, in the given order, as float32.
-
-        Args:
-            rows: Row numbers; they may repeat.
+        """Return the vectors in the given rows, in order, as float32; rows may repeat.
 
         Raises:
-            VectorsError: If one holds NaN or infinity.
+            VectorsError: If a vector contains NaN or infinity.
         """
         if len(self.manifest.shards) == 1:
             whole = self._vectors(self.manifest.shards[0])
@@ -161,21 +155,16 @@ class VectorFolder:
             for shard, places in self._places(rows):
                 local = rows[places] - self._starts[shard.index]
                 found[places] = self._vectors(shard)[local]
-        # One sum is cheaper than a look at each number, and as good: both make it not finite.
+        # Summing is cheaper than testing each value, and NaN or infinity makes the sum non-finite.
         if not np.isfinite(found.sum()) and not np.isfinite(found).all():
             broken = np.flatnonzero(~np.isfinite(found).all(axis=1))[0]
             raise VectorsError(
-                f"{self.path}: expected finite numbers, the vector of row {rows[broken]} holds NaN "
-                "or infinity; encode again"
+                f"{self.path}: the vector in row {rows[broken]} contains NaN or infinity; re-encode"
             )
         return found
 
     def ids(self, rows: Int64[np.ndarray, " rows"]) -> list[str]:
-        """Return the passage ids of some rows, in the given order.
-
-        Args:
-            rows: Row numbers; they may repeat.
-        """
+        """Return the passage ids in the given rows, in order; rows may repeat."""
         if len(self.manifest.shards) == 1:
             return self._decoded(self._ids(self.manifest.shards[0])[rows])
         found = np.empty(len(rows), dtype=object)
@@ -189,7 +178,7 @@ class VectorFolder:
             yield from self._decoded(self._ids(shard))
 
     def documents(self, rows: Sequence[int] | Iterable[int]) -> list[Document]:
-        """Return the documents of some rows, in the given order."""
+        """Return the documents in the given rows, in order."""
         found = []
         for row in rows:
             shard = self._shard_of(int(row))
@@ -206,13 +195,10 @@ class VectorFolder:
                 yield self._document(shard, first, end, row=row)
 
     def rows_where(self, filters: Sequence[Filter]) -> Int64[np.ndarray, " rows"]:
-        """Return the rows whose metadata passes all filters, in ascending order.
-
-        Args:
-            filters: The conditions; all must hold.
+        """Return the rows whose metadata matches all filters, in ascending order.
 
         Raises:
-            NoSuchField: If no passage has the field of a filter.
+            NoSuchField: If a filter names a field that no passage has.
         """
         rows = []
         fields: set[str] = set()
@@ -223,16 +209,18 @@ class VectorFolder:
         for field, _ in filters:
             if field not in fields and self.count:
                 have = ", ".join(sorted(fields)[:20]) or "none"
-                raise NoSuchField(f"no passage has the metadata field '{field}'; there are: {have}")
+                raise NoSuchField(
+                    f"no passage has the metadata field '{field}'; known fields: {have}"
+                )
         return np.array(rows, dtype=np.int64)
 
     def _shard_of(self, row: int) -> Shard:
         if not 0 <= row < self.count:
-            raise IndexError(f"expected a row below {self.count}, got {row}")
+            raise IndexError(f"row: expected a number below {self.count}, got {row}")
         return self.manifest.shards[int(np.searchsorted(self._starts, row, side="right")) - 1]
 
     def _places(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
-        """Yield each shard that some rows lie in, and their places in the list."""
+        """Group rows by shard; yield each shard with the positions of its rows in the list."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -245,7 +233,7 @@ class VectorFolder:
         wanted = (shard.rows, self.dim), np.dtype(self.manifest.origin.dtype)
         if (vectors.shape, vectors.dtype) != wanted:
             raise self._misfit(
-                shard.vectors, vectors, f"{shard.rows} vectors of {self.dim} numbers"
+                shard.vectors, vectors, f"{shard.rows} vectors of dimension {self.dim}"
             )
         return vectors
 
@@ -263,22 +251,22 @@ class VectorFolder:
 
     def _misfit(self, file: StoredFile, found: np.ndarray, expected: str) -> VectorsError:
         return VectorsError(
-            f"{self.file(file)}: expected {expected}, got the shape {found.shape} of "
-            f"{found.dtype}; encode again"
+            f"{self.file(file)}: expected {expected}, got an array of shape {found.shape} and "
+            f"dtype {found.dtype}; re-encode"
         )
 
     def _document(self, shard: Shard, first: int, end: int, *, row: int) -> Document:
         text = self._mapped(shard.documents)
         if not 0 <= first <= end <= len(text):
             raise VectorsError(
-                f"{self.file(shard.offsets)}: expected row {row} within the {len(text):,} bytes of "
-                f"{shard.documents.name}, got {first} to {end}; encode again"
+                f"{self.file(shard.offsets)}: row {row} spans bytes {first}–{end}, but "
+                f"{shard.documents.name} has only {len(text):,} bytes; re-encode"
             )
         try:
             return unpack_document(text[first:end].tobytes())
         except ValueError as error:
             raise VectorsError(
-                f"{self.file(shard.documents)}, row {row}: {error}; encode again"
+                f"{self.file(shard.documents)}, row {row}: {error}; re-encode"
             ) from None
 
     def _decoded(self, packed: np.ndarray) -> list[str]:
@@ -286,7 +274,7 @@ class VectorFolder:
             return unpack_ids(packed)
         except UnicodeDecodeError as error:
             raise VectorsError(
-                f"{self.path}: expected ids in UTF-8, got {error.object[:40]!r}; encode again"
+                f"{self.path}: expected ids in UTF-8, got {error.object[:40]!r}; re-encode"
             ) from None
 
     def _mapped(self, file: StoredFile) -> np.ndarray:
@@ -300,9 +288,9 @@ class VectorFolder:
             else:
                 array = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
         except DataError as error:
-            raise VectorsError(f"{error}; encode again") from None
+            raise VectorsError(f"{error}; re-encode") from None
         except (OSError, ValueError) as error:
-            raise VectorsError(f"{path}: cannot be read ({error}); encode again") from None
+            raise VectorsError(f"{path}: cannot read the file ({error}); re-encode") from None
         self._open[file.name] = array
         while len(self._open) > _OPEN_FILES and not self._pinned:
             self._open.popitem(last=False)
@@ -310,10 +298,9 @@ class VectorFolder:
 
 
 def settle(path: Path) -> None:
-    """Restore a folder that a killed process had moved aside.
+    """Restore a folder that a killed process moved aside.
 
-    A folder may be missing for a moment while another process puts a new one in its place; so wait
-    a little before taking it for killed.
+    A folder may be missing briefly while another process replaces it, so wait a little first.
     """
     if not path.exists():
         time.sleep(0.1)
@@ -321,13 +308,13 @@ def settle(path: Path) -> None:
 
 
 def _allow_open_files(wanted: int) -> None:
-    """Raise this process's limit of open files if needed."""
+    """Raise the process's limit on open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise VectorsError(
-            f"expected to open {wanted} files, the system allows {hard} (`ulimit -Hn`); encode "
+            f"needs {wanted} open files, but the system allows {hard} (`ulimit -Hn`); re-encode "
             "with a larger --shard-size"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

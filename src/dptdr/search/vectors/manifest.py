@@ -1,4 +1,4 @@
-"""Manifests of vector folders, and their checks."""
+"""Read, write and validate the manifests of vector folders."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ DTYPES: tuple[str, ...] = get_args(DType)
 
 
 class StoredFile(NamedTuple):
-    """A file of a shard with its size and checksum."""
+    """A shard's file, with its size and checksum."""
 
     name: str
     bytes: int
@@ -33,7 +33,7 @@ class Shard:
     """One window of consecutive passages with their vectors, ids and texts."""
 
     index: int
-    """Position of the window, from 0."""
+    """Index of the window, from 0."""
     rows: int
     """Number of passages."""
     vectors: StoredFile
@@ -49,7 +49,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Origin of the vectors: only the same may search or continue them."""
+    """Origin of the vectors; it must match to search or extend them."""
 
     dim: int
     """Dimension of the vectors."""
@@ -59,23 +59,23 @@ class Origin:
     backbone_fingerprint: str
     passage_fingerprint: str
     data_fingerprint: str
-    """SHA-256 of the corpus, or what the caller gave."""
+    """SHA-256 of the corpus, or a fingerprint supplied by the caller."""
     data: str | None = None
-    """Where the corpus stood, for reference."""
+    """Location of the corpus, for reference."""
     shard_size: int
-    """Passages in every shard but the last."""
+    """Passages per shard, except the last."""
     weights: str = "float32"
-    """Number type of the encoder's weights."""
+    """Dtype of the encoder's weights."""
     probe: tuple[float, ...] = ()
-    """Probe of the backbone, see :mod:`dptdr.io.probe`; empty in earlier versions."""
+    """Probe of the backbone (see :mod:`dptdr.io.probe`); empty in earlier versions."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Origin":
-        """Return what :meth:`as_json` gave, as databases keep it."""
+        """Restore the result of :meth:`as_json`, as stored in databases."""
         return cls(**{**values, "probe": tuple(values.get("probe", ()))})
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON values; those of float32 weights are as earlier versions wrote them."""
+        """Convert to JSON values; float32 weights use the format of earlier versions."""
         values = asdict(self) | {"probe": list(self.probe)}
         if self.weights == "float32":
             del values["weights"]
@@ -93,7 +93,7 @@ class VectorManifest:
     shards: tuple[Shard, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of the file."""
+        """Convert to the contents of the file."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -105,13 +105,13 @@ class VectorManifest:
 
     @property
     def shards_sha256(self) -> str:
-        """SHA-256 of the shards' records, which hold the checksums of all files."""
+        """SHA-256 of the shard records, which include the checksums of all files."""
         records = json.dumps([shard_as_json(shard) for shard in self.shards])
         return hashlib.sha256(records.encode()).hexdigest()
 
 
 def shard_as_json(shard: Shard) -> dict[str, Any]:
-    """Return a shard as JSON values."""
+    """Convert a shard to JSON values."""
     files = {name: getattr(shard, name)._asdict() for name in _FILE_FIELDS}
     return {"index": shard.index, "rows": shard.rows, **files}
 
@@ -122,14 +122,14 @@ _FILE_FIELDS = {
     "documents": ".jsonl",
     "offsets": ".offsets.npy",
 }
-"""Files of a shard, and how their names end."""
+"""Files of a shard and their suffixes."""
 
 
 def shard_from_json(record: Any, *, path: Path) -> Shard:
-    """Return the shard that a record describes.
+    """Parse a shard record.
 
     Raises:
-        VectorsError: If a field is missing or of another type.
+        VectorsError: If a field is missing or has the wrong type.
     """
     if not isinstance(record, dict):
         raise VectorsError(f"{path}: expected a shard as an object, got {describe(record)}")
@@ -143,7 +143,7 @@ def _stored_file(record: Mapping[str, Any], field: str, *, index: int, path: Pat
     if not isinstance(found, dict):
         raise VectorsError(f"{path}, field '{field}': expected an object, got {describe(found)}")
     name = f"{index:05d}{_FILE_FIELDS[field]}"
-    # No other name: a manifest must not lead to files outside its folder.
+    # Accept no other name, so that a manifest cannot point outside its folder.
     if found.get("name") != name:
         raise VectorsError(
             f"{path}, field '{field}': expected the file {name}, got {describe(found.get('name'))}"
@@ -152,45 +152,45 @@ def _stored_file(record: Mapping[str, Any], field: str, *, index: int, path: Pat
 
 
 def whole_number(record: Mapping[str, Any], field: str, *, path: Path, least: int = 0) -> int:
-    """Return a number of a manifest.
+    """Read an integer field of a manifest.
 
     Raises:
-        VectorsError: If it is missing, no whole number, or out of bounds.
+        VectorsError: If it is missing, not an integer, or out of bounds.
     """
     value = record.get(field)
     if type(value) is not int or not least <= value < 2**48:
         raise VectorsError(
-            f"{path}, field '{field}': expected a number of at least {least}, got "
-            f"{str(describe(value))[:60]}; make it again"
+            f"{path}, field '{field}': expected an integer of at least {least}, got "
+            f"{str(describe(value))[:60]}; recreate it"
         )
     return value
 
 
 def text(record: Mapping[str, Any], field: str, path: Path) -> str:
-    """Return a text of a manifest."""
+    """Read a string field of a manifest."""
     value = record.get(field)
     if not isinstance(value, str):
         raise VectorsError(
-            f"{path}, field '{field}': expected a text, got {describe(value)}; make it again"
+            f"{path}, field '{field}': expected a string, got {describe(value)}; recreate it"
         )
     return value
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link inside a folder.
+    """Reject a symbolic link inside a folder.
 
     Raises:
-        VectorsError: If the path is one.
+        VectorsError: If the path is a symbolic link.
     """
     if path.is_symlink():
-        raise VectorsError(f"{path}: expected a file or folder of its own, got a symbolic link")
+        raise VectorsError(f"{path}: expected a regular file or folder, got a symbolic link")
 
 
 def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
-    """Return the origin of the vectors in a manifest or plan.
+    """Parse the origin of the vectors from a manifest or plan.
 
     Raises:
-        VectorsError: If format, version or a field is not as expected.
+        VectorsError: If the format, version or a field is invalid.
     """
     check_format(record, path=path, expected=FORMAT, version=FORMAT_VERSION)
     dtype = record.get("dtype")
@@ -220,18 +220,18 @@ def _numbers(value: object, *, path: Path) -> tuple[float, ...]:
 
 
 def read_manifest(folder: Path) -> VectorManifest:
-    """Return the manifest of a finished vector folder.
+    """Read the manifest of a complete vector folder.
 
     Raises:
-        VectorsError: If it is missing, broken, or of an unknown format.
+        VectorsError: If it is missing, damaged, or in an unknown format.
     """
     path = folder / MANIFEST
     if not path.is_file():
         partial = folder.with_name(folder.name + ".partial")
         hint = (
-            f"encoding is not finished ({partial} is there): run the same `dptdr encode` again"
+            f"encoding is incomplete ({partial} exists): rerun the same `dptdr encode` command"
             if partial.exists()
-            else "make it with `dptdr encode`"
+            else "create one with `dptdr encode`"
         )
         raise VectorsError(f"{folder}: expected a vector folder with {MANIFEST}; {hint}")
     record = read_record(path)
@@ -241,21 +241,21 @@ def read_manifest(folder: Path) -> VectorManifest:
         raise VectorsError(f"{path}, field 'shards': expected a list, got {describe(listed)}")
     shards = tuple(shard_from_json(item, path=path) for item in listed)
     if [shard.index for shard in shards] != list(range(len(shards))):
-        raise VectorsError(f"{path}, field 'shards': expected every shard once, in order")
+        raise VectorsError(f"{path}, field 'shards': expected every shard exactly once, in order")
     count = sum(shard.rows for shard in shards)
     if count != record.get("count"):
         raise VectorsError(
-            f"{path}, field 'count': expected the sum over the shards, {count}, "
-            f"got {describe(record.get('count'))}; encode again"
+            f"{path}, field 'count': expected {count}, the total over all shards, "
+            f"got {describe(record.get('count'))}; re-encode"
         )
     return VectorManifest(origin=origin, count=count, shards=shards)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a JSON object of a vector or index folder.
+    """Read a JSON object from a file of a vector or index folder.
 
     Raises:
-        VectorsError: If the file is missing or holds no JSON object.
+        VectorsError: If the file is missing or does not contain a JSON object.
     """
     refuse_link(path)
     try:
@@ -268,13 +268,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def check_format(record: Mapping[str, Any], *, path: Path, expected: str, version: int) -> None:
-    """Refuse a manifest of another format or a newer version.
-
-    Args:
-        expected: Name of the format.
+    """Reject a manifest in a different format or a newer version.
 
     Raises:
-        VectorsError: If format or version differ.
+        VectorsError: If the format differs or the version is not supported.
     """
     if record.get("format") != expected:
         raise VectorsError(
@@ -283,6 +280,6 @@ def check_format(record: Mapping[str, Any], *, path: Path, expected: str, versio
     found = record.get("format_version")
     if type(found) is not int or not 1 <= found <= version:
         raise VectorsError(
-            f"{path}, field 'format_version': this dptdr reads versions up to {version}, got "
-            f"{describe(found)}; use the dptdr that wrote it, or make it again"
+            f"{path}, field 'format_version': expected a version up to {version}, got "
+            f"{describe(found)}; use the dptdr version that wrote it, or recreate the folder"
         )

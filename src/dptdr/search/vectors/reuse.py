@@ -13,11 +13,11 @@ from dptdr.search.vectors.folder import VectorFolder
 
 
 class KnownVectors:
-    """Vectors of an earlier folder, found by the content of the passage.
+    """Vectors from an earlier folder, looked up by passage content.
 
     Args:
-        folder: The earlier folder, or None to know nothing.
-        encoder: Who would encode now; a folder of another passage fingerprint is of no use.
+        folder: The earlier folder, or None to start empty.
+        encoder: The current encoder; a folder with a different passage fingerprint is ignored.
     """
 
     def __init__(self, folder: VectorFolder | None, *, encoder: TextEncoder, dtype: str) -> None:
@@ -42,7 +42,7 @@ class KnownVectors:
             self._keys = keys[self._rows]
 
     def take(self, contents: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
-        """Return known vectors, NaN for unknown texts."""
+        """Return the vectors of known texts, and NaN for unknown ones."""
         vectors = np.full((len(contents), self.dim), np.nan, dtype=np.float32)
         if self.folder is None or not contents:
             return vectors
@@ -62,7 +62,7 @@ def _batches(contents: Iterator[str]) -> Iterator[list[str]]:
 
 
 def content_keys(contents: Sequence[str]) -> np.ndarray:
-    """Return a 128-bit key of each text, as two uint64."""
+    """Hash each text to a 128-bit key, as two uint64."""
     digests = b"".join(
         hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest() for content in contents
     )

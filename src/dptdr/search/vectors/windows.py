@@ -27,10 +27,10 @@ from dptdr.search.vectors.reuse import KnownVectors
 
 
 def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
-    """Add passage ids.
+    """Add passage ids to ``seen``, rejecting duplicates.
 
     Raises:
-        VectorsError: If one of them was there before.
+        VectorsError: If an id is a duplicate.
     """
     for identifier in ids:
         if not seen.add(identifier):
@@ -40,12 +40,12 @@ def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
 
 
 def record_path(work: Path, index: int) -> Path:
-    """Return the path of a window's record; the window is done when it exists."""
+    """Return the path of a window's record, whose existence marks the window as done."""
     return work / SHARDS / f"{index:05d}.json"
 
 
 def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
-    """Refuse a finished window that was made from other passages.
+    """Reject a finished window whose passages differ.
 
     Raises:
         VectorsError: If the passages differ.
@@ -54,8 +54,8 @@ def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
     text, _ = pack_documents(window)
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
         raise VectorsError(
-            f"{path}: was made from other passages than shard {shard.index} of this data; "
-            f"give the original data, or remove {work} to start over"
+            f"{path}: expected the passages of shard {shard.index}, got different ones; "
+            f"use the original data, or delete {work} to start over"
         )
 
 
@@ -69,13 +69,13 @@ def encode_window(
     known: KnownVectors,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Encode one window and write its files, last of all its record.
+    """Encode one window and write its files, then its record.
 
     Args:
-        index: Which window of the corpus, from 0.
+        index: Index of the window in the corpus, from 0.
 
     Raises:
-        VectorsError: If a vector holds NaN, has another dimension, or does not fit the precision.
+        VectorsError: If a vector contains NaN, has the wrong dimension, or overflows the dtype.
     """
     contents = [document.passage.content for document in window]
     vectors = known.take(contents)
@@ -91,7 +91,7 @@ def encode_window(
     if not np.isfinite(stored).all():
         row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
         raise VectorsError(
-            f"the vector of passage '{window[row].passage.id}' does not fit {dtype}; use float32"
+            f"the vector of passage '{window[row].passage.id}' overflows {dtype}; use float32"
         )
     text, offsets = pack_documents(window)
     ids = pack_ids([document.passage.id for document in window])
@@ -104,7 +104,7 @@ def encode_window(
         documents=_write(folder / f"{name}.jsonl", text),
         offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
     )
-    # Last of all: only a window with a record counts as done.
+    # Must be last: a window counts as done once its record exists.
     write_json(record_path(work, index), shard_as_json(shard))
 
 
@@ -113,14 +113,14 @@ def _check_vectors(
 ) -> None:
     if vectors.shape != (len(window), encoder.dim):
         raise VectorsError(
-            f"expected {len(window)} vectors of {encoder.dim} numbers from "
-            f"'{encoder.name}', got the shape {vectors.shape}"
+            f"expected {len(window)} vectors of dimension {encoder.dim} from "
+            f"'{encoder.name}', got an array of shape {vectors.shape}"
         )
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise VectorsError(
-            f"the vector of passage '{window[int(broken[0])].passage.id}' holds NaN or "
-            f"infinity; the prompt or backbone of '{encoder.name}' is broken, train it again"
+            f"the vector of passage '{window[int(broken[0])].passage.id}' contains NaN or "
+            f"infinity; the prompt or backbone of '{encoder.name}' is broken, retrain it"
         )
 
 

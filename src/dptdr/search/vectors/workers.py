@@ -1,4 +1,4 @@
-"""Encode with several processes into one vector folder."""
+"""Encode into one vector folder with several processes."""
 
 import multiprocessing
 import os
@@ -39,25 +39,25 @@ def encode_in_processes(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
-    """Encode a corpus by several processes; the result has the bytes of one process.
+    """Encode a corpus with several processes; the result is byte-identical to that of one.
 
-    Each process loads the encoder for itself, reads the corpus for itself and encodes its share of
-    the windows with its share of the cores. (Some matrix libraries round differently with another
-    number of threads; then the last bits of vectors may differ from those of one process.)
+    Each process loads its own encoder, reads the whole corpus and encodes its share of the windows
+    on its share of the cores. (Some matrix libraries round differently depending on the number of
+    threads, in which case the last bits of the vectors may differ.)
 
     Args:
-        load_encoder: Makes the encoder; must be picklable, as ``functools.partial`` of a function.
+        load_encoder: Creates the encoder; must be picklable, such as a ``functools.partial``.
         read: Opens the corpus; must be picklable.
         settings: As for one process; ``part`` and ``parts`` split the work between machines.
         processes: Number of processes, at least 1.
-        overwrite: Start over, whatever is at ``out``.
+        overwrite: Delete any output at ``out`` and start over.
 
     Returns:
-        The finished folder, or None while other machines' parts are not done.
+        The complete folder, or None if parts of other machines are missing.
 
     Raises:
-        VectorsError: If a process died; what was finished is kept.
-        DptdrError: What a process raised.
+        VectorsError: If a process died; completed windows are kept.
+        DptdrError: If a process raised it.
     """
     if processes < 1:
         raise VectorsError(f"expected at least 1 process, got {processes}")
@@ -78,7 +78,7 @@ def encode_in_processes(
                 read,
                 out=out,
                 source=source,
-                # Interleave: machine p of n with k processes does the parts p*k ... of n*k.
+                # Machine p of n with k processes encodes k of the n*k parts, starting at p*k.
                 settings=replace(
                     settings,
                     part=settings.part * processes + share,
@@ -93,8 +93,8 @@ def encode_in_processes(
             finished = [future.result() for future in futures]
         except BrokenProcessPool:
             raise VectorsError(
-                "a process of the encoding died (killed, or out of memory); what was finished is "
-                "kept, run again to continue, with fewer processes if memory is short"
+                "an encoding process died (killed or out of memory); completed windows are kept, "
+                "rerun to resume, with fewer processes if memory is low"
             ) from None
         finally:
             for future in futures:
@@ -105,15 +105,15 @@ def encode_in_processes(
 
 
 def _use_threads(threads: int) -> None:
-    """Give a new process its share of the cores, before it imports numpy and torch."""
+    """Limit a new process to its share of the cores, before it imports numpy and torch."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Tokenisers would start as many threads as there are cores in every process.
+    # Otherwise tokenizers would start a thread per core in every process.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, even by SIGKILL."""
+    """Terminate this process when its parent dies, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -140,7 +140,7 @@ def _encode_share(
             reuse=None if reuse is None else VectorFolder(reuse),
         )
     except DptdrError as error:
-        # Errors with fields of their own do not survive the way between processes.
+        # Exceptions with extra fields cannot be pickled between processes.
         raise type(error)(str(error)) from None
     return folder is not None
 
@@ -153,7 +153,7 @@ def _watch(
     settings: EncodeSettings,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Report finished shards until all processes are done or one failed."""
+    """Report finished shards until all processes are done or one fails."""
     shards = partial_path(out) / SHARDS
     while not all(future.done() for future in futures):
         if any(future.done() and future.exception() is not None for future in futures):

@@ -59,14 +59,14 @@ def test_memory_mapped_passages_are_searched(tmp_path):
 def test_nan_in_a_passage_names_its_row():
     passages = np.ones((5, 2), dtype=np.float32)
     passages[3, 1] = np.nan
-    with pytest.raises(VectorsError, match=r"passage row 3 holds NaN"):
+    with pytest.raises(VectorsError, match=r"passage row 3 contains NaN"):
         exact_top_k(np.ones((1, 2), dtype=np.float32), passages, depth=1, block_rows=2)
 
 
 def test_nan_in_a_query_names_its_row():
     queries = np.ones((3, 2), dtype=np.float32)
     queries[2, 0] = np.nan
-    with pytest.raises(VectorsError, match=r"query row 2 holds NaN"):
+    with pytest.raises(VectorsError, match=r"query row 2 contains NaN"):
         exact_top_k(queries, np.ones((2, 2), dtype=np.float32), depth=1)
 
 

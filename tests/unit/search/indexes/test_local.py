@@ -109,17 +109,17 @@ def test_exact_search_finds_every_passage_when_asked_for_more(indexes, queries):
 def test_texts_are_found_by_id(indexes):
     documents = indexes("hnsw").documents(["d2999", "d0"])
     assert [document.passage.text for document in documents] == ["2999", "0"]
-    with pytest.raises(VectorsError, match="no passage has the id 'x'"):
+    with pytest.raises(VectorsError, match="no passage with id 'x'"):
         indexes("hnsw").documents(["x"])
 
 
 def test_bad_query_vectors_are_refused(indexes, queries):
     index = indexes("hnsw")
-    with pytest.raises(VectorsError, match="query vectors of 32 numbers, got 8"):
+    with pytest.raises(VectorsError, match="query vectors with 32 dimensions, got 8"):
         index.search(queries[:, :8], depth=1)
     broken = queries[:3].copy()
     broken[1, 0] = np.nan
-    with pytest.raises(VectorsError, match="query vector 1 holds NaN"):
+    with pytest.raises(VectorsError, match="query vector 1 contains NaN"):
         index.search(broken, depth=1)
     with pytest.raises(ValueError, match="depth of at least 1, got 0"):
         index.search(queries, depth=0)
@@ -159,10 +159,10 @@ def test_an_index_file_cut_short_or_damaged_is_refused(table_folder, tmp_path):
     path = tmp_path / "i" / "index.bin"
     content = path.read_bytes()
     path.write_bytes(content[:-10])
-    with pytest.raises(VectorsError, match=rf"expected {len(content)} bytes, got .*cut short"):
+    with pytest.raises(VectorsError, match=rf"expected {len(content)} bytes, got .*truncated"):
         open_index(tmp_path / "i")
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(VectorsError, match=r"index.bin: expected SHA-256 .*build the index again"):
+    with pytest.raises(VectorsError, match=r"index.bin: expected SHA-256 .*rebuild the index"):
         open_index(tmp_path / "i")
     path.unlink()
     with pytest.raises(VectorsError, match="no such file"):
@@ -212,7 +212,7 @@ def test_a_manifest_with_options_that_cannot_be_is_refused(
 
 
 def test_no_index_says_how_to_make_one(tmp_path):
-    with pytest.raises(VectorsError, match="make it with `dptdr index`"):
+    with pytest.raises(VectorsError, match="create one with `dptdr index`"):
         open_index(tmp_path)
 
 
@@ -288,7 +288,7 @@ def test_exact_search_names_the_passage_whose_vector_holds_nan(tmp_path):
             yield 3, np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], dtype=np.float32)
 
     rows = ExactRows(Folder())
-    with pytest.raises(VectorsError, match="the vector of row 4 holds NaN or infinity"):
+    with pytest.raises(VectorsError, match="the vector in row 4 contains NaN or infinity"):
         rows.search(np.ones((1, 4), dtype=np.float32), depth=1, allowed=None)
 
 

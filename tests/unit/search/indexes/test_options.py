@@ -35,7 +35,7 @@ def test_every_type_refuses_what_has_no_effect_on_it(small_folder, index_type):
 
 
 def test_a_refusal_names_what_the_type_takes():
-    with pytest.raises(VectorsError, match="exact, which takes no options; leave it out"):
+    with pytest.raises(VectorsError, match="exact, which takes no options; omit it"):
         check_options({"M": 4}, index_type="exact", accepted=())
     with pytest.raises(VectorsError, match="hnsw, which takes M, ef_construction, ef_search"):
         check_options({"nprobe": 4}, index_type="hnsw", accepted=GRAPH_OPTIONS)
@@ -63,14 +63,14 @@ def test_a_value_that_is_no_whole_number_is_refused(value):
 @pytest.mark.parametrize(
     ("index_type", "options", "message"),
     [
-        ("ivf-pq", {}, "at least 256 passages for an index of type ivf-pq, got 12; take exact"),
+        ("ivf-pq", {}, "at least 256 passages for an index of type ivf-pq, got 12; use exact"),
         (
             "ivf-sq",
             {"nlist": 1000},
-            "nlist: expected at most the number of passages, 12, got 1,000",
+            "nlist: expected at most 12, the number of passages, got 1,000",
         ),
-        ("rabitq", {"nlist": 13}, "nlist: expected at most the number of passages, 12, got 13"),
-        ("rabitq", {"nlist": 4, "nprobe": 5}, "nprobe: expected at most nlist, 4, got 5"),
+        ("rabitq", {"nlist": 13}, "nlist: expected at most 12, the number of passages, got 13"),
+        ("rabitq", {"nlist": 4, "nprobe": 5}, "nprobe: expected at most nlist = 4, got 5"),
     ],
 )
 def test_too_few_passages_for_a_type_or_option_are_said(small_folder, index_type, options, message):

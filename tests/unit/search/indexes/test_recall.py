@@ -39,7 +39,7 @@ def test_a_graph_over_near_copies_says_that_it_finds_too_little_and_what_to_rais
         copies_folder, out=tmp_path / "i", index_type="hnsw", settings=settings
     )
     assert choice.recall < 0.95
-    assert "raise ef_search, ef_construction or M, or take ivf-sq" in choice.warning
+    assert "raise ef_search, ef_construction or M, or use ivf-sq" in choice.warning
     record = json.loads((tmp_path / "i" / "manifest.json").read_text())
     assert record["recall@10"] == choice.recall == index.recall
 
@@ -60,7 +60,7 @@ def test_auto_takes_a_better_type_when_a_graph_finds_too_little(
     )
     assert index.index_type == "ivf-sq"
     assert index.recall >= 0.95
-    assert choice.reason.startswith("hnsw found 0.420 of the exact ten; 2,000 passages")
+    assert choice.reason.startswith("hnsw has recall@10 of only 0.420; 2,000 passages")
     assert open_index(tmp_path / "i").index_type == "ivf-sq"
 
 
@@ -130,7 +130,7 @@ def test_every_type_takes_fewer_dimensions(table_folder, table, tmp_path):
     ("index_type", "settings", "message"),
     [
         ("exact", {"dimensions": 0}, "option dimensions: expected a number from 1 to 31"),
-        ("hnsw", {"dimensions": 32}, "below the 32 of the vectors, got 32"),
+        ("hnsw", {"dimensions": 32}, "from 1 to 31 .vectors have 32., got 32"),
         ("exact", {"quantize": "int4"}, "expected one of float16, int8, binary, got 'int4'"),
         ("hnsw", {"quantize": "int8"}, "option quantize has no effect on an index of type hnsw"),
     ],

@@ -13,12 +13,12 @@ from dptdr.search.indexes.types import (
 @pytest.mark.parametrize(
     ("count", "memory", "kind", "reason"),
     [
-        (50_000, 10, "exact", "50,000 passages are at most 50,000"),
-        (1_000_000, 10**10, "hnsw", "1,000,000 passages of 384 numbers need 1.8 GB as hnsw"),
+        (50_000, 10, "exact", "up to 50,000 passages, and there are 50,000"),
+        (1_000_000, 10**10, "hnsw", "1,000,000 passages with 384 dimensions need 1.8 GB as hnsw"),
         (1_000_000, 10**9, "hnsw-sq", "too large: hnsw 1.8 GB"),
-        (1_000_000, 5 * 10**8, "ivf-sq", "need 392.0 MB as ivf-sq, of 500.0 MB"),
+        (1_000_000, 5 * 10**8, "ivf-sq", "need 392.0 MB as ivf-sq, out of 500.0 MB"),
         (1_000_000, 10**8, "rabitq", "need 64.0 MB as rabitq"),
-        (1_000_000, 10**6, "rabitq", "needs more than the 1.0 MB"),
+        (1_000_000, 10**6, "rabitq", "exceeds the 1.0 MB"),
     ],
 )
 def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, reason):
@@ -29,7 +29,7 @@ def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, r
 
 def test_an_unknown_kind_lists_the_known_ones():
     with pytest.raises(
-        VectorsError, match=r"an index type out of exact, hnsw, .*rabitq, got 'annoy'"
+        VectorsError, match=r"an index type among exact, hnsw, .*rabitq, got 'annoy'"
     ):
         find_type("annoy")
 

@@ -76,19 +76,19 @@ def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
     assert [document.passage for document in small.documents(["b"])] == [
         Passage("b", "blue sea", "Sea")
     ]
-    with pytest.raises(VectorsError, match="no passage has the id 'a'"):
+    with pytest.raises(VectorsError, match="no passage with id 'a'"):
         small.documents(["a"])
 
 
 def test_vectors_of_another_prompt_are_refused(small, make_encoder):
     other = make_encoder(prompt="p2")
-    with pytest.raises(WrongPrompt, match="passage-b1-p1, got some with passage-b1-p2"):
+    with pytest.raises(WrongPrompt, match="passage-b1-p1, got passage-b1-p2"):
         small.upsert(
             [Document(Passage("x", "y"))],
             other.encode_passages(["y"]),
             passage_fingerprint=other.passage_fingerprint,
         )
-    with pytest.raises(WrongPrompt, match="'double' makes passage-b1-p2"):
+    with pytest.raises(WrongPrompt, match="got passage-b1-p2 of 'double'"):
         best(small, other, "red apple")
 
 
@@ -151,13 +151,13 @@ def test_a_broken_connection_is_tried_again_and_doubles_nothing(
 def test_qdrant_that_is_away_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("dptdr.search.stores.qdrant._FIRST_PAUSE_SECONDS", 0.001)
     away = qdrant_client.QdrantClient("http://127.0.0.1:9", check_compatibility=False, timeout=1)
-    with pytest.raises(VectorsError, match=r"no answer after 4 tries.*check that it runs"):
+    with pytest.raises(VectorsError, match=r"no response after 4 tries.*check that it is running"):
         QdrantIndex(away, "n")
     away.close()
 
 
 def test_a_name_that_is_not_there_says_so(client):
-    with pytest.raises(VectorsError, match="has no index 'nothing'"):
+    with pytest.raises(VectorsError, match="no index 'nothing'"):
         QdrantIndex(client, "nothing")
 
 

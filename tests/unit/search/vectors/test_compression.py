@@ -67,5 +67,5 @@ def test_fewer_dimensions_keep_the_length_of_the_vector():
 
 @pytest.mark.parametrize("dim", [0, 5])
 def test_dimensions_out_of_range_are_refused(dim):
-    with pytest.raises(VectorsError, match=f"keep 1 to 4 numbers of a vector, got {dim}"):
+    with pytest.raises(VectorsError, match=f"keep 1 to 4 dimensions, got {dim}"):
         compress(np.ones((1, 4), dtype=np.float32), dim=dim)

@@ -32,7 +32,7 @@ def test_ids_of_any_width_and_script_come_back():
 
 
 def test_an_id_that_the_array_cannot_keep_is_refused():
-    with pytest.raises(VectorsError, match="without a NUL"):
+    with pytest.raises(VectorsError, match="without a trailing NUL"):
         pack_ids(["a\0"])
 
 
@@ -78,9 +78,9 @@ def test_a_filter_without_a_value_is_refused():
 def test_an_id_that_would_make_the_table_of_ids_huge_is_refused():
     pack_ids(["a" * 1024])
     for too_long in ("a" * 1025, "ä" * 513):
-        with pytest.raises(VectorsError, match="at most 1,024 bytes, got one of 1,02"):
+        with pytest.raises(VectorsError, match="at most 1,024 bytes, got 1,02"):
             pack_ids([too_long])
-    with pytest.raises(VectorsError, match="at most 1,024 bytes, got one of 200,000 that begins"):
+    with pytest.raises(VectorsError, match="at most 1,024 bytes, got 200,000 bytes starting"):
         pack_ids(["b", "a" * 200_000])
 
 
@@ -88,7 +88,10 @@ def test_an_id_that_would_make_the_table_of_ids_huge_is_refused():
     ("line", "message"),
     [
         (b"[1]", "expected an object, got a list"),
-        (b'{"_id": 1, "text": "", "title": ""}', "field '_id': expected a text, got the number 1"),
+        (
+            b'{"_id": 1, "text": "", "title": ""}',
+            "field '_id': expected a string, got the number 1",
+        ),
         (b'{"_id": "1", "text": "", "title": "", "metadata": []}', "field 'metadata': expected"),
         (b'{"_id', "."),
     ],

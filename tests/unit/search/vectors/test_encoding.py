@@ -173,7 +173,7 @@ def test_an_unfinished_folder_says_how_to_go_on(encoder, tmp_path):
         source=SOURCE,
         settings=EncodeSettings(shard_size=5, part=0, parts=2),
     )
-    with pytest.raises(VectorsError, match=r"not finished .*run the same `dptdr encode` again"):
+    with pytest.raises(VectorsError, match=r"incomplete .*rerun the same `dptdr encode`"):
         VectorFolder(tmp_path / "v")
 
 
@@ -217,7 +217,7 @@ def test_a_folder_is_overwritten_only_when_told_and_only_as_a_whole(make_encoder
     other = make_encoder(prompt="p2")
     given = {"out": out, "source": SOURCE, "overwrite": True}
     half = EncodeSettings(shard_size=5, part=0, parts=2)
-    with pytest.raises(VectorsError, match="expected to overwrite all parts at once, got one of 2"):
+    with pytest.raises(VectorsError, match="only to all parts at once, got one of 2"):
         encode_folder(other, PASSAGES, settings=half, **given)
     folder = encode_folder(other, PASSAGES, settings=SMALL, **given)
     assert folder.manifest.origin.passage_fingerprint == "passage-b1-p2"
@@ -246,7 +246,7 @@ def test_other_data_or_settings_may_not_go_on(make_encoder, tmp_path):
     with pytest.raises(OutputError, match="dtype: was 'float32', is 'float16'"):
         begin(make_encoder(), tmp_path / "v", dtype="float16")
     changed = [PASSAGES[0]._replace(text="other"), *PASSAGES[1:]]
-    with pytest.raises(VectorsError, match=r"from other passages than shard 0 of this data"):
+    with pytest.raises(VectorsError, match=r"expected the passages of shard 0, got different ones"):
         encode_folder(make_encoder(), changed, out=tmp_path / "v", source=SOURCE, settings=SMALL)
 
 
@@ -265,7 +265,7 @@ def test_a_vector_with_nan_names_the_passage(make_encoder, tmp_path):
             vectors[3, 2] = np.nan
             return vectors
 
-    with pytest.raises(VectorsError, match="vector of passage 'd3' holds NaN"):
+    with pytest.raises(VectorsError, match="vector of passage 'd3' contains NaN"):
         encode_folder(Broken(), PASSAGES, out=tmp_path / "v", source=SOURCE)
     assert not (tmp_path / "v").exists()
 
@@ -275,7 +275,7 @@ def test_a_vector_that_half_precision_cannot_hold_is_refused(make_encoder, tmp_p
         def encode_passages(self, texts, *, on_progress=None):
             return super().encode_passages(texts) * np.float32(1e6)
 
-    with pytest.raises(VectorsError, match="'d0' does not fit float16; use float32"):
+    with pytest.raises(VectorsError, match="'d0' overflows float16; use float32"):
         encode_folder(
             Large(),
             PASSAGES,
@@ -289,7 +289,7 @@ def test_an_encoder_of_another_dimension_than_it_says_is_refused(make_encoder, t
     encoder = make_encoder()
     produce = encoder.encode_passages
     encoder.encode_passages = lambda texts, *, on_progress=None: produce(texts)[:, :4]
-    with pytest.raises(VectorsError, match=r"expected 23 vectors of 16 numbers.*\(23, 4\)"):
+    with pytest.raises(VectorsError, match=r"expected 23 vectors of dimension 16.*\(23, 4\)"):
         encode_folder(encoder, PASSAGES, out=tmp_path / "v", source=SOURCE)
 
 

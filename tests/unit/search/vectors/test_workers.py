@@ -97,7 +97,7 @@ def test_a_killed_process_keeps_what_was_finished_and_a_second_run_goes_on(helpe
         "processes": 2,
     }
     read = functools.partial(helpers.passages, 33)
-    with pytest.raises(VectorsError, match="a process of the encoding died"):
+    with pytest.raises(VectorsError, match="an encoding process died"):
         encode_in_processes(helpers.Dies, read, **arguments)
     assert not (tmp_path / "v").exists()
     folder = encode_in_processes(helpers.Double, read, **arguments)
