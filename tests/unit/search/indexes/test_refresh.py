@@ -128,7 +128,7 @@ def test_an_index_of_another_task_is_refused_before_anything_is_encoded(
     folder = encode_data(other, tmp_path / "data", out=tmp_path / "other")
     build_index(folder, out=tmp_path / "i9", index_type="exact")
     encoder = make_encoder()
-    with pytest.raises(VectorsError, match="i9: its vectors are those of"):
+    with pytest.raises(VectorsError, match="i9: expected the index of"):
         refresh_index(
             encoder, data=tmp_path / "data", vectors=tmp_path / "v", index=tmp_path / "i9"
         )
