@@ -210,7 +210,7 @@ class VectorFolder:
             if field not in fields and self.count:
                 have = ", ".join(sorted(fields)[:20]) or "none"
                 raise NoSuchField(
-                    f"no passage has the metadata field '{field}'; known fields: {have}"
+                    f"no passage has the metadata field '{field}'; available: {have}"
                 )
         return np.array(rows, dtype=np.int64)
 

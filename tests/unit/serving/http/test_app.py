@@ -219,7 +219,7 @@ def test_search_filters_by_metadata(client):
     bad = client.post("/v1/search", json=body | {"filters": ["kind"]})
     assert "filters.0: String should match pattern" in error(bad, 422, "invalid")
     misspelt = client.post("/v1/search", json=body | {"filters": ["kin=odd"]})
-    assert "there are: kind" in error(misspelt, 400, "no_such_field")
+    assert "available: kind" in error(misspelt, 400, "no_such_field")
 
 
 def test_search_refuses_an_index_of_other_vectors(client):
