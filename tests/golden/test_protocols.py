@@ -85,11 +85,11 @@ def test_msmarco_goes_by_rank_whatever_the_order_of_lines_also_in_trec_files(tmp
     [
         ("1\ta\t1\n1\tb\t1\n", "line 2: query '1' has rank 1 twice, for 'a' and 'b'"),
         ("1\ta\t1\n1\ta\t2\n", "line 2: query '1' ranks passage 'a' a second time"),
-        ("1\ta\t0\n", "line 1, field 'rank': expected a rank from 1 to 1000, found 0"),
-        ("1\ta\t1001\n", "line 1, field 'rank': expected a rank from 1 to 1000, found 1001"),
-        ("1\ta\tfirst\n", "line 1, field 'rank': expected a whole number, found 'first'"),
+        ("1\ta\t0\n", "line 1, field 'rank': expected a rank from 1 to 1000, got 0"),
+        ("1\ta\t1001\n", "line 1, field 'rank': expected a rank from 1 to 1000, got 1001"),
+        ("1\ta\tfirst\n", "line 1, field 'rank': expected a whole number, got 'first'"),
         ("1\ta\n", r"line 1: expected 3 fields \(query-id, passage-id, rank\) or the 6"),
-        ("\n", "expected a run, the file holds no line"),
+        ("\n", "expected a run, got an empty file"),
     ],
 )
 def test_msmarco_refuses_a_broken_run_file(tmp_path, text, message):
@@ -101,9 +101,9 @@ def test_msmarco_refuses_a_broken_run_file(tmp_path, text, message):
     ("ranks", "qrels", "message"),
     [
         ({"1": {1: "a", 3: "b"}}, {"1": {"a": 1}}, "query '1' has no passage at rank 2 but"),
-        ({"1": {1: "a"}, "9": {1: "a"}}, {"1": {"a": 1}}, "1 of 2 queries of the run are not in"),
-        ({"1": {1: "a"}}, {"1": {"a": 0}}, "passage 'a' has grade 0; the official script takes"),
-        ({}, {"1": {"a": 1}}, "one of them is empty"),
+        ({"1": {1: "a"}, "9": {1: "a"}}, {"1": {"a": 1}}, "1 of the run's 2 queries are not in"),
+        ({"1": {1: "a"}}, {"1": {"a": 0}}, "passage 'a': expected a grade of at least 1, got 0"),
+        ({}, {"1": {"a": 1}}, "got empty qrels or an empty run"),
     ],
 )
 def test_msmarco_refuses_run_and_qrels_that_do_not_fit(ranks, qrels, message):
@@ -243,10 +243,10 @@ def test_nq_finds_query_ids_by_text_and_prefers_those_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({"7": [Hit("1", 1.0)]}, "1 of 1 queries of the run are not questions, such as '7'"),
-        ({"0": [Hit("nine", 1.0)]}, r"1 of the 1 passages .* are not in the passage file"),
+        ({"7": [Hit("1", 1.0)]}, "1 of the run's 1 queries are not questions, such as '7'"),
+        ({"0": [Hit("nine", 1.0)]}, r"1 of the run's 1 passages are not in the passage file"),
         ({"0": [Hit("1", 1.0), Hit("1", 0.5)]}, "query '0' lists a passage twice"),
-        ({"0": []}, "the run holds no passage for any question"),
+        ({"0": []}, "expected passages for at least one question"),
     ],
 )
 def test_nq_refuses_a_run_that_does_not_fit(tmp_path, run, message):
@@ -257,11 +257,11 @@ def test_nq_refuses_a_run_that_does_not_fit(tmp_path, run, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q\t['a']\nq only\n", "line 2: expected question and answers .* found 1 fields"),
+        ("q\t['a']\nq only\n", "line 2: expected question and answers .* got 1 fields"),
         ("q\t'a'\n", "line 1, field 'answers': expected a list of answers"),
         ("q\t[1]\n", "line 1, field 'answers': expected a list of answers"),
         ("q\t[open(\n", "line 1, field 'answers': expected a list of answers"),
-        ("", "expected questions, the file holds none"),
+        ("", "expected questions, got an empty file"),
     ],
 )
 def test_nq_refuses_a_broken_question_file(tmp_path, text, message):
@@ -294,5 +294,5 @@ def test_nq_passages_lose_quotation_marks_at_their_ends(tmp_path):
 
 
 def test_nq_refuses_passages_cut_short(tmp_path):
-    with pytest.raises(DataError, match=r"line 2: expected id, text and title .* found 2 fields"):
+    with pytest.raises(DataError, match=r"line 2: expected id, text and title .* got 2 fields"):
         list(read_passage_texts(_file(tmp_path / "psgs.tsv", "id\ttext\ttitle\n1\tcut\n")))

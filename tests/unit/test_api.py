@@ -325,7 +325,7 @@ def test_weights_that_give_no_number_are_named(task):
         parameter.data.fill_(3e38)
     task.method.module, kept = nn.ModuleDict({"shared": broken}), task.method.module
     try:
-        with pytest.raises(DptdrError, match="vector of text 1 of 1 holds NaN or infinity"):
+        with pytest.raises(DptdrError, match="vector of text 1 of 1 contains NaN or infinity"):
             task.encode_queries(["red car"])
     finally:
         task.method.module = kept

@@ -1,4 +1,4 @@
-"""Runs, judgements, measures, official protocols and paired tests. Nothing here needs torch."""
+"""Runs, judgements, measures, official protocols and paired tests, without torch."""
 
 from dptdr.evaluation.differences import QueryDifference, query_differences
 from dptdr.evaluation.measures import DEFAULT_MEASURES, Evaluation, evaluate

@@ -1,4 +1,4 @@
-"""Several systems on the same queries: tables of paired tests against the first."""
+"""Compare systems on the same queries, with paired tests against the first system."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +16,10 @@ class Contrast:
     """One system against the baseline on one measure.
 
     Attributes:
-        system: The system's name.
-        measure: The measure's name.
         baseline: The baseline's mean.
         value: The system's mean.
         test: Paired test of system minus baseline.
-        p_holm: The randomisation test's p-value, adjusted over all systems on this measure.
+        p_holm: p-value of the randomisation test, adjusted over all systems on this measure.
     """
 
     system: str
@@ -34,17 +32,16 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Systems measured on the same queries of the same data.
+    """Systems evaluated on the same queries of a data set.
 
     Attributes:
-        data: Name of the data.
-        split: Name of the split.
         queries: Number of queries.
-        measures: Measures that all reports hold, the usual ones first.
-        systems: Names, the baseline first; repeated names are told apart by numbers.
+        measures: Measures in all reports, the usual ones first.
+        systems: Names, the baseline first; duplicates are numbered.
         means: System to measure to mean.
-        contrasts: Each other system against the baseline, measure by measure.
-        largest_changes: System to the queries that gained and lost most on the first measure.
+        contrasts: Each other system against the baseline, by measure.
+        largest_changes: System to the queries with the largest gains and losses on the first
+            measure.
     """
 
     data: str
@@ -57,7 +54,7 @@ class Comparison:
     largest_changes: dict[str, dict[str, list[dict[str, Any]]]]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the comparison as plain JSON values."""
+        """Convert the comparison to plain JSON values."""
         return asdict(self)
 
 
@@ -68,18 +65,18 @@ def compare_reports(
     seed: int = 0,
     changes: int = 5,
 ) -> Comparison:
-    """Compare systems with the first one by paired tests.
+    """Compare systems to the first one with paired tests.
 
     Args:
-        measures: Measures to compare; all that the reports share where None.
-        changes: Queries to list that gained and lost most, each.
+        measures: Measures to compare; by default all that the reports share.
+        changes: Number of queries to list with the largest gains, and with the largest losses.
 
     Raises:
-        EvaluationError: If there are fewer than two reports, they are of different data,
-            splits, judgements, protocols or queries, or share no measure.
+        EvaluationError: If there are fewer than two reports, their data, splits, judgements,
+            protocols or queries differ, or they share no measure.
     """
     if len(reports) < 2:
-        raise EvaluationError(f"expected at least two reports to compare, found {len(reports)}")
+        raise EvaluationError(f"expected at least two reports to compare, got {len(reports)}")
     named = _with_distinct_names(reports)
     baseline = named[0]
     for other in named[1:]:
@@ -139,13 +136,13 @@ def _check_comparable(first: EvaluationReport, other: EvaluationReport) -> None:
     ):
         if one != two:
             raise EvaluationError(
-                f"reports of different {what} cannot be compared: '{first.system}' has "
-                f"'{one}', '{other.system}' has '{two}'"
+                f"expected reports with the same {what}, got '{one}' for '{first.system}' and "
+                f"'{two}' for '{other.system}'"
             )
     if first.judgements_fingerprint != other.judgements_fingerprint:
         raise EvaluationError(
-            f"'{first.system}' and '{other.system}' were measured against different judgements "
-            f"of '{first.data}'; evaluate both again on the same folder"
+            f"'{first.system}' and '{other.system}' were evaluated with different judgements of "
+            f"'{first.data}'; re-evaluate both on the same folder"
         )
 
 
@@ -161,15 +158,16 @@ def _shared_measures(
     if wanted is None:
         if not shared:
             listed = "; ".join(f"{r.system}: {', '.join(r.measures)}" for r in reports)
-            raise EvaluationError(f"the reports share no measure ({listed})")
-        # A JSON file sorts its keys; the measures that everybody asks for come first.
+            raise EvaluationError(f"the reports have no measure in common ({listed})")
+        # JSON files sort their keys; put the most common measures first.
         order = {measure: place for place, measure in enumerate(DEFAULT_MEASURES)}
         chosen = sorted(shared, key=lambda measure: order.get(measure, len(order)))
     else:
         missing = [measure for measure in wanted if measure not in shared]
         if missing:
             raise EvaluationError(
-                f"not in all reports: {', '.join(missing)}; they share {', '.join(shared)}"
+                f"expected measures from {', '.join(shared)}, got {', '.join(missing)}, missing "
+                "from some reports"
             )
         chosen = list(wanted)
     for measure in chosen:
@@ -177,7 +175,7 @@ def _shared_measures(
             ours, theirs = first.per_query[measure].keys(), report.per_query[measure].keys()
             if ours != theirs:
                 raise EvaluationError(
-                    f"'{first.system}' and '{report.system}' hold different queries for "
+                    f"'{first.system}' and '{report.system}' have different queries for "
                     f"{measure}: {len(ours - theirs)} only in the first, {len(theirs - ours)} "
                     "only in the second"
                 )

@@ -1,4 +1,4 @@
-"""Comparisons as a Markdown table, a page and a plot."""
+"""Write comparisons as a Markdown table, an HTML page and a plot."""
 
 import html
 from pathlib import Path
@@ -9,7 +9,7 @@ from dptdr.io.atomic import atomic_file
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Return a comparison as Markdown: means first, then the paired tests."""
+    """Format a comparison as Markdown: means, then paired tests."""
     where = f"{comparison.data}, {comparison.split}" if comparison.split else comparison.data
     lines = [f"{where}: {comparison.queries:,} queries", ""]
     means = [["system", *comparison.measures]]
@@ -30,11 +30,11 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Return an aligned Markdown table.
+    """Format an aligned Markdown table.
 
     Args:
-        rows: The header first; all rows of one length. The first column is flushed left, the
-            others right.
+        rows: Rows of equal length, the header first. The first column is left-aligned, the others
+            right-aligned.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(rows[0]))]
@@ -71,7 +71,7 @@ def write_comparison_page(path: Path, comparison: Comparison) -> None:
 
 
 def plot_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a PNG of the differences to the baseline with their intervals, atomically."""
+    """Write a PNG of differences to the baseline with confidence intervals, atomically."""
     from matplotlib.figure import Figure
 
     count = len(comparison.contrasts)
@@ -96,7 +96,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure as PNG, atomically and with the same bytes each time."""
+    """Write a matplotlib figure as a PNG with reproducible bytes, atomically."""
     with atomic_file(path) as handle:
         figure.savefig(handle, format="png", dpi=120, metadata={"Software": None})
 

@@ -1,4 +1,4 @@
-"""Differences of two systems per query."""
+"""Per-query differences between two systems."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from dptdr.errors import EvaluationError
 
 
 class QueryDifference(NamedTuple):
-    """One query's value in two systems; ``difference`` is a minus b."""
+    """One query's values in two systems; ``difference`` is a minus b."""
 
     query_id: str
     a: float
@@ -16,13 +16,13 @@ class QueryDifference(NamedTuple):
 
 
 def query_differences(a: Mapping[str, float], b: Mapping[str, float]) -> list[QueryDifference]:
-    """Return each query's difference, the largest gain of a first.
+    """Compute each query's difference, sorted from the largest gain of a.
 
     Raises:
-        EvaluationError: If the two do not hold the same queries.
+        EvaluationError: If the queries differ.
     """
     if a.keys() != b.keys():
         odd = min(a.keys() ^ b.keys())
-        raise EvaluationError(f"expected the same queries on both sides; '{odd}' is only in one")
+        raise EvaluationError(f"expected the same queries in both systems; '{odd}' is only in one")
     entries = [QueryDifference(key, a[key], b[key], a[key] - b[key]) for key in a]
     return sorted(entries, key=lambda entry: (-entry.difference, entry.query_id))

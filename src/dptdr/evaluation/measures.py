@@ -1,4 +1,4 @@
-"""Measures of a run against judgements, computed by ir_measures."""
+"""Evaluate a run against judgements, using ir_measures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Evaluation:
         measures: Measure name to mean over all judged queries.
         per_query: Measure name to query id to value.
         queries: Number of judged queries, the denominator of every mean.
-        unanswered: Judged queries that the run does not hold; each counts 0.
-        judged_hits: Hits of the run that are judged, relevant or not.
+        unanswered: Judged queries missing from the run; each counts 0.
+        judged_hits: Hits with a judgement, relevant or not.
     """
 
     measures: dict[str, float]
@@ -31,10 +31,10 @@ class Evaluation:
 
 
 def parse_measures(names: Sequence[str]) -> dict[str, Any]:
-    """Turn names into measures.
+    """Parse measure names.
 
     Raises:
-        EvaluationError: If there is no name, or some cannot be read; lists all of those.
+        EvaluationError: If there are no names, or some are invalid; lists all invalid names.
     """
     import ir_measures
 
@@ -46,7 +46,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[name] = ir_measures.parse_measure(name)
             ir_measures.evaluator([parsed[name]], {"q": {"p": 1}})
-        # ir_measures validates with asserts, names, keys and syntax errors alike.
+        # ir_measures reports invalid names with various exceptions, including assertions.
         except (
             NameError,
             ValueError,
@@ -58,7 +58,7 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
             wrong.append(f"{name!r} ({' '.join(str(error).split())[:160].rstrip('.')})")
     if wrong:
         raise EvaluationError(
-            f"ir_measures cannot compute {', '.join(wrong)}; write measures as it does, such as "
+            f"ir_measures cannot compute {', '.join(wrong)}; use names such as "
             "nDCG@10, RR@10, R@100, AP, P@5, Success@20"
         )
     return parsed
@@ -67,37 +67,37 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
 def evaluate(
     run: Mapping[str, Sequence[Hit]], qrels: Qrels, *, measures: Sequence[str] = DEFAULT_MEASURES
 ) -> Evaluation:
-    """Measure a run against judgements.
+    """Evaluate a run against judgements.
 
-    The mean is over the queries of the qrels: a judged query that the run does not hold counts 0
-    (trec_eval with ``-c``), and so does a query without any positive judgement, which trec_eval
-    keeps in its means too. Queries of the run that nobody judged do not count. The run's order
-    decides; its scores are not looked at, so equal scores cannot be reordered.
+    Means are over the queries of the qrels: a judged query missing from the run counts 0 (trec_eval
+    with ``-c``), and so does a query without positives, which trec_eval includes too. Queries
+    without judgements are ignored. Ranks are given by the run's order; its scores are ignored, so
+    that ties are not reordered.
 
     Args:
         qrels: Query id to passage id to grade; above 0 is relevant.
 
     Raises:
-        EvaluationError: If a measure or a grade cannot be computed with, the qrels are empty, no
-            judged query is in the run, or a query of the run lists a passage twice.
+        EvaluationError: If a measure or grade is invalid, the qrels are empty, no judged query is
+            in the run, or a query lists a passage twice.
 
     Source:
-        ir_measures (MacAvaney et al., ECIR 2022) over trec_eval. Differs: see above, nothing else.
+        ir_measures (MacAvaney et al., ECIR 2022) over trec_eval. Differs only as described above.
     """
     import ir_measures
 
     objects = parse_measures(measures)
     if not qrels:
-        raise EvaluationError("expected judged queries, the qrels hold none")
+        raise EvaluationError("expected judged queries, got empty qrels")
     _check_judgements(qrels)
     ranked = {query_id: run[query_id] for query_id in qrels if query_id in run}
     if not ranked:
         raise EvaluationError(
-            f"none of the {len(qrels)} judged queries is among the {len(run)} of the run; "
-            "give the qrels of the run's own queries"
+            f"none of the {len(qrels)} judged queries is among the {len(run)} queries of the run; "
+            "use qrels for the same queries"
         )
     scores = {query_id: _surrogate_scores(query_id, hits) for query_id, hits in ranked.items()}
-    # Two names may mean one measure, such as RR@10 and MRR@10.
+    # Some measures have two names, such as RR@10 and MRR@10.
     values = {measure: dict.fromkeys(qrels, 0.0) for measure in objects.values()}
     for metric in ir_measures.iter_calc(list(values), qrels, scores):
         values[metric.measure][metric.query_id] = float(metric.value)
@@ -117,7 +117,7 @@ def evaluate(
 def _check_judgements(qrels: Qrels) -> None:
     for query_id, grades in qrels.items():
         for passage_id, grade in grades.items():
-            # trec_eval would take it for the end of the id.
+            # trec_eval treats it as the end of the id.
             if "\0" in passage_id or "\0" in query_id:
                 raise EvaluationError(
                     f"query {query_id!r}, passage {passage_id!r}: expected ids without NUL"
@@ -130,12 +130,13 @@ def _check_judgements(qrels: Qrels) -> None:
 
 
 def _surrogate_scores(query_id: str, hits: Sequence[Hit]) -> dict[str, float]:
-    """Return scores that fall by one per rank: no ties, exact in single precision."""
+    """Assign scores that decrease by one per rank: free of ties and exact in single precision."""
     scores = {hit.passage_id: float(-rank) for rank, hit in enumerate(hits)}
     if any("\0" in passage_id for passage_id in scores):
         raise EvaluationError(f"query '{query_id}': expected passage ids without NUL in the run")
     if len(scores) != len(hits):
         raise EvaluationError(
-            f"query '{query_id}' lists a passage twice: {len(hits)} hits, {len(scores)} passages"
+            f"query '{query_id}': expected distinct passages, got {len(hits)} hits with "
+            f"{len(scores)} passages"
         )
     return scores

@@ -1,4 +1,4 @@
-"""The report file of one evaluation, which comparisons read."""
+"""Evaluation report files, the input of comparisons."""
 
 import hashlib
 import math
@@ -16,18 +16,18 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """One system measured on one split of one data set.
+    """Evaluation of one system on one split of a data set.
 
     Attributes:
-        system: Readable name of what was measured.
-        data: Readable name of the data.
-        split: Name of the split, empty where a finished run was measured against a file.
-        judgements_fingerprint: SHA-256 over the judgements; equal means the same task.
+        system: Display name of the system.
+        data: Display name of the data set.
+        split: Name of the split; empty if a run file was evaluated against a qrels file.
+        judgements_fingerprint: SHA-256 of the judgements, equal for comparable reports.
         protocol: ``ir_measures``, ``msmarco`` or ``nq``.
         measures: Measure name to mean.
         per_query: Measure name to query id to value.
-        queries: Number of queries that the means are over.
-        details: Whatever else describes the evaluation: depth, fingerprints, definitions.
+        queries: Number of queries in the means.
+        details: Other facts: depth, fingerprints, definitions.
     """
 
     system: str
@@ -45,7 +45,7 @@ class EvaluationReport:
         write_json(path, self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
+        """Convert the report to plain JSON values."""
         return {
             "format": FORMAT,
             "system": self.system,
@@ -64,14 +64,14 @@ class EvaluationReport:
         """Read a report.
 
         Raises:
-            DataError: If the file is missing, no JSON, or lacks a field; names file and field.
+            DataError: If the file is missing, not JSON, or lacks a field; names file and field.
         """
         value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             found = value.get("format") if isinstance(value, dict) else type(value).__name__
             raise DataError(
-                f"expected an evaluation report of format {FORMAT}, found {found}; "
-                "write it with `dptdr evaluate --json`",
+                f"expected an evaluation report of format {FORMAT}, got {found}; "
+                "create it with `dptdr evaluate --json`",
                 path=path,
             )
         known = {name: _checked(value, name, path=path) for name in _FIELDS if name != "format"}
@@ -94,7 +94,7 @@ _FIELDS: dict[str, type] = {
 
 
 def judgements_fingerprint(qrels: Mapping[str, Mapping[str, int]] | Qrels) -> str:
-    """Return the SHA-256 of judgements, whatever the order of their lines."""
+    """Compute the SHA-256 of judgements, ignoring their order."""
     digest = hashlib.sha256()
     for query_id in sorted(qrels):
         for passage_id in sorted(qrels[query_id]):
@@ -108,7 +108,7 @@ def _checked(value: dict[str, Any], name: str, *, path: Path) -> Any:
     if not isinstance(entry, _FIELDS[name]):
         found = "nothing" if name not in value else repr(entry)[:60]
         raise DataError(
-            f"expected {_FIELDS[name].__name__}, found {found}; write the report again with "
+            f"expected {_FIELDS[name].__name__}, got {found}; recreate the report with "
             "`dptdr evaluate --json`",
             path=path,
             field=name,

@@ -8,22 +8,22 @@ from jaxtyping import Float
 
 from dptdr.errors import EvaluationError
 
-# Values drawn at once, so that memory stays flat however many queries there are.
+# Values drawn at once, which bounds memory for any number of queries.
 _BLOCK_VALUES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A comparison of two systems over the same queries; differences are a minus b.
+    """Comparison of two systems on the same queries; differences are a minus b.
 
     Attributes:
         mean_difference: Mean of a minus mean of b.
         p_randomisation: Two-sided p-value of the paired randomisation test.
-        p_t: Two-sided p-value of the paired t-test; 1 where all differences are 0.
-        interval_low: Lower end of the 95 % bootstrap interval of the mean difference.
-        interval_high: Upper end of it.
-        better: Number of queries where a is above b.
-        worse: Number of queries where a is below b.
+        p_t: Two-sided p-value of the paired t-test; 1 if all differences are 0.
+        interval_low: Lower bound of the 95 % bootstrap interval of the mean difference.
+        interval_high: Its upper bound.
+        better: Number of queries with a above b.
+        worse: Number of queries with a below b.
         n: Number of queries.
     """
 
@@ -45,32 +45,33 @@ def paired_test(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> PairedTest:
-    """Compare two systems by their values per query.
+    """Compare two systems by their per-query values.
 
     Args:
-        permutations: Sign patterns drawn by the randomisation test; where fewer exist, all of
-            them are used and the p-value is exact.
-        resamples: Bootstrap samples for the interval.
+        permutations: Number of sign patterns drawn for the randomisation test; if fewer exist, all
+            are used and the p-value is exact.
+        resamples: Number of bootstrap samples for the interval.
 
     Raises:
-        EvaluationError: If the two do not hold the same queries, or hold fewer than 2.
+        EvaluationError: If the queries differ, or there are fewer than 2.
         ValueError: If permutations or resamples is below 1.
 
     Source:
-        Randomisation: Smucker, Allan, Carterette, CIKM 2007. Differs: where patterns are drawn,
-        the p-value is (hits + 1) / (drawn + 1), which is never 0 (Phipson, Smyth 2010).
+        Randomisation: Smucker, Allan, Carterette, CIKM 2007. Differs: with drawn patterns, the
+            p-value
+        is (hits + 1) / (drawn + 1), which is never 0 (Phipson, Smyth 2010).
     """
     if permutations < 1 or resamples < 1:
         raise ValueError("expected at least one permutation and one resample")
     if a.keys() != b.keys():
         only_a, only_b = len(a.keys() - b.keys()), len(b.keys() - a.keys())
         raise EvaluationError(
-            "a paired test needs the same queries on both sides: "
-            f"{only_a} are only in the first, {only_b} only in the second"
+            "expected the same queries in both systems, got "
+            f"{only_a} only in the first and {only_b} only in the second"
         )
     if len(a) < 2:
-        raise EvaluationError(f"a paired test needs at least 2 queries, found {len(a)}")
-    # Sorted ids: the numbers must not depend on the order of a file.
+        raise EvaluationError(f"expected at least 2 queries for a paired test, got {len(a)}")
+    # Sort the ids, so that results do not depend on file order.
     differences = np.array([a[query_id] - b[query_id] for query_id in sorted(a)], dtype=np.float64)
     low, high = _bootstrap_interval(differences, resamples=resamples, seed=seed)
     return PairedTest(
@@ -88,19 +89,19 @@ def paired_test(
 def randomisation_p(
     differences: Float[np.ndarray, " queries"], *, permutations: int, seed: int
 ) -> float:
-    """Return the two-sided p-value of the paired randomisation test.
+    """Compute the two-sided p-value of the paired randomisation test.
 
     Args:
-        permutations: Number of sign patterns to draw; all are used where not more exist.
+        permutations: Number of sign patterns to draw; if no more exist, all are used.
 
     Returns:
-        Share of sign patterns whose sum is at least as far from 0 as the one seen.
+        Fraction of sign patterns with a sum at least as far from 0 as the observed sum.
     """
-    # A difference of 0 is the same under either sign.
+    # Differences of 0 are unaffected by their sign.
     moving = differences[differences != 0]
     if moving.size == 0:
         return 1.0
-    # Sums in another order differ in the last bits; that must not turn "as far" into "less far".
+    # Summation order changes the last bits; the tolerance keeps equal sums equal.
     seen = abs(moving.sum()) - 1e-12 * np.abs(moving).sum()
     if moving.size < 60 and 2**moving.size <= permutations:
         patterns = np.arange(2**moving.size)[:, None] >> np.arange(moving.size) & 1
@@ -117,13 +118,13 @@ def randomisation_p(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for making several comparisons.
+    """Adjust p-values for multiple comparisons.
 
     Returns:
         Adjusted p-values in the same order; below .05 means significant at 5 % over all.
 
     Source:
-        Holm, Scandinavian Journal of Statistics 6 (1979). Differs: nothing.
+        Holm, Scandinavian Journal of Statistics 6 (1979).
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
@@ -138,9 +139,9 @@ def _t_test_p(differences: Float[np.ndarray, " queries"]) -> float:
     from scipy import stats
 
     if np.ptp(differences) == 0:
-        # No spread: the statistic is 0/0 where nothing differs, infinite where all differ alike.
+        # Zero variance: the statistic is 0/0 without differences, infinite if all are equal.
         return 1.0 if differences[0] == 0 else 0.0
-    # The statistic does not depend on the scale, the square of a very small difference is 0.
+    # The statistic is scale-invariant, but the square of a tiny difference underflows to 0.
     scaled = differences / np.abs(differences).max()
     return float(stats.ttest_1samp(scaled, 0.0).pvalue)
 
@@ -148,7 +149,7 @@ def _t_test_p(differences: Float[np.ndarray, " queries"]) -> float:
 def _bootstrap_interval(
     differences: Float[np.ndarray, " queries"], *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    # A stream of its own: the interval must not change with the number of permutations.
+    # A separate stream, so that the interval does not depend on the number of permutations.
     generator = np.random.default_rng([seed, 1])
     block = max(1, _BLOCK_VALUES // differences.size)
     means = np.empty(resamples)

@@ -1,1 +1,1 @@
-"""Encoders for other tools; each module needs the package in its name."""
+"""Integrations with other libraries; each module requires the package it is named after."""

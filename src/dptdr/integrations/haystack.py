@@ -1,4 +1,4 @@
-"""Haystack's embedders."""
+"""Haystack embedders."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from dptdr.model.encoder import Encoder
 
 
 class _Embedder:
-    """Base of both embedders; the task is loaded on first use."""
+    """Base of both embedders; loads the task on first use."""
 
     def __init__(self, task: str, device: str = "cpu") -> None:
         self.task = task
@@ -25,28 +25,28 @@ class _Embedder:
 
     @property
     def encoder(self) -> Encoder:
-        """The loaded task."""
+        """The task's encoder."""
         self.warm_up()
         assert self._encoder is not None
         return self._encoder
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings, for a pipeline that is saved."""
+        """Serialize the settings for a pipeline."""
         return dict(default_to_dict(self, task=self.task, device=self.device))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
-        """Return the embedder of a saved pipeline."""
+        """Restore an embedder from a serialized pipeline."""
         return default_from_dict(cls, data)
 
 
 @component
 class DptdrTextEmbedder(_Embedder):
-    """Embed a query with a task."""
+    """Embed queries with a task."""
 
     @component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, list[float]]:
-        """Return the query's vector as ``embedding``."""
+        """Return the query vector as ``embedding``."""
         return {"embedding": self.encoder.encode_queries([text])[0].tolist()}
 
 
@@ -56,7 +56,7 @@ class DptdrDocumentEmbedder(_Embedder):
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
-        """Return the documents with their vectors; documents without text get that of ''."""
+        """Add embeddings to documents; missing text is treated as empty."""
         vectors = self.encoder.encode_passages([document.content or "" for document in documents])
         return {
             "documents": [

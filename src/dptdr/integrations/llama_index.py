@@ -1,4 +1,4 @@
-"""LlamaIndex' embeddings."""
+"""LlamaIndex embeddings."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from dptdr.model.encoder import Encoder
 
 
 class DptdrEmbedding(BaseEmbedding):  # type: ignore[misc]
-    """A task for LlamaIndex; queries and texts use the prompt of their side."""
+    """LlamaIndex embeddings from a task; queries and texts use their own side's prompt."""
 
     _encoder: Encoder = PrivateAttr()
 

@@ -1,4 +1,4 @@
-"""mteb's encoder, and a data folder as one of its retrieval tasks."""
+"""An mteb encoder, and data folders as mteb retrieval tasks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ from dptdr.model.encoder import Encoder
 
 
 class MtebModel:
-    """A task for ``mteb.evaluate``."""
+    """A task as a model for ``mteb.evaluate``."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -35,23 +35,23 @@ class MtebModel:
     def encode(
         self, inputs: Iterable[dict[str, Any]], *, prompt_type: PromptType | None = None, **_: Any
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one vector per text; all but queries are encoded as passages."""
+        """Encode texts; anything but queries is encoded as passages."""
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type == PromptType.query:
             return self.encoder.encode_queries(texts)
         return self.encoder.encode_passages(texts)
 
     def similarity(self, queries: Any, passages: Any) -> Float[Tensor, "queries passages"]:
-        """Return the dot product of each query with each passage."""
+        """Compute dot products of all queries with all passages."""
         return torch.as_tensor(queries) @ torch.as_tensor(passages).T
 
     def similarity_pairwise(self, first: Any, second: Any) -> Float[Tensor, " pairs"]:
-        """Return the dot product of each pair."""
+        """Compute the dot product of each pair."""
         return (torch.as_tensor(first) * torch.as_tensor(second)).sum(dim=-1)
 
 
 class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
-    """A data folder as a retrieval task; nothing is downloaded."""
+    """A data folder as an mteb retrieval task; nothing is downloaded."""
 
     metadata = TaskMetadata(
         name="LocalRetrieval",
@@ -72,7 +72,7 @@ class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
         )
 
     def load_data(self, *_: Any, **__: Any) -> None:
-        """Read the folder."""
+        """Load the data folder."""
         qrels = self.folder.qrels(self.split)
         queries = [query for query in self.folder.queries() if query.id in qrels]
         passages = list(self.folder.passages())

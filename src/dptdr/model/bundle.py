@@ -1,4 +1,4 @@
-"""The task bundle: a folder with what was trained, its settings, fingerprints and measures."""
+"""Task bundles: folders with trained weights, settings, fingerprints and measures."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,7 @@ from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.methods import Method, MethodFactory
 
 FORMAT_VERSION = 2
-"""Version 1 knew no feed-forward rows."""
+"""Version 1 had no feed-forward rows."""
 
 READABLE_VERSIONS = (1, FORMAT_VERSION)
 TASK_FILE = "task.json"
@@ -40,10 +40,10 @@ class TaskManifest:
     """The contents of ``task.json``.
 
     Args:
-        limits: Longest texts in tokens.
-        training: How it was trained: data, steps, learning rate, seed and so on.
-        measures: Dev measures of the chosen checkpoint, and those of the bare backbone.
-        weights_dtype: Number type of the trained tensors in the file; they are used in float32.
+        limits: Maximum text lengths in tokens.
+        training: Training data, steps, learning rate, seed and so on.
+        measures: Dev measures of the selected checkpoint and of the bare backbone.
+        weights_dtype: Storage dtype of the trained tensors; they are loaded as float32.
     """
 
     name: str
@@ -74,22 +74,22 @@ def save_task(
     measures: Mapping[str, Any] | None = None,
     dtype: StorageDtype = "float32",
 ) -> TaskManifest:
-    """Write a task bundle; an old one at ``path`` stays until the new one is complete.
+    """Write a task bundle; an existing bundle at ``path`` remains until the new one is complete.
 
     Args:
-        name: The task's name; the folder's name by default.
-        dtype: Number type to store in; the encoder's own weights are rounded to it.
+        name: Task name; the folder's name by default.
+        dtype: Storage dtype; the encoder's own weights are rounded to it.
 
     Returns:
-        What was written to ``task.json``.
+        The contents of ``task.json``.
 
     Raises:
         ValueError: If the encoder is a bare backbone.
-        BundleError: If a weight is too large for the number type.
-        OutputError: If the bundle cannot be written; what was at ``path`` is unchanged.
+        BundleError: If a weight is out of range for the dtype.
+        OutputError: If writing fails; whatever was at ``path`` is unchanged.
     """
     if encoder.method is None:
-        raise ValueError("a bare backbone has nothing to save as a task")
+        raise ValueError("expected a tuned task to save, got a bare backbone")
     path, method = Path(path), encoder.method
     state = round_weights(method, dtype)
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
@@ -122,33 +122,35 @@ def save_task(
 
 
 def round_weights(method: Method, dtype: StorageDtype) -> dict[str, Tensor]:
-    """Round a method's weights to a number type and return them.
+    """Round a method's weights to a dtype in place, and return them.
 
     Raises:
-        BundleError: If a weight is too large for it.
+        BundleError: If a weight is out of range for the dtype.
     """
     if dtype == "float32":
         return method.state()
     kind: torch.dtype = getattr(torch, dtype)
     state = {name: tensor.to(kind) for name, tensor in method.state().items()}
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise BundleError(f"storage_dtype: a weight is beyond {dtype}; use bfloat16 or float32")
+        raise BundleError(
+            f"storage_dtype: a weight is out of range for {dtype}; use bfloat16 or float32"
+        )
     method.load({name: tensor.float() for name, tensor in state.items()})
     return state
 
 
 def _lasting_name(name: str) -> str:
-    """Return a backbone name that is valid in any working folder."""
+    """Make a backbone name independent of the working directory."""
     folder = None if name == MINILM else resolve(name)
     return name if folder is None else str(folder.resolve())
 
 
 def read_manifest(path: Path) -> TaskManifest:
-    """Read ``task.json`` and check format and checksum.
+    """Read ``task.json``, checking its format and the checksum of the weights.
 
     Raises:
-        BundleError: If the bundle is missing, broken, of an unknown format, or its weights file
-            is not the one that was written.
+        BundleError: If the bundle is missing or malformed, its format is unknown, or the weights
+            file does not match its checksum.
     """
     path = Path(path)
     recover_folder(path)
@@ -158,14 +160,14 @@ def read_manifest(path: Path) -> TaskManifest:
     try:
         values = read_json(path / TASK_FILE)
     except DataError as error:
-        raise BundleError(f"{error}; the bundle is broken, train or copy it again") from None
+        raise BundleError(f"{error}; the bundle is damaged, retrain or copy it again") from None
     if not isinstance(values, dict):
         raise BundleError(f"{path / TASK_FILE}: expected a JSON object")
     version = values.get("format_version")
     if version not in READABLE_VERSIONS:
         raise BundleError(
             f"{path / TASK_FILE}, field 'format_version': expected at most {FORMAT_VERSION}, got "
-            f"{version!r}; this version of dptdr ({dptdr.__version__}) cannot read it"
+            f"{version!r}; upgrade dptdr (this is {dptdr.__version__})"
         )
     settings = values.get("settings")
     if version == 1 and values.get("method") == "deep-prompt" and isinstance(settings, dict):
@@ -173,26 +175,26 @@ def read_manifest(path: Path) -> TaskManifest:
     manifest = _manifest_from(values, path=path / TASK_FILE)
     weights = path / manifest.weights_file
     if not weights.is_file():
-        raise BundleError(f"{weights}: the bundle's weights file is missing, copy the bundle again")
+        raise BundleError(f"{weights}: the bundle's weights file is missing; copy the bundle again")
     _check_inside(path, manifest.weights_file)
     found = sha256_file(weights)
     if found != manifest.weights_sha256:
         raise BundleError(
             f"{weights}: expected SHA-256 {manifest.weights_sha256}, got {found}; the file is "
-            "damaged or was exchanged, copy the bundle again"
+            "damaged or was replaced, copy the bundle again"
         )
     return manifest
 
 
 def _check_inside(folder: Path, name: str) -> None:
-    """Refuse a link out of the bundle; the Hugging Face hub's cache links to its own blobs."""
+    """Reject links out of the bundle, except to the Hugging Face cache's own blobs."""
     real, own = (folder / name).resolve(), folder.resolve()
     if real.parent not in (own, own.parent.parent / "blobs"):
         raise BundleError(f"{folder / name}: expected a file, got a link to {real}; copy the file")
 
 
 def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
-    """Check names and types of all fields, and report every problem at once."""
+    """Check the names and types of all fields, reporting every problem at once."""
     hints = get_type_hints(TaskManifest)
     problems = [
         f"field '{name}' is missing"
@@ -215,7 +217,7 @@ def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
     weights = values.get("weights_file")
     if isinstance(weights, str) and (Path(weights).name != weights or len(weights) > 255):
         problems.append(
-            f"field 'weights_file': expected a file of the bundle, got '{weights[:100]}'"
+            f"field 'weights_file': expected a file name inside the bundle, got '{weights[:100]}'"
         )
     if not all(isinstance(number, int | float) for number in values.get("backbone_probe", ())):
         problems.append("field 'backbone_probe': expected numbers")
@@ -237,13 +239,10 @@ def _wanted(hint: Any) -> str:
 
 
 def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
-    """Return the trained tensors of a bundle.
-
-    Returns:
-        Tensors by name, in float32.
+    """Load a bundle's trained tensors by name, as float32.
 
     Raises:
-        BundleError: If the file is not safetensors, or holds anything but finite numbers.
+        BundleError: If the file is not in safetensors format, or has non-finite values.
     """
     file = path / manifest.weights_file
     try:
@@ -253,7 +252,7 @@ def read_state(path: Path, manifest: TaskManifest) -> dict[str, Tensor]:
     state = {name: tensor.float() for name, tensor in stored.items()}
     for name, tensor in stored.items():
         if not tensor.is_floating_point() or not bool(state[name].isfinite().all()):
-            raise BundleError(f"{file}, '{name}': expected finite numbers; train the task again")
+            raise BundleError(f"{file}, '{name}': expected finite numbers; retrain the task")
     return state
 
 
@@ -261,12 +260,13 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     """Load a task bundle.
 
     Args:
-        backbone: The backbone to put it on; by default the one it names is loaded.
-        device: Where to load a backbone that is not given.
+        backbone: The backbone to use; by default the one named in the bundle is loaded.
+        device: Device for a backbone loaded by default.
 
     Raises:
-        BundleError: If the bundle is missing or broken.
-        WrongBackbone: If it belongs to another backbone; the message holds both fingerprints.
+        BundleError: If the bundle is missing or malformed.
+        WrongBackbone: If the task was trained on another backbone; the message has both
+            fingerprints.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -284,14 +284,15 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
 
 
 def load_prompt_rows(path: Path, *, backbone: Backbone) -> dict[str, Tensor]:
-    """Return a deep-prompt task's rows, to start another task of the same backbone from.
+    """Load a deep-prompt task's rows, to initialise another task on the same backbone.
 
     Returns:
-        ``[layers, 2, heads, prompt, head_dim]`` by prompt name.
+        The saved tensors by name: attention rows, ``[layers, 2, heads, prompt, head_dim]``, under
+        the prompt's name, and feed-forward rows beside them.
 
     Raises:
-        BundleError: If the bundle is broken or holds no deep prompt.
-        WrongBackbone: If it belongs to another backbone.
+        BundleError: If the bundle is malformed or is not a deep prompt.
+        WrongBackbone: If the task was trained on another backbone.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -306,28 +307,28 @@ def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> N
         raise WrongBackbone(
             f"{path}: the task was trained on backbone '{manifest.backbone}' with fingerprint "
             f"{manifest.backbone_fingerprint}, but '{backbone.name}' has fingerprint "
-            f"{backbone.fingerprint}; load it on its own backbone, or train it again on this one"
+            f"{backbone.fingerprint}; load it with its own backbone, or retrain it on this one"
         )
     check_probe(path, manifest, backbone)
 
 
 def check_probe(path: Path, manifest: TaskManifest, backbone: Backbone) -> None:
-    """Refuse a backbone of the same weights that encodes otherwise.
+    """Reject a backbone with the right weights but different vectors.
 
     Raises:
-        WrongBackbone: If its vector of the probe text is another than when the task was trained.
+        WrongBackbone: If its probe vector differs from the one recorded at training time.
     """
     if not same_probe(manifest.backbone_probe, backbone.probe):
         raise WrongBackbone(
             f"{path}: backbone '{backbone.name}' has the weights that the task was trained on, but "
-            "encodes otherwise; was its config.json changed?"
+            "produces different vectors; check its config.json for changes"
         )
 
 
 def _build_method(
     manifest: TaskManifest, backbone: Backbone, state: Mapping[str, Tensor]
 ) -> Method:
-    """Return the method of a manifest; its sizes are checked against the saved tensors."""
+    """Build a manifest's method, checking its sizes against the saved tensors."""
     name, config = _config(manifest)
     if isinstance(config, LoraConfig):
         widths = {m.in_features for m in backbone.model.modules() if isinstance(m, nn.Linear)}
@@ -336,7 +337,7 @@ def _build_method(
             shape[0] for shape in found
         } != {config.rank}:
             raise BundleError(
-                f"rank: expected that of the saved weights {sorted(found)}, got {config.rank}"
+                f"rank: expected the rank of the saved weights {sorted(found)}, got {config.rank}"
             )
     rows = state if isinstance(config, DeepPromptConfig) else None
     return MethodFactory(rows=rows).build(name, backbone, config, seed=0)
@@ -344,7 +345,7 @@ def _build_method(
 
 def _config(manifest: TaskManifest) -> tuple[MethodName, MethodConfig]:
     settings = dict(manifest.settings)
-    # Saved rows hold the MLP already; nothing is to be initialised either.
+    # The saved rows include the MLP's output.
     if manifest.method == "deep-prompt":
         settings["reparametrisation"] = 0
     return config_from(manifest.method, settings)
@@ -357,18 +358,19 @@ def load_encoder(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Encoder:
-    """Return the encoder of a task bundle or of a bare backbone.
+    """Load the encoder of a task bundle or a bare backbone.
 
     Args:
-        task: A task bundle; may be given with ``backbone`` to put it on a copy that lies elsewhere.
+        task: Task bundle; combine with ``backbone`` to use a copy of its backbone elsewhere.
 
     Raises:
         ValueError: If neither is given.
-        BundleError: If the bundle is broken or belongs to another backbone.
+        BundleError: If the bundle is malformed.
+        WrongBackbone: If the task was trained on another backbone.
         BackboneError: If the backbone cannot be loaded.
     """
     if task is None and backbone is None:
-        raise ValueError("give a task bundle or a backbone")
+        raise ValueError("expected a task bundle or a backbone, got neither")
     if task is None:
         assert backbone is not None
         return Encoder(Backbone.load(backbone, device=device, dtype=dtype))

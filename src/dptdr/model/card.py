@@ -1,4 +1,4 @@
-"""A task's model card, and the files that sentence-transformers reads."""
+"""Write a task's model card and its sentence-transformers configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ _TAGS = ["dptdr", "sentence-transformers", "feature-extraction", "dense-retrieva
 
 
 def write_modules(folder: Path, *, query_prefix: str, passage_prefix: str) -> None:
-    """Write the files that make a task's folder a sentence-transformers model."""
+    """Write the files that let sentence-transformers load a task folder."""
     write_json(
         folder / "modules.json",
         [{"idx": 0, "name": "0", "path": "", "type": _MODULE}],
@@ -42,7 +42,7 @@ def write_card(path: Path, manifest: Mapping[str, Any], *, license_name: str = "
 
 
 def _head(manifest: Mapping[str, Any], *, license_name: str) -> str:
-    """Return the card's YAML metadata for the hub."""
+    """Build the card's YAML metadata for the Hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     backbone = str(manifest["backbone"])
@@ -63,7 +63,7 @@ def _head(manifest: Mapping[str, Any], *, license_name: str) -> str:
         library_name="dptdr",
         license=license_name,
         pipeline_tag="feature-extraction",
-        # A local folder means nothing to others.
+        # A local path is useless on other machines.
         base_model=None if Path(base).is_absolute() else base,
         tags=_TAGS,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -77,8 +77,8 @@ def _card(manifest: Mapping[str, Any]) -> str:
     lines = [
         f"# {manifest['name']}",
         "",
-        f"A retrieval task for the backbone `{Path(str(manifest['backbone'])).name}`, tuned by "
-        f"the method `{manifest['method']}`: {manifest['trained_parameters']:,} trained numbers.",
+        f"A retrieval task for the backbone `{Path(str(manifest['backbone'])).name}`, tuned with "
+        f"`{manifest['method']}`: {manifest['trained_parameters']:,} trained parameters.",
         "",
         "| setting | value |",
         "| --- | --- |",

@@ -1,4 +1,4 @@
-"""The encoder: texts in, vectors out, for the bare backbone or any tuned task."""
+"""Encode texts into vectors, with the bare backbone or any tuned task."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ OnProgress = Callable[[int, int], None]
 
 _SHAPING = ("position", "alpha")
 _UNPADDED_TOKENS = 2048
-"""Tokens of a batch without padding: its states stay in the processor's cache."""
+"""Tokens per unpadded batch, few enough for its states to stay in the CPU cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Longest queries and passages in tokens, special ones included; longer ones are cut."""
+    """Maximum query and passage lengths, in tokens including special ones; longer texts are cut."""
 
     max_query_tokens: int
     max_passage_tokens: int
@@ -41,19 +41,19 @@ class Limits:
 def length_sorted_batches(
     lengths: Sequence[int], *, token_budget: int, max_texts: int, max_padding: int = 256
 ) -> Iterator[list[int]]:
-    """Yield batches of text numbers, sorted by length to save padding.
+    """Yield batches of text indices, sorted by length to reduce padding.
 
-    Longest first: memory peaks in the first batch, not after an hour. A batch also ends where its
-    padding would exceed ``max_padding``: on a processor a forward pass over few texts costs less
-    than padding many short ones to one long one (training steps of 64 short utterances fell from
-    1.2 to 0.75 s of processor time).
+    The longest texts come first, so memory peaks in the first batch. A batch also ends where its
+    padding would exceed ``max_padding``: on a CPU, a forward pass over few texts costs less than
+    padding many short texts to a long one (training steps of 64 short utterances fell from 1.2 to
+    0.75 s).
 
     Args:
         token_budget: Maximum padded tokens per batch; a longer text forms its own batch.
         max_padding: Maximum padding tokens per batch.
 
     Yields:
-        Positions in ``lengths``; every text exactly once; ties in the given order.
+        Indices into ``lengths``, each exactly once; ties keep their order.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
@@ -71,36 +71,32 @@ def length_sorted_batches(
 
 
 class BatchSizes(NamedTuple):
-    """How much is encoded at once: padded tokens, texts, and tokens of padding."""
+    """Batch size limits: padded tokens, texts, and padding tokens."""
 
     tokens: int
     texts: int
     padding: int
 
 
-# A processor is as fast with small matrices, and padding costs it; a GPU waits for each launch.
+# Padding is expensive on a CPU, small matrices are not; a GPU pays for every kernel launch.
 _PROCESSOR = BatchSizes(tokens=4096, texts=64, padding=256)
 _ELSEWHERE = BatchSizes(tokens=65536, texts=1024, padding=65536)
 
 
 def batch_sizes(device: torch.device) -> BatchSizes:
-    """Return how much to encode at once on a device.
-
-    Returns:
-        The sizes; vectors do not depend on them, up to rounding.
-    """
+    """Return suitable batch sizes for a device; vectors depend on them only by rounding."""
     return _PROCESSOR if device.type == "cpu" else _ELSEWHERE
 
 
 class Encoder:
-    """Encodes queries and passages with one task, or with the bare backbone.
+    """Encodes queries and passages with a tuned task or the bare backbone.
 
     Args:
-        backbone: The encoder; ignored where a method is given, which brings its own.
-        method: A tuned task's method; ``None`` is the bare backbone.
-        limits: Longest texts; the backbone's own limit by default.
-        token_budget: Most padded tokens per batch; 0 takes what suits the device.
-        max_texts: Most texts per batch; 0 takes what suits the device.
+        backbone: The encoder; ignored if there is a method, which has its own.
+        method: A tuned task's method; ``None`` for the bare backbone.
+        limits: Maximum text lengths; the backbone's own limit by default.
+        token_budget: Maximum padded tokens per batch; 0 chooses by device.
+        max_texts: Maximum texts per batch; 0 chooses by device.
     """
 
     def __init__(
@@ -125,16 +121,16 @@ class Encoder:
         self._unpadded: Unpadded | None = None
 
     def eval(self) -> str:
-        """Make encoding faster; backbone and method can then no longer be trained or saved.
+        """Speed up encoding; backbone and method can then no longer be trained or saved.
 
-        Drops padding and reorders linear layers for the processor, if a trial returns the same
-        vectors up to rounding (2e-5 of the longest).
+        Removes padding and prepacks linear layers for the CPU, if a trial reproduces the vectors
+        within 2e-5 of their largest value.
 
         Returns:
-            Why nothing changes for this encoder; empty if something does.
+            The reason if this encoder cannot be sped up, otherwise an empty string.
         """
         if isinstance(self.method, ShallowPromptMethod):
-            return "shallow prompts enter as words, before every text"
+            return "shallow prompts are prepended to every text, so texts cannot be packed"
         if self._unpadded is None:
             try:
                 self._unpadded = Unpadded(self.backbone)
@@ -144,12 +140,12 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Numbers per vector."""
+        """Vector dimension."""
         return self.backbone.dim
 
     @property
     def is_two_sided(self) -> bool:
-        """Whether queries and passages use different prompts, or only queries use one."""
+        """True if queries and passages use different prompts, or only queries use one."""
         return getattr(getattr(self.method, "config", None), "sharing", "tied") != "tied"
 
     @property
@@ -169,17 +165,17 @@ class Encoder:
 
     @property
     def weights_dtype(self) -> str:
-        """Number type of the backbone's weights, such as ``float32``."""
+        """Dtype of the backbone's weights, such as ``float32``."""
         return str(next(self.backbone.model.parameters()).dtype).removeprefix("torch.")
 
     def _fingerprint(self, side: Side) -> str:
-        # Computed each time: the method may have been trained on since.
+        # Not cached: the method may have been trained since.
         parts = [self._base_fingerprint, str(self.limits.of(side))]
         method = self.method
         if method is not None and method.changes(side):
             state = method.state()
             if isinstance(method, DeepPromptMethod) and method.config.sharing == "untied":
-                # Named as a tied prompt's rows are: equal rows make equal vectors.
+                # Use a tied prompt's names: equal rows produce equal vectors.
                 state = {
                     "shared" + name.removeprefix(side): tensor
                     for name, tensor in state.items()
@@ -187,10 +183,10 @@ class Encoder:
                 }
             elif "shared" not in state and side in state:
                 state = {"shared": state[side]}
-            # How a prompt was started or regularised does not shape the vectors it makes.
+            # Initialisation and regularisation do not affect the trained prompt's vectors.
             kept = {k: v for k, v in settings_of(method.config).items() if k in _SHAPING}
             if isinstance(method, DeepPromptMethod):
-                # A choice once; it stays in the hash, so that fingerprints stay.
+                # Formerly a setting; kept so that fingerprints do not change.
                 kept["attention"] = "joint"
             parts.append(fingerprints.hash_tensors(state))
             parts.append(fingerprints.hash_settings({"method": method.name, **kept}))
@@ -199,27 +195,29 @@ class Encoder:
     def encode_queries(
         self, texts: Sequence[str], *, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one float32 vector per query, in the given order.
+        """Encode queries into float32 vectors, in the given order; scores are dot products.
 
         Args:
-            on_progress: Called with (texts done, texts in all).
+            on_progress: Called with (texts done, total texts).
 
-        Returns:
-            The vectors; scores are dot products.
+        Raises:
+            ConfigError: If ``texts`` is not a list of strings.
+            VectorsError: If a vector contains NaN or infinity.
         """
         return self._encode(texts, side="query", on_progress=on_progress)
 
     def encode_passages(
         self, texts: Sequence[str], *, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Return one float32 vector per passage, in the given order.
+        """Encode passages into float32 vectors, in the given order; scores are dot products.
 
         Args:
-            texts: The passages (title and text joined, ``Passage.content``).
-            on_progress: Called with (texts done, texts in all).
+            texts: Title and text joined, as in ``Passage.content``.
+            on_progress: Called with (texts done, total texts).
 
-        Returns:
-            The vectors; scores are dot products.
+        Raises:
+            ConfigError: If ``texts`` is not a list of strings.
+            VectorsError: If a vector contains NaN or infinity.
         """
         return self._encode(texts, side="passage", on_progress=on_progress)
 
@@ -247,15 +245,15 @@ class Encoder:
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             raise VectorsError(
-                f"'{self.name}': the vector of text {broken[0] + 1} of {len(texts)} holds NaN or "
-                "infinity; are its weights damaged?"
+                f"'{self.name}': the vector of text {broken[0] + 1} of {len(texts)} contains NaN "
+                "or infinity; check its weights for damage"
             )
         return vectors
 
     def vectors(self, ids: Sequence[list[int]], *, side: Side) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per text of token ids, on the backbone's device.
+        """Encode token ids into one float32 vector per text, on the backbone's device.
 
-        ``ids`` come from ``backbone.tokenize``. Gradients flow to the trained parameters.
+        ``ids`` come from ``backbone.tokenize``. Gradients flow to the trainable parameters.
         """
         made = list(self._batches(ids, side=side))
         order = torch.tensor([number for batch, _ in made for number in batch])
@@ -263,22 +261,20 @@ class Encoder:
         return vectors[torch.argsort(order).to(vectors.device)]
 
     def to_sentence_transformer(self, *others: "Encoder") -> Any:
-        """Return this task as a sentence-transformers model that shares its weights.
+        """Convert this task to a ``SentenceTransformer`` that shares its weights.
 
         Args:
-            others: Further tasks of the same backbone, for ``encode(..., prompt_task=[...])``.
-
-        Returns:
-            A ``SentenceTransformer``.
+            others: Additional tasks with the same backbone, for ``encode(..., prompt_task=[...])``.
 
         Raises:
-            ConfigError: If the package is missing, or the tasks do not fit together.
+            ConfigError: If sentence-transformers is missing, backbones differ, or task names
+                repeat.
         """
         try:
             from dptdr.model.sentence_transformer import to_sentence_transformer
         except ImportError as error:
             raise ConfigError(
-                f"a sentence-transformers model needs sentence-transformers 6 ({error}); install "
+                f"this needs sentence-transformers 6 ({error}); install "
                 "'dptdr[sentence-transformers]'"
             ) from None
         return to_sentence_transformer(self, *others)
@@ -286,9 +282,9 @@ class Encoder:
     def _batches(
         self, ids: Sequence[list[int]], *, side: Side
     ) -> Iterator[tuple[list[int], Float[Tensor, "texts dim"]]]:
-        """Yield the numbers of some texts with their vectors, until all are done."""
+        """Yield batches of text indices with their vectors."""
         lengths = [len(row) for row in ids]
-        # Under autocast the vectors are those of another precision, which was not tried.
+        # The trial did not cover autocast, which changes precision.
         if self._unpadded is not None and not torch.is_autocast_enabled("cpu"):
             prompt = self._prompt_rows(side)
             for batch in length_sorted_batches(
@@ -334,7 +330,7 @@ class Encoder:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Put the method into eval mode for the block."""
+        """Put the method in eval mode within the block."""
         module = None if self.method is None else self.method.module
         if module is None or not module.training:
             yield

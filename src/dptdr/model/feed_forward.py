@@ -1,9 +1,9 @@
-"""Prompt rows in the feed-forward layers: found by one probing pass, added by hooks.
+"""Prompt rows in the feed-forward layers, located by one probing pass and added by hooks.
 
-A feed-forward layer is a key-value memory: ``out = act(x K^T + b) V``. A prompt appends rows to it,
-``act(x K'^T + b') V'``, added to the layer's output before residual and norm. No class per
-architecture: the layers are the linear calls between two attention calls, and what they compute is
-checked on the probing pass's own numbers.
+A feed-forward layer is a key-value memory: ``out = act(x K^T + b) V``. A prompt extends it by
+``act(x K'^T + b') V'``, added to the layer's output before residual and norm. No per-architecture
+code is needed: the layers are the linear calls between two attention calls, and the probing pass
+verifies what they compute.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 class LinearCall(NamedTuple):
-    """One call of a linear layer in a probing pass."""
+    """One linear layer's call in a probing pass."""
 
     module: nn.Linear
     inputs: Tensor
@@ -41,13 +41,13 @@ class LinearCall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeedForwardLayer:
-    """Up and down projection of one layer, and its activation.
+    """Up and down projections of one layer, and its activation.
 
     Args:
-        up: Its input is what keys are multiplied with; it may be called for other layers as well.
-        linears: All linear layers of it: gate, up and down projection.
-        gate: Rows of ``up`` that go through the activation: all, or one half where one linear
-            layer holds gate and up projection.
+        up: The projection whose input is multiplied with the prompt's keys; layers may share it.
+        linears: All linear layers involved: gate, up and down projections.
+        gate: Output rows of ``up`` that pass through the activation: all of them, or one half if
+            gate and up projections are fused.
     """
 
     up: nn.Linear
@@ -57,7 +57,7 @@ class FeedForwardLayer:
     gate: slice
 
     def memory(self) -> tuple[Float[Tensor, "units dim"], Float[Tensor, " units"]]:
-        """Return the layer's own keys and biases, float32 on the processor."""
+        """Return the layer's own keys and biases as float32 on the CPU."""
         keys = self.up.weight.detach()[self.gate].float().cpu()
         bias = self.up.bias
         own = keys.new_zeros(keys.shape[0]) if bias is None else bias.detach()[self.gate]
@@ -67,17 +67,17 @@ class FeedForwardLayer:
 def find_layers(
     model: nn.Module, run: Callable[[Callable[[], None]], Any], *, layers: int, dim: int
 ) -> tuple[FeedForwardLayer, ...]:
-    """Find the feed-forward layers of a model by a probing forward pass.
+    """Find a model's feed-forward layers by a probing forward pass.
 
     Args:
         run: Runs a forward pass over a padded batch and calls its argument after each attention.
 
     Returns:
-        One entry per layer; equal modules where layers share them.
+        One entry per layer; layers that share modules have equal entries.
 
     Raises:
-        UnsupportedBackbone: If a layer computes something else than a plain or gated feed-forward
-            layer, for example a mixture of experts.
+        UnsupportedBackbone: If a layer is neither a plain nor a gated feed-forward layer, for
+            example a mixture of experts.
     """
     calls: list[list[LinearCall]] = [[]]
     handles = [
@@ -98,7 +98,7 @@ def find_layers(
     name = type(model).__name__
     if len(calls) != layers + 1:
         raise UnsupportedBackbone(
-            f"{name}: expected {layers} attention calls, saw {len(calls) - 1}; {_ALTERNATIVE}"
+            f"{name}: expected {layers} attention calls, got {len(calls) - 1}; {_ALTERNATIVE}"
         )
     return tuple(
         _layer(found, dim=dim, name=f"{name}, layer {number}")
@@ -123,17 +123,17 @@ def _layer(calls: Sequence[LinearCall], *, dim: int, name: str) -> FeedForwardLa
     )
     if place is None:
         raise UnsupportedBackbone(
-            f"{name}: no up and down projection after attention among "
-            f"{[(c.module.in_features, c.module.out_features) for c in calls]} (inputs, outputs); "
-            f"feed-forward rows cannot be bound to it: {_ALTERNATIVE}"
+            f"{name}: expected up and down projections after attention, got linear layers "
+            f"{[(c.module.in_features, c.module.out_features) for c in calls]} (inputs, outputs), "
+            f"which do not support feed-forward rows; {_ALTERNATIVE}"
         )
     ups, down = rest[:place], rest[place]
     first = ups[0]
     if first.inputs.dim() != 3 or first.inputs.shape != (*down.output.shape[:2], dim):
         raise UnsupportedBackbone(
-            f"{name}: expected the feed-forward layer to see every token's state of {dim} numbers, "
-            f"got {tuple(first.inputs.shape)}; a mixture of experts takes no feed-forward rows: "
-            f"{_ALTERNATIVE}"
+            f"{name}: expected feed-forward input of shape (texts, tokens, {dim}), got "
+            f"{tuple(first.inputs.shape)}; a mixture of experts does not support feed-forward "
+            f"rows; {_ALTERNATIVE}"
         )
     if len(ups) <= 2 and all(torch.equal(call.inputs, first.inputs) for call in ups):
         for call in ups:
@@ -148,15 +148,15 @@ def _layer(calls: Sequence[LinearCall], *, dim: int, name: str) -> FeedForwardLa
                     gate=gate,
                 )
     raise UnsupportedBackbone(
-        f"{name}: the feed-forward layer computes neither act(up) nor act(gate) * up with one of "
-        f"{', '.join(_ACTIVATIONS)}; feed-forward rows cannot be bound to it: {_ALTERNATIVE}"
+        f"{name}: expected a feed-forward layer of the form act(up) or act(gate) * up with one of "
+        f"{', '.join(_ACTIVATIONS)}, got another one; {_ALTERNATIVE}"
     )
 
 
 def _explain(
     gate: LinearCall, others: Sequence[LinearCall], *, target: Tensor
 ) -> tuple[Activation, slice] | None:
-    """Return the activation, and the gate's outputs that pass through it, that give the target."""
+    """Find the activation and the slice of the gate that reproduce the target."""
     whole = slice(None)
     candidates: list[tuple[slice, Tensor | None]]
     if others:
@@ -177,17 +177,17 @@ def _explain(
 
 
 class FeedForwardHooks:
-    """Adds the rows of the current forward pass to each feed-forward layer's output.
+    """Hooks that add the current prompt's rows to each feed-forward layer's output.
 
     Args:
-        layers: What :func:`find_layers` returned.
-        current: Returns the call of the forward pass under way in this thread.
+        layers: As returned by :func:`find_layers`.
+        current: Returns this thread's current :class:`PromptCall`.
     """
 
     def __init__(self, layers: tuple[FeedForwardLayer, ...], current: CurrentCall) -> None:
         self.layers = layers
         self._current = current
-        # A deep copy of a bound model brings copies of its hooks.
+        # Deep-copying a bound model copies its hooks too.
         for layer in layers:
             for hooks in (layer.up._forward_pre_hooks, layer.down._forward_hooks):
                 for key, hook in list(hooks.items()):
@@ -214,7 +214,7 @@ class FeedForwardHooks:
         call = self._current()
         if call is None or not call.has_feed_forward or call.inputs is None:
             return None
-        # The attention before this layer has counted itself already.
+        # The preceding attention call has already advanced the counter.
         layer = call.layer - 1
         states, call.inputs = call.inputs, None
         return call.add_feed_forward(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order.
+    """Compute the SHA-256 of tensor names, dtypes, shapes and bytes, in name order.
 
     Args:
-        dtype: Number type to hash them in, one tensor at a time; their own by default.
+        dtype: Hash the tensors in this dtype, converting one at a time; their own by default.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -25,11 +25,11 @@ def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = N
 
 
 def hash_settings(settings: Any) -> str:
-    """Return the SHA-256 of a JSON value, independent of key order."""
+    """Compute the SHA-256 of a JSON value, ignoring key order."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def combine(*parts: str) -> str:
-    """Combine several fingerprints, in order."""
+    """Combine fingerprints into one; order matters."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Tasks on the Hugging Face hub: a task's folder is a model repository."""
+"""Load tasks from the Hugging Face Hub and push them; a task folder is a model repository."""
 
 import dataclasses
 import shutil
@@ -21,15 +21,14 @@ def task_folder(
     token: str | bool | None = None,
     cache: str | Path | None = None,
 ) -> Path | None:
-    """Return the local folder of a task; ``org/name`` is fetched from the hub.
+    """Resolve a task to a local folder, downloading ``org/name`` from the Hub.
 
     Args:
         token: Access token; the stored one by default.
-        cache: Where to keep what is fetched; the hub's own cache by default.
+        cache: Download folder; the Hub's own cache by default.
 
     Returns:
-        The folder; ``None`` if there is neither such a folder nor such a task (a name of a
-        backbone, for instance).
+        The folder, or ``None`` if there is no such task, for example because it names a backbone.
 
     Raises:
         BundleError: If the repository cannot be reached or read.
@@ -53,13 +52,13 @@ def task_folder(
         hf_hub_download(text, TASK_FILE, **options)
         return Path(snapshot_download(text, allow_patterns=_FILES, **options))
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        # Not in the cache and no network, or no such repository: a backbone's name, or a mistake
-        # that loading a backbone reports.
+        # Offline and not cached, or no such repository: the name of a backbone, or a typo to be
+        # reported when the backbone is loaded.
         return None
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError) as error:
-        raise BundleError(f"task '{text}' cannot be fetched from the hub: {error}") from error
+        raise BundleError(f"cannot download task '{text}' from the Hub: {error}") from error
 
 
 def push_task(
@@ -72,17 +71,21 @@ def push_task(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a task's folder to the hub; the repository is created if missing.
+    """Upload a task folder to the Hub, creating the repository if needed.
 
     Args:
         repository: ``org/name``.
-        base_model: The backbone's name on the hub; needed where the task names a local folder.
-        license_name: The licence, as the hub names it (``apache-2.0``), for the card.
-        revision: Branch to write to; the main one by default.
+        base_model: The backbone's name on the Hub; required if the task's backbone is a local
+            folder.
+        license_name: License identifier for the model card, such as ``apache-2.0``.
+        revision: Target branch; the default branch if omitted.
         token: Access token; the stored one by default.
 
+    Returns:
+        The URL of the commit.
+
     Raises:
-        BundleError: If the bundle is broken, its backbone is a local folder, or the hub refuses.
+        BundleError: If the bundle is broken, its backbone is a local folder, or the Hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -93,8 +96,8 @@ def push_task(
         manifest = dataclasses.replace(manifest, backbone=base_model)
     elif Path(manifest.backbone).is_absolute():
         raise BundleError(
-            f"{folder}: its backbone is the local folder {manifest.backbone}, which others do not "
-            "have; give base_model='org/name', the same encoder on the hub"
+            f"{folder}: the backbone is a local folder ({manifest.backbone}), unavailable on "
+            "other machines; pass base_model='org/name', the same encoder on the Hub"
         )
     values = dataclasses.asdict(manifest)
     api = HfApi(token=token)
@@ -115,5 +118,5 @@ def push_task(
                 commit_message=f"Upload the task {manifest.name}",
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise BundleError(f"{folder}: cannot be pushed to '{repository}': {error}") from error
+            raise BundleError(f"{folder}: cannot push to '{repository}': {error}") from error
     return str(done.commit_url)

@@ -1,4 +1,4 @@
-"""Initialisation of prompts, by default from real tokens of the task's texts."""
+"""Prompt initialisation, by default from tokens in the task's own texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,23 +21,23 @@ def token_rows(
     side: Side,
     seed: int,
 ) -> Float[Tensor, "layers two heads prompt head_dim"]:
-    """Return the backbone's own keys and values at randomly chosen tokens of some texts.
+    """Initialise prompt rows with the backbone's keys and values at random tokens.
 
-    The same tokens are used in all layers, so a row tells one consistent story. Such rows are
-    where attention already looks, which random rows are not.
+    All layers use the same tokens, so each row is consistent across layers. Unlike random rows,
+    these lie where attention already looks.
 
     Args:
-        texts: At least one text of the task; ``prompt_length`` of them give the most variety.
-        seed: Decides which tokens are taken.
+        texts: At least one text of the task; ``prompt_length`` texts give the most variety.
+        seed: Determines the choice of texts and tokens.
 
     Returns:
         The rows, float32.
 
     Raises:
-        ValueError: If there is no text.
+        ValueError: If ``texts`` is empty.
     """
     if not texts:
-        raise ValueError("initialising a prompt from tokens needs at least one text")
+        raise ValueError("texts: expected at least one to initialise the prompt from, got none")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(texts), generator=generator).tolist()
     ids = backbone.tokenize([texts[i] for i in order[:prompt_length]], side=side, max_tokens=128)
@@ -52,17 +52,17 @@ def token_rows(
 
 
 def own_units(backbone: Backbone, *, ffn_length: int, seed: int) -> FeedForwardRows:
-    """Return feed-forward rows that start as units of each layer, with values of zero.
+    """Initialise feed-forward rows from each layer's own units, with zero values.
 
     Args:
-        ffn_length: Rows per layer; drawn without repetition while there are enough units.
+        ffn_length: Rows per layer, sampled without replacement while there are enough units.
 
     Returns:
-        Keys and biases of the layer's own units; values are 0, so that the encoder's vectors are
-        those without the rows.
+        Keys and biases of the sampled units. Values are 0, so the rows do not change the encoder's
+        vectors yet.
 
     Raises:
-        UnsupportedBackbone: If rows cannot be bound to this encoder.
+        UnsupportedBackbone: If this encoder does not support feed-forward rows.
     """
     generator = torch.Generator().manual_seed(seed)
     keys, biases = [], []
@@ -94,7 +94,7 @@ def _rows_of(
     stacked = torch.stack([torch.stack(layers[n]) for n in sorted(layers)])
     parts = []
     for number, row in enumerate(ids):
-        # The first and last tokens are special ones; taking them by chance does no harm.
+        # Special tokens at either end may be drawn too; that does no harm.
         places = torch.randint(0, len(row), (wanted[number],), generator=generator)
         parts.append(stacked[:, :, number][:, :, :, places])
     return parts

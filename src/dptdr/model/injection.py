@@ -1,7 +1,7 @@
-"""Bind a prompt to a model: find its layers by one forward pass, prove that it reaches them.
+"""Attach a prompt to a model: find its layers by one forward pass and check that it reaches them.
 
-No class per architecture: a model either asks the transformers attention registry, or computes its
-attention with torch calls that can be intercepted. What is neither is refused.
+No per-architecture code: a model either uses the transformers attention registry, or computes
+attention with torch calls that can be intercepted. Any other model is rejected.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Route = Literal["registry", "interception"]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Shapes of a prompt's rows for a model."""
+    """Dimensions of a prompt's rows for a model."""
 
     layers: int
     heads: int
@@ -35,7 +35,7 @@ class Geometry:
 
 
 class _Active(threading.local):
-    """The current call of this thread, for recomputing checkpointed blocks."""
+    """This thread's current call, for recomputing checkpointed blocks."""
 
     call: PromptCall | None = None
     route: Route = "registry"
@@ -45,14 +45,13 @@ _ACTIVE = _Active()
 
 
 class Injection:
-    """A model whose attention layers take prompts.
+    """A model whose attention layers accept prompts.
 
     Args:
-        model: A Hugging Face encoder; it is put on the ``dptdr`` attention where it knows the
-            registry, and left as it is otherwise.
+        model: A Hugging Face encoder; switched to ``dptdr`` attention if it uses the registry.
 
     Raises:
-        UnsupportedBackbone: If a prompt cannot be shown to reach every layer.
+        UnsupportedBackbone: If a prompt does not provably reach every layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -69,7 +68,7 @@ class Injection:
         """Run the model's forward pass with a prompt.
 
         Args:
-            call: The prompt rows; an empty call is the bare model.
+            call: The prompt rows; without any, this is the bare model.
         """
         if call.has_feed_forward:
             self.feed_forward_layers()
@@ -77,11 +76,11 @@ class Injection:
         with _activated(call, route=self.route):
             output = self._run(call, inputs)
         if call.has_rows and call.layer != self.geometry.layers:
-            # Some architectures change their attention with the length of the text.
+            # Some architectures switch attention by text length.
             raise UnsupportedBackbone(
-                f"{type(self.model).__name__}: the prompt reached {call.layer} layers of "
-                f"{self.geometry.layers} in this forward pass; deep prompts do not support this "
-                "architecture for texts of this length"
+                f"{type(self.model).__name__}: the prompt reached {call.layer} of "
+                f"{self.geometry.layers} layers in this forward pass; deep prompts do not support "
+                "this architecture for texts of this length"
             )
         return output
 
@@ -94,18 +93,18 @@ class Injection:
             return self.model(**inputs)
 
     def feed_forward_layers(self) -> tuple[FeedForwardLayer, ...]:
-        """Bind rows to the feed-forward layers once, and prove that they reach each.
+        """Attach the feed-forward hooks once, and check that rows reach every layer.
 
         Raises:
-            UnsupportedBackbone: If this cannot be shown; attention rows alone still work.
+            UnsupportedBackbone: If they do not; attention rows alone still work.
         """
         if self._feed_forward is None:
-            # The proof takes gradients, whoever asks.
+            # The check needs gradients, even when called in inference mode.
             with _refusing(self.model), torch.inference_mode(mode=False):
                 layers = find_layers(
                     self.model, self._run_probe, layers=self.geometry.layers, dim=_dim(self.model)
                 )
-                # Hooks stay on the modules: a second binding would add everything twice.
+                # Hooks stay on the modules: attaching them twice would add the rows twice.
                 self._feed_forward = FeedForwardHooks(layers, lambda: _ACTIVE.call)
                 try:
                     _prove_feed_forward(self)
@@ -116,10 +115,10 @@ class Injection:
         return self._feed_forward.layers
 
     def linear_layers(self) -> dict[str, list[str]]:
-        """Return the names of the linear layers of all blocks: ``feed-forward`` and ``attention``.
+        """Return the names of all blocks' linear layers, under ``feed-forward`` and ``attention``.
 
         Raises:
-            UnsupportedBackbone: If the feed-forward layers cannot be told.
+            UnsupportedBackbone: If the feed-forward layers cannot be identified.
         """
         inside = {id(m) for layer in self.feed_forward_layers() for m in layer.linears}
         blocks = {id(m) for block in _blocks(self.model) for m in block.modules()}
@@ -135,11 +134,10 @@ class Injection:
             self._run(call, _probe_inputs(self.model))
 
     def enable_checkpointing(self) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations.
+        """Recompute each block in the backward pass instead of storing its activations.
 
-        Our own wrapper instead of transformers': it also works for architectures that have none
-        (MPNet, ALBERT), in eval mode, and it runs a block again with the prompt of its forward
-        pass and with the same layer number.
+        Unlike transformers' own checkpointing, this also works for architectures without it (MPNet,
+        ALBERT) and in eval mode, and reruns each block with the original prompt and layer number.
 
         Raises:
             UnsupportedBackbone: If the model has no list of blocks.
@@ -147,7 +145,7 @@ class Injection:
         if self._checkpointing:
             return
         for block in _blocks(self.model):
-            # A bound method, so that a deep copy of the model gets one bound to the copied block.
+            # As a bound method, it follows its block when the model is deep-copied.
             forward = types.MethodType(_checkpointed_forward, block)
             block.forward = forward
         self._checkpointing = True
@@ -164,7 +162,7 @@ def _activated(call: PromptCall, *, route: Route) -> Iterator[None]:
 
 
 def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Replace a block's forward; the backward pass repeats it under the same prompt call."""
+    """Run a block's forward so that the backward pass reruns it with the same prompt call."""
     forward = functools.partial(type(block).forward, block)
     call, route = _ACTIVE.call, _ACTIVE.route
     if call is None or not torch.is_grad_enabled():
@@ -192,7 +190,7 @@ def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks: the members of the outermost list that holds most weights."""
+    """Return the repeated blocks: the members of the largest outermost module list."""
     total = sum(p.numel() for p in model.parameters())
     best: list[nn.Module] = []
     most = 0
@@ -206,8 +204,8 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
             best, most = list(module), size
     if not best or total == 0:
         raise UnsupportedBackbone(
-            f"{type(model).__name__} has no list of blocks, so gradient checkpointing is not "
-            "possible; train without it"
+            f"{type(model).__name__}: gradient checkpointing needs a list of blocks, which this "
+            "model lacks; train without it"
         )
     return best
 
@@ -217,22 +215,19 @@ def _expected_layers(model: Any) -> int:
     layers = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", None)
     if not isinstance(layers, int):
         raise UnsupportedBackbone(
-            f"{type(model).__name__}: the configuration states no number of layers "
-            "(num_hidden_layers), so a prompt's reach cannot be checked"
+            f"{type(model).__name__}: expected the number of layers (num_hidden_layers) in the "
+            f"configuration, got {layers!r}"
         )
-    # ALBERT may run several attention layers for each layer that it counts.
+    # ALBERT may run several attention layers per configured layer.
     return layers * int(getattr(config, "inner_group_num", None) or 1)
 
 
 def _choose_route(model: Any) -> Route:
     name = type(model).__name__
     if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
-        raise UnsupportedBackbone(
-            f"{name}: expected a transformers encoder (PreTrainedModel); deep prompts cannot be "
-            "shown to reach every layer of anything else"
-        )
+        raise UnsupportedBackbone(f"{name}: expected a transformers encoder (PreTrainedModel)")
     if getattr(model.config, "attention_type", None) == "block_sparse":
-        # BigBird quietly turns into full attention for good on the first short text.
+        # BigBird silently and permanently switches to full attention on the first short text.
         raise UnsupportedBackbone(
             f"{name}: deep prompts do not support block-sparse attention; set attention_type to "
             "'original_full' in the encoder's configuration"
@@ -247,13 +242,13 @@ def _choose_route(model: Any) -> Route:
 
 
 def _intercepted(model: Any) -> Route:
-    # Interception watches plain matrix products; a fused kernel would hide them.
+    # Interception sees plain matrix products only; a fused kernel would hide them.
     _set_attention(model, "eager")
     return "interception"
 
 
 def _set_attention(model: Any, name: str) -> bool:
-    """Set a model's attention function; return whether that worked."""
+    """Try to set a model's attention function; return true on success."""
     with quiet_transformers():
         try:
             model.set_attn_implementation(name)
@@ -264,7 +259,7 @@ def _set_attention(model: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loading bars and expected reports."""
+    """Silence transformers' progress bars and loading reports."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -280,14 +275,14 @@ def quiet_transformers() -> Iterator[None]:
 
 def _probe_inputs(model: nn.Module) -> dict[str, Tensor]:
     device = next(model.parameters()).device
-    # Two texts of different lengths: masks must be at work while probing.
+    # Two texts of different lengths, so that the probe exercises masks.
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 7]], device=device)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def _probe(model: nn.Module, *, route: Route) -> Geometry:
-    """Number the attention layers in call order and demand exactly one call per layer."""
+    """Number the attention layers in call order, requiring exactly one call per layer."""
     shapes: list[tuple[int, int]] = []
 
     def observe(layer: int, query: Tensor, key: Tensor, *_: Any) -> None:
@@ -307,10 +302,9 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
     expected = _expected_layers(model)
     if len(shapes) != expected or len(set(shapes)) != 1:
         raise UnsupportedBackbone(
-            f"{type(model).__name__}: expected one attention call of one shape for each of the "
-            f"{expected} layers, saw {len(shapes)} calls with (heads, head_dim) in "
-            f"{sorted(set(shapes))}; deep prompts cannot be shown to reach every layer of this "
-            "architecture"
+            f"{type(model).__name__}: expected one attention call for each of {expected} layers, "
+            f"all of one shape, got {len(shapes)} calls with (heads, head_dim) in "
+            f"{sorted(set(shapes))}; deep prompts do not support this architecture"
         )
     _number_modules(call.modules or [])
     heads, head_dim = shapes[0]
@@ -319,7 +313,7 @@ def _probe(model: nn.Module, *, route: Route) -> Geometry:
 
 @contextlib.contextmanager
 def _refusing(model: nn.Module) -> Iterator[None]:
-    """Refuse the architecture if a probing pass fails in any way."""
+    """Turn any failure of a probing pass into ``UnsupportedBackbone``."""
     try:
         yield
     except UnsupportedBackbone:
@@ -327,13 +321,12 @@ def _refusing(model: nn.Module) -> Iterator[None]:
     except Exception as error:
         raise UnsupportedBackbone(
             f"{type(model).__name__}: a probing forward pass on token ids and mask failed "
-            f"({type(error).__name__}: {error}), so deep prompts cannot be shown to reach every "
-            "layer of it"
+            f"({type(error).__name__}: {error}); deep prompts do not support this architecture"
         ) from error
 
 
 def _number_modules(modules: list[nn.Module]) -> None:
-    """Tell each attention module which layers it serves (ALBERT shares one over all)."""
+    """Record on each attention module which layers it serves (ALBERT shares one)."""
     layers: dict[int, list[int]] = {}
     for number, module in enumerate(modules):
         layers.setdefault(id(module), []).append(number)
@@ -380,13 +373,13 @@ def _prove_feed_forward(injection: Injection) -> None:
         for layer in range(layers):
             if gradient is None or not gradient[layer].any():
                 raise UnsupportedBackbone(
-                    f"{name}: the feed-forward rows' {kind} of layer {layer} get no gradient, so "
-                    "they do not reach that layer; train with ffn_length 0 (--ffn-length 0)"
+                    f"{name}: the {kind} of the feed-forward rows in layer {layer} get no "
+                    "gradient, so they have no effect; train with ffn_length 0 (--ffn-length 0)"
                 )
 
 
 def _prove_effect(injection: Injection) -> None:
-    """Check that random rows move the output and that every layer's rows get a gradient."""
+    """Check that random rows change the output and every layer's rows get a gradient."""
     geometry = injection.geometry
     name = type(injection.model).__name__
     generator = torch.Generator().manual_seed(0)
@@ -405,7 +398,7 @@ def _prove_effect(injection: Injection) -> None:
         output = injection(PromptCall(prompt), **inputs).last_hidden_state
         if torch.equal(output.detach(), bare):
             raise UnsupportedBackbone(
-                f"{name}: a random prompt did not change the output, so prompts have no effect"
+                f"{name}: prompts have no effect; a random prompt did not change the output"
             )
         loss = (output.float() * weights[None, :, None]).sin().sum()
         gradients = torch.autograd.grad(loss, rows, allow_unused=True)
@@ -413,6 +406,6 @@ def _prove_effect(injection: Injection) -> None:
         for layer in range(geometry.layers):
             if gradient is None or not gradient[layer].any():
                 raise UnsupportedBackbone(
-                    f"{name}: the prompt's {kind} of layer {layer} get no gradient, so the prompt "
+                    f"{name}: the prompt's {kind} in layer {layer} get no gradient, so the prompt "
                     "does not reach that layer"
                 )

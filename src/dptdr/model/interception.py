@@ -1,9 +1,9 @@
-"""Prompts for architectures that compute attention with plain torch functions.
+"""Prompts for architectures that compute attention with plain torch calls.
 
-MPNet, DeBERTa, DeBERTa-v2 and others do not ask the registry. For the duration of one forward pass
-their torch calls are watched: the first product after the previous layer is query times key, the
-softmax gets extra columns for the prompt, and the product of the probabilities with the values gets
-the prompt's share added. The order of the softmax calls is the order of the layers.
+MPNet, DeBERTa, DeBERTa-v2 and others do not use the transformers attention registry. A torch
+function mode intercepts their calls during the forward pass: the first product of each layer is
+query times key, the softmax gets extra columns for the prompt, and the prompt's contribution is
+added to the product of probabilities and values. Layers are numbered by their softmax calls.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class InterceptedAttention(TorchFunctionMode):
     """Adds the prompt of a :class:`PromptCall` to attention computed by plain torch calls.
 
     Args:
-        call: The prompt; its ``layer`` counts the softmax calls seen.
+        call: The prompt; its ``layer`` counts the softmax calls so far.
     """
 
     def __init__(self, call: PromptCall) -> None:
@@ -46,7 +46,7 @@ class InterceptedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Intercept one torch call; see the module's docstring."""
+        """Intercept one torch call; see the module docstring."""
         kwargs = kwargs or {}
         if self._waiting:
             return self._after_softmax(func, args, kwargs)
@@ -88,8 +88,8 @@ class InterceptedAttention(TorchFunctionMode):
         raw, query = self._scores, self._query
         if raw is None or query is None or raw.numel() != scores.numel():
             raise UnsupportedBackbone(
-                "the attention scores could not be traced to a query-key product, so a prompt "
-                "cannot be added to this architecture"
+                "attention scores could not be traced to a query-key product; deep prompts do not "
+                "support this architecture"
             )
         texts, heads, tokens = scores.shape[:3]
         query = query.reshape(texts, heads, tokens, query.shape[-1])
@@ -108,11 +108,11 @@ class InterceptedAttention(TorchFunctionMode):
         return full[..., added.shape[-1] :].contiguous()
 
     def _after_softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Follow dropout on the probabilities, then add the prompt's share to the context."""
+        """Track dropout on the probabilities, then add the prompt to the attention output."""
         if func is functional.linear:
             raise UnsupportedBackbone(
-                "attention probabilities are mixed between heads (talking heads), which deep "
-                "prompts do not support"
+                "deep prompts do not support attention that mixes probabilities between heads "
+                "(talking heads)"
             )
         result = func(*args, **kwargs)
         if func in _DROPOUTS:

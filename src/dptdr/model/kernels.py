@@ -1,8 +1,8 @@
-"""Linear layers in the processor's fastest layout, for a backbone that only encodes.
+"""Prepack linear layers for fast CPU inference.
 
-The library that PyTorch calls for matrix products re-orders a weight on every call. A frozen
-encoder needs that once. The exchanged layers are opaque: such a backbone can neither be trained nor
-saved any more, so only a copy that nothing else uses is treated like this.
+PyTorch's matrix library reorders each weight on every call, although a frozen encoder needs that
+only once. A backbone with prepacked layers can no longer be trained or saved, so use a private
+copy.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ _TOLERANCE = 2e-5
 
 
 class OrderedLinear(nn.Module):
-    """A linear layer with its weight in the layout of the processor's matrix kernel.
+    """A linear layer whose weight is stored in the CPU kernel's own layout.
 
     Args:
         linear: The layer to replace; its weight is not kept.
-        gelu: Whether the exact GELU is applied to the result while it is in registers.
+        gelu: Fuse the exact GELU into the matrix product.
     """
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
@@ -39,7 +39,7 @@ class OrderedLinear(nn.Module):
         self.ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 0)
 
     def forward(self, inputs: Float[Tensor, "*rows in_features"]) -> Tensor:
-        """Return ``inputs @ weight.T + bias``, optionally through GELU."""
+        """Compute ``inputs @ weight.T + bias``, with GELU if it was fused."""
         activation, kind = ("gelu", "none") if self.gelu else ("none", "")
         made: Tensor = torch.ops.mkldnn._linear_pointwise(
             inputs, self.ordered, self.bias, activation, [], kind
@@ -48,22 +48,22 @@ class OrderedLinear(nn.Module):
 
 
 def order_weights(backbone: Backbone) -> bool:
-    """Replace a backbone's linear layers by faster ones, if the vectors stay the same.
+    """Prepack a backbone's linear layers, unless this changes its vectors.
 
     Args:
-        backbone: A backbone that only encodes, in float32 on the processor; its fingerprint is
-            computed before its weights become opaque.
+        backbone: An inference-only float32 backbone on the CPU. Its fingerprint is computed first,
+            because prepacked weights cannot be read.
 
     Returns:
-        Whether the layers were exchanged. They are not where the kernel is missing, where the
-        number type is another, or where a vector would move by more than 2e-5.
+        True if the layers were replaced; false if the kernel is missing, the dtype is not float32,
+        or a vector would change by more than 2e-5.
     """
     if backbone.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if any(p.dtype != torch.float32 for p in backbone.model.parameters()):
         return False
     _ = backbone.fingerprint
-    # Rows are bound to layers whose numbers can still be looked at; their hooks move along.
+    # Bind feed-forward rows while the weights are still readable; the hooks move along.
     with contextlib.suppress(UnsupportedBackbone):
         backbone.injection.feed_forward_layers()
     probe = Tokens(torch.arange(5, 29).view(2, 12), torch.ones(2, 12, dtype=torch.long))
@@ -85,10 +85,10 @@ def order_weights(backbone: Backbone) -> bool:
 
 
 def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace all layers; return the originals by place."""
+    """Replace all linear layers; return the originals with their parents and names."""
     undo: list[tuple[nn.Module, str, nn.Module]] = []
     for parent in list(model.modules()):
-        # A block of a dense layer and its activation, as BERT and its kin write it.
+        # In BERT-like models a dense layer and its activation share one module.
         activation = getattr(parent, "intermediate_act_fn", None)
         fuse = _is_exact_gelu(activation)
         for name, child in list(parent.named_children()):
@@ -108,7 +108,7 @@ def _exchange(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 
 def _is_exact_gelu(activation: Any) -> bool:
-    """Recognise the exact GELU by its results."""
+    """Detect the exact GELU by its output."""
     if not isinstance(activation, nn.Module):
         return False
     points = torch.tensor([-2.0, -0.5, 0.3, 1.7])

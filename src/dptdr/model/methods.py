@@ -1,4 +1,4 @@
-"""Tuning methods: one small protocol, deep prompts, and a factory."""
+"""Tuning methods: their common protocol, deep prompts, and a factory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from dptdr.model.weights import (
 )
 
 BUDGET_SHARE = 0.02
-"""Share of the encoder's parameters that a prompt trains at most where no length is given."""
+"""Maximum size of a prompt of default length, as a fraction of the encoder's parameters."""
 
 MAX_DEFAULT_FFN_LENGTH = 80
 MAX_ROWS = 4096
@@ -39,7 +39,7 @@ MAX_ROWS = 4096
 
 @runtime_checkable
 class Method(Protocol):
-    """Protocol of tuning methods for training, encoding and bundles."""
+    """Interface of tuning methods for training, encoding and bundles."""
 
     name: MethodName
     backbone: Backbone
@@ -49,21 +49,21 @@ class Method(Protocol):
 
     @property
     def config(self) -> MethodConfig:
-        """Return the settings."""
+        """Settings of the method."""
         ...
 
     def vectors(
         self, tokens: Tokens, *, side: Side, observer: Observer | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text, with gradients to what is trained."""
+        """Encode each text into one vector; gradients flow to the trainable parameters."""
         ...
 
     def changes(self, side: Side) -> bool:
-        """Return whether this side's vectors differ from the bare backbone's."""
+        """Check whether this side's vectors differ from the bare backbone's."""
         ...
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
+        """Return the trainable parameters by name."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -76,13 +76,13 @@ class Method(Protocol):
 
 
 class DeepPromptMethod:
-    """Deep prompt tuning: key and value rows in every layer, the backbone frozen.
+    """Deep prompt tuning: trainable key and value rows in every layer of a frozen backbone.
 
     Args:
-        backbone: The frozen encoder; it is not changed and may be shared.
-        query_texts: Texts for the tokens' initialisation of the query side (and of tied prompts).
-        rows: Rows by prompt name (``shared``, or ``query`` and ``passage``) that replace the
-            initialisation.
+        backbone: The frozen encoder; it is not modified and may be shared.
+        query_texts: Texts for token initialisation of the query prompt (and of tied prompts).
+        rows: Initial rows by prompt name (``shared``, or ``query`` and ``passage``), instead of
+            initialisation from texts.
 
     Raises:
         ConfigError: If the settings contradict each other.
@@ -134,7 +134,7 @@ class DeepPromptMethod:
         self.module: nn.Module = nn.ModuleDict(prompts).to(backbone.device)
 
     def prompt(self, side: Side) -> DeepPrompt | None:
-        """Return the prompt of a side; ``None`` for the passages of a query-only task."""
+        """Return a side's prompt; ``None`` for passages of a query-only task."""
         prompts: Any = self.module
         if self.config.sharing == "untied":
             found: DeepPrompt = prompts[side]
@@ -152,7 +152,7 @@ class DeepPromptMethod:
         observer: Observer | None = None,
         feed_forward_observer: FeedForwardObserver | None = None,
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
+        """Encode each text into one vector."""
         prompt = self.prompt(side)
         shifted = prompt is not None and self.config.position == "shifted"
         shift = prompt.prompt_length if prompt is not None and shifted else 0
@@ -166,18 +166,18 @@ class DeepPromptMethod:
         )
 
     def changes(self, side: Side) -> bool:
-        """Return whether this side has a prompt."""
+        """Check whether this side has a prompt."""
         return self.prompt(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the prompt's parameters, without empty ones."""
+        """Return the prompts' non-empty parameters by name."""
         return {n: p for n, p in self.module.named_parameters() if p.numel()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the rows of each prompt, with the MLP folded in.
+        """Return each prompt's rows, including the MLP's output.
 
-        ``NAME`` holds attention rows, ``[layers, 2, heads, prompt, head_dim]``; ``NAME.ffn_keys``,
-        ``NAME.ffn_biases`` and ``NAME.ffn_values`` the feed-forward rows.
+        Attention rows are under ``NAME``, ``[layers, 2, heads, prompt, head_dim]``, and
+        feed-forward rows under ``NAME.ffn_keys``, ``NAME.ffn_biases`` and ``NAME.ffn_values``.
         """
         prompts: Any = self.module
         return {
@@ -187,11 +187,11 @@ class DeepPromptMethod:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Load saved rows; the reparametrisation is dropped, since it is folded in."""
+        """Load saved rows, dropping the reparametrisation: the saved rows include its output."""
         prompts: Any = self.module
         if prompts_in(state) != set(prompts):
             raise BundleError(
-                f"expected prompts {sorted(prompts)}, the bundle holds {sorted(prompts_in(state))}"
+                f"expected prompts {sorted(prompts)}, got {sorted(prompts_in(state))} in the bundle"
             )
         for name in sorted(prompts):
             rows, feed_forward = saved_rows(
@@ -214,14 +214,14 @@ def _check_deep_prompt(config: DeepPromptConfig) -> None:
             "prompt_length and ffn_length: expected at least one above 0, got 0 and 0"
         )
     if not 0.0 <= config.dropout < 1.0:
-        raise ConfigError(f"dropout: expected a share in [0, 1), got {config.dropout}")
+        raise ConfigError(f"dropout: expected a probability in [0, 1), got {config.dropout}")
 
 
 def prompt_geometry(backbone: Backbone, config: DeepPromptConfig) -> Geometry:
-    """Return the shapes of a prompt's rows, in the upper layers or in all.
+    """Return the shape of a prompt's rows, for the upper layers or all of them.
 
     Raises:
-        ConfigError: If the encoder has fewer layers.
+        ConfigError: If ``prompt_layers`` exceeds the encoder's layers.
     """
     layers = backbone.geometry.layers
     wanted = layers if config.prompt_layers is None else config.prompt_layers
@@ -231,14 +231,15 @@ def prompt_geometry(backbone: Backbone, config: DeepPromptConfig) -> Geometry:
 
 
 def default_ffn_length(backbone: Backbone, config: DeepPromptConfig, *, sides: int) -> int:
-    """Return how many feed-forward rows fit beside the attention rows into the default budget.
+    """Compute how many feed-forward rows fit the default parameter budget.
+
+    Attention rows are taken from the budget first.
 
     Args:
-        config: Settings; the attention rows are taken from the budget first.
-        sides: Prompts that are trained: 2 for untied ones.
+        sides: Number of trained prompts, 2 if untied.
 
     Returns:
-        Rows per layer, at most 80; at least one where there are no attention rows.
+        Rows per layer, at most 80, and at least 1 if there are no attention rows.
     """
     geometry = prompt_geometry(backbone, config)
     attention = 2 * geometry.heads * geometry.head_dim * config.prompt_length
@@ -256,7 +257,7 @@ def _initial_rows(
     rows: Mapping[str, Tensor] | None,
     seed: int,
 ) -> tuple[Tensor, FeedForwardRows | None]:
-    """Return attention rows and feed-forward rows to start from."""
+    """Return initial attention and feed-forward rows."""
     if rows is not None:
         return _rows_of_task(backbone, config, name=name, rows=rows)
     ffn_length = config.ffn_length or 0
@@ -277,16 +278,16 @@ def _initial_rows(
 def _rows_of_task(
     backbone: Backbone, config: DeepPromptConfig, *, name: str, rows: Mapping[str, Tensor]
 ) -> tuple[Tensor, FeedForwardRows | None]:
-    """Return another task's rows, if their lengths match the settings."""
+    """Return another task's rows, checking that their lengths match the settings."""
     held = prompts_in(rows)
-    # A tied prompt may start an untied task: both sides take the shared rows.
+    # A tied prompt can initialise an untied task: both sides start from the shared rows.
     source = next((n for n in (name, "shared", "query") if n in held), None)
     if source is None:
-        raise ConfigError(f"no prompt '{name}' to start from; there is {sorted(held)}")
+        raise ConfigError(f"expected a prompt '{name}' to start from, got {sorted(held)}")
     geometry = prompt_geometry(backbone, config)
     start, feed_forward = saved_rows(rows, source, geometry=geometry, dim=backbone.dim)
     if feed_forward is not None:
-        # Proved now, not in the first pass: that may be a trace, or without gradients.
+        # Check now: the first forward pass may be a trace, or without gradients.
         backbone.injection.feed_forward_layers()
     found = {
         "prompt_length": start.shape[3],
@@ -296,17 +297,17 @@ def _rows_of_task(
         wanted = getattr(config, setting)
         if length != wanted:
             raise ConfigError(
-                f"{setting}: the given rows are {length} per layer, got {wanted}; use "
+                f"{setting}: expected {length}, as in the initial rows, got {wanted}; use "
                 f"--{setting.replace('_', '-')} {length}"
             )
     return start, feed_forward
 
 
 class MethodFactory:
-    """Builds methods by name.
+    """Builds tuning methods by name.
 
     Args:
-        query_texts: Texts for the tokens' initialisation of deep prompts.
+        query_texts: Texts for token initialisation of deep prompts.
     """
 
     configs: ClassVar[dict[MethodName, type[MethodConfig]]] = DEFAULT_CONFIGS
@@ -325,13 +326,14 @@ class MethodFactory:
     def build(
         self, name: MethodName, backbone: Backbone, config: MethodConfig, *, seed: int
     ) -> Method:
-        """Return a method, ready to train or to load a saved state.
+        """Build a method, ready to train or to load a saved state.
 
         Raises:
-            ConfigError: If the settings are not those of the method.
+            ConfigError: If the settings belong to another method.
         """
         if not isinstance(config, self.configs[name]):
-            raise ConfigError(f"method '{name}': got settings of another method, {config}")
+            expected = self.configs[name].__name__
+            raise ConfigError(f"method '{name}': expected {expected}, got {config}")
         if isinstance(config, DeepPromptConfig):
             return DeepPromptMethod(
                 backbone,

@@ -1,8 +1,7 @@
-"""Attention over a batch without padding: texts concatenated into one long row.
+"""Padding-free attention over a batch whose texts are concatenated into one long row.
 
-Everything token-wise (projections, feed-forward, norms) sees one matrix of real tokens and cares
-neither for tasks nor for lengths. Only attention cuts the row into texts, and only there does a
-text meet the prompt of its task.
+Token-wise operations (projections, feed-forward, norms) process one matrix of real tokens,
+regardless of task and length. Only attention splits the row into texts and adds each text's prompt.
 """
 
 from collections.abc import Sequence
@@ -21,15 +20,15 @@ from dptdr.model.rows import Activation, AttentionRows, FeedForwardRows, PromptC
 NAME = "dptdr-packed"
 
 SHORT_TEXT = 16
-"""Up to so many tokens per text, merging beats joining where a task has several texts."""
+"""Tokens per text up to which merging beats joining if a task has several texts."""
 
 
 class PromptRows(NamedTuple):
-    """The prompt of one side of a task in attention.
+    """The prompt of one side of a task, laid out for packed attention.
 
     Args:
-        keys: Key rows, laid out as token keys are: the heads of a row lie together.
-        shift: Positions by which the tokens are moved.
+        keys: Key rows in the layout of token keys, with the heads of a row adjacent.
+        shift: Offset added to token positions.
         feed_forward: Rows for the feed-forward layers, shared by all texts.
     """
 
@@ -44,7 +43,7 @@ class PromptRows(NamedTuple):
         return int(self.keys.shape[1])
 
     def attention(self) -> AttentionRows | None:
-        """Return the attention rows for padded attention."""
+        """Convert the attention rows to the layout of padded attention."""
         if not self.prompt_length:
             return None
         keys, values = (x.transpose(1, 2).unsqueeze(1) for x in (self.keys, self.values))
@@ -52,13 +51,13 @@ class PromptRows(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Memory of the rows in bytes."""
+        """Size of the rows in bytes."""
         tensors = [self.keys, self.values, *(self.feed_forward or ())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Run(NamedTuple):
-    """Neighbouring texts of equal length; ``prompt`` rows are joined to each text's own."""
+    """Adjacent texts of equal length; ``prompt`` rows are prepended to each text's own."""
 
     start: int
     texts: int
@@ -67,12 +66,12 @@ class Run(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Where the run ends in the long row."""
+        """End of the run within the long row."""
         return self.start + self.texts * self.tokens
 
 
 class Group(NamedTuple):
-    """Neighbouring texts of one prompt that attend to it in one separate call."""
+    """Adjacent texts that attend to a shared prompt in a separate call."""
 
     start: int
     stop: int
@@ -80,11 +79,11 @@ class Group(NamedTuple):
 
 
 class PackedCall(PromptCall):
-    """Layout of a long row, passed to all layers.
+    """Layout of the long row in one forward pass.
 
     Args:
-        groups: Parts of the row whose prompt is merged afterwards.
-        spans: Parts of the row whose tokens meet feed-forward rows.
+        groups: Parts of the row whose prompt attention is computed separately and merged.
+        spans: Parts of the row with feed-forward prompt rows.
     """
 
     __slots__ = ("groups", "runs", "spans")
@@ -99,13 +98,13 @@ class PackedCall(PromptCall):
 
     @property
     def has_feed_forward(self) -> bool:
-        """Whether there are feed-forward rows."""
+        """True if there are feed-forward rows."""
         return bool(self.spans)
 
     def add_feed_forward(
         self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
     ) -> Tensor:
-        """Add each task's rows to its own part of the row, in place."""
+        """Add each task's feed-forward rows to its own part of the long row, in place."""
         for start, stop, prompt in self.spans:
             rows = prompt.feed_forward
             assert rows is not None
@@ -122,14 +121,14 @@ class PackedCall(PromptCall):
 def feed_forward_spans(
     lengths: Sequence[int], prompts: Sequence[PromptRows | None]
 ) -> tuple[Group, ...]:
-    """Return the parts of the long row with feed-forward rows, one for each task.
+    """Find the parts of the long row with feed-forward rows, one per task.
 
     Args:
-        lengths: Tokens of each text, in the order of the row.
-        prompts: The prompt of each text; texts of one task must be neighbours.
+        lengths: Tokens of each text, in row order.
+        prompts: Prompt of each text; texts of the same task must be adjacent.
 
     Returns:
-        The parts, in order; tasks without such rows have none.
+        The parts, in order; tasks without feed-forward rows have none.
     """
     spans: list[Group] = []
     start = 0
@@ -147,15 +146,15 @@ def feed_forward_spans(
 def plan(
     lengths: Sequence[int], prompts: Sequence[PromptRows | None], *, merge: bool | None = None
 ) -> tuple[tuple[Run, ...], tuple[Group, ...]]:
-    """Decide how neighbouring texts attend to their prompts.
+    """Decide how adjacent texts attend to their prompts.
 
-    Joining copies the prompt once per text; merging calls attention once more per task and blends
-    two results. Merging pays for short texts that share a task; figures in ``results/serving.md``.
+    Joining copies the prompt for every text; merging adds one attention call per task and blends
+    the two results. Merging pays off for short texts with a shared task (``results/serving.md``).
 
     Args:
-        lengths: Tokens of each text, in the order of the row.
-        prompts: The prompt of each text; texts of one task must be neighbours.
-        merge: Force merging (true) or joining (false); by default decided here.
+        lengths: Tokens of each text, in row order.
+        prompts: Prompt of each text; texts of the same task must be adjacent.
+        merge: Force merging (true) or joining (false); chosen automatically by default.
     """
     runs: list[Run] = []
     groups: list[Group] = []
@@ -193,23 +192,23 @@ def packed_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Float[Tensor, "texts tokens heads head_dim"], None]:
-    """Attend within each text of one long row; other calls go to the padded attention.
+    """Attend within each text of the long row; pass other calls to padded attention.
 
     Args:
-        query: Token queries; one text where the call is a :class:`PackedCall`.
-        attention_mask: Not looked at for a packed call: the runs say who sees whom.
+        query: Token queries; ``texts`` is 1 for a :class:`PackedCall`.
+        attention_mask: Ignored for packed calls, whose runs define what each token sees.
         options: As transformers passes them, with the call under ``dptdr_prompt``.
 
     Raises:
-        UnsupportedBackbone: If a packed call meets an attention that needs more than runs say.
+        UnsupportedBackbone: If packing cannot express this attention.
     """
     call = options.get(KEYWORD)
     if not isinstance(call, PackedCall):
         return prompted_attention(module, query, key, value, attention_mask, **options)
     if options.get("position_bias") is not None or options.get("softcap") is not None:
-        raise UnsupportedBackbone("position biases and soft caps cannot be packed")
+        raise UnsupportedBackbone("packed attention does not support position biases and soft caps")
     if query.shape[0] != 1 or query.shape[1] != key.shape[1]:
-        raise UnsupportedBackbone("shared key heads cannot be packed")
+        raise UnsupportedBackbone("packed attention does not support grouped-query attention")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     layer = layer_of(module, call=call)
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
@@ -226,7 +225,7 @@ def attend(
     value: Float[Tensor, "tokens heads head_dim"],
     scale: float,
 ) -> Float[Tensor, "tokens heads head_dim"]:
-    """Return the attention output of one layer over one long row.
+    """Compute one layer's attention output over the long row.
 
     Source:
         Merging: Milakov & Gimelshein, *Online normalizer calculation for softmax*,
@@ -263,7 +262,7 @@ def _meet_groups(
     sums: Tensor,
     scale: float,
 ) -> None:
-    """Blend the prompts' attention into the output, in place."""
+    """Blend prompt attention into the output, in place."""
     for group in call.groups:
         place = call.place(group.prompt.keys, layer)
         if place < 0:
@@ -289,7 +288,7 @@ def _attention(
     scale: float,
     sums: bool,
 ) -> tuple[Float[Tensor, "texts tokens heads head_dim"], Tensor | None]:
-    """Return plain attention and optionally its log-sum-exp ``[texts, heads, tokens]``."""
+    """Compute plain attention and optionally its log-sum-exp ``[texts, heads, tokens]``."""
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if q.device.type == "cpu" and q.dtype == torch.float32:
         made, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -1,4 +1,4 @@
-"""Pooling of token states to one vector per text."""
+"""Pooling of token states into one vector per text."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,12 @@ MODULES_FILE = "modules.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """How to pool a text's token states.
+    """Pooling settings of an encoder.
 
     Args:
-        pool: ``cls`` takes the first token, ``mean`` the mean over tokens, ``last`` the last token.
-        normalise: Whether vectors are scaled to length 1.
-        max_tokens: Longest text in tokens, special tokens included; longer texts are cut.
+        pool: First token (``cls``), mean over tokens (``mean``) or last token (``last``).
+        normalise: Scale vectors to unit length.
+        max_tokens: Maximum text length including special tokens; longer texts are truncated.
     """
 
     pool: Pool = "mean"
@@ -38,13 +38,10 @@ def pool_states(
     *,
     pooling: Pooling,
 ) -> Float[Tensor, "texts dim"]:
-    """Return one float32 vector per text.
+    """Pool token states into one float32 vector per text.
 
     Args:
-        mask: 1 for tokens, 0 for padding; padding may be on either side.
-
-    Returns:
-        The vectors, of length 1 where ``pooling.normalise``.
+        mask: 1 for tokens, 0 for padding, on either side.
     """
     states = states.float()
     if pooling.pool == "mean":
@@ -64,14 +61,13 @@ def pool_states(
 
 
 def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooling:
-    """Read pooling, normalisation, length and prefixes from a sentence-transformers folder.
+    """Read pooling, normalisation, maximum length and prefixes from a sentence-transformers folder.
 
-    Args:
-        folder: Where ``modules.json`` may lie. Without it the default is CLS for encoders and the
-            last token for decoders, not normalised, as plain Hugging Face checkpoints are used.
+    Without a ``modules.json``, encoders default to CLS pooling and decoders to the last token,
+    without normalisation, as is usual for plain Hugging Face checkpoints.
 
     Raises:
-        BackboneError: If the folder asks for a module or pooling that dptdr does not have.
+        BackboneError: If the folder uses an unsupported module or pooling mode.
     """
     default: Pool = "last" if decoder else "cls"
     modules_file = folder / MODULES_FILE
@@ -86,8 +82,7 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
             normalise = True
         elif kind != "Transformer":
             raise BackboneError(
-                f"{modules_file}: module '{kind}' is not supported; expected Transformer, Pooling "
-                "and Normalize"
+                f"{modules_file}: expected modules Transformer, Pooling and Normalize, got '{kind}'"
             )
     return Pooling(
         pool=pool,
@@ -101,10 +96,10 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Return the folder of the encoder's files; early sentence-transformers used a subfolder.
+    """Return the folder of the encoder's files, a subfolder in early sentence-transformers models.
 
     Raises:
-        BackboneError: If ``modules.json`` is broken.
+        BackboneError: If ``modules.json`` is malformed.
     """
     modules_file = folder / MODULES_FILE
     if modules_file.is_file():
@@ -115,7 +110,7 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def _modules(path: Path) -> list[tuple[str, str]]:
-    """Return kind and folder of each module."""
+    """Return each module's type and folder."""
     found = _read(path)
     if not isinstance(found, list) or not all(
         isinstance(module, dict) and {"type", "path"} <= set(module) for module in found
@@ -128,7 +123,7 @@ def _read(path: Path) -> Any:
     try:
         return read_json(path)
     except DataError as error:
-        raise BackboneError(f"{error}; the encoder's folder is broken, copy it again") from None
+        raise BackboneError(f"{error}; the encoder folder is damaged, copy it again") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def _read_pool(path: Path, *, prefixes: tuple[str, str]) -> Pool:
     config = _read_object(path)
     if config.get("include_prompt") is False and any(prefixes):
         raise BackboneError(
-            f"{path}: pooling without the prefix's tokens (include_prompt false) is not supported"
+            f"{path}: excluding the prefix from pooling (include_prompt false) is not supported"
         )
     names: dict[str, Pool] = {
         "pooling_mode_cls_token": "cls",
@@ -157,19 +152,18 @@ def _read_pool(path: Path, *, prefixes: tuple[str, str]) -> Pool:
     if len(on) == 1 and on[0] in names:
         return names[on[0]]
     raise BackboneError(
-        f"{path}: expected exactly one of CLS, mean or last-token pooling, found {on or mode}"
+        f"{path}: expected exactly one of CLS, mean or last-token pooling, got {on or mode}"
     )
 
 
 def _read_limit(path: Path, *, most: int) -> int:
-    """Return the longest text in tokens, as configured or as positions allow."""
+    """Return the maximum text length, from the settings or the number of positions."""
     if not path.is_file():
         return most
     config = _read_object(path)
     if config.get("do_lower_case"):
         raise BackboneError(
-            f"{path}: 'do_lower_case' is not supported outside the tokenizer; set it to false and "
-            "use an uncased tokenizer"
+            f"{path}: 'do_lower_case' is not supported; set it to false, use an uncased tokenizer"
         )
     limit = config.get("max_seq_length")
     return min(most, int(limit)) if limit else most

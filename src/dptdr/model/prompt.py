@@ -1,4 +1,4 @@
-"""The deep prompt: trained key and value rows for every layer."""
+"""The deep prompt: trainable key and value rows in every layer."""
 
 from collections.abc import Mapping
 
@@ -14,18 +14,18 @@ _FFN = FeedForwardRows._fields
 
 
 class DeepPrompt(nn.Module):
-    """Key and value rows of every layer for one side.
+    """Trainable key and value rows in every layer, for one side.
 
     Args:
-        rows: ``[layers, 2, heads, prompt, head_dim]``; index 0 of the second axis holds keys. May
-            have no rows where there are feed-forward rows.
-        feed_forward: Rows for the feed-forward layers, ``texts`` 1; none by default.
-        dropout: Share of numbers set to 0 in each training pass.
-        reparametrisation: Width of the MLP that is added to the rows while training, 0 for none.
+        rows: ``[layers, 2, heads, prompt, head_dim]``, keys before values on the second axis.
+            ``prompt`` may be 0 if there are feed-forward rows.
+        feed_forward: Rows for the feed-forward layers, with ``texts`` 1; none by default.
+        dropout: Fraction of entries zeroed in each training pass.
+        reparametrisation: Hidden size of an MLP added to the rows during training; 0 for none.
 
     Source:
         Liu et al., P-Tuning v2, arXiv 2110.07602, section 3. Differs: the MLP starts at zero and
-        its output is added to the rows, so that every initialisation works with it.
+        its output is added to the rows, so that it works with any initialisation.
     """
 
     ffn_keys: Tensor
@@ -64,18 +64,18 @@ class DeepPrompt(nn.Module):
 
     @property
     def prompt_length(self) -> int:
-        """Rows per layer."""
+        """Attention rows per layer."""
         return self.keys.shape[2]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors to save: attention rows under ``""``, others by name."""
+        """Return the tensors to save: attention rows under ``""``, feed-forward rows by name."""
         state = {"": self.rows()} if self.prompt_length else {}
         if self.ffn_length:
             state.update({f"ffn_{name}": getattr(self, f"ffn_{name}") for name in _FFN})
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def rows(self) -> Float[Tensor, "layers two heads prompt head_dim"]:
-        """Return the attention rows, with the MLP folded in."""
+        """Return the attention rows, including the MLP's output."""
         rows = torch.stack([self.keys, self.values], dim=1)
         if self.mlp is None:
             return rows
@@ -84,13 +84,13 @@ class DeepPrompt(nn.Module):
         return rows + made.permute(1, 2, 3, 0, 4)
 
     def draw_dropout(self, seed: int) -> None:
-        """Draw the dropout of the next training passes, a function of the seed alone.
+        """Draw the dropout mask for the next training passes from a seed alone.
 
-        However a step's texts are cut into passes, chunks and processes, they then meet the same
-        prompt. Without this call each pass draws from torch's generator.
+        All passes, chunks and processes of a step then see the same prompt. Without this call, each
+        pass draws from torch's global generator.
 
         Args:
-            seed: Such as one drawn from the run's seed and the step.
+            seed: For example derived from the run's seed and the step.
         """
         if self.dropout:
             generator = torch.Generator().manual_seed(seed)
@@ -99,12 +99,12 @@ class DeepPrompt(nn.Module):
                 self._ffn_kept = self._draw(self.ffn_values, generator)
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "two ..."]:
-        """Return dropout factors on keys and values."""
+        """Draw dropout factors for keys and values."""
         drawn = torch.rand((2, *like.shape), generator=generator) >= self.dropout
         return (drawn / (1.0 - self.dropout)).to(like.device)
 
     def feed_forward(self) -> FeedForwardRows | None:
-        """Return the feed-forward rows as shared by all texts of a batch."""
+        """Return the feed-forward rows, shared by the whole batch."""
         if not self.ffn_length:
             return None
         keys, values = self.ffn_keys, self.ffn_values
@@ -114,7 +114,7 @@ class DeepPrompt(nn.Module):
         return FeedForwardRows(keys.unsqueeze(1), self.ffn_biases.unsqueeze(1), values.unsqueeze(1))
 
     def attention(self) -> AttentionRows | None:
-        """Return the attention rows as shared by all texts of a batch."""
+        """Return the attention rows, shared by the whole batch."""
         if not self.prompt_length:
             return None
         keys: Tensor = self.keys
@@ -137,7 +137,7 @@ class DeepPrompt(nn.Module):
 def random_rows(
     geometry: Geometry, *, prompt_length: int, scale: float, seed: int
 ) -> Float[Tensor, "layers two heads prompt head_dim"]:
-    """Return normally distributed rows, a function of the seed alone."""
+    """Draw normally distributed rows from a seed."""
     generator = torch.Generator().manual_seed(seed)
     shape = (geometry.layers, 2, geometry.heads, prompt_length, geometry.head_dim)
     return torch.randn(shape, generator=generator) * scale
@@ -154,23 +154,23 @@ def _check_rows(rows: Tensor, *, geometry: Geometry) -> None:
 
 
 def prompts_in(state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of the prompts that a saved state holds."""
+    """Return the names of the prompts in a saved state."""
     return {name.split(".")[0] for name in state}
 
 
 def saved_rows(
     state: Mapping[str, Tensor], name: str, *, geometry: Geometry, dim: int
 ) -> tuple[Float[Tensor, "layers two heads prompt head_dim"], FeedForwardRows | None]:
-    """Return one prompt's rows of a saved state, checked against a backbone.
+    """Extract one prompt's rows from a saved state, checking shapes against a backbone.
 
     Args:
-        name: The prompt: ``shared``, ``query`` or ``passage``.
+        name: Prompt name: ``shared``, ``query`` or ``passage``.
 
     Returns:
-        Attention rows (none of them where the state has none), and feed-forward rows.
+        Attention rows (possibly zero of them), and feed-forward rows or ``None``.
 
     Raises:
-        BundleError: If a shape does not fit, or parts are missing.
+        BundleError: If a shape does not match, or tensors are missing.
     """
     empty = torch.zeros(geometry.layers, 2, geometry.heads, 0, geometry.head_dim)
     rows = state.get(name, empty).float()
@@ -183,7 +183,7 @@ def saved_rows(
         return rows, None
     if len(found) != len(_FFN):
         raise BundleError(
-            f"prompt '{name}': feed-forward rows lack {sorted(set(_FFN) - set(found))}"
+            f"prompt '{name}': the feed-forward rows lack {sorted(set(_FFN) - set(found))}"
         )
     length = found["biases"].shape[-1]
     expected = {

@@ -1,4 +1,4 @@
-"""Prompt rows of one forward pass, for attention and feed-forward layers."""
+"""Prompt rows for attention and feed-forward layers in one forward pass."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -13,11 +13,11 @@ Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, floa
 
 
 class AttentionRows(NamedTuple):
-    """Prompt rows of every attention layer, for one text each or shared by all of a batch.
+    """Prompt rows for every attention layer, one set per text or one shared by the batch.
 
     Args:
-        keys: Key rows; ``texts`` is the batch size, or 1 when all texts share the rows.
-        visible: Which rows each text may attend to; ``None`` means all of them.
+        keys: Key rows; ``texts`` is the batch size, or 1 for a shared set.
+        visible: Rows each text may attend to; all if ``None``.
     """
 
     keys: Float[Tensor, "layers texts heads prompt head_dim"]
@@ -26,12 +26,12 @@ class AttentionRows(NamedTuple):
 
 
 class FeedForwardRows(NamedTuple):
-    """Prompt rows of every feed-forward layer, for one text each or shared by all of a batch.
+    """Prompt rows for every feed-forward layer, one set per text or one shared by the batch.
 
     Args:
-        keys: Multiplied with a token's state; ``texts`` is the batch size, or 1 where shared.
-        biases: Added to that product, before the layer's own activation.
-        values: Added to the layer's output, each as much as its key was activated.
+        keys: Multiplied with each token state; ``texts`` is the batch size, or 1 for a shared set.
+        biases: Added to that product, before the layer's activation.
+        values: Added to the layer's output, weighted by the activations.
     """
 
     keys: Float[Tensor, "layers texts rows dim"]
@@ -46,14 +46,14 @@ FeedForwardObserver: TypeAlias = Callable[[int, Tensor, Tensor], None]
 
 
 class PromptCall:
-    """Everything that one forward pass carries to the layers.
+    """Prompt rows, observers and layer counter of one forward pass.
 
     Args:
-        feed_forward_observer: Looks at what the rows add to each feed-forward layer.
-        modules: Where a probing pass collects the attention modules in call order.
+        feed_forward_observer: Receives each feed-forward layer's output without and with the rows.
+        modules: Collects the attention modules in call order during a probing pass.
 
-    Rows may be those of the upper layers only; ``depth``, the encoder's number of layers, is set by
-    the forward pass.
+    There may be rows for the upper layers only. The forward pass sets ``depth``, the encoder's
+    number of layers.
     """
 
     __slots__ = (
@@ -81,31 +81,31 @@ class PromptCall:
         self.observer = observer
         self.feed_forward_observer = feed_forward_observer
         self.modules = modules
-        # Input of the up projection, until the down projection has answered.
+        # Input of the up projection, kept until the down projection has run.
         self.inputs: Tensor | None = None
-        # Next layer, for architectures that run one attention module several times (ALBERT) or
-        # whose attention is intercepted; others know their layer.
+        # Index of the next layer, for architectures that reuse one attention module (ALBERT) or
+        # whose attention is intercepted; other modules know their layer.
         self.layer = 0
         self.depth = 0
 
     def place(self, rows: Tensor, layer: int) -> int:
-        """Return the place of a layer's rows in ``[layers, ...]``, negative if it has none."""
+        """Return the index of a layer's rows in ``[layers, ...]``, negative if it has none."""
         return layer - self.depth + rows.shape[0]
 
     @property
     def has_rows(self) -> bool:
-        """Whether there are any rows."""
+        """True if there are any prompt rows."""
         return self.attention is not None or self.has_feed_forward
 
     @property
     def has_feed_forward(self) -> bool:
-        """Whether there are feed-forward rows."""
+        """True if there are feed-forward rows."""
         return self.feed_forward is not None
 
     def add_feed_forward(
         self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
     ) -> Tensor:
-        """Return a feed-forward layer's output with the rows' share."""
+        """Add the prompt rows' contribution to a feed-forward layer's output."""
         assert self.feed_forward is not None
         place = self.place(self.feed_forward.keys, layer)
         if place < 0:
@@ -121,14 +121,14 @@ class PromptCall:
 def repeat_heads(
     rows: Float[Tensor, "texts heads prompt head_dim"], *, times: int
 ) -> Float[Tensor, "texts all_heads prompt head_dim"]:
-    """Repeat key/value heads so that each query head has its own (grouped-query attention)."""
+    """Repeat key/value heads to match the query heads (grouped-query attention)."""
     return rows if times == 1 else rows.repeat_interleave(times, dim=1)
 
 
 def visible_columns(
     rows: AttentionRows, *, query: Float[Tensor, "texts heads tokens head_dim"]
 ) -> Bool[Tensor, "texts 1 tokens prompt"]:
-    """Return which prompt columns each token query may attend to."""
+    """Mask of the prompt rows each token may attend to."""
     texts, _, tokens, _ = query.shape
     prompt = rows.keys.shape[-2]
     if rows.visible is None:
@@ -141,7 +141,7 @@ def layer_rows(
 ) -> tuple[
     Float[Tensor, "texts heads prompt head_dim"], Float[Tensor, "texts heads prompt head_dim"]
 ]:
-    """Return one layer's prompt keys and values in the query's shape, heads and dtype."""
+    """Return one layer's prompt keys and values, expanded to the query's batch, heads and dtype."""
     keys = rows.keys[layer]
     values = rows.values[layer]
     times = query.shape[1] // keys.shape[1]
@@ -162,21 +162,18 @@ def feed_forward(
     output: Float[Tensor, "texts tokens dim"],
     activation: Activation,
 ) -> Float[Tensor, "texts tokens dim"]:
-    """Return a layer's output with the prompt's share.
-
-    Args:
-        rows: Prompt rows of every layer, shared by all texts or one set each.
+    """Add the prompt rows' contribution to one feed-forward layer's output.
 
     Returns:
-        ``output + act(states K'^T + b') V'``, in the output's number type.
+        ``output + act(states K'^T + b') V'``, in the output's dtype.
 
     Source:
-        The parallel adapter of He et al., arXiv 2110.04366. Differs: keys start as the layer's own
-        and values at zero, so that the start is the backbone.
+        The parallel adapter of He et al., arXiv 2110.04366. Differs: keys are initialised from the
+        layer's own units and values with zeros, so that training starts exactly at the backbone.
     """
     kind = states.dtype
     keys, biases, values = (x[layer].to(kind) for x in (rows.keys, rows.biases, rows.values))
-    # No matmul or bmm by name: intercepted architectures watch these for attention.
+    # Avoid matmul and bmm: interception takes these for attention.
     if keys.shape[0] == 1:
         active = activation(functional.linear(states, keys[0], biases[0]))
         return output + functional.linear(active, values[0].t()).to(output.dtype)

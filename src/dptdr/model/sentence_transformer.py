@@ -1,8 +1,8 @@
-"""A task as a sentence-transformers model; several tasks of one backbone may share the model.
+"""Tasks as sentence-transformers models; tasks with the same backbone can share one model.
 
-The class of the module below is named in each task's ``modules.json``, so that
-``SentenceTransformer("TASK", trust_remote_code=True)`` loads the task. The folder holds no code and
-no weights of the backbone: both come from what is installed.
+Each task's ``modules.json`` names the module class below, so that
+``SentenceTransformer("TASK", trust_remote_code=True)`` loads the task. The folder contains neither
+code nor backbone weights: both come from the local installation.
 """
 
 import tempfile
@@ -28,14 +28,15 @@ class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
     """A sentence-transformers model whose first module is a :class:`TaskModule`."""
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return embeddings as ``SentenceTransformer.encode`` does.
+        """Compute embeddings like ``SentenceTransformer.encode``.
 
         Args:
-            kwargs: Likewise; besides, ``prompt_task``: the name of a task that the model holds, or
-                one name for each text. The first task by default.
+            kwargs: As for ``SentenceTransformer.encode``, plus ``prompt_task``: one task name, or
+                one per text; the model's first task by default.
 
         Raises:
-            ConfigError: If there is no such task, or not one name for each text.
+            ConfigError: If a task is unknown, or the number of names differs from the number of
+                texts.
         """
         given = kwargs.pop("prompt_task", None)
         if given is not None:
@@ -44,7 +45,7 @@ class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
 
 
 class _TaskText(str):
-    """A text that carries its task through sentence-transformers' sorting by length."""
+    """A text tagged with its task, so that sorting by length keeps them together."""
 
     prompt_task: str
 
@@ -55,14 +56,13 @@ def _with_tasks(inputs: Any, given: Any, *, known: Mapping[str, Encoder]) -> Any
     names = [given] * len(texts) if isinstance(given, str) else list(given)
     if len(names) != len(texts):
         raise ConfigError(
-            f"prompt_task: expected one task or one for each of {len(texts)} texts, got "
-            f"{len(names)}"
+            f"prompt_task: expected one task, or one per text ({len(texts)}), got {len(names)}"
         )
     unknown = sorted({str(name) for name in names} - set(known))
     if unknown:
         raise ConfigError(
-            f"prompt_task: the model holds {', '.join(known)}, got {', '.join(unknown)}; give "
-            "further tasks to to_sentence_transformer"
+            f"prompt_task: expected one of {', '.join(known)}, got {', '.join(unknown)}; pass "
+            "additional tasks to to_sentence_transformer"
         )
     marked = []
     for text, name in zip(texts, names, strict=True):
@@ -73,10 +73,10 @@ def _with_tasks(inputs: Any, given: Any, *, known: Mapping[str, Encoder]) -> Any
 
 
 class TaskModule(InputModule):  # type: ignore[misc]
-    """The only module of such a model: texts in, tuned vectors out.
+    """The model's only module: texts in, tuned vectors out.
 
     Args:
-        encoders: Encoders of one backbone by task name; the first is the default.
+        encoders: Encoders with the same backbone, by task name; the first is the default.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
@@ -85,7 +85,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         self.default = next(iter(self.encoders))
         first = self.encoders[self.default]
         self.max_seq_length = max(first.limits.of("query"), first.limits.of("passage"))
-        # Registered, so that the model's device and number type are those of all parts.
+        # Registered so that moving or casting the model affects all parts.
         self.models = nn.ModuleList(
             {id(e.backbone.model): e.backbone.model for e in self.encoders.values()}.values()
         )
@@ -99,7 +99,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         return self.encoders[self.default].backbone.tokenizer
 
     def get_embedding_dimension(self) -> int:
-        """Return the vectors' dimension."""
+        """Return the embedding dimension."""
         return self.encoders[self.default].dim
 
     def preprocess(
@@ -110,13 +110,13 @@ class TaskModule(InputModule):  # type: ignore[misc]
         task: str | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return the texts' token ids, with the task and the side to encode them for.
+        """Tokenize texts, keeping each text's task and the side to encode.
 
         Args:
-            task: ``query`` or ``document``, as ``encode_query`` and ``encode_document`` say it.
+            task: ``query`` or ``document``, as set by ``encode_query`` and ``encode_document``.
 
         Raises:
-            ConfigError: If no side is given and it matters.
+            ConfigError: If the side is required but missing.
         """
         names = [getattr(text, "prompt_task", self.default) for text in inputs]
         ids: list[list[int]] = [[] for _ in inputs]
@@ -135,7 +135,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         return {"token_ids": ids, "prompt_task": names, "side": task}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add ``sentence_embedding``; rows of one task go through the backbone together."""
+        """Add ``sentence_embedding``, encoding the texts of each task together."""
         names, ids = features["prompt_task"], features["token_ids"]
         parts, order = [], []
         for name in dict.fromkeys(names):
@@ -149,7 +149,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         return features
 
     def on_model_ready(self, model: Any) -> None:
-        """Let a model loaded by sentence-transformers take ``prompt_task`` as well."""
+        """Enable ``prompt_task`` on models loaded by sentence-transformers."""
         if type(model) is SentenceTransformer:
             model.__class__ = TaskTransformer
 
@@ -172,15 +172,15 @@ class TaskModule(InputModule):  # type: ignore[misc]
 
     @classmethod
     def load(cls, model_name_or_path: str, **options: Any) -> "TaskModule":
-        """Load a task's folder, local or from the hub.
+        """Load a task from a local folder or the Hub.
 
         Args:
             model_name_or_path: The folder or ``org/name``.
-            options: As sentence-transformers gives them; of ``model_kwargs``, ``dtype`` and
-                ``backbone`` count.
+            options: sentence-transformers' options; from ``model_kwargs``, only ``dtype`` and
+                ``backbone`` are used.
 
         Raises:
-            BundleError: If there is no such task, or its backbone is another.
+            BundleError: If there is no such task, or it was trained on another backbone.
         """
         found = task_folder(
             model_name_or_path,
@@ -189,7 +189,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
             cache=options.get("cache_folder"),
         )
         if found is None:
-            raise BundleError(f"{model_name_or_path}: expected a task with a {TASK_FILE}")
+            raise BundleError(f"{model_name_or_path}: expected a folder with a {TASK_FILE}")
         wanted = options.get("model_kwargs") or {}
         dtype = str(wanted.get("dtype", wanted.get("torch_dtype")) or "float32")
         name = wanted.get("backbone") or read_manifest(found).backbone
@@ -205,33 +205,33 @@ def _side(encoder: Encoder, task: str | None) -> Side:
         raise ConfigError(f"task: expected 'query' or 'document', got '{task}'")
     if encoder.is_two_sided:
         raise ConfigError(
-            f"task '{encoder.name}' encodes queries and passages differently: use encode_query and "
+            f"task '{encoder.name}' encodes queries and passages differently; use encode_query and "
             "encode_document, or encode(..., task='query') and encode(..., task='document')"
         )
     return "passage"
 
 
 def to_sentence_transformer(encoder: Encoder, *others: Encoder) -> TaskTransformer:
-    """Return a sentence-transformers model of one task, or of several that share a backbone.
+    """Combine one or more tasks with the same backbone into a sentence-transformers model.
 
     Args:
         encoder: The default task.
-        others: Further tasks, for ``encode(..., prompt_task=...)``.
+        others: Additional tasks, for ``encode(..., prompt_task=...)``.
 
     Returns:
-        The model; it shares all weights with the encoders.
+        A model that shares its weights with the encoders.
 
     Raises:
-        ConfigError: If the tasks are of several backbones, or two have one name.
+        ConfigError: If backbones differ or task names repeat.
     """
     encoders: dict[str, Encoder] = {}
     for each in (encoder, *others):
         if each.name in encoders:
-            raise ConfigError(f"expected one task of each name, '{each.name}' occurs twice")
+            raise ConfigError(f"expected unique task names, got '{each.name}' twice")
         if each.backbone_fingerprint != encoder.backbone_fingerprint:
             raise ConfigError(
-                f"expected tasks of one backbone: '{encoder.name}' has {encoder.backbone.name}, "
-                f"'{each.name}' has {each.backbone.name}"
+                f"expected tasks with the same backbone, got {encoder.backbone.name} for "
+                f"'{encoder.name}' and {each.backbone.name} for '{each.name}'"
             )
         encoders[each.name] = each
     pooling = encoder.backbone.pooling

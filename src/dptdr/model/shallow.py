@@ -1,4 +1,4 @@
-"""Prompt tuning at the input, a baseline."""
+"""Prompt tuning at the input layer, as a baseline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from dptdr.model.weights import copy_parameters
 
 
 class ShallowPromptMethod:
-    """Prompt tuning at the input: trained rows before the word embeddings.
+    """Prompt tuning at the input: trainable rows prepended to the word embeddings.
 
     Raises:
-        ConfigError: If the prompt leaves no room for a text.
+        ConfigError: If the prompt leaves no room for text.
 
     Source:
-        Lester et al., arXiv 2104.08691: rows start from embeddings of random vocabulary entries.
+        Lester et al., arXiv 2104.08691: rows are initialised from random vocabulary embeddings.
     """
 
     name: MethodName = "shallow-prompt"
@@ -29,8 +29,8 @@ class ShallowPromptMethod:
     def __init__(self, backbone: Backbone, config: ShallowPromptConfig, *, seed: int = 0) -> None:
         if not 1 <= config.prompt_length < backbone.pooling.max_tokens:
             raise ConfigError(
-                f"prompt_length: {config.prompt_length} rows before the words leaves no room for a "
-                f"text; expected 1 to {backbone.pooling.max_tokens - 1}"
+                f"prompt_length: expected 1 to {backbone.pooling.max_tokens - 1}, got "
+                f"{config.prompt_length}; a longer prompt leaves no room for text"
             )
         self.backbone = backbone
         self.config: ShallowPromptConfig = config
@@ -56,7 +56,7 @@ class ShallowPromptMethod:
     def vectors(
         self, tokens: Tokens, *, side: Side, observer: Observer | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
+        """Encode each text into one vector."""
         rows = self._rows(side)
         room = self.backbone.pooling.max_tokens
         if rows is not None and tokens.ids.shape[1] + rows.shape[0] > room:
@@ -65,17 +65,17 @@ class ShallowPromptMethod:
         return self.backbone.vectors(tokens, prefix_embeddings=rows, observer=observer)
 
     def changes(self, side: Side) -> bool:
-        """Return whether this side has a prompt."""
+        """Check whether this side has a prompt."""
         return self._rows(side) is not None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the prompt's rows."""
+        """Return the trainable prompt rows by name."""
         return dict(self.module.named_parameters())
 
     def state(self) -> dict[str, Tensor]:
-        """Return the rows."""
+        """Return a CPU copy of the prompt rows."""
         return {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Load saved rows."""
+        """Load saved prompt rows."""
         copy_parameters(self.trained(), state)

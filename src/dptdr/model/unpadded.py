@@ -1,8 +1,8 @@
-"""Forward passes without padding over texts that share one prompt, to encode corpora.
+"""Padding-free forward passes over texts with a shared prompt, for encoding corpora.
 
 Texts are concatenated into one long row (:mod:`dptdr.model.packing`), and linear layers may be
-reordered (:mod:`dptdr.model.kernels`). A trial, with and without a prompt, checks that the vectors
-are the same; if they differ, encoding stays padded.
+prepacked (:mod:`dptdr.model.kernels`). A trial with and without a prompt compares the vectors to
+padded ones; if they differ, encoding stays padded.
 """
 
 import contextlib
@@ -23,24 +23,25 @@ from dptdr.model.packing import PackedCall, PromptRows, Run
 
 _TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
-"""Longest probe: beyond the local windows that some encoders have."""
+"""Length of the longest probe text, beyond any local attention window."""
 
 
 class Unpadded:
     """Encodes batches of one task without padding.
 
     Args:
-        backbone: A backbone that nothing else uses: it is put on the packed attention, and its
-            linear layers are ordered, after which it can neither be trained nor saved.
+        backbone: A backbone that nothing else uses: it is switched to packed attention with
+            prepacked linear layers, and can then no longer be trained or saved.
 
     Raises:
-        DptdrError: If this backbone cannot be packed; says why, and leaves it as it was.
+        DptdrError: If this backbone cannot be packed. The backbone is unchanged; the message gives
+            the reason.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         reason = cannot_pack(backbone)
         if reason:
-            raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
+            raise DptdrError(f"cannot pack backbone '{backbone.name}': {reason}")
         self.backbone = backbone
         self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
         one = torch.ones(1, 1, dtype=torch.long)
@@ -52,25 +53,25 @@ class Unpadded:
         reason = self._differs()
         if reason:
             backbone.model.set_attn_implementation(before)
-            raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
+            raise DptdrError(f"cannot pack backbone '{backbone.name}': {reason}")
         self.ordered = order_weights(backbone)
 
     def vectors(
         self, ids: Sequence[Sequence[int]], *, prompt: PromptRows | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per text; call it in inference mode.
+        """Encode each text into one float32 vector; call in inference mode.
 
         Args:
-            ids: Token ids of each text, at least one each; texts of equal length must be
-                neighbours, since they attend in one call.
+            ids: Token ids of each text, at least one per text. Keep texts of equal length adjacent,
+                so that they share one attention call.
 
         Raises:
-            BackboneError: If a shifted text does not fit the encoder.
+            BackboneError: If a shifted text exceeds the encoder's positions.
         """
         lengths = [len(row) for row in ids]
         shift = 0 if prompt is None else prompt.shift
         if shift:
-            # Raises where the longest shifted text does not fit.
+            # Raises an error if the longest shifted text does not fit.
             last = torch.ones(1, max(lengths), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
         prompts = [prompt] * len(ids)
@@ -101,7 +102,7 @@ class Unpadded:
         return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
 
     def _differs(self) -> str:
-        """Return how a packed pass differs from padded ones, or ''."""
+        """Describe how packed vectors differ from padded ones; empty if they agree."""
         ids, prompts = _probe(self.backbone)
         worst = 0.0
         try:
@@ -112,8 +113,8 @@ class Unpadded:
                     scale = max(1.0, float(expected.abs().max()))
                     worst = max(worst, float((made - expected).abs().max()) / scale)
         except (DptdrError, RuntimeError, TypeError, ValueError, IndexError) as error:
-            return f"a packed pass failed with {type(error).__name__}: {error}"
-        return "" if worst <= _TOLERANCE else f"its vectors differ from padded ones by {worst:.1e}"
+            return f"a packed forward pass failed ({type(error).__name__}: {error})"
+        return "" if worst <= _TOLERANCE else f"packed and padded vectors differ by {worst:.1e}"
 
     def _padded(self, row: list[int], *, prompt: PromptRows | None) -> Float[Tensor, "1 dim"]:
         return self.backbone.vectors(
@@ -124,22 +125,22 @@ class Unpadded:
 
 
 def cannot_pack(backbone: Backbone) -> str:
-    """Return why a backbone's settings rule out packing, or ''."""
+    """Explain why a backbone cannot be packed; empty if it can."""
     config = backbone.model.config
     if backbone.injection.route != "registry":
-        return "its attention does not ask the registry"
+        return "it does not use the transformers attention registry"
     if backbone.device.type != "cpu":
-        return "on an accelerator one padded call is cheaper than many small ones"
+        return "on an accelerator, one padded call is cheaper than many small ones"
     if any(getattr(module, "is_causal", False) for module in backbone.model.modules()):
-        return "it is causal"
+        return "its attention is causal"
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or getattr(config, "sliding_window", None):
-        return "some of its layers see a local window only"
+        return "some layers use local attention windows"
     return ""
 
 
 def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]]:
-    """Return texts of several lengths, and prompts to compare them under."""
+    """Return texts of several lengths, and prompts to compare them with."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
     shape = (2, geometry.layers, 3, geometry.heads, geometry.head_dim)

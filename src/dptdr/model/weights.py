@@ -1,4 +1,4 @@
-"""Methods that train weights of the encoder: LoRA, BitFit and full fine-tuning."""
+"""Methods that train encoder weights: LoRA, BitFit and full fine-tuning."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from dptdr.model.rows import Observer
 
 
 class WeightsMethod:
-    """Methods that train weights of a private copy of the encoder: LoRA, BitFit, full fine-tuning.
+    """LoRA, BitFit or full fine-tuning on a private copy of the encoder.
 
     Args:
-        choose: Prepares the copy and says by name which parameters are trained.
+        choose: Prepares the copy and returns the names of the trainable parameters.
 
     Raises:
-        ConfigError: If the encoder has no weights of the kind (BitFit without biases).
+        ConfigError: If the encoder has no such weights (BitFit without biases).
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class WeightsMethod:
     def vectors(
         self, tokens: Tokens, *, side: Side, observer: Observer | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
+        """Encode each text into one vector."""
         del side
         return self.backbone.vectors(tokens, observer=observer)
 
     def changes(self, side: Side) -> bool:
-        """Both sides always differ from the bare backbone."""
+        """Return true: tuned weights change both sides."""
         del side
         return True
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained weights."""
+        """Return the trainable weights by name."""
         return dict(self._parameters)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the trained weights."""
+        """Return a CPU copy of the trained weights."""
         return {n: p.detach().cpu().contiguous() for n, p in self._parameters.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -76,14 +76,14 @@ class WeightsMethod:
 
 
 def copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Load a saved state.
+    """Copy a saved state into parameters.
 
     Raises:
-        BundleError: If names or shapes do not fit.
+        BundleError: If names or shapes differ.
     """
     if set(into) != set(state):
         missing, extra = sorted(set(into) - set(state)), sorted(set(state) - set(into))
-        raise BundleError(f"weights do not fit the method: missing {missing}, unknown {extra}")
+        raise BundleError(f"weights do not match the method: missing {missing}, unexpected {extra}")
     with torch.no_grad():
         for name, parameter in into.items():
             if parameter.shape != state[name].shape:
@@ -94,7 +94,7 @@ def copy_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor
             parameter.copy_(state[name])
 
 
-# Query and value projections by the names that architectures use; fused ones stand alone.
+# Names of query and value projections by architecture; fused projections have a single name.
 _LORA_TARGETS: tuple[tuple[str, ...], ...] = (
     ("query", "value"),
     ("q_proj", "v_proj"),
@@ -108,7 +108,7 @@ _LORA_TARGETS: tuple[tuple[str, ...], ...] = (
 
 
 def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> list[str]:
-    """Return the names of the linear layers that get an update."""
+    """Return the names of the linear layers to adapt."""
     if config.targets == "attention":
         linear = {
             n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)
@@ -116,8 +116,8 @@ def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> l
         targets = next((t for t in _LORA_TARGETS if set(t) <= linear), None)
         if targets is None:
             raise ConfigError(
-                f"LoRA: {type(model).__name__} has no known query and value projections among "
-                f"{sorted(linear)}"
+                f"LoRA: expected known query and value projections in {type(model).__name__}, got "
+                f"linear layers {sorted(linear)}; use targets 'feed-forward' or 'all'"
             )
         return list(targets)
     linears = backbone.injection.linear_layers()
@@ -129,7 +129,7 @@ def _lora_targets(backbone: Backbone, model: nn.Module, config: LoraConfig) -> l
 def lora_parameters(
     backbone: Backbone, config: LoraConfig, *, seed: int
 ) -> Callable[[nn.Module], list[str]]:
-    """Return peft's LoRA tuner for a model."""
+    """Return a function that adds LoRA adapters to a model and names their parameters."""
 
     def choose(model: nn.Module) -> list[str]:
         import peft
@@ -149,10 +149,10 @@ def lora_parameters(
 
 
 def biases(model: nn.Module) -> list[str]:
-    """Return the names of biases that affect vectors."""
+    """Return the names of all biases that affect the vectors."""
     return [name for name in reached(model) if name.endswith("bias")]
 
 
 def reached(model: nn.Module) -> list[str]:
-    """Return the names of parameters that affect vectors, without the pooler's."""
+    """Return the names of all parameters that affect the vectors; a pooler does not."""
     return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]

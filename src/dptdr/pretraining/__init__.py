@@ -1,1 +1,1 @@
-"""Pretraining on bare texts."""
+"""Pretraining on unlabelled texts."""

@@ -1,4 +1,4 @@
-"""Documents of the corpus by number, and two masked spans of each."""
+"""Sample documents of the corpus and two masked spans of each."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,23 +17,23 @@ from dptdr.pretraining.words import Words
 from dptdr.records import Passage
 from dptdr.training.masks import text_hash
 
-# Streams that must not be correlated get different first words in the seed sequence.
+# Independent random streams start their seed sequence with different numbers.
 _HELD_OUT, TRAIN, DEV, WARMUP = 21, 22, 23, 24
 
 _LOOK_AT = 4096
 
 SIDES: tuple[Side, Side] = ("query", "passage")
-"""The first span of a document is read as a query, the second as a passage."""
+"""A document's first span is treated as a query, its second as a passage."""
 
 
 class Text(NamedTuple):
     """A span with special tokens and masks.
 
     Args:
-        side: Whose prompt and prefix it gets.
-        ids: Tokens with special ones, masked.
-        places: Where in ``ids`` something is to be told.
-        targets: The true tokens there.
+        side: Determines prompt and prefix.
+        ids: Masked tokens, including special ones.
+        places: Indices in ``ids`` of tokens to predict.
+        targets: The original tokens at these indices.
     """
 
     side: Side
@@ -43,9 +43,9 @@ class Text(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The texts of a document in a step: two, or one if it is short.
+    """A document's texts in a step: two, or one if the document is short.
 
-    ``owner`` identifies the text: spans of equal texts are not negatives of each other.
+    ``owner`` identifies the document's text, so that spans of duplicates are not used as negatives.
     """
 
     id: str
@@ -54,24 +54,24 @@ class Document(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Tokens around every text of a side: special tokens and the side's prefix."""
+    """Special tokens and the side's prefix around each text."""
 
     before: list[int]
     after: list[int]
 
 
 class Documents:
-    """Training and held-out documents of a data folder; texts stay on disk.
+    """Training and held-out documents of a data folder, with texts left on disk.
 
-    Memory per document: 48 bytes, whatever its length.
+    Memory per document is 48 bytes, regardless of its length.
 
     Args:
         folder: The data; only its corpus is read.
         config: Sizes, shares and seed.
 
     Raises:
-        ConfigError: If the corpus has fewer documents than a batch.
-        DataError: If a line of the corpus is broken.
+        ConfigError: If the corpus is smaller than a batch.
+        DataError: If a line of the corpus is malformed.
     """
 
     def __init__(self, folder: BeirFolder, config: PretrainingConfig) -> None:
@@ -80,21 +80,21 @@ class Documents:
         held_out = min(config.dev_documents, count // 10)
         if held_out < 2 or count - held_out < config.batch_size:
             raise ConfigError(
-                f"{folder.path}: the corpus has {count:,} documents, of which {held_out:,} are "
-                f"held out; expected at least 2 of these and at least batch_size "
-                f"({config.batch_size}) others; use a smaller batch or a larger corpus"
+                f"{folder.path}: the corpus has {count:,} documents, {held_out:,} of them held "
+                f"out; need at least 2 held-out documents and {config.batch_size} (batch_size) for "
+                "training; use a smaller batch or a larger corpus"
             )
         order = np.random.default_rng([_HELD_OUT, config.seed]).permutation(count)
         self.dev: Int[np.ndarray, " documents"] = np.sort(order[:held_out])
         self.train: Int[np.ndarray, " documents"] = np.sort(order[held_out:])
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
-        """Return some documents."""
+        """Read the documents in some rows."""
         return [self.store.at(row) for row in rows]
 
 
 class Wording(NamedTuple):
-    """The parts of an encoder that reading needs, without weights, for other processes."""
+    """The parts of an encoder needed for reading texts in worker processes, without weights."""
 
     name: str
     tokenizer: Any
@@ -103,23 +103,21 @@ class Wording(NamedTuple):
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Wording":
-        """Return the parts of an encoder."""
+        """Extract these parts from an encoder."""
         vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
         return cls(backbone.name, backbone.tokenizer, backbone.pooling, vocabulary)
 
 
 class Reader:
-    """Turns documents into masked spans: a pure function of (seed, step, document).
+    """Turns documents into masked spans, a pure function of (seed, step, document).
 
     Args:
-        backbone: Its tokenizer, prefixes and limit.
-        documents: The corpus.
-        config: Settings.
-        masks: Whether tokens are masked; without, spans are read as they are.
+        backbone: Provides tokenizer, prefixes and maximum length.
+        masks: Mask tokens; if false, spans are left intact.
 
     Raises:
-        BackboneError: If the tokenizer has no mask token, or its words cannot be told.
-        ConfigError: If a span does not fit the encoder.
+        BackboneError: If the tokenizer has no mask token, or its word boundaries are unknown.
+        ConfigError: If a span exceeds the encoder's maximum length.
     """
 
     def __init__(
@@ -137,18 +135,18 @@ class Reader:
         room = backbone.pooling.max_tokens - around
         if config.span_tokens > room:
             raise ConfigError(
-                f"span_tokens: expected at most {room} ('{backbone.name}' reads "
-                f"{backbone.pooling.max_tokens} tokens, {around} of them special ones and prefix), "
-                f"got {config.span_tokens}"
+                f"span_tokens: expected at most {room} ('{backbone.name}' accepts "
+                f"{backbone.pooling.max_tokens} tokens, including {around} for special tokens and "
+                f"prefix), got {config.span_tokens}"
             )
 
     def read(self, rows: Sequence[int], *, step: int, stream: int = TRAIN) -> list[Document]:
-        """Return the texts of some documents in a step.
+        """Read the texts of some documents in a step.
 
         Args:
-            rows: The documents' rows in the corpus.
-            step: The step; with the seed and the row it decides spans and masks.
-            stream: Which use of the documents it is.
+            rows: Rows of the documents in the corpus.
+            step: With seed and row, determines spans and masks.
+            stream: Random stream for this use of the documents.
         """
         passages = self.documents.passages(rows)
         encoded = self.wording.tokenizer(
@@ -174,7 +172,7 @@ class Reader:
         ids = np.asarray(tokens, dtype=np.int64)
         starts = np.ones(len(ids), dtype=bool) if self.words is None else self.words.starts(ids)
         if len(ids) == 0:
-            # A document without words takes its place in the batch and teaches nothing.
+            # A document without words stays in the batch, but contributes nothing.
             return [Text(SIDES[0], self.empty, [], [])]
         spans = cut_spans(
             starts, span_tokens=config.span_tokens, min_span_tokens=config.min_span_tokens
@@ -223,11 +221,11 @@ class Reader:
 
     @property
     def looked_at(self) -> int:
-        """Maximum number of documents that :meth:`has_pairs` looks at."""
+        """Maximum number of documents checked by :meth:`has_pairs`."""
         return min(_LOOK_AT, len(self.documents.train))
 
     def has_pairs(self) -> bool:
-        """Return whether any of the first training documents has two different spans."""
+        """Check whether any of the first training documents has two different spans."""
         rows = self.documents.train[: self.looked_at]
         for start in range(0, len(rows), 64):
             chosen = [int(row) for row in rows[start : start + 64]]
@@ -237,11 +235,11 @@ class Reader:
 
 
 def _words(wording: Wording, *, needed: bool) -> Words | None:
-    """Return the word rule of a tokenizer, ``None`` if spans are not masked."""
+    """Return the tokenizer's word rules, or ``None`` if spans are not masked."""
     if needed and wording.tokenizer.mask_token_id is None:
         raise BackboneError(
-            f"backbone '{wording.name}': its tokenizer has no mask token, which the objectives "
-            "mlm and condenser need; use --objectives contrastive, or another encoder"
+            f"backbone '{wording.name}': objectives mlm and condenser need a tokenizer with a mask "
+            "token; use --objectives contrastive, or another encoder"
         )
     try:
         return Words(wording.tokenizer, vocabulary=wording.vocabulary)
@@ -252,7 +250,7 @@ def _words(wording: Wording, *, needed: bool) -> Words | None:
 
 
 def _frame(wording: Wording, side: Side) -> Frame:
-    """Find the tokens that the tokenizer puts around a text."""
+    """Find the tokens that the tokenizer adds around a text."""
     prefix = {"query": wording.pooling.query_prefix, "passage": wording.pooling.passage_prefix}
     tokenizer = wording.tokenizer
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])

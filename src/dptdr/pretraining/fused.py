@@ -1,4 +1,4 @@
-"""Train a prompt without labels on the fused ranking of BM25 and the backbone."""
+"""Train a prompt without labels on a fused ranking of BM25 and the backbone."""
 
 import time
 from collections import Counter
@@ -32,23 +32,23 @@ from dptdr.training.selection import training_limits
 from dptdr.training.train import TrainingData, TrainingResult, train_task
 
 _POOL = 50_000
-"""Maximum number of passages that are looked at."""
+"""Maximum size of the passage pool."""
 
 _DEV_OTHERS = 4
-"""Passages among which a held-out one is looked for, for each of them."""
+"""Candidate passages per held-out passage in the dev corpus."""
 
 _DEPTH = 100
-"""Passages from each ranking; BM25 counts as 0 beyond."""
+"""Depth of each ranking; BM25 scores 0 beyond it."""
 
 _CANDIDATES = 20
-"""The fused ranking's first, of which each step draws."""
+"""Top of the fused ranking from which each step draws."""
 
 _MEASURE = "nDCG@10"
 _INITIALISATION_TEXTS = 128
 
 
 class _Known(NamedTuple):
-    """Vectors of the pool and the queries, and BM25's scores."""
+    """Vectors of pool and queries, and BM25 scores."""
 
     passages: Float[np.ndarray, "pool dim"]
     queries: Float[np.ndarray, "queries dim"]
@@ -56,15 +56,14 @@ class _Known(NamedTuple):
 
 
 class PseudoGroups:
-    """Pseudo-queries with their best fused candidates, encoded on first use.
+    """Pseudo-queries with their top fused candidates, encoded on first use.
 
     Args:
-        backbone: The encoder.
         pool: The passages.
-        queries: Pseudo-queries of them.
-        config: Training settings, for the lengths.
-        bm25_weight: Weight of BM25 in the fused ranking, that of the backbone being 1.
-        anchor: Share of the backbone's own distribution in what is learned.
+        queries: Pseudo-queries from the pool.
+        config: Training settings; only the maximum lengths are used.
+        bm25_weight: Weight of BM25 in the fused ranking, relative to 1 for the backbone.
+        anchor: Share of the backbone's own distribution in the targets.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class PseudoGroups:
         self.bm25_weight = bm25_weight
         self.anchor = anchor
         self._texts = [passage.content for passage in pool]
-        # What is left of a passage takes the passage's place.
+        # Replace each passage by the rest of its text.
         self._rows = {query.rest: query.row for query in queries}
         self._rows |= {text: row for row, text in enumerate(self._texts)}
 
@@ -102,10 +101,10 @@ class PseudoGroups:
         return TrainingGroup(str(item), query.text, (query.rest,), texts)
 
     def targets(self, item: int, texts: Sequence[str], *, temperature: float) -> dict[int, float]:
-        """Return the targets of a pseudo-query: log probabilities of the texts of a batch.
+        """Compute a pseudo-query's targets: log probabilities over a batch of texts.
 
-        A mixture of two distributions over the batch: the fused ranking's, in which the query's
-        own passage is as good as the best, and with a share of ``anchor`` the backbone's own.
+        They mix two distributions: that of the fused ranking, where the query's own passage scores
+        as high as the best one, and, with weight ``anchor``, the backbone's own.
         """
         rows = np.array([self._rows[text] for text in texts], dtype=np.int64)
         fused, bare = self._scores(item, rows, temperature=temperature)
@@ -117,7 +116,7 @@ class PseudoGroups:
     def _scores(
         self, item: int, rows: Int[np.ndarray, " rows"], *, temperature: float
     ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-        """Return the logits of min-max fusion on the scale of the backbone's, and these."""
+        """Return the logits of min-max fusion, on the backbone's scale, and the backbone's own."""
         bare = (self._known.passages[rows] @ self._known.queries[item]).astype(float) / temperature
         scores = self._known.bm25[item]
         lexical = np.array([scores.get(row, 0.0) for row in rows.tolist()])
@@ -139,14 +138,14 @@ class PseudoGroups:
 
 
 class FusedObjective(ContrastiveObjective):
-    """Listwise distillation: each query learns a distribution over all passages of the batch.
+    """Listwise distillation: each query learns a distribution over all passages in the batch.
 
     Source:
         Lin et al., arXiv 2010.11386. Differs: the teacher is a fused ranking.
     """
 
     def collect(self, share: Sequence[tuple[int, int]]) -> Batch:
-        """Draw a batch, and the targets of every query over all of it."""
+        """Draw a batch and compute each query's targets over all of its passages."""
         batch = super().collect(share)
         assert isinstance(self.groups, PseudoGroups)
         rows = [
@@ -171,14 +170,14 @@ def pretrain_fused(
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> TrainingResult | None:
-    """Train a prompt on the fused ranking of pseudo-queries; write it if held-out ones gain.
+    """Train a prompt on the fused ranking of pseudo-queries; write it if it helps held-out ones.
 
-    Each held-out pseudo-query searches for its source passage, with the backbone and with the
-    prompt at each checkpoint.
+    Each held-out pseudo-query searches for its source passage, with the backbone and with every
+    checkpoint of the prompt.
 
     Raises:
         ConfigError: If the corpus yields too few pseudo-queries.
-        NoGain: If the backbone alone is at least as good on the held-out ones, unless ``force``.
+        NoGain: If the prompt is no better than the backbone on held-out queries, unless ``force``.
     """
     training = _training(config)
     data = _data(folder, backbone, config, training)
@@ -186,9 +185,9 @@ def pretrain_fused(
     def accept(best: Mapping[str, float], bare: Mapping[str, float]) -> None:
         if best[_MEASURE] <= bare[_MEASURE] and not force:
             raise NoGain(
-                f"{out}: on held-out pseudo-queries the prompt is no better than the backbone "
-                f"({_MEASURE} {bare[_MEASURE]:.4f} -> {best[_MEASURE]:.4f}), so it was not "
-                "written; keep the backbone as it is, try other settings, or write it with --force"
+                f"{out}: the prompt was not written, as it is no better than the backbone on "
+                f"held-out pseudo-queries ({_MEASURE} {bare[_MEASURE]:.4f} -> "
+                f"{best[_MEASURE]:.4f}); try other settings, or write it with --force"
             )
 
     return train_task(
@@ -226,7 +225,7 @@ def _training(config: PretrainingConfig) -> TrainingConfig:
 def _data(
     folder: BeirFolder, backbone: Backbone, config: PretrainingConfig, training: TrainingConfig
 ) -> TrainingData:
-    """Draw the pool, hold passages out, and make pseudo-queries of both."""
+    """Draw the pool, hold out passages, and create pseudo-queries from both parts."""
     store = PassageStore(folder)
     order = np.random.default_rng([33, config.seed]).permutation(len(store))
     pool = [store.at(row) for row in np.sort(order[:_POOL]).tolist()]
@@ -238,8 +237,8 @@ def _data(
     dev = pseudo_queries(pool, rows=dev_rows, count=held_out, seed=config.seed)
     if len(queries) < training.batch_size or not dev:
         raise ConfigError(
-            f"{folder.path}: expected at least {training.batch_size} pseudo-queries to train on "
-            f"and one held out, got {len(queries)} and {len(dev)} of {len(pool)} passages; use a "
+            f"{folder.path}: expected at least {training.batch_size} training pseudo-queries and "
+            f"one held out, got {len(queries)} and {len(dev)} from {len(pool)} passages; use a "
             "smaller batch_size or a larger corpus"
         )
     rest = {query.row: query.rest for query in dev}

@@ -1,4 +1,4 @@
-"""Masked-language heads: the encoder's own or a new one."""
+"""Masked-language heads, from the encoder's checkpoint or new."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -15,7 +15,7 @@ from dptdr.model.injection import quiet_transformers
 from dptdr.model.pooling import transformer_folder
 
 Origin = Literal["checkpoint", "kept", "new"]
-"""Where a head's weights come from: the encoder's checkpoint, an earlier pretraining, or chance."""
+"""Origin of a head's weights: encoder checkpoint, earlier pretraining, or random."""
 
 Predict: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -23,27 +23,27 @@ _INITIAL_SCALE = 0.02
 
 
 class MlmHead(nn.Module):
-    """Token states in, scores of all words out, by the encoder's word embeddings."""
+    """Maps token states to vocabulary scores, using the encoder's word embeddings."""
 
     kind: Literal["own", "tied"]
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        # In a list, so that the encoder's weights do not count as the head's.
+        # In a list, so that the encoder's weights are not registered as the head's.
         self._encoder = [backbone.model]
 
     def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
-        """Return the scores of each word for each state."""
+        """Compute vocabulary scores for each state."""
         raise NotImplementedError
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the head's weights by name, without those that it shares with the encoder."""
+        """Return the head's weights by name, excluding those shared with the encoder."""
         shared = {id(p) for p in self._encoder[0].parameters()}
         return {n: p for n, p in self.named_parameters() if id(p) not in shared}
 
 
 class TiedHead(MlmHead):
-    """A new head like BERT's: dense layer, GELU, layer norm, word embeddings, bias.
+    """A new BERT-like head: dense layer, GELU, layer norm, word embeddings, bias.
 
     Source:
         Devlin et al., arXiv 1810.04805; tied embeddings: Press and Wolf, arXiv 1608.05859.
@@ -61,17 +61,17 @@ class TiedHead(MlmHead):
         initialise(self, seed=seed)
 
     def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
-        """Return the scores of each word for each state."""
+        """Compute vocabulary scores for each state."""
         words: Tensor = self._encoder[0].get_input_embeddings().weight
         made = self.norm(functional.gelu(self.dense(states)))
         return functional.linear(made, words, self.bias.to(words.dtype))
 
 
 class OwnHead(MlmHead):
-    """The architecture's own head in transformers.
+    """The architecture's own head from transformers.
 
-    The head has no name or form in common over architectures. So the whole masked-language model
-    is called with its encoder replaced by one that returns given states.
+    Heads differ in name and form between architectures, so the whole masked-language model is
+    called, with its encoder replaced by a module that returns given states.
     """
 
     kind = "own"
@@ -89,7 +89,7 @@ class OwnHead(MlmHead):
         self.model: Any = model
 
     def forward(self, states: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
-        """Return the scores of each word for each state."""
+        """Compute vocabulary scores for each state."""
         ids = torch.zeros(1, states.shape[0], dtype=torch.long, device=states.device)
         self._given.states = states.unsqueeze(0)
         try:
@@ -100,7 +100,7 @@ class OwnHead(MlmHead):
 
 
 class _GivenStates(nn.Module):
-    """Replaces the encoder of a masked-language model and returns given states."""
+    """Stands in for a masked-language model's encoder and returns given states."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -117,16 +117,16 @@ class _GivenStates(nn.Module):
 
 
 def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead | None, bool]:
-    """Return the architecture's own head, and whether the checkpoint contains its weights.
+    """Load the architecture's own head, and report whether the checkpoint has its weights.
 
-    The head is ``None`` where transformers has none for the architecture.
+    The head is ``None`` if transformers has none for the architecture.
 
     Args:
-        backbone: The encoder that is trained.
-        source: Folder or name that it was loaded from; its own name by default.
+        backbone: The encoder to be trained.
+        source: Folder or name the encoder was loaded from; its own name by default.
 
     Raises:
-        BackboneError: If they are of another shape there.
+        BackboneError: If the checkpoint's head has the wrong shape.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -134,7 +134,7 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
     place = str(transformer_folder(folder)) if folder is not None else source or backbone.name
     with quiet_transformers():
         try:
-            # The backbone's own loading has checked the folder: only the architecture can fail.
+            # The folder was checked when loading the backbone: only the architecture can fail.
             config = AutoConfig.from_pretrained(place)
             model, info = AutoModelForMaskedLM.from_pretrained(
                 place,
@@ -153,15 +153,15 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
     )
     if wrong:
         raise BackboneError(
-            f"backbone '{source or backbone.name}': the masked-language head in its checkpoint is "
-            f"of another shape ({'; '.join(wrong[:3])}); it belongs to another encoder or "
-            "vocabulary: save the two together, or the encoder alone"
+            f"backbone '{source or backbone.name}': the masked-language head in its checkpoint has "
+            f"the wrong shape ({'; '.join(wrong[:3])}), from another encoder or vocabulary; save "
+            "encoder and head together, or the encoder alone"
         )
     return OwnHead(backbone, model.eval()).to(backbone.device), not missing
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:
-    """Initialise a new head like BERT's, a function of the seed alone."""
+    """Initialise a new head like BERT's, from a seed alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -173,19 +173,19 @@ def initialise(module: nn.Module, *, seed: int) -> None:
 
 
 class CondenserHead(nn.Module):
-    """New transformer layers over early token states and the text's late vector.
+    """Extra transformer layers over early token states and the late text vector.
 
-    Early layers know words but little of the whole; so to tell a masked word the head must find
-    the text's meaning in the vector, which is thereby pressed into it.
+    Early states carry little of the text's overall meaning. To predict masked words, the head must
+    take it from the vector, which pushes the encoder to store it there.
 
     Source:
-        Gao and Callan, arXiv 2104.08253, section 3.2. Differs: for encoders that pool by the mean
-        the pooled vector, not normalised, takes the place of the first token's late state.
+        Gao and Callan, arXiv 2104.08253, section 3.2. Differs: for encoders with mean pooling, the
+        pooled vector, not normalised, replaces the first token's late state.
     """
 
     def __init__(self, *, dim: int, heads: int, layers: int, seed: int) -> None:
         super().__init__()
-        # Not named as layers: the log counts the encoder's own by that name.
+        # Not called layers: the log counts the encoder's layers by that name.
         self.stack = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True
@@ -201,11 +201,11 @@ class CondenserHead(nn.Module):
         vectors: Float[Tensor, "texts dim"],
         mask: Tensor,
     ) -> Float[Tensor, "texts tokens dim"]:
-        """Return token states made from early ones and each text's vector.
+        """Compute token states from early ones and each text's vector.
 
         Args:
             early: Token states after the early layer.
-            vectors: The text's vector from the last layer.
+            vectors: Text vectors from the last layer.
             mask: 1 for tokens, 0 for padding on the right.
         """
         states = torch.cat([vectors.to(early.dtype).unsqueeze(1), early[:, 1:]], dim=1)
@@ -216,5 +216,5 @@ class CondenserHead(nn.Module):
 
 
 def head_count(dim: int, *, wanted: int) -> int:
-    """Return the number of heads nearest below the encoder's that divides the width."""
+    """Return the largest head count that divides the width, at most the encoder's."""
     return next(heads for heads in range(min(wanted, dim), 0, -1) if dim % heads == 0)

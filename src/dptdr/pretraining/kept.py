@@ -1,4 +1,4 @@
-"""Build the heads of a run, and keep them beside a backbone."""
+"""Build the heads of a run, and save them beside a backbone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ HEAD_FILE = "pretraining_head.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltHeads:
-    """Heads and their origin; ``None`` for a head that no objective needs."""
+    """Heads and their origins; ``None`` for heads that no objective needs."""
 
     heads: Heads
     mlm: Origin | None
@@ -37,20 +37,20 @@ class BuiltHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptHeads:
-    """The content of a head file: tensors by name, and the heads' settings."""
+    """Contents of a head file: tensors by name, and the heads' settings."""
 
     path: Path
     tensors: dict[str, Tensor]
     form: dict[str, str]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one head, without its name before them."""
+        """Return one head's tensors, without its name as a prefix."""
         start = f"{name}."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
 
 def has_mlm_head(backbone: Backbone, *, source: str | None = None) -> bool:
-    """Return whether the encoder comes with a masked-language head."""
+    """Check whether the encoder comes with a masked-language head."""
     kept = read_kept(source or backbone.name)
     return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone, source=source)[1]
 
@@ -63,17 +63,17 @@ def build_heads(
     frozen: bool,
     source: str | None = None,
 ) -> BuiltHeads:
-    """Build the heads that the objectives need.
+    """Build the heads required by the objectives.
 
     Args:
-        backbone: The encoder that is trained.
-        config: Form of the Condenser head, and the seed.
+        backbone: The encoder to be trained.
+        config: Shape of the Condenser head, and the seed.
         objectives: Parts of the loss.
-        frozen: Whether heads stay as they are after their warm-up, for training a prompt alone.
-        source: Folder or name that the encoder was loaded from; its own name by default.
+        frozen: Freeze the heads after their warm-up, for training a prompt only.
+        source: Folder or name the encoder was loaded from; its own name by default.
 
     Raises:
-        BackboneError: If kept heads do not fit the encoder.
+        BackboneError: If saved heads do not match the encoder.
         ConfigError: If the early layer is not one of the encoder's.
     """
     if not {"mlm", "condenser"} & set(objectives):
@@ -126,7 +126,7 @@ def _condenser(
     layers = backbone.geometry.layers
     if config.skip_from is not None and config.skip_from >= layers:
         raise ConfigError(
-            f"skip_from: expected a layer between 1 and {layers - 1} of '{backbone.name}', or none "
+            f"skip_from: expected a layer from 1 to {layers - 1} of '{backbone.name}', or none "
             f"for half of its {layers} layers, got {config.skip_from}"
         )
     wanted = int(getattr(backbone.model.config, "num_attention_heads", backbone.geometry.heads))
@@ -159,9 +159,9 @@ def copy_into(
             if wanted.get(name) != found.get(name)
         )
         raise BackboneError(
-            f"{path}: the kept heads are of another shape ({'; '.join(different[:3])}); pretrain "
-            "with the settings that they were made with (--head-layers), or remove the file to "
-            "start new heads"
+            f"{path}: the saved heads have a different shape ({'; '.join(different[:3])}); "
+            "pretrain with their original settings (--head-layers), or remove the file to start "
+            "with new heads"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -187,10 +187,10 @@ def write_kept(path: Path, heads: Heads) -> None:
 
 
 def read_kept(name: str) -> KeptHeads | None:
-    """Return the heads kept by an earlier pretraining, if any.
+    """Read the heads saved by an earlier pretraining, if any.
 
     Raises:
-        BackboneError: If the file is broken.
+        BackboneError: If the file is malformed.
     """
     folder = resolve(name)
     if folder is None or not (folder / HEAD_FILE).is_file():
@@ -202,7 +202,7 @@ def read_head_file(path: Path) -> KeptHeads:
     """Read a head file.
 
     Raises:
-        BackboneError: If the file is broken.
+        BackboneError: If the file is malformed.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -210,7 +210,7 @@ def read_head_file(path: Path) -> KeptHeads:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise BackboneError(
-            f"{path}: expected a safetensors file with kept heads: {error}; copy the backbone "
-            "again, or remove the file to start new heads"
+            f"{path}: expected a safetensors file with saved heads: {error}; copy the backbone "
+            "again, or remove the file to start with new heads"
         ) from None
     return KeptHeads(path=path, tensors=tensors, form=form)

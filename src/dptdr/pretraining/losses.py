@@ -1,4 +1,4 @@
-"""The span-contrastive loss: a pure function of vectors, siblings and owners."""
+"""The span-contrastive loss as a pure function of vectors, siblings and owners."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Scores of about this many cells, with their gradients, are in memory at a time.
+# Number of scores, with their gradients, in memory at a time.
 _SCORES_PER_BLOCK = 1 << 21
 
 
@@ -16,9 +16,9 @@ def ignored_columns(
     siblings: Int[Tensor, " rows"],
     owners: Int[Tensor, " columns"],
 ) -> Bool[Tensor, "rows columns"]:
-    """Mask a row's own column (``rows``) and copies of its document.
+    """Mask each row's own column (``rows``) and columns from duplicates of its document.
 
-    The sibling is never masked. ``owners`` identify the columns' documents.
+    The sibling is never masked. ``owners`` identifies the columns' documents.
     """
     ignored = owners[rows].unsqueeze(1) == owners.unsqueeze(0)
     return ignored.scatter(1, siblings.unsqueeze(1), value=False)
@@ -33,18 +33,18 @@ def span_terms(
     owners: Int[Tensor, " columns"],
     temperature: float,
 ) -> Float[Tensor, " rows"]:
-    """Return each span's cross entropy over all spans of the batch, its sibling the target.
+    """Compute each span's cross entropy over all spans in the batch, with its sibling as target.
 
     Args:
-        columns: Vectors of all spans of all processes.
+        columns: Vectors of all spans on all ranks.
         rows: Column of each span.
         siblings: Column of the other span of the same document.
         owners: Document of each column.
-        temperature: Divides dot products.
+        temperature: Divides the dot products.
 
     Source:
-        Gao and Callan, arXiv 2108.05540, equation 5. Differs: a temperature for encoders whose
-        vectors have length 1; a second copy of a document is not a negative.
+        Gao and Callan, arXiv 2108.05540, equation 5. Differs: a temperature, for encoders with
+        unit-length vectors; duplicates of a document are not negatives.
     """
     scores = vectors.float() @ columns.float().T / temperature
     ignored = ignored_columns(rows, siblings=siblings, owners=owners)
@@ -62,7 +62,7 @@ def span_loss(
     owners: Int[Tensor, " columns"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Return the sum of :func:`span_terms`, block by block, so that memory stays small."""
+    """Sum :func:`span_terms` block by block, to bound memory."""
     size = max(1, _SCORES_PER_BLOCK // max(1, len(columns)))
 
     def block(part: Tensor, everything: Tensor, start: int) -> Tensor:
@@ -77,7 +77,7 @@ def span_loss(
         ).sum()
 
     if size >= len(vectors):
-        # A process without rows still needs a backward path to the columns: the others wait.
+        # A rank without rows still needs a backward path to the columns: other ranks wait for it.
         return block(vectors, columns, 0) if len(vectors) else vectors.sum() + 0.0 * columns.sum()
     parts = [
         checkpoint(block, vectors[start : start + size], columns, start, use_reentrant=False)
@@ -92,7 +92,7 @@ def sibling_ranks(
     siblings: Int[Tensor, " columns"],
     owners: Int[Tensor, " columns"],
 ) -> Int[Tensor, " columns"]:
-    """Return the rank, from 1, of each span's sibling; ties count against it."""
+    """Rank each span's sibling, from 1; ties count against it."""
     rows = torch.arange(len(vectors), device=vectors.device)
     scores = vectors.float() @ vectors.float().T
     own = scores.gather(1, siblings.unsqueeze(1))

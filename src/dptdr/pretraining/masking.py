@@ -1,4 +1,4 @@
-"""Whole-word masking: a pure function of tokens, words and a generator."""
+"""Whole-word masking as a pure function of tokens, words and a generator."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from jaxtyping import Bool, Int
 MASKED_SHARE = 0.8
 RANDOM_SHARE = 0.1
 
-# Scripts without spaces would make one word of a sentence; longer words are cut to this.
+# Maximum word length: in scripts without spaces a whole sentence would be one word.
 LONGEST_WORD = 8
 
 
 class Masked(NamedTuple):
-    """Masked tokens, their places and targets."""
+    """Masked tokens, with the masked indices and their targets."""
 
     ids: Int[np.ndarray, " tokens"]
     places: Int[np.ndarray, " masked"]
@@ -30,27 +30,27 @@ def mask_words(
     ordinary: Int[np.ndarray, " ordinary"],
     generator: np.random.Generator,
 ) -> Masked:
-    """Choose whole words up to a share of the tokens, and mask most of their tokens.
+    """Select whole words up to a share of the tokens, and mask most of their tokens.
 
-    Words are drawn in random order; one that would exceed the share is passed over, and at least
-    one word is taken where there is any. Of the chosen tokens 80 % become the mask token, 10 % a
-    random ordinary token, 10 % stay as they are.
+    Words are drawn in random order; words that would exceed the share are skipped, but at least one
+    word is selected if there is any. Of the selected tokens, 80 % become the mask token, 10 % a
+    random ordinary token, and 10 % stay unchanged.
 
     Args:
         ids: Tokens without special ones.
-        starts: Which tokens begin a word.
-        maskable: Which tokens may be chosen; a word with another token in it is never chosen.
-        share: Share of the maskable tokens to choose.
+        starts: True for tokens that begin a word.
+        maskable: True for tokens that may be selected; a word with any other token never is.
+        share: Share of the maskable tokens to select.
         mask_id: The mask token.
-        ordinary: Tokens to draw random ones from.
-        generator: The only source of chance.
+        ordinary: Tokens to draw random replacements from.
+        generator: The only source of randomness.
 
     Returns:
-        The tokens as they are read, the chosen places in rising order, and their true tokens.
+        The masked tokens, the selected indices in ascending order, and their original tokens.
 
     Source:
         Devlin et al., arXiv 1810.04805, section 3.1; whole words as in the authors' later release.
-        Differs: words of more than 8 tokens are cut, so that a text without spaces is no one word.
+        Differs: words of more than 8 tokens are split, so that text without spaces is not one word.
     """
     words = split_words(starts)
     words = [word for word in words if maskable[word].all()]
@@ -78,10 +78,10 @@ def mask_words(
 
 
 def split_words(starts: Bool[np.ndarray, " tokens"]) -> list[Int[np.ndarray, " word"]]:
-    """Return the places of each word's tokens, long words cut.
+    """Return the token indices of each word, splitting long words.
 
     Args:
-        starts: Which tokens begin a word.
+        starts: True for tokens that begin a word.
     """
     if len(starts) == 0:
         return []

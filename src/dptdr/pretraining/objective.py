@@ -25,20 +25,20 @@ from dptdr.training.distributed import ProcessGroup
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.objective import StepStats
 
-# Texts are encoded in chunks of at most about this many tokens; the gradient is the same.
+# Texts are encoded in chunks of about this many tokens; gradients are unaffected.
 _TOKENS_PER_CHUNK = {"cpu": 4096}
 _TOKENS_PER_CHUNK_ELSEWHERE = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Heads on the encoder while it is pretrained.
+    """Heads attached to the encoder during pretraining.
 
     Args:
-        mlm: Predicts words from states; ``None`` for span contrast alone.
+        mlm: Predicts words from states; ``None`` for span contrast only.
         condenser: ``None`` without that objective.
-        trained: Parameters trained with the encoder, by name.
-        new: Randomly initialised parameters, which the warm-up trains alone.
+        trained: Parameters trained along with the encoder, by name.
+        new: Randomly initialised parameters, trained alone during warm-up.
     """
 
     mlm: MlmHead | None = None
@@ -48,7 +48,7 @@ class Heads:
 
 
 class MicroBatch(NamedTuple):
-    """Texts of one side that are encoded together, and their places in the batch."""
+    """Texts of one side encoded together, and their batch positions."""
 
     side: Side
     places: tuple[int, ...]
@@ -58,7 +58,7 @@ class MicroBatch(NamedTuple):
 class Siblings(NamedTuple):
     """Texts with siblings, and their documents.
 
-    ``places`` are numbers of texts; ``siblings`` are positions within ``places``.
+    ``places`` are text indices; ``siblings`` are indices into ``places``.
     """
 
     places: list[int]
@@ -67,7 +67,7 @@ class Siblings(NamedTuple):
 
 
 class States(NamedTuple):
-    """Token states of a chunk."""
+    """Early and late token states of a chunk."""
 
     early: Tensor
     late: Tensor
@@ -75,14 +75,14 @@ class States(NamedTuple):
 
 
 class PretrainingObjective:
-    """Gradients of one step, for a whole encoder or for a prompt alone.
+    """Gradients of one step, for a whole encoder or a prompt only.
 
     Args:
         method: ``full`` or ``deep-prompt``.
-        heads: The heads that the objectives need.
+        heads: Heads required by the objectives.
         objectives: Terms of the loss.
         temperature: Divides the scores of the span contrast.
-        on_parts: Called with the parts of each step's loss, on the first process.
+        on_parts: Called on rank 0 with each step's loss terms.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class PretrainingObjective:
         self._early = config.skip_from or max(1, method.backbone.geometry.layers // 2)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
+        """Return the trainable parameters by name."""
         return {**self.method.trained(), **self.heads.trained}
 
     def backward(self, step: int) -> StepStats:
-        """Add the gradients of one step, counted from 0, to the parameters."""
+        """Accumulate the gradients of one step, counted from 0."""
         self._seed_dropout(step)
         documents = self._documents(step, stream=TRAIN)
         texts = [text for document in documents for text in document.texts]
@@ -140,7 +140,7 @@ class PretrainingObjective:
         )
 
     def warm_up(self, step: int) -> float:
-        """Add the gradients of new heads alone and return the loss."""
+        """Accumulate gradients for new heads only, and return the loss."""
         documents = self._documents(step, stream=WARMUP)
         texts = [text for document in documents for text in document.texts]
         masked = self.world.sum_scalar(float(sum(len(text.targets) for text in texts)))
@@ -157,7 +157,7 @@ class PretrainingObjective:
 
     @torch.no_grad()
     def measure(self, *, bare: bool = False) -> dict[str, float]:
-        """Return the dev measures on the held-out documents, by this process alone.
+        """Compute dev measures on the held-out documents, on this rank only.
 
         ``bare`` leaves the prompt out.
         """
@@ -186,7 +186,7 @@ class PretrainingObjective:
         return {"negative loss": -loss, **found}
 
     def close(self) -> None:
-        """Stop the processes that read ahead."""
+        """Stop the prefetch workers."""
         if self._ahead is not None:
             self._ahead.close()
 
@@ -196,7 +196,7 @@ class PretrainingObjective:
         return self.reader.read(self._rows(step), step=step, stream=stream)
 
     def _rows(self, step: int) -> list[int]:
-        """Return this process's documents of a step."""
+        """Return this rank's documents in a step."""
         train = self.reader.documents.train
         items = sampling.batch_items(
             items=len(train), batch_size=self.config.batch_size, step=step, seed=self.config.seed
@@ -213,7 +213,7 @@ class PretrainingObjective:
                 module.draw_dropout(int(state[0] >> 1))
 
     def micro_batches(self, texts: Sequence[Text]) -> list[MicroBatch]:
-        """Cut a batch into chunks of texts of one side and of similar length."""
+        """Split a batch into chunks of one side with similar lengths."""
         chunks = []
         device = self.method.backbone.device
         for side in SIDES:
@@ -229,7 +229,7 @@ class PretrainingObjective:
         return chunks
 
     def states(self, chunk: MicroBatch) -> States:
-        """Run the encoder, prompt included, and return early and late token states."""
+        """Run the encoder with its prompt; return early and late token states."""
         backbone = self.method.backbone
         tokens = backbone.pad([text.ids for text in chunk.texts])
         inputs: dict[str, Any] = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
@@ -258,11 +258,11 @@ class PretrainingObjective:
         return PromptCall(prompt.attention(), feed_forward=prompt.feed_forward())
 
     def vectors(self, states: States) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text, as for retrieval."""
+        """Pool states to text vectors, as for retrieval."""
         return pool_states(states.late, states.mask, pooling=self.method.backbone.pooling)
 
     def word_losses(self, chunk: MicroBatch, states: States) -> dict[ObjectiveName, Tensor]:
-        """Return each masked-word loss, summed over masked tokens."""
+        """Compute each masked-word loss, summed over masked tokens."""
         rows = [number for number, text in enumerate(chunk.texts) for _ in text.places]
         places = [place for text in chunk.texts for place in text.places]
         head = self.heads.mlm
@@ -291,7 +291,7 @@ class PretrainingObjective:
 
 
 class _Pass:
-    """A step or a measure: sums over chunks, and the contrast over all."""
+    """One step or evaluation: sums over chunks, and the contrast over all spans."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class _Pass:
         self.objective = objective
         self.world = world or objective.world
         self.chunks = [chunk for chunk in chunks if objective.method.changes(chunk.side)]
-        # The passages of a query-only prompt pass the bare encoder, once, without a graph.
+        # With query-only prompts, encode passages once with the bare encoder, without a graph.
         self.fixed = [chunk for chunk in chunks if not objective.method.changes(chunk.side)]
         self.pairs = _siblings(documents)
         self.count = len(documents)
@@ -317,7 +317,7 @@ class _Pass:
         self.contrast = "contrastive" in objective.objectives
 
     def backward(self) -> float:
-        """Run forward and backward, and return the loss over all processes."""
+        """Run forward and backward passes; return the loss over all ranks."""
         if not self.contrast:
             for chunk in self.chunks:
                 loss = self.encode(chunk)[:, -1].sum()
@@ -341,7 +341,7 @@ class _Pass:
         return math.isfinite(self.world.sum_scalar(float(loss.detach())))
 
     def measure(self) -> tuple[float, Tensor]:
-        """Return the loss and the ranks of siblings, without gradients."""
+        """Return the loss and the sibling ranks, without gradients."""
         chunks = self.chunks + self.fixed
         made = []
         for chunk in chunks:
@@ -356,10 +356,10 @@ class _Pass:
         return self.loss(), sibling_ranks(vectors, siblings=siblings, owners=owners)
 
     def encode(self, chunk: MicroBatch) -> Float[Tensor, "texts columns"]:
-        """Return vectors, with the chunk's share of the masked-word loss in a further column.
+        """Return vectors, with the chunk's share of the masked-word loss in an extra column.
 
-        That column lets the words' gradient travel with the contrast's through GradCache. In its
-        first pass, which has no gradients, the heads are left out.
+        The column carries the word loss's gradient through GradCache along with the contrast's. The
+        heads are skipped in GradCache's first pass, which has no gradients.
         """
         states = self.objective.states(chunk)
         vectors = self.objective.vectors(states)
@@ -372,7 +372,7 @@ class _Pass:
         return torch.cat([vectors, column], dim=1)
 
     def loss_of(self, chunks: list[MicroBatch], made: list[Tensor]) -> Tensor:
-        """Return this process's part of the loss: words and contrast."""
+        """Compute this rank's part of the loss: words and contrast."""
         stacked = _ordered(chunks, made)
         return stacked[:, -1].sum() + self._contrast(stacked[self.pairs.places, :-1])
 
@@ -402,7 +402,7 @@ class _Pass:
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
 
     def losses(self) -> dict[str, float]:
-        """Return the mean of each part over all processes."""
+        """Return the mean of each loss term over all ranks."""
         found = {}
         for name in self.objective.objectives:
             count = self.paired if name == "contrastive" else self.masked
@@ -410,11 +410,11 @@ class _Pass:
         return found
 
     def loss(self) -> float:
-        """Return the sum of the parts."""
+        """Return the sum of all loss terms."""
         return sum(self.losses().values())
 
     def parts(self) -> dict[str, float]:
-        """Return the parts of the loss, and how many documents have fewer than two spans."""
+        """Return the loss terms and the number of documents with fewer than two spans."""
         return {
             **self.losses(),
             "documents": self.world.sum_scalar(float(self.count)),
@@ -437,7 +437,7 @@ def _siblings(documents: Sequence[Document]) -> Siblings:
 
 
 def _ordered(chunks: Sequence[MicroBatch], made: Sequence[Tensor]) -> Tensor:
-    """Return rows in the order of the batch's texts."""
+    """Reorder rows to batch order."""
     stacked = torch.cat(list(made))
     places = torch.tensor([p for chunk in chunks for p in chunk.places], device=stacked.device)
     return stacked[torch.argsort(places)]

@@ -1,4 +1,4 @@
-"""Pretrain an encoder, or a prompt alone, on the bare texts of a corpus."""
+"""Pretrain an encoder, or only a prompt, on the unlabelled texts of a corpus."""
 
 import contextlib
 import time
@@ -31,22 +31,22 @@ from dptdr.training.train import TrainingResult
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingResult:
-    """The result of a run.
+    """The result of a pretraining run.
 
     Args:
-        out: The backbone's or the task's folder.
-        temperature: Of the span contrast, or of the fused ranking's distribution.
+        out: Folder of the backbone or task.
+        temperature: Temperature of the span contrast, or of the fused ranking's distribution.
         history: Dev measures by step.
-        bare: Dev measures before training, of a prompt's run without prompt.
-        losses: The parts of the loss at the first and at the last step.
-        mlm_head: Where the masked-language head comes from; ``None`` if none was needed.
-        condenser_head: Where the Condenser head comes from; ``None`` if none was needed.
-        head_warmup: First and last loss of new heads; empty if there was no warm-up.
-        documents: Documents drawn in all steps.
-        single_span_documents: How many of them gave fewer than two spans, for masked words only.
-        seconds: Training time of this process, without evaluations.
-        tokens: Tokens that this process read in that time.
-        fingerprint: Of the backbone written, or of the one the prompt belongs to.
+        bare: Dev measures before training; for a prompt, without it.
+        losses: Loss terms at the first and last step.
+        mlm_head: Origin of the masked-language head; ``None`` if not needed.
+        condenser_head: Origin of the Condenser head; ``None`` if not needed.
+        head_warmup: First and last loss of new heads; empty without warm-up.
+        documents: Number of documents drawn over all steps.
+        single_span_documents: Number of them with fewer than two spans, used for masked words only.
+        seconds: This process's training time, without evaluations.
+        tokens: Tokens this process read in that time.
+        fingerprint: Fingerprint of the backbone written, or of the prompt's backbone.
         run_folder: Checkpoints and log.
     """
 
@@ -84,48 +84,48 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     note: Note | None = None,
     clock: Clock = time.monotonic,
 ) -> PretrainingResult | None:
-    """Pretrain an encoder, or with ``prompt`` a deep prompt alone, on a corpus without labels.
+    """Pretrain an encoder, or with ``prompt`` only a deep prompt, on an unlabelled corpus.
 
-    The same call once more returns at once; a stopped run is continued and ends in the same bytes.
-    Started by ``torchrun``, the processes share each batch; the first one writes.
+    Calling it again with the same arguments returns immediately. An interrupted run resumes and
+    produces byte-identical output. Under ``torchrun``, each batch is split across processes and
+    only rank 0 writes.
 
     Args:
         folder: The data; only its corpus is read.
-        out: What to write; the run's files go to ``OUT.pretraining``.
-        backbone: The encoder; it is not changed.
-        config: Settings.
-        prompt: Settings of the prompt to train with the backbone frozen; ``None`` trains a copy of
-            the whole encoder.
+        out: Output folder; the run's working files go to ``OUT.pretraining``.
+        backbone: The encoder; it is not modified.
+        prompt: Settings of a prompt to train on the frozen backbone; ``None`` trains a copy of the
+            whole encoder.
         start_rows: Another task's prompt rows to start from.
-        keep_head: Write the heads beside the backbone, to continue from them later.
-        force: Write a prompt that the objective fused has not made better.
-        overwrite: Start over, whatever is in ``OUT.pretraining``; an old result stays until the
+        keep_head: Save the heads beside the backbone, so that pretraining can continue.
+        force: Write a prompt even if the fused objective has not improved it.
+        overwrite: Start over, discarding ``OUT.pretraining``; an existing result remains until the
             new one is complete.
-        progress: Told about every step.
-        note: Told, on the first process, about what comes before the first step.
-        clock: Seconds, from any start.
+        progress: Called after every step.
+        note: Called on rank 0 with messages about the preparation.
+        clock: Monotonic time in seconds.
 
     Returns:
-        The result; ``None`` in every process but the first.
+        The result on rank 0, ``None`` on other ranks.
 
     Raises:
-        BackboneError: If the encoder cannot be pretrained so.
-        ConfigError: If settings or corpus do not fit.
+        BackboneError: If the encoder does not support the objectives.
+        ConfigError: If a setting is invalid, or the corpus is too small.
         NoGain: If the objective is fused and the prompt is no better than the backbone.
-        OutputError: If the result or the run was made with other settings, another process works
-            on it, or it cannot be written.
+        OutputError: If the existing result or run has other settings, another process is using it,
+            or it cannot be written.
         TrainingError: If the loss is not finite.
 
     Source:
-        Gao and Callan, arXiv 2104.08253 and 2108.05540. Differs: see docs/pretraining.md; prompts
-        alone are pretrained nowhere else.
+        Gao and Callan, arXiv 2104.08253 and 2108.05540. Differs: see docs/pretraining.md;
+        pretraining only a prompt is new here.
     """
     config.check()
     out = Path(out)
     refuse_source(out, backbone=backbone)
     if config.objectives == FUSED:
         if prompt is None:
-            raise ConfigError("objectives: fused trains a prompt alone; give its settings")
+            raise ConfigError("objectives: fused trains a prompt only; pass the prompt's settings")
         made = pretrain_fused(
             folder,
             out,
@@ -144,7 +144,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
         world = stack.enter_context(joined(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
-                f"batch_size: expected at least one document for each of {world.size} processes, "
+                f"batch_size: expected at least one document per process ({world.size}), "
                 f"got {config.batch_size}"
             )
         output = stack.enter_context(claimed(out, mark=mark, world=world))
@@ -177,7 +177,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
 
 
 def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
-    """Return the result of a finished run from its record."""
+    """Return a finished run's result from its record."""
     first, last = kept["losses"]
     changed = {
         "objectives": tuple(kept["objectives"]),

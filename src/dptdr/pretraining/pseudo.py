@@ -1,4 +1,4 @@
-"""Pseudo-queries from bare passages: titles, extracted sentences, key phrases."""
+"""Pseudo-queries from unlabelled passages: titles, extracted sentences, key phrases."""
 
 import math
 import re
@@ -16,12 +16,12 @@ _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 _MIN_WORDS = {"title": 2, "sentence": 4}
 _PHRASE_WORDS = 5
-# Words that more than this share of the passages hold say nothing about one of them.
+# Words in more than this share of the passages are not distinctive.
 _COMMON = 0.2
 
 
 class PseudoQuery(NamedTuple):
-    """A pseudo-query, and its passage without it."""
+    """A pseudo-query, and its passage with the query removed."""
 
     text: str
     row: int
@@ -35,17 +35,17 @@ Make: TypeAlias = Callable[[Passage, np.random.Generator], tuple[str, str] | Non
 def pseudo_queries(
     passages: Sequence[Passage], *, count: int, rows: Sequence[int], seed: int
 ) -> list[PseudoQuery]:
-    """Draw pseudo-queries, a function of the seed and the passages.
+    """Draw pseudo-queries from passages, determined by the seed.
 
-    Every passage yields one kind, drawn at random, before any yields a second.
+    Every passage yields one kind of pseudo-query, drawn at random, before any yields a second.
 
     Args:
-        passages: The pool; key phrases are words that few of its passages hold.
-        rows: Places in the pool of the passages that may be asked for.
+        passages: The pool; key phrases are words that occur in few of its passages.
+        rows: Indices in the pool of passages to draw from.
         seed: Random seed.
 
     Returns:
-        At most ``count``, in random order; fewer if the passages give no more.
+        Up to ``count`` pseudo-queries in random order.
     """
     frequency = Counter(
         word for passage in passages for word in {w.lower() for w in _WORD.findall(passage.content)}
@@ -89,7 +89,7 @@ def _sentence(passage: Passage, generator: np.random.Generator) -> tuple[str, st
 
 
 class _Phrases:
-    """Extracts key phrases: the words of highest tf-idf, in reading order."""
+    """Extracts key phrases: the words with the highest tf-idf, in reading order."""
 
     def __init__(self, frequency: Counter[str], *, passages: int) -> None:
         self._frequency = frequency

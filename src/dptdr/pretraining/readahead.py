@@ -1,4 +1,4 @@
-"""Read the batches of coming steps in other processes."""
+"""Prefetch the batches of the next steps in worker processes."""
 
 import multiprocessing
 from collections import deque
@@ -9,24 +9,24 @@ from concurrent.futures.process import BrokenProcessPool
 from dptdr.errors import TrainingError
 from dptdr.pretraining.documents import Document, Reader
 
-# Batches that are read, or being read, for each process: enough that none waits for the device.
+# Prefetched batches per worker, enough to keep all workers busy.
 _BATCHES_PER_PROCESS = 2
 
 _reader: Reader | None = None
 
 
 class ReadAhead:
-    """Returns a run's batches in order, read by other processes.
+    """Yields a run's batches in order, prefetched by worker processes.
 
-    What a batch holds is a function of its step, so that the number of processes changes nothing
-    but the speed. Each process keeps the documents' places: 48 bytes a document.
+    A batch is a function of its step, so that the number of workers affects only speed. Each worker
+    needs 48 bytes per document.
 
     Args:
-        reader: Reads; a copy of it, without the encoder, goes to each process.
-        rows: The documents of a step.
-        stream: Which use of the documents it is.
-        steps: Steps in all.
-        processes: How many processes.
+        reader: The reader; each worker gets a copy without the encoder.
+        rows: Returns the documents of a step.
+        stream: Random stream for this use of the documents.
+        steps: Total number of steps.
+        processes: Number of workers.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ReadAhead:
         self._steps = steps
         self._room = _BATCHES_PER_PROCESS * processes
         self._waiting: deque[tuple[int, Future[list[Document]]]] = deque()
-        # A forked process would take over a device that it must not use.
+        # Do not fork: a forked worker would inherit the device.
         self._pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
@@ -52,13 +52,13 @@ class ReadAhead:
         )
 
     def read(self, step: int) -> list[Document]:
-        """Return the documents of a step; the next steps are read meanwhile.
+        """Return a step's documents while the workers read the next steps.
 
         Args:
-            step: The step, one more than in the last call, or any.
+            step: Any step; usually one more than in the last call.
 
         Raises:
-            TrainingError: If a reading process was killed.
+            TrainingError: If a worker was killed.
         """
         while self._waiting and self._waiting[0][0] != step:
             self._waiting.popleft()[1].cancel()
@@ -72,12 +72,12 @@ class ReadAhead:
             return self._waiting.popleft()[1].result()
         except BrokenProcessPool:
             raise TrainingError(
-                f"step {step + 1}: a process that reads documents ahead has ended, perhaps for "
-                "want of memory; use fewer readers, and run again to continue"
+                f"step {step + 1}: a prefetch worker died, perhaps out of memory; use fewer "
+                "readers, and rerun to resume"
             ) from None
 
     def close(self) -> None:
-        """Stop the processes."""
+        """Stop the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""A pretraining run, from its parts to its result."""
+"""Run a pretraining, from building its parts to writing its result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ from dptdr.training.train import rows_digest, set_training_mode
 _INITIALISATION_TEXTS = 128
 
 Note: TypeAlias = Callable[[str], None]
-"""Told in a line what a run does before its first step, which may take a while."""
+"""Called with one-line messages about the preparation, which may take a while."""
 
 
 def chosen_objectives(
     config: PretrainingConfig, backbone: Backbone, *, prompt_only: bool
 ) -> tuple[ObjectiveName, ...]:
-    """Return the parts of the loss, by default those that fit the encoder.
+    """Return the loss terms, by default those suitable for the encoder.
 
-    A new head knows nothing that a prompt could learn from it, so masked words count for a prompt
-    only where a head comes with the encoder.
+    A prompt cannot learn from a new, untrained head, so masked words are used for a prompt only if
+    the encoder comes with a head.
     """
     if config.objectives:
         return tuple(name for name in OBJECTIVE_NAMES if name in config.objectives)
@@ -86,12 +86,12 @@ class PretrainingRun:
         world: ProcessGroup,
         keep_head: bool,
     ) -> "PretrainingRun":
-        """Build all parts and check them."""
+        """Build and validate all parts."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
         documents = Documents(folder, config)
         config = config.settled(len(documents.store))
         masks = bool({"mlm", "condenser"} & set(objectives))
-        # The cheap refusals come before the encoder is copied.
+        # Do the cheap checks before copying the encoder.
         reader = Reader(backbone, documents, config, masks=masks)
         _check_pairs(reader, folder, objectives=objectives)
         method = _method(backbone, documents, config, prompt=prompt, rows=start_rows)
@@ -152,7 +152,7 @@ class PretrainingRun:
     def train(
         self, *, keep_all: bool, progress: ProgressCallback | None, note: Note | None, clock: Clock
     ) -> dict[str, Any] | None:
-        """Train, or continue an earlier run, and write the result."""
+        """Train, or resume an earlier run, and write the result."""
         first = self.world.is_first
         self.begin(note=note if first else None)
         history = train_loop(
@@ -173,7 +173,7 @@ class PretrainingRun:
         return self.finish(history) if first else None
 
     def begin(self, *, note: Note | None) -> None:
-        """Record the run, warm up new heads, and measure the start."""
+        """Record the run, warm up new heads, and evaluate the start."""
         if self.world.is_first:
             self.folder.begin(self.identity)
         self.world.barrier()
@@ -184,11 +184,11 @@ class PretrainingRun:
             self.folder.log({"kind": "bare", "step": 0, **measures})
 
     def _warm_up(self, *, note: Note | None) -> None:
-        """Train new heads alone, or load them after a kill."""
+        """Train new heads alone, or load them when resuming."""
         heads = self.built.heads
         steps = self.config.warmup_steps_of_heads
-        # New Condenser layers over a head that knows its words learn with the encoder, as in the
-        # paper; a new masked-language head would first teach it noise. A prompt's heads stay.
+        # With a pretrained masked-language head, new Condenser layers train with the encoder, as in
+        # the paper; a new one would first feed it noise. When training a prompt, heads are frozen.
         frozen = not heads.trained
         if heads.new and steps and (frozen or self.built.mlm == "new"):
             done = self.folder.path / "heads.safetensors"
@@ -211,7 +211,7 @@ class PretrainingRun:
         for step in range(steps):
             optimizer.zero_grad(set_to_none=True)
             loss = self.objective.warm_up(step)
-            # Up over a tenth, down over the rest.
+            # Increase over the first tenth, then decrease.
             rise = (step + 1) / max(1, steps // 10)
             for group in optimizer.param_groups:
                 group["lr"] = self.config.head_learning_rate * min(rise, 1.0 - step / steps)
@@ -236,12 +236,12 @@ class PretrainingRun:
             copy_into(own, kept.part("condenser"), path=path)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint."""
+        """Return the tensors for a checkpoint."""
         heads = {n: p.detach().cpu().contiguous() for n, p in self.built.heads.trained.items()}
         return {**self.method.state(), **heads}
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the current parameters on the held-out documents."""
+        """Evaluate the current parameters on the held-out documents."""
         return self._measure(bare=False)
 
     def _measure(self, *, bare: bool) -> dict[str, float]:
@@ -252,7 +252,7 @@ class PretrainingRun:
             set_training_mode(self.method)
 
     def finish(self, history: dict[int, dict[str, float]]) -> dict[str, Any]:
-        """Load the best checkpoint, write backbone or task, and return the result."""
+        """Load the best checkpoint, write the backbone or task, and return the result."""
         best = best_step(history, measure=self.config.dev_measure)
         self._load(best)
         prompt_only = self.method.name != "full"
@@ -333,7 +333,9 @@ class PretrainingRun:
 def _warm_up_line(built: BuiltHeads, *, steps: int) -> str:
     found = {"masked-language head": built.mlm, "Condenser layers": built.condenser}
     new = " and ".join(name for name, origin in found.items() if origin == "new")
-    return f"new {new}: the checkpoint has none; trained alone first (--head-warmup-steps {steps})"
+    return (
+        f"{new} not in the checkpoint: training new ones alone first (--head-warmup-steps {steps})"
+    )
 
 
 def _part_log(folder: RunFolder) -> Any:
@@ -344,7 +346,7 @@ def _part_log(folder: RunFolder) -> Any:
 
 
 def log_records(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    """Return the lines of one kind in a run's log."""
+    """Return a run's log records of one kind."""
     return [record for record in folder.records() if record["kind"] == kind]
 
 
@@ -354,9 +356,9 @@ def _check_pairs(
     if "contrastive" in objectives and not reader.has_pairs():
         least = 2 * reader.config.min_span_tokens
         raise TrainingError(
-            f"{folder.path}: the objective contrastive needs documents of at least two different "
-            f"spans, and none of the first {reader.looked_at:,} reaches {least} tokens with two; "
-            "lower --least-span-tokens, or use --objectives mlm,condenser"
+            f"{folder.path}: objective contrastive needs documents with two different spans, at "
+            f"least {least} tokens in all, but none of the first {reader.looked_at:,} has them; "
+            "lower --min-span-tokens, or use --objectives mlm,condenser"
         )
 
 

@@ -1,4 +1,4 @@
-"""Write a pretrained encoder as a Hugging Face folder with its pooling."""
+"""Save a pretrained encoder as a Hugging Face folder with its pooling settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ _POOLING_NAMES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"
 
 
 def refuse_source(out: Path, *, backbone: Backbone) -> None:
-    """Refuse to overwrite the encoder being read.
+    """Refuse to overwrite the source encoder.
 
     Raises:
         ConfigError: If ``out`` is its folder.
@@ -26,22 +26,22 @@ def refuse_source(out: Path, *, backbone: Backbone) -> None:
     source = resolve(backbone.name)
     if source is not None and out.resolve() == source.resolve():
         raise ConfigError(
-            f"--out {out}: this is the backbone that is read; choose another folder, so that tasks "
-            "trained on it stay usable"
+            f"--out {out}: this is the source backbone; choose another folder, so that tasks "
+            "trained on it remain usable"
         )
 
 
 def save_backbone(
     path: Path, backbone: Backbone, *, facts: Mapping[str, Any], heads: Heads | None = None
 ) -> None:
-    """Write an encoder, its tokenizer and its pooling; the folder appears whole or not at all.
+    """Write an encoder, its tokenizer and its pooling settings, atomically.
 
     Args:
         facts: Contents of ``pretraining.json``.
-        heads: Heads to save with it, so that pretraining can continue.
+        heads: Heads to save along, so that pretraining can continue.
 
     Raises:
-        OutputError: If the folder cannot be written; an existing folder is unchanged.
+        OutputError: If writing fails; an existing folder is unchanged.
     """
     with atomic_folder(path) as folder:
         with quiet_transformers():
@@ -54,7 +54,7 @@ def save_backbone(
 
 
 def _write_modules(folder: Path, backbone: Backbone) -> None:
-    """Write sentence-transformers' files: pooling, lengths and prefixes."""
+    """Write the sentence-transformers files: pooling, lengths and prefixes."""
     pooling = backbone.pooling
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if pooling.normalise:

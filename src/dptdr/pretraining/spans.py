@@ -1,4 +1,4 @@
-"""Cut documents into spans of tokens."""
+"""Split documents into spans of tokens."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,17 @@ class Span(NamedTuple):
 def cut_spans(
     starts: Bool[np.ndarray, " tokens"], *, span_tokens: int, min_span_tokens: int
 ) -> list[Span]:
-    """Cut a document into spans of equal size that end between words.
+    """Split a document into equally sized spans that end between words.
 
     Args:
-        starts: Which tokens of the document begin a word.
-        span_tokens: Most tokens of a span.
-        min_span_tokens: A shorter document is still cut in two if both halves reach this.
+        starts: True for tokens that begin a word.
+        span_tokens: Maximum tokens per span.
+        min_span_tokens: A shorter document is still split in two if both halves have at least this
+            many tokens.
 
     Returns:
-        Spans in reading order, without gaps or overlap; one for a document that is too short to be
-        cut in two, none for an empty one.
+        Spans in reading order, without gaps or overlap: one for a document too short to split, none
+        for an empty one.
     """
     tokens = len(starts)
     if tokens == 0:
@@ -33,7 +34,7 @@ def cut_spans(
     count = max(-(-tokens // span_tokens), 2 if tokens >= 2 * min_span_tokens else 1)
     while True:
         bounds = _bounds(starts, count=count, span_tokens=span_tokens)
-        # Moving the cuts to words may leave too much for the last span: cut all finer then.
+        # Aligning cuts with words may make the last span too long: then use more spans.
         if tokens - bounds[-1] <= span_tokens:
             break
         count += 1
@@ -51,21 +52,17 @@ def _bounds(starts: Bool[np.ndarray, " tokens"], *, count: int, span_tokens: int
 def _word_start(
     starts: Bool[np.ndarray, " tokens"], wanted: int, *, after: int, span_tokens: int
 ) -> int:
-    """Return the last word start up to ``wanted``; too long a word is cut."""
+    """Return the last word start up to ``wanted``, splitting a word that is too long."""
     wanted = min(wanted, after + span_tokens)
     candidates = np.flatnonzero(starts[after + 1 : wanted + 1])
     return after + 1 + int(candidates[-1]) if len(candidates) else wanted
 
 
 def distinct_spans(spans: list[Span], ids: Int[np.ndarray, " tokens"]) -> list[Span]:
-    """Return the spans without duplicates.
+    """Remove duplicate spans, keeping the first of each in reading order.
 
     Args:
-        spans: Spans of a document.
         ids: The document's tokens.
-
-    Returns:
-        The first of each, in reading order.
     """
     first: dict[bytes, Span] = {}
     for span in spans:
@@ -74,14 +71,10 @@ def distinct_spans(spans: list[Span], ids: Int[np.ndarray, " tokens"]) -> list[S
 
 
 def draw_spans(spans: list[Span], *, generator: np.random.Generator) -> list[Span]:
-    """Return two different spans in random order, or the only one.
+    """Draw two different spans in random order, or fewer if there are not enough.
 
     Args:
-        spans: Spans of a document.
-        generator: The only source of chance.
-
-    Returns:
-        Two spans, one, or none if there are none.
+        generator: The only source of randomness.
     """
     if len(spans) < 2:
         return list(spans)
@@ -97,17 +90,16 @@ def shorten(
     min_span_tokens: int,
     generator: np.random.Generator,
 ) -> Span:
-    """Cut a share of the spans to a random length, between words.
+    """Shorten a random share of spans to random lengths, between words.
 
     Args:
-        span: The span.
-        starts: Which tokens of the document begin a word.
-        share: How often.
-        min_span_tokens: Not shorter than this, but for the rest of a word.
-        generator: The only source of chance.
+        starts: True for tokens of the document that begin a word.
+        share: Probability of shortening.
+        min_span_tokens: Minimum length, up to the end of a word.
+        generator: The only source of randomness.
 
     Returns:
-        The span or its beginning.
+        The span or a prefix of it.
     """
     short = generator.random() < share
     whole = span.stop - span.start

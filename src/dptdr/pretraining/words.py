@@ -1,4 +1,4 @@
-"""Word boundaries in tokens, for each kind of tokenizer."""
+"""Word boundaries in tokens, for each type of tokenizer."""
 
 import json
 import unicodedata
@@ -12,26 +12,27 @@ from dptdr.errors import BackboneError
 
 Kind = Literal["wordpiece", "byte-level", "sentencepiece", "end-of-word", "word"]
 
-# What a token's end is made of: letters and digits, other signs, or nothing that could tell.
+# Character class at a token's edge: letters and digits, other characters, or unknown.
 _LETTER, _SIGN, _UNKNOWN = 1, 2, 0
-_SPACE_MARK = "\u2581"  # SentencePiece writes a space so.
+_SPACE_MARK = "\u2581"  # SentencePiece's symbol for a space.
 _BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # Space, line feed, tab, return as bytes.
 
 
 class Words:
-    """Rules of a tokenizer: tokens that begin a word, tokens that may be masked.
+    """A tokenizer's word rules: tokens that begin a word, tokens that may be masked.
 
-    * WordPiece marks what goes on (``##ing``).
-    * Byte-level BPE and SentencePiece mark what follows a space; a change from letters to other
-      signs begins a word as well, so that a comma is not masked with the word before it.
+    * WordPiece marks continuations (``##ing``).
+    * Byte-level BPE and SentencePiece mark tokens that follow a space; a change from letters to
+    other
+      characters begins a word too, so that a comma is not masked with the preceding word.
     * Older BPE marks the end of a word (``</w>``).
 
     Args:
         tokenizer: A fast tokenizer.
-        vocabulary: Number of token ids that the encoder knows; ids beyond are never drawn.
+        vocabulary: Size of the encoder's vocabulary; larger ids are never drawn.
 
     Raises:
-        BackboneError: If the tokenizer is of none of these kinds.
+        BackboneError: If the tokenizer is of none of these types.
     """
 
     def __init__(self, tokenizer: Any, *, vocabulary: int) -> None:
@@ -51,11 +52,7 @@ class Words:
         self.ordinary: Int[np.ndarray, " ordinary"] = ordinary[ordinary < vocabulary]
 
     def starts(self, ids: Int[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
-        """Return which tokens begin a word; special tokens are words of their own.
-
-        Args:
-            ids: Tokens in reading order.
-        """
+        """Mark tokens that begin a word; each special token is its own word."""
         starts: Bool[np.ndarray, " tokens"] = self._begins[ids].copy()
         if len(ids) == 0:
             return starts
@@ -68,7 +65,7 @@ class Words:
         return starts
 
     def maskable(self, ids: Int[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
-        """Return which tokens are ordinary ones, neither special nor unknown."""
+        """Mark ordinary tokens, neither special nor unknown."""
         maskable: Bool[np.ndarray, " tokens"] = ~self._special[ids]
         return maskable
 
@@ -85,9 +82,9 @@ def _kind(settings: dict[str, Any], tokens: list[str]) -> Kind:
     marked = sum(token.startswith(_SPACE_MARK) for token in tokens)
     if max(byte_level, marked) == 0:
         raise BackboneError(
-            f"the tokenizer (model {model.get('type')}) marks words neither as WordPiece ('##'), "
-            f"nor as byte-level BPE ('{_BYTE_SPACES[0]}'), nor as SentencePiece ('{_SPACE_MARK}'), "
-            "so whole words cannot be masked; use --objectives contrastive"
+            f"expected a tokenizer with words marked as in WordPiece ('##'), byte-level BPE "
+            f"('{_BYTE_SPACES[0]}') or SentencePiece ('{_SPACE_MARK}'), got model "
+            f"{model.get('type')}; use --objectives contrastive, which masks no words"
         )
     return "byte-level" if byte_level >= marked else "sentencepiece"
 
@@ -95,7 +92,7 @@ def _kind(settings: dict[str, Any], tokens: list[str]) -> Kind:
 def _marks(
     settings: dict[str, Any], tokens: list[str], kind: Kind
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return per token: begins a word, ends one, and what its first and last characters are."""
+    """Return per token: begins a word, ends one, and its first and last character classes."""
     size = len(tokens)
     begins, ends = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
     first, last = np.zeros(size, dtype=np.int8), np.zeros(size, dtype=np.int8)
@@ -120,7 +117,7 @@ def _marks(
 
 
 def _class(character: str) -> int:
-    # Half of a character's bytes decode to the replacement sign: it could be anything.
+    # Incomplete characters decode to the replacement character: their class is unknown.
     if character == "\ufffd":
         return _UNKNOWN
     return _LETTER if unicodedata.category(character)[0] in "LNM" else _SIGN

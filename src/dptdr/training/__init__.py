@@ -1,1 +1,1 @@
-"""Losses, GradCache, processes, the training loop, checkpoint selection."""
+"""Losses, GradCache, distributed training, the training loop and checkpoint selection."""

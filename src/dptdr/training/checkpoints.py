@@ -1,4 +1,4 @@
-"""The working folder of a training run: checkpoints to choose from, a state to resume from."""
+"""The working folder of a training run: its checkpoints, log and resume state."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from dptdr.errors import TrainingError
 from dptdr.io.atomic import atomic_file, atomic_folder, read_json, write_json, writing
 
 Record: TypeAlias = Mapping[str, Any]
-"""A line of the log; it has a ``step`` and a ``kind``: step, dev, bare or health."""
+"""One log record, with a ``step`` and a ``kind``: step, dev, bare or health."""
 
 
 class RunFolder:
-    """Files of one training run, beside the bundle that it will write.
+    """Working files of a training run, kept beside its future bundle.
 
     ::
 
         run.json         settings and data of the run
         log.jsonl        one line per step, evaluation and health check
-        checkpoints/     step-0000075.safetensors: what was trained, nothing else
-        last/            state.safetensors, state.json: what resuming starts from
-        failed.json      step and batch of a loss that was not finite
+        checkpoints/     step-0000075.safetensors: trained parameters only
+        last/            state.safetensors, state.json: resume state
+        failed.json      step and batch of a non-finite loss
     """
 
     def __init__(self, path: Path, *, mirror: Callable[[Record], None] | None = None) -> None:
@@ -39,19 +39,19 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Record the run's identity."""
+        """Record the run's settings and data."""
         write_json(self.path / "run.json", dict(identity))
 
     def forget_failure(self) -> None:
-        """Remove an earlier attempt's report of a loss that was not finite."""
+        """Remove an earlier attempt's report of a non-finite loss."""
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def began(self) -> dict[str, Any] | None:
-        """Return what :meth:`begin` recorded, ``None`` if there is no run."""
+        """Return what :meth:`begin` recorded, or ``None`` if there is no run."""
         return self.identity() if (self.path / "run.json").is_file() else None
 
     def identity(self) -> dict[str, Any]:
-        """Return what :meth:`begin` wrote.
+        """Return what :meth:`begin` recorded.
 
         Raises:
             TrainingError: If there is no run in this folder.
@@ -66,34 +66,34 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:07d}.safetensors"
 
     def checkpoint_steps(self) -> list[int]:
-        """Return the steps that have a checkpoint."""
+        """Return the steps with a checkpoint."""
         found = (self.path / "checkpoints").glob("step-*.safetensors")
         return sorted(int(path.stem.removeprefix("step-")) for path in found)
 
     def save_checkpoint(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint: only what was trained."""
+        """Write a checkpoint with the trained parameters only."""
         with atomic_file(self.checkpoint_path(step)) as handle:
             handle.write(safetensors.torch.save(dict(state)))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """Read a checkpoint.
+        """Load a step's checkpoint.
 
         Raises:
-            TrainingError: If there is none of this step.
+            TrainingError: If there is none.
         """
         path = self.checkpoint_path(step)
         if not path.is_file():
             steps = ", ".join(map(str, self.checkpoint_steps())) or "none"
-            raise TrainingError(f"{self.path}: no checkpoint of step {step}; there is {steps}")
+            raise TrainingError(f"{self.path}: no checkpoint for step {step}; available: {steps}")
         state: dict[str, Tensor] = safetensors.torch.load_file(path)
         return state
 
     def drop_checkpoint(self, step: int) -> None:
-        """Remove a checkpoint that is too large to keep (full fine-tuning)."""
+        """Remove a checkpoint, such as a large one from full fine-tuning."""
         self.checkpoint_path(step).unlink(missing_ok=True)
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the state to resume from; the previous one stays until this is complete."""
+        """Write the resume state; the previous one remains until this is complete."""
         with atomic_folder(self.path / "last") as temporary:
             safetensors.torch.save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -102,7 +102,7 @@ class RunFolder:
             write_json(temporary / "state.json", dict(facts))
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return what :meth:`save_state` wrote, or ``None`` for a fresh run."""
+        """Load the resume state, or ``None`` for a fresh run."""
         last = self.path / "last"
         if not (last / "state.json").is_file():
             return None
@@ -124,7 +124,7 @@ class RunFolder:
             self._mirror(record)
 
     def _ends_in_half_a_line(self) -> bool:
-        """Return whether the last line was cut short."""
+        """Check whether the last line is incomplete."""
         if not self.log_path.is_file() or not self.log_path.stat().st_size:
             return False
         with self.log_path.open("rb") as handle:
@@ -132,7 +132,7 @@ class RunFolder:
             return handle.read() != b"\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log; of a step logged twice around a crash only the later line counts."""
+        """Return the log; if a step was logged again after a crash, the later record counts."""
         if not self.log_path.is_file():
             return []
         found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -140,7 +140,7 @@ class RunFolder:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                continue  # The line that a kill cut short.
+                continue  # Truncated when the process was killed.
             found[(record["kind"], record["step"])] = record
         return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
 
@@ -148,7 +148,7 @@ class RunFolder:
         """Return the dev measures by step.
 
         Raises:
-            TrainingError: If none was taken.
+            TrainingError: If there are none.
         """
         history = {
             int(record["step"]): {k: v for k, v in record.items() if isinstance(v, float)}
@@ -163,7 +163,7 @@ class RunFolder:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Return an optimiser's state as named tensors."""
+    """Return an optimizer's state as named tensors."""
     tensors = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
@@ -177,12 +177,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore what :func:`optimizer_tensors` returned."""
+    """Restore the state returned by :func:`optimizer_tensors`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
         prefix = f"optimizer|{name}|"
         state = {
-            # Step counters stay on the CPU, where the optimiser keeps them.
+            # Optimizers keep step counters on the CPU.
             key.removeprefix(prefix): value.clone().to(parameter.device if value.dim() else "cpu")
             for key, value in tensors.items()
             if key.startswith(prefix)

@@ -1,4 +1,4 @@
-"""Several processes: the only user of torch.distributed."""
+"""Distributed training; the only module that uses torch.distributed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes of a run; one process works without a process group."""
+    """The ranks of a run; a single process needs no torch process group."""
 
     def __init__(self, *, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
@@ -24,18 +24,18 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and prints."""
+        """True on rank 0, which writes files and prints."""
         return self.rank == 0
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes in rank order; gradients flow back to each.
+        """Gather rows from all ranks, in rank order; gradients flow back to each rank.
 
         Args:
-            rows: ``[rows, ...]``; the number of rows may differ between processes.
+            rows: ``[rows, ...]``; the number of rows may differ between ranks.
 
         Returns:
-            ``[rows of all, ...]``. In the backward pass every process gets the sum of all
-            processes' gradients for its rows.
+            ``[all rows, ...]``. In the backward pass, each rank receives the sum over all ranks of
+            the gradients of its rows.
         """
         if self.size == 1:
             return rows
@@ -46,7 +46,7 @@ class ProcessGroup:
         return gathered
 
     def gather_integers(self, value: int) -> list[int]:
-        """Return each process's integer, in rank order."""
+        """Gather one integer from each rank, in rank order."""
         if self.size == 1:
             return [value]
         own = torch.tensor([value], dtype=torch.long, device=_device())
@@ -55,7 +55,7 @@ class ProcessGroup:
         return [int(part) for part in parts]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up the processes' gradients in place."""
+        """Sum gradients over all ranks, in place."""
         if self.size == 1:
             return
         for parameter in parameters:
@@ -64,7 +64,7 @@ class ProcessGroup:
             torch.distributed.all_reduce(parameter.grad)
 
     def sum_scalar(self, value: float) -> float:
-        """Return the sum of a number over all processes."""
+        """Sum a number over all ranks."""
         if self.size == 1:
             return value
         total = torch.tensor([value], dtype=torch.float64, device=_device())
@@ -72,14 +72,14 @@ class ProcessGroup:
         return float(total)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of the first process, in place."""
+        """Overwrite tensors with those of rank 0, in place."""
         if self.size == 1:
             return
         for tensor in tensors:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return the value of the first process in every process."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         values = [value]
@@ -87,10 +87,10 @@ class ProcessGroup:
         return values[0]
 
     def on_first(self, call: Callable[[], T]) -> T:
-        """Call in the first process and return its result everywhere; its error stops all.
+        """Call a function on rank 0 and return its result, or raise its error, on every rank.
 
         Raises:
-            DptdrError: What the call raised, or its words in the other processes.
+            DptdrError: The original error on rank 0; an error with the same message elsewhere.
         """
         value: T | None = None
         error: DptdrError | None = None
@@ -105,13 +105,13 @@ class ProcessGroup:
         return cast(T, value)
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all ranks."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather of rows whose backward sums the gradients of all processes."""
+    """All-gather of rows whose backward pass sums the gradients over ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
@@ -128,7 +128,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _gather(rows: Tensor, *, counts: list[int]) -> Tensor:
-    """Gather different numbers of rows, padded to the largest."""
+    """Gather varying numbers of rows, padding to the largest."""
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows.detach()
@@ -142,14 +142,14 @@ def _device() -> str:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the device of this process; each process on a machine gets another GPU."""
+    """Return this rank's device; ranks on a machine use different GPUs."""
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 class SharedOutput:
-    """An output that several processes share and the first one writes."""
+    """An output shared by all ranks and written by rank 0."""
 
     def __init__(self, world: ProcessGroup, output: Output | None) -> None:
         self._world = world
@@ -163,7 +163,7 @@ class SharedOutput:
         began: Mapping[str, Any] | None,
         overwrite: bool,
     ) -> bool:
-        """Return whether the output is complete, in every process; see :meth:`Output.begin`."""
+        """Check on every rank whether the output is complete; see :meth:`Output.begin`."""
 
         def begin() -> bool:
             assert self._output is not None
@@ -173,24 +173,24 @@ class SharedOutput:
 
     @property
     def result(self) -> Any:
-        """What the first process kept of a complete output, ``None`` elsewhere."""
+        """Recorded result of a complete output on rank 0, ``None`` elsewhere."""
         return None if self._output is None else self._output.result
 
     def finish(self, result: Any) -> None:
-        """Record in the first process that the output is complete."""
+        """Mark the output as complete, on rank 0."""
         if self._output is not None:
             self._output.finish(result)
 
 
 @contextlib.contextmanager
 def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOutput]:
-    """Claim an output for all processes; see :func:`dptdr.io.resume.claim`.
+    """Claim an output for all ranks; see :func:`dptdr.io.resume.claim`.
 
     Args:
-        mark: The file by which a folder of ours is known.
+        mark: File that identifies the folder as written by dptdr.
 
     Raises:
-        OutputError: In every process, if the first one cannot claim it.
+        OutputError: On every rank, if rank 0 cannot claim it.
     """
     with contextlib.ExitStack() as stack:
         outputs: list[Output] = []
@@ -200,13 +200,13 @@ def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOut
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started, if any.
+    """Join the process group started by ``torchrun``, if any.
 
     Args:
-        device: ``cuda`` takes nccl, everything else gloo.
+        device: ``cuda`` uses nccl, anything else gloo.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # A caller's process group: used as it is, and left open.
+        # The caller already has a process group: use it, and leave it open.
         yield ProcessGroup(
             rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size()
         )

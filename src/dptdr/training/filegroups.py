@@ -1,4 +1,4 @@
-"""Training groups from a file, without the dev queries."""
+"""Training groups read from a file, excluding dev queries."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +19,14 @@ _POSITIVE_FIELDS = ("positives", "positive_passages", "positive_document_ids", "
 
 
 class FileGroups:
-    """Groups of a training file: mined negatives, our own groups, Tevatron's or DPR's format.
+    """Groups from a training file: mined negatives, or dptdr's, Tevatron's or DPR's format.
 
-    Left out are the dev queries, which would tell the answers, and queries without a positive,
-    which teach nothing; both are counted. The file is read once from first to last, so broken JSON
-    is found before training starts; after that each group is read when its turn comes.
+    Dev queries (which would leak answers) and queries without a positive are skipped and counted.
+    The file is read through once, so malformed JSON is found before training starts; each group is
+    then read on demand.
 
     Raises:
-        DataError: If the file is missing or broken; names file, line and field.
+        DataError: If the file is missing or malformed; names file, line and field.
         TrainingError: If no group is left.
     """
 
@@ -46,7 +46,7 @@ class FileGroups:
         texts = {normalised(text) for text in held_out.values()}
         ids = set(held_out)
         if self.format in ("mined", "groups"):
-            # A dev query's text may stand in the folder under a second id.
+            # The same text may have a second id in the folder.
             ids |= {query.id for query in folder.queries() if normalised(query.text) in texts}
         rows = int_array()
         of_tokens = self.format == "groups" and tokens is not None and _first_is_tokens(path)
@@ -64,7 +64,7 @@ class FileGroups:
         self._rows: Int64[np.ndarray, " groups"] = as_numbers(rows)
         if not len(self._rows):
             raise TrainingError(
-                f"{path}: no group to train on is left: {self.held_out} belong to dev queries, "
+                f"{path}: no training groups left; {self.held_out} belong to dev queries, "
                 f"{self.without_positive} have no positive"
             )
 
@@ -73,7 +73,7 @@ class FileGroups:
         return len(self._rows)
 
     def __getitem__(self, item: int) -> TrainingGroup:
-        """Return one group; a DataError names file, line and field if it is broken."""
+        """Read one group; a DataError names file, line and field if it is malformed."""
         return self._file[int(self._rows[item])]
 
 
@@ -85,6 +85,6 @@ def _first_is_tokens(path: Path) -> bool:
 def _is_held_out(record: Mapping[str, Any], *, ids: set[str], texts: set[str]) -> bool:
     text = next((record[f] for f in ("query", "query_text", "question") if f in record), None)
     if isinstance(text, str):
-        # Ids of a foreign file may be anything; its texts tell.
+        # Ids in foreign files are arbitrary, so compare texts.
         return normalised(text) in texts
     return str(record.get("query_id")) in ids

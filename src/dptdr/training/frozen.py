@@ -1,7 +1,7 @@
-"""Frozen linear layers in the layout that the processor multiplies fastest.
+"""Frozen linear layers, prepacked for fast CPU matrix products.
 
-Weights that nobody trains can be arranged, and rounded, once for a whole run instead of in every
-product. Trainable weights change every step, so they cannot be packed once.
+Frozen weights can be rearranged and rounded once per run instead of in every product. Trainable
+weights change every step, so they cannot be packed once.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# The layout is chosen for about this many rows a product; others are as right, if less fast.
+# The layout is tuned for about this many rows per product; other sizes work too, more slowly.
 _ROWS = 512
 
 
 class FrozenLinears:
-    """All linear layers of a model whose weights are not trained, arranged for products on a CPU.
+    """A model's frozen linear layers, prepacked for CPU matrix products.
 
     Args:
-        model: The model; it is not changed. Its frozen weights must stay as they are from now on.
-        kind: Number type of the products. Elsewhere than on a CPU, or where torch's oneDNN cannot
-            multiply in it, nothing is arranged and the layers compute as ever.
+        model: The model; it is not modified. Its frozen weights must not change from now on.
+        kind: Dtype of the products. Off the CPU, or if oneDNN does not support the dtype, nothing
+            is packed and the layers compute as usual.
     """
 
     def __init__(self, model: nn.Module, *, kind: torch.dtype) -> None:
@@ -34,12 +34,12 @@ class FrozenLinears:
                 self._layers.append((module, _Packed(module.weight.detach(), kind=kind)))
 
     def __len__(self) -> int:
-        """Number of layers that were arranged."""
+        """Number of packed layers."""
         return len(self._layers)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let the layers compute with the arranged weights."""
+        """Compute with the packed weights within the block."""
         try:
             for module, packed in self._layers:
                 module.forward = _forward(module, packed)  # type: ignore[method-assign]
@@ -52,7 +52,7 @@ class FrozenLinears:
 def _can_multiply(kind: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
-    # Processors without AVX-512 have no product in bfloat16; torch then multiplies without oneDNN.
+    # Without AVX-512, oneDNN has no bfloat16 product, and torch does not use oneDNN.
     return kind != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -64,7 +64,7 @@ def _is_frozen(module: nn.Linear) -> bool:
 
 
 class _Packed:
-    """A weight and its transpose, in the number type and layout of the products."""
+    """A weight and its transpose, in the dtype and layout of the products."""
 
     def __init__(self, weight: Tensor, *, kind: torch.dtype) -> None:
         self.kind = kind
@@ -86,7 +86,7 @@ def _forward(module: nn.Linear, packed: _Packed) -> Any:
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """A linear layer with a gradient for its inputs alone."""
+    """A linear layer with gradients for its inputs only."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, packed: _Packed, bias: Tensor | None) -> Tensor:

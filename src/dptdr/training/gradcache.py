@@ -1,4 +1,4 @@
-"""GradCache: the gradient of a large batch in the memory of a small chunk."""
+"""GradCache: exact gradients of a large batch with the memory of a small chunk."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,21 +12,21 @@ Proceed = Callable[[Tensor], bool]
 
 
 class GeneratorState:
-    """The state of the random generators before a forward pass, to repeat it."""
+    """A snapshot of the random generators, to replay a forward pass."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def restore(self) -> None:
-        """Restore the generators."""
+        """Restore the snapshot."""
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)
 
 
 def is_finite(loss: Tensor) -> bool:
-    """Return whether a loss is a finite number."""
+    """Check whether a loss is finite."""
     return bool(torch.isfinite(loss))
 
 
@@ -37,16 +37,16 @@ def whole_backward(
     *,
     proceed: Proceed = is_finite,
 ) -> Tensor:
-    """Encode all chunks with their activations kept, and run one backward pass.
+    """Encode all chunks, keeping their activations, and run one backward pass.
 
     Args:
-        encode: Turns a chunk into vectors, with gradients to the trained parameters.
-        loss_of: The loss of all vectors, one tensor per chunk.
+        encode: Encodes a chunk, with gradients to the trainable parameters.
+        loss_of: Computes the loss from all vectors, one tensor per chunk.
         proceed: Predicate on the loss: run the backward pass? All ranks must agree, otherwise
             they deadlock.
 
     Returns:
-        The loss, detached; gradients are added to the parameters'.
+        The detached loss; gradients accumulate on the parameters.
     """
     loss = loss_of([encode(chunk) for chunk in chunks])
     if proceed(loss):
@@ -61,19 +61,19 @@ def cached_backward(
     *,
     proceed: Proceed = is_finite,
 ) -> Tensor:
-    """Do what :func:`whole_backward` does with the activations of one chunk at a time.
+    """Like :func:`whole_backward`, but keep the activations of one chunk at a time.
 
-    Every chunk but the last is encoded twice: first without a graph, to know all vectors and the
-    loss's gradient on them; then with one, under the same random numbers, to carry that gradient
-    on. The last chunk keeps its graph from the first pass.
+    Every chunk but the last is encoded twice: first without a graph, to get all vectors and the
+    loss's gradient with respect to them, then with a graph and the same random state, to
+    backpropagate that gradient. The last chunk keeps its graph from the first pass.
 
     Args:
-        encode: Turns a chunk into vectors; called twice with each chunk but the last.
-        loss_of: The loss of all vectors, one tensor per chunk.
+        encode: Encodes a chunk; called twice for each chunk but the last.
+        loss_of: Computes the loss from all vectors, one tensor per chunk.
         proceed: As for :func:`whole_backward`.
 
     Returns:
-        The loss, detached; gradients are added to the parameters'.
+        The detached loss; gradients accumulate on the parameters.
 
     Source:
         Gao et al., arXiv 2101.06983, section 3.2. Differs: the last chunk is encoded once.

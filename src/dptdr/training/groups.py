@@ -12,7 +12,7 @@ from dptdr.records import Passage, Qrels, Query, TrainingGroup
 
 @runtime_checkable
 class Groups(Protocol):
-    """A numbered collection of training groups; texts may be read when asked for."""
+    """A sequence of training groups; implementations may read texts on demand."""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -24,10 +24,10 @@ class Groups(Protocol):
 
 
 class QrelsGroups:
-    """Groups of judged queries; queries of the same text are one group.
+    """Groups built from qrels, with queries of the same text merged.
 
     Args:
-        qrels: Judgements; passages of grade ``min_grade`` and above are positives.
+        qrels: Judgements; passages with grade ``min_grade`` or higher are positives.
 
     Raises:
         TrainingError: If no query has a positive.
@@ -53,8 +53,8 @@ class QrelsGroups:
             found.update(dict.fromkeys(positives))
         if not by_text:
             raise TrainingError(
-                f"no query has a positive of grade {min_grade} or more, so there is nothing to "
-                "train on; check the train qrels with `dptdr data inspect`"
+                f"no query has a positive with grade {min_grade} or higher; check the train qrels "
+                "with `dptdr data inspect`"
             )
         self._groups = [
             TrainingGroup(
@@ -76,7 +76,7 @@ class QrelsGroups:
 
 
 class OwnPassages:
-    """Groups of queries that are passages themselves."""
+    """Wrap groups, recording the own passage of queries that are also in the corpus."""
 
     def __init__(self, groups: Groups, own: Mapping[str, str]) -> None:
         self._groups = groups
@@ -93,17 +93,17 @@ class OwnPassages:
 
 
 def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:
-    """Return up to ``count`` queries and as many of their positives, for initialisation."""
+    """Sample up to ``count`` queries and as many of their positives, for initialisation."""
     order = np.random.default_rng([7, seed]).permutation(len(groups))[:count]
     chosen = [groups[int(item)] for item in order]
     return [g.query for g in chosen], [g.positives[0] for g in chosen]
 
 
 def held_out_split(qrels: Qrels, *, max_queries: int, seed: int) -> tuple[Qrels, Qrels]:
-    """Split judged queries into (train, dev) where a data set has no dev split.
+    """Split judged queries into (train, dev) for a data set without a dev split.
 
-    A tenth of the queries, at least ten and at most ``max_queries``, becomes dev; with fewer than
-    twenty queries a half.
+    A tenth of the queries becomes dev, at least 10 and at most ``max_queries``; with fewer than 20
+    queries, half of them.
 
     Raises:
         TrainingError: If there are fewer than two judged queries.
@@ -111,8 +111,8 @@ def held_out_split(qrels: Qrels, *, max_queries: int, seed: int) -> tuple[Qrels,
     ids = sorted(qrels)
     if len(ids) < 2:
         raise TrainingError(
-            f"expected at least two judged train queries, got {len(ids)}: one to train on, one to "
-            "select the checkpoint by; add queries or a dev split"
+            f"expected at least two judged train queries, one to train on and one to select the "
+            f"checkpoint by, got {len(ids)}; add queries or a dev split"
         )
     count = min(max_queries, max(10, len(ids) // 10), len(ids) // 2)
     order = np.random.default_rng([11, seed]).permutation(len(ids))
@@ -122,11 +122,11 @@ def held_out_split(qrels: Qrels, *, max_queries: int, seed: int) -> tuple[Qrels,
 
 
 class DevSet:
-    """The dev set: queries and a small corpus.
+    """Dev queries, their judgements and a small corpus.
 
     Args:
-        passages: The corpus: all judged passages of the queries, and others drawn at random.
-        keep_identical: Whether a query that is a passage may find itself.
+        passages: The corpus: all judged passages plus randomly drawn ones.
+        keep_identical: Allow a query that is also a passage to retrieve itself.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class DevSet:
 def load_texts(
     folder: BeirFolder, *, query_ids: set[str], passage_ids: set[str]
 ) -> tuple[dict[str, str], dict[str, Passage]]:
-    """Return the texts of the wanted queries and passages; each file is read once.
+    """Load the requested query and passage texts, reading each file once.
 
     Raises:
-        TrainingError: If an id that the qrels name is missing.
+        TrainingError: If an id from the qrels is missing.
     """
     queries = {q.id: q.text for q in folder.queries() if q.id in query_ids}
     passages = {p.id: p for p in folder.passages() if p.id in passage_ids}
@@ -160,8 +160,8 @@ def load_texts(
         missing = sorted(wanted - have)
         if missing:
             raise TrainingError(
-                f"{folder.path}: the qrels name {len(missing)} unknown {kind} ids, the first is "
-                f"'{missing[0]}'; see `dptdr data inspect`"
+                f"{folder.path}: the qrels have {len(missing)} unknown {kind} ids, such as "
+                f"'{missing[0]}'; run `dptdr data inspect`"
             )
     return queries, passages
 
@@ -169,10 +169,10 @@ def load_texts(
 def draw_dev_ids(
     qrels: Qrels, corpus_ids: Iterable[str], *, queries: int, passages: int, seed: int
 ) -> tuple[Qrels, set[str]]:
-    """Return the dev judgements that are used and the ids of the dev corpus.
+    """Draw dev queries and the ids of the dev corpus.
 
     Args:
-        passages: Size of the corpus; judged passages always belong to it, even beyond this.
+        passages: Corpus size; judged passages are always included, even beyond it.
 
     Returns:
         Judgements of the drawn queries, and the passage ids.
@@ -184,11 +184,11 @@ def draw_dev_ids(
     wanted: dict[str, None] = {}
     for query_id in chosen:
         judged = qrels[query_id]
-        # A query with very many positives may bring in a few only; the others are not judged then.
+        # Keep only some positives of a query with very many, and drop the other judgements.
         taken = dict(sorted(judged.items(), key=lambda pair: -pair[1])[: max(1, passages // 10)])
         kept[query_id] = taken
         wanted.update(dict.fromkeys(taken))
-    # Positives that were not taken must not stand in the corpus unjudged.
+    # Dropped positives must not be in the corpus unjudged.
     banned = {p for q in chosen for p, grade in qrels[q].items() if grade > 0 and p not in kept[q]}
     others = [p for p in corpus_ids if p not in wanted and p not in banned]
     room = max(0, passages - len(wanted))

@@ -1,4 +1,4 @@
-"""The prompt's share of attention, by layer and head, and of feed-forward output."""
+"""Measure how much of attention and feed-forward output comes from the prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +19,14 @@ _TOKENS_PER_BATCH = 2048
 def prompt_shares(
     method: Method, texts: Sequence[str], *, side: Side, max_tokens: int | None = None
 ) -> tuple[Float[np.ndarray, "layers heads"] | None, Float[np.ndarray, " layers"] | None]:
-    """Return what share of attention and of feed-forward output comes from the prompt's rows.
+    """Measure the prompt's share of attention and of feed-forward output.
 
-    Means over all tokens of the texts, one entry per layer with rows. The second is the mean of
-    ``|added| / (|added| + |own output|)``, lengths of vectors.
+    Both are means over all tokens of the texts, for each layer with rows. The feed-forward share is
+    the mean of ``|added| / (|added| + |own output|)``, using vector norms.
 
     Returns:
-        Numbers in [0, 1]; ``None`` where there are no such rows, or where the encoder's attention
-        shows no scores.
+        Values in [0, 1]; ``None`` without such rows, or if the encoder's attention exposes no
+        scores.
     """
     if not isinstance(method, DeepPromptMethod) or not method.changes(side) or not texts:
         return None, None
@@ -34,7 +34,7 @@ def prompt_shares(
     prompt = method.prompt(side)
     assert prompt is not None
     training = module.training
-    # Before the rows are taken, so that dropout does not blur them.
+    # Must come before the rows are read, to exclude dropout.
     module.eval()
     shows_scores = backbone.injection.route == "registry"
     with torch.no_grad():
@@ -93,12 +93,12 @@ def _means(by_layer: dict[int, list[Tensor]]) -> np.ndarray | None:
 def prompt_health(
     method: Method, *, queries: Sequence[str], passages: Sequence[str], max_tokens: int | None
 ) -> dict[str, Any]:
-    """Return the prompt's shares on both sides as JSON values; empty without a prompt.
+    """Measure the prompt's shares on both sides, as JSON values; empty without a prompt.
 
     Returns:
         ``{"attention_mass": {"query": [[share per head] per layer], "passage": ...},
-        "feed_forward_share": {"query": [share per layer], ...}}``; what the prompt has no rows for
-        is left out.
+        "feed_forward_share": {"query": [share per layer], ...}}``, without the parts the prompt has
+        no rows for.
     """
     sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("passage", passages))
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The training loop: an objective goes in, checkpoints come out."""
+"""The training loop: runs an objective and writes checkpoints."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from dptdr.training.checkpoints import RunFolder, optimizer_tensors, restore_opt
 from dptdr.training.distributed import ProcessGroup
 from dptdr.training.objective import Objective, StepStats
 
-# How often the state to resume from is saved between evaluations.
+# Interval between saves of the resume state, apart from evaluations.
 SECONDS_BETWEEN_STATES = 60.0
 
 
@@ -26,7 +26,7 @@ class Progress:
     """Progress after a step.
 
     Args:
-        texts_per_second: Over this process's texts since the start or resume.
+        texts_per_second: Average for this process since the start or resume.
     """
 
     step: int
@@ -43,10 +43,10 @@ Clock = Callable[[], float]
 
 
 class TrainState:
-    """Parameters with their optimiser and schedule.
+    """Trainable parameters with their optimizer and schedule.
 
     Args:
-        rate: Peak learning rate; feed-forward rows of a prompt take the settings' own.
+        rate: Peak learning rate; a prompt's feed-forward rows have their own in the settings.
     """
 
     def __init__(
@@ -71,30 +71,30 @@ class TrainState:
         )
 
     def zero_grad(self) -> None:
-        """Drop the last step's gradients."""
+        """Clear all gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def clip(self) -> float:
-        """Scale a gradient down that is too large, and return its norm before that."""
+        """Clip the gradient norm and return its value before clipping."""
         clip = self.config.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(self.parameters.values(), clip))
 
     def update(self, step: int) -> None:
-        """Take one optimiser step, at the step's learning rate."""
+        """Take one optimizer step at the scheduled learning rate."""
         factor = rate_factor(step, config=self.config)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state to resume from."""
+        """Return the resume state."""
         tensors = {f"parameter|{n}": p.detach() for n, p in self.parameters.items()}
         tensors.update(optimizer_tensors(self.optimizer, list(self.parameters)))
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`tensors` returned."""
+        """Restore the state returned by :meth:`tensors`."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter|{name}"])
@@ -102,7 +102,7 @@ class TrainState:
 
 
 def rate_factor(step: int, *, config: OptimisationConfig) -> float:
-    """Return the learning rate of a step, counted from 0, as a share of the peak."""
+    """Return the learning rate at a step, counted from 0, as a fraction of the peak."""
     warmup = round(config.warmup_ratio * config.steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -126,19 +126,19 @@ def train_loop(
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:
-    """Train, evaluate and keep checkpoints; continue an earlier run in this folder.
+    """Train, evaluate and write checkpoints, resuming an earlier run in the folder.
 
-    The state to resume from is saved at every evaluation, and every minute in between. Each step
-    is a pure function of its number and the parameters, so that it does not matter which one it is.
+    The resume state is saved at every evaluation and once a minute in between. Each step is a pure
+    function of its number and the parameters, so a run can resume from any step.
 
     Args:
-        evaluate: Dev measures of the current parameters; the first process's count.
-        folder: Where checkpoints, log and resume state go; only the first process writes. A state
-            in it must be of a run with the same settings.
-        keep_all: Whether to keep every checkpoint, or only the best.
+        evaluate: Computes dev measures of the current parameters; rank 0's are used.
+        folder: Destination of checkpoints, log and resume state, written by rank 0 only. An
+            existing state must come from a run with the same settings.
+        keep_all: Keep every checkpoint rather than only the best.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite; the last good checkpoint stays.
+        TrainingError: If the loss or gradient is not finite; the last good checkpoint remains.
     """
     config = trainable.config
     start, history = _begin(trainable, folder=folder, world=world)
@@ -191,7 +191,7 @@ def _out_of_patience(
 def _begin(
     trainable: TrainState, *, folder: RunFolder, world: ProcessGroup
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """Restore the state of an earlier run, if any: steps done, dev measures by step."""
+    """Restore an earlier run's state, if any: completed steps and dev measures by step."""
     if world.is_first:
         folder.forget_failure()
     resumed = folder.load_state()
@@ -204,7 +204,7 @@ def _begin(
 
 
 class _Saver:
-    """Saves the state to resume from, seldom enough to cost little."""
+    """Saves the resume state, rarely enough to cost little."""
 
     def __init__(self, trainable: TrainState, folder: RunFolder, *, clock: Clock) -> None:
         self._trainable = trainable
@@ -223,13 +223,13 @@ class _Saver:
         self._cost = self._saved - began
 
     def save_sometimes(self, done: int, history: Mapping[int, Mapping[str, float]]) -> None:
-        # The state of full fine-tuning is three times the encoder: at most a twentieth of the time.
+        # The state of full fine-tuning is three times the encoder: spend at most 5 % of the time.
         if self._clock() - self._saved >= max(SECONDS_BETWEEN_STATES, 20.0 * self._cost):
             self.save(done, history)
 
 
 class _Pace:
-    """Counts texts and time, evaluations left out."""
+    """Tracks texts and time, excluding evaluations."""
 
     def __init__(self, *, start: int, steps: int, clock: Clock) -> None:
         self._start, self._steps, self._clock = start, steps, clock
@@ -261,7 +261,7 @@ class _Pace:
 def _check_finite(
     stats: StepStats, norm: float, *, step: int, folder: RunFolder, writes: bool
 ) -> None:
-    """Stop before a loss or gradient that is not finite reaches the parameters."""
+    """Raise an error before a non-finite loss or gradient reaches the parameters."""
     if math.isfinite(stats.loss) and math.isfinite(norm):
         return
     steps = folder.checkpoint_steps()
@@ -274,25 +274,25 @@ def _check_finite(
         failure = {"step": step + 1, "loss": str(stats.loss), "gradient_norm": str(norm)}
         write_json(folder.path / "failed.json", {**failure, "query_ids": list(stats.query_ids)})
     ids = ", ".join(stats.query_ids[:8]) + (" ..." if len(stats.query_ids) > 8 else "")
-    what = "loss" if not math.isfinite(stats.loss) else "gradient's norm"
+    what = "loss" if not math.isfinite(stats.loss) else "gradient norm"
     value = stats.loss if what == "loss" else norm
     raise TrainingError(
-        f"step {step + 1}: the {what} is {value}, expected a finite number; batch of queries {ids} "
+        f"step {step + 1}: expected a finite {what}, got {value}; the batch has queries {ids} "
         f"(all in {folder.path / 'failed.json'}); {kept}; lower the learning rate, or train in "
         "float32"
     )
 
 
 def best_step(history: Mapping[int, Mapping[str, float]], *, measure: str) -> int:
-    """Return the step with the highest dev measure, the earliest of equal ones.
+    """Return the step with the highest dev measure, the earliest in a tie.
 
     Raises:
-        TrainingError: If the measure was not taken.
+        TrainingError: If the measure is missing.
     """
     for step, measures in history.items():
         if measure not in measures:
             raise TrainingError(
-                f"step {step} has no measure '{measure}'; there is {', '.join(sorted(measures))}"
+                f"step {step} has no measure '{measure}'; available: {', '.join(sorted(measures))}"
             )
     return max(sorted(history), key=lambda step: history[step][measure])
 
@@ -307,7 +307,7 @@ def _keep_best(
 
 
 def layer_norms(parameters: Mapping[str, nn.Parameter]) -> list[float]:
-    """Return the gradient's norm in each layer; parameters of no layer do not count."""
+    """Return each layer's gradient norm; parameters outside layers are ignored."""
     squares: dict[int, Tensor] = {}
     for name, parameter in parameters.items():
         if parameter.grad is None:

@@ -1,9 +1,9 @@
-"""Losses: pure functions of vectors and masks.
+"""Losses as pure functions of vectors and masks.
 
-Layouts. ``query_vectors`` is ``[queries, dim]``, ``passage_vectors`` is ``[passages, dim]``, each
-passage once. ``positive`` is ``[queries, passages]``, true where the passage is a positive to be
-found. ``ignored`` is ``[queries, passages]``, true where a passage must not count for a query at
-all: another known positive, or a second copy of a passage.
+``query_vectors`` is ``[queries, dim]``; ``passage_vectors`` is ``[passages, dim]``, each passage
+once. ``positive`` is ``[queries, passages]``, true for a query's positives. ``ignored`` is
+``[queries, passages]``, true for passages excluded from a query's loss: other known positives and
+duplicate passages.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ def contrastive_terms(
     positive: Bool[Tensor, "queries passages"],
     ignored: Bool[Tensor, "queries passages"],
 ) -> Float[Tensor, " queries"]:
-    """Return each query's cross entropy over its positives and all counted negatives.
+    """Compute each query's cross entropy over its positives and all counted negatives.
 
-    With several positives, each is told apart from the negatives alone, not from the other
-    positives, and the mean over them is taken.
+    With several positives, each is contrasted with the negatives only, not with other positives,
+    and their mean is returned.
 
     Args:
-        positive: Positives of each query; every row has at least one.
-        ignored: What must not count; where a cell is both, the positive wins.
+        positive: Positives of each query; at least one per row.
+        ignored: Cells to exclude; ``positive`` takes precedence.
 
     Source:
-        Karpukhin et al., arXiv 2004.04906, equation 2. Differs: known positives and copies are
-        masked, several positives are averaged.
+        Karpukhin et al., arXiv 2004.04906, equation 2. Differs: known positives and duplicates are
+        masked, and several positives are averaged.
     """
     scores = scores.float()
     negatives = scores.masked_fill(positive | ignored, float("-inf"))
-    # log(sum over negatives); a query without any counted negative gives -inf, a loss of 0.
+    # log(sum over negatives): -inf for a query without negatives, whose loss is then 0.
     rest = torch.logsumexp(negatives, dim=1, keepdim=True)
     losses = torch.logaddexp(scores, rest) - scores
     losses = losses.masked_fill(~positive, 0.0)
@@ -48,7 +48,7 @@ def similarity(
     *,
     temperature: float | Tensor,
 ) -> Float[Tensor, "queries passages"]:
-    """Return dot products over the temperature, in float32 whatever the vectors' type."""
+    """Compute dot products divided by the temperature, in float32 for any input dtype."""
     return query_vectors.float() @ passage_vectors.float().T / temperature
 
 
@@ -59,14 +59,14 @@ def margin_mse_terms(
     teacher: Float[Tensor, "queries passages"],
     scored: Bool[Tensor, "queries passages"],
 ) -> Float[Tensor, " queries"]:
-    """Return each query's squared error of the margins between positive and negatives.
+    """Compute each query's squared error of the margins between positive and negatives.
 
     Args:
-        positive: The positives; the first of each row is the one compared with.
-        teacher: The teacher's scores where ``scored``.
+        positive: Positives; the first in each row is used.
+        teacher: Teacher scores, valid where ``scored``.
 
     Returns:
-        One loss per query, 0 for queries whose positive the teacher has not scored.
+        One loss per query, 0 if the teacher has not scored its positive.
 
     Source:
         Hofstaetter et al., arXiv 2010.02666, equation 4.
@@ -86,17 +86,17 @@ def kl_terms(
     scored: Bool[Tensor, "queries passages"],
     teacher_temperature: float = 1.0,
 ) -> Float[Tensor, " queries"]:
-    """Return each query's KL divergence from the teacher's distribution over scored passages.
+    """Compute each query's KL divergence from the teacher's distribution over scored passages.
 
     Args:
-        teacher: The teacher's scores where ``scored``.
-        scored: Cells that the teacher has scored; rows with fewer than two give 0.
+        teacher: Teacher scores, valid where ``scored``.
+        scored: Cells scored by the teacher; rows with fewer than two give 0.
 
     Source:
         Hinton et al., arXiv 1503.02531, section 2, as used by Lin et al., arXiv 2010.11386.
     """
     enough = scored.sum(dim=1) >= 2
-    # Rows without a teacher get a harmless uniform problem, so that no NaN enters the gradient.
+    # Rows without teacher scores get uniform ones, which keeps NaN out of the gradient.
     mask = torch.where(enough[:, None], scored, torch.ones_like(scored))
     lowest = torch.finfo(torch.float32).min
     target = (teacher.float() / teacher_temperature).masked_fill(~mask, lowest)
@@ -113,7 +113,7 @@ def kl_terms(
 def cut_vectors(
     vectors: Float[Tensor, "texts dim"], *, length: int, normalise: bool
 ) -> Float[Tensor, "texts length"]:
-    """Return the first numbers of each vector, scaled to length 1 where the encoder does so.
+    """Truncate vectors, and rescale them to unit length if the encoder normalises.
 
     Source:
         Kusupati et al., Matryoshka representation learning, arXiv 2205.13147.
@@ -123,12 +123,14 @@ def cut_vectors(
 
 
 def matryoshka_lengths(lengths: Sequence[int], *, dim: int) -> list[int]:
-    """Return the lengths to train on, the full one first.
+    """Return the dimensions to train on, the full one first.
 
     Raises:
-        ValueError: If a length is not below the vector's own.
+        ValueError: If a dimension is not below the full one.
     """
     for length in lengths:
         if not 1 <= length < dim:
-            raise ValueError(f"matryoshka length {length}: expected between 1 and {dim - 1}")
+            raise ValueError(
+                f"matryoshka: expected dimensions between 1 and {dim - 1}, got {length}"
+            )
     return [dim, *sorted(set(lengths), reverse=True)]

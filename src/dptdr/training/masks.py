@@ -1,4 +1,4 @@
-"""Which passages of the joint batch count for which query."""
+"""Decide which passages of the global batch count for which query."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from dptdr.io.ids import stable_hash
 
 
 def text_hash(text: str) -> int:
-    """Return 63 bits that stand for a text, to find copies across processes."""
+    """Hash a text to 63 bits, to find duplicates across ranks."""
     return stable_hash(text) >> 1
 
 
 class Masks(NamedTuple):
-    """Masks and teacher scores over ``[queries, passages]``."""
+    """Masks and teacher scores of shape ``[queries, passages]``."""
 
     positive: Tensor
     ignored: Tensor
@@ -25,11 +25,11 @@ class Masks(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query's known positives and teacher scores.
+    """A query's known positives and teacher scores, by local passage index.
 
     Args:
-        positive: Candidates, within this process's passages, of the positives to be found.
-        teacher: The teacher's scores by column, within this process's passages.
+        positive: Passages to be retrieved.
+        teacher: Teacher score by passage.
     """
 
     positive: Sequence[int]
@@ -38,7 +38,7 @@ class Example(NamedTuple):
 
 
 class Candidates:
-    """The passages of all processes, known by their hashes."""
+    """The passages of all ranks, identified by hash."""
 
     def __init__(self, hashes: Sequence[int], *, offset: int = 0) -> None:
         self.hashes = list(hashes)
@@ -46,23 +46,23 @@ class Candidates:
         self._first: dict[int, int] = {}
         self._copies = np.zeros(len(self.hashes), dtype=bool)
         for column, value in enumerate(self.hashes):
-            # Of a passage that several processes brought, only the first copy counts.
+            # If several ranks have the same passage, only the first copy counts.
             self._copies[column] = value in self._first
             self._first.setdefault(value, column)
 
     def __len__(self) -> int:
-        """Number of passages in the joint batch."""
+        """Number of passages in the global batch."""
         return len(self.hashes)
 
     def place(self, column: int) -> int:
-        """Return the column of the joint batch that counts for one of this process's passages."""
+        """Return the global column of a local passage."""
         return self._first[self.hashes[self.offset + column]]
 
     def masks(self, rows: Sequence[Example], *, device: torch.device) -> Masks:
-        """Return the masks of some queries.
+        """Build the masks of some queries.
 
         Returns:
-            Masks over ``[queries, passages]``, the passages being those of all processes.
+            Masks of shape ``[queries, passages]``, over the passages of all ranks.
         """
         shape = (len(rows), len(self))
         positive, scored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""The contrastive objective: from a step's number to gradients on what is trained."""
+"""The contrastive objective: gradients of the trainable parameters for a given step."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.groups import Groups
 from dptdr.training.masks import Candidates, Example, Masks, text_hash
 
-# A batch is encoded in chunks of about so many tokens, so that short texts are not padded to the
-# longest; the gradient is the same. A CPU is as fast with small matrices, a GPU is not.
+# Batches are encoded in chunks of about this many tokens, so that short texts are not padded to the
+# longest; gradients are unaffected. Small matrices are efficient on a CPU, but not on a GPU.
 _TOKENS_PER_CHUNK = {"cpu": 512}
 _TOKENS_PER_CHUNK_ELSEWHERE = 32768
 
-# The loss of a large batch is taken over blocks of queries of about this many scores each.
-# A block needs about sixteen numbers per score, backward pass included.
+# The loss of a large batch is computed in blocks of queries with about this many scores each.
+# A block stores about 16 numbers per score, including the backward pass.
 _SCORES_PER_BLOCK = {"cpu": 1 << 18}
 _SCORES_PER_BLOCK_ELSEWHERE = 1 << 21
 
@@ -36,9 +36,8 @@ class StepStats:
     """Loss and counts of a step.
 
     Args:
-        tokens: Their tokens, without padding.
-        query_ids: Queries of this process's share; where the loss is not finite, of all
-            processes. For error messages.
+        tokens: Number of tokens, without padding.
+        query_ids: This rank's queries, for error messages; all ranks' if the loss is not finite.
     """
 
     loss: float
@@ -49,15 +48,15 @@ class StepStats:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the loop trains: it leaves gradients on the parameters."""
+    """Interface of what the loop trains."""
 
     def backward(self, step: int) -> StepStats:
-        """Add the gradients of a step, a pure function of its number and the parameters."""
+        """Accumulate a step's gradients, a pure function of its number and the parameters."""
         ...
 
 
 class MicroBatch(NamedTuple):
-    """Texts that are encoded together: their side, their places in the batch, their ids."""
+    """Texts encoded together: their side, batch positions and token ids."""
 
     side: Side
     places: tuple[int, ...]
@@ -65,7 +64,7 @@ class MicroBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One process's share of a step, without duplicate passages."""
+    """One rank's share of a step, without duplicate passages."""
 
     query_ids: list[str]
     queries: list[str]
@@ -74,10 +73,10 @@ class Batch(NamedTuple):
 
 
 class ContrastiveObjective:
-    """In-batch, mined and cross-device negatives, known positives and copies masked.
+    """In-batch, mined and cross-rank negatives; known positives and duplicates are masked.
 
     Args:
-        score_scale: Factor that brings dot products to order 1.
+        score_scale: Factor that scales dot products to order 1.
     """
 
     def __init__(
@@ -99,13 +98,10 @@ class ContrastiveObjective:
         self.frozen = FrozenLinears(method.backbone.model, kind=kind)
 
     def backward(self, step: int) -> StepStats:
-        """Add the gradients of one step to the parameters.
-
-        Args:
-            step: Step, counted from 0.
+        """Accumulate the gradients of one step, counted from 0.
 
         Returns:
-            The step's statistics; where the loss is not finite no gradient was added.
+            The step's statistics; no gradients are accumulated if the loss is not finite.
         """
         config = self.config
         items = self._items(step)
@@ -135,16 +131,16 @@ class ContrastiveObjective:
         """Make dropout a function of the step, so that resuming needs no generator state."""
         seed = self.config.seed
         torch.manual_seed(_step_seed(seed, step=step, stream=1 + self.world.rank))
-        # One mask per step: neither chunks, nor repeated passes, nor processes change it.
+        # One mask per step, whatever the chunks, repeated passes and ranks.
         for number, module in enumerate(self.method.module.modules()):
             if isinstance(module, DeepPrompt):
                 module.draw_dropout(_step_seed(seed, step=step, stream=-1 - number))
 
     def _run(self, batch: Batch, chunks: list[MicroBatch]) -> float:
-        """Run forward and backward, and return the loss over all processes."""
+        """Run forward and backward passes; return the loss over all ranks."""
         trained = [p for p in chunks if self.method.changes(p.side)]
         frozen = [p for p in chunks if not self.method.changes(p.side)]
-        # The passages of a query-only task pass the bare backbone, once, without a graph.
+        # With query-only prompts, encode passages once with the bare backbone, without a graph.
         with torch.no_grad():
             constants = [self._encode(chunk) for chunk in frozen]
         total = math.nan
@@ -169,7 +165,7 @@ class ContrastiveObjective:
         return total
 
     def collect(self, share: Sequence[tuple[int, int]]) -> Batch:
-        """Draw positives and negatives, and put every passage into the batch once."""
+        """Draw positives and negatives, and add each passage to the batch once."""
         config = self.config
         batch = Batch([], [], [], [])
         places: dict[str, int] = {}
@@ -208,9 +204,9 @@ class ContrastiveObjective:
         return batch
 
     def share_known(self, batch: Batch) -> Batch:
-        """Share known positives between queries of the same text.
+        """Share known positives between queries with the same text.
 
-        Training files may hold a question twice, with other positives.
+        Training files may repeat a question with different positives.
         """
         own = [text_hash(query) for query in batch.queries]
         pairs = [
@@ -231,7 +227,7 @@ class ContrastiveObjective:
         return batch._replace(rows=rows)
 
     def micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """Cut a batch into chunks of texts of similar length."""
+        """Split a batch into chunks of texts with similar lengths."""
         config, backbone = self.config, self.method.backbone
         budget = _TOKENS_PER_CHUNK.get(backbone.device.type, _TOKENS_PER_CHUNK_ELSEWHERE)
         chunks = []
@@ -258,7 +254,7 @@ class ContrastiveObjective:
             return self.method.vectors(tokens, side=chunk.side).float()
 
     def _loss(self, batch: Batch, chunks: list[MicroBatch], vectors: list[Tensor]) -> Tensor:
-        """Return this process's part of the global mean loss."""
+        """Compute this rank's part of the global mean loss."""
         queries = _in_order(chunks, vectors, side="query")
         passages = self.world.all_gather(_in_order(chunks, vectors, side="passage"))
         columns = self._columns(batch, device=queries.device)
@@ -266,7 +262,7 @@ class ContrastiveObjective:
         size = max(1, scores // len(columns))
         if size >= len(queries):
             return self._block_loss(queries, passages, columns, batch.rows)
-        # Scores, masks and their gradients of one block at a time are in memory.
+        # Only one block's scores, masks and gradients are in memory at a time.
         parts = []
         for start in range(0, len(queries), size):
             rows = batch.rows[start : start + size]
@@ -278,7 +274,7 @@ class ContrastiveObjective:
     def _block_loss(
         self, queries: Tensor, passages: Tensor, columns: Candidates, rows: Sequence[Example]
     ) -> Tensor:
-        """Return the share of some queries in the global mean loss."""
+        """Compute some queries' part of the global mean loss."""
         masks = columns.masks(rows, device=queries.device)
         normalise = self.method.backbone.pooling.normalise
         total = queries.new_zeros(())
@@ -291,7 +287,7 @@ class ContrastiveObjective:
                 )
             scores = losses.similarity(*sides, temperature=1.0)
             total = total + self._terms(scores, masks).sum()
-        # Each process sums over its own queries; gradients are added up over processes.
+        # Each rank sums over its own queries; gradients are summed over ranks.
         return total / (self.config.batch_size * len(self.lengths))
 
     def _terms(self, scores: Tensor, masks: Masks) -> Tensor:
@@ -310,7 +306,7 @@ class ContrastiveObjective:
         return (1.0 - weight) * terms + weight * distilled
 
     def _columns(self, batch: Batch, *, device: torch.device) -> Candidates:
-        """Gather the hashes of all processes' passages."""
+        """Gather the passage hashes of all ranks."""
         own = torch.tensor([text_hash(text) for text in batch.passages], dtype=torch.long)
         hashes = self.world.all_gather(own.to(device)).tolist()
         counts = self.world.gather_integers(len(batch.passages))
@@ -318,7 +314,7 @@ class ContrastiveObjective:
 
 
 def _in_order(chunks: list[MicroBatch], vectors: list[Tensor], *, side: Side) -> Tensor:
-    """Return one side's vectors in the batch's order."""
+    """Return one side's vectors in batch order."""
     chosen = [(p, v) for p, v in zip(chunks, vectors, strict=True) if p.side == side]
     stacked = torch.cat([v for _, v in chosen])
     places = torch.tensor([place for p, _ in chosen for place in p.places], device=stacked.device)
@@ -326,6 +322,6 @@ def _in_order(chunks: list[MicroBatch], vectors: list[Tensor], *, side: Side) ->
 
 
 def _step_seed(seed: int, *, step: int, stream: int) -> int:
-    # Seed sequences take no negative words.
+    # Seed sequences do not accept negative numbers.
     words = [17, seed, step, abs(stream), int(stream < 0)]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)

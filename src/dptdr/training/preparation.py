@@ -1,4 +1,4 @@
-"""Read what a run trains on and selects checkpoints by."""
+"""Load the training groups and dev set of a run."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,19 +48,19 @@ def load_data(
     tokens: TokenTexts | None = None,
     min_grade: int = 1,
 ) -> TrainingData:
-    """Read training groups and dev set from a data folder.
+    """Load training groups and dev set from a data folder.
 
     Args:
-        negatives: A training file that replaces the train qrels: mined negatives, groups, or a
-            file of Tevatron or DPR. Its dev queries are left out.
-        groups: Groups that replace the train qrels; the caller has left out dev queries.
-        tokens: Reads training files of token ids.
-        min_grade: Least grade of a positive in the train qrels.
+        negatives: Training file used instead of the train qrels: mined negatives, groups, or a file
+            in Tevatron's or DPR's format. Its dev queries are skipped.
+        groups: Groups used instead of the train qrels, already without dev queries.
+        tokens: Decodes training files of token ids.
+        min_grade: Minimum grade of a positive in the train qrels.
 
     Raises:
-        ConfigError: If distillation is asked for and there are no scores to learn from.
-        DataError: If a file is missing or broken.
-        TrainingError: If there is nothing to train on, or nothing to select by.
+        ConfigError: If distillation is requested but there are no teacher scores.
+        DataError: If a file is missing or malformed.
+        TrainingError: If there are no queries to train on or to select by.
     """
     from_qrels = negatives is None and groups is None
     train, judged = _judgements(folder, config, needs_train=from_qrels)
@@ -89,7 +89,7 @@ def load_data(
         facts["train_queries_without_positive"] = made.without_positive
     if config.distillation != "none":
         _check_teacher(made, config)
-    # Ids of a foreign file may be anything.
+    # Ids in foreign files are arbitrary.
     foreign = isinstance(made, FileGroups) and made.format not in ("mined", "groups")
     own = {}
     if not config.keep_identical and not foreign:
@@ -114,19 +114,16 @@ def load_data(
 
 
 def load_dev(folder: BeirFolder, identity: Mapping[str, Any]) -> DevSet:
-    """Return the dev set that a run was selected by, from the data folder of the run.
-
-    Returns:
-        The same queries and passages that the run took.
+    """Reload the dev queries and passages used by a run, from its data folder.
 
     Raises:
-        TrainingError: If the folder holds other data than the run's.
+        TrainingError: If the folder's data differ from the run's.
     """
     expected, found = identity["data"]["data_fingerprint"], folder.fingerprint()
     if found != expected:
         raise TrainingError(
-            f"{folder.path}: the run was trained on data with fingerprint {expected}, this folder "
-            f"has {found}; give the folder of the run"
+            f"{folder.path}: expected the run's data with fingerprint {expected}, got {found}; "
+            "pass the folder the run was trained on"
         )
     names = ("dev_queries", "dev_passages", "keep_identical", "seed")
     config = TrainingConfig(**{name: identity[name] for name in names if name in identity})
@@ -146,7 +143,7 @@ def _drawn_dev(folder: BeirFolder, judged: Qrels, config: TrainingConfig) -> tup
         seed=config.seed,
     )
     if not dev:
-        raise TrainingError(f"{folder.path}: no dev query has a positive, so nothing to select by")
+        raise TrainingError(f"{folder.path}: expected a dev query with a positive, got none")
     return dev, corpus_ids
 
 
@@ -164,7 +161,7 @@ def _dev_set(
 def _judgements(
     folder: BeirFolder, config: TrainingConfig, *, needs_train: bool
 ) -> tuple[Qrels, Qrels]:
-    """Return train and dev qrels; without a dev split some train queries are held out."""
+    """Return train and dev qrels, holding out train queries if there is no dev split."""
     given = folder.has_split("dev")
     if given and not needs_train:
         return {}, folder.qrels("dev")
@@ -189,13 +186,13 @@ def _file_facts(path: Path, groups: FileGroups) -> dict[str, Any]:
 
 
 def _without_dev_texts(train: Qrels, dev: Iterable[str], queries: Mapping[str, str]) -> Qrels:
-    """Drop train queries whose text is a dev query: they would leak the answers."""
+    """Drop train queries with the text of a dev query: they would leak the answers."""
     texts = {queries[q] for q in dev}
     return {q: judged for q, judged in train.items() if queries[q] not in texts}
 
 
 def _check_teacher(groups: Groups, config: TrainingConfig) -> None:
-    """Refuse distillation without scores: its loss would silently be 0."""
+    """Reject distillation without teacher scores: the loss would silently be 0."""
     for item in range(min(len(groups), _GROUPS_LOOKED_AT)):
         group = groups[item]
         positive, negative = len(group.positive_scores), len(group.negative_scores)
@@ -205,7 +202,7 @@ def _check_teacher(groups: Groups, config: TrainingConfig) -> None:
             return
     needed = "positives and negatives" if config.distillation == "margin-mse" else "passages"
     raise ConfigError(
-        f"distillation '{config.distillation}' needs a teacher's scores of {needed} in the "
-        f"training file; the first {min(len(groups), _GROUPS_LOOKED_AT)} groups have none: mine "
-        "with a teacher, or train without distillation"
+        f"distillation '{config.distillation}': expected teacher scores of {needed} in the "
+        f"training file, found none in the first {min(len(groups), _GROUPS_LOOKED_AT)} groups; "
+        "mine with a teacher, or train without distillation"
     )

@@ -1,4 +1,4 @@
-"""The HTML report of a training run: curves, and what the prompt does."""
+"""HTML report of a training run: learning curves and the prompt's effect."""
 
 import base64
 import html
@@ -19,13 +19,13 @@ _UNHEEDED, _OVERWHELMING = 0.01, 0.9
 
 
 def write_report(run_folder: Path, out: Path) -> None:
-    """Write the report of a training run as one self-contained HTML page, atomically.
+    """Write a training run's report as one self-contained HTML page, atomically.
 
     Args:
-        run_folder: ``TASK.training`` of the run; it may still be going on.
+        run_folder: ``TASK.training`` of the run, which may still be in progress.
 
     Raises:
-        TrainingError: If there is no run in the folder, or none of its steps is done yet.
+        TrainingError: If there is no run in the folder, or it has not completed a step.
     """
     folder = RunFolder(run_folder)
     identity, records = folder.identity(), folder.records()
@@ -33,7 +33,9 @@ def write_report(run_folder: Path, out: Path) -> None:
     for record in records:
         by_kind.setdefault(record["kind"], []).append(record)
     if "step" not in by_kind:
-        raise TrainingError(f"{run_folder}: the run has done no step yet, so there is no curve")
+        raise TrainingError(
+            f"{run_folder}: the run has not completed a step yet, so there is nothing to plot"
+        )
     chosen = _chosen_step(by_kind.get("dev", []), identity)
     title = f"Training of {folder.path.name.removesuffix('.training')}"
     parts = [
@@ -46,8 +48,8 @@ def write_report(run_folder: Path, out: Path) -> None:
     ]
     norms = _prompt_norms(folder)
     if norms:
-        parts += ["<h2>Length of the prompt's rows</h2>", f"<p>{_NORMS_NOTE}</p>"]
-        parts.append(_image(_norm_figure(norms), "mean length of key and value rows by layer"))
+        parts += ["<h2>Norms of the prompt's rows</h2>", f"<p>{_NORMS_NOTE}</p>"]
+        parts.append(_image(_norm_figure(norms), "mean norm of key and value rows by layer"))
     mass = [record for record in by_kind.get("health", []) if "attention_mass" in record]
     if mass:
         parts += ["<h2>Attention to the prompt</h2>", f"<p>{_MASS_NOTE}</p>"]
@@ -138,7 +140,7 @@ def _plot_dev(
 ) -> None:
     dev = by_kind.get("dev", [])
     names = [n for n, v in dev[-1].items() if isinstance(v, float)] if dev else []
-    # The measure that selects is first and drawn strongest.
+    # The selection measure comes first and is drawn boldest.
     names.sort(key=lambda name: (name != identity["dev_measure"], name))
     for number, name in enumerate(names):
         taken = [record for record in dev if name in record]
@@ -187,7 +189,7 @@ def _running_mean(values: Sequence[float], *, window: int) -> list[float]:
 
 
 def _prompt_norms(folder: RunFolder) -> dict[tuple[str, int], list[np.ndarray]]:
-    """Return, by prompt and step, the mean length of key and of value rows in each layer."""
+    """Return the mean norm of key and value rows in each layer, by prompt and step."""
     norms: dict[tuple[str, int], list[np.ndarray]] = {}
     for step in folder.checkpoint_steps():
         for name, rows in folder.load_checkpoint(step).items():
@@ -203,7 +205,7 @@ def _prompt_norms(folder: RunFolder) -> dict[tuple[str, int], list[np.ndarray]]:
 
 
 def _share_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table: one row per side and step, one column per layer."""
+    """Build a table with one row per side and step, and one column per layer."""
     sides = records[0]["feed_forward_share"]
     layers = range(len(next(iter(sides.values()))))
     rows = [
@@ -287,13 +289,13 @@ def _write_shares(axes: Any, mass: np.ndarray, *, highest: float) -> None:
 
 
 def remarks(health: Mapping[str, Any]) -> list[str]:
-    """Return in words what a prompt's attention shares suggest.
+    """Describe what a prompt's attention shares suggest.
 
     Args:
-        health: A record of the log with ``attention_mass``.
+        health: A log record with ``attention_mass``.
 
     Returns:
-        One line per finding; a line saying so where there is none.
+        One line per finding, or one stating that there is none.
     """
     lines = []
     for side, layers in health["attention_mass"].items():
@@ -303,12 +305,12 @@ def remarks(health: Mapping[str, Any]) -> list[str]:
         if unheeded:
             lines.append(
                 f"{side}: every head of layers {_numbers(unheeded)} gives the prompt less than "
-                f"{_UNHEEDED:.0%}; these rows do next to nothing."
+                f"{_UNHEEDED:.0%}; these rows have almost no effect."
             )
         if overwhelmed:
             lines.append(
                 f"{side}: every head of layers {_numbers(overwhelmed)} gives the prompt more than "
-                f"{_OVERWHELMING:.0%}; little of the text comes through there."
+                f"{_OVERWHELMING:.0%}; little attention is left for the text."
             )
         lines.append(f"{side}: {mass.mean():.0%} of all attention goes to the prompt.")
     return lines
@@ -326,9 +328,9 @@ def _image(figure: Any, description: str) -> str:
 
 
 _SHARE_NOTE = (
-    "Share of each feed-forward layer's output that comes from the prompt's rows: the norm of "
-    "what they add, divided by that plus the norm of the layer's output, mean over tokens. It "
-    "starts at 0."
+    "Share of each feed-forward layer's output contributed by the prompt's rows: the norm of "
+    "their contribution, divided by that plus the norm of the layer's own output, averaged over "
+    "tokens. It starts at 0."
 )
 
 _STYLE = (
@@ -338,10 +340,10 @@ _STYLE = (
     "font-weight:normal}th{color:#666}"
 )
 _NORMS_NOTE = (
-    "Mean over rows and heads at each checkpoint. Rows that grow without end, or one layer that "
-    "grows alone, mean that the learning rate is too high."
+    "Mean over rows and heads at each checkpoint. Norms that keep growing, or grow in a single "
+    "layer, indicate that the learning rate is too high."
 )
 _MASS_NOTE = (
-    "Share of each head's attention that goes to the prompt, in percent, mean over the tokens of "
+    "Percentage of each head's attention that goes to the prompt, averaged over the tokens of "
     "some texts."
 )

@@ -1,19 +1,19 @@
-"""What each step trains on: a pure function of (seed, step), so that resuming needs no state."""
+"""Sampling as a pure function of (seed, step), so that resuming needs no state."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-# Streams that must not be correlated get different first words in the seed sequence.
+# Independent random streams start their seed sequence with different numbers.
 _ORDER, _POSITIVE, _NEGATIVES = 1, 2, 3
 
 
 def batch_items(*, items: int, batch_size: int, step: int, seed: int) -> list[tuple[int, int]]:
     """Return the (epoch, item) pairs of one step.
 
-    Each epoch visits every item once, in an order drawn from (seed, epoch). A batch may straddle
-    two epochs, so no item is ever dropped.
+    Each epoch visits every item once, in an order drawn from (seed, epoch). A batch may span two
+    epochs, so that no item is dropped.
 
     Args:
         items: Number of training groups, at least 1.
@@ -26,7 +26,7 @@ def batch_items(*, items: int, batch_size: int, step: int, seed: int) -> list[tu
         ValueError: If there are no items.
     """
     if items < 1:
-        raise ValueError("there is nothing to train on: no training group")
+        raise ValueError("expected at least one training group, got none")
     first = step * batch_size
     pairs = []
     for place in range(first, first + batch_size):
@@ -39,7 +39,7 @@ _CACHE: dict[tuple[int, int, int], Int[np.ndarray, " items"]] = {}
 
 
 def epoch_order(*, items: int, epoch: int, seed: int) -> Int[np.ndarray, " items"]:
-    """Return the order in which an epoch visits the items; the last two epochs are remembered."""
+    """Return the order of items in an epoch; the last two epochs are cached."""
     key = (items, epoch, seed)
     if key not in _CACHE:
         while len(_CACHE) >= 2:
@@ -50,14 +50,14 @@ def epoch_order(*, items: int, epoch: int, seed: int) -> Int[np.ndarray, " items
 
 
 def draw_positives(count: int, *, wanted: int = 1, seed: int, epoch: int, item: int) -> list[int]:
-    """Return which of a query's positives this epoch trains on.
+    """Choose which of a query's positives to use in an epoch.
 
     Args:
-        count: Positives there are, at least 1.
-        wanted: Positives asked for; fewer are all taken, once each.
+        count: Number of positives, at least 1.
+        wanted: Number to draw; if there are fewer, all are used once.
 
     Returns:
-        Different positions below ``count``; the first does not depend on ``wanted``.
+        Distinct indices below ``count``; the first does not depend on ``wanted``.
     """
     generator = np.random.default_rng([_POSITIVE, seed, epoch, item])
     first = int(generator.integers(count))
@@ -67,12 +67,12 @@ def draw_positives(count: int, *, wanted: int = 1, seed: int, epoch: int, item: 
 
 
 def draw_negatives(count: int, *, wanted: int, seed: int, epoch: int, item: int) -> list[int]:
-    """Return which mined negatives of a query this epoch trains on.
+    """Choose which of a query's mined negatives to use in an epoch.
 
-    Fewer than wanted are all taken, once each; the batch's other passages make up the rest.
+    If there are fewer than ``wanted``, all are used once; in-batch negatives make up the rest.
 
     Returns:
-        Different positions below ``count``, sorted.
+        Distinct indices below ``count``, sorted.
     """
     generator = np.random.default_rng([_NEGATIVES, seed, epoch, item])
     chosen = generator.choice(count, size=min(count, wanted), replace=False)
@@ -82,5 +82,5 @@ def draw_negatives(count: int, *, wanted: int, seed: int, epoch: int, item: int)
 def split_evenly(
     items: Sequence[tuple[int, int]], *, rank: int, world: int
 ) -> list[tuple[int, int]]:
-    """Return one process's share of a step's items: every ``world``-th, beginning at its rank."""
+    """Return one rank's share of a step: every ``world``-th item, starting at its rank."""
     return list(items[rank::world])

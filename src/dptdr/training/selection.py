@@ -1,4 +1,4 @@
-"""Choose the checkpoint that becomes the task."""
+"""Select a run's checkpoint and write it as a task."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _DEPTH = 100
 
 
 def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
-    """Return the dev measures of an encoder, the selecting one first."""
+    """Evaluate an encoder on the dev set, with the selection measure first."""
     names = list(dict.fromkeys([measure, "nDCG@10", "RR@10", "R@100"]))
     return _measures(encoder, dev, names=names)
 
@@ -41,14 +41,14 @@ def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[st
 
 
 def select_again(run_folder: Path, *, measure: str) -> int:
-    """Return which checkpoint of a finished run is best by another measure.
+    """Return the best checkpoint of a finished run by another measure.
 
     Args:
         run_folder: ``TASK.training`` of the run.
-        measure: A measure that was taken, while training or by :func:`measure_again`.
+        measure: A measure computed during training or by :func:`measure_again`.
 
     Raises:
-        TrainingError: If the run took no such measure.
+        TrainingError: If the run lacks the measure.
     """
     return best_step(RunFolder(run_folder).dev_history(), measure=measure)
 
@@ -56,7 +56,7 @@ def select_again(run_folder: Path, *, measure: str) -> int:
 def measure_again(
     run_folder: Path, dev: DevSet, *, backbone: Backbone, measures: Sequence[str]
 ) -> dict[int, dict[str, float]]:
-    """Take further dev measures of all kept checkpoints, and add them to the log.
+    """Compute additional dev measures for all kept checkpoints and append them to the log.
 
     Args:
         run_folder: ``TASK.training`` of the run.
@@ -64,7 +64,7 @@ def measure_again(
 
     Raises:
         TrainingError: If there is no finished run in the folder.
-        WrongBackbone: If the run was made on another backbone.
+        WrongBackbone: If the run used another backbone.
     """
     folder = RunFolder(run_folder)
     history = folder.dev_history()
@@ -82,15 +82,15 @@ def measure_again(
 def write_bundle(
     run_folder: Path, out: Path, *, backbone: Backbone, step: int | None = None
 ) -> TaskManifest:
-    """Write a task bundle from a checkpoint of a run.
+    """Write a task bundle from one of a run's checkpoints.
 
     Args:
         run_folder: ``TASK.training`` of the run.
-        step: The checkpoint; by default the best one by the run's own measure.
+        step: The checkpoint; the best one by the run's own measure if omitted.
 
     Raises:
         TrainingError: If there is no such run or checkpoint.
-        WrongBackbone: If the run was made on another backbone.
+        WrongBackbone: If the run used another backbone.
     """
     folder = RunFolder(run_folder)
     identity = folder.identity()
@@ -100,13 +100,13 @@ def write_bundle(
 
 
 def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> TaskManifest:
-    """Write the bundle of a method that holds a checkpoint.
+    """Write a task bundle from a method with a checkpoint's state.
 
     Args:
-        method: The run's method, as it was at the checkpoint.
+        method: The run's method, in its state at ``step``.
     """
     out = Path(out)
-    # The bundle reads texts as long as the backbone can, whatever was cut while training.
+    # The bundle uses the backbone's full length, even if training truncated texts.
     encoder = Encoder(method.backbone, method=method, name=out.name)
     training = folder.identity()
     data = training.pop("data")
@@ -130,7 +130,7 @@ def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> 
 
 
 def bare_measures(folder: RunFolder) -> dict[str, float]:
-    """Return the dev measures of the bare backbone, empty if they were not taken yet."""
+    """Return the bare backbone's dev measures, empty if not yet computed."""
     for record in folder.records():
         if record["kind"] == "bare":
             return {k: v for k, v in record.items() if isinstance(v, float)}
@@ -138,14 +138,11 @@ def bare_measures(folder: RunFolder) -> dict[str, float]:
 
 
 def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
-    """Return how long texts may be while training.
+    """Return the maximum text lengths during training.
 
     Args:
-        settings: Holds ``max_query_tokens`` and ``max_passage_tokens``; ``None`` (or 0, as former
-            versions wrote it) is the encoder's limit.
-
-    Returns:
-        The limits.
+        settings: ``max_query_tokens`` and ``max_passage_tokens``; ``None`` (0 in earlier versions)
+            means the encoder's limit.
     """
     longest = backbone.pooling.max_tokens
     return Limits(
@@ -157,15 +154,15 @@ def training_limits(backbone: Backbone, settings: Mapping[str, Any]) -> Limits:
 def _rebuilt(
     identity: Mapping[str, Any], backbone: Backbone, *, folder: RunFolder, step: int
 ) -> Method:
-    """Return the run's method as it was at a checkpoint."""
+    """Rebuild the run's method in its state at a checkpoint."""
     if identity["backbone_fingerprint"] != backbone.fingerprint:
         raise WrongBackbone(
-            f"{folder.path}: the run was made on a backbone with fingerprint "
-            f"{identity['backbone_fingerprint']}, but '{backbone.name}' has {backbone.fingerprint}"
+            f"{folder.path}: expected the run's backbone with fingerprint "
+            f"{identity['backbone_fingerprint']}, got '{backbone.name}' with {backbone.fingerprint}"
         )
     state = folder.load_checkpoint(step)
     name, config = config_from(identity["method"], identity["method_settings"])
-    # The checkpoint's rows take the place of an initialisation from texts.
+    # The checkpoint's rows replace initialisation from texts.
     factory = MethodFactory(rows=state if name == "deep-prompt" else None)
     method = factory.build(name, backbone, config, seed=0)
     method.load(state)

@@ -1,4 +1,4 @@
-"""Run a requested training, from Python or from the command line."""
+"""Run a training request, from Python or the command line."""
 
 import dataclasses
 import sys
@@ -17,10 +17,10 @@ from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
 
 FEW_QUERIES_RATE = 1e-3
-"""Rate of feed-forward rows for few queries; see docs/what-makes-prompts-work.md."""
+"""Learning rate of feed-forward rows for few queries; see docs/what-makes-prompts-work.md."""
 
 _FEW_DEV_QUERIES = 50
-"""Dev queries below which differences between checkpoints are mostly chance."""
+"""With fewer dev queries, differences between checkpoints are mostly noise."""
 
 
 def train_folder(
@@ -36,13 +36,13 @@ def train_folder(
     progress: ProgressCallback | None = None,
     tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
-    """Run a requested training on a data folder.
+    """Train a task on a data folder, as requested.
 
     Args:
-        overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
+        overwrite: Start over, discarding ``out`` and ``OUT.training``.
 
     Returns:
-        The result; ``None`` in every process but the first.
+        The result on rank 0, ``None`` on other ranks.
     """
     folder.qrels("train")
     rows = None if from_task is None else load_prompt_rows(from_task, backbone=backbone)
@@ -56,8 +56,8 @@ def train_folder(
     request = for_few_queries(request, queries=len(data.groups), from_task=rows is not None)
     if data.facts["dev_queries"] < _FEW_DEV_QUERIES:
         sys.stderr.write(
-            f"only {data.facts['dev_queries']} dev queries: too few to tell checkpoints apart; "
-            "judge the result on a test split, or give more in qrels/dev.tsv\n"
+            f"only {data.facts['dev_queries']} dev queries: too few to select checkpoints "
+            "reliably; evaluate on a test split, or add queries to qrels/dev.tsv\n"
         )
     return train_task(
         data,
@@ -76,12 +76,10 @@ def train_folder(
 def for_few_queries(
     request: TrainingRequest, *, queries: int, from_task: bool = False
 ) -> TrainingRequest:
-    """Choose fewer steps, and feed-forward rows alone, for few queries, unless given.
+    """With few queries, default to fewer steps and to feed-forward rows only.
 
-    Such a prompt starts exactly at the backbone; attention rows start below it.
-
-    Returns:
-        The request, with those settings that were not given chosen by the data.
+    Such a prompt starts exactly at the backbone; attention rows start below it. Explicit settings
+    are kept.
     """
     config, method = request.config, request.method_config
     settled = config.settled(queries)
@@ -92,8 +90,8 @@ def for_few_queries(
     lengths = {"prompt_length", "ffn_length"} & request.given
     if isinstance(method, DeepPromptConfig) and not lengths and not from_task:
         method = dataclasses.replace(method, prompt_length=0)
-        said += " of feed-forward rows alone"
+        said += " with feed-forward rows only"
         if "ffn_learning_rate" not in request.given:
             settled = dataclasses.replace(settled, ffn_learning_rate=FEW_QUERIES_RATE)
-    sys.stderr.write(f"{said}; give max_steps or prompt_length to change that\n")
+    sys.stderr.write(f"{said}; set max_steps or prompt_length to override\n")
     return request._replace(config=settled, method_config=method)

@@ -1,18 +1,18 @@
-"""Texts of training files that hold token ids, by the encoder's own tokenizer."""
+"""Decode training files of token ids with the encoder's own tokenizer."""
 
 from collections.abc import Sequence
 
 from dptdr.model import Backbone
 
 _MIN_EQUAL = 0.9
-"""Share of a text's tokens that must come back when it is tokenized again."""
+"""Minimum share of a text's tokens that must survive re-tokenization."""
 
 
 class TokenTexts:
-    """Turns token ids into texts.
+    """Decodes token ids to texts.
 
     Args:
-        backbone: Its tokenizer must be the one that made the ids.
+        backbone: The encoder whose tokenizer produced the ids.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -20,7 +20,7 @@ class TokenTexts:
         self._checked = False
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return a text; a ValueError says if the ids are another tokenizer's."""
+        """Decode a text; raise a ValueError if the ids come from another tokenizer."""
         size = len(self._tokenizer)
         if not 0 <= min(ids) <= max(ids) < size:
             raise ValueError(
@@ -34,13 +34,13 @@ class TokenTexts:
             equal = sum(a == b for a, b in zip(plain, again, strict=False))
             if equal < _MIN_EQUAL * len(plain):
                 raise ValueError(
-                    "expected token ids of this encoder's tokenizer, got another one's (the text "
-                    f"'{text[:40]}' has other ids); give the encoder that the file was made for"
+                    "expected token ids of this encoder's tokenizer, got different ids for the "
+                    f"text '{text[:40]}'; use the encoder that the file was made for"
                 )
             self._checked = True
         return text
 
     def canonical(self, text: str) -> str:
-        """Return a text as its own token ids decode."""
+        """Return a text as decoded from its own token ids."""
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.decode(ids) if ids else text

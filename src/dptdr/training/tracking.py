@@ -18,21 +18,21 @@ TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Which trackers get a run's log.
+    """Experiment tracker settings.
 
     Args:
-        tracker: A tracker that knows itself where to write, and whether it is offline
-            (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``).
+        tracker: Name of a tracker. Destination and offline mode come from the tracker's own
+            configuration (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``).
 
     Raises:
-        ConfigError: If there is no such tracker.
+        ConfigError: If the tracker is unknown.
     """
 
     tensorboard: Path | None = None
     tracker: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the name before anything is loaded."""
+        """Check the name before loading anything."""
         if self.tracker is not None and self.tracker not in TRACKERS:
             raise ConfigError(f"track: expected one of {', '.join(TRACKERS)}, got '{self.tracker}'")
 
@@ -51,13 +51,10 @@ def mirrored(
     name: str = "task",
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Record], None] | None]:
-    """Yield a function that sends each line of a run's log to the trackers.
-
-    Yields:
-        A function of one line of the log, or ``None`` if nothing is tracked.
+    """Yield a function that sends log records to the tracker, or ``None`` without tracking.
 
     Raises:
-        ConfigError: If a tracker is not installed.
+        ConfigError: If the tracker is not installed.
     """
     tensorboard, track = tracking.tensorboard, tracking.tracker
     if not world.is_first or (tensorboard is None and track is None):
@@ -80,7 +77,7 @@ def mirrored(
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """Return the numbers of one line of the log by the names that trackers show."""
+    """Return the numbers in a log record under the names shown by trackers."""
     kind = record["kind"]
     found = {
         f"{kind}/{name}": float(value)
@@ -111,7 +108,7 @@ def _tensorboard(path: Path) -> Iterator[_Write]:
 
 @contextlib.contextmanager
 def _wandb(package: str, name: str, settings: dict[str, Any]) -> Iterator[_Write]:
-    """Write to Weights & Biases, or to trackio, which has the same three functions."""
+    """Log to Weights & Biases, or to trackio, which has the same interface."""
     tracker = _package(package, needs=package)
     tracker.init(project="dptdr", name=name, config=settings)
     try:
@@ -127,7 +124,7 @@ def _mlflow(package: str, name: str, settings: dict[str, Any]) -> Iterator[_Writ
         tracker.log_params(settings)
 
         def write(values: dict[str, float], step: int) -> None:
-            # MLflow takes no '@' and no comma in names.
+            # MLflow does not allow '@' or commas in names.
             allowed = {re.sub(r"[^\w./ -]", "_", key): value for key, value in values.items()}
             tracker.log_metrics(allowed, step=step)
 

@@ -1,4 +1,4 @@
-"""From training data to a task bundle."""
+"""Train a task from training data and write its bundle."""
 
 import contextlib
 import dataclasses
@@ -51,7 +51,7 @@ _HEALTH_TEXTS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The result of a run.
+    """The result of a training run.
 
     Args:
         manifest: The bundle's ``task.json``.
@@ -66,7 +66,7 @@ class TrainingResult:
 
 
 def measured_scale(backbone: Backbone, texts: list[str]) -> float:
-    """Return 1 over the mean squared vector length of some texts, 1 for normalised vectors."""
+    """Return 1 / mean squared vector norm over some texts; 1 for normalised vectors."""
     if backbone.pooling.normalise:
         return 1.0
     vectors = Encoder(backbone).encode_passages(texts[:64])
@@ -90,26 +90,27 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     accept: Accept | None = None,
     work: Path | None = None,
 ) -> TrainingResult | None:
-    """Train a task, choose its best checkpoint, and write the bundle.
+    """Train a task, select its best checkpoint, and write the bundle.
 
-    The same call once more returns at once; a stopped run is continued and ends in the same bytes.
-    Started by ``torchrun``, the processes share each batch; the first one writes.
+    Calling it again with the same arguments returns immediately. An interrupted run resumes and
+    produces byte-identical output. Under ``torchrun``, each batch is split across processes and
+    only rank 0 writes.
 
     Args:
-        out: The bundle's folder; the run's own files go to ``OUT.training`` beside it.
-        overwrite: Start over, whatever is in ``OUT.training``; an old bundle stays until the new
+        out: Bundle folder; the run's working files go to ``OUT.training`` beside it.
+        overwrite: Start over, discarding ``OUT.training``; an existing bundle remains until the new
             one is complete.
-        accept: Raises an error if the best checkpoint's dev measures, given with the backbone's,
-            are too low for a bundle to be written.
-        work: The run's own files; ``OUT.training`` by default.
+        accept: Called with the best checkpoint's and the backbone's dev measures; raises an error
+            to prevent the bundle from being written.
+        work: Folder for the run's working files; ``OUT.training`` by default.
 
     Returns:
-        The result; ``None`` in every process but the first.
+        The result on rank 0, ``None`` on other ranks.
 
     Raises:
-        ConfigError: If a setting is wrong.
-        OutputError: If the bundle or the run was made with other settings, another process works
-            on it, or it cannot be written.
+        ConfigError: If a setting is invalid.
+        OutputError: If the existing bundle or run has other settings, another process is using it,
+            or it cannot be written.
         TrainingError: If the loss is not finite.
     """
     config = config.settled(len(data.groups))
@@ -120,7 +121,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         world = stack.enter_context(joined(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
-                f"batch_size: expected at least one query for each of {world.size} processes, got "
+                f"batch_size: expected at least one query per process ({world.size}), got "
                 f"{config.batch_size}"
             )
         output = stack.enter_context(claimed(out, mark=TASK_FILE, world=world))
@@ -170,13 +171,13 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
         if world.is_first:
             kept = run.finish(out, history, accept=accept)
             output.finish(kept)
-        # Every process may load the bundle afterwards.
+        # Wait, so that every rank can load the bundle afterwards.
         world.barrier()
         return _found(out, kept, work=work) if world.is_first else None
 
 
 def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
-    """Return the result of a finished run, from its bundle and what its record keeps."""
+    """Return a finished run's result from its bundle and record."""
     return TrainingResult(
         manifest=read_manifest(out),
         history={int(step): dict(measures) for step, measures in kept["history"].items()},
@@ -188,14 +189,14 @@ def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
 
 
 def rows_digest(rows: Mapping[str, Tensor]) -> str:
-    """Return a fingerprint of the prompt rows that a run starts from."""
+    """Compute a fingerprint of the initial prompt rows."""
     plain = {name: rows[name].detach().cpu().contiguous() for name in sorted(rows)}
     return hashlib.sha256(safetensors.torch.save(plain)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """State shared by a run's evaluations and its end."""
+    """State shared by a run's evaluations and its final steps."""
 
     method: Method
     data: TrainingData
@@ -204,7 +205,7 @@ class _Run:
     world: ProcessGroup
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the current parameters on dev."""
+        """Evaluate the current parameters on the dev set."""
         backbone = self.method.backbone
         limits = training_limits(backbone, self.config.identity())
         self.method.module.eval()
@@ -238,10 +239,9 @@ class _Run:
 
 
 def set_training_mode(method: Method) -> None:
-    """Switch on the method's own dropout, and leave the encoder's off.
+    """Enable the method's own dropout while the encoder's stays off.
 
-    The encoder's dropout would blur what is learned in few steps; with it off, all methods see the
-    same encoder.
+    Encoder dropout would add noise over few steps; without it, all methods see the same encoder.
     """
     method.module.train()
     method.backbone.model.eval()
@@ -258,7 +258,7 @@ def _measure_start(
     data: TrainingData,
     config: TrainingConfig,
 ) -> None:
-    """Measure the untuned backbone, which tuning must beat, and the prompt's start on dev."""
+    """Evaluate the untuned backbone and the initial prompt on the dev set."""
     if bare_measures(folder):
         return
     encoder = Encoder(backbone, limits=training_limits(backbone, config.identity()))
@@ -270,7 +270,7 @@ def _measure_start(
 def log_health(
     folder: RunFolder, method: Method, data: TrainingData, *, config: TrainingConfig, step: int
 ) -> None:
-    """Log what a deep prompt does in each layer; nothing for other methods."""
+    """Log a deep prompt's effect in each layer; do nothing for other methods."""
     health = prompt_health(
         method,
         queries=data.query_texts[:_HEALTH_TEXTS],
@@ -282,6 +282,6 @@ def log_health(
 
 
 def set_threads(threads: int) -> None:
-    """Limit torch to a number of threads; 0 leaves its own choice."""
+    """Set torch's number of threads; 0 keeps its default."""
     if threads:
         torch.set_num_threads(threads)

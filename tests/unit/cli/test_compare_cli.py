@@ -58,14 +58,14 @@ def test_compare_prints_and_writes_differences_with_p_values(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "plants"}, "different data cannot be compared: 'a' has 'animals', 'b' has 'pl"),
-        ({"split": "dev"}, "different split cannot be compared: 'a' has 'test', 'b' has 'dev'"),
-        ({"protocol": "nq"}, "different protocol cannot be compared"),
-        ({"judgements_fingerprint": "k"}, "measured against different judgements of 'animals'"),
-        ({"measures": {"P@1": 1.0}}, "the reports share no measure"),
+        ({"data": "plants"}, "the same data, got 'animals' for 'a' and 'plants' for 'b'"),
+        ({"split": "dev"}, "the same split, got 'test' for 'a' and 'dev' for 'b'"),
+        ({"protocol": "nq"}, "the same protocol, got"),
+        ({"judgements_fingerprint": "k"}, "evaluated with different judgements of 'animals'"),
+        ({"measures": {"P@1": 1.0}}, "the reports have no measure in common"),
         (
             {"per_query": {"nDCG@10": {"q00": 0.0, "q77": 1.0}}},
-            "hold different queries for nDCG@10: 1 only in the first, 1 only in the second",
+            "have different queries for nDCG@10: 1 only in the first, 1 only in the second",
         ),
     ],
 )
@@ -80,6 +80,6 @@ def test_compare_refuses_reports_that_do_not_belong_together(tmp_path, changes, 
 def test_compare_refuses_one_report_and_unknown_measures(tmp_path):
     one = _report(tmp_path / "a.json", "a", [0.0, 1.0])
     assert "at least two reports" in str(_invoke(one).exception)
-    assert "not in all reports: RR@10; they share nDCG@10" in str(
+    assert "expected measures from nDCG@10, got RR@10" in str(
         _invoke(one, one, "--measure", "RR@10").exception
     )

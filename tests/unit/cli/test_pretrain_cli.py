@@ -46,7 +46,7 @@ def test_pretrained_backbone_is_taken_by_train(tmp_path, data, labelled, backbon
     said = call("pretrain", data, "--backbone", backbone, "--out", out, "--json", summary, *SMALL)
     assert "none in the checkpoint, so a new one tied to the word embeddings" in said.output
     assert (
-        "new masked-language head and Condenser layers: the checkpoint has none; trained alone "
+        "masked-language head and Condenser layers not in the checkpoint: training new ones alone "
         "first (--head-warmup-steps 1)"
     ) in said.output
     assert "warmed up first, loss" in said.output
@@ -119,6 +119,6 @@ def test_missing_data_and_backbone_are_named(tmp_path, data):
 
 def test_corpus_smaller_than_the_batch_leaves_nothing_behind(tmp_path, data, backbone):
     arguments = ["pretrain", data, "--backbone", backbone, "--out", tmp_path / "out"]
-    with pytest.raises(ConfigError, match=r"batch_size \(64\) others; use a smaller batch"):
+    with pytest.raises(ConfigError, match=r"64 \(batch_size\) for training; use a smaller batch"):
         call(*arguments)
     assert list(tmp_path.iterdir()) == []

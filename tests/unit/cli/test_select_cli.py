@@ -60,10 +60,10 @@ def test_other_data_than_the_runs_is_refused_with_both_fingerprints(tmp_path, wo
     shutil.copytree(world / "data", tmp_path / "data")
     with (tmp_path / "data" / "corpus.jsonl").open("a", encoding="utf-8") as handle:
         handle.write('{"_id": "more", "title": "", "text": "another passage"}\n')
-    with pytest.raises(TrainingError, match="trained on data with fingerprint"):
+    with pytest.raises(TrainingError, match="expected the run's data with fingerprint"):
         select(world, "--measure", "R@2", data=tmp_path / "data")
 
 
 def test_a_step_without_checkpoint_is_refused_with_those_there_are(tmp_path, world):
-    with pytest.raises(TrainingError, match="no checkpoint of step 3; there is 2, 4, 6"):
+    with pytest.raises(TrainingError, match="no checkpoint for step 3; available: 2, 4, 6"):
         select(world, "--measure", "R@2", "--step", 3, "--out", tmp_path / "task")

@@ -69,8 +69,8 @@ def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone)
     queries = training["train_queries"]
     assert training["max_steps"] == -(-20 * queries // 4) < 150
     assert f"only {queries} training queries: training {training['max_steps']} steps" in done.output
-    assert "dev queries: too few to tell checkpoints apart" in done.output
-    assert "steps (20 epochs) of feed-forward rows alone" in done.output
+    assert "dev queries: too few to select checkpoints reliably" in done.output
+    assert "steps (20 epochs) with feed-forward rows only" in done.output
     manifest = json.loads((task / "task.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["prompt_length"] == 0 < manifest["settings"]["ffn_length"]
     assert training["ffn_learning_rate"] == 1e-3

@@ -115,7 +115,9 @@ def test_checkpoint_without_all_weights_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_hidden_layers"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BackboneError, match=r"32 weights .* missing .*encoder\.layer\.3.* random"):
+    with pytest.raises(
+        BackboneError, match=r"32 encoder weights .*missing .*encoder\.layer\.3.* random"
+    ):
         Backbone.load(str(tmp_path))
 
 
@@ -244,7 +246,7 @@ def test_shifted_positions_beyond_the_encoder_are_an_error_that_says_so(frozen_t
 @pytest.mark.parametrize("architecture", ["t5", "deberta-v3"])
 def test_shift_where_positions_mean_nothing_is_refused(frozen_tiny, architecture):
     tiny = frozen_tiny(architecture)
-    with pytest.raises(BackboneError, match="needs an encoder with absolute positions"):
+    with pytest.raises(BackboneError, match="needs an encoder that accepts absolute positions"):
         tiny.vectors(tiny.pad([[5, 6]]), position_shift=3)
 
 
@@ -274,7 +276,7 @@ def test_unknown_name_without_a_network_is_one_clear_error(tmp_path):
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("backbone 'nobody/no-such-encoder' cannot be loaded: ")
+    assert run.stdout.startswith("cannot load backbone 'nobody/no-such-encoder': ")
     assert "expected 'minilm', a folder with a Hugging Face encoder" in run.stdout
     assert run.stdout.count("\n") == 1
 
@@ -286,14 +288,14 @@ def test_missing_folder_is_named(name):
 
 
 def test_folder_without_an_encoder_is_named(tmp_path):
-    with pytest.raises(BackboneError, match=r"cannot be loaded: .*expected 'minilm'"):
+    with pytest.raises(BackboneError, match=r"cannot load backbone .*: .*expected 'minilm'"):
         Backbone.load(str(tmp_path))
 
 
 def test_damaged_weights_are_one_clear_error(tmp_path):
     file = save_tiny(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BackboneError, match="cannot be loaded"):
+    with pytest.raises(BackboneError, match="cannot load backbone"):
         Backbone.load(str(tmp_path))
 
 

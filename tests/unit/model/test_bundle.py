@@ -188,7 +188,7 @@ def test_default_prompt_on_minilm_is_under_two_megabytes(minilm, tmp_path):
 
 
 def test_bare_backbone_cannot_be_saved_as_a_task(backbone, tmp_path):
-    with pytest.raises(ValueError, match="nothing to save"):
+    with pytest.raises(ValueError, match="expected a tuned task to save"):
         save_task(tmp_path / "task", Encoder(backbone))
     assert not list(tmp_path.iterdir())
 
@@ -248,13 +248,13 @@ def task(backbone, tmp_path):
     [
         (
             {"format_version": 99},
-            r"expected at most 2, got 99; this version",
+            r"expected at most 2, got 99; upgrade dptdr",
         ),
         ({"limits": None}, r"task.json: field 'limits' is missing"),
         ({"colour": "red"}, r"unknown field 'colour'"),
         ({"settings": [1]}, r"field 'settings': expected dict, got \[1\]"),
         ({"limits": {"max_query_tokens": 0}}, r"field 'limits': expected positive"),
-        ({"weights_file": "../else.safetensors"}, r"expected a file of the bundle"),
+        ({"weights_file": "../else.safetensors"}, r"expected a file name inside the bundle"),
         ({"weights_file": "else.safetensors"}, r"weights file is missing"),
         ({"weights_sha256": "0" * 64}, r"expected SHA-256 0{64}, got .*damaged"),
         ({"method": "magic"}, r"field 'method': expected one of deep-prompt, .* got 'magic'"),
@@ -299,7 +299,7 @@ def test_damaged_weights_are_refused(task):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
-    with pytest.raises(BundleError, match="damaged or was exchanged"):
+    with pytest.raises(BundleError, match="damaged or was replaced"):
         load_task(task)
 
 
@@ -343,7 +343,9 @@ def test_a_weight_beyond_float16_is_refused(backbone, tmp_path):
     encoder = tuned(backbone)
     with torch.no_grad():
         next(iter(encoder.method.trained().values()))[0] = 1e6
-    with pytest.raises(BundleError, match="a weight is beyond float16; use bfloat16 or float32"):
+    with pytest.raises(
+        BundleError, match="a weight is out of range for float16; use bfloat16 or float32"
+    ):
         save_task(tmp_path / "task", encoder, dtype="float16")
     save_task(tmp_path / "task", encoder, dtype="bfloat16")
 
@@ -352,12 +354,20 @@ def test_a_weight_beyond_float16_is_refused(backbone, tmp_path):
     ("case", "claim", "said"),
     [
         ("deep-prompt tied", {"prompt_length": 1_000_000}, "prompt_length: expected 0 to 4096"),
-        ("deep-prompt tied", {"prompt_length": 4096}, "given rows are 3 per layer, got 4096"),
-        ("deep-prompt ffn", {"ffn_length": 4096}, "given rows are 4 per layer, got 4096"),
+        (
+            "deep-prompt tied",
+            {"prompt_length": 4096},
+            "expected 3, as in the initial rows, got 4096",
+        ),
+        ("deep-prompt ffn", {"ffn_length": 4096}, "expected 4, as in the initial rows, got 4096"),
         ("deep-prompt tied", {"prompt_layers": 2}, r"rows of shape \(2, 2, 4, 'prompt', 8\), got"),
         ("deep-prompt tied", {"prompt_layers": 9}, "prompt_layers: expected 1 to 3, got 9"),
-        ("shallow-prompt", {"prompt_length": 1_000_000}, "leaves no room for a text"),
-        ("lora", {"rank": 1_000_000}, r"rank: expected that of the saved weights .*got 1000000"),
+        ("shallow-prompt", {"prompt_length": 1_000_000}, "leaves no room for text"),
+        (
+            "lora",
+            {"rank": 1_000_000},
+            r"rank: expected the rank of the saved weights .*got 1000000",
+        ),
     ],
 )
 def test_sizes_that_only_the_settings_claim_are_refused_before_they_are_made(
@@ -472,7 +482,7 @@ def test_load_encoder_takes_a_task_a_backbone_or_both(task, backbone, backbone_f
     np.testing.assert_array_equal(
         bare.encode_queries(TEXTS), Encoder(backbone).encode_queries(TEXTS)
     )
-    with pytest.raises(ValueError, match="give a task bundle or a backbone"):
+    with pytest.raises(ValueError, match="expected a task bundle or a backbone, got neither"):
         load_encoder()
 
 

@@ -79,8 +79,8 @@ def test_a_pushed_task_loads_by_its_name(task, tmp_path):
 
     url, nothing, no_task = ended.stdout.splitlines()
     assert url.startswith(f"{hub.address}/org/tiny-task/commit/")
-    assert "'org/nothing' cannot be loaded" in nothing
-    assert "'org/no-task' cannot be loaded" in no_task
+    assert "cannot load backbone 'org/nothing'" in nothing
+    assert "cannot load backbone 'org/no-task'" in no_task
     assert private
     ours = dptdr.load(task / "task", device="cpu").encode_queries(["red car", "who"])
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), ours, atol=1e-6)
@@ -99,5 +99,5 @@ def test_a_pushed_task_loads_by_its_name(task, tmp_path):
 
 
 def test_pushing_a_task_on_a_local_backbone_asks_for_its_name(task):
-    with pytest.raises(BundleError, match="give base_model='org/name'"):
+    with pytest.raises(BundleError, match="pass base_model='org/name'"):
         dptdr.load(task / "task", device="cpu").push_to_hub("org/tiny-task")

@@ -59,7 +59,7 @@ def test_more_rows_than_texts_and_fewer_both_work(minilm):
 
 
 def test_no_text_is_refused(minilm):
-    with pytest.raises(ValueError, match="at least one text"):
+    with pytest.raises(ValueError, match="texts: expected at least one"):
         token_rows(minilm, [], prompt_length=2, side="query", seed=0)
 
 

@@ -147,7 +147,7 @@ def test_sharing_decides_which_side_meets_which_prompt(name, sharing):
     ("config", "said"),
     [
         (DeepPromptConfig(prompt_length=-1), "prompt_length: expected 0 to 4096 rows, got -1"),
-        (DeepPromptConfig(dropout=1.0), r"dropout: expected a share in \[0, 1\), got 1.0"),
+        (DeepPromptConfig(dropout=1.0), r"dropout: expected a probability in \[0, 1\), got 1.0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tiny_bert, config, said):
@@ -156,7 +156,7 @@ def test_settings_that_contradict_each_other_are_refused(tiny_bert, config, said
 
 
 def test_settings_of_another_method_are_refused(tiny_bert):
-    with pytest.raises(ConfigError, match="got settings of another method"):
+    with pytest.raises(ConfigError, match="expected LoraConfig, got"):
         build(tiny_bert, "lora", DeepPromptConfig())
 
 
@@ -165,10 +165,10 @@ def test_rows_of_another_task_start_a_prompt_and_foreign_ones_are_refused(tiny_b
     config = DeepPromptConfig(prompt_length=5, initialisation="task")
     method = build(tiny_bert, "deep-prompt", config, rows={"shared": rows})
     assert torch.equal(method.state()["shared"], rows)
-    with pytest.raises(ConfigError, match="no prompt 'shared' to start from; there is"):
+    with pytest.raises(ConfigError, match="expected a prompt 'shared' to start from, got"):
         build(tiny_bert, "deep-prompt", config, rows={"passage": rows})
     other = DeepPromptConfig(prompt_length=4, initialisation="task")
-    with pytest.raises(ConfigError, match="given rows are 5 per layer, got 4"):
+    with pytest.raises(ConfigError, match="expected 5, as in the initial rows, got 4"):
         build(tiny_bert, "deep-prompt", other, rows={"shared": rows})
     with pytest.raises(BundleError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 5, 7\)"):
         build(tiny_bert, "deep-prompt", config, rows={"shared": rows[..., :7]})
@@ -236,7 +236,7 @@ def test_state_that_does_not_fit_is_refused_by_name(tiny_bert):
     method = build(tiny_bert, "lora")
     state = method.state()
     name = next(iter(state))
-    with pytest.raises(BundleError, match=f"missing .*{name}.*unknown .*else"):
+    with pytest.raises(BundleError, match=f"missing .*{name}.*unexpected .*else"):
         method.load({"else": state[name]} | {n: t for n, t in state.items() if n != name})
     with pytest.raises(BundleError, match=r"expected shape \(2, 32\), got \(3, 3\)"):
         method.load(state | {name: torch.zeros(3, 3)})

@@ -179,11 +179,11 @@ def test_released_package_reads_what_sentence_transformers_writes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"modules": [("a.Transformer", ""), ("a.Dense", "2_Dense")]}, "module 'Dense'"),
+        ({"modules": [("a.Transformer", ""), ("a.Dense", "2_Dense")]}, "got 'Dense'"),
         ({"pooling": OLD_MEAN | {"pooling_mode_max_tokens": True}}, "expected exactly one of CLS"),
-        ({"pooling": {"pooling_mode": "max"}}, "found max"),
-        ({"pooling": {"pooling_mode": "weightedmean"}}, "found weightedmean"),
-        ({"pooling": "{"}, r"config.json, line 1: expected JSON, .* is broken"),
+        ({"pooling": {"pooling_mode": "max"}}, "got max"),
+        ({"pooling": {"pooling_mode": "weightedmean"}}, "got weightedmean"),
+        ({"pooling": "{"}, r"config.json, line 1: expected JSON, .* is damaged"),
         ({"pooling": []}, "expected a JSON object"),
         ({}, "1_Pooling/config.json: no such file"),
         ({"pooling": OLD_MEAN, "settings": {"do_lower_case": True}}, "'do_lower_case'"),

@@ -98,7 +98,10 @@ def test_another_precision_for_the_moment_is_padded():
 
 @pytest.mark.parametrize(
     ("architecture", "reason"),
-    [("mpnet", "does not ask the registry"), ("modernbert", "local window")],
+    [
+        ("mpnet", "does not use the transformers attention registry"),
+        ("modernbert", "local attention windows"),
+    ],
 )
 def test_what_cannot_be_packed_says_why_and_encodes_as_before(architecture, reason):
     encoder = Encoder(tiny_backbone(architecture))
@@ -117,7 +120,7 @@ def test_a_backbone_whose_packed_vectors_differ_is_left_as_it_was(monkeypatch):
     before = backbone.model.config._attn_implementation
     real = Unpadded._padded
     monkeypatch.setattr(Unpadded, "_padded", lambda *args, **options: real(*args, **options) + 0.1)
-    with pytest.raises(DptdrError, match="its vectors differ from padded ones by"):
+    with pytest.raises(DptdrError, match="packed and padded vectors differ by"):
         Unpadded(backbone)
     assert backbone.model.config._attn_implementation == before
     assert not any(isinstance(module, OrderedLinear) for module in backbone.model.modules())

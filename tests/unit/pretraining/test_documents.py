@@ -25,7 +25,7 @@ def test_held_out_documents_are_never_trained_on(corpus):
 def test_corpus_smaller_than_the_batch_is_refused(corpus):
     with pytest.raises(
         ConfigError,
-        match=r"60 documents, of which 5 are held out; expected .* batch_size \(56\) others; use",
+        match=r"60 documents, 5 of them held out; need .* and 56 \(batch_size\) for training; use",
     ):
         Documents(BeirFolder(corpus), small_config(batch_size=56))
 
@@ -119,7 +119,7 @@ def test_tokenizer_without_mask_token_is_refused_where_masks_are_needed(corpus):
     tokenizer.mask_token = None
     backbone = Backbone(tiny_model(), tokenizer, name="maskless", pooling=Pooling(max_tokens=64))
     with pytest.raises(
-        BackboneError, match=r"'maskless': its tokenizer has no mask token, .* contrastive"
+        BackboneError, match=r"'maskless': .* need a tokenizer with a mask token; .* contrastive"
     ):
         reader(corpus, backbone)
     (document,) = reader(corpus, backbone, masks=False).read([1], step=0)

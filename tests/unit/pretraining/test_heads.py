@@ -134,7 +134,7 @@ def test_kept_heads_of_another_shape_are_refused(tmp_path, plain):
 
     folder = shutil.copytree(plain, tmp_path / "bert")
     write_kept(folder / HEAD_FILE, build(folder, head_layers=1).heads)
-    with pytest.raises(BackboneError, match=r"kept heads are of another shape .*--head-layers"):
+    with pytest.raises(BackboneError, match=r"saved heads have a different shape .*--head-layers"):
         build(folder, head_layers=2)
 
 
@@ -148,5 +148,5 @@ def test_broken_head_file_is_refused(tmp_path, plain):
 
 
 def test_early_layer_beyond_the_encoder_is_refused(plain):
-    with pytest.raises(ConfigError, match=r"skip_from: expected a layer between 1 and 2 .* got 3"):
+    with pytest.raises(ConfigError, match=r"skip_from: expected a layer from 1 to 2 .* got 3"):
         build(plain, skip_from=3)

@@ -214,7 +214,7 @@ def test_temperature_of_normalised_encoders_is_not_that_of_others(tmp_path, corp
 
 
 def test_writing_over_the_backbone_is_refused(corpus, plain):
-    with pytest.raises(ConfigError, match=r"this is the backbone that is read; choose another"):
+    with pytest.raises(ConfigError, match=r"this is the source backbone; choose another"):
         run(corpus, plain, plain)
 
 
@@ -233,7 +233,9 @@ def test_corpus_of_single_spans_is_refused_for_contrast(tmp_path, plain):
         qrels={},
         meta={},
     )
-    with pytest.raises(TrainingError, match=r"at least two different spans, .* --objectives mlm"):
+    with pytest.raises(
+        TrainingError, match=r"needs documents with two different spans, .* --objectives mlm"
+    ):
         run(tmp_path / "d", tmp_path / "out", plain)
     assert not (tmp_path / "out").exists()
 

@@ -48,7 +48,7 @@ def test_killed_reader_is_one_clear_error(ahead):
         for step in range(1, 6):
             ahead.read(step)
 
-    with pytest.raises(TrainingError, match="a process that reads documents ahead has ended"):
+    with pytest.raises(TrainingError, match="a prefetch worker died"):
         read_on()
 
 

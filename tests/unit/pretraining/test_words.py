@@ -93,5 +93,8 @@ def test_older_bpe_marks_the_end_of_a_word():
 def test_unknown_kind_is_refused_in_words():
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    with pytest.raises(BackboneError, match=r"marks words neither as WordPiece .* contrastive"):
+    with pytest.raises(
+        BackboneError,
+        match=r"expected a tokenizer with words marked as in WordPiece .* contrastive",
+    ):
         Words(wrapped, vocabulary=2)

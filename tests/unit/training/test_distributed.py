@@ -141,7 +141,7 @@ def test_fewer_queries_than_processes_are_refused(monkeypatch, tmp_path):
         "backbone": str(save_tiny(tmp_path / "bert")),
         "config": SETTINGS["config"] | {"batch_size": 2},
     }
-    with pytest.raises(ConfigError, match="at least one query for each of 3 processes, got 2"):
+    with pytest.raises(ConfigError, match=r"at least one query per process \(3\), got 2"):
         train(settings, tmp_path / "task")
 
 

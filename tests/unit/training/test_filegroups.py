@@ -133,7 +133,7 @@ def test_held_out_queries_are_left_out_where_there_is_no_dev_split(tmp_path, fol
 
 def test_a_file_with_nothing_left_is_refused(tmp_path, folder):
     path = write_lines(tmp_path / "mined.jsonl", mined("q0"), mined("q1", ()))
-    words = r"mined\.jsonl: no group to train on is left: 1 belong to dev queries, 1 have no pos"
+    words = r"mined\.jsonl: no training groups left; 1 belong to dev queries, 1 have no pos"
     with pytest.raises(TrainingError, match=words):
         load(folder, path)
 
@@ -155,7 +155,7 @@ def test_an_unknown_passage_is_named_with_its_line(tmp_path, folder):
 @pytest.mark.parametrize("kind", ["kl", "margin-mse"])
 def test_distillation_without_scores_is_refused(tmp_path, folder, kind):
     path = write_lines(tmp_path / "mined.jsonl", mined("q1"), mined("q2"))
-    with pytest.raises(ConfigError, match=f"distillation '{kind}' needs a teacher's scores"):
+    with pytest.raises(ConfigError, match=f"distillation '{kind}': expected teacher scores"):
         load(folder, path, distillation=kind)
 
 

@@ -146,9 +146,11 @@ def test_watcher_and_mirror_are_told_of_every_step(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bad_step", "bad_gradient_step"])
 def test_loss_or_gradient_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path, kind):
-    what = "the loss is nan" if kind == "bad_step" else "the gradient's norm is (inf|nan)"
+    what = "loss, got nan" if kind == "bad_step" else "gradient norm, got (inf|nan)"
     kept = "the last checkpoint is .*step-0000006.safetensors"
-    with pytest.raises(TrainingError, match=f"step 8: {what}.*q7-0, q7-1.*{kept}.*lower the"):
+    with pytest.raises(
+        TrainingError, match=f"step 8: expected a finite {what}.*q7-0, q7-1.*{kept}.*lower the"
+    ):
         run(tmp_path / "run", **{kind: 7})
     from dptdr.training.checkpoints import RunFolder
 
@@ -176,7 +178,7 @@ def test_best_step_takes_the_earliest_of_equals_and_names_missing_measures():
 
     history = {30: {"RR@10": 0.5}, 10: {"RR@10": 0.5}, 20: {"RR@10": 0.4}}
     assert best_step(history, measure="RR@10") == 10
-    with pytest.raises(TrainingError, match="has no measure 'AP'; there is RR@10"):
+    with pytest.raises(TrainingError, match="has no measure 'AP'; available: RR@10"):
         best_step(history, measure="AP")
 
 

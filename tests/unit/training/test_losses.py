@@ -64,5 +64,5 @@ def test_matryoshka_lengths_begin_with_the_full_one():
 
 @pytest.mark.parametrize("length", [0, 32, 40])
 def test_matryoshka_length_that_is_not_shorter_is_refused(length):
-    with pytest.raises(ValueError, match=f"matryoshka length {length}: expected between 1 and 31"):
+    with pytest.raises(ValueError, match=f"expected dimensions between 1 and 31, got {length}"):
         losses.matryoshka_lengths((length,), dim=32)

@@ -65,21 +65,23 @@ def test_queries_of_one_text_are_one_group_with_all_positives(tmp_path):
 def test_one_train_query_without_a_dev_split_is_refused(tmp_path):
     qrels = {"train": {"q0": {"p0": 1}}}
     path = write(tmp_path / "data", queries=["one"], qrels=qrels)
-    with pytest.raises(TrainingError, match="at least two judged train queries, got 1: one to"):
+    with pytest.raises(
+        TrainingError, match=r"at least two judged train queries, one to .*, got 1; add"
+    ):
         load(path)
 
 
 def test_no_positive_at_all_is_refused(tmp_path):
     qrels = {"train": {"q0": {"p0": 0}}, "dev": {"q1": {"p1": 1}}}
     path = write(tmp_path / "data", queries=["one", "two"], qrels=qrels)
-    with pytest.raises(TrainingError, match="no query has a positive of grade 1 or more"):
+    with pytest.raises(TrainingError, match="no query has a positive with grade 1 or higher"):
         load(path)
 
 
 def test_dev_without_positive_is_refused(tmp_path):
     qrels = {"train": {"q0": {"p0": 1}}, "dev": {"q1": {"p1": 0}}}
     path = write(tmp_path / "data", queries=["one", "two"], qrels=qrels)
-    with pytest.raises(TrainingError, match="no dev query has a positive, so nothing to select by"):
+    with pytest.raises(TrainingError, match="expected a dev query with a positive, got none"):
         load(path)
 
 
@@ -89,7 +91,7 @@ def test_unknown_ids_are_refused(tmp_path):
     (path / "qrels" / "train.tsv").write_text(
         "query-id\tcorpus-id\tscore\nq0\tp77\t1\n", encoding="utf-8"
     )
-    with pytest.raises(TrainingError, match=r"1 unknown passage ids, the first is 'p77'; see `dpt"):
+    with pytest.raises(TrainingError, match=r"1 unknown passage ids, such as 'p77'; run `dpt"):
         load(path)
 
 

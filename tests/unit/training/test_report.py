@@ -91,10 +91,10 @@ def test_remarks_name_layers_that_ignore_the_prompt_or_see_nothing_else():
 
     mass = {"query": [[0.001, 0.002], [0.5, 0.3], [0.95, 0.99]]}
     assert remarks({"attention_mass": mass}) == [
-        "query: every head of layers 0 gives the prompt less than 1%; these rows do next to "
-        "nothing.",
-        "query: every head of layers 2 gives the prompt more than 90%; little of the text comes "
-        "through there.",
+        "query: every head of layers 0 gives the prompt less than 1%; these rows have "
+        "almost no effect.",
+        "query: every head of layers 2 gives the prompt more than 90%; little attention "
+        "is left for the text.",
         "query: 46% of all attention goes to the prompt.",
     ]
 
@@ -120,7 +120,7 @@ def test_page_of_a_run_before_its_first_evaluation_holds_the_loss(tmp_path):
 def test_folder_without_steps_is_refused(tmp_path):
     from dptdr.training.report import write_report
 
-    with pytest.raises(TrainingError, match="the run has done no step yet"):
+    with pytest.raises(TrainingError, match="the run has not completed a step yet"):
         write_report(run_folder(tmp_path / "r", steps=0, health=False), tmp_path / "report.html")
     with pytest.raises(TrainingError, match=r"expected a training run with a run\.json"):
         write_report(tmp_path / "nothing", tmp_path / "report.html")

@@ -26,7 +26,7 @@ def test_order_differs_between_epochs_and_seeds():
 
 
 def test_no_items_is_refused():
-    with pytest.raises(ValueError, match="there is nothing to train on"):
+    with pytest.raises(ValueError, match="expected at least one training group"):
         sampling.batch_items(items=0, batch_size=2, step=0, seed=0)
 
 

@@ -79,7 +79,7 @@ def test_selection_by_a_measure_that_was_taken_later(runs):
 
     data, made = runs
     folder = made["deep-prompt"].run_folder
-    with pytest.raises(TrainingError, match="step 2 has no measure 'R@3'; there is R@100, RR@10"):
+    with pytest.raises(TrainingError, match="step 2 has no measure 'R@3'; available: R@100, RR@10"):
         select_again(folder, measure="R@3")
     history = measure_again(folder, data.dev, backbone=tiny_backbone("bert"), measures=["R@3"])
     best = max(sorted(history), key=lambda step: history[step]["R@3"])
@@ -100,7 +100,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(runs, tmp_path):
     from dptdr.training.selection import write_bundle
 
     _, made = runs
-    with pytest.raises(TrainingError, match="no checkpoint of step 3; there is 2, 4, 6"):
+    with pytest.raises(TrainingError, match="no checkpoint for step 3; available: 2, 4, 6"):
         write_bundle(
             made["lora"].run_folder, tmp_path / "t", backbone=tiny_backbone("bert"), step=3
         )

@@ -1,4 +1,4 @@
-"""The answer matching rules of DPR's open-domain evaluation."""
+"""Answer matching rules of DPR's open-domain evaluation."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Matching = Literal["string", "regex"]
 
-# No token can hold it: the token pattern leaves out control characters.
+# Never part of a token: the token pattern excludes control characters.
 _SEPARATOR = "\0"
 
 
@@ -21,30 +21,30 @@ def _token_pattern() -> Any:
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the lower-cased tokens of a text.
+    """Split a text into lower-cased tokens.
 
     Returns:
-        Runs of letters, numbers and marks, and single other visible characters, of the text in
-        canonical decomposition (NFD).
+        Runs of letters, numbers and marks, and other visible characters one by one, from the text
+        in canonical decomposition (NFD).
 
     Source:
-        Karpukhin et al. 2020, DPR's simple tokenizer. Differs: nothing.
+        Karpukhin et al. 2020, DPR's simple tokenizer.
     """
     return _joined_tokens(_decompose(text)).split(_SEPARATOR)[1:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StringAnswer:
-    """An answer to match as a contiguous run of tokens."""
+    """An answer matched as a contiguous sequence of tokens."""
 
     joined: str
-    # Substrings that a passage's lower-cased text must hold; a cheap test before tokenisation.
+    # Substrings required in a passage's lower-cased text; a cheap test before tokenisation.
     needed: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegexAnswer:
-    """An answer given as a regular expression, as in CuratedTREC."""
+    """An answer in the form of a regular expression, as in CuratedTREC."""
 
     pattern: Any
 
@@ -53,38 +53,38 @@ Answer = StringAnswer | RegexAnswer
 
 
 def prepare_answer(text: str, *, matching: Matching) -> tuple[Answer, str | None]:
-    """Prepare an answer for many comparisons.
+    """Prepare an answer for repeated matching.
 
     Returns:
-        The prepared answer, and what is wrong with it. As in DPR, an answer without tokens and an
-        empty expression match every passage, and a broken expression matches none.
+        The prepared answer, and a description of any problem. As in DPR, an answer without tokens
+        and an empty expression match every passage, and an invalid expression matches none.
     """
     if matching == "regex":
         import regex
 
         flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
-        fault = None if text else "the expression is empty, every passage counts"
+        fault = None if text else "the expression is empty, so every passage matches"
         try:
             return RegexAnswer(pattern=regex.compile(_decompose(text), flags=flags)), fault
         except regex.error as error:
             never = RegexAnswer(pattern=regex.compile("(?!)"))
-            return never, f"not a regular expression ({error}), no passage counts"
+            return never, f"not a regular expression ({error}), so no passage matches"
     tokens = tokenize(text)
-    # A capital sigma is lower-cased by its neighbours, so a whole text may differ from its tokens.
+    # Lower-casing a capital sigma depends on its neighbours, so text and tokens may differ.
     needed = tuple(token for token in tokens if not re.search("[σς]", token))
-    fault = None if tokens else "the answer has no letter, digit or sign, every passage counts"
+    fault = None if tokens else "the answer has no letter, digit or sign, so every passage matches"
     return StringAnswer(joined=_join(tokens), needed=needed), fault
 
 
 def contains_answer(text: str, answers: Sequence[Answer]) -> bool:
-    """Return whether a passage's text contains one of the answers.
+    """Check whether a passage contains one of the answers.
 
     Returns:
-        True if an answer's tokens follow one another in the text, or its expression is
-        found anywhere in the decomposed text.
+        True if an answer's tokens are contiguous in the text, or its expression matches anywhere in
+        the decomposed text.
 
     Source:
-        Karpukhin et al. 2020, DPR's answer matching. Differs: nothing.
+        Karpukhin et al. 2020, DPR's answer matching.
     """
     text = _decompose(text)
     lowered = text.lower()
@@ -105,10 +105,10 @@ def _decompose(text: str) -> str:
 
 
 def _joined_tokens(decomposed: str) -> str:
-    # Lower-cased after joining: the separator keeps tokens from changing one another.
+    # Lower-case after joining: the separator prevents tokens from affecting each other.
     return _join(_token_pattern().findall(decomposed)).lower()
 
 
 def _join(tokens: Sequence[str]) -> str:
-    """Return tokens between separators, so that a sub-list is a substring."""
+    """Join tokens with separators, so that a sub-list is a substring."""
     return f"{_SEPARATOR}{_SEPARATOR.join(tokens)}{_SEPARATOR}" if tokens else _SEPARATOR

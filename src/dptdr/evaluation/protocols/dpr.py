@@ -1,8 +1,8 @@
 """Top-k accuracy of open-domain question answering, as DPR measures it on Natural Questions.
 
-A question is answered at k if one of its first k passages contains an answer in its text. Passages
-are streamed and matched in several processes; only the run, the questions and one block of
-passages are in memory.
+A question is answered at k if one of the first k passages contains an answer. Passages are streamed
+and matched in several processes; only the run, the questions and one block of passages are in
+memory.
 """
 
 import ast
@@ -29,7 +29,7 @@ from dptdr.records import Run
 
 CUTOFFS = (5, 20, 100)
 _BLOCK_PASSAGES = 4_000
-# Passages of 100 words stay far below; the csv module's own bound is 128 KiB.
+# Passages of 100 words are far smaller; the csv module's default limit is 128 KiB.
 _LARGEST_FIELD = 2**24
 
 
@@ -45,11 +45,12 @@ class NqResult:
     """Answer accuracy of a run.
 
     Attributes:
-        measures: ``top-5``, ``top-20``, ``top-100``: share of all questions answered within.
-        per_query: The same names to query id to 0 or 1.
-        queries: Number of questions, answered by the run or not.
-        unanswered: Questions that the run does not hold; each counts 0.
-        passages_matched: Distinct passages whose text was searched.
+        measures: ``top-5``, ``top-20``, ``top-100``: fraction of questions answered within k
+            passages.
+        per_query: Measure name to query id to 0 or 1.
+        queries: Number of questions, including those missing from the run.
+        unanswered: Questions missing from the run; each counts 0.
+        passages_matched: Number of distinct passages searched.
     """
 
     measures: dict[str, float]
@@ -63,14 +64,14 @@ def read_questions(path: Path) -> list[Question]:
     """Read DPR's question file: ``question TAB ["answer", "another"]``, no header.
 
     Raises:
-        DataError: If the file is missing, empty, or a line is broken; names file and line.
+        DataError: If the file is missing or empty, or a line is malformed; names file and line.
     """
     path = Path(path)
     questions: list[Question] = []
     for line, row in _tab_rows(path):
         if len(row) != 2:
             raise DataError(
-                f"expected question and answers separated by one tab, found {len(row)} fields",
+                f"expected question and answers separated by one tab, got {len(row)} fields",
                 path=path,
                 line=line,
             )
@@ -87,20 +88,20 @@ def read_questions(path: Path) -> list[Question]:
             )
         questions.append(Question(row[0], tuple(answers)))
     if not questions:
-        raise DataError("expected questions, the file holds none", path=path)
+        raise DataError("expected questions, got an empty file", path=path)
     return questions
 
 
 def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Stream ids and texts of ``psgs_w100.tsv`` (id, text, title) or of a ``corpus.jsonl``.
+    """Stream ids and texts of ``psgs_w100.tsv`` (id, text, title) or a ``corpus.jsonl``.
 
-    As DPR does, quotation marks at the ends of a text are left out.
+    Like DPR, strip quotation marks around texts.
 
     Args:
-        path: The file, plain or gzip; its ending tells which of the two it is.
+        path: Plain or gzipped file; its extension determines the format.
 
     Raises:
-        DataError: If the file is missing or a line is broken; names file and line.
+        DataError: If the file is missing or a line is malformed; names file and line.
     """
     path = Path(path)
     if path.name.removesuffix(".gz").endswith(".jsonl"):
@@ -110,7 +111,7 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
     for line, row in _tab_rows(path):
         if len(row) != 3:
             raise DataError(
-                f"expected id, text and title separated by tabs, found {len(row)} fields",
+                f"expected id, text and title separated by tabs, got {len(row)} fields",
                 path=path,
                 line=line,
             )
@@ -121,16 +122,16 @@ def read_passage_texts(path: Path) -> Iterator[tuple[str, str]]:
 def match_query_ids(
     questions: Sequence[Question], *, queries: Path, ranked: Collection[str]
 ) -> list[str]:
-    """Return the query id of each question, found by the question's text.
+    """Find each question's query id by its text.
 
     Args:
-        ranked: Query ids of the run: where several queries have one text, these come first.
+        ranked: Query ids of the run, preferred if several queries have the same text.
 
     Returns:
-        Ids in the order of the questions; a text that occurs several times gives its ids in turn.
+        Ids in question order; repeated texts use their ids in turn.
 
     Raises:
-        DataError: If the file is missing or broken, or a question has no query.
+        DataError: If the file is missing or malformed, or a question has no query.
     """
     ids: dict[str, deque[str]] = {}
     others: dict[str, list[str]] = {}
@@ -156,8 +157,8 @@ def prepare_questions(
     """Prepare the answers of all questions.
 
     Returns:
-        Prepared answers, one tuple per question; and the answers that match every passage or none,
-        each in words with its question.
+        Prepared answers, one tuple per question; and descriptions of answers that match every
+        passage or none, with their questions.
     """
     prepared: list[tuple[Answer, ...]] = []
     faults: list[str] = []
@@ -170,7 +171,7 @@ def prepare_questions(
             if fault is not None:
                 faults.append(f"{where}: {fault}")
         if not answers:
-            faults.append(f"{where}: the list of answers is empty, no passage counts")
+            faults.append(f"{where}: the list of answers is empty, so no passage matches")
         prepared.append(tuple(answers))
     return prepared, faults
 
@@ -187,17 +188,17 @@ def evaluate_nq(
     """Compute top-k accuracy.
 
     Args:
-        query_ids: The id that the run uses for each question, in the same order.
-        passages: Ids and texts; read once, need not hold more than the run names.
-        workers: Processes that match; the result does not depend on it.
+        query_ids: The run's id for each question, in question order.
+        passages: Ids and texts, read once; must cover the run's passages.
+        workers: Number of matching processes; does not affect the result.
 
     Raises:
-        EvaluationError: If the run names unknown queries, holds none of the questions, lists a
-            passage twice for a query, or names passages that were not given.
+        EvaluationError: If the run has unknown queries, none of the questions, a passage twice for
+            a query, or passages that are not in ``passages``.
 
     Source:
         Karpukhin et al., DPR (EMNLP 2020), top-k accuracy by answer match. Differs: a question
-        that the run does not hold counts 0 (there, every question is always ranked).
+        missing from the run counts 0 (DPR always ranks every question).
     """
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
     wanted, wanted_ranks = _wanted_passages(run, rows=rows)
@@ -211,14 +212,14 @@ def evaluate_nq(
             on_progress(total - done, total)
     if wanted:
         raise EvaluationError(
-            f"{len(wanted)} of the {total} passages that the run names are not in the passage "
-            f"file, such as '{next(iter(wanted))}'; give the file that the run was made from"
+            f"{len(wanted)} of the run's {total} passages are not in the passage file, such as "
+            f"'{next(iter(wanted))}'; use the file the run was made from"
         )
     return _accuracy(found, query_ids=query_ids, run=run, passages_matched=total)
 
 
 class _Task(NamedTuple):
-    """A block of passages to match: texts, and for each text the places that name it."""
+    """A block of passages to match: texts, and the places in the run that refer to each."""
 
     texts: list[str]
     places: list[list[tuple[int, int]]]
@@ -228,13 +229,13 @@ class _Task(NamedTuple):
 def _wanted_passages(
     run: Run, *, rows: dict[str, int]
 ) -> tuple[dict[str, list[tuple[int, int]]], set[str]]:
-    """Return passage id to the (question row, rank from 0) that name it, and all those ids."""
+    """Map each passage id to its (question row, rank from 0) places, and collect all ids."""
     unknown = [query_id for query_id in run if query_id not in rows]
     if unknown:
         raise EvaluationError(
-            f"{len(unknown)} of {len(run)} queries of the run are not questions, such as "
-            f"'{unknown[0]}'; a run's query ids are the questions' numbers in the file, from 0, "
-            "unless queries are given that tell which id is which question"
+            f"{len(unknown)} of the run's {len(run)} queries are not questions, such as "
+            f"'{unknown[0]}'; expected question numbers from 0, in file order, unless a query file "
+            "maps ids to questions"
         )
     wanted: dict[str, list[tuple[int, int]]] = {}
     for query_id, hits in run.items():
@@ -243,14 +244,14 @@ def _wanted_passages(
         for rank, hit in enumerate(hits[: CUTOFFS[-1]]):
             wanted.setdefault(hit.passage_id, []).append((rows[query_id], rank))
     if not wanted:
-        raise EvaluationError("the run holds no passage for any question")
+        raise EvaluationError("expected passages for at least one question, got none in the run")
     return wanted, set(wanted)
 
 
 def _tasks(
     passages: Iterable[tuple[str, str]], wanted: dict[str, list[tuple[int, int]]]
 ) -> Iterator[_Task]:
-    """Yield blocks of wanted passages; what was found is taken out of ``wanted``."""
+    """Yield blocks of wanted passages, removing them from ``wanted``."""
     hits = ((text, wanted.pop(key)) for key, text in passages if key in wanted)
     while block := list(islice(hits, _BLOCK_PASSAGES)):
         yield _Task([text for text, _ in block], [places for _, places in block], len(wanted))
@@ -259,11 +260,11 @@ def _tasks(
 def _match(
     tasks: Iterator[_Task], *, answers: Sequence[Sequence[Answer]], workers: int
 ) -> Iterator[tuple[list[tuple[int, int]], list[bool], int]]:
-    """Yield places, whether each is answered, and the number of passages still to be read."""
+    """Yield places, whether each is answered, and the number of passages left to read."""
     with _pool(answers, workers=workers) as pool:
         pending: deque[tuple[_Task, Future[list[bool]] | list[bool]]] = deque()
         while True:
-            # Enough to keep every process busy, few enough to keep memory flat.
+            # Enough to keep all processes busy, but few enough to bound memory.
             while len(pending) < 2 * workers and (task := next(tasks, None)) is not None:
                 rows = [[row for row, _ in places] for places in task.places]
                 if pool is None:
@@ -303,7 +304,7 @@ def _pool(
 ) -> nullcontext[None] | ProcessPoolExecutor:
     if workers == 1:
         return nullcontext()
-    # Fresh processes: forking a process that runs threads (torch's, BLAS's) may lock up.
+    # Spawn, since forking a process with threads (torch, BLAS) may deadlock.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
         max_workers=workers, mp_context=context, initializer=_start_worker, initargs=(answers,)
@@ -333,7 +334,7 @@ def _accuracy(
 
 
 def _tab_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of a tab-separated file with csv quoting, as DPR writes it."""
+    """Yield line numbers and fields of a tab-separated file with csv quoting, as in DPR."""
     csv.field_size_limit(_LARGEST_FIELD)
     with open_bytes(path) as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle, delimiter="\t")

@@ -1,9 +1,9 @@
-"""The official measures of MS MARCO passage ranking.
+"""Official measures of MS MARCO passage ranking.
 
-The official script prints an MRR whose mean is over the queries of the qrels, and (in the variant
-that published systems use) a "recall" that is really a hit rate whose mean is over the queries of
-the run. trec_eval's recall is a third thing where a query has several relevant passages. All are
-computed here, and a run that does not fit the qrels is refused instead of scored.
+The official script averages MRR over the queries of the qrels. The variant used for published
+systems also prints a "recall" that is really a hit rate, averaged over the queries of the run.
+trec_eval's recall differs from both if a query has several relevant passages. All are computed
+here, and a run that does not match the qrels is rejected rather than scored.
 """
 
 from collections.abc import Mapping
@@ -36,11 +36,11 @@ class MsMarcoResult:
     """Official measures of a run.
 
     Attributes:
-        measures: Name to value; :data:`DEFINITIONS` says what each name means.
-        per_query: Name to query id to value; hit rates hold the run's queries only.
-        queries: Queries in the qrels.
-        ranked: Queries in the run.
-        deepest_rank: Largest rank in the run; measures beyond it are lower bounds.
+        measures: Name to value; see :data:`DEFINITIONS`.
+        per_query: Name to query id to value; hit rates cover the run's queries only.
+        queries: Number of queries in the qrels.
+        ranked: Number of queries in the run.
+        deepest_rank: Largest rank in the run; deeper measures are lower bounds.
     """
 
     measures: dict[str, float]
@@ -51,14 +51,14 @@ class MsMarcoResult:
 
 
 def read_ranks(path: Path) -> dict[str, dict[int, str]]:
-    """Read a run by its ranks: MS MARCO's three columns or TREC's six.
+    """Read a run by its ranks, in MS MARCO's three-column or TREC's six-column format.
 
     Args:
         path: Lines ``query-id TAB passage-id TAB rank``, or a TREC run file.
 
     Raises:
-        DataError: If the file is missing, empty or broken, a rank occurs twice for a query or is
-            not within 1 and 1000, or a query lists a passage twice; names file and line.
+        DataError: If the file is missing, empty or malformed, a rank repeats within a query or is
+            not from 1 to 1000, or a query lists a passage twice; names file and line.
     """
     path = Path(path)
     ranks: dict[str, dict[int, str]] = {}
@@ -67,8 +67,7 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
         query_id, passage_id, rank = _parse(text, path=path, line=number)
         if not 1 <= rank <= LARGEST_RANK:
             raise DataError(
-                f"expected a rank from 1 to {LARGEST_RANK}, found {rank}; the protocol counts "
-                "ranks from 1",
+                f"expected a rank from 1 to {LARGEST_RANK}, got {rank}",
                 path=path,
                 line=number,
                 field="rank",
@@ -91,7 +90,7 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
         by_rank[rank] = passage_id
         passages.add(passage_id)
     if not ranks:
-        raise DataError("expected a run, the file holds no line", path=path)
+        raise DataError("expected a run, got an empty file", path=path)
     return ranks
 
 
@@ -103,12 +102,12 @@ def evaluate_msmarco(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> Ms
 
     Raises:
         EvaluationError: If a query of the run is not in the qrels, ranks have a gap, or a grade is
-            below 1 (the official script would count that line as relevant).
+            below 1 (the official script would count it as relevant).
 
     Source:
-        The official script of MS MARCO passage ranking. Differs: there, ranks left out count as
-        passage 0, which exists; here they are refused. Unknown queries, which it passes over for
-        the MRR and counts in the hit rate, are refused too.
+        The official script of MS MARCO passage ranking. Differs: it treats missing ranks as passage
+        0, which exists, and handles unknown queries inconsistently, ignoring them in the MRR but
+        counting them in the hit rate. Both are rejected here.
     """
     _check_fit(ranks, qrels)
     run = {
@@ -145,40 +144,40 @@ def _parse(text: str, *, path: Path, line: int) -> tuple[str, str, int]:
     if len(fields) != 3:
         raise DataError(
             "expected 3 fields (query-id, passage-id, rank) or the 6 of a TREC run, "
-            f"found {len(fields)}",
+            f"got {len(fields)}",
             path=path,
             line=line,
         )
     if not (fields[2].isascii() and fields[2].isdigit()):
         raise DataError(
-            f"expected a whole number, found '{fields[2]}'", path=path, line=line, field="rank"
+            f"expected a whole number, got '{fields[2]}'", path=path, line=line, field="rank"
         )
     return fields[0], fields[1], int(fields[2])
 
 
 def _check_fit(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> None:
     if not qrels or not ranks:
-        raise EvaluationError("expected judged queries and a run, one of them is empty")
+        raise EvaluationError("expected judged queries and a run, got empty qrels or an empty run")
     unknown = [query_id for query_id in ranks if query_id not in qrels]
     if unknown:
         raise EvaluationError(
-            f"{len(unknown)} of {len(ranks)} queries of the run are not in the qrels, such as "
-            f"'{unknown[0]}'; score the run with the qrels of its own queries"
+            f"{len(unknown)} of the run's {len(ranks)} queries are not in the qrels, such as "
+            f"'{unknown[0]}'; use qrels for the same queries"
         )
     for query_id, by_rank in ranks.items():
         if max(by_rank, default=0) != len(by_rank):
             missing = next(rank for rank in range(1, max(by_rank)) if rank not in by_rank)
             raise EvaluationError(
-                f"query '{query_id}' has no passage at rank {missing} but goes on to rank "
-                f"{max(by_rank)}; ranks must run from 1 without gaps"
+                f"query '{query_id}' has no passage at rank {missing} but one at rank "
+                f"{max(by_rank)}; expected ranks from 1 without gaps"
             )
     for query_id, grades in qrels.items():
         for passage_id, grade in grades.items():
             if grade < 1:
                 raise EvaluationError(
-                    f"query '{query_id}', passage '{passage_id}' has grade {grade}; the official "
-                    "script takes every line of the qrels as relevant: leave such lines out, or "
-                    "evaluate without --protocol"
+                    f"query '{query_id}', passage '{passage_id}': expected a grade of at least 1, "
+                    f"got {grade}; the official script counts every qrels line as relevant, so "
+                    "remove such lines, or evaluate without --protocol"
                 )
 
 

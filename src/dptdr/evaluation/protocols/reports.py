@@ -1,4 +1,4 @@
-"""Reports by official protocols."""
+"""Evaluation reports under official protocols."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from dptdr.io.trec import read_qrels, read_run
 
 
 def measure_msmarco(*, qrels: Path, run: Path) -> EvaluationReport:
-    """Measure a run file by the official MS MARCO rules."""
+    """Evaluate a run file under the official MS MARCO rules."""
     judged = read_qrels(qrels)
     result = evaluate_msmarco(read_ranks(run), judged)
     return EvaluationReport(
@@ -45,18 +45,18 @@ def measure_nq(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
-    """Measure a run file by DPR's rules: a passage that contains an answer counts.
+    """Evaluate a run file under DPR's rules: a passage containing an answer counts.
 
     Args:
-        queries: Tells which id is which question; else ids are line numbers from 0.
-        strict: Whether to refuse answers that match every passage or none.
+        queries: Maps query ids to questions; without it, ids are line numbers from 0.
+        strict: Reject answers that match every passage or none.
 
     Returns:
-        The report; ``faulty_answers`` of its details lists answers that match every passage or
+        The report; ``faulty_answers`` in its details lists answers that match every passage or
         none.
 
     Raises:
-        DataError: If a file is broken, or ``strict`` is set and there are faulty answers.
+        DataError: If a file is malformed, or ``strict`` is set and there are faulty answers.
     """
     questions = nq.read_questions(qrels)
     answers, faults = nq.prepare_questions(questions, matching=matching)

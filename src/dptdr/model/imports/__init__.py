@@ -1,1 +1,1 @@
-"""Import of other programs' checkpoints."""
+"""Import checkpoints of other programs."""

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: a whole encoder with ``prefix_encoder.*`` among its weights."""
+"""Import the authors' checkpoints: a whole encoder with ``prefix_encoder.*`` weights."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from dptdr.model.encoder import Limits
 from dptdr.model.imports.prefixes import Imported, imported, rows_of_matrix, shifted_encoder
 
 SIDES = ("query_model", "passage_model")
-"""Folders of an untied checkpoint."""
+"""Subfolders of an untied checkpoint."""
 
 _PREFIX = "prefix_encoder."
 _PREFIX_SETTINGS = ("pre_seq_len", "prefix_projection", "prefix_hidden_size")
@@ -29,17 +29,17 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 def import_authors(
     source: Path, out: Path, *, limits: Limits, tokenizer: Path | None = None
 ) -> Imported:
-    """Split the authors' saved model into ``OUT/backbone`` and ``OUT/task``.
+    """Split a model saved by the authors' code into ``OUT/backbone`` and ``OUT/task``.
 
     Args:
-        source: Folder with ``config.json`` and the weights of the whole encoder, prompt included;
-            or with the folders ``query_model`` and ``passage_model``, where they differ.
-        limits: Longest texts in tokens; they are not stored in the checkpoint.
-        tokenizer: Folder of the tokenizer where the checkpoint holds none.
+        source: Folder with ``config.json`` and the weights of encoder and prompt, or, for untied
+            prompts, with subfolders ``query_model`` and ``passage_model``.
+        limits: Maximum text lengths in tokens; the checkpoint does not store them.
+        tokenizer: Tokenizer folder, if the checkpoint has none.
 
     Raises:
-        BundleError: If the checkpoint is of another layout, the encoders of the two folders
-            differ, or texts and prompt together are longer than the encoder's positions.
+        BundleError: If the layout is unknown, the two encoders differ, or text and prompt together
+            exceed the encoder's positions.
         BackboneError: If the encoder cannot be loaded.
     """
     source, out = Path(source), Path(out)
@@ -79,7 +79,7 @@ def import_authors(
 
 
 def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
-    """Return the prompt's matrix from the weights of a prefix encoder, its MLP folded in.
+    """Extract the prompt matrix from a prefix encoder's weights, including its MLP's output.
 
     Args:
         state: Weights by name, without ``prefix_encoder.``.
@@ -88,7 +88,7 @@ def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
         ``[prompt, layers * 2 * dim]``.
 
     Raises:
-        BundleError: If the names are not those of a prefix encoder.
+        BundleError: If these are not a prefix encoder's weights.
     """
     embedding = state.get("embedding.weight")
     mlp = {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
@@ -107,7 +107,7 @@ def prefix_matrix(state: Mapping[str, Tensor], *, where: Path) -> Tensor:
 
 
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the encoder's and the prefix encoder's weights, without common name prefixes."""
+    """Return the weights of encoder and prefix encoder, without common name prefixes."""
     if not (folder / "config.json").is_file():
         raise BundleError(f"{folder}: expected a saved model with a config.json, found none")
     path = _weights_file(folder)
@@ -119,8 +119,8 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
     except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise BundleError(f"{path}: expected saved weights: {error}") from None
     except Exception as error:
-        # The unpickler raises errors of its own for whatever is not plain tensors.
-        raise BundleError(f"{path}: expected saved weights and nothing else: {error}") from None
+        # The unpickler raises its own errors for anything but plain tensors.
+        raise BundleError(f"{path}: expected a file with weights only: {error}") from None
     body: dict[str, Tensor] = {}
     prefix: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -131,8 +131,8 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
             body[name] = tensor
     if not prefix:
         raise BundleError(
-            f"{path}: expected weights named {_PREFIX}*, found none among {len(state)}; this is no "
-            "checkpoint with a deep prompt"
+            f"{path}: expected weights named {_PREFIX}*, found none among {len(state)}; the "
+            "checkpoint has no deep prompt"
         )
     return body, prefix
 
@@ -151,9 +151,9 @@ def _refuse_different(folders: Sequence[Path], bodies: Sequence[Mapping[str, Ten
     ]
     if different:
         raise BundleError(
-            f"{folders[1]}: the encoder differs from that of {folders[0].name} in "
-            f"{len(different)} weights, such as {different[0]}; two encoders were trained, not two "
-            "prompts on one frozen encoder"
+            f"{folders[1]}: expected the encoder in {folders[0].name}, got {len(different)} "
+            f"different weights, such as {different[0]}; only prompts on the same frozen encoder "
+            "can be imported"
         )
 
 
@@ -163,15 +163,15 @@ def _with_tokenizer(folders: Sequence[Path]) -> Path:
         if any((folder / name).is_file() for name in names):
             return folder
     raise BundleError(
-        f"{folders[0]}: the checkpoint holds no tokenizer; name the folder of the encoder that it "
-        "was trained from with --tokenizer"
+        f"{folders[0]}: the checkpoint has no tokenizer; pass the original encoder's folder with "
+        "--tokenizer"
     )
 
 
 def _write_backbone(
     folder: Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], tokenizer: Path
 ) -> None:
-    """Write an encoder without its prompt as a plain Hugging Face folder."""
+    """Write the encoder, without its prompt, as a plain Hugging Face folder."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     plain = {key: value for key, value in config.items() if key not in _PREFIX_SETTINGS}
@@ -183,15 +183,15 @@ def _write_backbone(
         model = AutoModel.from_config(settings)
         made = AutoTokenizer.from_pretrained(str(tokenizer))
     except (ValueError, KeyError, OSError) as error:
-        raise BackboneError(f"the checkpoint's encoder '{kind}' cannot be made: {error}") from None
+        raise BackboneError(f"cannot build the checkpoint's encoder '{kind}': {error}") from None
     begin = f"{getattr(model, 'base_model_prefix', kind)}."
     weights = {name.removeprefix(begin): tensor for name, tensor in state.items()}
     result = model.load_state_dict(weights, strict=False)
     missing = [name for name in result.missing_keys if "pooler" not in name.split(".")]
-    # Heads of other tasks may stand beside the encoder; its own weights may not be left over.
+    # Other heads may accompany the encoder, but all of its own weights must be used.
     if missing or result.unexpected_keys:
         raise BundleError(
-            f"the checkpoint does not fit a {kind} encoder: missing {missing[:3]}, unknown "
+            f"the checkpoint does not match a {kind} encoder: missing {missing[:3]}, unexpected "
             f"{list(result.unexpected_keys)[:3]}"
         )
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""PEFT's prefix tuning, in and out."""
+"""Import and export PEFT prefix-tuning adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits) -> Imported:
-    """Turn a PEFT prefix-tuning adapter into a task bundle.
+    """Convert a PEFT prefix-tuning adapter to a task bundle.
 
     Args:
-        backbone: The encoder; by default the one that the adapter names.
-        limits: Longest texts in tokens.
+        backbone: The encoder; by default the one named in the adapter.
+        limits: Maximum text lengths in tokens.
 
     Raises:
-        BundleError: If the adapter is of another kind or does not fit the encoder.
+        BundleError: If the adapter is of another type or does not match the encoder.
         BackboneError: If the encoder cannot be loaded.
     """
     source, out = Path(source), Path(out)
@@ -44,14 +44,16 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
         raise BundleError(f"{source / PEFT_CONFIG}: expected PREFIX_TUNING, got {kind!r}")
     name = backbone or settings.get("base_model_name_or_path")
     if not name:
-        raise BundleError(f"{source / PEFT_CONFIG}: names no encoder; give it with --backbone")
+        raise BundleError(
+            f"{source / PEFT_CONFIG}: expected the name of an encoder; pass it with --backbone"
+        )
     path = source / PEFT_WEIGHTS
     try:
         state = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{path}: expected the adapter's weights: {error}") from None
     if set(state) != {"prompt_embeddings"}:
-        raise BundleError(f"{path}: expected prompt_embeddings alone, got {sorted(state)}")
+        raise BundleError(f"{path}: expected only prompt_embeddings, got {sorted(state)}")
     loaded = Backbone.load(name)
     matrix = state["prompt_embeddings"]
     if not matrix.is_floating_point() or not bool(matrix.isfinite().all()):
@@ -59,7 +61,7 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
     wanted = settings.get("num_virtual_tokens")
     if matrix.ndim != 2 or (wanted is not None and matrix.shape[0] != wanted):
         raise BundleError(
-            f"{path}: expected {wanted} rows, as num_virtual_tokens in {PEFT_CONFIG} says, got "
+            f"{path}: expected {wanted} rows (num_virtual_tokens in {PEFT_CONFIG}), got "
             f"{tuple(matrix.shape)}"
         )
     fitting = _peft_settings(loaded, length=matrix.shape[0])
@@ -79,37 +81,40 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
 def export_peft(
     task: Path, out: Path, *, backbone: Backbone, accept_shift: bool = False
 ) -> list[Path]:
-    """Write a deep-prompt task as PEFT prefix-tuning adapters.
+    """Export a deep-prompt task as PEFT prefix-tuning adapters.
 
-    A default task has no faithful adapter: PEFT moves token positions by the prompt's length, and
-    has no place for feed-forward rows.
+    A default task has no exact equivalent: PEFT shifts token positions by the prompt's length and
+    has no feed-forward rows.
 
     Args:
-        out: Folder to write: the adapter, or ``query`` and ``passage`` in it where they differ.
-        accept_shift: Export a task without shifted positions, though PEFT will shift them.
+        out: Output folder for the adapter, or for subfolders ``query`` and ``passage`` if they
+            differ.
+        accept_shift: Export a task without shifted positions although PEFT will shift them.
 
     Raises:
-        BundleError: If the task cannot be said in PEFT's terms.
-        WrongBackbone: If the task belongs to another backbone.
+        BundleError: If PEFT cannot represent the task.
+        WrongBackbone: If the task was trained on another backbone.
     """
     encoder = load_task(task, backbone=backbone)
     method = encoder.method
     if not isinstance(method, DeepPromptMethod):
-        raise BundleError(f"{task}: expected a deep prompt, PEFT's prefix tuning holds no other")
+        raise BundleError(
+            f"{task}: expected a deep prompt; PEFT's prefix tuning supports nothing else"
+        )
     config = method.config
     if config.ffn_length:
         raise BundleError(
-            f"{task}: PEFT's prefix tuning has no place for the task's {config.ffn_length} "
+            f"{task}: PEFT's prefix tuning does not support the task's {config.ffn_length} "
             "feed-forward rows; train with --ffn-length 0, or use the task as a "
             "sentence-transformers model"
         )
     if config.prompt_layers is not None:
-        raise BundleError(f"{task}: PEFT's prefix tuning has rows in all layers, the task has not")
+        raise BundleError(f"{task}: PEFT's prefix tuning needs rows in all layers")
     if config.position != "shifted" and not accept_shift:
         raise BundleError(
-            f"{task}: PEFT moves token positions by the prompt's {config.prompt_length} rows, the "
-            "task was trained without; its vectors would change. Train with --position shifted, "
-            "or accept that with --accept-shift"
+            f"{task}: PEFT shifts token positions by the prompt's {config.prompt_length} rows, "
+            "which would change this task's vectors; train with --position shifted, or pass "
+            "--accept-shift"
         )
     state = method.state()
     single = len(state) == 1

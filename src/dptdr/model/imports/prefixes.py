@@ -1,8 +1,8 @@
-"""Common to imports: a prompt as one matrix, and shifted positions.
+"""Code shared by all imports: prompts stored as one matrix, and shifted positions.
 
-They store a prompt as one matrix ``[prompt, layers * 2 * dim]``: for each row the keys and values
-of all layers, one after the other. They ride on the generation cache, which moves token positions
-by the prompt's length, so that what comes from them has the position policy ``shifted``.
+Other programs store a prompt as one matrix ``[prompt, layers * 2 * dim]``, with each row's keys and
+values of all layers in sequence. They use the generation cache, which shifts token positions by the
+prompt's length, so imported tasks have position ``shifted``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,21 +39,21 @@ class Imported:
 def rows_of_matrix(
     matrix: Float[Tensor, "prompt layers_two_dim"], *, geometry: Geometry
 ) -> Float[Tensor, "layers two heads prompt head_dim"]:
-    """Return prompt rows from the matrix of a prefix encoder.
+    """Convert a prefix encoder's matrix to prompt rows.
 
     Args:
         matrix: ``[prompt, layers * 2 * dim]``: per layer the key, then the value.
 
     Raises:
-        BundleError: If the matrix does not fit the backbone.
+        BundleError: If the matrix does not match the backbone.
 
     Source:
-        Liu et al., P-Tuning v2, arXiv 2110.07602, as their public code lays it out.
+        Liu et al., P-Tuning v2, arXiv 2110.07602, in the layout of their public code.
     """
     layers, heads, size = geometry.layers, geometry.heads, geometry.head_dim
     if matrix.dim() != 2 or matrix.shape[1] != layers * 2 * heads * size:
         raise BundleError(
-            f"expected a prompt of [prompt, {layers * 2 * heads * size}] numbers ({layers} layers, "
+            f"expected a prompt of shape [prompt, {layers * 2 * heads * size}] ({layers} layers, "
             f"keys and values of {heads * size}), got {list(matrix.shape)}"
         )
     parts = matrix.float().reshape(matrix.shape[0], layers, 2, heads, size)
@@ -63,20 +63,20 @@ def rows_of_matrix(
 def matrix_of_rows(
     rows: Float[Tensor, "layers two heads prompt head_dim"],
 ) -> Float[Tensor, "prompt layers_two_dim"]:
-    """Return the matrix of a prefix encoder from prompt rows: the inverse of the above."""
+    """Convert prompt rows to a prefix encoder's matrix, inverting :func:`rows_of_matrix`."""
     prompt = rows.shape[3]
     return rows.permute(3, 0, 1, 2, 4).reshape(prompt, -1).contiguous()
 
 
 def shifted_encoder(backbone: Backbone, rows: Mapping[str, Tensor], *, limits: Limits) -> Encoder:
-    """Return an encoder with prompts that were trained with shifted positions.
+    """Build an encoder with prompts trained with shifted positions.
 
     Args:
         rows: Prompt rows: ``shared``, or ``query`` and ``passage``.
-        limits: Longest texts in tokens.
+        limits: Maximum text lengths in tokens.
 
     Raises:
-        BundleError: If texts and prompt together are longer than the encoder's positions.
+        BundleError: If text and prompt together exceed the encoder's positions.
     """
     length = next(iter(rows.values())).shape[3]
     _refuse_long(backbone, limits, length=length)
@@ -96,13 +96,13 @@ def _refuse_long(backbone: Backbone, limits: Limits, *, length: int) -> None:
     room = backbone.pooling.max_tokens - length
     if longest > room:
         raise BundleError(
-            f"texts of {longest} tokens do not fit: the prompt's {length} rows move positions, and "
-            f"the encoder has {backbone.pooling.max_tokens}; expected at most {room}"
+            f"expected texts of at most {room} tokens, got {longest}: the prompt's {length} rows "
+            f"shift positions, and the encoder has {backbone.pooling.max_tokens}"
         )
 
 
 def imported(task: Path, backbone: str, *, weights: Sequence[Path]) -> Imported:
-    """Return the result of an import."""
+    """Collect the result of an import."""
     return Imported(
         task=task,
         backbone=backbone,

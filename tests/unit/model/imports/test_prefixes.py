@@ -92,8 +92,8 @@ def broken(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("prefix_encoder.embedding.weight"), "no checkpoint with a deep prompt"),
-        (lambda s: s.pop("roberta.encoder.layer.1.output.dense.bias"), "does not fit a roberta"),
+        (lambda s: s.pop("prefix_encoder.embedding.weight"), "the checkpoint has no deep prompt"),
+        (lambda s: s.pop("roberta.encoder.layer.1.output.dense.bias"), "does not match a roberta"),
         (
             lambda s: s.update({"prefix_encoder.embedding.weight": torch.zeros(4, 100)}),
             r"expected a prompt of \[prompt, 128\]",
@@ -116,13 +116,15 @@ def test_folders_with_two_different_encoders_are_refused(tmp_path):
         tmp_path / "authors" / "passage_model",
         lambda s: s["roberta.encoder.layer.0.output.dense.bias"].add_(1.0),
     )
-    with pytest.raises(BundleError, match="differs from that of query_model in 1 weights"):
+    with pytest.raises(
+        BundleError, match="expected the encoder in query_model, got 1 different weights"
+    ):
         import_authors(tmp_path / "authors", tmp_path / "out", limits=LIMITS)
 
 
 def test_pickled_code_missing_tokenizer_and_long_texts_are_refused(tmp_path):
     save_authors(tmp_path / "authors")
-    with pytest.raises(BundleError, match="expected at most 58"):
+    with pytest.raises(BundleError, match="expected texts of at most 58 tokens"):
         import_authors(
             tmp_path / "authors",
             tmp_path / "out",
@@ -232,7 +234,7 @@ def test_export_refuses_what_peft_cannot_say(tmp_path):
         tmp_path / "plain", tmp_path / "peft", backbone=backbone, accept_shift=True
     ) == [tmp_path / "peft"]
     saved_task(tmp_path / "ffn", folder, position="shifted", ffn_length=2)
-    with pytest.raises(BundleError, match="no place for the task's 2 feed-forward rows"):
+    with pytest.raises(BundleError, match="does not support the task's 2 feed-forward rows"):
         export_peft(tmp_path / "ffn", tmp_path / "x", backbone=backbone, accept_shift=True)
 
 

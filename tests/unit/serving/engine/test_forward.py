@@ -56,9 +56,9 @@ def test_layout_architectures_with_plain_positions_are_packed(architecture):
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("mpnet", "does not ask the registry"),
+        ("mpnet", "does not use the transformers attention registry"),
         ("llama", "causal"),
-        ("modernbert", "local window"),
+        ("modernbert", "local attention window"),
         ("t5", "positions"),
     ],
 )
