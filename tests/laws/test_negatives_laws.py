@@ -134,7 +134,7 @@ def _mined(folder, inputs, mining, *, name):
     try:
         statistics = mine(inputs, mining, out=out, work=folder / name)
     except NegativesError as error:
-        if "no negative was found" in str(error) or "has a positive" in str(error):
+        if "no negatives found" in str(error) or "has a positive" in str(error):
             return None, None
         raise
     return out.read_bytes(), statistics

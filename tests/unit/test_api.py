@@ -169,7 +169,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(places, tmp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "lora", "prompt_length": 9}, "prompt_length: belongs to method deep-prompt"),
+        ({"method": "lora", "prompt_length": 9}, "prompt_length: expected method deep-prompt"),
         ({"method": "loar"}, "method: expected one of deep-prompt, .*got 'loar'"),
         ({"nothing": 1}, "nothing: unknown setting"),
         ({"batch_size": "x"}, "batch_size: expected int, got 'x'"),
@@ -186,7 +186,7 @@ def test_settings_that_cannot_be_meant_are_refused(places, tmp_path, settings, m
 
 def test_a_prompts_settings_need_a_prompt_in_pretraining(places, tmp_path):
     data, backbone, _ = places
-    with pytest.raises(ConfigError, match="prompt_length: only with prompt_only"):
+    with pytest.raises(ConfigError, match="prompt_length: only applies with prompt_only"):
         dptdr.pretrain(data, out=tmp_path / "out", backbone=backbone, prompt_length=4)
 
 

@@ -15,10 +15,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def checked(function: _Function) -> _Function:
-    """Raise a ``ConfigError`` that names the argument where a value does not fit its annotation.
+    """Raise a ``ConfigError`` naming any argument that does not match its annotation.
 
     Plain types, literals, unions, sequences, mappings and tuples of them are checked. Other
-    annotations accept any value: the function itself knows better what it needs.
+    annotations accept any value and are left to the function.
     """
     signature = inspect.signature(function)
 
@@ -46,7 +46,7 @@ def checked(function: _Function) -> _Function:
 
 
 def fits(value: object, annotation: Any) -> bool:
-    """Tell whether a value fits an annotation, as far as it can be checked."""
+    """Check whether a value matches an annotation, as far as possible."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(fits(value, member) for member in inner)
@@ -78,10 +78,10 @@ def fits(value: object, annotation: Any) -> bool:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Refuse numbers that cannot count anything.
+    """Reject invalid counts.
 
     Raises:
-        ConfigError: If one is not a whole number of at least 1; ``None`` is left to its default.
+        ConfigError: If a count is not a whole number of at least 1; ``None`` is allowed.
     """
     for name, count in counts.items():
         if count is not None and (not fits(count, int) or count < 1):
@@ -89,7 +89,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
-    """Evaluate an annotation; ``Any`` if it names types imported for type checkers alone."""
+    """Evaluate an annotation; ``Any`` if it names types imported only for type checking."""
     if not isinstance(annotation, str):
         return annotation
     try:

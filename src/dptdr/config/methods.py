@@ -18,64 +18,63 @@ Initialisation = Literal["tokens", "random", "task"]
 
 @dataclass(frozen=True, kw_only=True)
 class DeepPromptConfig:
-    """Settings of a deep prompt that are stored with it."""
+    """Settings of a deep prompt, stored in its bundle."""
 
     prompt_length: Annotated[
-        int, Setting("Attention rows per layer and side; 0 leaves attention as it is.")
+        int, Setting("Attention rows per layer and side; 0 leaves attention unchanged.")
     ] = 16
     ffn_length: Annotated[
         int | None,
         Setting(
-            "Feed-forward rows per layer and side; 0 is the paper's prompt. Default: as many as "
-            "fit into 2 % of the encoder's parameters, 80 at most."
+            "Feed-forward rows per layer and side; 0 for the paper's prompt. Default: as many as "
+            "fit in 2 % of the encoder's parameters, at most 80."
         ),
     ] = None
     prompt_layers: Annotated[
         int | None,
         Setting(
-            "Number of upper layers that carry rows; the backward pass stops below them. Default: "
-            "all. Fewer cannot be served.",
+            "Number of upper layers with rows; the backward pass stops below them. Default: all. "
+            "Tasks with fewer cannot be served.",
             min=1,
         ),
     ] = None
     sharing: Annotated[
         Sharing,
         Setting(
-            "tied: queries and passages share the prompt; untied: separate ones; query-only: "
-            "passages are encoded by the bare backbone, so that tasks can share one index."
+            "tied: queries and passages share a prompt; untied: each side has its own; query-only: "
+            "passages are encoded by the bare backbone, so that tasks can share an index."
         ),
     ] = "tied"
     initialisation: Annotated[
         Initialisation,
         Setting(
-            "tokens: keys and values of real tokens of the task's texts; random; task: see "
-            "--from-task."
+            "tokens: keys and values of tokens in the task's texts; random; task: see --from-task."
         ),
     ] = "tokens"
-    random_scale: Annotated[float, Setting("Standard deviation of a random start.")] = 0.02
+    random_scale: Annotated[float, Setting("Standard deviation of random initialisation.")] = 0.02
     dropout: Annotated[
         float,
         Setting(
-            "Share of prompt numbers (or of LoRA's inputs) dropped in each training pass.",
+            "Dropout probability of prompt entries (or of LoRA's inputs) in training.",
             was=("prompt_dropout",),
         ),
     ] = 0.0
     position: Annotated[
         PositionPolicy,
         Setting(
-            "unshifted, or shifted: token positions move by the prompt's length, as in the "
+            "unshifted, or shifted: token positions are shifted by the prompt's length, as in the "
             "authors' checkpoints."
         ),
     ] = "unshifted"
     reparametrisation: Annotated[
         int,
-        Setting("Width of the MLP that makes the prompt while training; 0 is none.", min=0),
+        Setting("Hidden size of an MLP added to the prompt in training; 0 for none.", min=0),
     ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShallowPromptConfig:
-    """Settings of a shallow prompt: rows before the word embeddings of the first layer only."""
+    """Settings of a shallow prompt: rows before the word embeddings, in the first layer only."""
 
     prompt_length: Annotated[int, Setting("Prompt rows.")] = 16
     sharing: Annotated[Sharing, Setting("As for deep prompts.")] = "tied"
@@ -83,25 +82,25 @@ class ShallowPromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Settings of low-rank adaptation, done by peft."""
+    """Settings of low-rank adaptation, implemented by peft."""
 
     rank: Annotated[int, Setting("Rank of LoRA's updates.", min=1, was=("lora_rank",))] = 8
     targets: Annotated[
         LoraTargets,
         Setting(
-            "Linear layers that LoRA updates: attention (query and value), feed-forward, or all.",
+            "Linear layers adapted by LoRA: attention (query and value), feed-forward, or all.",
             given_as="lora_targets",
         ),
     ] = "attention"
     alpha: Annotated[
-        int, Setting("LoRA's updates are scaled by alpha / rank; twice --rank where that is given.")
+        int, Setting("LoRA's updates are scaled by alpha / rank. Default: twice --rank, if given.")
     ] = 16
-    dropout: Annotated[float, Setting("Dropout before the update, in training.")] = 0.0
+    dropout: Annotated[float, Setting("Dropout before the update in training.")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoConfig:
-    """BitFit and full fine-tuning have no settings."""
+    """Empty settings, for BitFit and full fine-tuning."""
 
 
 MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
@@ -116,12 +115,12 @@ DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
 
 
 def settings_of(config: MethodConfig) -> dict[str, Any]:
-    """Return a method's settings as plain values."""
+    """Convert a method's settings to plain values."""
     return asdict(config)
 
 
 def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, MethodConfig]:
-    """Return the method name and its settings from plain values.
+    """Restore a method's name and settings from plain values.
 
     Raises:
         ConfigError: If the method or a setting is unknown.
@@ -130,13 +129,13 @@ def config_from(name: str, settings: Mapping[str, Any]) -> tuple[MethodName, Met
         raise ConfigError(f"method '{name}': expected one of {', '.join(METHOD_NAMES)}")
     method: MethodName = name
     values = dict(settings)
-    # Settings written by former versions hold it.
+    # Written by earlier versions.
     if method == "deep-prompt" and (attention := values.pop("attention", "joint")) != "joint":
         raise ConfigError(
-            f"method '{name}', attention: expected 'joint', got {attention!r}; version 0.1.0 is "
-            "the last one that reads such prompts: train the task again"
+            f"method '{name}', attention: expected 'joint', got {attention!r}; such prompts need "
+            "version 0.1.0 or earlier, so retrain the task"
         )
     if method == "deep-prompt":
-        # It shaped the start of prompts of former versions; the saved rows are what they are.
+        # Only affected initialisation in earlier versions, not the saved rows.
         values.pop("start_offset", None)
     return method, from_values(DEFAULT_CONFIGS[method], values, what=f"method '{name}'")

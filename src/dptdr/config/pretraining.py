@@ -15,57 +15,59 @@ NEGATIVE_LOSS = "negative loss"
 SIBLING_FIRST = "sibling R@1"
 SIBLING_RANK = "sibling RR"
 DEV_MEASURES: tuple[str, ...] = (NEGATIVE_LOSS, SIBLING_FIRST, SIBLING_RANK)
-"""What can choose the checkpoint, all taken on held-out documents, higher is better."""
+"""Measures on held-out documents that can select the checkpoint; higher is better."""
 
 FUSED_MEASURE = "nDCG@10"
-"""What does so for the objective fused, taken on held-out pseudo-queries."""
+"""The same for the objective fused, on held-out pseudo-queries."""
 
 DEFAULT_TEMPERATURE = 0.05
-"""For encoders whose vectors have length 1; others are compared by raw dot products."""
+"""For encoders with unit-length vectors; others use raw dot products."""
 
 DEFAULT_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig(OptimisationConfig):
-    """How to pretrain on the bare texts of a corpus."""
+    """Settings for pretraining on the unlabelled texts of a corpus."""
 
     objectives: Annotated[
         tuple[ObjectiveName, ...],
         Setting(
-            "Parts of the loss, weighted equally and separated by commas: mlm (masked words), "
-            "condenser (masked words from an early layer and the text's vector), contrastive (the "
-            "other span of the same document); or for a prompt fused alone, its default (the "
-            "fused ranking of BM25 and the backbone, on pseudo-queries). Default for a backbone: "
-            "all but that."
+            "Equally weighted loss terms, separated by commas: mlm (masked words), condenser "
+            "(masked words from an early layer and the text's vector) and contrastive (the other "
+            "span of the same document), all three by default for a backbone; or, for a prompt "
+            "only and by default, fused (the fused ranking of BM25 and the backbone, on "
+            "pseudo-queries)."
         ),
     ] = ()
     max_steps: Annotated[
         int | None,
         Setting(
-            f"Optimiser steps, the warm-up of new heads not counted. Default: {DEFAULT_STEPS}.",
+            f"Optimizer steps, excluding the warm-up of new heads. Default: {DEFAULT_STEPS}.",
             min=1,
             was=("steps",),
         ),
     ] = None
     batch_size: Annotated[
-        int, Setting("Documents per step, over all processes; each gives two spans.", min=2)
+        int, Setting("Documents per step, across all processes; each yields two spans.", min=2)
     ] = 64
     mini_batch_size: Annotated[
         int | None,
         Setting(
-            "Spans per forward pass (GradCache): memory depends on it, not on --batch-size. "
+            "Spans per forward pass (GradCache); limits memory regardless of --batch-size. "
             "none: the whole batch at once.",
             min=1,
             was=("chunk_texts",),
             unset=0,
         ),
     ] = 64
-    span_tokens: Annotated[int, Setting("Longest span in tokens, special ones not counted.")] = 80
+    span_tokens: Annotated[
+        int, Setting("Maximum span length in tokens, without special tokens.")
+    ] = 80
     min_span_tokens: Annotated[
         int,
         Setting(
-            "Documents shorter than twice this many tokens give one span, for masked words only.",
+            "Documents shorter than twice this many tokens yield one span, for masked words only.",
             min=2,
             was=("least_span_tokens",),
         ),
@@ -73,7 +75,7 @@ class PretrainingConfig(OptimisationConfig):
     short_span_ratio: Annotated[
         float,
         Setting(
-            "Share of the spans that are cut to a random shorter length.",
+            "Fraction of spans shortened to a random length.",
             min=0,
             max=1,
             was=("short_span_share",),
@@ -82,7 +84,7 @@ class PretrainingConfig(OptimisationConfig):
     mlm_probability: Annotated[
         float,
         Setting(
-            "Share of the tokens that are masked, by whole words.",
+            "Fraction of tokens to mask, in whole words.",
             above=0,
             below=1,
             was=("mask_share",),
@@ -91,7 +93,7 @@ class PretrainingConfig(OptimisationConfig):
     skip_from: Annotated[
         int | None,
         Setting(
-            "Layer whose token states the Condenser head reads. Default: half of the layers.",
+            "Layer whose token states feed the Condenser head. Default: half of the layers.",
             min=1,
             unset=0,
         ),
@@ -100,17 +102,19 @@ class PretrainingConfig(OptimisationConfig):
     head_warmup_steps: Annotated[
         int | None,
         Setting(
-            "Steps in which new heads are trained alone. Default: a tenth of the steps.",
+            "Steps of training new heads alone. Default: a tenth of the steps.",
             min=0,
             unset=-1,
         ),
     ] = None
-    head_learning_rate: Annotated[float, Setting("Learning rate of that warm-up.", above=0)] = 1e-3
+    head_learning_rate: Annotated[float, Setting("Learning rate of the head warm-up.", above=0)] = (
+        1e-3
+    )
     temperature: Annotated[
         float | None,
         Setting(
-            "Dot products of spans are divided by it. Default: 0.05 for encoders whose vectors "
-            "have length 1, else 1 (raw dot products).",
+            "Divides the dot products of spans. Default: 0.05 for encoders with unit-length "
+            "vectors, otherwise 1 (raw dot products).",
             above=0,
             unset=0,
         ),
@@ -118,39 +122,38 @@ class PretrainingConfig(OptimisationConfig):
     eval_steps: Annotated[
         float | None,
         Setting(
-            "Steps between dev measures, or a share of all steps if below 1; 0: at the end only. "
-            "The last step is always measured. Default: a fifth of the steps.",
+            "Steps between evaluations, or a fraction of all steps if below 1; 0: at the end only. "
+            "The last step is always evaluated. Default: a fifth of the steps.",
             min=0,
         ),
     ] = 0.2
     dev_documents: Annotated[
-        int, Setting("Documents held out, at most a tenth of the corpus.", min=2)
+        int, Setting("Held-out documents, at most a tenth of the corpus.", min=2)
     ] = 200
     dev_measure: Annotated[
-        str, Setting(f"Measure that selects the checkpoint: {', '.join(DEV_MEASURES)}.")
+        str, Setting(f"Measure for selecting the checkpoint: {', '.join(DEV_MEASURES)}.")
     ] = NEGATIVE_LOSS
     bm25_weight: Annotated[
         float,
-        Setting("Weight of BM25 in the fused ranking, that of the backbone being 1.", min=0),
+        Setting("Weight of BM25 in the fused ranking, relative to 1 for the backbone.", min=0),
     ] = 1.0
     anchor: Annotated[
         float,
-        Setting("Share of the backbone's own similarities in what fused teaches.", min=0, max=1),
+        Setting("Share of the backbone's own similarities in the fused targets.", min=0, max=1),
     ] = 0.0
     candidates_per_query: Annotated[
-        int, Setting("Passages that the fused ranking adds for each pseudo-query and step.", min=0)
+        int, Setting("Passages from the fused ranking per pseudo-query and step.", min=0)
     ] = 1
     readers: Annotated[
         int,
         Setting(
-            "Prefetch worker processes; needed to keep a GPU busy. Any number gives the same "
-            "result.",
+            "Prefetch worker processes; needed to keep a GPU busy. Does not affect the result.",
             min=0,
         ),
     ] = 0
 
     def problems(self) -> list[str]:
-        """Return the problems, one line each."""
+        """Describe invalid settings, one line each."""
         found = super().problems()
         if found:
             return found
@@ -160,7 +163,7 @@ class PretrainingConfig(OptimisationConfig):
                 f"got {self.span_tokens}"
             )
         if len(set(self.objectives)) != len(self.objectives):
-            found.append(f"objectives: expected each once, got {', '.join(self.objectives)}")
+            found.append(f"objectives: expected distinct names, got {', '.join(self.objectives)}")
         if "fused" in self.objectives and self.objectives != FUSED:
             found.append(f"objectives: expected fused alone, got {', '.join(self.objectives)}")
         measures = (FUSED_MEASURE,) if self.objectives == FUSED else DEV_MEASURES
@@ -171,7 +174,7 @@ class PretrainingConfig(OptimisationConfig):
         return found
 
     def settled(self, documents: int) -> "PretrainingConfig":
-        """Return the settings with the number of steps for so many documents."""
+        """Fill in the number of steps for a given number of documents."""
         if self.max_steps is not None:
             return self
         steps = DEFAULT_STEPS
@@ -181,7 +184,7 @@ class PretrainingConfig(OptimisationConfig):
 
     @property
     def warmup_steps_of_heads(self) -> int:
-        """Steps in which new heads are trained alone."""
+        """Number of steps in which new heads are trained alone."""
         if self.head_warmup_steps is not None:
             return self.head_warmup_steps
         return max(1, round(self.steps / 10))
@@ -189,7 +192,7 @@ class PretrainingConfig(OptimisationConfig):
     def identity(self) -> dict[str, Any]:
         """Return the settings that must match for a run to resume, as JSON values."""
         settings = super().identity()
-        # How batches are read does not change what is in them.
+        # Prefetching does not affect the batches.
         del settings["readers"]
         return settings
 

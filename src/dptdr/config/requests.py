@@ -1,4 +1,4 @@
-"""Requests of users: settings by name, sorted into config classes."""
+"""User requests: settings by name, sorted into config classes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ _FFN_RATE = "ffn_learning_rate"
 
 
 class TrainingRequest(NamedTuple):
-    """A request to train.
+    """A training request.
 
     Attributes:
-        given: Names of the settings that were given; others may be chosen by the data.
+        given: Names of explicitly given settings; others may be adapted to the data.
     """
 
     config: TrainingConfig
@@ -33,7 +33,7 @@ class TrainingRequest(NamedTuple):
 
 
 class PretrainingRequest(NamedTuple):
-    """A request to pretrain; ``prompt`` is set if only a prompt is trained."""
+    """A pretraining request; ``prompt`` is set to train only a prompt."""
 
     config: PretrainingConfig
     prompt: DeepPromptConfig | None
@@ -42,10 +42,10 @@ class PretrainingRequest(NamedTuple):
 def training_request(
     method: str, values: Mapping[str, Any], *, from_task: bool = False
 ) -> TrainingRequest:
-    """Sort settings into training and method; refuse unknown ones.
+    """Split settings into training and method settings.
 
     Raises:
-        ConfigError: If the method is unknown, or a setting is unknown, wrong, or belongs to
+        ConfigError: If the method is unknown, or a setting is unknown, invalid, or belongs to
             another method.
     """
     if method not in METHOD_NAMES:
@@ -56,12 +56,12 @@ def training_request(
     misplaced = {n for n in values if n not in of_training and n not in own}
     owners = {n: [m for m in METHOD_NAMES if n in declared(DEFAULT_CONFIGS[m])] for n in misplaced}
     wrong = [
-        f"{n}: belongs to method {', '.join(owners[n])}, got method '{method}'"
+        f"{n}: expected method {', '.join(owners[n])}, got '{method}'"
         for n in sorted(misplaced)
         if owners[n]
     ]
     if _FFN_RATE in values and method != "deep-prompt":
-        wrong.append(f"{_FFN_RATE}: belongs to method deep-prompt, got method '{method}'")
+        wrong.append(f"{_FFN_RATE}: expected method deep-prompt, got '{method}'")
     if from_task:
         wrong += _from_task_faults(method, values)
     if wrong:
@@ -88,13 +88,13 @@ def pretraining_request(
     keep_head: bool = False,
     force: bool = False,
 ) -> PretrainingRequest:
-    """Sort settings into pretraining and prompt; those of a prompt need ``prompt_only``.
+    """Split settings into pretraining and prompt settings; the latter need ``prompt_only``.
 
     Args:
-        force: Whether a prompt is written that its measure calls worse.
+        force: Write a prompt even if its measure is worse.
 
     Raises:
-        ConfigError: If a setting is unknown or wrong, or would have no effect.
+        ConfigError: If a setting is unknown, invalid, or would have no effect.
     """
     of_prompt = {
         n: value
@@ -103,9 +103,9 @@ def pretraining_request(
     }
     wrong = [] if prompt_only else _prompt_faults(values, of_prompt, from_task=from_task)
     if force and not prompt_only:
-        wrong.append("force: only with prompt_only, whose prompts may be refused")
+        wrong.append("force: only applies with prompt_only")
     if keep_head and prompt_only:
-        wrong.append("keep_head: keeps heads beside a backbone, but prompt_only writes none")
+        wrong.append("keep_head: does not apply with prompt_only, which writes no backbone")
     if from_task:
         wrong += _from_task_faults("deep-prompt", values)
     if wrong:
@@ -117,7 +117,7 @@ def pretraining_request(
         rest.setdefault("objectives", FUSED)
         if tuple(rest["objectives"]) == FUSED:
             rest = fused_defaults(rest) | rest
-            # Feed-forward rows alone: the start is exactly the backbone.
+            # With feed-forward rows only, training starts exactly at the backbone.
             of_prompt = of_prompt if from_task else {"prompt_length": 0} | of_prompt
     config = from_values(PretrainingConfig, rest, what="pretraining settings")
     if not prompt_only:
@@ -131,15 +131,15 @@ def _prompt_faults(
 ) -> list[str]:
     """Return the settings that need ``prompt_only``."""
     extra = sorted(of_prompt) + (["from_task"] if from_task else [])
-    found = [f"{n}: only with prompt_only, which trains a prompt" for n in extra]
+    found = [f"{n}: only applies with prompt_only" for n in extra]
     if FUSED[0] in (values.get("objectives") or ()):
-        found.append("objectives: fused only with prompt_only, which trains a prompt")
+        found.append("objectives: fused only applies with prompt_only")
     return found
 
 
 def _from_task_faults(method: str, values: Mapping[str, Any]) -> list[str]:
     if method != "deep-prompt":
-        return [f"from_task: starts deep prompts, got method '{method}'"]
+        return [f"from_task: expected method deep-prompt, got '{method}'"]
     if _INITIALISED in values:
         return [f"{_INITIALISED}: expected none with from_task, got '{values[_INITIALISED]}'"]
     return []

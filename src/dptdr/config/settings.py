@@ -1,8 +1,8 @@
 """Help, bounds and choices of settings, declared on dataclass fields.
 
-``batch_size: Annotated[int, Setting("Queries per step.", min=2)] = 32`` gives the field its help
-text and bounds; choices come from its ``Literal``. The command line derives its options from it,
-and :func:`from_values` checks what a user gave, from wherever it came.
+``batch_size: Annotated[int, Setting("Queries per step.", min=2)] = 32`` declares a field's help
+text and bounds; a ``Literal`` type declares its choices. The command line derives its options from
+these declarations, and :func:`from_values` validates user input against them.
 """
 
 import math
@@ -21,8 +21,8 @@ class Setting:
     """Help text, bounds and former names of a setting.
 
     Args:
-        unset: Number that stood for ``None`` in former versions.
-        given_as: Name on the command line, where it differs from the field's.
+        unset: Number that represented ``None`` in earlier versions.
+        given_as: Command-line name, if it differs from the field's.
     """
 
     help: str
@@ -35,8 +35,8 @@ class Setting:
     given_as: str | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Return what was expected instead of a number, ``None`` if it is within bounds."""
-        # Each comparison with NaN is false, so NaN is refused.
+        """Describe the expected bounds, or return ``None`` if the number is within them."""
+        # Comparisons with NaN are false, which rejects it.
         bounds = (
             (self.min, "at least", self.min is None or value >= self.min),
             (self.max, "at most", self.max is None or value <= self.max),
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Declared:
-    """A declared field: its plain type, whether it may be None, choices, default."""
+    """A declared field: plain type, optionality, choices and default."""
 
     name: str
     type: type
@@ -92,7 +92,7 @@ class Declared:
 
 
 def declared(config: Any) -> dict[str, Declared]:
-    """Return the settings of a config class by name, in their order."""
+    """Return a config class's settings by name, in order."""
     hints = get_type_hints(config, include_extras=True)
     return {field.name: _declared(field, hints[field.name]) for field in fields(config)}
 
@@ -120,7 +120,7 @@ def _declared(field: Any, hint: Any) -> Declared:
 
 
 def faults(config: Any) -> list[str]:
-    """Return the problems of a config, one line each."""
+    """Describe a config's invalid settings, one line each."""
     return [
         f"{name}: {fault}"
         for name, field in declared(type(config)).items()
@@ -129,14 +129,14 @@ def faults(config: Any) -> list[str]:
 
 
 def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -> Config:
-    """Return a config from plain values; missing ones take their defaults.
+    """Build a config from plain values, with defaults for missing ones.
 
     Args:
-        config: The dataclass; a method ``problems`` of it is asked as well.
-        what: Begins the message, such as ``training settings``.
+        config: The dataclass; its ``problems`` method, if any, is called too.
+        what: Start of the error message, such as ``training settings``.
 
     Raises:
-        ConfigError: With every problem, unknown names among them.
+        ConfigError: If any value is invalid or any name unknown; lists every problem.
     """
     known = declared(config)
     wrong = unknown_names(set(values) - set(known))
@@ -156,5 +156,5 @@ def from_values(config: type[Config], values: Mapping[str, Any], *, what: str) -
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """Return one problem for each unknown setting."""
+    """Describe each unknown setting in one line."""
     return [f"{name}: unknown setting" for name in sorted(names)]

@@ -11,97 +11,98 @@ Distillation = Literal["none", "kl", "margin-mse"]
 
 DEFAULT_STEPS = 150
 
-# A few queries, seen over and over, are learned by heart: 33 queries for 150 steps cost .12 of
-# nDCG@10 on MS MARCO; 20 steps from a quiet start cost nothing, from tokens as they are .08. See
+# Many epochs over few queries overfit: 150 steps on 33 queries cost .12 of nDCG@10 on MS MARCO. 20
+# steps cost .08 when starting from tokens, and nothing when starting exactly at the backbone. See
 # docs/what-makes-prompts-work.md.
 MAX_EPOCHS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(OptimisationConfig):
-    """How to train; the same for every method."""
+    """Training settings shared by all methods."""
 
     max_steps: Annotated[
         int | None,
         Setting(
-            f"Optimiser steps. Default: {DEFAULT_STEPS}, or {MAX_EPOCHS} epochs where that is "
-            "less.",
+            f"Optimizer steps. Default: {DEFAULT_STEPS}, or {MAX_EPOCHS} epochs if fewer.",
             min=1,
             was=("steps",),
             unset=0,
         ),
     ] = None
     batch_size: Annotated[
-        int, Setting("Queries per step; larger batches bring more in-batch negatives.", min=2)
+        int, Setting("Queries per step; larger batches have more in-batch negatives.", min=2)
     ] = 32
     positives_per_query: Annotated[
-        int, Setting("Positives drawn for each query and step, where there are several.", min=1)
+        int, Setting("Positives drawn per query and step, if there are several.", min=1)
     ] = 1
     negatives_per_query: Annotated[
-        int, Setting("Mined negatives drawn for each query and step.", min=0)
+        int, Setting("Mined negatives drawn per query and step.", min=0)
     ] = 1
     temperature: Annotated[
-        float, Setting("Scores are divided by it before the softmax; lower is sharper.", above=0)
+        float, Setting("Divides scores before the softmax; lower is sharper.", above=0)
     ] = 0.05
     score_scale: Annotated[
         float | None,
         Setting(
-            "Dot products are multiplied by it before --temperature: 1 for raw ones (the "
-            "paper's). Default: measured, so that scores are of order 1.",
+            "Multiplies dot products before --temperature is applied; 1 as in the paper. Default: "
+            "measured, so that scores are of order 1.",
             above=0,
             unset=0,
         ),
     ] = None
-    distillation: Annotated[Distillation, Setting("Loss on a teacher's scores in --negatives.")] = (
-        "none"
-    )
+    distillation: Annotated[
+        Distillation, Setting("Distillation loss on teacher scores in --negatives.")
+    ] = "none"
     distillation_weight: Annotated[
-        float, Setting("Share of that loss; the rest is contrastive.", min=0, max=1)
+        float, Setting("Weight of the distillation loss; the rest is contrastive.", min=0, max=1)
     ] = 0.5
     matryoshka: Annotated[
-        tuple[int, ...], Setting("Shorter dimension to train as well; repeatable.", min=1)
+        tuple[int, ...], Setting("Additional, smaller dimension to train; repeatable.", min=1)
     ] = ()
     max_query_tokens: Annotated[
         int | None,
         Setting(
-            "Longest query in tokens while training; none: the backbone's limit.", min=1, unset=0
+            "Maximum query length in tokens in training; none: the backbone's limit.",
+            min=1,
+            unset=0,
         ),
     ] = 64
     max_passage_tokens: Annotated[
         int | None,
         Setting(
-            "Longest passage in tokens while training; none: the backbone's limit.", min=1, unset=0
+            "Maximum passage length in tokens in training; none: the backbone's limit.",
+            min=1,
+            unset=0,
         ),
     ] = 96
     gradient_checkpointing: Annotated[
         bool,
         Setting(
-            "Recompute activations in the backward pass: less memory, slower.",
+            "Recompute activations in the backward pass, to save memory at the cost of speed.",
             was=("checkpointing",),
         ),
     ] = False
     dev_queries: Annotated[int, Setting("Maximum number of dev queries.", min=1)] = 200
     dev_passages: Annotated[
-        int, Setting("Maximum number of passages in the dev corpus, judged ones included.", min=2)
+        int, Setting("Maximum size of the dev corpus, including judged passages.", min=2)
     ] = 400
     storage_dtype: Annotated[
         StorageDtype | None,
         Setting(
-            "Number type that trained weights are stored in; they are used in float32. Half the "
-            "size costs some quality: dev measures of the stored weights are printed. Default: "
-            "float32."
+            "Storage dtype of trained weights; they are used in float32. 16-bit types cost some "
+            "quality: dev measures of the stored weights are printed. Default: float32."
         ),
     ] = None
     keep_identical: Annotated[
-        bool, Setting("Let a query that is a passage of the data be its own answer or negative.")
+        bool, Setting("Allow a query that is also a passage to be its own answer or negative.")
     ] = False
 
     def settled(self, queries: int) -> "TrainingConfig":
-        """Return the settings with the number of steps that fits the training queries.
+        """Fill in ``max_steps``: as given, from ``num_epochs``, or a default limited by epochs.
 
-        Returns:
-            Settings with ``max_steps``: as given, ``num_epochs`` times through the queries, or
-            the default, which is less for few queries.
+        Args:
+            queries: Number of training queries.
         """
         if self.max_steps is not None:
             return self

@@ -1,1 +1,1 @@
-"""Hard negatives: sources, false-negative filtering, teachers, report."""
+"""Hard negative mining: sources, false-negative filtering, teachers and reports."""

@@ -1,6 +1,6 @@
-"""The corpus as mining sees it: ids, duplicate texts, lengths.
+"""Corpus and judgement tables for mining: ids, duplicate texts, lengths.
 
-The texts themselves stay on disk. A passage costs its id's bytes and 36 more.
+Texts stay on disk. A passage takes the bytes of its id plus 36.
 """
 
 from array import array
@@ -15,12 +15,12 @@ from dptdr.records import Passage
 
 
 class CorpusTable:
-    """Rows of a corpus by id, with a hash of each normalised text.
+    """Corpus rows by id, with a hash of each normalised text.
 
-    Two passages are the same text where their texts (not their titles) are equal after
-    :func:`dptdr.io.ids.normalised`; a passage without text goes by its title. Rows and texts are
-    found by 64-bit hashes: for ten million passages, one in 300,000 corpora has two that are taken
-    for one.
+    Passages are duplicates if their texts, ignoring titles, are equal after
+    :func:`dptdr.io.ids.normalised`; a passage without text is compared by title. Ids and texts are
+    looked up by 64-bit hashes; with ten million passages, the probability of any collision is 1 in
+    300,000.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class CorpusTable:
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> "CorpusTable":
-        """Read a corpus once.
+        """Build the table in one pass over a corpus.
 
         Raises:
-            NegativesError: If there is no passage.
+            NegativesError: If there are no passages.
         """
         id_hashes, text_hashes, characters = array("Q"), array("Q"), array("i")
 
@@ -61,7 +61,7 @@ class CorpusTable:
 
         ids = IdTable.build(_ids())
         if not len(ids):
-            raise NegativesError("expected a corpus to mine from, it holds no passage")
+            raise NegativesError("expected a corpus to mine from, got no passages")
         return cls(
             ids,
             rows=RowTable(np.frombuffer(id_hashes, dtype=np.uint64)),
@@ -73,16 +73,16 @@ class CorpusTable:
         return len(self.ids)
 
     def rows_of(self, passage_ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
-        """Return the row of each passage id, -1 if it is unknown."""
+        """Return the row of each passage id, or -1 if unknown."""
         return self.rows_of_hashes(stable_hashes(passage_ids))
 
     def rows_of_hashes(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
-        """Return the same by the ids' :func:`dptdr.io.ids.stable_hash`."""
+        """Return rows by the ids' :func:`dptdr.io.ids.stable_hash`, or -1 if unknown."""
         return self._rows.first_rows(wanted)
 
 
 class JudgementTable:
-    """Positives by query, as arrays of 32 bytes a judgement."""
+    """Judgements by query, in arrays of 32 bytes per judgement."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class JudgementTable:
     def build(
         cls, judgements: Iterable[tuple[str, str, int]], *, corpus: CorpusTable
     ) -> "JudgementTable":
-        """Read query id, passage id and grade of each judgement once."""
+        """Build the table in one pass over (query id, passage id, grade) judgements."""
         queries, passages, grades = array("Q"), array("Q"), array("q")
         for query_id, passage_id, grade in judgements:
             queries.append(stable_hash(query_id))
@@ -113,12 +113,12 @@ class JudgementTable:
         )
 
     def query_hashes(self) -> UInt64[np.ndarray, " queries"]:
-        """Return the hash of each judged query's id, sorted."""
+        """Return the sorted hashes of the judged queries' ids."""
         return self._table.hashes()
 
     def of(
         self, query_id: str
     ) -> tuple[Int64[np.ndarray, " judged"], Int[np.ndarray, " judged"]] | None:
-        """Return corpus rows (-1 where unknown) and grades of a query's judgements, or None."""
+        """Return the corpus rows (-1 if unknown) and grades of a query's judgements, or None."""
         found = self._table.rows(query_id)
         return (self._rows[found], self._grades[found]) if len(found) else None

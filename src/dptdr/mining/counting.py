@@ -1,4 +1,4 @@
-"""A query being mined, and its share of the counts."""
+"""The state of a query being mined, and its contribution to the statistics."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,25 +21,25 @@ _EXAMPLE_CHARACTERS = 300
 
 @runtime_checkable
 class PassageRows(Protocol):
-    """Passages by corpus row, read when asked for."""
+    """Passages by corpus row, read on demand."""
 
     def at(self, row: int) -> Passage:
-        """Return the passage of a row."""
+        """Return the passage in a row."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningInputs:
-    """Inputs of a mining.
+    """Inputs of a mining run.
 
     Attributes:
-        queries: All queries, streamed; those without judgement are passed over.
-        judgements: Who is a positive.
+        queries: All queries, streamed; those without judgements are skipped.
+        judgements: Determine the positives.
         corpus: Ids and text hashes.
         passages: Texts by row.
         runs: Source name to run.
-        own: Ids of queries that are passages, which are none of their own negatives.
-        teacher: Scores pairs, or None.
+        own: Ids of queries that are also passages, to be excluded from their own negatives.
+        teacher: Scores pairs, or ``None``.
     """
 
     queries: Callable[[], Iterable[Query]]
@@ -53,7 +53,7 @@ class MiningInputs:
 
 @dataclass(kw_only=True)
 class QueryState:
-    """A query being mined: positives, candidates, teacher scores so far."""
+    """A query being mined: positives, candidates and teacher scores so far."""
 
     query: Query
     positives: list[int]
@@ -61,7 +61,7 @@ class QueryState:
     positive_scores: list[float]
 
     def reference(self, settings: MiningSettings) -> float:
-        """Return the score of the positive that candidates are compared with."""
+        """Return the positive's score that candidates are compared to."""
         return reference_score(self.positive_scores, which=settings.filtering.positive_score)
 
 
@@ -73,7 +73,7 @@ def count_dropped(
     settings: MiningSettings,
     statistics: Statistics,
 ) -> None:
-    """Count a candidate that the teacher's bounds removed, and offer it as an example."""
+    """Count a candidate removed by the teacher's bounds, and sample it as an example."""
     candidates = work.candidates
     reason = candidates.dropped[text]
     for name, hits in candidates.sources.items():
@@ -107,10 +107,10 @@ def count_negative(
     reference: float,
     statistics: Statistics,
 ) -> None:
-    """Count a chosen negative.
+    """Count a selected negative.
 
     Args:
-        reference: The teacher's score of the positive; not looked at without a teacher.
+        reference: The teacher's score of the positive; ignored without a teacher.
     """
     candidates = work.candidates
     statistics.negatives += 1

@@ -1,4 +1,4 @@
-"""Tell false negatives by a teacher's scores."""
+"""Detect false negatives by teacher scores."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from dptdr.mining.settings import FilteringSettings, PositiveScore
 
 
 def reference_score(scores: Sequence[float], *, which: PositiveScore) -> float:
-    """Return the score of the positives that candidates are compared with."""
+    """Return the positives' score that candidates are compared to."""
     if which == "mean":
         return sum(scores) / len(scores)
     return min(scores) if which == "min" else max(scores)
 
 
 def removal_reason(score: float, *, positive: float, settings: FilteringSettings) -> str | None:
-    """Return the first bound that a candidate exceeds, or None.
+    """Return the first bound that a candidate exceeds, or ``None``.
 
     Source:
         The two margins: Moreira et al., NV-Retriever (2024), section 3. Differs: bounds can be
-        joined, and a share of a score that is not above 0 bounds nothing.
+        combined, and the relative margin does not apply to positive scores of 0 or below.
     """
     if settings.max_score is not None and score >= settings.max_score:
         return "max_score"

@@ -1,4 +1,4 @@
-"""Mine from a data folder: checks, sources, negatives, report."""
+"""Mine a data folder: validation, sources, negatives, report."""
 
 import functools
 import shutil
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MineRequest:
-    """A request to mine; see the options of ``dptdr mine``."""
+    """A mining request; see the options of ``dptdr mine``."""
 
     data: Path
     out: Path
@@ -41,23 +41,23 @@ class MineRequest:
 def mine_folder(
     request: MineRequest, *, show: Callable[[str], Any], overwrite: bool = False
 ) -> dict[str, Any]:
-    """Mine negatives from a data folder; a repeated call returns its report at once.
+    """Mine negatives from a data folder; calling it again returns the report immediately.
 
     Args:
-        overwrite: Start over, whatever is at the output and in ``OUT.partial``.
+        overwrite: Start over, discarding the output and ``OUT.partial``.
 
     Raises:
-        DataError: If the data or a run file is broken.
-        OutputError: If the output was made with other settings, another process writes it, or it
+        DataError: If the data or a run file is malformed.
+        OutputError: If the existing output has other settings, another process is writing it, or it
             cannot be written.
-        NegativesError: If mining cannot continue; what was mined stays in ``OUT.partial``.
+        NegativesError: If mining cannot continue; finished work stays in ``OUT.partial``.
     """
     work = request.out.with_name(request.out.name + ".partial")
     with claim(request.out) as output:
         folder = BeirFolder(request.data)
         encoders: "Encoders" = {}
         inputs = _inputs(request, folder, encoders=encoders)
-        # Vectors and runs beside it are bound to what made them, and good for other settings too.
+        # Keep vectors and runs: they depend on their own inputs only and suit other settings too.
         if not output.begin(inputs, work=work / "mined", overwrite=overwrite):
             output.finish(_mine(request, folder, work=work, encoders=encoders, show=show))
         shutil.rmtree(work, ignore_errors=True)
@@ -65,7 +65,7 @@ def mine_folder(
 
 
 def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -> dict[str, Any]:
-    """Return what the negatives depend on: contents of sources, not their paths."""
+    """Return everything the negatives depend on: the sources' contents, not their paths."""
     identity = functools.partial(source_identity, machine=request.machine, encoders=encoders)
     sources = {
         source.name: {
@@ -147,7 +147,7 @@ def _mine(
 
 
 def _own(folder: BeirFolder, context: MiningContext, passages: PassageStore) -> frozenset[str]:
-    """Return the ids of the queries that are passages of the corpus."""
+    """Return the ids of queries that are also passages in the corpus."""
     found = set()
     for query in folder.queries():
         row = int(context.corpus.rows_of([query.id])[0])
@@ -163,7 +163,7 @@ def check_teacher(
     keep_scores: bool,
     judged_split: str | None,
 ) -> None:
-    """Refuse options that contradict one another; all problems at once.
+    """Reject contradictory options, reporting all problems at once.
 
     Args:
         teacher: The option ``--teacher``.
@@ -171,7 +171,7 @@ def check_teacher(
         judged_split: The option ``--judged-split``.
 
     Raises:
-        ConfigError: If bounds have no teacher, a teacher has nothing to do, or the like.
+        ConfigError: For example, if bounds have no teacher, or a teacher has no use.
     """
     check_filtering(filtering)
     bounds = "--max-score, --absolute-margin or --relative-margin"
@@ -179,10 +179,10 @@ def check_teacher(
     if teacher is None and (filtering.drops or keep_scores):
         problems.append(f"{bounds} and --keep-scores need a --teacher: {TEACHERS}")
     if teacher is not None and not (filtering.drops or keep_scores):
-        problems.append(f"--teacher needs a bound to drop by ({bounds}) or --keep-scores")
+        problems.append(f"--teacher needs a bound ({bounds}) or --keep-scores")
     if filtering.drops and keep_scores:
-        problems.append(f"--keep-scores drops nothing; leave it out, or {bounds}")
+        problems.append(f"--keep-scores disables dropping; omit it, or omit {bounds}")
     if judged_split is not None and not filtering.drops:
-        problems.append(f"--judged-split measures a removal and needs {bounds}")
+        problems.append(f"--judged-split needs {bounds}, whose effect it measures")
     if problems:
         raise ConfigError("; ".join(problems))

@@ -1,6 +1,6 @@
-"""Merge runs into negatives, query by query, in blocks that survive a kill.
+"""Merge runs into negatives, query by query, in resumable blocks.
 
-In memory are one block of queries, and the tables of ids and hashes of corpus and judgements.
+Memory holds one block of queries, and the id and hash tables of corpus and judgements.
 """
 
 import itertools
@@ -36,16 +36,15 @@ def mine(
     work: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Mine negatives into a file; a killed call is continued.
+    """Mine negatives to a file, resuming an interrupted call.
 
     Args:
-        out: The file to write; it appears when all is done.
-        work: Folder of the unfinished work; what is in it must be of the same inputs and
-            settings.
+        out: Output file, written only when mining is complete.
+        work: Folder for partial results; existing ones must come from the same inputs and settings.
 
     Raises:
-        NegativesError: If a source ranks no judged query, or no negative was found at all. What
-            was mined stays in the folder.
+        NegativesError: If a source ranks no judged query, or no negatives are found. Finished work
+            stays in the folder.
     """
     _check_runs(inputs)
     file = ResumableFile(work)
@@ -72,7 +71,7 @@ def mine(
 def score_pairs(
     teacher: Teacher, pairs: Sequence[tuple[Query, int]], *, rows: PassageRows
 ) -> list[float]:
-    """Return the teacher's score of queries with corpus rows."""
+    """Score queries with corpus rows, using the teacher."""
     if not pairs:
         return []
     return teacher.score(
@@ -89,7 +88,7 @@ def _check_runs(inputs: MiningInputs) -> None:
         if not np.isin(run.query_hashes(), judged).any():
             raise NegativesError(
                 f"source '{name}' ranks none of the {inputs.judgements.queries} judged queries; "
-                "give a run over the queries of this split"
+                "use a run over the queries of this split"
             )
 
 
@@ -124,7 +123,7 @@ def _begin(
     judged = inputs.judgements.of(query.id)
     assert judged is not None
     rows, grades = judged
-    # Each once, in the order of the judgements.
+    # Deduplicated, in judgement order.
     positives = list(dict.fromkeys(rows[(grades >= settings.min_grade) & (rows >= 0)].tolist()))
     if not positives:
         statistics.without_positive += 1
@@ -159,7 +158,7 @@ def _score(
     settings: MiningSettings,
     statistics: Statistics,
 ) -> None:
-    """Score positives, then candidates until each source has enough kept ones."""
+    """Score positives, then candidates until each source has enough negatives."""
     teacher = inputs.teacher
     assert teacher is not None
     pairs = [(work.query, row) for work in works for row in work.positives]

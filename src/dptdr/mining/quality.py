@@ -1,4 +1,4 @@
-"""Precision and recall of false-negative filtering, against graded judgements."""
+"""Precision and recall of false-negative filtering against graded judgements."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class RemovalQuality:
 
     Attributes:
         queries: Queries with a known positive and at least one judged candidate.
-        dropped_relevant: False negatives that were removed.
-        dropped_other: Good negatives that were removed.
-        kept_relevant: False negatives that were kept.
-        kept_other: Good negatives that were kept.
+        dropped_relevant: False negatives removed.
+        dropped_other: True negatives removed.
+        kept_relevant: False negatives kept.
+        kept_other: True negatives kept.
         by_grade: Grade to dropped and judged candidates.
     """
 
@@ -37,7 +37,7 @@ class RemovalQuality:
     by_grade: dict[int, list[int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts with precision and recall, None where undefined."""
+        """Return counts with precision and recall, ``None`` where undefined."""
         dropped = self.dropped_relevant + self.dropped_other
         relevant = self.dropped_relevant + self.kept_relevant
         judged = dropped + self.kept_relevant + self.kept_other
@@ -60,26 +60,26 @@ class RemovalQuality:
 def measure_removal(inputs: MiningInputs, settings: MiningSettings) -> RemovalQuality:
     """Hide all but one positive of each query, and count how many the bounds remove.
 
-    The best judged passage (the first of the highest grade) is the known positive, as in training
-    data with one positive a query. Every judged passage in a source's rank window is a candidate:
-    relevant where its grade is at least the least grade of a positive.
+    The first passage with the highest grade is the known positive, as in training data with one
+    positive per query. Every judged passage in a source's rank window is a candidate, relevant if
+    its grade is at least the minimum grade of a positive.
 
     Args:
-        inputs: What would be mined from; the judgements are graded.
+        inputs: Mining inputs with graded judgements.
 
     Raises:
-        NegativesError: If there is no teacher, or no judged candidate at all.
+        NegativesError: If there is no teacher, or no judged candidate.
     """
     if inputs.teacher is None:
-        raise NegativesError("measuring the removal needs a teacher")
+        raise NegativesError("expected a teacher to measure filtering with, got none")
     quality = RemovalQuality()
     judged = (q for q in inputs.queries() if inputs.judgements.of(q.id) is not None)
     while block := list(itertools.islice(judged, settings.block_queries)):
         _measure_block(block, inputs, settings=settings, quality=quality)
     if quality.queries == 0:
         raise NegativesError(
-            "no judged passage is among the candidates, so the removal cannot be measured; give a "
-            "split with several judged passages a query that the sources rank"
+            "cannot measure filtering, as no candidate is judged; use a split with several judged "
+            "passages per query that the sources rank"
         )
     return quality
 

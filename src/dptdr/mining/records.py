@@ -1,4 +1,4 @@
-"""The format of mined negatives, one query a line."""
+"""The file format of mined negatives, one query per line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from dptdr.records import Passage
 
 
 class Negative(NamedTuple):
-    """A chosen negative."""
+    """A selected negative."""
 
     id: str
     sources: Mapping[str, Provenance]
@@ -20,7 +20,7 @@ class Negative(NamedTuple):
 
 
 class MinedQuery(NamedTuple):
-    """A query with its positives and negatives; with passages if the format holds texts."""
+    """A query with its positives and negatives, including texts if the format needs them."""
 
     query_id: str
     query: str
@@ -31,14 +31,14 @@ class MinedQuery(NamedTuple):
 
 
 def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
-    """Return the line of one query.
+    """Format one query as a line.
 
     Args:
-        output: ``dptdr``: ids with provenance; ``tevatron``: texts, as Tevatron's trainer reads.
+        output: ``dptdr``: ids with provenance; ``tevatron``: texts, for Tevatron's trainer.
 
     Returns:
-        The line in UTF-8 with its line end; nothing for a query without negatives in Tevatron's
-        format, whose trainer cannot do without.
+        The UTF-8 line with its newline; empty in Tevatron's format for a query without negatives,
+        which its trainer requires.
     """
     if output == "tevatron" and not mined.negatives:
         return b""
@@ -47,7 +47,7 @@ def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
 
 
 def rounded(score: float) -> float:
-    """Return a score with six significant digits."""
+    """Round a score to six significant digits."""
     return float(f"{score:.6g}")
 
 

@@ -1,4 +1,4 @@
-"""The report of a mining: JSON, Markdown and a plot."""
+"""Mining reports in JSON, Markdown and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,17 +23,17 @@ def mining_report(
     teacher: str | None,
     removal: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the report of a mining as JSON values.
+    """Build a mining report as JSON values.
 
     Args:
-        statistics: Counts of the mining.
-        teacher: Name of the teacher, or None.
-        removal: Precision and recall of the removal on judged data, or None.
+        statistics: Counts of the mining run.
+        teacher: Name of the teacher, or ``None``.
+        removal: Precision and recall of filtering on judged data, or ``None``.
 
     Returns:
-        The report. Lengths and scores are quantiles over a uniform sample of 2,000, a source's own
-        scores over one of 500; a share is the negative's score by the positive's, where that is
-        above 0.
+        The report. Lengths and teacher scores are quantiles over a uniform sample of 2,000, and a
+        source's own scores over one of 500. Ratios divide a negative's score by the positive's, if
+        that is above 0.
     """
     scores = statistics.teacher.values()
     dropped = {
@@ -80,11 +80,7 @@ def mining_report(
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Return mean and quantiles of a sample, None if it is empty.
-
-    Returns:
-        ``mean``, and ``p05`` to ``p95``.
-    """
+    """Return ``mean`` and ``p05`` to ``p95`` of a sample, ``None`` if it is empty."""
     if not values:
         return None
     numbers = np.asarray(values, dtype=np.float64)
@@ -102,7 +98,7 @@ def _floats(values: Sequence[int]) -> list[float]:
 
 
 def mining_tables(report: Mapping[str, Any]) -> str:
-    """Return a mining's report as Markdown."""
+    """Format a mining report as Markdown."""
     lines = [
         f"{report['negatives']:,} negatives for {report['queries']:,} queries, "
         f"{report['negatives_per_query']:.1f} each",
@@ -114,7 +110,7 @@ def mining_tables(report: Mapping[str, Any]) -> str:
         *_rank_table(report),
     ]
     if report["overlap"]:
-        lines += ["", "Negatives that two sources share:", "", *_overlap_table(report)]
+        lines += ["", "Negatives shared by two sources:", "", *_overlap_table(report)]
     lines += ["", "Lengths and hardness:", "", *_quantile_table(report)]
     if report["removal"] is not None:
         lines += ["", *_removal_lines(report["removal"])]
@@ -123,11 +119,7 @@ def mining_tables(report: Mapping[str, Any]) -> str:
 
 
 def write_mining_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write ``report.json``, ``report.md`` (with the examples) and ``report.png`` into a folder.
-
-    Args:
-        folder: The folder; made where it is missing.
-    """
+    """Write ``report.json``, ``report.md`` (with examples) and ``report.png`` into a folder."""
     write_json(folder / "report.json", report)
     text = "# Mined negatives\n\n" + mining_tables(report) + "\n"
     if report["dropped_examples"]:
@@ -168,7 +160,7 @@ def _rank_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def rank_labels(bounds: Sequence[int]) -> list[str]:
-    """Return a label for each range of ranks, such as ``11-20``."""
+    """Label each range of ranks, such as ``11-20``."""
     starts = [1, *(bound + 1 for bound in bounds)]
     labels = [
         str(start) if start == end else f"{start}-{end}"
@@ -212,7 +204,7 @@ def _removal_lines(removal: Mapping[str, Any]) -> list[str]:
         "-" if removal[name] is None else f"{removal[name]:.3f}" for name in ("precision", "recall")
     )
     lines = [
-        f"Removal on judged data: precision {precision}, recall {recall} "
+        f"False-negative filtering on judged data: precision {precision}, recall {recall} "
         f"({removal['queries']:,} queries, {removal['judged_candidates']:,} judged candidates, "
         f"{removal['false_negatives']:,} of them false negatives)",
         "",
@@ -247,7 +239,7 @@ def _plot(path: Path, report: Mapping[str, Any]) -> None:
     _plot_overlap(overlap, report)
     lengths.set_title("length in characters")
     _plot_boxes(lengths, report["characters"])
-    hardness.set_title("source's score by that of its best positive")
+    hardness.set_title("source's score divided by its best positive's")
     _plot_boxes(hardness, report["hardness"]["source_share"])
     teacher.set_title("teacher's score")
     keys = ("teacher_negatives", "teacher_positives", "teacher_margin")
@@ -292,11 +284,11 @@ def _plot_overlap(axes: Any, report: Mapping[str, Any]) -> None:
         axes.text(column, row, f"{share:.0%}", ha="center", va="center")
     axes.set_xticks(range(len(names)), names, rotation=30)
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("negatives that both rank, of the union")
+    axes.set_title("negatives ranked by both sources, as a share of the union")
 
 
 def _plot_boxes(axes: Any, entries: Mapping[str, Mapping[str, float] | None]) -> None:
-    """Draw quantiles as boxes: the middle half, the median, whiskers at 5 and 95 %."""
+    """Draw quantiles as box plots with whiskers at 5 and 95 %."""
     boxes = [
         {
             "label": name,

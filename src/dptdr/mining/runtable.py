@@ -1,4 +1,4 @@
-"""Runs as arrays on disk, for any number of queries."""
+"""Runs stored as arrays on disk, for any number of queries."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,17 +22,17 @@ _SPAN = np.dtype([("query", "<u8"), ("start", "<i8"), ("end", "<i8")])
 
 
 class Ranking(NamedTuple):
-    """One query's hits in a run, best first; ranks count from 1."""
+    """One query's hits in a run, best first; ranks start at 1."""
 
     rows: Int64[np.ndarray, " hits"]
     scores: Float[np.ndarray, " hits"]
 
 
 class RunTable:
-    """A stored run.
+    """A run stored on disk.
 
     Raises:
-        DataError: If the folder is missing, unfinished or of another format.
+        DataError: If the folder is missing, incomplete or in another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +46,14 @@ class RunTable:
             self._hits = [self._part(f"{part:05d}.hits", _HIT) for part in parts]
             tables = [self._part(f"{part:05d}.spans", _SPAN) for part in parts]
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise DataError(f"a damaged run table ({error}); remove it", path=self.path) from None
+            raise DataError(
+                f"the run table is damaged ({error}); remove it", path=self.path
+            ) from None
         for hits, table in zip(self._hits, tables, strict=True):
             if (table["start"] < 0).any() or (table["end"] > len(hits)).any():
-                raise DataError("its spans lie outside of its hits; remove it", path=self.path)
+                raise DataError(
+                    "the run table is damaged (spans out of range); remove it", path=self.path
+                )
         self._spans = np.concatenate([np.zeros(0, dtype=_SPAN), *tables])
         self._parts = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         self._queries = RowTable(self._spans["query"])
@@ -61,22 +65,19 @@ class RunTable:
         return np.memmap(path, dtype=dtype, mode="r")
 
     def query_hashes(self) -> UInt64[np.ndarray, " queries"]:
-        """Return the hashes of the run's query ids, sorted."""
+        """Return the sorted hashes of the run's query ids."""
         return self._queries.hashes()
 
     def ranking(self, query_id: str, *, depth: int) -> Ranking | None:
-        """Return a query's best hits.
+        """Return a query's top hits, or ``None`` if the run lacks the query.
 
         Args:
-            depth: Hits at most.
-
-        Returns:
-            The ranking, or None where the run does not hold the query.
+            depth: Maximum number of hits.
 
         Raises:
             NegativesError: If the run lists a passage twice for the query.
         """
-        # A query's lines may be apart in a run file: it has several spans then.
+        # A query may have several spans, as its lines need not be contiguous in a run file.
         spans = self._queries.rows(query_id)
         if not len(spans):
             return None
@@ -90,17 +91,17 @@ class RunTable:
             hits = hits[np.argsort(-hits["score"], kind="stable")]
             if len(np.unique(hits["row"])) < len(hits):
                 raise NegativesError(
-                    f"{self.path.name}: query '{query_id}' lists a passage twice; a run names each "
-                    "passage once per query"
+                    f"{self.path.name}: query '{query_id}' lists a passage twice; expected "
+                    "distinct passages per query"
                 )
         return Ranking(hits["row"][:depth].astype(np.int64), np.array(hits["score"][:depth]))
 
 
 class RunTableWriter:
-    """Writes a run table part by part; parts survive a kill.
+    """Writes a run table in parts, and can resume after the last one.
 
     Args:
-        path: The folder; one that was begun for another fingerprint is emptied.
+        path: The folder; partial work with another fingerprint is discarded.
     """
 
     def __init__(self, path: Path, *, fingerprint: str) -> None:
@@ -117,7 +118,7 @@ class RunTableWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """True if the run is complete."""
         return (self.path / HEADER).is_file()
 
     def write_part(self, rankings: Iterable[tuple[str, Any, Any]]) -> None:
@@ -135,7 +136,7 @@ class RunTableWriter:
                 handle.write(block.tobytes())
                 spans.append((stable_hash(query_id), position, position + len(rows)))
                 position += len(rows)
-        # Written last: a part with spans is whole.
+        # Written last, so that a part with spans is complete.
         with atomic_file(self._spans_path(self.parts)) as handle:
             handle.write(np.array(spans, dtype=_SPAN).tobytes())
         self.parts += 1
@@ -158,19 +159,19 @@ def import_run(
     fingerprint: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RunTable:
-    """Turn a TREC run file into a run table, checking every line.
+    """Convert a TREC run file to a run table, validating every line.
 
     Args:
-        corpus: The corpus that the passage ids must belong to.
+        corpus: The corpus of the passage ids.
 
     Raises:
-        DataError: If a line is broken, names a passage that the corpus does not hold, or one that
-            the query lists already, or if the file is empty; names file and line.
+        DataError: If a line is malformed, its passage is unknown or already listed for the query,
+            or the file is empty; names file and line.
     """
     writer = RunTableWriter(path, fingerprint=fingerprint)
     if writer.finished:
         return RunTable(path)
-    # Reading a file again is quick: it is one part, started over after a kill.
+    # Rereading a file is fast, so it is one part and starts over if interrupted.
     writer.parts = 0
     writer.write_part(_rankings(Path(run), corpus=corpus, on_progress=on_progress))
     return writer.finish()
@@ -199,7 +200,7 @@ def _known_rows(
     if len(unknown):
         number, line = numbered[int(unknown[0])]
         raise DataError(
-            f"passage '{line.passage_id}' is not in the corpus; give a run over this data",
+            f"passage '{line.passage_id}' is not in the corpus; use a run over this data",
             path=run,
             line=number,
         )

@@ -1,4 +1,4 @@
-"""Candidates of one query: order and provenance."""
+"""Select the candidates of a query, with their order and provenance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dptdr.mining.settings import Sampling, SourceSettings
 
 
 class Provenance(NamedTuple):
-    """Rank and score of a passage in a source."""
+    """A passage's rank and score in a source."""
 
     rank: int
     score: float
@@ -25,12 +25,12 @@ class SourceHits:
     """One source's ranking for one query.
 
     Attributes:
-        order: Texts of its rank window that may be negatives, in the order of trial.
-        places: Text to the place (from 0) of its best rank, over the whole depth.
-        scores: Scores by place.
-        rows: Text to the corpus's first row that has it, of those ranked.
-        blocked: Texts of its window that are positives or their copies.
-        best_positive: Best rank of a positive or a copy, 0 where it ranks none.
+        order: Texts in its rank window that may be negatives, in the order to try them.
+        places: Text to its best position (from 0), over the full depth.
+        scores: Scores by position.
+        rows: Text to the first corpus row with it, among those ranked.
+        blocked: Texts in its window that are positives or their duplicates.
+        best_positive: Best rank of a positive or duplicate, 0 if it ranks none.
     """
 
     order: list[int]
@@ -43,15 +43,15 @@ class SourceHits:
 
 @dataclass(kw_only=True)
 class Candidates:
-    """Candidates of one query while its negatives are chosen.
+    """Candidates of one query during selection.
 
-    A candidate is known by the hash of its normalised text, so one text is one candidate whatever
-    ids it has.
+    Candidates are identified by the hash of their normalised text, so duplicates with different ids
+    count as one.
 
     Attributes:
-        sources: Source name to what it ranks.
-        scores: Text to the teacher's score, of those scored so far.
-        dropped: Text to the reason for its removal.
+        sources: Source name to its hits.
+        scores: Text to teacher score, for those scored so far.
+        dropped: Text to the reason for removal.
     """
 
     sources: dict[str, SourceHits]
@@ -59,10 +59,10 @@ class Candidates:
     dropped: dict[int, str] = field(default_factory=dict)
 
     def wanted(self, num_negatives: Mapping[str, int]) -> list[int]:
-        """Return the texts to score until each source has its negatives.
+        """Return the texts to score next, so that each source gets its negatives.
 
         Returns:
-            Texts without a score, each once; empty where the choice is settled.
+            Distinct texts without a score; empty if the selection is final.
         """
         wanted: dict[int, None] = {}
         for source, hits in self.sources.items():
@@ -81,7 +81,7 @@ class Candidates:
         """Return the union of all sources' negatives.
 
         Returns:
-            Texts by best rank over all sources; equal ranks by corpus row.
+            Texts by best rank over all sources; ties by corpus row.
         """
         taken: set[int] = set()
         for source, hits in self.sources.items():
@@ -92,11 +92,11 @@ class Candidates:
         return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
 
     def row_of(self, text: int) -> int:
-        """Return the corpus row that represents a text: the first of those ranked."""
+        """Return a text's corpus row, the first of those ranked."""
         return min(hits.rows[text] for hits in self.sources.values() if text in hits.rows)
 
     def sources_of(self, text: int) -> dict[str, Provenance]:
-        """Return rank and score of a text in each source that contains it."""
+        """Return a text's rank and score in each source with it."""
         found: dict[str, Provenance] = {}
         for source, hits in self.sources.items():
             place = hits.places.get(text)
@@ -118,16 +118,16 @@ def find_candidates(
     seed: int,
     banned: Sequence[int] | Int64[np.ndarray, " banned"] = (),
 ) -> Candidates:
-    """Return the candidates of one query.
+    """Collect the candidates of one query.
 
     Args:
-        query_id: The query; with the seed it decides every draw.
-        rankings: Source name to ranking; a source that does not hold the query is left out.
+        query_id: The query; with the seed, determines every random draw.
+        rankings: Source name to ranking; sources without the query are omitted.
         sources: Settings of the sources.
-        seed: Seed of the sampling.
+        seed: Sampling seed.
 
     Returns:
-        The candidates; none is a positive or banned, or has the text of one.
+        The candidates, excluding positives, banned passages and duplicates of either.
     """
     banned_texts = corpus.text_hashes[np.asarray(banned, dtype=np.int64)]
     positive_texts = corpus.text_hashes[np.asarray(positives, dtype=np.int64)]
@@ -147,7 +147,7 @@ def find_candidates(
             sampling=source.sampling,
             key=(seed, query_id, source.name),
         )
-        # Written from the last to the first: of a text's places and rows the lowest stays.
+        # Assign in reverse, so that each text keeps its lowest position and row.
         by_row = np.argsort(-ranking.rows)
         found[source.name] = SourceHits(
             order=list(dict.fromkeys(order.tolist())),
@@ -167,18 +167,18 @@ def sampling_order(
     sampling: Sampling,
     key: tuple[int, str, str],
 ) -> UInt64[np.ndarray, " window"]:
-    """Return the texts of a window in the order to try them.
+    """Return a window's texts in the order to try them.
 
     Args:
         texts: Texts of the window, best first.
-        key: Seed, query id and source name; nothing else decides the draw.
+        key: Seed, query id and source name, which alone determine the draw.
 
     Returns:
-        All texts of the window. ``score`` draws without replacement with weights
+        All texts of the window. ``score`` samples without replacement with weights
         ``exp((score - mean) / deviation)`` over the window, by adding Gumbel noise.
 
     Source:
-        Gumbel-top-k trick: Kool, van Hoof, Welling, ICML 2019. Differs: nothing.
+        Gumbel-top-k trick: Kool, van Hoof, Welling, ICML 2019.
     """
     if sampling == "top" or len(texts) == 0:
         return texts
@@ -191,6 +191,6 @@ def sampling_order(
 
 
 def draw_generator(key: tuple[int, str, str]) -> np.random.Generator:
-    """Return a generator seeded by the key alone."""
+    """Create a random generator seeded by the key alone."""
     digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

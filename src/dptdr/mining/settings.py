@@ -1,4 +1,4 @@
-"""Settings of mining: sources, false-negative filtering, and their option syntax."""
+"""Mining settings: sources, false-negative filtering, and their option syntax."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,42 +23,42 @@ class SourceSettings:
     """One source of candidates."""
 
     name: str
-    """How the source is called in the output; unique."""
+    """Unique name of the source in the output."""
     kind: Kind
     value: str = ""
-    """Task folder, backbone name, run file, or BM25's language."""
+    """Task folder, backbone name, run file, or BM25 language."""
     range_min: int = 1
-    """Best rank that is taken, counted from 1."""
+    """Best rank to use, counted from 1."""
     range_max: int = 200
-    """Worst rank that is taken."""
+    """Worst rank to use."""
     num_negatives: int = 30
-    """Maximum number of negatives for a query from this source."""
+    """Maximum number of negatives per query from this source."""
     sampling: Sampling = "top"
-    """``top``: best ranks first; ``uniform``: any of the range; ``score``: by higher scores."""
+    """``top``: best ranks first; ``uniform``: uniformly at random; ``score``: weighted by score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilteringSettings:
-    """Bounds on a teacher's score; ``None`` is no bound."""
+    """Bounds on teacher scores; ``None`` for no bound."""
 
     max_score: float | None = None
-    """Drop candidates that score at least this."""
+    """Drop candidates with at least this score."""
     absolute_margin: float | None = None
-    """Drop candidates that score above the positive minus this."""
+    """Drop candidates scoring above the positive's score minus this margin."""
     relative_margin: float | None = None
-    """Drop candidates that score above the positive times 1 minus this, if that is above 0."""
+    """Drop candidates scoring above the positive's score times (1 - margin), if that is above 0."""
     positive_score: PositiveScore = "mean"
-    """Which of several positives counts."""
+    """Which positive to compare with if there are several."""
 
     @property
     def drops(self) -> bool:
-        """Whether any bound is set, so that candidates may be dropped."""
+        """True if any bound is set."""
         return any(getattr(self, name) is not None for name in BOUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningSettings:
-    """Settings of a mining."""
+    """Settings of a mining run."""
 
     sources: tuple[SourceSettings, ...]
     filtering: FilteringSettings = FilteringSettings()
@@ -67,17 +67,17 @@ class MiningSettings:
     """Minimum grade of a positive."""
     output: OutputFormat = "dptdr"
     block_queries: int = 256
-    """Queries between two states on disk: what a kill loses at most."""
+    """Queries per block: at most one block is lost when interrupted."""
 
 
 def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSettings:
-    """Read one ``--source``: ``KIND[:VALUE][,OPTION=VALUE ...]``.
+    """Parse a ``--source`` option: ``KIND[:VALUE][,OPTION=VALUE ...]``.
 
-    Options are those of :class:`SourceSettings`, by default the two given here; ``ranks=A-B`` and
-    ``quota=N`` of version 0.1.0 are understood.
+    Options are the fields of :class:`SourceSettings`, with the given defaults; version 0.1.0's
+    ``ranks=A-B`` and ``quota=N`` are accepted too.
 
     Raises:
-        ConfigError: If anything in it is wrong; says what is expected.
+        ConfigError: If the option is malformed; the message says what is expected.
     """
     head, options = _split_options(text)
     kind, _, value = head.partition(":")
@@ -93,7 +93,7 @@ def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSett
     sampling = options.get("sampling", "top")
     if sampling not in get_args(Sampling):
         raise ConfigError(f"source '{text}': expected sampling top, uniform or score")
-    # Names go into the output: where a folder lies must not change its bytes.
+    # Names appear in the output, which must not depend on a folder's location.
     short = {"task": Path(value).name, "run": Path(value).stem}.get(kind, value)
     name = options.get("name", f"{kind}:{short}" if short else kind)
     if not name:
@@ -110,10 +110,10 @@ def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSett
 
 
 def check_sources(sources: Sequence[SourceSettings]) -> None:
-    """Refuse missing sources and duplicate names.
+    """Require at least one source, and unique names.
 
     Raises:
-        ConfigError: If it is so.
+        ConfigError: Otherwise.
     """
     if not sources:
         raise ConfigError("expected at least one --source, such as --source bm25")
@@ -121,12 +121,12 @@ def check_sources(sources: Sequence[SourceSettings]) -> None:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(
-            f"two sources are called '{doubled[0]}'; tell them apart with ,name=SOMETHING"
+            f"expected unique source names, got '{doubled[0]}' twice; add ,name=SOMETHING"
         )
 
 
 def check_filtering(filtering: FilteringSettings) -> None:
-    """Refuse invalid bounds.
+    """Validate the bounds.
 
     Raises:
         ConfigError: If a bound is out of range.
@@ -138,13 +138,12 @@ def check_filtering(filtering: FilteringSettings) -> None:
     margin = filtering.relative_margin
     if margin is not None and not 0 <= margin < 1:
         raise ConfigError(
-            f"relative_margin: expected a share of the positive's score from 0 to below 1, got "
-            f"{margin}"
+            f"relative_margin: expected a fraction of the positive's score in [0, 1), got {margin}"
         )
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
-    # Only known options end the value: a file's name may hold commas and equal signs.
+    # Only known options end the value: file names may contain commas and equals signs.
     head, *parts = re.split(f",(?=(?:{'|'.join(_OPTIONS + _FORMER_OPTIONS)})=)", text)
     options: dict[str, str] = {}
     for part in parts:
@@ -162,7 +161,7 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
             named = {"range_min": window[1], "range_max": window[2]}
         for name, given in named.items():
             if name in options:
-                raise ConfigError(f"source '{text}': {name} is given twice")
+                raise ConfigError(f"source '{text}': expected {name} once, got it twice")
             options[name] = given
     return head, options
 

@@ -1,4 +1,4 @@
-"""Runs and teachers for mining: BM25, encoders and files, each made once."""
+"""Runs and teachers for mining, from BM25, encoders and files, each created once."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ _QUERIES_PER_PART = 4_096
 
 
 class Machine(NamedTuple):
-    """Device, number type and threads."""
+    """Device, dtype and threads."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -42,29 +42,29 @@ class Machine(NamedTuple):
 
 @dataclass(kw_only=True)
 class MiningContext:
-    """Makes the runs of one data folder and split."""
+    """Creates the runs of one data folder and split."""
 
     folder: BeirFolder
     split: str
     fingerprint: str
-    """Identifies corpus, queries and judgements."""
+    """Fingerprint of corpus, queries and judgements."""
     corpus_fingerprint: str
     corpus: CorpusTable
     judgements: JudgementTable
     work: Path
-    """Folder of the unfinished work."""
+    """Folder for partial results."""
     cache: Path
-    """Folder where corpus vectors and the BM25 index are kept."""
+    """Cache folder for corpus vectors and the BM25 index."""
     machine: Machine
     show: Callable[[str], Any]
-    """Gives a progress callable for a piece of work."""
+    """Returns a progress callback for a named task."""
     encoders: "Encoders" = field(default_factory=dict)
-    """Kind and value to the encoders that are loaded."""
+    """Loaded encoders by kind and value."""
 
     def runs(self, sources: Sequence[SourceSettings]) -> dict[str, RunTable]:
-        """Return the run of each source over the judged queries, by name.
+        """Return each source's run over the judged queries, by name.
 
-        Sources that differ in their ranks alone share one run, as deep as the deepest.
+        Sources that differ only in ranks share one run, with the largest depth.
         """
         depths: dict[tuple[str, str], int] = {}
         for source in sources:
@@ -74,7 +74,7 @@ class MiningContext:
         return {source.name: made[source.kind, source.value] for source in sources}
 
     def _run(self, kind: str, value: str, *, depth: int) -> RunTable:
-        # A value may hold what no file name can; its hash always fits.
+        # Values may contain characters invalid in file names, so use a hash.
         label = hashlib.sha256(f"{kind}:{value}".encode()).hexdigest()[:16]
         path = self.work / "runs" / f"{self.split}-{label}"
         if kind == "run":
@@ -84,10 +84,10 @@ class MiningContext:
         return self._dense(path, kind, value, depth=depth)
 
     def teacher(self, text: str) -> Teacher:
-        """Return the teacher that an option, one of :data:`TEACHERS`, names.
+        """Create the teacher named by an option, one of :data:`TEACHERS`.
 
         Raises:
-            ConfigError: If it names none.
+            ConfigError: If the option is invalid.
         """
         kind, _, value = text.partition(":")
         if not value or kind not in ("cross-encoder", "task", "backbone", "file"):
@@ -106,7 +106,7 @@ class MiningContext:
         return EncoderTeacher(members, name=f"{kind}:{names}")
 
     def vectors(self, encoder: "Encoder") -> VectorFolder:
-        """Return the vectors of the corpus, shared by encoders with the same passage side."""
+        """Return the corpus vectors, shared by encoders with the same passage side."""
         name = f"vectors-{encoder.passage_fingerprint[:16]}-{self.corpus_fingerprint[:16]}"
         with self.show(f"encode with {encoder.name}") as on_progress:
             return encode_data(
@@ -170,7 +170,7 @@ class MiningContext:
     def _parts(
         self, writer: RunTableWriter, *, on_progress: Callable[[int, int], None]
     ) -> Iterator[list[Query]]:
-        """Yield the judged queries in parts, from the first that is not written yet."""
+        """Yield the judged queries in parts, starting at the first unwritten one."""
         judged = (q for q in self.folder.queries() if self.judgements.of(q.id) is not None)
         left = itertools.islice(judged, writer.parts * _QUERIES_PER_PART, None)
         while queries := list(itertools.islice(left, _QUERIES_PER_PART)):
@@ -180,9 +180,9 @@ class MiningContext:
 
 
 def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:
-    """Return a fingerprint of a source's or teacher's content.
+    """Compute a fingerprint of a source's or teacher's content.
 
-    Encoders that are not loaded yet are loaded and added.
+    Encoders are loaded as needed and added to ``encoders``.
 
     Raises:
         DataError: If a run file is missing.
@@ -201,7 +201,7 @@ def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encod
 
 
 def load_source(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> "Encoder":
-    """Return the encoder that a source or teacher names, loaded once."""
+    """Return a source's or teacher's encoder, loading it once."""
     from dptdr.model import load_encoder
 
     if (kind, value) not in encoders:
@@ -226,7 +226,7 @@ def open_context(
     """Read judgements and corpus; see :class:`MiningContext`.
 
     Raises:
-        DataError: If the split is missing or a file is broken.
+        DataError: If the split is missing or a file is malformed.
     """
     if not folder.has_split(split):
         have = ", ".join(folder.splits()) or "none"

@@ -1,7 +1,6 @@
-"""Counts over all queries of a mining, kept small enough to be stored after every block.
+"""Mining statistics, small enough to be saved after every block.
 
-Everything here can be written as JSON and read back without loss, so that a mining that was killed
-reports the same as one that was not.
+Everything round-trips through JSON, so an interrupted run reports the same as an uninterrupted one.
 """
 
 import bisect
@@ -24,15 +23,15 @@ class SourceCounts:
     """Counts of one source.
 
     Attributes:
-        queries: Queries that the source ranked.
-        candidates: Texts in its rank windows that are no positive.
-        blocked: Texts in its rank windows that are positives or copies of them.
-        dropped: Candidates of its windows that the teacher's bounds removed, by reason.
-        negatives: Chosen negatives that the source ranks, inside its window or not.
-        alone: Chosen negatives that no other source ranks.
-        above_positive: Chosen negatives that it ranks above the query's best positive.
-        with_positive: Chosen negatives of queries whose positive it ranks.
-        ranks: Chosen negatives by rank: up to each of :data:`RANK_BOUNDS`, then beyond.
+        queries: Queries ranked by the source.
+        candidates: Texts in its rank windows that are not positives.
+        blocked: Texts in its rank windows that are positives or their duplicates.
+        dropped: Candidates in its windows removed by the teacher's bounds, by reason.
+        negatives: Selected negatives ranked by the source, in its window or not.
+        alone: Selected negatives ranked by no other source.
+        above_positive: Selected negatives that it ranks above the query's best positive.
+        with_positive: Selected negatives of queries whose positive it ranks.
+        ranks: Selected negatives by rank: up to each of :data:`RANK_BOUNDS`, then beyond.
     """
 
     queries: int = 0
@@ -49,7 +48,7 @@ class SourceCounts:
 class BottomSample:
     """A uniform sample of a stream: the items whose keys have the smallest hashes.
 
-    It does not depend on the order of the stream, nor on where it was interrupted.
+    It is independent of the stream's order and of interruptions.
     """
 
     def __init__(self, size: int, items: Iterable[Sequence[Any]] = ()) -> None:
@@ -62,12 +61,12 @@ class BottomSample:
         """Add an item if it may belong to the sample.
 
         Args:
-            make: Gives the item, anything that JSON can hold; called only where it is taken in.
+            make: Returns the item, any JSON value; called only if the item is added.
         """
         self.offer_hashed(stable_hash(key), make)
 
     def offer_hashed(self, place: int, make: Callable[[], Any]) -> None:
-        """Do as :meth:`offer`, for a key that was hashed already."""
+        """Like :meth:`offer`, for a key that is already hashed."""
         if place >= self._bound:
             return
         self.items.append((place, make()))
@@ -75,38 +74,38 @@ class BottomSample:
             self.trim()
 
     def trim(self) -> None:
-        """Drop items that do not belong to the sample."""
+        """Drop items outside the sample."""
         self.items = sorted(self.items, key=lambda entry: entry[0])[: self.size]
         if len(self.items) == self.size:
             self._bound = self.items[-1][0]
 
     def values(self) -> list[Any]:
-        """Return the sample in the order of its hashes."""
+        """Return the sample in hash order."""
         self.trim()
         return [item for _, item in self.items]
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Counts of one mining so far.
+    """Cumulative counts of a mining run.
 
     Attributes:
-        queries: Queries with a positive that were gone through.
-        without_positive: Judged queries left out, as the corpus holds no positive of theirs.
-        without_negative: Queries that no negative was found for.
+        queries: Processed queries with a positive.
+        without_positive: Judged queries skipped because the corpus has none of their positives.
+        without_negative: Queries without any negative found.
         without_negative_example: The first of them.
         negatives: Negatives written.
-        margin_not_applied: Queries whose positive's score is not above 0, so that a share
-            of it bounds nothing.
+        margin_not_applied: Queries whose positive scores 0 or below, so that the relative margin
+            does not apply.
         sources: Source name to its counts.
-        overlap: Pairs of sources, as ``a|b`` in the order of the sources, to the number of chosen
-            negatives that both rank.
-        negative_characters: Sample of the lengths of chosen negatives.
+        overlap: Pair of sources, as ``a|b`` in source order, to the number of selected negatives
+            ranked by both.
+        negative_characters: Sample of the lengths of selected negatives.
         positive_characters: Sample of the lengths of positives.
-        source_scores: Source name to a sample of its own scores: of chosen negatives, and of the
-            best positive that it ranks for the query.
-        teacher: Sample of teacher's score and positive's score of chosen negatives.
-        examples: Sample of dropped candidates, to be read.
+        source_scores: Source name to a sample of its own scores, for selected negatives and the
+            best positive it ranks for the query.
+        teacher: Sample of teacher scores of selected negatives and their positives.
+        examples: Sample of dropped candidates, for manual inspection.
     """
 
     queries: int = 0
@@ -124,7 +123,7 @@ class Statistics:
     examples: BottomSample = field(default_factory=lambda: BottomSample(EXAMPLES))
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; :meth:`from_json` reads them."""
+        """Convert the statistics to JSON values, to be read by :meth:`from_json`."""
         value: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             entry = getattr(self, name)
@@ -143,10 +142,10 @@ class Statistics:
 
     @classmethod
     def from_json(cls, value: Any) -> "Statistics":
-        """Return the counts that :meth:`as_json` gave.
+        """Restore the statistics from :meth:`as_json`.
 
         Raises:
-            NegativesError: If it is something else.
+            NegativesError: If the value is malformed.
         """
         try:
             fields = dict(value)
@@ -163,31 +162,27 @@ class Statistics:
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise NegativesError(
-                f"the counts of the unfinished mining are damaged ({error}); overwrite it to start "
+                f"the counts of the interrupted run are damaged ({error}); use overwrite to start "
                 "over"
             ) from None
 
     def offer_source_score(self, source: str, key: int, scores: tuple[float, float]) -> None:
-        """Sample a source's scores of a negative and of the positive.
+        """Sample a source's scores of a negative and its positive.
 
         Args:
-            scores: Of the negative, and of the best positive.
+            scores: Scores of the negative and of the best positive.
         """
         sample = self.source_scores.setdefault(source, BottomSample(SOURCE_SAMPLE_SIZE))
         sample.offer_hashed(key, lambda: list(scores))
 
 
 def rank_bucket(rank: int) -> int:
-    """Return the place of a rank in :attr:`SourceCounts.ranks`."""
+    """Return a rank's index in :attr:`SourceCounts.ranks`."""
     return bisect.bisect_left(RANK_BOUNDS, rank)
 
 
 def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
-    """Return remarks on a finished mining, one line each.
-
-    Returns:
-        The lines; none where nothing is amiss.
-    """
+    """Return warnings about a finished mining run, one line each."""
     lines: list[str] = []
     for source in settings.sources:
         counts = statistics.sources[source.name]
@@ -195,34 +190,36 @@ def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
             found = "only positives" if counts.blocked else "nothing"
             lines.append(
                 f"source '{source.name}' finds {found} at ranks {source.range_min} to "
-                f"{source.range_max}; widen its ranks or leave it out"
+                f"{source.range_max}; widen its ranks or remove it"
             )
     if statistics.without_negative:
         lines.append(
-            f"{statistics.without_negative:,} queries have no candidate left, such as "
-            f"'{statistics.without_negative_example}'; widen ranks or loosen the teacher's bounds"
+            f"{statistics.without_negative:,} queries have no candidates left, such as "
+            f"'{statistics.without_negative_example}'; widen the ranks or relax the teacher's "
+            "bounds"
         )
     if statistics.without_positive:
         lines.append(
             f"{statistics.without_positive:,} judged queries have no positive in the corpus and "
-            "are left out"
+            "were skipped"
         )
     if statistics.margin_not_applied:
         lines.append(
-            f"{statistics.margin_not_applied:,} queries have a positive that the teacher scores "
-            "at 0 or below: relative_margin bounds nothing there, absolute_margin would"
+            f"{statistics.margin_not_applied:,} queries have a positive with a teacher score of 0 "
+            "or below, to which relative_margin does not apply; use absolute_margin"
         )
     return lines
 
 
 def nothing_found(statistics: Statistics) -> str:
-    """Return why a mining without a single negative failed, in one line."""
+    """Explain in one line why no negatives were found."""
     if statistics.queries == 0:
         return (
             f"none of the {statistics.without_positive} judged queries has a positive in the "
-            "corpus, so there is nothing to mine for; check the data with `dptdr data inspect`"
+            "corpus; check the data with `dptdr data inspect`"
         )
     return (
-        f"no negative was found for any of the {statistics.queries} queries: every candidate is "
-        "a positive, a copy of one, or dropped by the teacher's bounds; widen or loosen them"
+        f"no negatives found for any of the {statistics.queries} queries: every candidate is a "
+        "positive, a duplicate of one, or dropped by the teacher's bounds; widen the ranks or "
+        "relax the bounds"
     )

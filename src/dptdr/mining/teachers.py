@@ -1,7 +1,7 @@
-"""Teachers: scores of query and passage, higher for better answers.
+"""Teachers score query-passage pairs; higher means more relevant.
 
-Encoders come in as objects and cross-encoders through sentence-transformers, loaded when asked
-for: this room itself needs no torch.
+This package needs no torch: encoders are passed in as objects, and cross-encoders are loaded
+through sentence-transformers on demand.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _BATCH_PAIRS = 64
 
 
 class Pair(NamedTuple):
-    """What a teacher scores: a query, and a corpus row with its text."""
+    """A query and a corpus row with its text, to be scored by a teacher."""
 
     query_id: str
     query: str
@@ -35,29 +35,29 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """Readable name."""
+        """Display name."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A fingerprint of everything that the scores depend on."""
+        """Fingerprint of everything the scores depend on."""
         ...
 
     @property
     def needs_texts(self) -> bool:
-        """Whether pairs must hold the passages' texts."""
+        """True if pairs must include passage texts."""
         ...
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one finite score for each pair."""
+        """Return one finite score per pair."""
         ...
 
 
 class FileTeacher:
-    """Scores from a file in the layout of a run: query id, passage id and score of each pair.
+    """Scores from a run file: query id, passage id and score of each pair.
 
     Attributes:
-        needs_texts: Never.
+        needs_texts: Always false.
     """
 
     needs_texts = False
@@ -69,7 +69,7 @@ class FileTeacher:
         self._corpus = corpus
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score for each pair.
+        """Return one score per pair.
 
         Raises:
             NegativesError: If the file lacks a pair; names it.
@@ -99,19 +99,18 @@ class StoredVectors(Protocol):
     """Passage vectors by corpus row."""
 
     def gather(self, rows: Int64[np.ndarray, " rows"]) -> Float[np.ndarray, "rows dim"]:
-        """Return the vectors of some rows."""
+        """Return the vectors in some rows."""
         ...
 
 
 class EncoderTeacher:
-    """The mean score of one or several encoders (tasks on one or several backbones).
+    """The mean score of one or more encoders, with the same or different backbones.
 
     Args:
-        members: For each encoder, its query side, the vectors of the corpus, and what identifies
-            both.
+        members: For each encoder, its query side, the corpus vectors, and a fingerprint of both.
 
     Attributes:
-        needs_texts: Never: passages come as vectors.
+        needs_texts: Always false: passages are given as vectors.
     """
 
     needs_texts = False
@@ -128,7 +127,7 @@ class EncoderTeacher:
         self._members = [(encode, vectors) for encode, vectors, _ in members]
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score for each pair."""
+        """Return one score per pair."""
         texts = list(dict.fromkeys(pair.query for pair in pairs))
         places = {text: place for place, text in enumerate(texts)}
         queries = np.array([places[pair.query] for pair in pairs], dtype=np.int64)
@@ -136,7 +135,7 @@ class EncoderTeacher:
         total = np.zeros(len(pairs))
         for encode, vectors in self._members:
             left = np.asarray(encode(texts), dtype=np.float64)[queries]
-            # Summed in double precision: the last bits must not depend on the batch.
+            # Sum in double precision, so that results do not depend on the batch.
             total += np.einsum("pd,pd->p", left, vectors.gather(rows).astype(np.float64))
         return [float(score) for score in total / len(self._members)]
 
@@ -145,11 +144,11 @@ class CrossEncoderTeacher:
     """A sentence-transformers cross-encoder with one output.
 
     Raises:
-        NegativesError: If sentence-transformers is not installed, the model cannot be loaded, has
-            more than one output, or its tokenizer is another model's.
+        NegativesError: If sentence-transformers is not installed, the model cannot be loaded or has
+            more than one output, or its tokenizer belongs to another model.
 
     Attributes:
-        needs_texts: Always.
+        needs_texts: Always true.
     """
 
     needs_texts = True
@@ -159,15 +158,14 @@ class CrossEncoderTeacher:
             from sentence_transformers import CrossEncoder
         except ImportError:
             raise NegativesError(
-                "a cross-encoder as teacher needs sentence-transformers; install "
-                "dptdr[crossencoder]"
+                "a cross-encoder teacher needs sentence-transformers; install dptdr[crossencoder]"
             ) from None
         try:
             self._model: Any = CrossEncoder(name, device=device)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise NegativesError(
-                f"teacher '{name}' cannot be loaded as a cross-encoder: {reason}"
+                f"cannot load teacher '{name}' as a cross-encoder: {reason}"
             ) from None
         self.name = f"cross-encoder:{Path(name).name}"
         self._check(name)
@@ -177,22 +175,21 @@ class CrossEncoderTeacher:
         outputs = int(self._model.config.num_labels)
         if outputs != 1:
             raise NegativesError(
-                f"teacher '{name}' has {outputs} outputs; expected a cross-encoder that gives one "
-                "relevance score"
+                f"teacher '{name}': expected a cross-encoder with one output, got {outputs}"
             )
         words = len(self._model.tokenizer)
         known = int(self._model.model.get_input_embeddings().weight.shape[0])
         if words > known:
             raise NegativesError(
-                f"teacher '{name}' has a tokenizer of {words} tokens for a model that knows "
-                f"{known}: it is another model's tokenizer; give the folder that was saved whole"
+                f"teacher '{name}': expected a tokenizer with at most {known} tokens, got {words}, "
+                "from another model; use a complete folder as it was saved"
             )
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one score for each pair.
+        """Return one score per pair.
 
         Raises:
-            NegativesError: If a score is not a number.
+            NegativesError: If a score is not finite.
         """
         texts = [(pair.query, pair.content) for pair in pairs]
         values = self._model.predict(texts, batch_size=_BATCH_PAIRS, show_progress_bar=False)
@@ -200,8 +197,8 @@ class CrossEncoderTeacher:
         for pair, score in zip(pairs, scores, strict=True):
             if not math.isfinite(score):
                 raise NegativesError(
-                    f"teacher {self.name} gives {score} for query '{pair.query_id}'; the model is "
-                    "broken, or its number format too narrow"
+                    f"teacher {self.name}: expected finite scores, got {score} for query "
+                    f"'{pair.query_id}'; the model is damaged, or its dtype overflows"
                 )
         return scores
 
@@ -210,6 +207,6 @@ def _weights_fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        # As single precision, which holds every narrower format exactly.
+        # In single precision, which represents narrower formats exactly.
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

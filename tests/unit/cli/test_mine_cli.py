@@ -184,16 +184,19 @@ def test_mine_writes_for_tevatron(data, tmp_path):
     [
         (["--source", "bm52"], "source 'bm52': expected bm25"),
         (["--source", "bm25", "--margin", "0.1"], "--keep-scores need a --teacher"),
-        (["--source", "bm25", "--teacher", "task:t"], "--teacher needs a bound to drop by"),
+        (["--source", "bm25", "--teacher", "task:t"], "--teacher needs a bound"),
         (
             ["--source", "bm25", "--teacher", "task:t", "--margin", "1", "--keep-scores"],
-            "--keep-scores drops nothing",
+            "--keep-scores disables dropping",
         ),
         (
             ["--source", "bm25", "--judged-split", "test"],
             "--judged-split has no effect without --teacher",
         ),
-        (["--source", "bm25", "--source", "bm25"], "two sources are called 'bm25'"),
+        (
+            ["--source", "bm25", "--source", "bm25"],
+            "expected unique source names, got 'bm25' twice",
+        ),
         (["--source", "bm25", "--teacher", "judge", "--margin", "1"], "teacher 'judge': expected"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_finished_run_is_complete_and_prints_the_same(tmp_path, data, backbone
     ("options", "message"),
     [
         (["--objectives", "mlm,tsdae"], r"objectives: expected one of mlm, .*, got 'tsdae'"),
-        (["--objectives", "mlm,mlm"], r"objectives: expected each once"),
+        (["--objectives", "mlm,mlm"], r"objectives: expected distinct names"),
         (
             ["--max-steps", "0", "--batch-size", "1"],
             r"(?=.*--max-steps: .* got 0).*--batch-size: .* 2",
@@ -99,9 +99,9 @@ def test_a_finished_run_is_complete_and_prints_the_same(tmp_path, data, backbone
         (["--dev-measure", "nDCG@10"], r"dev-measure: expected one of negative loss, sibling R@1"),
         (["--precision", "int8"], r"precision: expected one of float32, bfloat16, got 'int8'"),
         (["--schedule", "up", "--seed", "-1"], r"(?=.*schedule: .* got 'up').*seed: .* 0, got -1"),
-        (["--prompt-only", "--keep-head"], r"--keep-head: keeps heads beside a backbone"),
-        (["--objectives", "fused"], r"--objectives: fused only with prompt_only"),
-        (["--prompt-length", "4"], r"--prompt-length: only with prompt_only"),
+        (["--prompt-only", "--keep-head"], r"--keep-head: does not apply with prompt_only"),
+        (["--objectives", "fused"], r"--objectives: fused only applies with prompt_only"),
+        (["--prompt-length", "4"], r"--prompt-length: only applies with prompt_only"),
         (["--prompt-only", "--sharing", "all"], r"sharing: expected one of tied, untied"),
     ],
 )

@@ -235,17 +235,18 @@ def test_mine_reports_sources_without_candidates_and_queries_without_negatives(
     records, statistics = _mine(made, tmp_path, settings)
     assert [(r["query_id"], len(r["negatives"])) for r in records] == [("q", 1), ("r", 0)]
     assert warnings_of(statistics, settings) == [
-        "source 'a' finds only positives at ranks 1 to 9; widen its ranks or leave it out",
-        "source 'c' finds nothing at ranks 1 to 200; widen its ranks or leave it out",
-        "1 queries have no candidate left, such as 'r'; widen ranks or loosen the teacher's bounds",
-        "2 judged queries have no positive in the corpus and are left out",
+        "source 'a' finds only positives at ranks 1 to 9; widen its ranks or remove it",
+        "source 'c' finds nothing at ranks 1 to 200; widen its ranks or remove it",
+        "1 queries have no candidates left, such as 'r'; widen the ranks or relax the "
+        "teacher's bounds",
+        "2 judged queries have no positive in the corpus and were skipped",
     ]
 
 
 def test_mine_without_any_negative_fails_and_keeps_an_old_file(world, source, tmp_path):
     made = world(texts=TEXTS, judgements={"q": {"p1": 1}}, runs={"a": {"q": [1, 5]}})
     (tmp_path / "out.jsonl").write_text("old")
-    with pytest.raises(NegativesError, match="no negative was found for any of the 1 queries"):
+    with pytest.raises(NegativesError, match="no negatives found for any of the 1 queries"):
         _mine(made, tmp_path, MiningSettings(sources=(source("a"),)))
     assert (tmp_path / "out.jsonl").read_text() == "old"
 
@@ -300,7 +301,7 @@ def test_measure_removal_says_why_it_cannot(world, source, make_teacher):
     arguments = {"texts": TEXTS, "judgements": {"q": {"p0": 1}}, "runs": {"a": {"q": [4]}}}
     settings = MiningSettings(sources=(source("a"),))
     inputs = world(**arguments).inputs
-    with pytest.raises(NegativesError, match="needs a teacher"):
+    with pytest.raises(NegativesError, match="expected a teacher"):
         measure_removal(inputs, settings)
-    with pytest.raises(NegativesError, match="no judged passage is among the candidates"):
+    with pytest.raises(NegativesError, match="no candidate is judged"):
         measure_removal(replace(inputs, teacher=make_teacher({})), settings)

@@ -57,7 +57,7 @@ def test_parse_source_names_what_goes_into_the_output_without_folders(text, name
         ("bm25,num_negatives=0", "expected num_negatives of at least 1, got '0'"),
         ("bm25,quota=many", "expected num_negatives of at least 1, got 'many'"),
         ("bm25,sampling=best", "expected sampling top, uniform or score"),
-        ("bm25,quota=1,num_negatives=2", "num_negatives is given twice"),
+        ("bm25,quota=1,num_negatives=2", "expected num_negatives once, got it twice"),
         ("bm25,name=", "expected a name, got nothing"),
     ],
 )
@@ -70,13 +70,13 @@ def test_check_sources_refuses_none_and_equal_names():
     with pytest.raises(ConfigError, match="at least one --source"):
         check_sources([])
     twice = [parse_source("bm25", range_max=1, num_negatives=1)] * 2
-    with pytest.raises(ConfigError, match="two sources are called 'bm25'"):
+    with pytest.raises(ConfigError, match="expected unique source names, got 'bm25' twice"):
         check_sources(twice)
 
 
 @pytest.mark.parametrize("margin", [1.0, -0.1, 95.0])
 def test_check_filtering_refuses_margins_out_of_range(margin):
-    with pytest.raises(ConfigError, match=r"relative_margin: .* from 0 to below 1, got"):
+    with pytest.raises(ConfigError, match=r"relative_margin: .* in \[0, 1\), got"):
         check_filtering(FilteringSettings(relative_margin=margin))
     with pytest.raises(ConfigError, match="max_score: expected a number, got nan"):
         check_filtering(FilteringSettings(max_score=float("nan")))

@@ -141,7 +141,7 @@ def test_too_few_pseudo_queries_are_refused(tmp_path, plain):
         ({"objectives": ("fused",)}, {}, "fused only with prompt_only"),
         ({"objectives": ("fused", "mlm")}, {"prompt_only": True}, "expected fused alone"),
         ({"dev_measure": "sibling RR"}, {"prompt_only": True}, "expected one of nDCG@10"),
-        ({}, {"force": True}, "force: only with prompt_only"),
+        ({}, {"force": True}, "force: only applies with prompt_only"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values, options, expected):
