@@ -85,7 +85,7 @@ def push_task(
         The URL of the commit.
 
     Raises:
-        BundleError: If the bundle is broken, its backbone is a local folder, or the Hub refuses.
+        BundleError: If the bundle is damaged, its backbone is a local folder, or the Hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -157,7 +157,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
         """Write the task's own files, without the backbone.
 
         Raises:
-            ConfigError: If the model holds several tasks, or none.
+            ConfigError: If the model does not have exactly one task.
         """
         encoder = self.encoders[self.default]
         if len(self.encoders) > 1 or encoder.method is None:

@@ -66,7 +66,7 @@ def test_paired_test_p_is_never_zero_when_patterns_are_drawn():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ({"x": 1.0, "y": 1.0}, {"x": 1.0, "z": 1.0}, "1 are only in the first, 1 only in the sec"),
+        ({"x": 1.0, "y": 1.0}, {"x": 1.0, "z": 1.0}, "1 only in the first and 1 only in the sec"),
         ({"x": 1.0}, {"x": 0.0}, "at least 2 queries for a paired test, got 1"),
     ],
 )
