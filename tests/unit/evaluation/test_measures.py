@@ -64,7 +64,11 @@ def test_evaluate_refuses_grades_that_trec_eval_cannot_hold(grade):
 @pytest.mark.parametrize(
     ("run", "qrels", "message"),
     [
-        ({"z": [Hit("a", 1.0)]}, QRELS, "none of the 4 judged queries is among the 1 queries of the run"),
+        (
+            {"z": [Hit("a", 1.0)]},
+            QRELS,
+            "none of the 4 judged queries is among the 1 queries of the run",
+        ),
         (RUN, {}, "got empty qrels"),
         ({"q1": [Hit("a", 1.0), Hit("a", 0.5)]}, QRELS, "expected distinct passages, got 2 hits"),
     ],
