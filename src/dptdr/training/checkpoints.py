@@ -47,11 +47,11 @@ class RunFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def began(self) -> dict[str, Any] | None:
-        """Return what :meth:`begin` recorded, or ``None`` if there is no run."""
+        """Return the record written by :meth:`begin`, or ``None`` if there is no run."""
         return self.identity() if (self.path / "run.json").is_file() else None
 
     def identity(self) -> dict[str, Any]:
-        """Return what :meth:`begin` recorded.
+        """Return the record written by :meth:`begin`.
 
         Raises:
             TrainingError: If there is no run in this folder.

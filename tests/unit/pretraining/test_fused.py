@@ -84,7 +84,7 @@ def test_a_prompt_that_gains_is_written_and_starts_a_task(corpus, tmp_path, plai
 
 def test_a_prompt_that_is_no_better_is_refused_unless_forced(corpus, tmp_path, plain, measures):
     measures(0.5, 0.4, 0.5)
-    with pytest.raises(NoGain, match=r"0\.5000 -> 0\.5000\).*not written.*--force") as refused:
+    with pytest.raises(NoGain, match=r"not written.*0\.5000 -> 0\.5000\).*--force") as refused:
         made(corpus, tmp_path / "start", plain)
     assert refused.value.exit_code == 3
     assert not (tmp_path / "start").exists()
@@ -131,14 +131,14 @@ def test_too_few_pseudo_queries_are_refused(tmp_path, plain):
     folder = tmp_path / "d"
     passages = [Passage(str(n), "one") for n in range(20)]
     write_beir(folder, passages=passages, queries=[], qrels={}, meta={})
-    with pytest.raises(ConfigError, match=r"pseudo-queries.*got 0 and 0 of 20 passages"):
+    with pytest.raises(ConfigError, match=r"pseudo-queries.*got 0 and 0 from 20 passages"):
         made(folder, tmp_path / "out", plain)
 
 
 @pytest.mark.parametrize(
     ("values", "options", "expected"),
     [
-        ({"objectives": ("fused",)}, {}, "fused only with prompt_only"),
+        ({"objectives": ("fused",)}, {}, "fused only applies with prompt_only"),
         ({"objectives": ("fused", "mlm")}, {"prompt_only": True}, "expected fused alone"),
         ({"dev_measure": "sibling RR"}, {"prompt_only": True}, "expected one of nDCG@10"),
         ({}, {"force": True}, "force: only applies with prompt_only"),

@@ -46,7 +46,7 @@ def test_head_of_another_shape_in_the_checkpoint_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     name = "cls.predictions.transform.dense.weight"
     save_file(weights | {name: weights[name][:5].clone()}, tmp_path / "model.safetensors")
-    said = r"transform\.dense\.weight: expected \(32, 32\), got \(5, 32\)\); .* encoder alone"
+    said = r"transform\.dense\.weight: expected \(32, 32\), got \(5, 32\)\), .* encoder alone"
     with pytest.raises(BackboneError, match=said):
         own_head(Backbone.load(str(tmp_path)))
 
