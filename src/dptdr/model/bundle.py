@@ -321,7 +321,7 @@ def check_probe(path: Path, manifest: TaskManifest, backbone: Backbone) -> None:
     if not same_probe(manifest.backbone_probe, backbone.probe):
         raise WrongBackbone(
             f"{path}: backbone '{backbone.name}' has the weights that the task was trained on, but "
-            "produces different vectors; check its config.json for changes"
+            "encodes differently; check whether config.json has changed"
         )
 
 

@@ -135,7 +135,11 @@ def test_from_task_starts_at_the_other_prompt(tmp_path, data, backbone):
         (["--precision", "int3"], ConfigError, "--precision: expected one of float32, bfloat16"),
         (["--max-steps", "-1"], ConfigError, "--max-steps: expected at least 1, got -1"),
         (["--prompt-length", "-1"], ConfigError, "--prompt-length: expected 0 to 4096 rows"),
-        (["--method", "lora", "--prompt-length", "9"], ConfigError, "--prompt-length: belongs to"),
+        (
+            ["--method", "lora", "--prompt-length", "9"],
+            ConfigError,
+            "--prompt-length: expected method",
+        ),
         (["--method", "full", "--rank", "4"], ConfigError, "--rank: expected method lora"),
         (["--max-query-tokens", "x"], ConfigError, "--max-query-tokens: expected int or none"),
     ],
