@@ -25,6 +25,11 @@ typer.core.TyperCommand.context_class = typer.Context
 # Makes `from helpers...` work everywhere below this folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from helpers.checks import check_shapes_where_named  # noqa: E402
+
+# The hook that --jaxtyping-packages installs; the package is not imported yet.
+check_shapes_where_named()
+
 
 @pytest.fixture(scope="session")
 def minilm():
