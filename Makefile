@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Many tests start Python again; each start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install quickstart test learning bench check docs clean
 
