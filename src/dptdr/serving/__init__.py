@@ -1,1 +1,1 @@
-"""The server."""
+"""The HTTP server for retrieval tasks."""

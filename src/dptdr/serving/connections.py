@@ -1,4 +1,4 @@
-"""Limits on connections: their number, and the time for a request header."""
+"""Connection limits: the number of connections, and a timeout for request headers."""
 
 import asyncio
 import time
@@ -8,10 +8,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class LimitedProtocol(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 that closes connections whose request header is late.
+    """An HTTP/1.1 protocol that times out slow request headers.
 
-    Beyond ``max_connections`` the oldest connection without a request is closed, so that clients
-    that hold connections open cannot keep others out.
+    Above ``max_connections``, the oldest idle connection is closed, so that clients that hold
+    connections open cannot lock out others.
     """
 
     receive_seconds: float
@@ -30,16 +30,16 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered."""
+        """Whether a request is in progress."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes; a request's body has its own time limit."""
+        """Receive data; request bodies have a separate timeout."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Unregister the connection."""
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -62,6 +62,6 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]
 
 
 def limited_protocol(*, receive_seconds: float, max_connections: int) -> type[LimitedProtocol]:
-    """Return the protocol with a server's limits."""
+    """Create a protocol class with the given limits."""
     limits = {"receive_seconds": receive_seconds, "max_connections": max_connections}
     return type("Protocol", (LimitedProtocol,), limits)

@@ -1,4 +1,4 @@
-"""A uvicorn server that drains after a stop signal."""
+"""A uvicorn server that drains requests after a stop signal."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from dptdr.serving.runtime import Runtime
 
 
 class DrainingServer(uvicorn.Server):  # type: ignore[misc]
-    """Drains, then stops; stops at once if the runtime failed to load."""
+    """Drains before stopping; stops immediately if the runtime failed to load."""
 
     should_exit: bool
     force_exit: bool
@@ -20,26 +20,26 @@ class DrainingServer(uvicorn.Server):  # type: ignore[misc]
         self.runtime = runtime
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Handle a stop signal; a second one stops at once."""
+        """Start draining on the first stop signal; stop immediately on the second."""
         del frame
         seconds = self.runtime.settings.drain_seconds
         if not seconds or self.runtime.draining:
             self._stop(sig)
             return
-        # Load balancers see 503 from /health and send nobody here any more.
+        # Load balancers see 503 from /health and stop routing requests here.
         self.runtime.draining = True
         timer = threading.Timer(seconds, self._stop, args=(sig,))
         timer.daemon = True
         timer.start()
 
     def _stop(self, sig: int) -> None:
-        # Unlike uvicorn's own handler: it would raise the signal again after an orderly end.
+        # Not uvicorn's own handler, which would re-raise the signal after a clean shutdown.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to stop."""
-        # A worker that cannot load ends, and its message is what the caller sees.
+        """Decide whether to stop."""
+        # A worker that failed to load exits, and the caller reports its message.
         if self.runtime.failure is not None:
             return True
         stop: bool = await super().on_tick(counter)

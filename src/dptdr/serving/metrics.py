@@ -1,4 +1,4 @@
-"""Prometheus metrics, for one worker or for all of them together."""
+"""Prometheus metrics for one worker or aggregated over all."""
 
 import copy
 import os
@@ -15,7 +15,7 @@ _TASKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """The metrics of a server.
 
-    Labels are names of existing tasks, so that nobody can fill the memory with invented ones.
+    Labels are limited to existing tasks, so that clients cannot exhaust memory with made-up names.
     """
 
     def __init__(self) -> None:
@@ -30,26 +30,31 @@ class Metrics:
         self.task_texts = Counter("task_texts", "Texts encoded.", **task)
         self.task_tokens = Counter("task_tokens", "Tokens encoded.", **task)
         self.task_seconds = Histogram(
-            "task_seconds", "From arrival to vectors.", buckets=_SECONDS, **task
+            "task_seconds",
+            "Time from arrival until vectors are computed.",
+            buckets=_SECONDS,
+            **task,
         )
         self.wait_seconds = Histogram(
-            "wait_seconds", "From arrival to the batch.", buckets=_SECONDS, **own
+            "wait_seconds", "Time from arrival until the batch starts.", buckets=_SECONDS, **own
         )
         self.batches = Counter("batches", "Batches computed.", **own)
-        self.batch_seconds = Counter("batch_compute_seconds", "Time spent computing.", **own)
+        self.batch_seconds = Counter(
+            "batch_compute_seconds", "Time spent computing batches.", **own
+        )
         self.batch_share = Histogram(
-            "batch_fill", "Tokens of a batch over its budget.", buckets=_SHARES, **own
+            "batch_fill", "Tokens in a batch divided by the limit.", buckets=_SHARES, **own
         )
         self.batch_tasks = Histogram(
-            "batch_tasks", "Different prompts in a batch.", buckets=_TASKS, **own
+            "batch_tasks", "Distinct prompts in a batch.", buckets=_TASKS, **own
         )
-        self.queue_tokens = Gauge("queue_tokens", "Tokens that wait.", **add)
-        self.tasks = Gauge("tasks", "Tasks known.", **most)
-        self.prompt_bytes = Gauge("prompt_bytes", "Prompts in memory.", **add)
+        self.queue_tokens = Gauge("queue_tokens", "Tokens in the queue.", **add)
+        self.tasks = Gauge("tasks", "Number of tasks.", **most)
+        self.prompt_bytes = Gauge("prompt_bytes", "Memory used by cached prompts.", **add)
         self.checks = Counter("self_checks", "Self-checks by outcome.", ["outcome"], **own)
         self.check_difference = Gauge(
             "self_check_difference",
-            "Largest difference of the last self-check, in units of the longest vector.",
+            "Largest difference in the last self-check, relative to the largest norm.",
             **most,
         )
 
@@ -75,12 +80,12 @@ class Metrics:
         self.check_difference.set(report.difference)
 
     def text(self, *, existing: set[str], shown: set[str], all_shown: bool) -> bytes:
-        """Return the metrics of all workers in Prometheus' text format.
+        """Format the metrics of all workers in the Prometheus text format.
 
         Args:
-            existing: Tasks that exist; counts of others are forgotten.
-            shown: Tasks whose counts are returned.
-            all_shown: Whether counts over all tasks are returned too.
+            existing: Existing tasks; metrics of other tasks are deleted.
+            shown: Tasks to include.
+            all_shown: Also include metrics that are not specific to a task.
         """
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
@@ -103,7 +108,7 @@ class Metrics:
 
 
 class _Filtered:
-    """A collector's metrics without some tasks."""
+    """A collector wrapper that hides some tasks."""
 
     def __init__(self, collector: Any, *, shown: set[str], all_shown: bool) -> None:
         self.collector = collector
@@ -111,7 +116,7 @@ class _Filtered:
         self.all_shown = all_shown
 
     def collect(self) -> Iterator[Any]:
-        """Yield metric families with the visible samples."""
+        """Yield metric families with only the visible samples."""
         for family in self.collector.collect():
             kept = copy.copy(family)
             kept.samples = [s for s in family.samples if self._shows(s.labels.get("task"))]

@@ -1,4 +1,4 @@
-"""The runtime of a worker: backbone, task registry, engine, indexes."""
+"""The runtime of a worker: backbone, task registry, engine and indexes."""
 
 import functools
 import threading
@@ -25,11 +25,11 @@ CHECK_TEXTS = (
     "The treatment depends on the kind of the disease, on its stage, and on the patient's age. "
     * 6,
 )
-"""Texts of different lengths for a server's self-check."""
+"""Texts of different lengths for the self-check."""
 
 
 class Runtime:
-    """Everything that a worker needs to answer requests."""
+    """Everything a worker needs to serve requests."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -47,11 +47,11 @@ class Runtime:
 
     @property
     def keyring(self) -> Keyring:
-        """The present API keys."""
+        """The current API keys."""
         return self._without_keys if self._keys is None else self._keys.keyring()
 
     def load(self) -> None:
-        """Load everything; :attr:`loaded` is true afterwards.
+        """Load everything, then set :attr:`loaded`.
 
         Raises:
             DptdrError: If the backbone, a task or an index cannot be loaded.
@@ -102,14 +102,14 @@ class Runtime:
             on_batch=self.metrics.saw_batch,
             on_check=self.metrics.saw_check,
         ).start()
-        # The first passes of a process are slow, and must be right.
+        # The first forward passes are slow, so warm up, and verify them.
         say("checking vectors of mixed batches")
         report = engine.check(CHECK_TEXTS)
         if not report.passed:
             engine.stop(timeout_seconds=0.1)
             raise ServingError(
-                f"self-check failed: mixed vectors differ by {report.difference:.1e} from those "
-                "of single rows; try --layout padded, and please report this"
+                f"self-check failed: vectors from mixed batches and from single rows differ by "
+                f"{report.difference:.1e}; try --layout padded, and please report this"
             )
         self._engine = engine
 
@@ -120,7 +120,7 @@ class Runtime:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
+        """Whether the worker accepts requests."""
         return self.loaded and not self.draining
 
     @property
@@ -133,10 +133,10 @@ class Runtime:
         """The engine.
 
         Raises:
-            Draining: While starting.
+            Draining: During startup.
         """
         if self._engine is None:
-            raise Draining("the server is starting; try again in a moment")
+            raise Draining("the server is starting; try again shortly")
         return self._engine
 
     @property
@@ -144,12 +144,12 @@ class Runtime:
         """The tasks.
 
         Raises:
-            Draining: While starting.
+            Draining: During startup.
         """
         return self.engine.registry
 
     def stop(self) -> bool:
-        """Finish accepted requests; return whether all finished."""
+        """Finish accepted requests; return whether all of them finished."""
         self.draining = True
         if self._engine is None:
             return True
@@ -166,32 +166,31 @@ def _forward(settings: ServerSettings) -> Forward:
 
 
 def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:
-    """Return the path of a bundle or index named in a request.
+    """Resolve the path of a bundle or index named in a request.
 
     Args:
-        name: Name of a folder inside the tasks folder, never a path.
+        name: Name of a folder in the tasks folder, not a path.
         folder: The tasks folder.
         what: ``bundle`` or ``index``, for messages.
 
     Raises:
-        ServingError: If there is no tasks folder, or the name leads out of it.
+        ServingError: If there is no tasks folder, or the name points outside it.
     """
     if folder is None:
         raise ServingError(
-            "this server takes no new tasks; start it with --tasks-folder to allow the bundles "
-            "and indexes in one folder"
+            "this server does not accept new tasks; start it with --tasks-folder to allow "
+            "bundles and indexes from one folder"
         )
     root = folder.resolve()
     plain = name and name not in (".", "..") and "\0" not in name
     if not plain or "/" in name or "\\" in name or (root / name).resolve().parent != root:
         raise ServingError(
-            f"{what} {name[:100]!r}: expected the name of a folder inside the tasks folder, not "
-            "a path"
+            f"{what} {name[:100]!r}: expected the name of a folder in the tasks folder, got a path"
         )
     if not (root / name).is_dir():
-        raise ServingError(f"{what} '{name[:100]}': there is no such folder in the tasks folder")
+        raise ServingError(f"{what} '{name[:100]}': no such folder in the tasks folder")
     if (root / name).is_symlink() or any(file.is_symlink() for file in (root / name).iterdir()):
         raise ServingError(
-            f"{what} '{name[:100]}': expected plain files, got a link; copy what it points to"
+            f"{what} '{name[:100]}': expected regular files, got a link; copy its target instead"
         )
     return root / name

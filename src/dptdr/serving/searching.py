@@ -1,4 +1,4 @@
-"""A served index: search by vectors and words."""
+"""A served index with dense and hybrid search."""
 
 import hashlib
 import threading
@@ -17,14 +17,14 @@ from dptdr.search.indexes.local import LocalIndex, open_index
 from dptdr.search.vectors.documents import Filter
 
 _FUSED_DEPTH = 100
-"""Hits that vectors and words bring to a fusion at least."""
+"""Minimum number of hits per ranking to fuse."""
 
 _FILTERED_WORDS = 10
-"""How many times more BM25 hits are fetched where a filter drops some of them afterwards."""
+"""Oversampling of BM25 hits when filters are applied afterwards."""
 
 
 class ServedHit(NamedTuple):
-    """A hit; ranks begin with 1, scores are dot products or fused scores."""
+    """A hit; ranks start at 1, scores are dot products or fused scores."""
 
     rank: int
     id: str
@@ -34,11 +34,10 @@ class ServedHit(NamedTuple):
 
 
 class ServedIndex:
-    """One index folder.
+    """A loaded index folder.
 
     Args:
-        path: The folder.
-        task: The only task that may search it; empty: every task that fits.
+        task: The only task that may search it; empty for every matching task.
         hybrid: Build BM25 in memory if the index has none.
 
     Raises:
@@ -54,19 +53,19 @@ class ServedIndex:
             self.lexical = self.index.lexical()
         elif hybrid:
             self.lexical = Bm25Index.build(d.passage for d in self.index.vectors.all_documents())
-        # Files are opened lazily, in an order that threads must not mix up.
+        # Files are opened lazily, which is not thread-safe.
         self._lock = threading.Lock()
         if self.index.count:
-            # Whatever cannot be read fails now, and the first query need not wait for it.
+            # Fail early if a file cannot be read, and warm up for the first query.
             self.search(self.index.vectors.gather(np.zeros(1, dtype=np.int64))[0], depth=1)
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of its vectors."""
+        """Fingerprint of the vectors."""
         return self.index.origin.passage_fingerprint
 
     def fits(self, task: str, fingerprint: str) -> bool:
-        """Whether a task with these passage vectors may search here."""
+        """Check whether a task with this passage fingerprint may search the index."""
         return self.task in ("", task) and self.fingerprint == fingerprint
 
     def search(
@@ -81,14 +80,14 @@ class ServedIndex:
         """Return the best passages.
 
         Args:
-            vector: The query's vector.
+            vector: Query vector.
             depth: Maximum hits.
-            text: The query's text, for BM25.
-            fusion: How BM25 is merged in; ``None``: vectors alone.
-            filters: Conditions on metadata; all must hold.
+            text: Query text, for BM25.
+            fusion: Fusion with BM25; ``None`` for dense search only.
+            filters: Metadata filters; all must match.
 
         Raises:
-            ServingError: If a fusion is asked for and there is no BM25.
+            ServingError: If a fusion is requested and there is no BM25.
         """
         with self._lock:
             wanted = depth if fusion is None else max(depth, _FUSED_DEPTH)
@@ -109,7 +108,7 @@ class ServedIndex:
         if self.lexical is None:
             raise ServingError(
                 f"index '{self.name}' has no BM25; build it with `dptdr index --bm25`, start the "
-                "server with --hybrid, or ask for mode 'dense'"
+                "server with --hybrid, or use mode 'dense'"
             )
         times = _FILTERED_WORDS if filters else 1
         hits = self.lexical.search([Query("q", text)], depth=depth * times).get("q", [])
@@ -124,7 +123,7 @@ class ServedIndex:
 
 
 def index_key(path: Path) -> str:
-    """Return a hash of an index's manifests, its identity.
+    """Hash an index's manifests to identify it.
 
     Raises:
         VectorsError: If there is no index.
@@ -133,6 +132,6 @@ def index_key(path: Path) -> str:
         parts = [(path / name).read_bytes() for name in ("manifest.json", "vectors/manifest.json")]
     except OSError:
         raise VectorsError(
-            f"{path}: expected an index folder; make it with `dptdr index`"
+            f"{path}: expected an index folder; create one with `dptdr index`"
         ) from None
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Run a server: one process, or several that share the catalogue."""
+"""Run a server as one process, or as several that share the catalogue."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ _BACKLOG = 2048
 
 
 def serve(settings: ServerSettings, *, host: str, port: int) -> None:
-    """Run a server until it is stopped; port 0 takes a free port, which is printed.
+    """Run a server until stopped; port 0 picks a free port and prints it.
 
     Raises:
         DptdrError: If the backbone, a task or an index cannot be loaded, or the port is taken.
@@ -57,7 +57,7 @@ def _serve_one(settings: ServerSettings, *, host: str, port: int) -> None:
     config = _config(build_app(runtime), settings, host=host, port=port)
     server = DrainingServer(config, runtime)
     socket = _bind(config, host=host, port=port)
-    # uvicorn raises the signal again after an orderly end.
+    # uvicorn re-raises the signal after a clean shutdown.
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[socket])
     if runtime.failure is not None:
@@ -69,7 +69,7 @@ def _bind(config: Any, *, host: str, port: int) -> Any:
         socket = config.bind_socket()
     except SystemExit:
         raise ServingError(
-            f"cannot listen on {host} port {port}: is the port taken? choose another --port"
+            f"cannot listen on {host} port {port}, which may be in use; choose a different --port"
         ) from None
     sys.stderr.write(f"listening on http://{host}:{socket.getsockname()[1]}\n")
     sys.stderr.flush()
@@ -81,7 +81,7 @@ def _serve_workers(settings: ServerSettings, *, host: str, port: int) -> None:
 
     socket = _bind(_config(None, settings, host=host, port=port), host=host, port=port)
     say(f"starting {settings.workers} workers")
-    # Named before any worker imports the metrics client: all write their counters there.
+    # Must be set before any worker imports the metrics client, so that all share it.
     with temporary_folder("metrics") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         try:
@@ -99,9 +99,8 @@ def work(settings: ServerSettings, socket: Any, reports: Any) -> None:
     """Run one worker: load everything, then accept connections.
 
     Args:
-        settings: The server's settings.
-        socket: The listening socket that all workers share.
-        reports: Queue for process id and ``None`` once loaded, or why it cannot.
+        socket: Listening socket shared by all workers.
+        reports: Receives the process id with ``None`` once loaded, or with an error message.
     """
     from dptdr.serving.draining import DrainingServer
     from dptdr.serving.http.app import build_app
@@ -122,7 +121,7 @@ def work(settings: ServerSettings, socket: Any, reports: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Stop this worker when the supervisor is gone."""
+    """Stop this worker when the supervisor dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

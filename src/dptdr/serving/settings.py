@@ -1,4 +1,4 @@
-"""Settings of a server; no torch."""
+"""Server settings. Does not import torch."""
 
 import os
 from dataclasses import dataclass
@@ -10,61 +10,61 @@ from dptdr.config.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """Computation and limits of a server; options of ``dptdr serve``."""
+    """Compute settings and limits of a server; these are options of ``dptdr serve``."""
 
     workers: Annotated[int, Setting("Worker processes.", min=1)] = 1
     threads: Annotated[
-        int, Setting("Processor threads per worker; 0: all, shared by workers.", min=0)
+        int, Setting("CPU threads per worker; 0: all cores, divided among workers.", min=0)
     ] = 0
     prompt_memory_mb: Annotated[
         int,
-        Setting("Prompts kept in memory per worker, in MB.", min=1, given_as="prompt_memory"),
+        Setting("Prompt cache per worker, in MB.", min=1, given_as="prompt_memory"),
     ] = 1024
     batch_tokens: Annotated[int, Setting("Maximum tokens per batch.", min=1)] = 4096
     queue_tokens: Annotated[
-        int, Setting("Maximum tokens that wait before requests get 429.", min=1)
+        int, Setting("Maximum queued tokens before requests get 429.", min=1)
     ] = 400_000
     max_body_kb: Annotated[
-        int, Setting("Longest request body, in kB.", min=1, given_as="max_body")
+        int, Setting("Maximum request body, in kB.", min=1, given_as="max_body")
     ] = 8000
     max_texts: Annotated[int, Setting("Maximum texts per request.", min=1)] = 2048
-    max_tokens: Annotated[
-        int, Setting("Maximum tokens per request, texts cut to their task's limit.", min=1)
-    ] = 300_000
-    max_text_characters: Annotated[int, Setting("Longest text, in characters.", min=1)] = 200_000
+    max_tokens: Annotated[int, Setting("Maximum tokens per request, after truncation.", min=1)] = (
+        300_000
+    )
+    max_text_characters: Annotated[int, Setting("Maximum characters per text.", min=1)] = 200_000
     max_hits: Annotated[int, Setting("Maximum hits per search.", min=1)] = 1000
     receive_seconds: Annotated[
         float,
         Setting(
-            "Seconds that a client may take to send headers, and then its body.",
+            "Timeout for receiving headers, and again for the body, in seconds.",
             above=0,
             given_as="receive_timeout",
         ),
     ] = 30.0
     max_connections: Annotated[
         int,
-        Setting("Maximum connections per worker; the oldest without a request goes first.", min=1),
+        Setting("Maximum connections per worker; the oldest idle one is closed first.", min=1),
     ] = 1000
     timeout_seconds: Annotated[
-        float, Setting("Longest wait for vectors, in seconds.", above=0, given_as="timeout")
+        float, Setting("Timeout for computing vectors, in seconds.", above=0, given_as="timeout")
     ] = 60.0
     requests_per_second: Annotated[
         float,
-        Setting("Requests per second and key, per worker; 0: no limit.", min=0, given_as="rate"),
+        Setting("Requests per second per key and worker; 0: no limit.", min=0, given_as="rate"),
     ] = 0.0
     task_requests_per_second: Annotated[
         float,
         Setting(
-            "Requests per second and task, per worker; 0: no limit.", min=0, given_as="task_rate"
+            "Requests per second per task and worker; 0: no limit.", min=0, given_as="task_rate"
         ),
     ] = 0.0
     burst_requests: Annotated[
-        int, Setting("Requests at once before a rate counts.", min=1, given_as="burst")
+        int, Setting("Requests allowed at once before rate limits apply.", min=1, given_as="burst")
     ] = 20
     drain_seconds: Annotated[
         float,
         Setting(
-            "Seconds to go on answering, /health at 503, after a stop signal.",
+            "Seconds to keep serving after a stop signal, with /health at 503.",
             min=0,
             given_as="drain",
         ),
@@ -73,15 +73,16 @@ class ServerLimits:
         float, Setting("Seconds to finish accepted requests when stopping.", above=0)
     ] = 30.0
     check_every: Annotated[
-        int, Setting("Batches between self-checks of one row against it alone; 0: never.", min=0)
+        int, Setting("Batches between self-checks of one row; 0: never.", min=0)
     ] = 500
     layout: Annotated[
-        Literal["packed", "padded"] | None, Setting("Force a batch layout. Default: the faster.")
+        Literal["packed", "padded"] | None,
+        Setting("Force a batch layout. Default: the faster one."),
     ] = None
 
     @property
     def worker_threads(self) -> int:
-        """Threads of each worker; 0 is torch's own choice."""
+        """CPU threads per worker; 0 for torch's default."""
         if self.threads or self.workers == 1:
             return self.threads
         return max(1, (os.cpu_count() or 1) // self.workers)
@@ -93,16 +94,16 @@ class ServerSettings(ServerLimits):
 
     Args:
         backbone: Name or folder of the encoder.
-        state_folder: Holds the catalogue and copies of bundles.
-        tasks: Name and bundle of each task at start.
-        tasks_folder: The only folder whose bundles and indexes requests may add; ``None``: none.
-        indexes: Task (empty: every task that fits) and index folder.
+        state_folder: Folder for the catalogue and copies of bundles.
+        tasks: Name and bundle of each initial task.
+        tasks_folder: Folder from which requests may add bundles and indexes; ``None`` forbids it.
+        indexes: Pairs of task (empty for every matching task) and index folder.
         hybrid: Build BM25 in memory for indexes without one.
         cross_encoder: Name or folder of the model behind ``/rerank``.
-        keys_file: API keys; ``None``: an open server.
-        open_administration: Whether tasks may be changed without keys.
-        hosts: Names of an open server, besides addresses and ``localhost``.
-        onnx: Folder that ``dptdr export --int8`` wrote; computes in 8 bits.
+        keys_file: API keys; ``None`` for an open server.
+        open_administration: Allow changes to tasks without keys.
+        hosts: Host names of an open server, besides IP addresses and ``localhost``.
+        onnx: Folder written by ``dptdr export --int8``, to compute in 8 bits.
     """
 
     backbone: str

@@ -1,4 +1,4 @@
-"""Complete the settings of a server from a request."""
+"""Resolve the arguments of ``dptdr serve`` to complete server settings."""
 
 import contextlib
 import importlib.util
@@ -19,12 +19,12 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "structlog")
 _PLACES = {
     "tasks_folder": "a folder of task bundles",
     "keys_file": "a file with API keys",
-    "onnx": "a folder that `dptdr export --int8` wrote",
+    "onnx": "a folder written by `dptdr export --int8`",
 }
 
 
 def say(what: str) -> None:
-    """Print the current phase on standard error."""
+    """Print the current phase to standard error."""
     sys.stderr.write(f"{what} ...\n")
     sys.stderr.flush()
 
@@ -40,43 +40,41 @@ def server_settings(
     state_folder: Path | str | None = None,
     **settings: Any,
 ) -> Iterator[ServerSettings]:
-    """Yield complete settings, with a temporary ``state_folder`` by default.
+    """Yield complete settings, by default with a temporary ``state_folder``.
 
     Args:
         tasks: Each as ``FOLDER`` or ``NAME=FOLDER``.
         backbone: The encoder; the first task's by default.
         indexes: Each as ``FOLDER`` or ``TASK=FOLDER``.
-        host: Address to listen on. Tasks may be changed without keys on the loopback alone.
-        allowed_hosts: Further names under which an open server may be reached.
-        state_folder: Holds the catalogue and copies of bundles.
-        **settings: Further fields of ``ServerSettings``.
+        host: Address to listen on. Without keys, tasks can be changed only on loopback.
+        allowed_hosts: Additional host names of an open server.
+        state_folder: Folder for the catalogue and copies of bundles.
+        **settings: Other fields of ``ServerSettings``.
 
     Raises:
         ConfigError: If a setting is unknown or wrong, or a package is missing.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"serving needs {', '.join(missing)}; install them with: pip install 'dptdr[serve]'"
-        )
+        raise ConfigError(f"serving needs {', '.join(missing)}; run `pip install 'dptdr[serve]'`")
     served = set(ServerSettings.__dataclass_fields__) - set(ServerLimits.__dataclass_fields__)
     limits = {name: settings.pop(name) for name in settings.keys() - served}
     checked = asdict(from_values(ServerLimits, limits, what="server settings"))
     for name in _PLACES.keys() & {name for name, path in settings.items() if path is not None}:
         settings[name] = Path(settings[name])
         if not settings[name].exists():
-            raise ConfigError(f"{settings[name]}: no such file or folder, expected {_PLACES[name]}")
+            raise ConfigError(f"{settings[name]}: expected {_PLACES[name]}, got no file or folder")
     from dptdr.model.bundle import read_manifest
 
     named = [_named(str(given)) for given in tasks]
     if backbone is None:
         if not named:
-            raise ConfigError("expected at least one task, or --backbone for the bare encoder")
+            raise ConfigError("expected at least one task, or --backbone to serve the bare encoder")
         backbone = read_manifest(named[0][1]).backbone
     names = [name or read_manifest(path).name for name, path in named]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"task '{twice[0]}' is given twice; use NAME=FOLDER")
+        raise ConfigError(f"duplicate task name '{twice[0]}'; use NAME=FOLDER")
     with _state_folder(state_folder) as folder:
         yield ServerSettings(
             backbone=backbone,
@@ -91,7 +89,7 @@ def server_settings(
 
 
 def _named(given: str) -> tuple[str, Path]:
-    """Split NAME=FOLDER, unless '=' is part of an existing folder's name."""
+    """Split ``NAME=FOLDER``, unless the '=' is part of an existing folder's name."""
     name, equals, folder = given.partition("=")
     if equals and not Path(given).exists():
         return name, Path(folder)

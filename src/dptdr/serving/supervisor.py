@@ -14,25 +14,23 @@ from typing import Any
 from dptdr.errors import ServingError
 
 CANNOT_LOAD = 3
-"""Exit code of a worker that says why it cannot start."""
+"""Exit code of a worker that has reported why it cannot start."""
 
 _EARLY_SECONDS = 5.0
 _MAX_EARLY_DEATHS = 5
 
 
 class Supervisor:
-    """Runs workers on one socket and replaces those that die.
+    """Runs workers on a shared socket and replaces workers that die.
 
-    While a loaded worker serves, one that cannot start is only tried again later: a damaged file
-    must not stop a server that has it in memory.
+    While any loaded worker serves, a worker that fails to start is merely retried later: a damaged
+    file must not stop a server that has it in memory.
 
     Args:
-        target: Function of a worker. Takes the arguments and a queue, where it puts its process id
-            and ``None`` once loaded, or the message why it cannot.
-        arguments: The arguments.
-        workers: Number of processes.
-        patience_seconds: How long workers may take to end before they are killed.
-        retry_seconds: Pause before a worker that could not start is tried again.
+        target: Function to run in each worker. Takes the arguments and a queue, to which it reports
+            its process id with ``None`` once loaded, or with an error message.
+        patience_seconds: Time for workers to exit before they are killed.
+        retry_seconds: Pause before a worker that failed to start is retried.
     """
 
     def __init__(
@@ -59,10 +57,10 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Run until a stop signal, and until all workers have ended.
+        """Run until a stop signal arrives and all workers have exited.
 
         Raises:
-            ServingError: If workers cannot load, or die repeatedly right after their start.
+            ServingError: If workers fail to load, or die repeatedly right after starting.
         """
         before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -97,7 +95,9 @@ class Supervisor:
 
         early = time.monotonic() - self._running.pop(process) < _EARLY_SECONDS
         self._early = self._early + 1 if early else 0
-        sys.stderr.write(f"worker {process.pid} died with code {process.exitcode}, replacing it\n")
+        sys.stderr.write(
+            f"worker {process.pid} exited with code {process.exitcode}, replacing it\n"
+        )
         with contextlib.suppress(OSError, TypeError, ValueError):
             mark_process_dead(process.pid)
         self._read_reports()
@@ -112,13 +112,13 @@ class Supervisor:
             raise ServingError(message)
         if self._early >= _MAX_EARLY_DEATHS:
             raise ServingError(
-                f"{self._early} workers in a row died within {_EARLY_SECONDS:g} seconds of their "
-                "start; the log above says why"
+                f"{self._early} workers in a row exited within {_EARLY_SECONDS:g} seconds of "
+                "starting; see the log above"
             )
         self._start()
 
     def _read_reports(self) -> None:
-        """Note which workers have loaded, and why others could not."""
+        """Record which workers have loaded, and the errors of those that failed."""
         while not self._reports.empty():
             pid, message = self._reports.get()
             if message is None:

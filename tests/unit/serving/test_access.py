@@ -194,7 +194,7 @@ def test_more_tokens_than_one_request_may_bring_are_422_and_harm_nobody(tmp_path
         few = post(web, "/v1/embeddings", ASK | {"input": ["the big old dog"] * 2})
 
         assert kind(many) == (422, "too_many_tokens")
-        assert "at most 12 tokens in one request, got 24" in many.json()["error"]["message"]
+        assert "at most 12 tokens per request, got 24" in many.json()["error"]["message"]
         assert few.status_code == 200
         assert web.runtime.engine.waiting_tokens == 0
 

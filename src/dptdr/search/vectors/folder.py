@@ -209,9 +209,7 @@ class VectorFolder:
         for field, _ in filters:
             if field not in fields and self.count:
                 have = ", ".join(sorted(fields)[:20]) or "none"
-                raise NoSuchField(
-                    f"no passage has the metadata field '{field}'; available: {have}"
-                )
+                raise NoSuchField(f"no passage has the metadata field '{field}'; available: {have}")
         return np.array(rows, dtype=np.int64)
 
     def _shard_of(self, row: int) -> Shard:

@@ -1,1 +1,1 @@
-"""The engine: batches of texts of all tasks."""
+"""The engine, which encodes texts of all tasks in shared batches."""

@@ -1,9 +1,9 @@
-"""The queue over all tasks: which texts are computed together, and when. No torch.
+"""Batch scheduling: a queue shared by all tasks. Does not import torch.
 
-Texts wait in a list sorted by length, so that neighbours make a batch with little padding. The most
-urgent text starts each batch; its neighbours in length fill it. Urgency is arrival plus the time
-that the whole request needs: a search with one line does not wait behind a thousand passages that
-came a moment earlier, and those wait no longer than their own size explains.
+Queued texts are sorted by length, so that neighbours form a batch with little padding. Each batch
+starts with the most urgent text and is filled with its neighbours in length. Urgency is arrival
+time plus the estimated time for the whole request, so a short query does not wait behind a thousand
+passages that arrived just before it, and large requests wait only in proportion to their size.
 """
 
 import bisect
@@ -26,14 +26,14 @@ class QueueFull(ServingError):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
-    """Sizes of one batch and of the whole queue.
+    """Size limits for batches and the queue.
 
     Args:
-        batch_tokens: Maximum tokens per batch; a longer text is a batch of its own.
+        batch_tokens: Maximum tokens per batch; a longer text gets its own batch.
         batch_texts: Maximum texts per batch.
-        queue_tokens: Maximum tokens that wait.
-        cost: ``packed`` counts tokens, ``padded`` as if all texts were as long as the longest.
-        tokens_per_second: Expected speed, for urgency and for what a full queue answers.
+        queue_tokens: Maximum queued tokens.
+        cost: ``packed`` counts actual tokens, ``padded`` includes padding.
+        tokens_per_second: Expected throughput, for urgency and ``Retry-After``.
     """
 
     batch_tokens: int = 4096
@@ -43,31 +43,30 @@ class BatchLimits:
     tokens_per_second: float = 4000.0
 
     def check_room(self, waiting: int, coming: int) -> None:
-        """Refuse a request that does not fit into the queue; an empty queue accepts any.
+        """Reject a request that does not fit in the queue; an empty queue accepts any request.
 
         Raises:
-            QueueFull: If it does not fit.
+            QueueFull: If there is no room.
         """
         over = waiting + coming - self.queue_tokens
         if waiting and over > 0:
             raise QueueFull(
-                f"about {waiting:,} tokens wait already and the queue holds "
-                f"{self.queue_tokens:,}: there is no room for {coming:,} more; try again later, or "
-                "with fewer texts",
+                f"the queue has room for {self.queue_tokens:,} tokens and about {waiting:,} are "
+                f"waiting, got {coming:,} more; try again later, or send fewer texts",
                 retry_after_seconds=max(1.0, over / self.tokens_per_second),
             )
 
 
 class Waiting(NamedTuple):
-    """One text in the queue.
+    """A queued text.
 
     Args:
-        tokens: Its length.
-        request: Its request; requests are cancelled as a whole.
-        arrived: When it came, in seconds.
-        deadline: When its answer is of no use any more.
-        request_tokens: Length of all texts of the request.
-        payload: What the caller computes with.
+        tokens: Length in tokens.
+        request: The request it belongs to; requests are cancelled as a whole.
+        arrived: Arrival time in seconds.
+        deadline: Time in seconds after which the text expires.
+        request_tokens: Total tokens in the request.
+        payload: The caller's data.
     """
 
     tokens: int
@@ -96,14 +95,14 @@ class _Entry:
 
 
 class Taken(NamedTuple):
-    """A batch to compute, and expired texts."""
+    """The next batch, and texts that have expired."""
 
     batch: list[Waiting]
     expired: list[Waiting]
 
 
 class BatchQueue:
-    """Waiting texts of all tasks. Not thread-safe: the engine holds a lock."""
+    """Queued texts of all tasks. Not thread-safe: the engine holds a lock."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
@@ -117,10 +116,10 @@ class BatchQueue:
         return len(self._by_length)
 
     def put(self, texts: list[Waiting]) -> None:
-        """Add the texts of one request, all or none.
+        """Add all texts of a request, or none.
 
         Raises:
-            QueueFull: If they do not fit.
+            QueueFull: If there is no room.
         """
         coming = sum(text.tokens for text in texts)
         self.limits.check_room(self.tokens, coming)
@@ -135,7 +134,7 @@ class BatchQueue:
         self.tokens += coming
 
     def cancel(self, request: Hashable) -> list[Waiting]:
-        """Remove and return the waiting texts of a request."""
+        """Remove and return the queued texts of a request."""
         dropped = [entry for entry in self._requests.get(request, []) if entry.alive]
         self._drop(dropped)
         return [entry.waiting for entry in dropped]
@@ -151,7 +150,7 @@ class BatchQueue:
         return Taken([e.waiting for e in batch], [e.waiting for e in expired])
 
     def _around(self, first: _Entry) -> Iterator[_Entry]:
-        """Yield the first text and its neighbours in length, nearest first, while they fit."""
+        """Yield the first text, then its neighbours by length, nearest first, while they fit."""
         place = bisect.bisect_left(self._by_length, first.place, key=lambda e: e.place)
         below, above = place - 1, place + 1
         count, total, longest = 1, first.waiting.tokens, first.waiting.tokens

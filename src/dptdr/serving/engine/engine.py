@@ -1,8 +1,7 @@
-"""The engine: three phases that overlap, one batch computed at a time.
+"""The engine: a three-stage pipeline that computes one batch at a time.
 
-*Prepare* tokenises new requests, *compute* runs the batch that the queue gives, *finish* hands
-vectors back; each in a thread of its own, so that the processor's matrix units never wait for
-text or JSON. All three release the interpreter lock while they work.
+*Prepare* tokenizes new requests, *compute* runs the next batch, *finish* returns vectors. Each
+stage has its own thread and releases the GIL, so computation never waits for text or JSON.
 """
 
 import itertools
@@ -39,16 +38,14 @@ from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import TaskRegistry
 
 _PREPARED_AT_ONCE = 64
-"""Requests that are tokenised in one call."""
+"""Maximum requests tokenized in one call."""
 
 
 class Engine:
-    """Encodes texts of all tasks of a registry.
+    """Encodes texts for all tasks in a registry.
 
     Args:
-        registry: The tasks.
-        settings: How to work.
-        on_batch: Called after each batch, from the compute thread; must be quick.
+        on_batch: Called after each batch from the compute thread; must be fast.
         on_check: Called after each self-check.
     """
 
@@ -102,17 +99,17 @@ class Engine:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens in the queue; estimated for texts that are being tokenised."""
+        """Tokens in the queue, including an estimate for texts being tokenized."""
         return self._queue.tokens + self._preparing_tokens
 
     def stop(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Stop accepting requests, finish the others, then stop.
+        """Stop accepting requests, finish pending ones, then stop.
 
         Args:
-            timeout_seconds: How long to wait; open requests then fail with :class:`Draining`.
+            timeout_seconds: Time to wait; remaining requests then fail with :class:`Draining`.
 
         Returns:
-            Whether all requests were finished.
+            True if all requests were finished.
         """
         with self._changed:
             self._accepting = False
@@ -137,22 +134,22 @@ class Engine:
         timeout_seconds: float = 60.0,
         keep_end: bool = False,
     ) -> "Future[Encoded]":
-        """Queue texts of one task; return a future of their vectors, which may be cancelled.
+        """Queue texts of one task and return a cancellable future of their vectors.
 
         Args:
             texts: At least one text.
             version: The task's version, from :meth:`TaskRegistry.resolve`.
             side: Query or passage.
-            timeout_seconds: After this the request fails with :class:`RequestTimeout`.
-            keep_end: Whether long texts lose their beginning instead of their end.
+            timeout_seconds: The request then fails with :class:`RequestTimeout`.
+            keep_end: Truncate long texts at the start instead of the end.
 
         Raises:
-            Draining: If the engine does not run.
-            QueueFull: If too much waits already.
-            ValueError: If there is no text.
+            Draining: If the engine is not running.
+            QueueFull: If the queue is full.
+            ValueError: If there are no texts.
         """
         if not texts:
-            raise ValueError("expected at least one text")
+            raise ValueError("expected at least one text, got none")
         request = PendingRequest(
             list(texts),
             number=next(self._numbers),
@@ -163,7 +160,7 @@ class Engine:
         )
         with self._changed:
             if not self._accepting:
-                raise Draining("the server is starting or stopping; try another one")
+                raise Draining("the server is starting or stopping; try another server")
             self.settings.batch.check_room(self.waiting_tokens, request.estimate)
             self._preparing_tokens += request.estimate
             self._open.add(request)
@@ -172,7 +169,7 @@ class Engine:
         return request.future
 
     def encode(self, texts: Sequence[str], *, task: str, side: Side) -> Float[np.ndarray, "t dim"]:
-        """Return the vectors of texts (blocking), for scripts and tests."""
+        """Encode texts synchronously, for scripts and tests."""
         if not texts:
             return np.zeros((0, self.registry.backbone.dim), dtype=np.float32)
         version = self.registry.resolve(task)
@@ -219,7 +216,7 @@ class Engine:
             for request in requests:
                 with self._changed:
                     self._preparing_tokens -= request.estimate
-                self._fail(request, ServingError(f"a text cannot be tokenised: {error}"))
+                self._fail(request, ServingError(f"cannot tokenize a text: {error}"))
             return
         rows = iter(ids)
         for request in requests:
@@ -248,7 +245,7 @@ class Engine:
                     return
                 if total > limit:
                     raise TooManyTokens(
-                        f"expected at most {limit:,} tokens in one request, got {total:,}; send "
+                        f"expected at most {limit:,} tokens per request, got {total:,}; send "
                         "fewer texts"
                     )
                 self._queue.put(waiting)
@@ -260,7 +257,7 @@ class Engine:
 
     def _compute_loop(self) -> None:
         if self.settings.threads:
-            # The setting is per thread where OpenMP is used.
+            # With OpenMP, the setting applies per thread.
             torch.set_num_threads(self.settings.threads)
         while True:
             with self._changed:
@@ -272,7 +269,7 @@ class Engine:
             for late in taken.expired:
                 self._fail(
                     late.payload.request,
-                    RequestTimeout("the request's time ran out while it waited; try again later"),
+                    RequestTimeout("the request timed out in the queue; try again later"),
                 )
             if taken.batch:
                 self._compute([w.payload for w in taken.batch], waiting_tokens=waiting)
@@ -308,14 +305,14 @@ class Engine:
             try:
                 self._compare([rows[chosen]], vectors[chosen : chosen + 1])
             except Exception:
-                # The vectors are on their way already; a check that breaks is one that failed.
+                # The vectors have already been returned; an error counts as a failed check.
                 self.on_check(CheckReport(rows=1, tasks=1, difference=float("nan"), passed=False))
 
     def _compute_apart(self, works: list[Work], error: Exception) -> None:
-        """Compute each row alone, so that only faulty ones fail."""
+        """Compute each row separately, so that only faulty ones fail."""
         if len(works) == 1:
             if not isinstance(error, DptdrError):
-                error = ServingError(f"the vector could not be computed: {error}")
+                error = ServingError(f"cannot compute the vector: {error}")
             self._fail(works[0].request, error)
             return
         for work in works:
@@ -350,11 +347,11 @@ class Engine:
         self._close(request)
 
     def check(self, texts: Sequence[str], *, rows: int = 24) -> CheckReport:
-        """Compare a random mixture of tasks, sides and lengths with each row computed alone.
+        """Compare a random mixed batch with each row computed separately.
 
         Args:
-            texts: Some texts, of different lengths.
-            rows: Size of the mixture.
+            texts: Texts of different lengths to sample from.
+            rows: Size of the batch.
         """
         mixed = mixture(self.registry, texts, rows=rows, generator=self._random)
         return self._compare(mixed, self.forward.vectors(mixed).float().cpu().numpy())

@@ -1,4 +1,4 @@
-"""One forward pass over rows of token ids, each with the prompt of its task."""
+"""Forward pass over token-id rows, each with the prompt of its own task."""
 
 import contextlib
 import inspect
@@ -22,28 +22,28 @@ from dptdr.model.unpadded import cannot_pack
 Layout = Literal["packed", "padded"]
 
 TOLERANCE = 1e-5
-"""How far a vector may be from that of its row alone, in units of the longest vector."""
+"""Tolerance between batched and separately computed vectors, relative to the largest norm."""
 
 _LAYOUT_TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
-"""Longest probe: beyond the local windows that some encoders have."""
+"""Longest probe text: exceeds the local attention windows of some encoders."""
 
 
 class Row(NamedTuple):
-    """A text of a batch: token ids and prompt."""
+    """A text in a batch: its token ids and prompt."""
 
     ids: list[int]
     prompt: PromptRows | None = None
 
 
 class Forward:
-    """Runs batches whose rows differ in task, side and length.
+    """Computes batches whose rows differ in task, side and length.
 
     Args:
-        backbone: The server's own backbone. Its attention becomes packed where a trial gives the
-            same vectors as padded batches.
-        layout: Force one; by default packed where possible.
-        ordered: Whether to replace the linear layers by ordered ones where that changes nothing.
+        backbone: A backbone owned by the server. Its attention is replaced by a packed version if
+            a test batch gives the same vectors as padding.
+        layout: Force a layout; by default packed if possible.
+        ordered: Replace linear layers by ordered ones if that does not change the results.
 
     Raises:
         DptdrError: If ``packed`` is forced and the backbone cannot be packed.
@@ -59,7 +59,7 @@ class Forward:
         self._first_position = 0
         self._tokenizer_lock = threading.Lock()
         self.layout: Layout = "padded"
-        reason = "asked for" if layout == "padded" else self._try_packing()
+        reason = "requested" if layout == "padded" else self._try_packing()
         if layout == "packed" and reason:
             raise DptdrError(f"backbone '{backbone.name}' cannot be packed: {reason}")
         self.reason = reason
@@ -72,15 +72,14 @@ class Forward:
         max_tokens: int | None = None,
         keep_end: bool = False,
     ) -> list[list[int]]:
-        """Return the token ids of each text, from any thread.
+        """Tokenize texts; thread-safe.
 
         Args:
-            texts: The texts.
-            side: Decides the prefix.
-            max_tokens: Where to cut.
-            keep_end: Whether a long text loses its beginning instead of its end.
+            side: Determines the prefix.
+            max_tokens: Truncation limit.
+            keep_end: Truncate long texts at the start instead of the end.
         """
-        # The limit is a setting inside the tokenizer, which may be borrowed by one thread only.
+        # Truncation is tokenizer state, so only one thread may use a tokenizer at a time.
         with self._tokenizer_lock:
             before = self.backbone.tokenizer.truncation_side
             self.backbone.tokenizer.truncation_side = "left" if keep_end else before
@@ -90,7 +89,7 @@ class Forward:
                 self.backbone.tokenizer.truncation_side = before
 
     def tokens(self, texts: Sequence[str], *, side: Side, special: bool = True) -> list[Any]:
-        """Return one ``tokenizers.Encoding`` per text, without any limit on its length."""
+        """Return one untruncated ``tokenizers.Encoding`` per text."""
         pooling = self.backbone.pooling
         prefix = pooling.query_prefix if side == "query" else pooling.passage_prefix
         with self._tokenizer_lock:
@@ -101,10 +100,10 @@ class Forward:
         return found
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str] | None:
-        """Return texts that tokenize to the same ids, ``None`` if the ids are another tokenizer's.
+        """Decode token ids to texts, or return ``None`` if the ids do not round-trip.
 
         Args:
-            rows: The ids of each text, with or without special tokens.
+            rows: Token ids of each text, with or without special tokens.
         """
         tokenizer = self.backbone.tokenizer
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -123,10 +122,10 @@ class Forward:
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per row, in the given order.
+        """Compute one float32 vector per row, in order.
 
         Args:
-            rows: The texts, each with at least one token.
+            rows: Rows with at least one token each.
             merge: Passed to :func:`dptdr.model.packing.plan`.
         """
         with torch.inference_mode():
@@ -135,7 +134,7 @@ class Forward:
             return self._padded(rows)
 
     def single(self, row: Row) -> Float[Tensor, " dim"]:
-        """Return one row's vector as the model package computes it: the reference of all checks."""
+        """Compute one row with the model package, as the reference for all checks."""
         prompt = row.prompt
         with torch.inference_mode():
             return self.backbone.vectors(
@@ -168,24 +167,24 @@ class Forward:
         return vectors
 
     def positions(self, row: Row) -> range:
-        """Return the positions of a row's tokens in a packed batch.
+        """Return the position ids of a row in a packed batch.
 
         Raises:
-            BackboneError: If the shifted text does not fit the encoder.
+            BackboneError: If the shifted text exceeds the encoder's maximum length.
         """
         shift = 0 if row.prompt is None else row.prompt.shift
         if shift:
-            # Raises where the shifted text does not fit.
+            # Raises if the shifted text is too long.
             last = torch.ones(1, len(row.ids), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
         first = self._first_position + shift
         return range(first, first + len(row.ids))
 
     def find_first_position(self) -> int:
-        """Return the position that the encoder gives the first token.
+        """Return the position id that the encoder assigns to the first token.
 
         Raises:
-            BackboneError: If it takes no positions as an input.
+            BackboneError: If the encoder does not accept position ids.
         """
         one = torch.ones(1, 1, dtype=torch.long)
         return int(self.backbone.shifted_positions(Tokens(one, one), shift=0)[0, 0])
@@ -221,7 +220,7 @@ class Forward:
         return vectors
 
     def _try_packing(self) -> str:
-        """Switch to the packed layout if it gives the padded vectors; return why not, or ''."""
+        """Switch to the packed layout if vectors match padding; return the reason if not."""
         backbone = self.backbone
         reason = cannot_pack(backbone)
         if reason:
@@ -244,12 +243,12 @@ class Forward:
         difference = float((made - expected).abs().max()) / scale
         if not difference <= _LAYOUT_TOLERANCE:
             self.layout = "padded"
-            return f"packed vectors differ from padded ones by {difference:.1e}"
+            return f"packed and padded vectors differ by {difference:.1e}"
         return ""
 
 
 def gather(prompts: Sequence[PromptRows | None]) -> AttentionRows | None:
-    """Return the attention rows of a padded batch: shared ones, or one set per text and a mask."""
+    """Collect the attention rows of a padded batch: shared, or one set per text with a mask."""
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
         return None if first is None else first.attention()
@@ -270,7 +269,7 @@ def gather(prompts: Sequence[PromptRows | None]) -> AttentionRows | None:
 
 
 def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows | None:
-    """Return the feed-forward rows of a padded batch: shared ones, or one set per text."""
+    """Collect the feed-forward rows of a padded batch: shared, or one set per text."""
     first = prompts[0]
     if all(prompt is first for prompt in prompts):
         return None if first is None else first.feed_forward
@@ -292,7 +291,7 @@ def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows
 
 
 def probe_rows(backbone: Backbone) -> list[Row]:
-    """Return texts of several lengths and prompts, to compare both layouts on."""
+    """Create rows with various lengths and prompts, to compare both layouts."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
     prompts: list[Any] = [None]
@@ -301,7 +300,7 @@ def probe_rows(backbone: Backbone) -> list[Row]:
         shape = (2, geometry.layers, length, geometry.heads, geometry.head_dim)
         keys, values = torch.randn(shape, generator=generator).to(backbone.device, kind)
         prompts.append(PromptRows(keys, values))
-    # Feed-forward rows beside the first task's attention rows, where the encoder takes them.
+    # If supported, the first task also gets feed-forward rows.
     with contextlib.suppress(UnsupportedBackbone):
         units = own_units(backbone, ffn_length=2, seed=0)
         units = FeedForwardRows(*(x.to(backbone.device, kind) for x in units))

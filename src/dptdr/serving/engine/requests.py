@@ -21,49 +21,49 @@ class Draining(ServingError):
 
 
 class RequestTimeout(ServingError):
-    """The request timed out before it was computed."""
+    """A request timed out before it was computed."""
 
 
 class TooManyTokens(ServingError):
-    """A request has more tokens than one may have."""
+    """A request exceeds the token limit."""
 
 
 class Encoded(NamedTuple):
-    """Vectors of one request, in the order of its texts."""
+    """The vectors of a request, in the order of its texts."""
 
     vectors: Float[np.ndarray, "texts dim"]
     tokens: list[int]
-    """Tokens of each text, cut to the task's limit."""
+    """Tokens of each text, after truncation."""
     waited_seconds: float
-    """From arrival until the last text's batch began."""
+    """Time from arrival until the last batch started."""
     seconds: float
-    """From arrival until all vectors were computed."""
+    """Time from arrival until all vectors were computed."""
 
 
 class BatchReport(NamedTuple):
-    """One batch, for metrics."""
+    """Statistics of one batch, for metrics."""
 
     texts: int
     tokens: int
     tasks: int
-    """Different prompts; the bare backbone counts as one."""
+    """Number of distinct prompts, counting the bare backbone as one."""
     share: float
-    """Tokens over the budget."""
+    """Tokens divided by the batch limit."""
     seconds: float
-    """Time of the compute phase."""
+    """Duration of the compute stage."""
     waiting_tokens: int
-    """Tokens left in the queue."""
+    """Tokens remaining in the queue."""
 
 
 class CheckReport(NamedTuple):
-    """Outcome of a self-check."""
+    """Result of a self-check."""
 
     rows: int
     tasks: int
     difference: float
-    """Largest difference, in units of the longest vector."""
+    """Largest difference, relative to the largest norm."""
     passed: bool
-    """Whether it is within what the forward pass promises (1e-5 in float32)."""
+    """Whether the difference is within tolerance (1e-5 in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,10 @@ class EngineSettings:
     """Settings of the engine.
 
     Args:
-        batch: Sizes of batches and queue.
-        request_tokens: Maximum tokens of one request.
-        threads: Processor threads of the compute phase, 0 for torch's own choice.
-        check_every: Batches between self-checks of one row against it alone; 0: never.
+        batch: Limits for batches and the queue.
+        request_tokens: Maximum tokens per request.
+        threads: CPU threads for the compute stage; 0 for torch's default.
+        check_every: Batches between self-checks of one row; 0 to disable.
     """
 
     batch: BatchLimits = field(default_factory=BatchLimits)
@@ -84,7 +84,7 @@ class EngineSettings:
 
 
 class PendingRequest:
-    """A request being computed, and its progress."""
+    """A request in progress."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class PendingRequest:
         self.began = self.arrived
         self.left = len(texts)
         limit = version.limits.of(side)
-        # Requests that are cut alike are tokenised together.
+        # Requests with the same truncation are tokenized together.
         self.cut: tuple[Side, int, bool] = (side, limit, keep_end)
         self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
         self.tokens: list[int] = []
@@ -114,7 +114,7 @@ class PendingRequest:
 
 
 class Work(NamedTuple):
-    """A text in the queue, and the place of its vector."""
+    """A queued text and the index of its vector in the request."""
 
     request: PendingRequest
     place: int

@@ -1,4 +1,4 @@
-"""Self-check of a running server: a mixed batch against each row alone."""
+"""Self-check of a running server: compare a mixed batch with each row computed separately."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dptdr.serving.tasks.registry import TaskRegistry
 def mixture(
     registry: TaskRegistry, texts: Sequence[str], *, rows: int, generator: random.Random
 ) -> list[Row]:
-    """Return rows of random tasks, versions, sides and texts, the bare backbone among them."""
+    """Sample rows over tasks (including the bare backbone), versions, sides and texts."""
     versions = [registry.bare]
     tasks = list(registry.tasks().values())
     for task in generator.sample(tasks, min(len(tasks), rows)):
@@ -34,7 +34,7 @@ def mixture(
 def compare(
     forward: Forward, rows: Sequence[Row], vectors: Float[np.ndarray, "rows dim"]
 ) -> CheckReport:
-    """Compare vectors of a mixed batch with those of each row computed alone."""
+    """Compare the vectors of a mixed batch with each row computed separately."""
     alone = torch.stack([forward.single(row) for row in rows]).float().cpu().numpy()
     scale = max(1.0, float(np.linalg.norm(alone, axis=1).max()))
     difference = float(np.abs(alone - vectors).max()) / scale
@@ -42,6 +42,6 @@ def compare(
         rows=len(rows),
         tasks=len({id(row.prompt) for row in rows}),
         difference=difference,
-        # Written so that NaN fails.
+        # Phrased so that NaN fails the check.
         passed=difference <= forward.tolerance,
     )

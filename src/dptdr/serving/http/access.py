@@ -1,7 +1,7 @@
-"""Access control: one rule for each route, one check of key, scope, task and rate.
+"""Access control: a rule per route, and a single check of key, scope, task and rate.
 
-The check runs before a body is read. Tasks that are named in a body pass through the same
-:func:`reach` once the body is known.
+The check runs before the body is read. Tasks named in the body are checked by the same
+:func:`reach` once the body is parsed.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ from dptdr.serving.runtime import Runtime
 
 
 class Access(NamedTuple):
-    """The scope that a route needs (``None``: no key), and whether it needs a key for all tasks."""
+    """Required scope of a route (``None``: no key), and whether the key must cover all tasks."""
 
     scope: Scope | None
     all_tasks: bool = False
@@ -61,7 +61,7 @@ ACCESS: dict[tuple[str, str], Access] = {
     ("POST", "/v1/indexes"): _ADMINISTER,
     ("POST", "/v1/self-check"): Access("administer", all_tasks=True),
 }
-"""Every route; one that is missing here cannot be added to the application."""
+"""Access rules of all routes; a route without a rule cannot be registered."""
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -71,10 +71,10 @@ def runtime_of(request: Request) -> Runtime:
 
 
 class GuardedRoute(APIRoute):
-    """A route that checks the key, and counts the request, before it reads the body."""
+    """A route that checks access and counts the request before reading the body."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """Return the handler behind the check."""
+        """Wrap the handler with the access check."""
         handle: Any = super().get_route_handler()
         needs = {method: ACCESS[method, self.path_format] for method in self.methods or ()}
 
@@ -82,7 +82,7 @@ class GuardedRoute(APIRoute):
             admit(request, needs[request.method])
             runtime = runtime_of(request)
             if runtime.loaded and not runtime.registry.is_current:
-                # Opening what another worker added takes time; other requests go on meanwhile.
+                # Loading another worker's changes takes time; do not block other requests.
                 await run_in_threadpool(runtime.registry.refresh)
             response: Response = await handle(request)
             return response
@@ -91,12 +91,12 @@ class GuardedRoute(APIRoute):
 
 
 def admit(request: Request, needs: Access) -> None:
-    """Check a request's key, its rate, and the task in its address.
+    """Check a request's key, its rate, and the task in its path.
 
     Raises:
-        Unauthorized: If a key is needed and there is none.
-        Forbidden: If the key does not reach that far.
-        RateLimited: If requests come too fast.
+        Unauthorized: If a key is required and missing or unknown.
+        Forbidden: If the key lacks permission.
+        RateLimited: If the rate limit is exceeded.
     """
     if needs.scope is None:
         return
@@ -106,7 +106,7 @@ def admit(request: Request, needs: Access) -> None:
         key = runtime.keyring.find(_secret(request))
     except Unauthorized:
         who = request.client.host if request.client else ""
-        what = "clients without a known key"
+        what = "clients without a valid key"
         runtime.rates.take(("refused", who), per_second=per_second, what=what)
         raise
     request.scope["dptdr_facts"]["key"] = key.name
@@ -114,11 +114,11 @@ def admit(request: Request, needs: Access) -> None:
     runtime.rates.take(
         ("key", key.name),
         per_second=per_second if key.requests_per_second is None else key.requests_per_second,
-        what=f"the key '{key.name}'",
+        what=f"key '{key.name}'",
     )
     key.demand(needs.scope)
     if needs.all_tasks and not key.reaches_all:
-        raise Forbidden(f"the key '{key.name}' does not reach all tasks, as this needs")
+        raise Forbidden(f"this route requires access to all tasks, which key '{key.name}' lacks")
     for part in ("task", "model"):
         if part in request.path_params:
             reach(request, request.path_params[part])
@@ -137,10 +137,10 @@ def key_of(request: Request) -> Key:
 
 
 def reach(request: Request, name: str) -> str:
-    """Return the task of a name without version and side, if the request's key covers it.
+    """Return the bare task name, without version and side, if the request's key covers it.
 
     Raises:
-        Forbidden: If the key does not reach it; whether it exists is not told.
+        Forbidden: If the key does not cover it, whether or not it exists.
     """
     key, scope = request.scope["dptdr_access"]
     task = name.partition(":")[0].partition("@")[0]
@@ -151,16 +151,16 @@ def reach(request: Request, name: str) -> str:
 def foreign(
     method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
 ) -> str:
-    """Return why an open server refuses a cross-site request, or None.
+    """Return why an open server rejects a cross-site request, or None.
 
-    A name that is none of ours may have been rebound to this address; an address cannot be.
+    An unknown host name may be a DNS-rebinding attack; an IP address cannot be.
     """
     found = {name: value.decode("latin-1") for name, value in headers}
     host = found.get(b"host")
     if host is not None and not _is_ours(_host_name(host), hosts):
         return (
-            f"host '{host[:100]}' is not a name of this server; use its address, or start it with "
-            "--allowed-host NAME"
+            f"host '{host[:100]}' is not a known name of this server; use its IP address, or start "
+            "it with --allowed-host NAME"
         )
     if method in ("GET", "HEAD", "OPTIONS"):
         return ""
@@ -169,12 +169,12 @@ def foreign(
         try:
             netloc = urlsplit(origin).netloc.lower()
         except ValueError:
-            return f"origin '{origin[:100]}' is not an address"
+            return f"origin '{origin[:100]}' is not a valid URL"
         name = _host_name(netloc)
         if netloc != (host or "").lower() and (name not in hosts or _is_local(name)):
-            return f"a page of '{origin[:100]}' may not use this server"
+            return f"pages on '{origin[:100]}' may not access this server"
     elif found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "a page of another site may not use this server"
+        return "pages on other sites may not access this server"
     return ""
 
 
@@ -193,7 +193,7 @@ def _is_local(name: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Return a host without its port, in lower case."""
+    """Return a host in lower case, without the port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().rstrip(".")

@@ -1,4 +1,4 @@
-"""Routes for administrators: tasks and indexes while requests run, and the self-check."""
+"""Admin routes: change tasks and indexes at run time, and run the self-check."""
 
 from typing import Any
 
@@ -44,13 +44,13 @@ async def one_task(task: str, request: Request) -> Response:
 
 @router.post("/tasks", responses=reply_of(schemas.TaskInfo, status=201), status_code=201)
 async def add(body: schemas.NewTask, request: Request) -> Response:
-    """Add a task from a bundle in the tasks folder, and the index that it searches."""
+    """Add a task, and optionally its index, from the tasks folder."""
     return await _add(body.task, body, request, replace=False)
 
 
 @router.put("/tasks/{task}", responses=reply_of(schemas.TaskInfo))
 async def replace(task: str, body: schemas.NewVersion, request: Request) -> Response:
-    """Add a version and its index to a task, or the task; earlier versions stay for rollback."""
+    """Add a version (and the task, if new); earlier versions are kept for rollback."""
     return await _add(task, body, request, replace=True)
 
 
@@ -76,7 +76,7 @@ async def _add(task: str, body: schemas.NewVersion, request: Request, *, replace
 
 @router.post("/indexes", responses=reply_of(schemas.TaskInfo))
 async def replace_index(body: schemas.NewIndex, request: Request) -> Response:
-    """Give a task another index in the tasks folder."""
+    """Switch a task to a different index from the tasks folder."""
     reach(request, body.task)
     key_of(request).demand_folder(body.index)
     registry = runtime_of(request).registry
@@ -86,7 +86,7 @@ async def replace_index(body: schemas.NewIndex, request: Request) -> Response:
 
 @router.delete("/tasks/{task}", responses=reply_of(None, status=204), status_code=204)
 async def remove(task: str, request: Request, version: str | None = None) -> Response:
-    """Remove a task, or one version of it; running requests finish."""
+    """Remove a task or one of its versions; running requests finish normally."""
     await run_in_threadpool(runtime_of(request).registry.remove, task, version=version)
     return Response(status_code=204)
 
@@ -100,14 +100,14 @@ async def rollback(task: str, request: Request) -> Response:
 
 @router.put("/tasks/{task}/default", responses=reply_of(schemas.TaskInfo))
 async def set_default(task: str, body: schemas.DefaultVersion, request: Request) -> Response:
-    """Make another version the default."""
+    """Set the default version."""
     await run_in_threadpool(runtime_of(request).registry.set_default, task, body.version)
     return _described(task, request)
 
 
 @router.post("/self-check", responses=reply_of(schemas.SelfCheck))
 async def self_check(request: Request) -> Response:
-    """Compare a random mixture of all tasks with each row computed alone, now."""
+    """Compare a random batch of all tasks with each row computed separately."""
     report = await run_in_threadpool(runtime_of(request).engine.check, CHECK_TEXTS)
     return json_response(report._asdict())
 
@@ -124,7 +124,7 @@ def _described(task: str, request: Request, *, status: int = 200) -> Response:
 
 
 def describe(name: str, task: Task, indexes: Indexes, *, shared: bool) -> dict[str, Any]:
-    """Return a task as replies show it."""
+    """Format a task for a response."""
     default = task.versions.get(task.record.default)
     return {
         "task": name,

@@ -1,4 +1,4 @@
-"""The application: routes, errors and middleware around one runtime."""
+"""The FastAPI application: routes, error handlers and middleware around a runtime."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,10 @@ from dptdr.serving.runtime import Runtime
 
 
 def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
-    """Return the application of one worker; it answers 503 while it loads the runtime.
+    """Build a worker's application, which responds with 503 while the runtime is loading.
 
     Args:
-        runtime: What is served; it may still be loading.
-        logger: Takes one event per request; JSON lines on standard error by default.
+        logger: Receives one event per request; JSON lines on standard error by default.
     """
     log = make_logger() if logger is None else logger
 
@@ -38,10 +37,9 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
     app = FastAPI(
         title="dptdr",
         version=dptdr.__version__,
-        description="Many retrieval tasks on one encoder: vectors, search, and the tasks "
-        "themselves.",
+        description="Many retrieval tasks on one encoder: embeddings, search and task management.",
         lifespan=lifespan,
-        # Its pages load scripts from elsewhere; /docs is our own.
+        # FastAPI's pages load scripts from a CDN; /docs is our own.
         docs_url=None,
         redoc_url=None,
     )
@@ -67,7 +65,7 @@ def _load(runtime: Runtime, log: Any) -> None:
     except DptdrError as error:
         runtime.failure = error
     except Exception as error:
-        runtime.failure = DptdrError(f"the server cannot start: {error!r}")
+        runtime.failure = DptdrError(f"cannot start the server: {error!r}")
     if runtime.failure is not None:
         log.error("cannot start", error=str(runtime.failure))
         return

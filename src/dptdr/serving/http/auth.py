@@ -1,4 +1,4 @@
-"""API keys: scopes and tasks of each. Only hashes are stored."""
+"""API keys with scopes and tasks; only their hashes are stored."""
 
 import fnmatch
 import hashlib
@@ -18,23 +18,23 @@ _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 class Unauthorized(ServingError):
-    """The request has no key or an unknown one."""
+    """The request has no key, or an unknown one."""
 
 
 class Forbidden(ServingError):
-    """The key does not allow this."""
+    """The key lacks permission."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One key.
+    """An API key's permissions.
 
     Args:
-        name: Who has it; shown in logs.
-        scopes: What it may do.
-        tasks: Patterns of task names it reaches, such as ``medical-*``.
+        name: Owner of the key; shown in logs.
+        scopes: Permitted scopes.
+        tasks: Patterns of accessible task names, such as ``medical-*``.
         bundles: Patterns of folders in the tasks folder that it may add; ``tasks`` by default.
-        requests_per_second: Its own rate, 0 for no limit; ``None``: the server's.
+        requests_per_second: Rate limit, 0 for none; ``None`` for the server's.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Key:
     requests_per_second: float | None = None
 
     def demand(self, scope: Scope, task: str | None = None) -> None:
-        """Refuse what the key does not allow.
+        """Require a scope and optionally access to a task.
 
         Raises:
-            Forbidden: If it lacks the scope, or does not reach the task.
+            Forbidden: If the key lacks the scope, or does not cover the task.
         """
         if scope not in self.scopes:
-            raise Forbidden(f"the key '{self.name}' has no scope '{scope}'")
+            raise Forbidden(f"key '{self.name}' lacks the scope '{scope}'")
         if task is not None and not self.reaches(task):
-            raise Forbidden(f"the key '{self.name}' does not reach task '{task[:100]}'")
+            raise Forbidden(f"key '{self.name}' has no access to task '{task[:100]}'")
 
     def reaches(self, task: str) -> bool:
-        """Whether the key may touch a task."""
+        """Check whether the key covers a task."""
         return _matches(task, self.tasks)
 
     @property
@@ -64,15 +64,15 @@ class Key:
         return "*" in self.tasks
 
     def demand_folder(self, name: str) -> None:
-        """Refuse a bundle or index that the key may not add.
+        """Require permission to add a bundle or index.
 
         Raises:
-            Forbidden: If the key does not reach it.
+            Forbidden: If the key does not cover it.
         """
         if not _matches(name, self.tasks if self.bundles is None else self.bundles):
             raise Forbidden(
-                f"the key '{self.name}' does not reach bundle '{name[:100]}'; its 'bundles' (or, "
-                "without them, its 'tasks') in the keys file say which it may add"
+                f"key '{self.name}' has no access to bundle '{name[:100]}'; allow it in the keys "
+                "file under 'bundles' (or 'tasks', if there is no 'bundles')"
             )
 
 
@@ -81,18 +81,18 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 OPEN = Key(name="open", scopes=frozenset(SCOPES))
-"""What a server without keys allows everyone."""
+"""Permissions of all clients on a server without keys."""
 
 USE_ONLY = Key(name="open", scopes=frozenset(["use"]))
-"""What a server without keys allows when it can be reached from outside."""
+"""Permissions on a server without keys that listens beyond loopback."""
 
 
 class Keyring:
-    """All keys of a server.
+    """The API keys of a server.
 
     Args:
-        keys: SHA-256 of a key, hexadecimal, to what it allows; ``None``: an open server.
-        anyone: What everyone may do on an open server.
+        keys: Hexadecimal SHA-256 of each key to its permissions; ``None`` for an open server.
+        anyone: Permissions of all clients on an open server.
     """
 
     def __init__(self, keys: dict[str, Key] | None = None, *, anyone: Key = OPEN) -> None:
@@ -101,25 +101,25 @@ class Keyring:
 
     @property
     def open(self) -> bool:
-        """Whether no key is needed."""
+        """Whether requests need no key."""
         return self._keys is None
 
     def find(self, secret: str | None) -> Key:
-        """Return what a request's key allows.
+        """Look up the permissions of a key.
 
         Raises:
-            Unauthorized: If a key is needed and this is none.
+            Unauthorized: If a key is required and this one is missing or unknown.
         """
         if self._keys is None:
             return self._anyone
         if not secret:
             raise Unauthorized(
-                "expected an API key: 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+                "expected an API key; send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
             )
-        # Looked up by hash: how long it takes says nothing about the key.
+        # Lookup by hash prevents timing attacks.
         found = self._keys.get(hash_key(secret))
         if found is None:
-            raise Unauthorized("the API key is not known")
+            raise Unauthorized("unknown API key")
         return found
 
     @classmethod
@@ -127,7 +127,7 @@ class Keyring:
         """Read keys from a TOML file with ``[[key]]`` tables; see docs/serving.md.
 
         Raises:
-            ConfigError: With all problems of the file.
+            ConfigError: Lists all problems in the file.
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ class Keyring:
         for number, table in enumerate(tables, start=1):
             found = _problems(table)
             if not found and table["sha256"].lower() in keys:
-                found = ["field 'sha256': the same hash is given twice; one key has one entry"]
+                found = ["field 'sha256': duplicate hash; each key needs a single entry"]
             problems += [f"key {number}: {problem}" for problem in found]
             if not found:
                 rate, bundles = table.get("requests_per_second"), table.get("bundles")
@@ -162,7 +162,7 @@ class Keyring:
 
 
 class KeyFile:
-    """The keys of a file, read again when it changes; a broken change is reported and ignored."""
+    """Keys from a file, reloaded when it changes; invalid changes are reported and ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -170,14 +170,14 @@ class KeyFile:
         self._keyring = Keyring.read(path)
 
     def keyring(self) -> Keyring:
-        """Return the present keys; one ``stat`` where nothing changed."""
+        """Return the current keys; costs one ``stat`` if nothing has changed."""
         stamp = self._state()
         if stamp != self._stamp:
             self._stamp = stamp
             try:
                 self._keyring = Keyring.read(self.path)
             except ConfigError as error:
-                sys.stderr.write(f"keys stay as they were: {error}\n")
+                sys.stderr.write(f"API keys not reloaded: {error}\n")
         return self._keyring
 
     def _state(self) -> tuple[int, ...] | None:
@@ -189,7 +189,7 @@ class KeyFile:
 
 
 def hash_key(secret: str) -> str:
-    """Return how a key is stored."""
+    """Hash a key for storage."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -198,16 +198,16 @@ def _problems(table: Any) -> list[str]:
         return [f"expected a table, got {str(table)[:50]!r}"]
     name, digest, scopes = (table.get(field) for field in ("name", "sha256", "scopes"))
     rate = table.get("requests_per_second", 0)
-    # True is not a number here, and NaN is not between the bounds.
+    # Reject booleans; NaN fails the bounds check.
     good_rate = type(rate) in (int, float) and 0 <= rate <= 1e9
     expected = {
-        "name": "a text" if not isinstance(name, str) or not name else "",
+        "name": "a non-empty string" if not isinstance(name, str) or not name else "",
         "sha256": ""
         if isinstance(digest, str) and _DIGEST.fullmatch(digest)
-        else "64 hexadecimal digits (the key's hash)",
+        else "64 hexadecimal digits (the SHA-256 of the key)",
         "scopes": ""
         if isinstance(scopes, list) and scopes and all(scope in SCOPES for scope in scopes)
-        else f"some of {list(SCOPES)}",
+        else f"one or more of {list(SCOPES)}",
         "requests_per_second": "" if good_rate else "a number from 0 to 1e9",
     }
     for field in ("tasks", "bundles"):
@@ -216,7 +216,7 @@ def _problems(table: Any) -> list[str]:
         expected[field] = "" if plain else "a list of names or patterns"
     unknown = sorted(set(table) - set(expected))
     problems = [f"unknown fields {unknown}, expected {sorted(expected)}"] if unknown else []
-    # Without the value: a key may have been pasted instead of its hash.
+    # Omit the value: it may be a key pasted instead of its hash.
     return problems + [
         f"field '{field}': expected {wanted}" for field, wanted in expected.items() if wanted
     ]

@@ -1,4 +1,4 @@
-"""Task, side, limits and vectors of a request."""
+"""Request helpers: resolve task and side, check texts, compute vectors."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from dptdr.serving.tasks.registry import BARE
 
 
 class Asked(NamedTuple):
-    """The task's version and the side that a request means."""
+    """The task version and side of a request."""
 
     version: TaskVersion
     side: Side
@@ -31,34 +31,33 @@ SIDES: dict[str, Side] = {
     "document": "passage",
     "search_document": "passage",
 }
-"""What clients call the two sides."""
+"""Client names for the two sides."""
 
 
 def asked(request: Request, model: str | None, *, side: str | None = None) -> Asked:
-    """Return the task and side of a request, and count it against the task's rate.
+    """Resolve the task and side of a request, and apply the task's rate limit.
 
-    A task in the address decides; clients that cannot name a task send any model there. Without
-    any name the one task that the key reaches is meant, never the bare backbone.
+    A task in the path takes precedence over ``model``, because some clients cannot choose the
+    model. Without either, the only task covered by the key is used, but never the bare backbone.
 
     Args:
-        request: The request.
-        model: ``task`` or ``task@version``, each with ``:query`` or ``:passage``.
-        side: The side, where another field says it.
+        model: ``task`` or ``task@version``, optionally with ``:query`` or ``:passage``.
+        side: Side given in another field.
 
     Raises:
-        DptdrError: If the name is unknown or says too little, or the key or a rate forbids it.
+        DptdrError: If the name is unknown or ambiguous, or the key or a rate limit forbids it.
     """
     runtime = runtime_of(request)
     addressed = request.path_params.get("task")
     name, word = _split(addressed or model or _only_task(request))
     if addressed and model is not None and not word:
-        # Of a model that means nothing here, only a side counts.
+        # If the path names the task, only the side of the model matters.
         word = model.rpartition(":")[2] if model.rpartition(":")[2] in SIDES else ""
     task = reach(request, name)
     version = runtime.registry.resolve(name)
     said = {SIDES[given] for given in (word, side) if given}
     if len(said) > 1:
-        raise Invalid(f"the request says both 'query' and 'passage' of task '{name[:100]}'")
+        raise Invalid(f"task '{name[:100]}': expected either 'query' or 'passage', got both")
     meant = said.pop() if said else _either_side(request, version)
     runtime.rates.take(
         ("task", version.task),
@@ -79,10 +78,10 @@ def _split(model: str) -> tuple[str, str]:
 
 
 def _only_task(request: Request) -> str:
-    """Return the task that a request without one means.
+    """Return the only task available to a request that names none.
 
     Raises:
-        Invalid: If there is none, or more than one.
+        Invalid: If there are no tasks, or several.
     """
     runtime = runtime_of(request)
     key = key_of(request)
@@ -94,36 +93,36 @@ def _only_task(request: Request) -> str:
         return BARE
     listed = ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
     raise Invalid(
-        f"the request names no task and there are {len(names)}: name one of {listed or 'none'}, or "
-        f"'{BARE}' for the bare encoder, or use the address /tasks/NAME/..."
+        f"the request names no task and there are {len(names)}; specify one of {listed or 'none'}, "
+        f"or '{BARE}' for the bare encoder, or use the path /tasks/NAME/..."
     )
 
 
 def _either_side(request: Request, version: TaskVersion) -> Side:
-    """Return the default side of a task whose sides give the same vectors.
+    """Return a side for a task that encodes queries and passages identically.
 
     Raises:
-        Invalid: If they do not: the side cannot be guessed.
+        Invalid: If it does not, so that the side must be specified.
     """
     pooling = runtime_of(request).registry.backbone.pooling
     same = version.prompts["query"] == version.prompts["passage"]
     if not same or pooling.query_prefix != pooling.passage_prefix:
         name = version.task
         raise Invalid(
-            f"task '{name}' encodes queries and passages differently: name '{name}:query' or "
-            f"'{name}:passage', or say it in 'input_type' or 'prompt_name', or use the addresses "
+            f"task '{name}' encodes queries and passages differently; use '{name}:query' or "
+            f"'{name}:passage', or set 'input_type' or 'prompt_name', or use the paths "
             f"/tasks/{name}:query and /tasks/{name}:passage"
         )
-    # The longer limit, so that no passage is cut where a query would be.
+    # The side with the higher token limit, so that passages are not truncated like queries.
     limits = version.limits
     return "query" if limits.max_query_tokens > limits.max_passage_tokens else "passage"
 
 
 def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
-    """Return the texts of a request within the limits; token ids are decoded.
+    """Validate the texts of a request, decoding token ids.
 
     Raises:
-        Invalid: If there are too many, one is too long, or one is no Unicode text.
+        Invalid: If there are too many texts, or one is too long or not valid Unicode.
     """
     settings = runtime_of(request).settings
     rows: list[Any] = given if isinstance(given, list) else [given]
@@ -141,22 +140,22 @@ def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise Invalid(f"text {number}: expected Unicode, got a lone surrogate") from None
+            raise Invalid(f"text {number}: expected valid Unicode, got a lone surrogate") from None
     request.scope["dptdr_facts"]["texts"] = len(texts)
     return texts
 
 
 def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
-    """Return the texts of token ids, as OpenAI's clients send them.
+    """Decode token ids, as sent by OpenAI clients.
 
     Raises:
-        Invalid: If an id is not in the tokenizer, or the ids are those of another one.
+        Invalid: If the ids do not match this tokenizer.
     """
     texts = runtime_of(request).registry.forward.decode(rows)
     if texts is None:
         raise Invalid(
-            "token ids that this encoder's tokenizer does not know, or would cut otherwise: send "
-            "texts; in LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False"
+            "these token ids do not match this encoder's tokenizer; send text instead (for "
+            "LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False)"
         )
     return texts
 
@@ -164,17 +163,15 @@ def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
 async def encode(
     request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
 ) -> Encoded:
-    """Return the vectors of texts; stop if the client disconnects.
+    """Encode texts, stopping early if the client disconnects.
 
     Args:
-        request: The request; its body has been read.
-        what: Task and side.
-        texts: The texts.
-        keep_end: Whether long texts lose their beginning instead of their end.
+        request: The request, whose body has been read.
+        keep_end: Truncate long texts at the start instead of the end.
 
     Raises:
-        DptdrError: If the queue is full, the time runs out or a text cannot be encoded.
-        ClientDisconnected: If the client went away.
+        DptdrError: If the queue is full, the request times out or a text cannot be encoded.
+        ClientDisconnected: If the client disconnects.
     """
     runtime = runtime_of(request)
     future = runtime.engine.submit(
@@ -191,7 +188,7 @@ async def encode(
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             answer.cancel()
-            raise ClientDisconnected("the client went away")
+            raise ClientDisconnected("the client disconnected")
         encoded = answer.result()
     finally:
         gone.cancel()
@@ -203,7 +200,7 @@ async def encode(
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the client has disconnected."""
+    """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -211,10 +208,10 @@ async def _disconnected(request: Request) -> None:
 def shortened(
     vectors: Float[np.ndarray, "texts dim"], *, version: TaskVersion, dimensions: int | None
 ) -> Float[np.ndarray, "texts dimensions"]:
-    """Return the first dimensions of vectors, scaled to length 1, if the task supports it.
+    """Truncate vectors to their leading dimensions and normalise them, if the task supports it.
 
     Raises:
-        Invalid: If the task was not trained for that length.
+        Invalid: If the task was not trained for this dimension.
     """
     full = vectors.shape[1]
     if dimensions is None or dimensions == full:
@@ -224,15 +221,15 @@ def shortened(
     if dimensions not in allowed:
         name = "the bare backbone" if version.task == BARE else f"task '{version.name}'"
         raise Invalid(
-            f"dimensions: {name} has vectors of {full} numbers"
-            + (f" and was trained for {allowed} as well" if allowed else "")
-            + f", got {dimensions}; train with --matryoshka for shorter ones"
+            f"dimensions: {name} supports {full}"
+            + (f" and {allowed}" if allowed else "")
+            + f", got {dimensions}; train with --matryoshka for shorter vectors"
         )
     return normalised(vectors[:, :dimensions])
 
 
 def normalised(vectors: Float[np.ndarray, "texts dim"]) -> Float[np.ndarray, "texts dim"]:
-    """Return vectors of length 1."""
+    """Normalise vectors to unit length."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: np.ndarray = vectors / np.maximum(lengths, 1e-12)
     return scaled.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Embedding routes of OpenAI and text-embeddings-inference.
+"""Embedding routes compatible with OpenAI and text-embeddings-inference.
 
-Each address exists by itself and below ``/tasks/{task}``, where the address names the task (and,
-with ``:query`` or ``:passage``, the side), for clients that cannot name one.
+Each route is also available under ``/tasks/{task}``, where the path selects the task (and, with
+``:query`` or ``:passage``, the side), for clients that cannot choose a model.
 """
 
 import base64
@@ -30,12 +30,12 @@ router = APIRouter(route_class=GuardedRoute)
 
 
 def _named(task: schemas.TaskName) -> None:
-    """Declare the task of an address; :func:`asked` reads it."""
+    """Declare the task path parameter, which :func:`asked` reads."""
     del task
 
 
 def _post(path: str, model: Any) -> Callable[[Any], Any]:
-    """Return a decorator that adds a route, both globally and below each task."""
+    """Return a decorator that registers a route globally and under each task."""
 
     def add(handler: Any) -> Any:
         replies = reply_of(model)
@@ -55,7 +55,7 @@ async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Respo
     encoded = await encode(request, what, texts)
     vectors: Any = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
     if body.encoding_format == "base64":
-        # Little-endian float32, as OpenAI's clients read it.
+        # Little-endian float32, as expected by OpenAI clients.
         vectors = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
     tokens = sum(encoded.tokens)
     return json_response(
@@ -81,17 +81,17 @@ async def embed(body: schemas.EmbedRequest, request: Request) -> Response:
 
 @_post("/embed_all", None)
 async def embed_all(request: Request) -> Response:
-    """Refuse vectors of single tokens: a task is trained for one vector per text."""
+    """Reject token-level embeddings, which tasks are not trained for."""
     del request
     raise Invalid(
-        "/embed_all: a task is trained for one vector per text, the states of single tokens mean "
-        "nothing; use /embed"
+        "/embed_all: tasks are trained for one vector per text and have no meaningful token "
+        "embeddings; use /embed"
     )
 
 
 @_post("/similarity", None)
 async def similarity(body: schemas.SimilarityRequest, request: Request) -> Response:
-    """Return the cosine similarities of one text and others."""
+    """Compute the cosine similarity of one text to each of several others."""
     options = body.parameters or schemas.SimilarityParameters()
     vectors = await _vectors(
         request,
@@ -109,7 +109,7 @@ async def similarity(body: schemas.SimilarityRequest, request: Request) -> Respo
 
 @_post("/tokenize", list[list[schemas.Token]])
 async def tokenize(body: schemas.TokenizeRequest, request: Request) -> Response:
-    """Return the tokens of texts, uncut."""
+    """Tokenize texts without truncation."""
     texts = checked_texts(request, body.inputs)
     what = asked(request, body.task, side=body.prompt_name)
     forward = runtime_of(request).registry.forward
@@ -150,5 +150,5 @@ def _refuse_long(request: Request, texts: list[str], what: Asked) -> None:
         if len(encoding.ids) > limit:
             raise Invalid(
                 f"text {number}: expected at most {limit} tokens with truncate=false, got "
-                f"{len(encoding.ids):,}; split the text, or allow truncation"
+                f"{len(encoding.ids):,}; split the text, or set truncate=true"
             )

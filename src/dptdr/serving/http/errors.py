@@ -1,4 +1,4 @@
-"""Error replies: ``{"error": {"type", "message", "request_id"}}``."""
+"""Error responses: ``{"error": {"type", "message", "request_id"}}``."""
 
 import math
 import re
@@ -28,14 +28,14 @@ from dptdr.serving.tasks.registry import TaskExists, UnknownTask
 
 
 class Invalid(ServingError):
-    """A request asks for something impossible."""
+    """The request is invalid."""
 
 
 class ClientDisconnected(ServingError):
     """The client has disconnected."""
 
 
-# The first match counts: special errors before general ones.
+# The first match wins, so specific errors come before general ones.
 STATUS: tuple[tuple[type[DptdrError], int, str], ...] = (
     (Unauthorized, 401, "no_key"),
     (Forbidden, 403, "not_allowed"),
@@ -68,13 +68,13 @@ _HTTP_TYPES = {
 
 _MAX_MESSAGE = 1000
 
-# The folders of an absolute path, up to its last part.
+# The parent folders of an absolute path.
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks:)(?:[^/\s'\";,]+/)+(?=[^/\s])")
 
 
 def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Response:
-    """Return an error reply with a machine-readable ``kind``."""
-    # Half a character from a damaged file must not break the reply.
+    """Build an error response with a machine-readable ``kind``."""
+    # A lone surrogate from a damaged file must not break the response.
     said = message.encode("utf-8", "replace").decode("utf-8")
     if len(said) > _MAX_MESSAGE:
         said = said[:_MAX_MESSAGE] + "..."
@@ -83,12 +83,12 @@ def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Res
 
 
 def without_folders(message: str) -> str:
-    """Return a message with paths shortened to their last part."""
+    """Shorten absolute paths in a message to their last component."""
     return _FOLDERS.sub("", message)
 
 
 async def own_error(request: Request, error: Exception) -> Response:
-    """Return the reply for one of dptdr's own errors."""
+    """Handle a dptdr error."""
     status, kind = next((s, k) for cls, s, k in STATUS if isinstance(error, cls))
     reply = error_response(status, kind, without_folders(str(error)), scope=request.scope)
     seconds = getattr(error, "retry_after_seconds", 1.0 if status == 503 else None)
@@ -114,7 +114,7 @@ async def _http(request: Request, error: Exception) -> Response:
     reply = error_response(error.status_code, kind, str(error.detail), scope=request.scope)
     reply.headers.update(error.headers or {})
     if error.status_code == 405:
-        # Of the whole address; the framework names the methods of one route.
+        # List the methods of all routes at this path; the framework lists those of one.
         matching = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
         methods = {method for r in matching for method in getattr(r, "methods", None) or ()}
         reply.headers["Allow"] = ", ".join(sorted(methods))
@@ -122,7 +122,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Install the error handlers of an application."""
+    """Register the error handlers."""
     app.add_exception_handler(DptdrError, own_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -1,4 +1,4 @@
-"""Request ids, limits on size and time, log lines and metrics."""
+"""Middleware for request ids, body limits, logging and metrics."""
 
 import asyncio
 import contextlib
@@ -36,16 +36,15 @@ def make_logger(stream: Any = None) -> Any:
 
 
 class RequestMiddleware:
-    """The middleware, plain ASGI: it costs microseconds and buffers no body.
+    """Pure ASGI middleware, which adds microseconds and buffers no bodies.
 
     Args:
-        app: The application.
-        metrics: Where requests are counted.
-        max_body_bytes: Longest body.
-        receive_seconds: How long a client may take to send its body.
-        hosts: Names of an open server, where browsers of other sites must be refused; ``None`` with
-            keys, which no foreign page has.
-        logger: Takes one event per request; never a text of it.
+        metrics: Counts requests.
+        max_body_bytes: Maximum body size.
+        receive_seconds: Timeout for receiving the body.
+        hosts: Host names of an open server, which must reject cross-site requests; ``None`` with
+            keys, because other sites do not have one.
+        logger: Receives one event per request, which never includes texts.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         identifier = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope["dptdr_request_id"] = identifier
-        # What handlers add to the log line: task, number of texts, tokens, key.
+        # Fields that handlers add to the log line: task, number of texts, tokens, key.
         facts: dict[str, Any] = {}
         scope["dptdr_facts"] = facts
         status = 499
@@ -93,7 +92,7 @@ class RequestMiddleware:
                 await self.app(scope, self._limited(receive), answer)
             else:
                 reply = error_response(*refused, scope=scope)
-                # What follows on this connection cannot be told from the refused body.
+                # The next request could not be told apart from the rest of the rejected body.
                 reply.headers["Connection"] = "close"
                 if b"transfer-encoding" not in headers:
                     await self._discard_body(receive)
@@ -102,8 +101,8 @@ class RequestMiddleware:
             facts["error"] = "".join(traceback.format_exception_only(error)).strip()[:500]
             facts["trace"] = "".join(traceback.format_tb(error.__traceback__)[-6:])
             if status == 499:
-                # The client gets only the id by which the log line is found.
-                said = "the server failed; its log says why"
+                # The client gets only the request id, which identifies the log line.
+                said = "internal server error; see the server's log"
                 await error_response(500, "bug", said, scope=scope)(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "none")
@@ -121,7 +120,7 @@ class RequestMiddleware:
             )
 
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
-        """Return status, type and message if the headers alone refuse a request."""
+        """Return status, type and message if the headers alone justify rejecting a request."""
         if {b"content-length", b"transfer-encoding"} <= headers.keys():
             return 400, "unreadable", "expected Content-Length or Transfer-Encoding, got both"
         if self.hosts is not None:
@@ -134,9 +133,9 @@ class RequestMiddleware:
         return None
 
     async def _discard_body(self, receive: Receive) -> None:
-        """Discard a refused body, within bounds.
+        """Discard a rejected body, within limits.
 
-        A connection that is closed on unread bytes is reset, and the client never sees the answer.
+        Closing a connection with unread data resets it, and the client never sees the response.
         """
         left = 4 * self.max_body_bytes
         with contextlib.suppress(TimeoutError):
@@ -148,7 +147,7 @@ class RequestMiddleware:
                         return
 
     def _limited(self, receive: Receive) -> Callable[[], Any]:
-        """Return a ``receive`` that refuses bodies that are too long or too slow."""
+        """Wrap ``receive`` to reject bodies that are too large or too slow."""
         seen = 0
         complete = False
         deadline = asyncio.get_running_loop().time() + self.receive_seconds
@@ -161,7 +160,7 @@ class RequestMiddleware:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                # The framework lets these pass where it would turn others into status 400.
+                # The framework passes these through, but turns other exceptions into status 400.
                 why = f"expected the whole body within {self.receive_seconds:g} seconds"
                 raise HTTPException(408, why, headers={"Connection": "close"}) from None
             if message["type"] == "http.request":

@@ -1,4 +1,4 @@
-"""Rate limits of keys and tasks."""
+"""Rate limits for keys and tasks."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -11,7 +11,7 @@ _UNUSED_SECONDS = 60.0
 
 
 class RateLimited(ServingError):
-    """Too many requests."""
+    """A client sent too many requests."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -19,11 +19,11 @@ class RateLimited(ServingError):
 
 
 class Rates:
-    """Token buckets, one for each key or task.
+    """Token buckets, one per key or task.
 
     Args:
-        burst: Requests at once before a rate counts.
-        clock: Gives the time in seconds.
+        burst: Bucket size: requests allowed at once.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, burst: int, *, clock: Callable[[], float] = monotonic) -> None:
@@ -33,7 +33,7 @@ class Rates:
         self._lock = threading.Lock()
 
     def take(self, who: Hashable, *, per_second: float, what: str) -> None:
-        """Count one request; ``per_second`` 0 is no limit, ``what`` names the rate in messages.
+        """Count one request; ``per_second`` 0 means no limit, ``what`` names the client in errors.
 
         Raises:
             RateLimited: If the bucket is empty.
@@ -47,12 +47,12 @@ class Rates:
             if left < 1.0:
                 self._buckets[who] = (left, now)
                 raise RateLimited(
-                    f"{what} may make {per_second:g} requests per second; slow down",
+                    f"rate limit exceeded: {what} may send {per_second:g} requests per second",
                     retry_after_seconds=(1.0 - left) / per_second,
                 )
             self._buckets[who] = (left - 1.0, now)
             if len(self._buckets) > _MAX_BUCKETS:
-                # A full bucket is like none: forget those that nobody has used for long.
+                # A full bucket carries no state, so drop the ones unused for long.
                 self._buckets = {
                     name: (rest, since)
                     for name, (rest, since) in self._buckets.items()

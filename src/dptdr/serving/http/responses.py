@@ -1,4 +1,4 @@
-"""JSON replies by orjson, numpy arrays included."""
+"""JSON responses via orjson, with support for numpy arrays."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _STATUSES = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 504)
 
 
 def reply_of(model: Any, *, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return a route's replies for the OpenAPI document."""
+    """Describe a route's responses for the OpenAPI document."""
     found: dict[int | str, dict[str, Any]] = {
         code: {"model": schemas.ErrorReply} for code in _STATUSES
     }
@@ -20,6 +20,6 @@ def reply_of(model: Any, *, status: int = 200) -> dict[int | str, dict[str, Any]
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:
-    """Return a JSON reply."""
+    """Build a JSON response."""
     body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status_code=status, media_type="application/json")

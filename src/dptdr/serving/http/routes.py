@@ -1,4 +1,4 @@
-"""Routes for the server itself, search and re-ranking."""
+"""Routes for server status, search and re-ranking."""
 
 import time
 from pathlib import Path, PurePath
@@ -35,7 +35,7 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 _MAX_RERANKING = 8
-"""Requests that may wait for the cross-encoder before others get 429."""
+"""Maximum requests queued for the cross-encoder before responding with 429."""
 
 
 @router.get("/", include_in_schema=False)
@@ -46,7 +46,7 @@ async def page() -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
-    """Return a page with the OpenAPI document."""
+    """Return the API documentation page."""
     return HTMLResponse(_PAGES["docs"], headers=_PAGE_HEADERS)
 
 
@@ -61,7 +61,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/info", responses=reply_of(schemas.Info))
 async def info(request: Request) -> Response:
-    """Describe this server, as text-embeddings-inference does."""
+    """Describe this server in the format of text-embeddings-inference."""
     runtime = runtime_of(request)
     key = key_of(request)
     registry, settings = runtime.registry, runtime.settings
@@ -91,7 +91,7 @@ async def info(request: Request) -> Response:
 
 
 def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
-    """Return the indexes of the tasks that the key covers."""
+    """Return the indexes of tasks covered by the key."""
     registry = runtime.registry
     versions = [registry.bare] if key.reaches(BARE) else []
     for name, task in registry.tasks().items():
@@ -105,7 +105,7 @@ def _indexes(runtime: Runtime, key: Key) -> list[ServedIndex]:
 
 @router.get("/metrics", responses=reply_of(None), response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Return Prometheus metrics of all workers; a limited key sees only its tasks."""
+    """Return Prometheus metrics of all workers; a restricted key sees only its own tasks."""
     runtime = runtime_of(request)
     key = key_of(request)
     registry = runtime.registry
@@ -124,7 +124,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models", responses=reply_of(schemas.ModelList))
 async def models(request: Request) -> Response:
-    """List the tasks as OpenAI lists models."""
+    """List tasks in the format of OpenAI's model list."""
     key = key_of(request)
     names = [BARE, *sorted(runtime_of(request).registry.tasks())]
     data = [_model(name) for name in names if key.reaches(name)]
@@ -133,7 +133,7 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{model}", responses=reply_of(schemas.Model))
 async def one_model(model: schemas.TaskName, request: Request) -> Response:
-    """Describe a task as OpenAI describes a model."""
+    """Describe a task in the format of an OpenAI model."""
     name, colon, side = model.partition(":")
     if colon and side not in SIDES:
         raise UnknownTask(f"unknown task '{model[:100]}'; see /v1/tasks")
@@ -147,19 +147,19 @@ def _model(name: str) -> dict[str, Any]:
 
 @router.post("/v1/search", responses=reply_of(schemas.SearchReply))
 async def search(body: schemas.SearchRequest, request: Request) -> Response:
-    """Search the index of a task."""
+    """Search a task's index."""
     runtime = runtime_of(request)
     (text,) = checked_texts(request, body.text)
     if body.k > runtime.settings.max_hits:
         raise Invalid(f"k: expected 1 to {runtime.settings.max_hits:,}, got {body.k:,}")
     if body.fusion is not None and body.mode == "dense":
-        raise Invalid("fusion: expected mode 'hybrid' beside it, got 'dense'")
+        raise Invalid("fusion: expected mode 'hybrid', got 'dense'")
     try:
         filters = [Filter.parse(condition) for condition in body.filters]
     except VectorsError as error:
         raise Invalid(f"filters: {error}") from None
     what = asked(request, body.task, side="query")
-    # Vector and index are of one version, whatever is replaced meanwhile.
+    # Query vector and index come from the same version, even if it is replaced meanwhile.
     served = runtime.registry.indexes.find(what.version, shared=key_of(request).reaches_all)
     began = time.perf_counter()
     encoded = await encode(request, what, [text])
@@ -187,7 +187,7 @@ async def search(body: schemas.SearchRequest, request: Request) -> Response:
 
 @router.post("/rerank", responses=reply_of(list[schemas.Ranked]))
 async def rerank(body: schemas.RerankRequest, request: Request) -> Response:
-    """Score texts against a query with the cross-encoder, as text-embeddings-inference does."""
+    """Score texts against a query with the cross-encoder (text-embeddings-inference)."""
     runtime = runtime_of(request)
     scorer = runtime.scorer
     if scorer is None:
@@ -195,7 +195,7 @@ async def rerank(body: schemas.RerankRequest, request: Request) -> Response:
     query, *texts = checked_texts(request, [body.query, *body.texts])
     if runtime.reranking >= _MAX_RERANKING:
         raise QueueFull(
-            f"{_MAX_RERANKING} requests wait for the cross-encoder already; try again later",
+            f"{_MAX_RERANKING} requests already wait for the cross-encoder; try again later",
             retry_after_seconds=1.0,
         )
     runtime.reranking += 1
@@ -210,7 +210,7 @@ async def rerank(body: schemas.RerankRequest, request: Request) -> Response:
         runtime.reranking -= 1
     logits = np.asarray(scores, dtype=np.float64).reshape(-1)
     if len(logits) != len(texts) or not np.isfinite(logits).all():
-        raise ServingError("expected one finite score per text from the cross-encoder")
+        raise ServingError("the cross-encoder did not return one finite score per text")
     values = logits if body.raw_scores else np.exp(-np.logaddexp(0, -logits))
     ranked = [
         {"index": int(place), "score": float(values[place])}

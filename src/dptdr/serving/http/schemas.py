@@ -1,4 +1,4 @@
-"""Request and reply models."""
+"""Request and response models."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,13 +18,13 @@ from dptdr.search.hybrid import Fusion
 SideName = Literal["query", "passage", "document", "search_query", "search_document"]
 
 MAX_ITEMS = 100_000
-"""No list in a body may be longer, whatever the server's own limits are."""
+"""Absolute limit on the length of any list in a body."""
 
 Text = Annotated[str, Field(description="A text.", examples=["how do I cross the river?"])]
 TaskName = Annotated[
     str,
     Field(
-        description="A task, 'task@version', or 'backbone' for the bare encoder.",
+        description="Task, 'task@version', or 'backbone' for the bare encoder.",
         examples=["backbone", "medical@2"],
         min_length=1,
         max_length=200,
@@ -33,7 +33,7 @@ TaskName = Annotated[
 FolderName = Annotated[
     str,
     Field(
-        description="Name of a folder inside the server's tasks folder.",
+        description="Name of a folder in the server's tasks folder.",
         min_length=1,
         max_length=200,
     ),
@@ -45,32 +45,32 @@ Dimensions = Annotated[
     Field(
         ge=1,
         strict=True,
-        description="Shorter vectors, where the task was trained for that length.",
+        description="Output dimension, if the task supports shorter vectors.",
     ),
 ]
 Direction = Annotated[
     Literal["Right", "right", "Left", "left"],
-    Field(description="Which end of a long text is cut off."),
+    Field(description="Which end of a long text to truncate."),
 ]
 PromptName = Annotated[
     SideName | None,
-    Field(description="Which side the texts are; needed where a task's two sides differ."),
+    Field(description="Side of the texts; required if the task's sides differ."),
 ]
 
 Texts = str | list[str] | list[int] | list[list[int]]
 
 
 def _printable(text: str) -> str:
-    """Return a text with lone surrogates replaced, which no reply could hold."""
+    """Replace lone surrogates, which cannot be encoded in a response."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _read_texts(value: Any) -> Texts:
-    """Check a text, texts, token ids or lists of them, up to the first fault."""
+    """Validate a text, texts, token ids or lists of token ids, up to the first error."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise PydanticCustomError("texts", "expected a text, or a list with at least 1 item")
+        raise PydanticCustomError("texts", "expected a text or a non-empty list")
     if len(value) > MAX_ITEMS:
         raise PydanticCustomError("texts", f"expected at most {MAX_ITEMS:,} items")
     kind = type(value[0])
@@ -79,9 +79,7 @@ def _read_texts(value: Any) -> Texts:
     if kind is list:
         for row in value:
             if not 0 < len(row) <= MAX_ITEMS or any(type(item) is not int for item in row):
-                raise PydanticCustomError(
-                    "texts", "expected lists of token ids, none of them empty"
-                )
+                raise PydanticCustomError("texts", "expected non-empty lists of token ids")
     texts: Texts = value
     return texts
 
@@ -93,7 +91,7 @@ TextsField = Annotated[
     PlainValidator(_read_texts),
     WithJsonSchema(
         {
-            "description": "A text, texts, token ids, or lists of token ids.",
+            "description": "Text, texts, token ids, or lists of token ids.",
             "anyOf": [
                 {"type": "string", "examples": ["how do I cross the river?"]},
                 _STRINGS,
@@ -106,33 +104,33 @@ TextsField = Annotated[
 
 
 class Request(BaseModel):
-    """Base of all request bodies; unknown fields are errors."""
+    """Base of all request bodies; rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, value: Any) -> Any:
-        # One error for the first unknown field, not one for each of a million.
+        # Report only the first unknown field: there may be a million.
         if isinstance(value, dict):
             for name in value:
                 if name not in cls.model_fields:
                     raise PydanticCustomError(
                         "unknown_field",
-                        "unknown field '{name}', expected some of {known}",
+                        "unknown field '{name}', expected only {known}",
                         {"name": _printable(str(name)[:60]), "known": ", ".join(cls.model_fields)},
                     )
         return value
 
 
 class EmbeddingsRequest(Request):
-    """OpenAI's embeddings request; ``model`` is the task, with ``:query`` or ``:passage``."""
+    """OpenAI embeddings request; ``model`` is the task, with ``:query`` or ``:passage``."""
 
     model: Annotated[
         str | None,
         Field(
-            description="'task' or 'task@version', with ':query' or ':passage' where they differ; "
-            "may be left out where there is one task.",
+            description="'task' or 'task@version', with ':query' or ':passage' if they differ; "
+            "optional if there is only one task.",
             examples=["backbone:query", "medical:passage"],
             min_length=1,
             max_length=200,
@@ -142,11 +140,11 @@ class EmbeddingsRequest(Request):
     input_type: PromptName = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Dimensions = None
-    user: Annotated[str | None, Field(description="Not used.")] = None
+    user: Annotated[str | None, Field(description="Ignored.")] = None
 
 
 class Embedding(BaseModel):
-    """One vector."""
+    """An embedding."""
 
     object: Literal["embedding"]
     index: int
@@ -161,21 +159,21 @@ class Usage(BaseModel):
 
 
 class EmbeddingsReply(BaseModel):
-    """Vectors in the order of the texts."""
+    """Embeddings in the order of the texts."""
 
     object: Literal["list"]
     data: list[Embedding]
-    model: Annotated[str, Field(description="The version that answered: 'task@version'.")]
+    model: Annotated[str, Field(description="Version used, as 'task@version'.")]
     usage: Usage
 
 
 class EmbedRequest(Request):
-    """The embed request of text-embeddings-inference."""
+    """Embed request of text-embeddings-inference."""
 
     inputs: TextsField
-    normalize: Annotated[StrictBool, Field(description="Scale vectors to length 1.")] = True
+    normalize: Annotated[StrictBool, Field(description="Normalise vectors to unit length.")] = True
     truncate: Annotated[
-        StrictBool, Field(description="Whether texts beyond the task's limit may be cut.")
+        StrictBool, Field(description="Truncate texts that exceed the task's limit.")
     ] = True
     truncation_direction: Direction = "Right"
     prompt_name: PromptName = None
@@ -184,14 +182,14 @@ class EmbedRequest(Request):
 
 
 class SimilarityInputs(Request):
-    """A text and the texts to compare it with."""
+    """A source text and the texts to compare it with."""
 
     source_sentence: Text
     sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 class SimilarityParameters(Request):
-    """Truncation and side of texts."""
+    """Truncation and side of the texts."""
 
     truncate: StrictBool = True
     truncation_direction: Direction = "Right"
@@ -199,7 +197,7 @@ class SimilarityParameters(Request):
 
 
 class SimilarityRequest(Request):
-    """The similarity request of text-embeddings-inference."""
+    """Similarity request of text-embeddings-inference."""
 
     inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
@@ -207,7 +205,7 @@ class SimilarityRequest(Request):
 
 
 class TokenizeRequest(Request):
-    """The tokenize request of text-embeddings-inference."""
+    """Tokenize request of text-embeddings-inference."""
 
     inputs: Annotated[Text | list[Text], Field(description="Texts.")]
     add_special_tokens: StrictBool = True
@@ -216,7 +214,7 @@ class TokenizeRequest(Request):
 
 
 class Token(BaseModel):
-    """One token of a text."""
+    """A token of a text."""
 
     id: int
     text: str
@@ -226,20 +224,22 @@ class Token(BaseModel):
 
 
 class RerankRequest(Request):
-    """The rerank request of text-embeddings-inference."""
+    """Rerank request of text-embeddings-inference."""
 
     query: Text
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS)]
     raw_scores: Annotated[
-        StrictBool, Field(description="Logits instead of numbers from 0 to 1.")
+        StrictBool, Field(description="Return logits instead of scores from 0 to 1.")
     ] = False
     return_text: StrictBool = False
-    truncate: Annotated[Literal[True], Field(description="Long texts are always cut.")] = True
+    truncate: Annotated[
+        Literal[True], Field(description="Always true: long texts are truncated.")
+    ] = True
     truncation_direction: Literal["Right", "right"] = "Right"
 
 
 class Ranked(BaseModel):
-    """The index of a text in the request, and its score."""
+    """Index of a text in the request, and its score."""
 
     index: int
     score: float
@@ -247,27 +247,27 @@ class Ranked(BaseModel):
 
 
 class SearchRequest(Request):
-    """A search in the index of a task."""
+    """Search request for a task's index."""
 
     task: TaskName
     text: Text
     k: Annotated[int, Field(ge=1, strict=True, description="Maximum hits.")] = 10
     mode: Annotated[
         Literal["dense", "hybrid"] | None,
-        Field(description="Vectors alone (default), or merged with the index's BM25."),
+        Field(description="Dense only (default), or fused with the index's BM25."),
     ] = None
     fusion: Annotated[
         Fusion | None,
-        Field(description="How BM25 is merged in: by ranks (default) or scaled scores."),
+        Field(description="Fusion method: by ranks (default) or normalised scores."),
     ] = None
     filters: Annotated[
         list[Annotated[str, Field(pattern=r"^\s*[^=\s][^=]*=", max_length=1000)]],
-        Field(description="Conditions on metadata: 'field=value' or 'field=a,b'.", max_length=20),
+        Field(description="Metadata filters: 'field=value' or 'field=a,b'.", max_length=20),
     ] = []
 
 
 class Hit(BaseModel):
-    """A hit."""
+    """A search hit."""
 
     rank: int
     id: str
@@ -288,22 +288,22 @@ class SearchReply(BaseModel):
 
 
 class NewVersion(Request):
-    """A bundle in the tasks folder to add as a version."""
+    """Request to add a bundle from the tasks folder as a version."""
 
     bundle: FolderName
     version: Annotated[
-        str | None, Field(description="Name of the version; the next number by default.")
+        str | None, Field(description="Version name; the next number by default.")
     ] = None
-    default: Annotated[
-        StrictBool, Field(description="Whether the bare task name means this version from now on.")
-    ] = True
+    default: Annotated[StrictBool, Field(description="Make this the task's default version.")] = (
+        True
+    )
     index: Annotated[
-        FolderName | None, Field(description="Index inside the tasks folder that it searches.")
+        FolderName | None, Field(description="Folder of its index in the tasks folder.")
     ] = None
 
 
 class NewIndex(Request):
-    """An index in the tasks folder for a version of a task."""
+    """Request to set the index of a task version, from the tasks folder."""
 
     task: Annotated[str, Field(min_length=1, max_length=100)]
     index: FolderName
@@ -313,9 +313,9 @@ class NewIndex(Request):
 
 
 class NewTask(NewVersion):
-    """A bundle in the tasks folder to add as a task."""
+    """Request to add a bundle from the tasks folder as a task."""
 
-    task: Annotated[str, Field(description="The task's name.", min_length=1, max_length=100)]
+    task: Annotated[str, Field(description="Task name.", min_length=1, max_length=100)]
 
 
 class DefaultVersion(Request):
@@ -325,7 +325,7 @@ class DefaultVersion(Request):
 
 
 class VersionInfo(BaseModel):
-    """One version of a task."""
+    """A version of a task."""
 
     version: str
     default: bool
@@ -343,7 +343,7 @@ class VersionInfo(BaseModel):
 
 
 class TaskInfo(BaseModel):
-    """A task with its versions."""
+    """A task and its versions."""
 
     task: str
     default: str
@@ -353,14 +353,14 @@ class TaskInfo(BaseModel):
 
 
 class TaskList(BaseModel):
-    """All tasks that the key covers."""
+    """All tasks covered by the key."""
 
     tasks: list[TaskInfo]
-    broken: Annotated[dict[str, str], Field(description="Versions whose copy is damaged, and how.")]
+    broken: Annotated[dict[str, str], Field(description="Damaged versions and their errors.")]
 
 
 class Model(BaseModel):
-    """A task as OpenAI lists models."""
+    """A task in the format of an OpenAI model."""
 
     id: str
     object: Literal["model"]
@@ -369,14 +369,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All tasks as OpenAI lists models."""
+    """All tasks in the format of OpenAI's model list."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(BaseModel):
-    """Whether the server is ready."""
+    """Readiness of the server."""
 
     status: Literal["ok", "starting", "draining"]
 
@@ -398,10 +398,12 @@ class Info(BaseModel):
     layout: str
     tasks: int
     indexes: list[str]
-    bare_searchable: Annotated[bool, Field(description="Whether an index fits the bare encoder.")]
+    bare_searchable: Annotated[
+        bool, Field(description="Whether an index matches the bare encoder.")
+    ]
     hybrid: Annotated[bool, Field(description="Whether an index has BM25.")]
-    rerank: Annotated[bool, Field(description="Whether there is a cross-encoder.")]
-    keys: Annotated[bool, Field(description="Whether an API key is needed.")]
+    rerank: Annotated[bool, Field(description="Whether a cross-encoder is loaded.")]
+    keys: Annotated[bool, Field(description="Whether an API key is required.")]
     version: str
 
 
@@ -415,7 +417,7 @@ class SelfCheck(BaseModel):
 
 
 class Error(BaseModel):
-    """An error."""
+    """Details of an error."""
 
     type: str
     message: str
@@ -423,6 +425,6 @@ class Error(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """The shape of every error."""
+    """Body of every error response."""
 
     error: Error

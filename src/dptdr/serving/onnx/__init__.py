@@ -1,1 +1,1 @@
-"""Export to ONNX, and encoding with ONNX Runtime."""
+"""ONNX export and encoding with ONNX Runtime."""

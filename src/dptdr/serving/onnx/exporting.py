@@ -3,14 +3,14 @@
 ::
 
     FOLDER/model.onnx       float32
-    FOLDER/model.int8.onnx  weights of matrix products in 8 bits, on request
+    FOLDER/model.int8.onnx  int8 weights for matrix products, optional
     FOLDER/export.json      geometry, pooling, fingerprint, difference from torch
-    FOLDER/tokenizer.json   for the package tokenizers
+    FOLDER/tokenizer.json   for the tokenizers package
 
 Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``, ``prompt_keys`` and
 ``prompt_values`` ``[layers, texts, heads, prompt, head_dim]``, ``prompt_mask`` ``[texts, prompt]``
-(true: the text sees the row). Output: ``vectors`` ``[texts, dim]``. A text that sees no row gets
-the bare backbone's vector.
+(true: the text attends to the row). Output: ``vectors`` ``[texts, dim]``. A text whose mask is all
+false gets the bare backbone's vector.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ MANIFEST = "export.json"
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 INPUTS = ("input_ids", "attention_mask", "prompt_keys", "prompt_values", "prompt_mask")
 _VARYING = ((0, 1), (0, 1), (1, 3), (1, 3), (0, 1))
-"""Axes of each input that vary."""
+"""Dynamic axes of each input."""
 
 FP32_TOLERANCE = 1e-4
-"""How far the float32 graph may be from torch, in units of the longest vector."""
+"""Tolerance of the float32 graph against torch, relative to the largest norm."""
 
 _MIN_COSINE = 0.9
 
 
 class _Graph(nn.Module):
-    """The module to trace."""
+    """The module to be traced."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Graph(nn.Module):
         prompt_values: Float[Tensor, "layers texts heads prompt head_dim"],
         prompt_mask: Bool[Tensor, "texts prompt"],
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
+        """Compute one vector per text."""
         rows = AttentionRows(prompt_keys, prompt_values, prompt_mask)
         return self._backbone.vectors(Tokens(input_ids, attention_mask), attention=rows)
 
@@ -76,21 +76,21 @@ def check_installed() -> None:
     ]
     if missing:
         raise ConfigError(
-            f"exporting needs {', '.join(missing)}; install them with: pip install 'dptdr[export]'"
+            f"ONNX export needs {', '.join(missing)}; run `pip install 'dptdr[export]'`"
         )
 
 
 def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, Any]:
-    """Write a backbone as an ONNX graph, checked against torch; return its ``export.json``.
+    """Export a backbone as an ONNX graph verified against torch; return its ``export.json``.
 
     Args:
-        backbone: A fresh one, in float32 on the processor.
-        out: The folder; an earlier export stays until the new one is complete.
-        int8: Write the 8-bit graph as well.
+        backbone: A freshly loaded backbone in float32 on the CPU.
+        out: The folder; an earlier export is kept until the new one is complete.
+        int8: Also write the 8-bit graph.
 
     Raises:
         ConfigError: If packages are missing.
-        BackboneError: If the graph cannot be made, or gives other vectors than torch.
+        BackboneError: If tracing fails, or the graph's vectors differ from torch.
     """
     check_installed()
     graph = _Graph(backbone)
@@ -107,8 +107,8 @@ def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, An
             if not (difference <= FP32_TOLERANCE if exact else cosine >= _MIN_COSINE):
                 raise BackboneError(
                     f"backbone '{backbone.name}': the {precision} graph differs from torch by "
-                    f"{difference:.1e} (cosine {cosine:.3f}), more than allowed; serve it with "
-                    "torch"
+                    f"{difference:.1e} (cosine {cosine:.3f}), which exceeds the tolerance; serve "
+                    "it with torch"
                 )
         found = {
             "format": FORMAT,
@@ -130,13 +130,12 @@ def write_graph(module: nn.Module, backbone: Backbone, file: Path, *, inputs: in
     """Write a module of a backbone as an ONNX graph with the output ``vectors``.
 
     Args:
-        module: Takes the first of :data:`INPUTS`.
-        backbone: Gives the inputs that it is traced with.
-        file: The graph.
-        inputs: How many inputs it takes.
+        module: Takes the first ``inputs`` of :data:`INPUTS`.
+        backbone: Determines the example inputs for tracing.
+        inputs: Number of inputs.
 
     Raises:
-        BackboneError: If it cannot be written.
+        BackboneError: If the export fails.
     """
     sample = sample_inputs(backbone, lengths=(7, 4, 5), prompts=(3, 0, 2))
     try:
@@ -157,8 +156,7 @@ def write_graph(module: nn.Module, backbone: Backbone, file: Path, *, inputs: in
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
-            f"backbone '{backbone.name}' cannot be written as an ONNX graph: {reason}; serve it "
-            "with torch"
+            f"backbone '{backbone.name}' cannot be exported to ONNX: {reason}; serve it with torch"
         ) from error
 
 
@@ -171,7 +169,7 @@ def _quantise(folder: Path) -> None:
             str(folder / FILES["int8"]),
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # 7 bits: processors without VNNI add products of 8 bits in 16 and would overflow.
+            # 7 bits: CPUs without VNNI accumulate 8-bit products in 16 bits and would overflow.
             reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm"],
             extra_options={"MatMulConstBOnly": True},
@@ -180,7 +178,7 @@ def _quantise(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Silence some loggers and warnings below errors."""
+    """Silence warnings, and the given loggers below error level."""
     before = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -196,13 +194,12 @@ def _quiet(*loggers: str) -> Iterator[None]:
 def sample_inputs(
     backbone: Backbone, *, lengths: Sequence[int], prompts: Sequence[int], seed: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """Return random inputs in the order of :data:`INPUTS`.
+    """Create random inputs in the order of :data:`INPUTS`.
 
     Args:
-        backbone: Gives vocabulary and geometry.
-        lengths: Tokens of each text.
-        prompts: Prompt rows that each text sees.
-        seed: Decides all numbers.
+        backbone: Determines vocabulary and shapes.
+        lengths: Tokens per text.
+        prompts: Visible prompt rows per text.
     """
     generator = np.random.default_rng(seed)
     geometry = backbone.geometry
@@ -217,10 +214,10 @@ def sample_inputs(
 
 
 def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, float]:
-    """Return the largest difference between a graph and its module on random mixtures.
+    """Compare a graph with its module on random batches.
 
     Returns:
-        Largest difference in units of the longest vector, and smallest cosine.
+        The largest difference, relative to the largest norm, and the smallest cosine.
     """
     session = open_session(file)
     count = len(session.get_inputs())
@@ -240,10 +237,10 @@ def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, fl
 
 
 def open_session(file: Path, *, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session; ``threads`` 0 is its own choice.
+    """Open an ONNX Runtime session; ``threads`` 0 uses the runtime's default.
 
     Raises:
-        ConfigError: If ONNX Runtime is missing or the file is no graph.
+        ConfigError: If ONNX Runtime is missing or the file is not an ONNX graph.
     """
     check_installed()
     import onnxruntime
@@ -261,7 +258,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     """Read ``export.json``.
 
     Raises:
-        ConfigError: If the folder holds no export, or one of another format.
+        ConfigError: If the folder does not contain an export in this format.
     """
     try:
         found: dict[str, Any] = read_json(folder / MANIFEST)
@@ -269,7 +266,7 @@ def read_export(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{error}; expected a folder that `dptdr export` wrote") from None
     if found.get("prompt_attention", "joint") != "joint":
         raise ConfigError(
-            f"{folder / MANIFEST}: expected prompts that share the tokens' softmax; export again"
+            f"{folder / MANIFEST}: expected prompts that share the tokens' softmax; re-export"
         )
     if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
         raise ConfigError(

@@ -1,11 +1,11 @@
-"""Export a whole task as ONNX graphs: backbone and rows in one.
+"""Export a complete task as ONNX graphs, with the prompt folded into the backbone.
 
 ::
 
-    FOLDER/model.onnx       queries and passages, where they meet the same prompt
-    FOLDER/query.onnx       else one graph
-    FOLDER/passage.onnx     for each side
-    FOLDER/tokenizer.json   for the package tokenizers
+    FOLDER/model.onnx       queries and passages, if they share a prompt
+    FOLDER/query.onnx       otherwise one graph
+    FOLDER/passage.onnx     per side
+    FOLDER/tokenizer.json   for the tokenizers package
     FOLDER/export.json      per side: file, prefix, maximum tokens, difference from torch
 
 Inputs: ``input_ids`` and ``attention_mask`` ``[texts, tokens]``. Output: ``vectors``
@@ -35,7 +35,7 @@ FORMAT = "dptdr-onnx-task"
 
 
 class _SideGraph(nn.Module):
-    """One side of a task, to trace."""
+    """One side of a task, to be traced."""
 
     def __init__(self, encoder: Encoder, *, side: Side) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _SideGraph(nn.Module):
         input_ids: Int[Tensor, "texts tokens"],
         attention_mask: Int[Tensor, "texts tokens"],
     ) -> Float[Tensor, "texts dim"]:
-        """Return one vector per text."""
+        """Compute one vector per text."""
         tokens = Tokens(input_ids, attention_mask)
         method = self._encoder.method
         if method is None or not method.changes(self._side):
@@ -57,15 +57,15 @@ class _SideGraph(nn.Module):
 
 
 def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
-    """Write a task as ONNX graphs, checked against torch; return its ``export.json``.
+    """Export a task as ONNX graphs verified against torch; return its ``export.json``.
 
     Args:
-        encoder: The task; a fresh one, in float32 on the processor.
-        out: The folder; an earlier export stays until the new one is complete.
+        encoder: A freshly loaded task in float32 on the CPU.
+        out: The folder; an earlier export is kept until the new one is complete.
 
     Raises:
         ConfigError: If packages are missing.
-        BackboneError: If a graph cannot be made, or gives other vectors than torch.
+        BackboneError: If tracing fails, or a graph's vectors differ from torch.
     """
     check_installed()
     pooling = encoder.backbone.pooling
@@ -99,14 +99,14 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
 
 
 def _write(encoder: Encoder, file: Path, *, side: Side) -> float:
-    """Write one graph and return its difference to torch, relative to the longest vector."""
+    """Write one graph and return its difference from torch, relative to the largest norm."""
     backbone = encoder.backbone
     graph = _SideGraph(encoder, side=side)
     write_graph(graph, backbone, file, inputs=2)
     largest, _ = compare(graph, backbone, file)
     if not largest <= FP32_TOLERANCE:
         raise BackboneError(
-            f"task '{encoder.name}': the graph of the {side} side differs from torch by "
-            f"{largest:.1e}, more than {FP32_TOLERANCE}; serve it with torch"
+            f"task '{encoder.name}': the {side} graph differs from torch by {largest:.1e}, more "
+            f"than {FP32_TOLERANCE}; serve it with torch"
         )
     return largest

@@ -1,4 +1,4 @@
-"""Compute batches with an 8-bit graph of ``dptdr export``."""
+"""Compute batches with an 8-bit graph from ``dptdr export``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from dptdr.serving.engine.forward import Forward, Row, gather
 from dptdr.serving.onnx.exporting import FILES, INPUTS, open_session, read_export
 
 INT8_TOLERANCE = 0.1
-"""8-bit graphs scale activations by what else is in the batch: mixtures move a vector a little."""
+"""8-bit graphs scale activations per batch, so a vector depends slightly on its batch."""
 
 
 class OnnxForward(Forward):
-    """Runs padded batches in 8 bits; torch still verifies bundles.
+    """Computes padded batches in 8 bits; bundles are still verified with torch.
 
     Args:
-        backbone: The encoder that the graph was made of.
+        backbone: The exported backbone.
         folder: The export.
-        threads: Processor threads, 0 for the runtime's own choice.
+        threads: CPU threads; 0 for the runtime's default.
 
     Raises:
         ConfigError: If the folder or the graph is missing or broken.
-        WrongBackbone: If the graph was made of another backbone.
+        WrongBackbone: If the graph was exported from a different backbone.
     """
 
     def __init__(self, backbone: Backbone, folder: Path, *, threads: int = 0) -> None:
@@ -35,15 +35,15 @@ class OnnxForward(Forward):
         self.export = read_export(folder)
         if self.export["backbone_fingerprint"] != backbone.fingerprint:
             raise WrongBackbone(
-                f"{folder}: the graph was made of backbone '{self.export['backbone']}' with "
-                f"fingerprint {self.export['backbone_fingerprint']}, this server holds "
-                f"'{backbone.name}' with {backbone.fingerprint}; export this one"
+                f"{folder}: expected a graph of backbone '{backbone.name}' with fingerprint "
+                f"{backbone.fingerprint}, got one of '{self.export['backbone']}' with "
+                f"{self.export['backbone_fingerprint']}; export this backbone"
             )
         file = folder / FILES["int8"]
         if not file.is_file():
             raise ConfigError(
-                f"{file}: no such graph; the server takes 8-bit graphs only, a float32 one is "
-                "slower than torch: make it with `dptdr export --int8`"
+                f"{file}: no such graph; the server needs an 8-bit graph (float32 is slower than "
+                "torch), create it with `dptdr export --int8`"
             )
         self.session = open_session(file, threads=threads)
         self.tolerance = INT8_TOLERANCE
@@ -51,21 +51,21 @@ class OnnxForward(Forward):
     def vectors(
         self, rows: Sequence[Row], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
-        """Return one float32 vector per row, in the given order; ``merge`` is ignored.
+        """Compute one float32 vector per row, in order; ``merge`` is ignored.
 
         Raises:
-            ConfigError: If a prompt has feed-forward rows or moves positions.
+            ConfigError: If a prompt has feed-forward rows or shifts positions.
         """
         del merge
         for row in rows:
             if row.prompt is not None and row.prompt.feed_forward is not None:
                 raise ConfigError(
-                    "the graph takes no feed-forward rows; train the task with --ffn-length 0, or "
-                    "serve with torch"
+                    "ONNX graphs do not support feed-forward rows; train the task with "
+                    "--ffn-length 0, or serve with torch"
                 )
             if row.prompt is not None and row.prompt.shift:
                 raise ConfigError(
-                    "the graph takes prompts with unshifted positions only; serve with torch"
+                    "ONNX graphs do not support prompts that shift positions; serve with torch"
                 )
         tokens = self.backbone.pad([row.ids for row in rows])
         inputs = (tokens.ids.numpy(), tokens.mask.numpy(), *self._prompts(rows))

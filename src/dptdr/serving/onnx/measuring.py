@@ -20,14 +20,12 @@ from dptdr.serving.tasks.registry import BARE, TaskRegistry
 def ndcg_of(
     backbone: Backbone, export: Path, *, task: Path | None, data: Path, split: str, state: Path
 ) -> dict[str, float]:
-    """Return nDCG@10 of ``torch`` and of an export's ``int8`` graph.
+    """Measure nDCG@10 with ``torch`` and with an export's ``int8`` graph.
 
     Args:
-        backbone: The encoder.
         export: The export's folder.
-        task: A task; ``None``: the bare backbone.
-        data: BEIR folder.
-        split: Its judged queries.
+        task: A task; ``None`` for the bare backbone.
+        data: A BEIR folder.
         state: A folder for the registry.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Tasks of a server: registry, catalogue, prompts, indexes."""
+"""Served tasks: registry, catalogue, prompt cache and indexes."""

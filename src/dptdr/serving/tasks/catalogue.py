@@ -1,13 +1,13 @@
-"""The catalogue of tasks and versions, on disk, shared by all workers.
+"""The on-disk catalogue of tasks and versions, shared by all workers.
 
 ::
 
-    STATE/catalogue.json    names, versions, defaults present and former, indexes
-    STATE/bundles/KEY/      a copy of each bundle, named after its content, never changed
-    STATE/lock              held while the catalogue is changed
+    STATE/catalogue.json    names, versions, current and former defaults, indexes
+    STATE/bundles/KEY/      a copy of each bundle, content-addressed and immutable
+    STATE/lock              held while the catalogue changes
 
-Bundles are copied, so that training a task again in place changes no version that is being
-served. Indexes are too large: they stay where they are, and their manifests are remembered.
+Bundles are copied, so that retraining a task in place does not affect served versions. Indexes are
+too large to copy: they stay in place, and hashes of their manifests are recorded.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _MAX_HISTORY = 20
 
 
 class IndexRecord(NamedTuple):
-    """A version's index: its folder in the tasks folder, and a hash of its manifests."""
+    """A version's index: its folder in the tasks folder and a hash of its manifests."""
 
     folder: str
     key: str
@@ -42,14 +42,14 @@ class IndexRecord(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """One task of the catalogue.
+    """A task in the catalogue.
 
     Args:
-        default: The version that the bare name means.
+        default: The default version.
         history: Former defaults, oldest first.
-        versions: Version to the key of its bundle.
-        added: Version to when it was added, ISO 8601.
-        indexes: Version to its index, where it was given one.
+        versions: Version to bundle key.
+        added: Version to the time it was added, ISO 8601.
+        indexes: Version to its own index, if any.
     """
 
     default: str
@@ -61,7 +61,7 @@ class TaskRecord:
     def with_version(
         self, version: str, *, key: str, default: bool, index: IndexRecord | None
     ) -> "TaskRecord":
-        """Return the record with one more version."""
+        """Return a copy with an additional version."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         added = replace(
             self, versions={**self.versions, version: key}, added={**self.added, version: now}
@@ -71,15 +71,15 @@ class TaskRecord:
         return added.with_default(version, history=(*self.history, self.default))
 
     def with_default(self, version: str, *, history: tuple[str, ...]) -> "TaskRecord":
-        """Return the record with another default."""
+        """Return a copy with a different default version."""
         return replace(self, default=version, history=history[-_MAX_HISTORY:])
 
     def with_index(self, version: str, index: IndexRecord | None) -> "TaskRecord":
-        """Return the record with another index of a version; ``None`` changes nothing."""
+        """Return a copy with a different index for a version; ``None`` changes nothing."""
         return self if index is None else replace(self, indexes={**self.indexes, version: index})
 
     def without(self, version: str) -> "TaskRecord":
-        """Return the record without a version."""
+        """Return a copy without a version."""
         parts: dict[str, Any] = {
             name: {v: value for v, value in getattr(self, name).items() if v != version}
             for name in ("versions", "added", "indexes")
@@ -89,7 +89,7 @@ class TaskRecord:
 
 
 class Catalogue:
-    """The catalogue of one state folder, which is made if it is missing."""
+    """The catalogue in a state folder, which is created if missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,7 +97,7 @@ class Catalogue:
         (folder / "bundles").mkdir(parents=True, exist_ok=True)
 
     def signature(self) -> tuple[int, int, int]:
-        """Return a stamp that changes with the catalogue; cheap enough for every request."""
+        """Return a value that changes with the catalogue; cheap enough for every request."""
         try:
             stat = self.file.stat()
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class Catalogue:
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def read(self) -> dict[str, TaskRecord]:
-        """Return all tasks.
+        """Read all tasks.
 
         Raises:
             ServingError: If the file is damaged.
@@ -119,24 +119,24 @@ class Catalogue:
             return {name: _record(name, value) for name, value in values["tasks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
             raise ServingError(
-                f"{self.file}: expected a catalogue of tasks, {str(error)[:200]}; delete the state "
+                f"{self.file}: expected a task catalogue, got {str(error)[:200]}; delete the state "
                 "folder and add the tasks again"
             ) from None
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, TaskRecord]]:
-        """Lock the catalogue, yield all tasks to change in place, and write them."""
+        """Lock the catalogue, yield all tasks for in-place changes, then write them back."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in (self.folder / "bundles").glob(".*.tmp"):
-                # Written under this lock only: whoever wrote it is dead.
+                # Only written under this lock, so the process that left it is dead.
                 shutil.rmtree(left, ignore_errors=True)
             tasks = self.read()
             before = dict(tasks)
             yield tasks
             if tasks != before:
                 values = {name: asdict(record) for name, record in tasks.items()}
-                # One line: with a thousand tasks indenting would be most of the time.
+                # Not indented, which would dominate the time with a thousand tasks.
                 write_json(
                     self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None
                 )
@@ -148,7 +148,7 @@ class Catalogue:
         return self.folder / "bundles" / key
 
     def keep(self, source: Path, *, weights_file: str) -> str:
-        """Copy a bundle into the state folder unless it is there; return its key."""
+        """Copy a bundle into the state folder, unless it already exists; return its key."""
         manifest = (source / "task.json").read_bytes()
         key = _key(manifest)
         target = self.bundle(key)
@@ -160,7 +160,7 @@ class Catalogue:
 
 
 def bundle_key(source: Path) -> str:
-    """Return the key of a bundle's copy.
+    """Compute the key of a bundle.
 
     Raises:
         BundleError: If there is no bundle.
@@ -168,13 +168,11 @@ def bundle_key(source: Path) -> str:
     try:
         return _key((source / "task.json").read_bytes())
     except OSError:
-        raise BundleError(
-            f"{source}: expected a task bundle with a task.json, found none"
-        ) from None
+        raise BundleError(f"{source}: expected a task bundle with a task.json, got none") from None
 
 
 def _key(manifest: bytes) -> str:
-    # The manifest holds the checksum of the weights.
+    # The manifest includes the checksum of the weights.
     return hashlib.sha256(manifest).hexdigest()[:32]
 
 
@@ -192,13 +190,13 @@ def _is_whole(folder: Path, manifest: bytes, weights_file: str) -> bool:
 
 
 def _record(name: str, value: Any) -> TaskRecord:
-    """Return a task of the file; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+    """Parse a task; raises ``ValueError``, ``KeyError`` or ``TypeError``."""
     versions, history = value["versions"], value["history"]
     indexes = {version: IndexRecord(*held) for version, held in value.get("indexes", {}).items()}
     good = (
         NAME.fullmatch(name)
         and all(VERSION.fullmatch(version) for version in versions)
-        # A key is the name of a folder.
+        # Keys are used as folder names.
         and all(_KEY.fullmatch(key) for key in versions.values())
         and isinstance(history, list)
         and {value["default"], *history, *indexes} <= set(versions)
@@ -206,7 +204,7 @@ def _record(name: str, value: Any) -> TaskRecord:
         and all(isinstance(text, str) for index in indexes.values() for text in index)
     )
     if not good:
-        raise ValueError(f"task {name[:100]!r} is not one that this server wrote")
+        raise ValueError(f"an invalid record of task {name[:100]!r}")
     return TaskRecord(
         default=value["default"],
         history=tuple(history),

@@ -1,4 +1,4 @@
-"""The index of a task: its version's own, else one given at the start."""
+"""Find the index of a task: its version's own, or one given at startup."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ class Indexes:
     """All indexes of a server.
 
     Args:
-        given: Task (empty: every task that fits) and folder of those at start.
-        dim: Numbers in a vector of the backbone.
+        given: Pairs of task (empty for every matching task) and folder given at startup.
+        dim: Dimension of the backbone's vectors.
         probe: The backbone's probe.
         hybrid: Build BM25 in memory for indexes without one.
-        folder: Returns the folder of a name that a request gave, or refuses it.
+        folder: Resolves a name from a request to a folder, or raises an error.
 
     Raises:
-        VectorsError: If an index is damaged, or was made by a backbone of another size.
+        VectorsError: If an index is damaged, or has a different dimension.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Indexes:
         self.hybrid = hybrid
         self.folder = folder
         self.given = [self._open(path, task=task) for task, path in given]
-        # Open as long as a version holds it.
+        # Stays open as long as a version refers to it.
         self._added: weakref.WeakValueDictionary[IndexRecord, ServedIndex] = (
             weakref.WeakValueDictionary()
         )
@@ -48,40 +48,40 @@ class Indexes:
         served = ServedIndex(path, task=task, hybrid=self.hybrid)
         if served.index.dim != self.dim:
             raise VectorsError(
-                f"{path}: expected vectors of {self.dim} numbers, got {served.index.dim}; it was "
-                "made by another backbone"
+                f"{path}: expected vectors of dimension {self.dim}, got {served.index.dim}; it was "
+                "made by a different backbone"
             )
         if not same_probe(served.index.origin.probe, self.probe):
             raise VectorsError(
-                f"{path}: its vectors were made by a backbone that encodes otherwise; encode and "
-                "index again, or was the backbone's config.json changed?"
+                f"{path}: expected the backbone that made its vectors, got one that encodes "
+                "differently; check whether config.json was changed, or rebuild the index"
             )
         return served
 
     def open(self, record: IndexRecord) -> ServedIndex:
-        """Return an index of the catalogue.
+        """Open an index from the catalogue.
 
         Raises:
-            DptdrError: If it is missing or damaged, or another index has taken its place.
+            DptdrError: If it is missing or damaged, or has been replaced.
         """
         served = self._added.get(record)
         if served is None:
             path = self.folder(record.folder)
             served = self._open(path)
-            # Hashed after opening: what is open is what was recorded.
+            # Hash after opening, so that the open index is the recorded one.
             if index_key(path) != record.key:
                 raise VectorsError(
-                    f"index '{record.folder}' is not the one that was added; add it again"
+                    f"index '{record.folder}' has changed since it was added; add it again"
                 )
             self._added[record] = served
         return served
 
     def record(self, name: str) -> IndexRecord:
-        """Return the catalogue's entry for an index folder."""
+        """Create the catalogue record of an index folder."""
         return IndexRecord(name, index_key(self.folder(name)))
 
     def check(self, record: IndexRecord, *, version: str, fingerprint: str) -> ServedIndex:
-        """Return an index if it contains the passage vectors of a version.
+        """Open an index after checking that it contains a version's passage vectors.
 
         Raises:
             WrongPrompt: If it does not.
@@ -92,11 +92,10 @@ class Indexes:
         return served
 
     def of(self, version: TaskVersion, *, shared: bool) -> ServedIndex | None:
-        """Return the index that a version searches, if there is one.
+        """Return the index for a version, if any.
 
         Args:
-            version: The task's version.
-            shared: Include indexes given for no particular task; false for a limited key.
+            shared: Include indexes not tied to a task; false for a restricted key.
         """
         if version.index is not None or version.index_error:
             return version.index
@@ -106,35 +105,35 @@ class Indexes:
             for served in self.given
             if (shared or served.task) and served.fits(version.task, wanted)
         ]
-        # One that was given for this very task goes first.
+        # An index given for this specific task takes precedence.
         return max(fitting, key=lambda served: bool(served.task), default=None)
 
     def find(self, version: TaskVersion, *, shared: bool) -> ServedIndex:
-        """Return the index that a version searches.
+        """Return the index for a version.
 
         Raises:
-            WrongPrompt: If the task's own index was made by another version.
+            WrongPrompt: If the task's own index was made by a different version.
             ServingError: If there is none.
         """
         found = self.of(version, shared=shared)
         if found is not None:
             return found
         if version.index_error:
-            raise ServingError(f"the index of {version.name} cannot be read: {version.index_error}")
+            raise ServingError(f"cannot read the index of {version.name}: {version.index_error}")
         for served in self.given:
             if served.task == version.task:
                 raise _wrong(
                     served, version=version.name, fingerprint=version.fingerprints["passage"]
                 )
         raise ServingError(
-            f"no index fits {version.name}; start the server with --index {version.task}=FOLDER, "
-            "or add one with POST /v1/indexes"
+            f"no index matches {version.name}; start the server with --index "
+            f"{version.task}=FOLDER, or add one with POST /v1/indexes"
         )
 
 
 def _wrong(served: ServedIndex, *, version: str, fingerprint: str) -> WrongPrompt:
     return WrongPrompt(
-        f"index '{served.name}' holds vectors of '{served.index.origin.encoder}' with passage "
-        f"fingerprint {served.fingerprint}, but {version} makes {fingerprint}; renew the index "
+        f"index '{served.name}': expected passage fingerprint {fingerprint} of {version}, got "
+        f"{served.fingerprint} of '{served.index.origin.encoder}'; refresh the index "
         "(dptdr index --refresh), or search with the version that made it"
     )

@@ -1,4 +1,4 @@
-"""Prompts of served tasks: mapped from disk, and kept in memory while they are used."""
+"""Prompts of served tasks: memory-mapped, and cached while in use."""
 
 import contextlib
 import ctypes
@@ -25,15 +25,15 @@ from dptdr.model.rows import FeedForwardRows
 from dptdr.serving.searching import ServedIndex
 
 _PAGEOUT = 21
-"""Linux' MADV_PAGEOUT: give pages back now; what is in them stays readable."""
+"""Linux MADV_PAGEOUT: reclaim pages now; their content stays readable."""
 
 
 class PromptFile:
-    """The prompts of one bundle, mapped from disk; stays readable when the file is deleted.
+    """The memory-mapped prompts of a bundle; readable even after the file is deleted.
 
     Args:
         path: The safetensors file.
-        key: Names the content.
+        key: Key of the content.
 
     Raises:
         BundleError: If it is not a safetensors file.
@@ -48,27 +48,24 @@ class PromptFile:
             raise BundleError(f"{path}: {error}") from None
 
     def rows(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one prompt, as the bundle names them."""
+        """Return the tensors of one prompt under their names in the bundle."""
         keys = [key for key in self._file.keys() if key.split(".")[0] == name]  # noqa: SIM118
         return {key: self._file.get_tensor(key) for key in keys}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskVersion:
-    """One version of a task, ready to be used; never changes.
+    """A loaded, immutable version of a task.
 
     Args:
-        task: The task's name.
-        version: The version's name.
-        limits: Longest texts.
-        prompts: For each side the prompt's name in the file; ``None``: the bare backbone.
-        fingerprints: For each side the fingerprint of the vectors.
-        config: The prompt's settings; ``None``, like what follows, for the bare backbone.
-        file: The prompts.
-        manifest: What ``task.json`` says.
-        added: When it was added, ISO 8601.
-        index: The index that it was given.
-        index_error: Why that cannot be read.
+        limits: Maximum tokens per side.
+        prompts: Prompt name in the file per side; ``None`` for the bare backbone.
+        fingerprints: Fingerprint of the vectors per side.
+        config: The prompt's settings; this and the following are ``None`` for the bare backbone.
+        manifest: Contents of ``task.json``.
+        added: Time it was added, ISO 8601.
+        index: The version's own index.
+        index_error: Why the index cannot be read.
     """
 
     task: str
@@ -90,11 +87,11 @@ class TaskVersion:
 
 
 class PromptCache:
-    """A least-recently-used cache of prompts.
+    """An LRU cache of prompts.
 
     Args:
-        budget_bytes: Maximum bytes kept, without what a running batch holds.
-        backbone: Rows are kept on its device, in its number type.
+        budget_bytes: Maximum size, not counting prompts in use by a running batch.
+        backbone: Determines device and dtype of the rows.
     """
 
     def __init__(self, budget_bytes: int, *, backbone: Backbone) -> None:
@@ -111,7 +108,7 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def get(self, version: TaskVersion, side: Side) -> PromptRows | None:
-        """Return one side's rows, ``None`` where the bare backbone encodes it."""
+        """Return the rows for a side, or ``None`` if the bare backbone encodes it."""
         name = version.prompts[side]
         if name is None or version.file is None or version.config is None:
             return None
@@ -128,7 +125,7 @@ class PromptCache:
         for tensor in mapped.values():
             release(tensor)
         with self._lock:
-            # Another thread may have loaded the same rows: one object, so that rows group.
+            # Another thread may have loaded the same rows; share one object, so that rows group.
             found = self._rows.setdefault(key, made)
             self._rows.move_to_end(key)
             if found is made:
@@ -141,20 +138,20 @@ class PromptCache:
     def load(
         self, tensors: Mapping[str, Tensor], config: DeepPromptConfig, *, name: str
     ) -> PromptRows:
-        """Return the rows of a file in the layout of attention and feed-forward layers.
+        """Load the rows of a file in the layout of attention and feed-forward layers.
 
         Raises:
             BundleError: If parts are missing.
-            ValueError: If a shape does not fit the backbone.
+            ValueError: If a shape does not match the backbone.
         """
         rows, feed_forward = saved_rows(tensors, name, geometry=self._geometry, dim=self._dim)
-        # Token-major and contiguous, as attention takes it, once instead of in every pass.
+        # Make it token-major and contiguous for attention once, instead of in every pass.
         keys, values = (
             rows[:, part].transpose(1, 2).to(self._device, self._dtype).contiguous()
             for part in (0, 1)
         )
         if feed_forward is not None:
-            # A copy: the file's pages are given back.
+            # Copy, so that the file's pages can be released.
             feed_forward = FeedForwardRows(
                 *(x.to(self._device, self._dtype, copy=True) for x in feed_forward)
             )
@@ -166,7 +163,7 @@ class PromptCache:
         )
 
     def forget(self, keys: set[str]) -> None:
-        """Drop the rows of files that no version uses any more."""
+        """Evict the rows of files that no version uses any more."""
         with self._lock:
             for key in [key for key in self._rows if key[0] in keys]:
                 self.bytes -= self._rows.pop(key).bytes
@@ -176,7 +173,7 @@ class PromptCache:
 
 
 def release(mapped: Tensor) -> None:
-    """Release the pages of a mapped tensor that was copied.
+    """Release the pages of a memory-mapped tensor after copying it.
 
     Otherwise they count as this process's memory until something else needs them.
     """
@@ -184,6 +181,6 @@ def release(mapped: Tensor) -> None:
         return
     first = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     size = mapped.data_ptr() + mapped.nbytes - first
-    # Only advice: an older kernel refuses it, and nothing is lost.
+    # Only a hint: harmless if an older kernel rejects it.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _PAGEOUT)

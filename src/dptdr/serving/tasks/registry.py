@@ -1,7 +1,7 @@
-"""The task registry: tasks on one backbone, changed while requests run.
+"""The task registry: tasks on one backbone, which can change while requests run.
 
-A request asks the registry once and keeps what it got: a :class:`TaskVersion` never changes, so no
-request sees half of an exchange. Everything is verified before it becomes visible.
+Each request resolves its task once. A :class:`TaskVersion` is immutable, so no request sees a
+partial update. Everything is verified before it becomes visible.
 """
 
 import threading
@@ -28,29 +28,29 @@ from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersio
 from dptdr.serving.tasks.validation import Verifier, deep_prompt_config
 
 BARE = "backbone"
-"""Name under which the backbone itself is served."""
+"""Task name of the bare backbone."""
 
 _NEVER = (-1, -1, -1)
 
 
 class UnknownTask(ServingError):
-    """No such task or version."""
+    """The task or version does not exist."""
 
 
 class TaskExists(ServingError):
-    """A task or version of this name exists already."""
+    """A task or version with this name already exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task with its versions that can be read."""
+    """A task and its readable versions."""
 
     record: TaskRecord
     versions: Mapping[str, TaskVersion] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of it is damaged."""
+        """Whether all versions are undamaged."""
         versions = self.versions.values()
         return len(versions) == len(self.record.versions) and not any(
             version.index_error for version in versions
@@ -58,12 +58,12 @@ class Task:
 
 
 class TaskRegistry:
-    """Tasks of one backbone: look up, add, replace, remove, roll back.
+    """The tasks of one backbone: look up, add, replace, remove and roll back.
 
     Args:
-        forward: The backbone's forward pass, to verify bundles with.
-        state: State folder, shared by the workers of a server.
-        budget_bytes: Maximum bytes of prompts kept in memory.
+        forward: The backbone's forward pass, used to verify bundles.
+        state: State folder, shared by all workers of a server.
+        budget_bytes: Maximum size of the prompt cache.
         indexes: The server's indexes; by default none, and none can be added.
     """
 
@@ -97,7 +97,7 @@ class TaskRegistry:
         self.refresh()
 
     def resolve(self, name: str) -> TaskVersion:
-        """Return the version that ``task`` or ``task@version`` means now.
+        """Look up the current version for ``task`` or ``task@version``.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -124,7 +124,7 @@ class TaskRegistry:
         return dict(self._tasks)
 
     def prompt(self, version: TaskVersion, side: Side) -> PromptRows | None:
-        """Return the rows of one side of a version."""
+        """Return a version's prompt rows for a side."""
         return self.hot.get(version, side)
 
     def add(
@@ -138,30 +138,29 @@ class TaskRegistry:
         reuse: bool = False,
         index: str | None = None,
     ) -> TaskVersion:
-        """Verify a bundle and make it a version of a task.
+        """Verify a bundle and add it as a version of a task.
 
         Args:
-            task: The task's name.
-            bundle: The bundle's folder; it is copied and may change or go afterwards.
-            version: The version's name; the next number by default.
-            default: Whether the bare name means this version from now on.
-            replace: Whether the task may exist already.
-            reuse: Whether to return a version that holds this very bundle, if there is one.
-            index: Name of the index folder that this version searches.
+            bundle: The bundle's folder, which is copied and may change afterwards.
+            version: Version name; the next number by default.
+            default: Make this the task's default version.
+            replace: Allow the task to exist already.
+            reuse: Return an existing version with the same bundle, if any.
+            index: Name of the version's index folder.
 
         Raises:
-            TaskExists: If the task (without ``replace``) or the version exists already.
-            ServingError: If a name is not allowed, or the bundle cannot be served beside others.
-            BundleError: If the bundle is damaged or without effect.
-            WrongBackbone: If it belongs to another backbone.
-            WrongPrompt: If the index holds other vectors.
+            TaskExists: If the task (without ``replace``) or the version already exists.
+            ServingError: If a name is invalid, or the bundle cannot share batches with others.
+            BundleError: If the bundle is damaged or has no effect.
+            WrongBackbone: If it belongs to a different backbone.
+            WrongPrompt: If the index contains different vectors.
         """
         check_names(task, version)
         key = bundle_key(bundle)
         tasks = self.tasks()
         known = tasks[task].record if task in tasks else None
         same = _same(known, key) if reuse else None
-        # A version whose copy is damaged is copied again below.
+        # If the copy is damaged, the bundle is copied again below.
         if same is not None and same in tasks[task].versions:
             return self.resolve(f"{task}@{same}")
         _free_version(known, task, version, replace=replace)
@@ -170,17 +169,17 @@ class TaskRegistry:
         if index is not None:
             record = self.indexes.record(index)
             fingerprint = manifest.passage_fingerprint
-            # Kept open until the version holds it.
+            # Keep it open until the version refers to it.
             held = self.indexes.check(record, version=task, fingerprint=fingerprint)
         with self._lock, self.catalogue.changing() as records:
             if self.catalogue.keep(bundle, weights_file=manifest.weights_file) != key:
-                raise BundleError(f"{bundle}: the bundle changed while it was added; try again")
-            # Another worker may have been quicker.
+                raise BundleError(f"{bundle}: the bundle changed while being added; try again")
+            # Another worker may have been faster.
             known = records.get(task)
             same = _same(known, key) if reuse else None
             if same is not None:
                 named = same
-                # Every worker opens the new copy.
+                # Makes every worker open the new copy.
                 self.catalogue.file.touch()
             else:
                 named = _free_version(known, task, version, replace=replace)
@@ -192,11 +191,11 @@ class TaskRegistry:
         return added
 
     def set_index(self, task: str, index: str, *, version: str | None = None) -> TaskVersion:
-        """Give a version (by default the current one) another index for all later requests.
+        """Switch a version (by default the current one) to a different index.
 
         Raises:
             UnknownTask: If there is no such task or version.
-            WrongPrompt: If the index holds other vectors.
+            WrongPrompt: If the index contains different vectors.
         """
         if task == BARE:
             raise ServingError(f"'{BARE}' has no index of its own; start the server with --index")
@@ -214,7 +213,7 @@ class TaskRegistry:
         return changed
 
     def remove(self, task: str, *, version: str | None = None) -> None:
-        """Remove a task, or one version of it; requests that hold the version finish with it.
+        """Remove a task or one of its versions; running requests finish normally.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -234,7 +233,7 @@ class TaskRegistry:
         self.refresh()
 
     def set_default(self, task: str, version: str) -> TaskVersion:
-        """Make another version the default for all later requests.
+        """Set the default version for future requests.
 
         Raises:
             UnknownTask: If there is no such task or version.
@@ -257,19 +256,18 @@ class TaskRegistry:
             known = _known(records, task, None)
             if not known.history:
                 raise ServingError(
-                    f"task '{task}' had no other default than '{known.default}'; there is nothing "
-                    "to go back to"
+                    f"task '{task}' has no earlier default than '{known.default}' to roll back to"
                 )
             records[task] = known.with_default(known.history[-1], history=known.history[:-1])
         return self.resolve(task)
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing has changed since the last :meth:`refresh`; one ``stat``."""
+        """Whether nothing has changed since the last :meth:`refresh`; costs one ``stat``."""
         return self.catalogue.signature() == self._seen
 
     def refresh(self) -> None:
-        """Load what another worker has changed."""
+        """Load changes made by other workers."""
         if self.is_current:
             return
         with self._lock:
@@ -281,7 +279,7 @@ class TaskRegistry:
             except ServingError as error:
                 if self._seen == _NEVER:
                     raise
-                # What is in memory is still served.
+                # Keep serving what is in memory.
                 self.unreadable = str(error)
                 self._seen = signature
                 return
@@ -310,7 +308,7 @@ class TaskRegistry:
                     found = self._open(name, version, record)
                 versions[version] = self._with_index(found, record.indexes.get(version))
             except (BundleError, ServingError) as error:
-                # One damaged copy must not take the other tasks down.
+                # A damaged copy must not affect other tasks.
                 self.broken[f"{name}@{version}"] = str(error)
         return versions
 
@@ -351,28 +349,28 @@ class TaskRegistry:
 
 
 def check_names(task: str, version: str | None) -> None:
-    """Refuse names that do not fit into a URL.
+    """Reject names that are not URL-safe.
 
     Raises:
-        ServingError: If a name is not allowed.
+        ServingError: If a name is invalid.
     """
     if not NAME.fullmatch(task) or task == BARE:
         raise ServingError(
-            f"task name '{task[:120]}': expected 1 to 100 letters, digits, '.', '_' and '-', "
-            f"starting with a letter or digit, and not '{BARE}'"
+            f"task name '{task[:120]}': expected 1 to 100 letters, digits, '.', '_' or '-', "
+            f"starting with a letter or digit, other than '{BARE}'"
         )
     if version is not None and not VERSION.fullmatch(version):
         raise ServingError(
-            f"version '{version[:80]}': expected 1 to 64 letters, digits, '.', '_' and '-'"
+            f"version '{version[:80]}': expected 1 to 64 letters, digits, '.', '_' or '-'"
         )
 
 
 def _no_folder(name: str) -> Path:
-    raise ServingError(f"index '{name[:100]}': this registry takes no indexes")
+    raise ServingError(f"index '{name[:100]}': this registry does not accept indexes")
 
 
 def _same(known: TaskRecord | None, key: str) -> str | None:
-    """Return the newest version that holds a bundle, if any does."""
+    """Return the newest version with the given bundle, if any."""
     found = [v for v, held in known.versions.items() if held == key] if known is not None else []
     return found[-1] if found else None
 
@@ -380,13 +378,13 @@ def _same(known: TaskRecord | None, key: str) -> str | None:
 def _free_version(
     known: TaskRecord | None, task: str, version: str | None, *, replace: bool
 ) -> str:
-    """Return the new version's name.
+    """Choose the new version's name.
 
     Raises:
         TaskExists: If the task may not be replaced, or the version exists.
     """
     if known is not None and not replace:
-        raise TaskExists(f"task '{task}' exists already; replace it or choose another name")
+        raise TaskExists(f"task '{task}' already exists; replace it or choose a different name")
     versions = known.versions if known is not None else {}
     if version is None:
         number = 1 + max((int(v) for v in versions if v.isdigit() and len(v) < 10), default=0)
@@ -394,7 +392,7 @@ def _free_version(
             number += 1
         return str(number)
     if version in versions:
-        raise TaskExists(f"'{task}@{version}' exists already; versions never change")
+        raise TaskExists(f"'{task}@{version}' already exists; versions are immutable")
     return version
 
 
@@ -410,7 +408,7 @@ def _known(records: Mapping[str, TaskRecord], task: str, version: str | None) ->
 def _no_version(task: str, version: str, record: TaskRecord) -> UnknownTask:
     names = list(record.versions)
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return UnknownTask(f"task '{task}' has no version '{version[:100]}'; it has {listed}")
+    return UnknownTask(f"task '{task}' has no version '{version[:100]}'; available: {listed}")
 
 
 def _file_keys(tasks: Mapping[str, Task]) -> set[str]:

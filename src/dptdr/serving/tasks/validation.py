@@ -1,4 +1,4 @@
-"""Checks of a bundle before it is served: format, backbone, effect, equality."""
+"""Validate bundles before serving: format, backbone, effect and equality."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ _PROBE_TEXT = "side effects"
 
 
 class Verifier:
-    """Checks bundles against one backbone.
+    """Validates bundles against one backbone.
 
     Args:
         forward: The backbone's forward pass.
-        hot: Lays out rows for it.
+        hot: Cache that prepares rows for it.
     """
 
     def __init__(self, forward: Forward, hot: PromptCache) -> None:
@@ -38,15 +38,15 @@ class Verifier:
         self._bare: Float[Tensor, " dim"] | None = None
 
     def verify(self, bundle: Path) -> TaskManifest:
-        """Check format, checksum, backbone, shapes, fingerprints and effect of a bundle.
+        """Check a bundle's format, checksum, backbone, shapes, fingerprints and effect.
 
         Returns:
-            What its ``task.json`` says.
+            The contents of ``task.json``.
 
         Raises:
             ServingError: If it cannot share batches with other tasks.
             BundleError: If anything is damaged, or the prompt has no effect.
-            WrongBackbone: If it belongs to another backbone.
+            WrongBackbone: If it belongs to a different backbone.
         """
         manifest = read_manifest(bundle)
         check_described(manifest, bundle)
@@ -58,8 +58,8 @@ class Verifier:
             made = (encoder.query_fingerprint, encoder.passage_fingerprint)
             if made != said:
                 raise BundleError(
-                    f"{bundle}: expected fingerprints {made} of its content, got {said} in "
-                    "task.json; the manifest was changed, or another version of dptdr wrote it"
+                    f"{bundle}: expected fingerprints {made}, got {said} in task.json; the "
+                    "manifest was modified, or written by a different version of dptdr"
                 )
             method = encoder.method
             assert method is not None
@@ -82,51 +82,50 @@ class Verifier:
     def _compare(
         self, served: Float[Tensor, " dim"], alone: Float[Tensor, " dim"], *, what: str
     ) -> None:
-        """Check that the vector equals the task's own and differs from the bare backbone's."""
+        """Check that a served vector equals the reference and differs from the bare backbone's."""
         scale = max(1.0, float(alone.norm()))
         if not served.isfinite().all():
-            raise BundleError(f"{what} makes vectors of NaN or infinity")
+            raise BundleError(f"{what} produces NaN or infinity")
         difference = float((served - alone).abs().max())
         if difference > self.forward.tolerance * scale:
             raise BundleError(
-                f"{what} gives other vectors when served than alone, by {difference:.1e}; please "
-                "report this"
+                f"{what} gives different vectors when served, by {difference:.1e}; please report "
+                "this"
             )
         assert self._bare is not None
         if float((served - self._bare).abs().max()) <= _NO_EFFECT * scale:
             raise BundleError(
-                f"{what} has no effect on a vector; the task was not trained, serve the bare "
-                "backbone under its own name instead"
+                f"{what} has no effect on vectors; the task is untrained, serve the bare backbone "
+                "under its own name instead"
             )
 
     def check_backbone(self, manifest: TaskManifest, folder: Path) -> None:
-        """Refuse a bundle of another backbone.
+        """Reject a bundle of a different backbone.
 
         Raises:
-            WrongBackbone: With both fingerprints.
+            WrongBackbone: Names both fingerprints.
         """
         if manifest.backbone_fingerprint != self.backbone.fingerprint:
             raise WrongBackbone(
-                f"{folder}: the task was trained on backbone '{manifest.backbone}' with "
-                f"fingerprint {manifest.backbone_fingerprint}, this server holds "
-                f"'{self.backbone.name}' with {self.backbone.fingerprint}; serve it beside its own "
-                "backbone, or train it again on this one"
+                f"{folder}: expected a task for backbone '{self.backbone.name}' with fingerprint "
+                f"{self.backbone.fingerprint}, got one for '{manifest.backbone}' with "
+                f"{manifest.backbone_fingerprint}; serve it on its own backbone, or retrain it on "
+                "this one"
             )
 
 
 def deep_prompt_config(manifest: TaskManifest, folder: Path) -> DeepPromptConfig:
-    """Return the settings of a bundle that can share batches with others.
+    """Return the settings of a bundle, which must be able to share batches with others.
 
     Raises:
-        ServingError: If it was tuned by a method that changes the encoder itself.
-        BundleError: If its settings are not those of a deep prompt.
+        ServingError: If it uses a method that changes the encoder itself.
+        BundleError: If its settings are not valid for a deep prompt.
     """
     if manifest.method != "deep-prompt":
         raise ServingError(
-            f"{folder}: the task was tuned by '{manifest.method}', which changes the encoder "
-            "itself, so it cannot share a batch with other tasks; expected 'deep-prompt'. Encode "
-            "and search with it alone (dptdr encode, dptdr search), or train it again with "
-            "--method deep-prompt"
+            f"{folder}: expected a task trained with 'deep-prompt', got '{manifest.method}', which "
+            "changes the encoder itself, so it cannot share batches with other tasks; use it "
+            "alone (dptdr encode, dptdr search), or retrain it with --method deep-prompt"
         )
     try:
         _, config = config_from(manifest.method, manifest.settings)
@@ -135,18 +134,18 @@ def deep_prompt_config(manifest: TaskManifest, folder: Path) -> DeepPromptConfig
     assert isinstance(config, DeepPromptConfig)
     if config.prompt_layers is not None:
         raise ServingError(
-            f"{folder}: the task has rows in the upper {config.prompt_layers} layers only, so it "
-            "cannot share a batch with other tasks; encode with it alone, or train it without "
+            f"{folder}: the task has prompt rows only in the top {config.prompt_layers} layers, so "
+            "it cannot share batches with other tasks; use it alone, or retrain it without "
             "--prompt-layers"
         )
     return config
 
 
 def check_described(manifest: TaskManifest, folder: Path) -> None:
-    """Refuse a card that cannot be shown in a list of tasks.
+    """Reject metadata that cannot be shown in a list of tasks.
 
     Raises:
-        BundleError: If measures are not plain finite numbers, or trained lengths no numbers.
+        BundleError: If measures are not finite numbers, or trained dimensions are not numbers.
     """
     where = folder / "task.json"
     measures = manifest.measures
@@ -154,16 +153,16 @@ def check_described(manifest: TaskManifest, folder: Path) -> None:
         raise BundleError(
             f"{where}, field 'measures': expected at most {_MAX_MEASURES}, got {len(measures):,}"
         )
-    # JSON's numbers, without true, false and NaN.
+    # JSON numbers, excluding booleans and NaN.
     if not all(type(v) in (int, float) and abs(v) < _MAX_MEASURE for v in measures.values()):
         raise BundleError(f"{where}, field 'measures': expected finite numbers")
     if not all(len(name) <= _MAX_NAME and name.isprintable() for name in measures):
         raise BundleError(
-            f"{where}, field 'measures': expected names of at most {_MAX_NAME} printable letters"
+            f"{where}, field 'measures': names must be printable and at most {_MAX_NAME} characters"
         )
     lengths = manifest.training.get("matryoshka") or []
     if not isinstance(lengths, list) or any(type(n) is not int or n < 1 for n in lengths):
-        raise BundleError(f"{where}, field 'training.matryoshka': expected a list of lengths")
+        raise BundleError(f"{where}, field 'training.matryoshka': expected a list of dimensions")
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def test_submit_a_full_queue_refuses_and_says_when_to_come_back(registry):
             for _ in range(20):
                 taken.append(engine.submit([sentence(9)], version=registry.bare, side="query"))
 
-        with pytest.raises(QueueFull, match="tokens wait already") as caught:
+        with pytest.raises(QueueFull, match="tokens and about") as caught:
             fill()
 
         assert len(taken) >= 3
@@ -121,7 +121,7 @@ def test_submit_what_waits_too_long_fails_alone(registry):
         time.sleep(0.02)
         held.release.set()
 
-        with pytest.raises(RequestTimeout, match="time ran out"):
+        with pytest.raises(RequestTimeout, match="timed out in the queue"):
             late.result(60)
         assert first.result(60).vectors.shape == (1, 32)
         assert other.result(60).vectors.shape == (1, 32)

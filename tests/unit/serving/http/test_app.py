@@ -123,9 +123,9 @@ def test_embed_refuses_long_texts_when_told_not_to_cut(client):
         ({"model": "one", "input": [1.5]}, 422, "invalid", "texts, token ids"),
         ({"model": "one", "input": ["x", 1]}, 422, "invalid", "texts, token ids"),
         ({"model": "one", "input": [99999]}, 422, "invalid", "check_embedding_ctx_length=False"),
-        ({"model": "one", "input": [[]]}, 422, "invalid", "none of them empty"),
+        ({"model": "one", "input": [[]]}, 422, "invalid", "non-empty lists of token ids"),
         ({"model": "two", "input": "x"}, 422, "invalid", "'two:query' or 'two:passage'"),
-        ({"input": "x"}, 422, "invalid", "name one of 'one', 'two'"),
+        ({"input": "x"}, 422, "invalid", "specify one of 'one', 'two'"),
         ({"model": "one:query", "input": "x", "input_type": "passage"}, 422, "invalid", "both"),
         ({"model": "one"}, 422, "invalid", "Field required"),
         ({"model": "one", "input": "x", "dimensions": "8"}, 422, "invalid", "valid integer"),
@@ -224,7 +224,7 @@ def test_search_filters_by_metadata(client):
 
 def test_search_refuses_an_index_of_other_vectors(client):
     body = {"task": "two", "text": "boat"}
-    assert "no index fits two@1" in error(client.post("/v1/search", json=body), 409, "refused")
+    assert "no index matches two@1" in error(client.post("/v1/search", json=body), 409, "refused")
     too_many = client.post("/v1/search", json={"task": "one", "text": "boat", "k": 1001})
     assert "k: expected 1 to 1,000" in error(too_many, 422, "invalid")
 

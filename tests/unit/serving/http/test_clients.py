@@ -29,7 +29,7 @@ def test_a_request_without_a_task_never_gets_the_bare_encoder(web):
     for path in ("/embed", "/v1/embeddings", "/embeddings"):
         name = "inputs" if path == "/embed" else "input"
         said = message(web.client.post(path, json={name: "a dog"}))
-        assert "name one of 'one', 'two', or 'backbone'" in said
+        assert "specify one of 'one', 'two', or 'backbone'" in said
     compared = {"source_sentence": "a dog", "sentences": ["a cat"]}
     assert "names no task" in message(web.client.post("/similarity", json={"inputs": compared}))
     bare = web.client.post("/embed", json={"inputs": "a dog", "task": "backbone"}).json()

@@ -113,7 +113,7 @@ def test_an_index_built_with_bm25_is_hybrid_without_a_flag(web):
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
-        ({"task": "one", "index": "next-index"}, "wrong_prompt", "renew the index"),
+        ({"task": "one", "index": "next-index"}, "wrong_prompt", "refresh the index"),
         ({"task": "one", "index": "fresh"}, "index", "expected an index folder"),
         ({"task": "one", "index": "../one-index"}, "refused", "not a path"),
         ({"task": "one", "index": "missing"}, "refused", "no such folder"),
@@ -152,7 +152,7 @@ def test_a_worker_that_starts_later_refuses_what_took_an_indexs_place(web):
         return made
 
     later = start()
-    assert "not the one that was added" in later.resolve("moving").index_error
+    assert "has changed since it was added" in later.resolve("moving").index_error
     assert "moving@1, index" in later.broken
     # What is open goes on; the other worker's vectors are not touched by the broken index.
     assert search(web, task="moving").json()["index"] == "moving"

@@ -122,7 +122,7 @@ def test_a_key_cannot_take_another_tenants_bundle(web):
     ):
         reply = web.client.post(path, json=body, headers=mine)
         assert reply.status_code == 403
-        assert "does not reach bundle" in reply.json()["error"]["message"]
+        assert "has no access to bundle" in reply.json()["error"]["message"]
     assert web.client.get("/v1/tasks/one-steal", headers=mine).status_code == 404
 
 

@@ -110,7 +110,7 @@ def test_feed_forward_rows_are_refused_by_name(place, tmp_path):
     forward = loaded(place)
     bundle = write_bundle(tmp_path / "rows", forward.backbone, ffn_length=2)
 
-    with pytest.raises(ConfigError, match="takes no feed-forward rows; train the task with --ffn"):
+    with pytest.raises(ConfigError, match="do not support feed-forward rows; train the task with --ffn"):
         TaskRegistry(forward, state=tmp_path / "state").add("rows", bundle)
 
 
@@ -120,7 +120,7 @@ def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
     from dptdr.serving.onnx.forward import OnnxForward
 
     other = Backbone.load(str(save_tiny(tmp_path / "other", seed=3)))
-    with pytest.raises(WrongBackbone, match="the graph was made of backbone"):
+    with pytest.raises(WrongBackbone, match="expected a graph of backbone"):
         OnnxForward(other, place / "graph")
 
 
@@ -167,7 +167,7 @@ def test_a_broken_export_is_refused(place, tmp_path, damage):
         "missing": "that `dptdr export` wrote",
         "format": "expected format",
         "graph": "expected an ONNX graph",
-        "float32 alone": "takes 8-bit graphs only",
+        "float32 alone": "needs an 8-bit graph",
     }
     with pytest.raises(ConfigError, match=words[damage]):
         OnnxForward(Backbone.load(str(place / "tiny")), folder)

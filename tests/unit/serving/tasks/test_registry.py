@@ -66,7 +66,7 @@ def test_add_a_second_time_needs_replace_and_makes_the_next_version(registry, bu
     assert list(registry.tasks()["medical"].versions) == ["1", "2", "trial"]
     assert registry.resolve("medical").version == "2"
     assert registry.resolve("medical@trial").version == "trial"
-    with pytest.raises(TaskExists, match="'medical@2' exists already; versions never change"):
+    with pytest.raises(TaskExists, match="'medical@2' already exists; versions are immutable"):
         registry.add("medical", bundle("four", seed=4), version="2", replace=True)
 
 
@@ -76,7 +76,7 @@ def test_rollback_goes_back_default_by_default(registry, bundle):
 
     assert registry.rollback("medical").version == "2"
     assert registry.rollback("medical").version == "1"
-    with pytest.raises(ServingError, match="nothing to go back to"):
+    with pytest.raises(ServingError, match="has no earlier default"):
         registry.rollback("medical")
     assert registry.set_default("medical", "3").version == "3"
     assert registry.rollback("medical").version == "1"
@@ -199,7 +199,7 @@ def test_add_refuses_a_damaged_bundle_and_nothing_changes(registry, bundle, dama
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(float("nan"), "expected finite numbers"), (0.0, "has no effect on a vector")],
+    [(float("nan"), "expected finite numbers"), (0.0, "has no effect on vectors")],
 )
 def test_add_refuses_rows_without_sense_or_effect(registry, tmp_path, value, message):
     encoder = task_encoder(registry.backbone, prompt_length=0, ffn_length=2)
@@ -328,8 +328,8 @@ def test_a_damaged_catalogue_does_not_take_away_what_is_in_memory(served, tmp_pa
     registry.catalogue.file.write_text("{")
 
     assert registry.resolve("medical") is version
-    assert "expected a catalogue" in registry.unreadable
-    with pytest.raises(ServingError, match="expected a catalogue"):
+    assert "expected a task catalogue" in registry.unreadable
+    with pytest.raises(ServingError, match="expected a task catalogue"):
         TaskRegistry(served, state=tmp_path / "state")
 
 
