@@ -7,7 +7,7 @@
     index = dptdr.build_index("DATA", task, out="INDEX")
     print(index.search("look into an archive", k=5))
 
-The names below are loaded when they are first used, so that ``dptdr --help`` imports no torch.
+Public names are imported lazily, so that ``dptdr --help`` does not import torch.
 """
 
 import importlib
@@ -58,7 +58,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name from its module."""
+    """Import a public name on first use."""
     if name in _HOMES:
         with collector_off():
             return getattr(importlib.import_module(f"dptdr.{_HOMES[name]}"), name)
@@ -66,5 +66,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names."""
+    """List the public names."""
     return [*_HOMES, "__version__"]

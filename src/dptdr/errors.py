@@ -1,46 +1,46 @@
-"""The errors that dptdr raises.
+"""Exceptions raised by dptdr.
 
 ::
 
-    DptdrError                  anything below; the command line prints it as one line, exit code 2
-    |-- DataError               a data file is missing or broken (names file, line, field)
+    DptdrError                  base class; the command line prints one line and exits with code 2
+    |-- DataError               a data file is missing or malformed (names file, line, field)
     |-- OutputError             an output cannot be written, is in use, or has other settings
-    |-- ConfigError             a recipe, setting or option is wrong (lists all problems)
-    |-- EvaluationError         run, qrels or measures do not fit together
-    |-- NegativesError          mining cannot go on
+    |-- ConfigError             a setting or option is invalid (lists all problems)
+    |-- EvaluationError         run, qrels and measures are inconsistent
+    |-- NegativesError          negative mining cannot continue
     |-- BackboneError           a backbone cannot be loaded or used
-    |   `-- UnsupportedBackbone a prompt cannot reach every layer of it
-    |-- BundleError             a task bundle is missing, broken or of an unknown format
-    |   `-- WrongBackbone       the bundle belongs to another backbone
-    |-- VectorsError            a vector folder or an index is broken or does not fit
+    |   `-- UnsupportedBackbone a prompt cannot reach all of its layers
+    |-- BundleError             a task bundle is missing, damaged or in an unknown format
+    |   `-- WrongBackbone       the bundle belongs to a different backbone
+    |-- VectorsError            a vector folder or an index is damaged or does not match
     |   |-- NoSuchField         a filter names a metadata field that no passage has
-    |   `-- WrongPrompt         the vectors were made by another prompt or backbone
-    |-- TrainingError           training cannot start or go on
+    |   `-- WrongPrompt         the vectors come from a different prompt or backbone
+    |-- TrainingError           training cannot start or continue
     |   `-- NoGain              a prompt trained without labels is no better; exit code 3
-    `-- ServingError            the server refuses a task or a request
+    `-- ServingError            the server rejects a task or a request
 
-Every message says what was expected, what came, and what to do about it. Programming mistakes stay
-``ValueError`` and ``TypeError``.
+    Every message says what was expected, what it got, and what to do about it. Programming errors
+    raise ``ValueError`` and ``TypeError``.
 """
 
 from pathlib import Path
 
 
 class DptdrError(Exception):
-    """Base class of dptdr's errors."""
+    """Base class of all dptdr errors."""
 
     exit_code = 2
 
 
 class DataError(DptdrError):
-    """A data file is missing or broken.
+    """A data file is missing or malformed.
 
     Args:
-        message: What was expected and what came.
-        path: The file, where one is concerned.
-        line: Line number in the file, counted from 1.
-        row: Row number, counted from 1, where there are no lines: in Parquet or Python objects.
-        field: Name of the field, where one is concerned.
+        message: The expected and the actual value.
+        path: The file, if any.
+        line: Line number in the file, from 1.
+        row: Row number, from 1, in data without lines: Parquet or Python objects.
+        field: Name of the field, if any.
     """
 
     def __init__(
@@ -68,12 +68,7 @@ class DataError(DptdrError):
 
 
 class OutputError(DptdrError):
-    """An output cannot be written, another process writes it, or it was made with other settings.
-
-    Args:
-        message: What is wrong and what to do.
-        path: The output.
-    """
+    """An output cannot be written, is in use by another process, or has other settings."""
 
     def __init__(self, message: str, *, path: Path | None = None) -> None:
         self.path = path
@@ -82,15 +77,15 @@ class OutputError(DptdrError):
 
 
 class ConfigError(DptdrError):
-    """A recipe, setting or option is wrong; the message lists every problem found."""
+    """A setting or option is invalid; the message lists all problems."""
 
 
 class EvaluationError(DptdrError):
-    """Run, qrels or measures do not fit together."""
+    """Run, qrels and measures are inconsistent."""
 
 
 class NegativesError(DptdrError):
-    """Negative mining cannot go on."""
+    """Negative mining cannot continue."""
 
 
 class BackboneError(DptdrError):
@@ -98,19 +93,19 @@ class BackboneError(DptdrError):
 
 
 class UnsupportedBackbone(BackboneError):
-    """A prompt cannot be proved to reach every layer of this backbone."""
+    """A prompt cannot be shown to reach every layer of this backbone."""
 
 
 class BundleError(DptdrError):
-    """A task bundle is missing, broken or of an unknown format."""
+    """A task bundle is missing, damaged or in an unknown format."""
 
 
 class WrongBackbone(BundleError):
-    """A task bundle belongs to another backbone."""
+    """A task bundle belongs to a different backbone."""
 
 
 class VectorsError(DptdrError):
-    """A vector folder or an index is broken or does not fit."""
+    """A vector folder or an index is damaged or does not match."""
 
 
 class NoSuchField(VectorsError):
@@ -118,11 +113,11 @@ class NoSuchField(VectorsError):
 
 
 class WrongPrompt(VectorsError):
-    """Vectors were made by another prompt or backbone."""
+    """Vectors come from a different prompt or backbone."""
 
 
 class TrainingError(DptdrError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class NoGain(TrainingError):
@@ -132,4 +127,4 @@ class NoGain(TrainingError):
 
 
 class ServingError(DptdrError):
-    """The server refuses a task or a request."""
+    """The server rejects a task or a request."""

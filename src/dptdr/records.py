@@ -1,4 +1,4 @@
-"""Records that pass between stages: plain named tuples and dictionaries."""
+"""Records exchanged between stages, as plain named tuples and dictionaries."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +20,7 @@ class Passage(NamedTuple):
 
     @property
     def content(self) -> str:
-        """Title and text joined by one space, as encoders and BM25 read them."""
+        """Title and text joined by a space, as input for encoders and BM25."""
         return f"{self.title} {self.text}" if self.title else self.text
 
 
@@ -32,7 +32,7 @@ class Document(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """One line of qrels: the grade of a passage for a query (0 is not relevant)."""
+    """A line of qrels: the grade of a passage for a query (0 means not relevant)."""
 
     query_id: str
     passage_id: str
@@ -40,7 +40,7 @@ class Judgement(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One passage of a ranking; higher scores are better."""
+    """A passage in a ranking; higher scores are better."""
 
     passage_id: str
     score: float
@@ -49,9 +49,8 @@ class Hit(NamedTuple):
 class TrainingGroup(NamedTuple):
     """A training query with positives and negatives.
 
-    ``positive_scores`` and ``negative_scores`` are a teacher's scores, empty where there are none,
-    else of the same lengths as the texts. ``own_passage`` is the passage that the query is itself,
-    empty for most: it is never a negative.
+    ``positive_scores`` and ``negative_scores`` are teacher scores, either empty or one per text.
+    ``own_passage`` is the query itself as a passage, if it is one; it is never used as a negative.
     """
 
     query_id: str
@@ -66,7 +65,7 @@ class TrainingGroup(NamedTuple):
 
 
 Run: TypeAlias = dict[str, list[Hit]]
-"""Query id to its hits, best first."""
+"""Query id to hits, best first."""
 
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Query id to passage id to grade."""

@@ -108,7 +108,7 @@ def test_a_task_is_not_replaced_by_a_training_that_does_not_know_its_settings(
     shutil.copytree(OLD / "task", tmp_path / "task")
     name, method = config_from("deep-prompt", {"prompt_length": 2})
     config = TrainingConfig(max_steps=4, batch_size=4, eval_steps=4.0, dev_passages=10)
-    with pytest.raises(OutputError, match="exists already, and what it was made from is not"):
+    with pytest.raises(OutputError, match="already exists, and its settings are unknown"):
         train_task(
             load_data(BeirFolder(data), config),
             tmp_path / "task",

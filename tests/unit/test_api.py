@@ -91,7 +91,7 @@ def test_an_index_without_an_encoder_says_what_it_needs(places, task):
     dptdr.build_index(data, task, out=root / "mute", progress=False)
     with pytest.raises(ConfigError, match="expected an encoder for the query texts"):
         dptdr.open_index(root / "mute").search("anything")
-    with pytest.raises(ConfigError, match="expected an encoder for the texts of a data folder"):
+    with pytest.raises(ConfigError, match="expected an encoder for the data folder"):
         dptdr.build_index(data, out=root / "other", progress=False)
 
 
@@ -175,7 +175,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(places, tmp
         ({"batch_size": "x"}, "batch_size: expected int, got 'x'"),
         ({"schedule": "steep"}, "schedule: expected one of linear, cosine, constant"),
         ({"from_task": "t", "initialisation": "random"}, "initialisation: expected none with"),
-        ({"device": "cuda:77"}, "device: expected one that is there, got 'cuda:77'"),
+        ({"device": "cuda:77"}, "device: expected an available device, got 'cuda:77'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(places, tmp_path, settings, message):
@@ -221,11 +221,11 @@ def test_a_folder_of_another_kind_is_never_replaced(places, tmp_path):
     vectors, index = tmp_path / "vectors", tmp_path / "index"
     dptdr.encode(data, backbone, out=vectors, progress=False)
     dptdr.build_index(vectors, out=index, progress=False)
-    with pytest.raises(OutputError, match=r"something else is there .*says 'dptdr-index'"):
+    with pytest.raises(OutputError, match=r"contains unrelated files .*says 'dptdr-index'"):
         dptdr.encode(data, backbone, out=index, overwrite=True, progress=False)
     other = tmp_path / "other"
     dptdr.encode(data, backbone, out=other, progress=False)
-    with pytest.raises(OutputError, match=r"something else is there .*says 'dptdr-vectors'"):
+    with pytest.raises(OutputError, match=r"contains unrelated files .*says 'dptdr-vectors'"):
         dptdr.build_index(vectors, out=other, overwrite=True, progress=False)
 
 
@@ -310,7 +310,7 @@ def test_an_id_with_a_nul_is_refused(places, tmp_path):
     data = shutil.copytree(places[0], tmp_path / "data")
     with (data / "corpus.jsonl").open("a") as corpus:
         corpus.write('{"_id": "p1\\u0000", "text": "a"}\n')
-    with pytest.raises(DptdrError, match=r"line 31, field '_id': an id may hold .* no NUL"):
+    with pytest.raises(DptdrError, match=r"line 31, field '_id': expected an id without .* NULs"):
         dptdr.evaluate(data, "bm25")
     with pytest.raises(DptdrError, match="without NUL"):
         measures.evaluate({"q": [Hit("p\0", 1.0)]}, {"q": {"p": 1}})

@@ -1,1 +1,1 @@
-"""The stages behind ``import dptdr``; the command line calls the same functions."""
+"""The public API behind ``import dptdr``, which the command line also uses."""

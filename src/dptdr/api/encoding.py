@@ -49,36 +49,38 @@ def encode(
     overwrite: bool = False,
     progress: bool = True,
 ) -> VectorFolder | None:
-    """Encode a corpus into a vector folder; a call that was stopped continues.
+    """Encode a corpus into a vector folder, resuming an interrupted call.
 
     Args:
-        data: A BEIR folder, whose corpus is encoded, or rows as for ``dptdr.train``.
-        encoder: Encodes the passages.
+        data: A BEIR folder, or rows as for ``dptdr.train``.
+        encoder: Passage encoder.
         out: The vector folder.
-        shard_size: Passages in a shard: what a kill loses at most.
-        dtype: Stored number type; ``float16`` takes half the bytes.
-        part: Do part i of n, from 0: for several machines.
-        processes: Processes on this machine, or workers of ``ray``; each loads the encoder.
-        ray: Encode on a Ray cluster: its address, ``auto`` or ``local``.
-        limit: Encode only the first so many passages.
-        batch_size: Maximum number of texts in a batch; chosen by their length by default.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        threads: Processor threads; torch's own choice by default.
-        weights: Number type of the backbone's weights.
-        backbone: Where the task's backbone is, if not where it was.
-        overwrite: Start over, whatever is at ``out``.
+        shard_size: Passages per shard, the maximum lost in a crash.
+        dtype: Dtype of the stored vectors; ``float16`` halves the size.
+        part: Encode part i (from 0) of n, for several machines.
+        processes: Processes on this machine, or workers with ``ray``; each loads the encoder.
+        ray: Address of a Ray cluster to encode on, or ``auto`` or ``local``.
+        limit: Encode only the first ``limit`` passages.
+        batch_size: Maximum texts per batch; by default chosen from their lengths.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        threads: CPU threads; torch's default if ``None``.
+        weights: Dtype of the backbone's weights.
+        backbone: Location of the task's backbone, if it has moved.
+        overwrite: Delete any output at ``out`` and start over.
         progress: Show progress on standard error.
 
     Returns:
-        The vectors; ``None`` while other parts are not done.
+        The vectors; ``None`` if other parts are missing.
     """
     if ray is not None and (part[1] > 1 or limit is not None):
-        raise ConfigError("expected ray or a part or limit, got both: ray encodes the whole corpus")
+        raise ConfigError(
+            "ray encodes the whole corpus, but part or limit is set; omit one of them"
+        )
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: expected {' or '.join(DTYPES)}, got '{dtype}'")
     if isinstance(encoder, Encoder) and (processes > 1 or ray is not None):
         raise ConfigError(
-            "expected the folder or name of an encoder, which each process loads, got a loaded one"
+            "expected the folder or name of an encoder, to load in each process, got a loaded one"
         )
     check_counts(limit=limit, shard_size=shard_size, batch_size=batch_size, processes=processes)
     out = Path(out)
@@ -105,7 +107,7 @@ def encode(
                 count=min(limit, source.count or limit),
             )
         if ray is not None:
-            # A worker on an accelerator has it for itself.
+            # Each worker has an accelerator to itself.
             cluster = Cluster(ray, workers=processes, gpus=0 if device == "cpu" else 1)
             return encode_on_ray(
                 load_one,

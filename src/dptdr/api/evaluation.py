@@ -1,4 +1,4 @@
-"""Rank passages, measure rankings, compare systems."""
+"""Rank passages, evaluate rankings and compare systems."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,17 +48,17 @@ def retrieve(
 
     Args:
         data: A BEIR folder, or rows as for ``dptdr.train``.
-        system: An index to search, or an encoder, ``bm25`` or ``bm25:LANGUAGE`` to rank the data's
-            own corpus with.
-        split: Whose judged queries are asked.
-        id_prefix: Ask the queries whose ids begin so instead, judged or not.
-        depth: Maximum number of passages for each query.
-        limit: Ask only the first so many queries.
-        filters: With an index: metadata field to the value, or values, that a passage may have.
-        keep_identical: Whether a query that is a passage of the data may find itself.
+        system: An index to search; or an encoder, ``bm25`` or ``bm25:LANGUAGE`` to rank the corpus
+            of the data.
+        split: Split of the queries.
+        id_prefix: Instead, use all queries whose ids start with this prefix, judged or not.
+        depth: Maximum passages per query.
+        limit: Use only the first ``limit`` queries.
+        filters: For an index: metadata field to accepted value or values.
+        keep_identical: Let a query that is also a passage retrieve itself.
         out: Write a TREC run file here.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        threads: Processor threads; one for each core by default.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        threads: CPU threads; one per core by default.
         progress: Show progress on standard error.
 
     Returns:
@@ -81,7 +81,7 @@ def retrieve(
                 )
             name = system.name
         elif filters:
-            raise ConfigError("filters: need an index that holds metadata, got another system")
+            raise ConfigError("filters: expected an index with metadata, got another system")
         else:
             set_threads(threads)
             ranking = rank(
@@ -120,31 +120,31 @@ def evaluate(
     threads: int | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
-    """Measure a system on the judged queries of a split; unanswered queries count as 0.
+    """Evaluate a system on the judged queries of a split; queries without hits score 0.
 
     Args:
-        data: A BEIR folder, or rows as for ``dptdr.train``; with ``protocol`` the file of
-            judgements (for ``nq`` of questions).
+        data: A BEIR folder, or rows as for ``dptdr.train``; with ``protocol``, the qrels file (for
+            ``nq``, the question file).
         system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a TREC run file.
-        split: Whose judged queries are asked.
-        measures: As ir_measures names them; nDCG@10, RR@10 and R@100 by default.
-        depth: Passages ranked for each query; what the measures need by default, at least 100.
-        limit: Ask only the first so many queries.
-        keep_identical: Whether a query that is a passage of the data may find itself.
+        split: Split of the queries.
+        measures: Measures in ir_measures notation; nDCG@10, RR@10 and R@100 by default.
+        depth: Passages to rank per query; by default as required by the measures, at least 100.
+        limit: Use only the first ``limit`` queries.
+        keep_identical: Let a query that is also a passage retrieve itself.
         run_out: Write the ranking to this TREC run file.
-        protocol: Measure a run file by official rules.
-        passages: For ``nq``: psgs_w100.tsv or corpus.jsonl that the run names.
-        queries: For ``nq``: queries.jsonl that tells which id is which question.
-        matching: For ``nq``: answers are texts, or regular expressions.
-        strict: For ``nq``: refuse answers that match every passage or none.
-        batch_size: Maximum number of texts in a batch; chosen by their length by default.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        dtype: Number type of the backbone's weights.
-        threads: Processor threads, or processes of ``nq``; one for each core by default.
+        protocol: Evaluate a run file by the official rules of a benchmark.
+        passages: For ``nq``: psgs_w100.tsv or corpus.jsonl with the passages of the run.
+        queries: For ``nq``: queries.jsonl that maps ids to questions.
+        matching: For ``nq``: whether answers are strings or regular expressions.
+        strict: For ``nq``: reject answers that match every passage or none.
+        batch_size: Maximum texts per batch; by default chosen from their lengths.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        dtype: Dtype of the backbone's weights.
+        threads: CPU threads, or processes for ``nq``; one per core by default.
         progress: Show progress on standard error.
 
     Returns:
-        The report: ``measures`` to means, ``per_query`` to values.
+        The report, with means in ``measures`` and values in ``per_query``.
     """
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
@@ -203,16 +203,16 @@ def compare(
     measures: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compare systems with the first one by paired tests, query by query.
+    """Compare systems with a baseline, using paired tests over queries.
 
     Args:
-        reports: What ``dptdr.evaluate`` returned, or files of ``dptdr evaluate --json``; the
-            baseline first.
-        measures: Measures to compare; all that the reports share by default.
+        reports: Results of ``dptdr.evaluate``, or files from ``dptdr evaluate --json``; the
+            baseline comes first.
+        measures: Measures to compare; by default all measures in every report.
         seed: Seed of the randomisation test.
 
     Returns:
-        Means, differences, intervals and p-values.
+        Means, differences, confidence intervals and p-values.
     """
     read = [
         report if isinstance(report, EvaluationReport) else EvaluationReport.read(Path(report))
@@ -243,7 +243,7 @@ def _write(path: AnyPath | None, run: Run, *, name: str) -> None:
     if path is not None:
         from dptdr.evaluation import write_run
 
-        # A run file separates its fields by white space.
+        # Run files are whitespace-separated.
         write_run(Path(path), run, tag="_".join(name.split()))
 
 
@@ -262,11 +262,11 @@ def _by_protocol(
     from dptdr.evaluation.protocols.reports import measure_msmarco, measure_nq
 
     if not isinstance(run, Path | str) or not isinstance(qrels, Path | str):
-        raise ConfigError(f"protocol {protocol}: expected paths of judgements and of a run file")
+        raise ConfigError(f"protocol {protocol}: expected the paths of a qrels file and a run file")
     if protocol == "msmarco":
         return measure_msmarco(qrels=Path(qrels), run=Path(run))
     if passages is None:
-        raise ConfigError("protocol nq: expected the passages that the run names, got none")
+        raise ConfigError("protocol nq: expected the passages of the run, got none")
     with phase("match answers") as on_progress:
         return measure_nq(
             qrels=Path(qrels),

@@ -1,4 +1,4 @@
-"""Build, refresh and open an index."""
+"""Build, refresh and open indexes."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import MANIFEST
 
 _DATABASE_OPTIONS = ("M", "ef_construction", "links", "build_width")
-"""Options of an index in a database; the last two are former names."""
+"""Options for an index in a database; the last two are former names."""
 
 
 @checked
@@ -49,33 +49,35 @@ def build_index(
     device: str = "auto",
     progress: bool = True,
 ) -> SearchIndex:
-    """Build an index over data, or over a vector folder that ``dptdr.encode`` wrote.
+    """Build an index over data, or over a vector folder written by ``dptdr.encode``.
 
     Args:
-        data: A vector folder, or data as for ``dptdr.encode``, whose corpus is encoded first.
+        data: A vector folder, or data as for ``dptdr.encode``, which is encoded first.
         encoder: Encodes the passages, and the queries of later searches.
         out: The index folder, or the index's name in ``database``.
-        vectors: Where to put the vectors of data; ``OUT.vectors`` by default.
-        index_type: ``auto`` (the default) chooses by count and memory; or ``exact``, ``hnsw``,
-            ``hnsw-sq``, ``ivf-sq``, ``ivf-pq``, ``rabitq``.
+        vectors: Folder for the vectors of ``data``; ``OUT.vectors`` by default.
+        index_type: ``auto`` (the default) chooses by corpus size and memory; or ``exact``,
+            ``hnsw``, ``hnsw-sq``, ``ivf-sq``, ``ivf-pq``, ``rabitq``.
         options: Options of the type, such as ``{"M": 48, "ef_search": 200}``.
-        dimensions: Search the first numbers of each vector only, and the best hits again by all.
-        quantize: Search exactly over ``float16``, ``int8`` or ``binary`` numbers, and the best
-            hits again by full vectors.
-        bm25: Index the words as well, for hybrid search.
-        language: Language of the words, such as ``german``; told by the texts by default.
-        seed: Decides samples, clusters and rotations; for types with lists only.
-        threads: Threads, all cores by default; with 1 the same vectors give the same bytes.
-        memory_bytes: Memory that ``auto`` may plan with; half of what is free by default.
+        dimensions: Search only the first dimensions, then rescore the best hits in full.
+        quantize: Search ``float16``, ``int8`` or ``binary`` vectors exactly, then rescore the best
+            hits in full.
+        bm25: Also build a BM25 index, for hybrid search.
+        language: BM25 language, such as ``german``; detected by default.
+        seed: Seed for samples, clusters and rotations; only for types with inverted lists.
+        threads: Number of threads, by default all cores; the result is byte-for-byte reproducible
+            with 1.
+        memory_bytes: Memory budget for ``auto``; half of the free memory by default.
         database: Load the vectors into this database instead: ``postgresql://USER@HOST/DATABASE``,
-            ``http://HOST:6333`` (Qdrant) or ``qdrant:FOLDER``. It takes ``M`` and
-            ``ef_construction`` alone; what the name stood for serves until then.
-        overwrite: Replace whatever index, and vectors of data, are there.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
+            ``http://HOST:6333`` (Qdrant) or ``qdrant:FOLDER``. Only the options ``M`` and
+            ``ef_construction`` apply; any previous index with the name serves until the load is
+            complete.
+        overwrite: Replace any existing index, and vectors of ``data``.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
         progress: Show progress on standard error.
 
     Returns:
-        The index, ready for texts if an encoder was given.
+        The index, which can search texts if an encoder was given.
     """
     settings = _build_settings(
         seed=seed,
@@ -96,9 +98,9 @@ def build_index(
         folder = Path(data)
     elif asker is None:
         if isinstance(data, Path | str) and not (Path(data) / "corpus.jsonl").is_file():
-            # Says what a vector folder is and how to make it.
+            # Its error explains what a vector folder is and how to create one.
             VectorFolder(Path(data))
-        raise ConfigError("expected an encoder for the texts of a data folder, got none")
+        raise ConfigError("expected an encoder for the data folder, got none")
     else:
         folder = Path(vectors) if vectors is not None else Path(f"{out}.vectors")
         encode(data, asker, out=folder, overwrite=overwrite, progress=progress)
@@ -135,7 +137,7 @@ def _build_settings(
 
 
 def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSettings) -> None:
-    """Refuse options that have no effect on a database."""
+    """Reject options that have no effect on a database."""
     given: dict[str, Any] = {
         "index_type": index_type,
         "overwrite": overwrite,
@@ -164,15 +166,15 @@ def refresh_index(
     progress: bool = True,
     **settings: Any,
 ) -> Refreshed:
-    """Encode what changed in the data (everything, if the prompt changed) and rebuild the index.
+    """Encode changed passages (or all, if the prompt has changed) and rebuild the index.
 
-    The old vectors and index serve until both are exchanged.
+    The old vectors and index serve until both are replaced.
 
     Args:
-        data: The data as they are now.
-        encoder: The encoder as it is now.
-        vectors: The vector folder to renew.
-        out: The index folder to renew.
+        data: The current data.
+        encoder: The current encoder.
+        vectors: The vector folder to refresh.
+        out: The index folder to refresh.
         **settings: Settings of ``dptdr.build_index``, such as ``bm25``; by default those of the
             old index.
     """
@@ -211,16 +213,16 @@ def open_index(
 
     Args:
         path: The index folder, or the index's name in ``database``.
-        encoder: Encodes the queries.
-        database: Address of the PostgreSQL or Qdrant that holds it.
-        hybrid: Merge with BM25 by ``rrf``, ``min-max`` or ``z-score``.
-        dense_weight: Share of the vectors in a merge, 0 to 1.
-        rerank: Cross-encoder (name or folder) that ranks the best hits again.
-        rerank_top: Hits that it scores for each query.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
+        encoder: Query encoder.
+        database: Address of the PostgreSQL or Qdrant database.
+        hybrid: Fuse with BM25 by ``rrf``, ``min-max`` or ``z-score``.
+        dense_weight: Weight of the dense ranking in the fusion, from 0 to 1.
+        rerank: Cross-encoder (name or folder) for re-ranking the best hits.
+        rerank_top: Hits to re-rank per query.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
 
     Returns:
-        The index; close it if it is in a database.
+            The index, which must be closed if it is in a database.
     """
     check_counts(rerank_top=rerank_top)
     index = open_local(path) if database is None else open_database(database, str(path))

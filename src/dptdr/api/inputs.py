@@ -1,4 +1,4 @@
-"""Inputs of the stages: data as a folder or as Python rows, devices, progress."""
+"""Handle inputs of the stages: data as a folder or Python rows, devices and progress."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from dptdr.io.progress import progress as progress_bar
 
 AnyPath: TypeAlias = Path | str
 Rows: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
-"""Dicts, tuples, a ``datasets.Dataset`` or a pandas frame; or split names to such."""
+"""Dicts, tuples, a ``datasets.Dataset`` or a pandas ``DataFrame``; or a mapping by split."""
 AnyData: TypeAlias = AnyPath | Rows
 Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -23,20 +23,20 @@ _ROWS = "rows"
 
 @contextlib.contextmanager
 def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
-    """Yield the folder of the data; Python rows are written to a temporary one first.
+    """Yield the folder of the data, writing Python rows to a temporary folder first.
 
-    The same rows give the same bytes, so a stage recognises what it has done before.
+    The same rows give the same bytes, so a stage recognises previous work.
 
     Args:
         data: A folder, or rows.
-        split: Split of rows that are not named by split.
+        split: Split of rows that are not in a mapping by split.
 
     Raises:
-        DataError: If a row is broken; names it.
+        DataError: If a row is malformed.
     """
     if isinstance(data, str | os.PathLike):
         if not Path(data).exists():
-            raise DataError("no such folder; expected a BEIR folder", path=Path(data))
+            raise DataError("expected a BEIR folder, got no such folder", path=Path(data))
         yield Path(data)
         return
     if not isinstance(data, Iterable):
@@ -54,18 +54,18 @@ def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
 
 
 def negatives_of_rows(folder: Path, data: AnyData) -> Path | None:
-    """Return the training file made from rows with hard negatives."""
+    """Return the training file written for rows with hard negatives, if any."""
     path = folder / "negatives-train.jsonl"
     return path if not isinstance(data, str | os.PathLike) and path.is_file() else None
 
 
 def optional_path(path: AnyPath | None) -> Path | None:
-    """Return a path as a ``Path``."""
+    """Convert a path to a ``Path``, passing through ``None``."""
     return None if path is None else Path(path)
 
 
 def resolve_device(name: str) -> str:
-    """Return an available torch device."""
+    """Resolve a device name to an available torch device."""
     import torch
 
     accelerator = "cuda" if torch.cuda.is_available() else None
@@ -79,13 +79,13 @@ def resolve_device(name: str) -> str:
         there = "cpu" if accelerator is None else f"cpu or {accelerator}"
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: expected one that is there, got '{name}' ({reason}); take auto, {there}"
+            f"device: expected an available device, got '{name}' ({reason}); use auto, {there}"
         ) from None
     return name
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's number of threads; ``None`` leaves it alone."""
+    """Set torch's number of threads; ``None`` leaves it unchanged."""
     check_counts(threads=threads)
     if threads is not None:
         import torch
@@ -94,12 +94,12 @@ def set_threads(threads: int | None) -> None:
 
 
 def core_count() -> int:
-    """Return the number of processor cores."""
+    """Return the number of available CPU cores."""
     return os.cpu_count() or 1
 
 
 def phases(progress: object) -> Phase:
-    """Return a function that shows the progress of a phase, or nothing."""
+    """Return a context manager that shows the progress of phases, if enabled."""
     return progress_bar if progress else _silent
 
 

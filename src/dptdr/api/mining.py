@@ -1,4 +1,4 @@
-"""Mining hard negatives."""
+"""Mine hard negatives."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,41 +52,41 @@ def mine(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Mine hard negatives; judged positives and copies of their texts never appear.
+    """Mine hard negatives, excluding judged positives and passages with the same text.
 
-    The same inputs and seed give the same file.
+    The result is determined by the inputs and the seed.
 
     Args:
         data: A BEIR folder, or rows as for ``dptdr.train``.
-        out: JSON-lines file to write; give it to ``dptdr.train`` as ``negatives``.
-        sources: Each ``bm25``, ``bm25:LANGUAGE``, ``backbone:NAME``, ``task:FOLDER`` or
+        out: JSON-lines file to write, for ``negatives`` of ``dptdr.train``.
+        sources: Each is ``bm25``, ``bm25:LANGUAGE``, ``backbone:NAME``, ``task:FOLDER`` or
             ``run:FILE``, optionally followed by ``,range_min=10``, ``,num_negatives=30``,
             ``,sampling=top|uniform|score``, ``,name=X``.
-        split: Whose judgements are the positives.
-        num_negatives: Negatives for each query and source.
-        range_max: Ranks 1 to this are candidates.
-        teacher: Scores candidates to drop false negatives, or to distil: ``cross-encoder:NAME``,
-            ``task:FOLDER``, ``backbone:NAME`` or ``file:RUN``.
-        max_score: Drop candidates whose score is at least this.
-        absolute_margin: Drop candidates that score above the positive's score minus this.
-        relative_margin: Drop candidates that score above the positive's score times 1 minus this
-            (0.05: above 95 % of it).
-        positive_score: Which score counts where a query has several positives.
-        keep_scores: Drop nothing; write the teacher's scores.
+        split: Split whose judgements define the positives.
+        num_negatives: Negatives per query and source.
+        range_max: Candidates are taken from ranks 1 to ``range_max``.
+        teacher: Scores candidates, for false-negative filtering or distillation:
+            ``cross-encoder:NAME``, ``task:FOLDER``, ``backbone:NAME`` or ``file:RUN``.
+        max_score: Drop candidates with at least this score.
+        absolute_margin: Drop candidates scoring above the positive's score minus this margin.
+        relative_margin: Drop candidates scoring above the positive's score times 1 minus this
+            margin (0.05: above 95 % of it).
+        positive_score: How to combine the scores of several positives.
+        keep_scores: Drop nothing, and write the teacher's scores.
         min_grade: Minimum grade of a positive.
-        keep_identical: Whether a query that is a passage of the data may be its own negative.
+        keep_identical: Let a query that is also a passage be its own negative.
         format: ``dptdr`` (ids with provenance) or ``tevatron`` (texts).
-        judged_split: Measure precision and recall of the removal on this split's judgements.
-        cache: Keep corpus vectors and the BM25 index in this folder.
-        seed: Seed of the sampling.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        dtype: Number type of the encoders' weights.
-        threads: Threads of BM25; one for each core by default.
-        overwrite: Start over, whatever is at ``out`` and in ``OUT.partial``.
+        judged_split: Measure precision and recall of the filtering on this split's judgements.
+        cache: Folder in which to keep corpus vectors and the BM25 index.
+        seed: Seed for sampling.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        dtype: Dtype of the encoders' weights.
+        threads: Threads for BM25; one per core by default.
+        overwrite: Delete any output at ``out`` and ``OUT.partial`` and start over.
         progress: Show progress on standard error.
 
     Returns:
-        The report: counts, provenance, statistics.
+        The report, with counts, provenance and statistics.
     """
     from dptdr.mining.folder import MineRequest, check_teacher, mine_folder
     from dptdr.mining.sources import Machine
@@ -94,7 +94,7 @@ def mine(
     filtering = FilteringSettings(
         max_score=max_score,
         absolute_margin=absolute_margin,
-        # Rounded, so that 0.05 and former versions' 95 per cent are the same setting.
+        # Rounded, so that 0.05 equals the 95 % setting of earlier versions.
         relative_margin=None if relative_margin is None else round(relative_margin, 9),
         positive_score=positive_score,
     )

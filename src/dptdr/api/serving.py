@@ -1,4 +1,4 @@
-"""Serving tasks over HTTP."""
+"""Serve tasks over HTTP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +17,14 @@ def serve(
     port: int = 8000,
     **settings: Any,
 ) -> None:
-    """Serve many tasks on one encoder over HTTP, until stopped.
+    """Serve many tasks on one encoder over HTTP until stopped.
 
     Args:
-        tasks: Folders of tasks, each as ``FOLDER`` or ``NAME=FOLDER``.
+        tasks: Task folders, each as ``FOLDER`` or ``NAME=FOLDER``.
         backbone: The encoder; the first task's by default.
-        indexes: Folders of indexes, each as ``FOLDER`` or ``TASK=FOLDER``.
+        indexes: Index folders, each as ``FOLDER`` or ``TASK=FOLDER``.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 picks a free port.
         **settings: ``allowed_hosts``, and fields of ``dptdr.serving.settings.ServerSettings``.
     """
     from dptdr.serving.server import serve as run_server

@@ -13,16 +13,16 @@ from dptdr.training.train import TrainingResult
 __all__ = ["AnyEncoder", "Encoder", "Task", "encoder_of", "load", "load_backbone", "loaded"]
 
 AnyEncoder: TypeAlias = Encoder | Path | str
-"""A loaded encoder, the folder or hub name of a task, or the name or folder of a backbone."""
+"""A loaded encoder, the folder or Hub name of a task, or the name or folder of a backbone."""
 
 
 class Task(Encoder):
-    """An encoder with a trained task: ``encode_queries`` and ``encode_passages`` return vectors.
+    """An encoder with a trained task; use ``encode_queries`` and ``encode_passages``.
 
     Args:
         encoder: The task's encoder.
         path: The bundle's folder.
-        result: What training reached; ``None`` for a task that was loaded.
+        result: Training result; ``None`` for a loaded task.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Task(Encoder):
 
     @property
     def manifest(self) -> TaskManifest:
-        """The contents of ``task.json``: method, settings, fingerprints, dev measures."""
+        """The contents of ``task.json``: method, settings, fingerprints and dev measures."""
         return read_manifest(self.path)
 
     def push_to_hub(
@@ -49,15 +49,15 @@ class Task(Encoder):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Upload the bundle to the Hugging Face hub, for ``dptdr.load("org/name")``.
+        """Upload the bundle to the Hugging Face Hub, for ``dptdr.load("org/name")``.
 
         Args:
             repository: ``org/name``; created if it does not exist.
-            base_model: The backbone's name on the hub; needed if it is a local folder here.
-            license_name: Licence on the card, as the hub names it (``apache-2.0``).
-            private: Whether a new repository is private.
-            revision: Branch to write to; the main one by default.
-            token: Access token; the stored one by default.
+            base_model: The backbone's name on the Hub; required if the backbone is a local folder.
+            license_name: License for the model card, in Hub notation (``apache-2.0``).
+            private: Make a new repository private.
+            revision: Branch to write to; the main branch by default.
+            token: Access token; the stored token by default.
 
         Returns:
             The URL of the commit.
@@ -84,15 +84,14 @@ def load(
     """Load a task, or a bare backbone.
 
     Args:
-        name: Folder of a task or its name on the hub (``org/name``), or name or folder of a
+        name: Folder of a task or its name on the Hub (``org/name``), or name or folder of a
             backbone (``minilm`` needs no download).
-        backbone: Where the task's backbone is, or the loaded one; by default the one that the
-            task names.
-        device: Torch device; ``auto`` takes cuda, mps or cpu, the first that is there.
-        dtype: Number type of the backbone's weights.
+        backbone: The task's backbone, or its location; by default as recorded in the task.
+        device: Torch device; ``auto`` picks the first available of cuda, mps and cpu.
+        dtype: Dtype of the backbone's weights.
 
     Returns:
-        The encoder; a ``Task`` if ``name`` is one.
+            The encoder; a ``Task`` if ``name`` is one.
     """
     folder = task_folder(name)
     if folder is None and backbone is None:
@@ -110,8 +109,8 @@ def encoder_of(
     """Load a task, a bare backbone, or a task on a given backbone."""
     if task is None and backbone is None:
         raise ConfigError(
-            "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm needs no "
-            "training"
+            "expected --task TASK or --backbone BACKBONE, got neither; --backbone minilm works "
+            "without training"
         )
     backbone = str(backbone) if isinstance(backbone, Path) else backbone
     if task is None:
@@ -128,7 +127,7 @@ def encoder_of(
 
 
 def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
-    """Return a backbone; load it if a name is given."""
+    """Return a backbone, loading it if given by name."""
     if isinstance(given, Backbone):
         return given
     return Backbone.load(str(given), device=resolve_device(device))
@@ -143,15 +142,12 @@ def loaded(
     batch_size: int | None = None,
     fast: bool = False,
 ) -> Encoder:
-    """Return an encoder; load it if a name is given.
+    """Return an encoder, loading it if given by name.
 
     Args:
         given: The encoder.
-        backbone: Where a task's backbone is.
-        device: Torch device.
-        dtype: Number type of the backbone's weights.
-        batch_size: Maximum number of texts in a batch.
-        fast: Prepare what is loaded for encoding alone; it can then no longer be trained.
+        backbone: Location of a task's backbone.
+        fast: Optimise a loaded encoder for inference; it can then no longer be trained.
     """
     check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):

@@ -1,4 +1,4 @@
-"""Train a task; pretrain an encoder or a prompt."""
+"""Train tasks, and pretrain encoders or prompts."""
 
 import sys
 from contextlib import nullcontext
@@ -44,31 +44,32 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> "Task":
-    """Train a task on a frozen backbone, choose its best checkpoint and write its bundle.
+    """Train a task on a frozen backbone and write a bundle of the best checkpoint.
 
     Args:
-        data: A BEIR folder with ``qrels/train.tsv``, or rows: dicts, tuples (query, positive,
-            negatives), a ``datasets.Dataset``, a pandas frame, with columns such as
-            ``anchor``/``query``, ``positive``, ``negative``, ``score``; or split names to rows.
+        data: A BEIR folder with ``qrels/train.tsv``, or rows (dicts, tuples of query, positive and
+            negatives, a ``datasets.Dataset`` or a pandas ``DataFrame``) with columns such as
+            ``anchor``/``query``, ``positive``, ``negative``, ``score``; or a mapping from split
+            names to rows.
         out: Folder of the bundle; checkpoints and log go to ``OUT.training``.
-        backbone: Name or folder of the encoder, or a loaded one.
+        backbone: Name or folder of the encoder, or a loaded encoder.
         method: ``deep-prompt``, ``shallow-prompt``, ``lora``, ``bitfit`` or ``full``.
         negatives: Mined negatives or training groups (JSON lines) that replace the train qrels.
         from_task: Start from the prompt of this task.
         min_grade: Minimum grade of a positive.
-        overwrite: Start over, whatever is at ``out`` and in ``OUT.training``.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        threads: Processor threads; torch's own choice by default.
+        overwrite: Delete any output at ``out`` and ``OUT.training`` and start over.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        threads: CPU threads; torch's default if ``None``.
         tensorboard: Write TensorBoard files to this folder.
-        track: Send the run's log to this tracker as well.
+        track: Also send the log to this experiment tracker.
         progress: Show progress on standard error.
         **settings: Fields of ``dptdr.config.training.TrainingConfig`` and of the method's
             settings in ``dptdr.config.methods``, such as ``max_steps`` or ``prompt_length``.
 
     Raises:
-        ConfigError: If a setting is unknown, wrong, or does not belong to the method.
+        ConfigError: If a setting is unknown, invalid, or does not apply to the method.
     """
-    # All that can be refused is refused before torch is imported.
+    # Validate everything possible before importing torch.
     request = training_request(method, settings, from_task=from_task is not None)
     try_outputs(
         Path(out),
@@ -119,30 +120,30 @@ def pretrain(
     progress: bool = True,
     **settings: Any,
 ) -> "PretrainingResult | None":
-    """Pretrain an encoder, or with ``prompt_only`` a deep prompt alone, on the bare texts of data.
+    """Pretrain an encoder, or only a deep prompt with ``prompt_only``, on unlabelled texts.
 
     Args:
         data: A BEIR folder, of which only the corpus is read, or rows as for ``train``.
-        out: The backbone's folder, or the task's; checkpoints and log go to ``OUT.pretraining``.
-        backbone: Name or folder of the encoder, or a loaded one.
-        prompt_only: Freeze the backbone and train a prompt alone.
+        out: Folder of the backbone or task; checkpoints and log go to ``OUT.pretraining``.
+        backbone: Name or folder of the encoder, or a loaded encoder.
+        prompt_only: Freeze the backbone and train only a prompt.
         from_task: With ``prompt_only``: start from the prompt of this task.
-        keep_head: Write the heads beside the backbone, to continue from them later.
-        force: With ``prompt_only``: write the prompt even if held-out pseudo-queries find it no
-            better than the backbone.
-        overwrite: Start over, whatever is at ``out`` and in ``OUT.pretraining``.
-        device: Torch device; ``auto`` takes cuda, mps or cpu.
-        threads: Processor threads; torch's own choice by default.
+        keep_head: Also save the heads, to continue pretraining later.
+        force: With ``prompt_only``: write the prompt even if it is no better than the backbone on
+            held-out pseudo-queries.
+        overwrite: Delete any output at ``out`` and ``OUT.pretraining`` and start over.
+        device: Torch device; ``auto`` picks cuda, mps or cpu.
+        threads: CPU threads; torch's default if ``None``.
         progress: Show progress on standard error.
         **settings: Fields of ``dptdr.config.pretraining.PretrainingConfig``, and with
             ``prompt_only`` of ``dptdr.config.methods.DeepPromptConfig``.
 
     Returns:
-        What was reached; give its ``out`` to ``train`` as ``backbone``, or as ``from_task``.
-        ``None`` in all processes of ``torchrun`` but the first.
+        The result, whose ``out`` can be passed to ``train`` as ``backbone`` or ``from_task``.
+        ``None`` in all but the first process of ``torchrun``.
 
     Raises:
-        NoGain: If a prompt was trained on the fused ranking and is no better than the backbone.
+        NoGain: If a prompt trained on the fused ranking is no better than the backbone.
     """
     config, prompt = pretraining_request(
         settings,

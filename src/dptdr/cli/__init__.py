@@ -1,4 +1,4 @@
-"""The command line: thin functions over :mod:`dptdr.api`."""
+"""The command line, a thin layer over :mod:`dptdr.api`."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import sys
 def main() -> None:
     """Run the ``dptdr`` command.
 
-    Each expected error ends with one line and exit code 2, or its own; an interruption with 130,
-    and a closed pipe with 141, as shells expect.
+    Expected errors print one line and exit with code 2, or their own code; interruption exits with
+    130 and a closed pipe with 141, following shell conventions.
     """
     from dptdr.cli.app import PipeClosed, Stopped, build_app
     from dptdr.errors import DptdrError
@@ -18,9 +18,9 @@ def main() -> None:
     except DptdrError as error:
         _end(error.exit_code, f"error: {error}")
     except Stopped as stopped:
-        _end(130, f"interrupted {stopped}; what is finished is kept, the same command continues")
+        _end(130, f"interrupted {stopped}; completed work is kept, rerun the command to resume")
     except PipeClosed:
-        # Whoever read the output has gone; nothing may be written at exit either.
+        # The reader has closed the pipe, so nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

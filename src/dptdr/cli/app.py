@@ -1,4 +1,4 @@
-"""The list of commands. Each command is in a module of its own and imports torch only inside."""
+"""The command tree. Each command has its own module, which imports torch lazily."""
 
 import functools
 import importlib
@@ -35,10 +35,10 @@ COMMANDS: dict[str, str] = {
     "export-peft": "dptdr.cli.export_peft",
     "export": "dptdr.cli.export",
 }
-"""Command name to the module that holds a function ``command``."""
+"""Command name to the module with its function ``command``."""
 
 GROUPS: dict[str, str] = {"data": "dptdr.cli.data"}
-"""Group name to the module that holds a typer ``app`` with sub-commands."""
+"""Group name to the module with its typer ``app``."""
 
 FORMER: dict[str, dict[str, str]] = {
     "mine": {
@@ -51,7 +51,7 @@ FORMER: dict[str, dict[str, str]] = {
     "evaluate": {"--workers": "--threads"},
     "index": {"--kind": "--index-type"},
 }
-"""Command name to former names of its options, which are still understood."""
+"""Command name to former option names, which are still accepted."""
 
 
 _MACHINE = "Machine and output"
@@ -61,14 +61,14 @@ _MACHINE_OPTIONS = (
 )
 _OUTPUTS = ("out", "json", "run_out", "report", "html", "png", "tensorboard", "cache")
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {}
-"""Command name to the headings in its help and the options below each."""
+"""Command name to the panels of its help and the options in each."""
 
 
 class Command(TyperCommand):
     """A command with grouped help that accepts former option names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments."""
+        """Parse arguments, translating former option names."""
         former = FORMER.get(self.name or "", {})
 
         def present(word: str) -> str:
@@ -78,7 +78,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, [present(word) for word in args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, those that matter most first, then panel by panel."""
+        """Write the options, the most important first, then panel by panel."""
         chosen: dict[str | None, str] = dict.fromkeys(_MACHINE_OPTIONS, _MACHINE)
         for panel, names in _PANELS.get(self.name or "", {}).items():
             chosen |= dict.fromkeys(names, panel)
@@ -90,7 +90,7 @@ class Command(TyperCommand):
                 heading = "Arguments"
             if record is not None:
                 panels.setdefault(heading or "Options", []).append(record)
-        # The machine comes last.
+        # Machine options come last.
         panels |= {_MACHINE: panels.pop(_MACHINE, [])}
         for panel, records in panels.items():
             if records:
@@ -107,7 +107,7 @@ def _print_version(value: bool | None) -> None:
 
 
 def build_app() -> typer.Typer:
-    """Return the whole command tree."""
+    """Build the whole command tree."""
     app = typer.Typer(
         name="dptdr",
         help="One frozen text encoder, any number of retrieval services.",
@@ -149,11 +149,11 @@ class Stopped(Exception):
 
 
 class PipeClosed(Exception):
-    """The reader of the output has closed the pipe."""
+    """The reader of the output closed the pipe."""
 
 
 def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
-    """Let a command end as shells expect; typer would exit silently, or with code 1."""
+    """Make a command exit following shell conventions, which typer does not."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
@@ -174,7 +174,7 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
 
 
 def _refuse_replacing(options: dict[str, Any]) -> None:
-    """Refuse to write over what the command reads."""
+    """Reject outputs that would overwrite the command's inputs."""
     paths = {name: value for name, value in options.items() if isinstance(value, Path)}
     outputs = [paths[name] for name in _OUTPUTS if name in paths and str(paths[name]) != "-"]
     given: list[Any] = [value for name, value in paths.items() if name not in _OUTPUTS]
@@ -185,11 +185,13 @@ def _refuse_replacing(options: dict[str, Any]) -> None:
     refuse_replacing(outputs, [*given, *map(_backbone_of, given)])
     for one, other in itertools.permutations(outputs, 2):
         if one.resolve().is_relative_to(other.resolve()):
-            raise ConfigError(f"{one}: expected an output apart from {other}; choose another name")
+            raise ConfigError(
+                f"{one}: expected an output separate from {other}; choose a different name"
+            )
 
 
 def _backbone_of(task: Any) -> str | None:
-    """Return the backbone that a task's folder names, None of anything else."""
+    """Return the backbone named in a task's folder, or None if it is not a task."""
     try:
         named = json.loads((Path(task) / "task.json").read_text(encoding="utf-8"))["backbone"]
     except (OSError, TypeError, ValueError, KeyError):

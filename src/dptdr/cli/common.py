@@ -1,4 +1,4 @@
-"""What commands share: common options, and the output of results."""
+"""Shared options, and output of results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,12 @@ Device = Annotated[
     str, typer.Option(help="Torch device: auto (cuda, mps or cpu), cpu, cuda, cuda:1, mps.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="Number type of the backbone's weights: float32, bfloat16 or float16.")
+    str, typer.Option(help="Dtype of the backbone's weights: float32, bfloat16 or float16.")
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=0, help="Processor threads. Default: one for each core.")
-]
+Threads = Annotated[int | None, typer.Option(min=0, help="CPU threads. Default: one per core.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Maximum number of texts in a batch. Default: by their length."),
+    typer.Option(min=1, help="Maximum texts per batch. Default: by their lengths."),
 ]
 Json = Annotated[
     Path | None,
@@ -31,12 +29,11 @@ Json = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option(
-        "--overwrite", help="Start over, whatever OUT and unfinished work beside it hold."
-    ),
+    typer.Option("--overwrite", help="Delete OUT and any unfinished work, and start over."),
 ]
 KeepIdentical = Annotated[
-    bool, typer.Option("--keep-identical", help="Let a query that is a passage find itself.")
+    bool,
+    typer.Option("--keep-identical", help="Let a query that is also a passage retrieve itself."),
 ]
 
 
@@ -46,15 +43,14 @@ def refuse_idle(
     without: Mapping[str, Sequence[str]] | None = None,
     beside: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Refuse options that were given but have no effect.
+    """Reject options that have no effect.
 
     Args:
-        context: The command's call.
-        without: Option to those that need it.
-        beside: Option to those that it makes useless.
+        without: Option to the options that require it.
+        beside: Option to the options that it disables.
 
     Raises:
-        ConfigError: If there are any; names all.
+        ConfigError: Lists all such options.
     """
     problems = [
         f"--{option.replace('_', '-')} has no effect {word} --{key.replace('_', '-')}"
@@ -65,16 +61,16 @@ def refuse_idle(
         if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
     ]
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; leave it out")
+        raise ConfigError(f"{'; '.join(problems)}; omit it")
 
 
 def write_result(json: Path | None, result: Any, *, said: str) -> None:
-    """Print a result and write it as JSON if asked; with ``-`` print only the JSON.
+    """Print a result, and write it as JSON if requested; with ``-``, print only the JSON.
 
     Args:
         json: The option ``--json``.
-        result: What it writes.
-        said: What is printed.
+        result: The JSON values.
+        said: The text to print.
     """
     if json is not None and str(json) == "-":
         options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -89,7 +85,7 @@ def write_result(json: Path | None, result: Any, *, said: str) -> None:
 
 
 def start() -> None:
-    """Import torch and what needs it, which takes seconds, so it is shown as a phase."""
+    """Import torch and its dependents as a visible phase, because it takes seconds."""
     from dptdr.io.progress import progress
 
     with progress("start"):
@@ -99,7 +95,7 @@ def start() -> None:
 def load_encoder(
     task: Path | None, backbone: str | None, *, device: str = "auto", dtype: str = "float32"
 ) -> "Encoder":
-    """Load the encoder that ``--task`` and ``--backbone`` name."""
+    """Load the encoder named by ``--task`` and ``--backbone``."""
     from dptdr.api.task import encoder_of
     from dptdr.io.progress import progress
 

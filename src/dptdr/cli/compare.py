@@ -1,4 +1,4 @@
-"""``dptdr compare``: systems on the same queries, with paired tests."""
+"""``dptdr compare``: compare systems on the same queries with paired tests."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,16 +16,16 @@ def command(
     ],
     measure: Annotated[
         list[str] | None,
-        typer.Option(help="Measure to compare, may be repeated. Default: all the reports share."),
+        typer.Option(help="Measure to compare; repeatable. Default: all measures in every report."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the randomisation test.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write a page to this file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a plot to this file.")] = None,
     json: Json = None,
 ) -> None:
-    """Compare systems with the first one: means, differences, p-values.
+    """Compare systems with a baseline: means, differences and p-values.
 
-    Per measure: paired randomisation test (20,000 sign patterns, or all where fewer exist),
+    Per measure: paired randomisation test (20,000 sign patterns, or all if there are fewer),
     t-test, 95 % bootstrap interval, and Holm's correction over the systems.
     """
     try_outputs(json, html, png)

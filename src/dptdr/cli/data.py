@@ -1,4 +1,4 @@
-"""``dptdr data``: check, convert and make data."""
+"""``dptdr data``: check, convert and create data sets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dptdr.data.inspect import Inspection, TextStats
     from dptdr.io.beir import BeirCounts
 
-app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
+app = typer.Typer(help="Check, convert and create data sets.", no_args_is_help=True)
 
 PANELS = {
     "convert": {
@@ -38,9 +38,9 @@ def inspect_command(
     ],
     json: Json = None,
 ) -> None:
-    """Count a BEIR folder and report everything wrong with it at once.
+    """Show the statistics of a BEIR folder and report all problems at once.
 
-    Exit code 2 if there are errors, 0 if there are none or only warnings.
+    Exits with code 2 if there are errors, and 0 if there are none or only warnings.
     """
     try_outputs(json)
     from dptdr.data.inspect import inspect_folder
@@ -62,10 +62,10 @@ def sample_command(
             "python-api (summary to documentation, over numpy, scipy, matplotlib, torch)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
-    seed: Annotated[int, typer.Option(help="Decides the split by source file.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write; an existing data set is replaced.")],
+    seed: Annotated[int, typer.Option(help="Seed for splitting by source file.")] = 0,
 ) -> None:
-    """Build a sample data set from text on this machine: real, and no download."""
+    """Build a sample data set from real text on this machine, without downloads."""
     from dptdr.data.sample import build_sample
     from dptdr.io.progress import progress
 
@@ -87,7 +87,7 @@ def convert_command(
     out: Annotated[
         Path,
         typer.Option(
-            help="Data folder to write; a data set there is replaced. "
+            help="Data folder to write; an existing data set is replaced. "
             "For msmarco-triples: the training file."
         ),
     ],
@@ -100,7 +100,7 @@ def convert_command(
             "beir (folder), msmarco (folder of collection.tsv, queries.*.tsv, qrels.*.tsv), "
             "msmarco-top1000 (file), msmarco-triples (file of ids or texts), dpr (folder of "
             "psgs_w100.tsv, biencoder-*.json, *.qa.csv), tevatron (.jsonl file or folder), "
-            "ir_datasets. Text files may be .gz. Default: guessed from the files.",
+            "ir_datasets. Text files may be .gz. Default: detected from the files.",
         ),
     ] = None,
     query_column: Annotated[
@@ -122,19 +122,17 @@ def convert_command(
     clicks_column: Annotated[str | None, _column("number of clicks; default: clicks")] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(help="Pairs with at least this score are relevant, the others are not."),
+        typer.Option(help="Pairs with at least this score are relevant, all others are not."),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Split of a table whose name does not tell it. Default: train."),
+        typer.Option(help="Split of a table not named after one. Default: train."),
     ] = None,
-    dev_share: Annotated[
-        float, typer.Option(help="Share of the queries to hold out as dev.")
-    ] = 0.0,
+    dev_share: Annotated[float, typer.Option(help="Fraction of queries to hold out as dev.")] = 0.0,
     test_share: Annotated[
-        float, typer.Option(help="Share of the queries to hold out as test.")
+        float, typer.Option(help="Fraction of queries to hold out as test.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Decides which queries.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing them.")] = 0,
     strict: Annotated[
         bool,
         typer.Option(
@@ -145,7 +143,7 @@ def convert_command(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Convert other formats to a data folder; streamed, counted and checksummed in meta.json."""
+    """Convert other formats to a data folder, with counts and checksums in meta.json."""
     try_outputs(json)
     from dptdr.data.formats.columns import TableSettings
     from dptdr.data.formats.conversion import convert
@@ -176,9 +174,9 @@ def join_command(
     sources: Annotated[
         list[Path], typer.Argument(metavar="DATA...", help="BEIR folders, 2 or more.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an existing data set is replaced.")],
 ) -> None:
-    """Join data sets over one corpus: ids become NAME:ID, splits of the same name are united."""
+    """Merge data sets: ids become NAME:ID, splits with the same name are merged."""
     from dptdr.data.merge import join_folders
 
     typer.echo(_counts_line(out, join_folders(sources, out=out)))
@@ -193,16 +191,16 @@ def cap_command(
     passages: Annotated[
         int, typer.Option(min=1, help="Maximum passages; every judged one of a kept query is kept.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; a data set there is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an existing data set is replaced.")],
     judged: Annotated[
         int,
         typer.Option(
             min=0, help="Maximum judgements kept of each query, one of them positive; 0 keeps all."
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
 ) -> None:
-    """Make a small data set out of a large one, for trials; measures are higher over it."""
+    """Sample a small data set from a large one, for trials; measures will be higher."""
     from dptdr.data.merge import cap_folder
 
     counts = cap_folder(

@@ -30,16 +30,16 @@ def command(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Encode only the first so many passages.")
+        int | None, typer.Option(min=1, help="Encode only this many passages, from the start.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16"],
-        typer.Option(help="Stored number type; float16 takes half the bytes."),
+        typer.Option(help="Dtype of the stored vectors; float16 halves the size."),
     ] = "float32",
     shard_size: Annotated[
         int,
         typer.Option(
-            help="Passages in a shard: sorted by length inside, and what a kill loses at most."
+            help="Passages per shard: the unit of length sorting, and the most lost in a crash."
         ),
     ] = 16_384,
     shard: Annotated[
@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Encode a corpus into a vector folder.
 
-    A killed run goes on where it was when the same command is given again.
+    Rerun the same command to resume a killed run.
     """
     try_outputs(json)
     if task is None and backbone is None:
@@ -114,7 +114,7 @@ def command(
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Return part and parts of ``i/n``, with i from 0."""
+    """Parse ``i/n`` (i from 0) to part and number of parts."""
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ConfigError(f"expected --shard i/n with i from 0 to n - 1, such as 0/4, got {text!r}")

@@ -1,4 +1,4 @@
-"""``dptdr evaluate``: measure a task, a bare backbone, BM25 or a finished run."""
+"""``dptdr evaluate``: evaluate a task, a bare backbone, BM25 or an existing run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,9 +97,9 @@ def command(
     threads: Threads = None,
     json: Json = None,
 ) -> None:
-    """Measure one system on the judged queries of a split, or a finished run.
+    """Evaluate one system, or an existing run, on the judged queries of a split.
 
-    Every judged query counts, one without an answer as 0.
+    Queries without hits score 0.
     """
     try_outputs(json, run_out)
     refuse_idle(
@@ -131,7 +131,7 @@ def command(
         if data is None:
             raise ConfigError("expected a BEIR folder to evaluate on, or --protocol with --qrels")
         if sum(given) != 1:
-            raise ConfigError(f"expected exactly one of {_EXACTLY_ONE}, found {sum(given)}")
+            raise ConfigError(f"expected exactly one of {_EXACTLY_ONE}, got {sum(given)}")
         source, system = data, f"bm25:{language or 'auto'}" if bm25 else run
     import dptdr
 

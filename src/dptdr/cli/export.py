@@ -1,4 +1,4 @@
-"""``dptdr export``: write a backbone, or a whole task, as an ONNX graph."""
+"""``dptdr export``: export a backbone, or a complete task, as an ONNX graph."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,8 +40,8 @@ def command(
     """Export a backbone to ONNX, with the prompt as an input of the graph.
 
     The 8-bit graph serves all tasks of the backbone (`dptdr serve --onnx`). Graphs are compared
-    with torch on random mixtures, and the 8-bit one by retrieval quality on --data too. With
-    --fold the graph is one task alone.
+    with torch on random batches, and the 8-bit graph also by retrieval quality on --data. With
+    --fold, the graph contains a single task.
     """
     try_outputs(json)
     try_outputs(out, folders=True)
@@ -54,10 +54,10 @@ def command(
         raise ConfigError("expected --task or --backbone, got neither")
     if int8 and data is None:
         raise ConfigError(
-            "--int8 changes the vectors; give --data DATA to measure what that costs in nDCG@10"
+            "--int8 changes the vectors; add --data DATA to measure the cost in nDCG@10"
         )
     if data is not None and not int8:
-        raise ConfigError("--data measures the 8-bit graph; give --int8 to make one")
+        raise ConfigError("--data evaluates the 8-bit graph; add --int8 to create it")
     from dptdr.io.atomic import write_json
     from dptdr.model.backbone import Backbone
     from dptdr.model.bundle import read_manifest
@@ -89,7 +89,7 @@ def _fold(task: Path, out: Path, *, backbone: str | None, json: Path | None) -> 
 def _measured(
     backbone: "Backbone", out: Path, *, task: Path | None, data: Path, split: str
 ) -> dict[str, float]:
-    """Return nDCG@10 of torch and of the 8-bit graph, both with the same task."""
+    """Measure nDCG@10 with torch and with the 8-bit graph, for the same task."""
     import tempfile
 
     from dptdr.serving.onnx.measuring import ndcg_of

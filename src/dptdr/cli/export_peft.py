@@ -1,4 +1,4 @@
-"""``dptdr export-peft``: a deep-prompt task as PEFT prefix-tuning adapters."""
+"""``dptdr export-peft``: export a deep-prompt task as PEFT prefix-tuning adapters."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``dptdr import``: convert checkpoints of other programs."""
+"""``dptdr import``: convert checkpoints from other programs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,16 +43,20 @@ def command(
     ] = 128,
     json: Json = None,
 ) -> None:
-    """Import a deep prompt that another program trained.
+    """Import a deep prompt trained by another program.
 
-    Token positions stay shifted by the prompt's length, as they were in training.
+    Token positions remain shifted by the prompt length, as in training.
     """
     try_outputs(json)
     try_outputs(out, folders=True)
     if format == "peft" and tokenizer is not None:
-        raise ConfigError("--tokenizer is for dptdr-authors; a PEFT adapter uses its encoder's")
+        raise ConfigError(
+            "--tokenizer applies only to dptdr-authors; a PEFT adapter uses its encoder's tokenizer"
+        )
     if format == "dptdr-authors" and backbone is not None:
-        raise ConfigError("--backbone is for peft; the authors' checkpoint brings its own")
+        raise ConfigError(
+            "--backbone applies only to peft; the authors' checkpoint includes its own"
+        )
     from dptdr.model.encoder import Limits
     from dptdr.model.imports.authors import import_authors
     from dptdr.model.imports.peft import import_peft

@@ -34,7 +34,7 @@ def command(
     context: typer.Context,
     vectors: Annotated[Path, typer.Argument(help="Vector folder that `dptdr encode` wrote.")],
     out: Annotated[
-        Path | None, typer.Option(help="Index folder to write; an old one stays until then.")
+        Path | None, typer.Option(help="Index folder to write; an old one is kept until then.")
     ] = None,
     index_type: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def command(
         ),
     ] = None,
     bm25: Annotated[
-        bool, typer.Option("--bm25", help="Index the words as well, for `dptdr search --hybrid`.")
+        bool, typer.Option("--bm25", help="Also build BM25, for `dptdr search --hybrid`.")
     ] = False,
     language: Annotated[
         str | None,
@@ -66,16 +66,16 @@ def command(
     ] = None,
     memory_gb: Annotated[
         float | None,
-        typer.Option(help="Gigabytes that auto may plan with. Default: half of what is free."),
+        typer.Option(help="Memory budget for auto, in GB. Default: half of the free memory."),
     ] = None,
     m: Annotated[
-        int | None, typer.Option("--M", help="Links of a passage in a graph. Default: 32.")
+        int | None, typer.Option("--M", help="Links per passage in the graph. Default: 32.")
     ] = None,
     ef_construction: Annotated[
-        int | None, typer.Option(help="Candidates looked at while building a graph. Default: 100.")
+        int | None, typer.Option(help="Candidate list size for building a graph. Default: 100.")
     ] = None,
     ef_search: Annotated[
-        int | None, typer.Option(help="Candidates looked at while searching a graph. Default: 96.")
+        int | None, typer.Option(help="Candidate list size for searching a graph. Default: 96.")
     ] = None,
     nlist: Annotated[
         int | None,
@@ -83,11 +83,11 @@ def command(
     ] = None,
     nprobe: Annotated[
         int | None,
-        typer.Option(help="Lists searched for a query. Default: a twelfth of them, at least 8."),
+        typer.Option(help="Inverted lists probed per query. Default: a twelfth, at least 8."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Decides samples, clusters and rotations of lists. Default: 1234."),
+        typer.Option(help="Seed for samples, clusters and rotations. Default: 1234."),
     ] = None,
     refresh: Annotated[
         Path | None,
@@ -128,9 +128,7 @@ def command(
     options = {**graph, "nlist": nlist, "nprobe": nprobe}
     where = [path for path in (out, refresh, database) if path is not None]
     if len(where) != 1:
-        raise ConfigError(
-            "expected one of --out INDEX to build, --refresh INDEX to renew, and --database ADDRESS"
-        )
+        raise ConfigError("expected one of --out INDEX, --refresh INDEX and --database ADDRESS")
     if (database is None) != (name is None):
         raise ConfigError("expected --database ADDRESS and --name NAME together")
     settings: dict[str, Any] = {
@@ -155,7 +153,7 @@ def command(
         encoder = load_encoder(task, backbone, device=device)
         encoder.eval()
         done = dptdr.refresh_index(data, encoder, vectors=vectors, out=refresh, **settings)
-        what = "the index was built again" if done.rebuilt else "the index was up to date"
+        what = "the index was rebuilt" if done.rebuilt else "the index was up to date"
         said = f"{refresh}: {done.encoded:,} passages encoded, {done.kept:,} kept, {what}"
         counts = {"encoded": done.encoded, "kept": done.kept, "rebuilt": done.rebuilt}
         place = {"index": str(refresh), "index_type": done.index.index_type}
@@ -210,7 +208,7 @@ def _said(facts: dict[str, Any]) -> str:
 
 
 def parse_options(options: list[str]) -> dict[str, int]:
-    """Return the options that the former ``--option name=number`` gives."""
+    """Parse the former ``--option name=number``."""
     pairs = [option.partition("=")[::2] for option in options]
     broken = [
         option

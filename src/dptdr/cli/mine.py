@@ -1,4 +1,4 @@
-"""``dptdr mine``: hard negatives from any number of sources, filtered, with provenance."""
+"""``dptdr mine``: mine hard negatives from several sources, with filtering and provenance."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,7 +29,9 @@ def command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="JSON-lines file to write.")],
-    split: Annotated[str, typer.Option(help="Whose judgements are the positives.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="Split whose judgements define the positives.")
+    ] = "train",
     range_max: Annotated[
         int, typer.Option(min=1, help="Ranks 1 to this are candidates where a source says none.")
     ] = 200,
@@ -39,12 +41,14 @@ def command(
     min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
     keep_identical: Annotated[
         bool,
-        typer.Option("--keep-identical", help="Let a query that is a passage be its own negative."),
+        typer.Option(
+            "--keep-identical", help="Let a query that is also a passage be its own negative."
+        ),
     ] = False,
     format: Annotated[
         Literal["dptdr", "tevatron"], typer.Option(help="Ids with provenance, or Tevatron's texts.")
     ] = "dptdr",
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -97,11 +101,10 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Mine hard negatives from several sources, filtered, with provenance.
+    """Mine hard negatives from several sources, with filtering and provenance.
 
-    Judged positives and copies of their texts never appear. Same inputs and seed give the same
-    file. A killed run goes on where it was when the same command is given again; until it is done,
-    its work is in OUT.partial.
+    Judged positives and passages with the same text are excluded. The result is determined by the
+    inputs and the seed. Unfinished work is kept in OUT.partial; rerun the same command to resume.
     """
     try_outputs(json)
     try_outputs(report, folders=True)

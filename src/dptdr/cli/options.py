@@ -12,7 +12,7 @@ from dptdr.config.settings import Declared, declared
 from dptdr.errors import ConfigError
 
 MAIN = "Options"
-"""Heading of the options that matter most."""
+"""Heading of the most important options."""
 
 _EVALUATIONS = "evaluations"
 
@@ -20,14 +20,14 @@ _EVALUATIONS = "evaluations"
 def settings(
     panels: dict[type, str], *, first: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option for each field of some config classes.
+    """Add an option to a command for each field of the config classes.
 
-    The command is called with those that were given, as ``settings``: field name to value. Former
-    names are hidden options. A field that two classes have is one option.
+    The command receives the given options as ``settings``, a mapping from field name to value.
+    Former names become hidden options. A field shared by two classes becomes a single option.
 
     Args:
         panels: Config class to the heading of its options in the help.
-        first: Fields that are listed above all headings.
+        first: Fields listed above all headings.
     """
     fields: dict[str, tuple[Declared, str]] = {}
     for config, panel in panels.items():
@@ -67,7 +67,7 @@ def settings(
 
 
 def _options(fields: dict[str, tuple[Declared, str]]) -> dict[str, tuple[str, Any]]:
-    """Return option name to field name and annotation, former names among them."""
+    """Map option names, including former names, to field names and annotations."""
     added: dict[str, tuple[str, Any]] = {}
     for name, (field, panel) in fields.items():
         shown = field.setting.given_as or name
@@ -86,7 +86,7 @@ def _given(
     *,
     fields: dict[str, tuple[Declared, str]],
 ) -> dict[str, Any]:
-    """Return the settings that were given, by field name."""
+    """Collect the given settings by field name."""
     found: dict[str, Any] = {}
     for option, value in values.items():
         name, _ = added[option]
@@ -101,7 +101,7 @@ def _given(
 
 
 def _option(field: Declared, name: str, *, panel: str | None) -> Any:
-    """Return the annotation of one option; a former name is hidden."""
+    """Build the annotation of an option; former names are hidden."""
     flag = "--" + name.replace("_", "-")
     default = field.default
     shown = "" if default in (None, (), False) else f" [default: {default}]"
@@ -120,7 +120,7 @@ def _option(field: Declared, name: str, *, panel: str | None) -> Any:
             str | None, typer.Option(flag, metavar=f"[{'|'.join(field.choices)}]", **details)
         ]
     if field.optional:
-        # Read as text: "none" is a value too.
+        # Parse as a string, because "none" is also a value.
         metavar = "INTEGER" if field.type is int else "FLOAT"
         return Annotated[str | None, typer.Option(flag, metavar=metavar, **details)]
     return Annotated[field.type | None, typer.Option(flag, **details)]
@@ -145,11 +145,10 @@ def _value(field: Declared, value: Any, *, option: str) -> Any:
 
 
 def with_flags(message: str, options: Mapping[str, str | None]) -> str:
-    """Name settings as the command line does: ``--batch-size: ...`` for ``batch_size: ...``.
+    """Rewrite setting names in an error message as options, such as ``--batch-size: ...``.
 
     Args:
-        message: Of an error.
-        options: Name of a setting to that of its option, where it differs.
+        options: Setting name to option name, if different.
     """
     for name, option in options.items():
         flag = "--" + (option or name).replace("_", "-")
@@ -158,5 +157,5 @@ def with_flags(message: str, options: Mapping[str, str | None]) -> str:
 
 
 def _is_unset(field: Declared, value: Any) -> bool:
-    """Return whether a number means "choose for me", as in former versions."""
+    """Check for the number that meant "default" in former versions."""
     return not field.optional and field.setting.unset is not None and value == field.setting.unset

@@ -1,4 +1,4 @@
-"""``dptdr pretrain``: adapt an encoder, or a prompt alone, to a corpus without labels."""
+"""``dptdr pretrain``: adapt an encoder, or only a prompt, to an unlabelled corpus."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,12 +60,11 @@ def command(
     threads: Threads = None,
     json: Json = None,
 ) -> None:
-    """Pretrain on the bare texts of DATA.
+    """Pretrain on the unlabelled texts of DATA.
 
-    An encoder learns masked words, Condenser, and two spans of one document; a prompt alone the
-    fused ranking of BM25 and its backbone.
-
-    The same command once more continues a stopped run, or finds a complete one.
+    An encoder is trained with masked language modelling, Condenser and span contrast; a prompt is
+    trained on the fused ranking of BM25 and its backbone.
+    Rerun the same command to resume an interrupted run.
     """
     try_outputs(json)
     import dptdr
@@ -146,7 +145,7 @@ def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
 
 
 def _lengths(result: "PretrainingResult") -> str:
-    """Return the options that training needs to expect the same prompt lengths."""
+    """Return the training options for the same prompt lengths."""
     from dptdr.model.bundle import read_manifest
 
     own, usual = read_manifest(result.out).settings, settings_of(DeepPromptConfig())

@@ -1,4 +1,4 @@
-"""``dptdr quickstart``: the main job end to end, on text that every Python installation holds."""
+"""``dptdr quickstart``: the whole workflow, on text included in every Python installation."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json: Json = None,
 ) -> None:
-    """Tune two tasks on one frozen encoder, index, evaluate and search them; no download."""
+    """Train two tasks on a frozen encoder, then index, evaluate and search, without downloads."""
     try_outputs(json)
     try_outputs(out, folders=True)
     began = time.monotonic()
@@ -69,7 +69,7 @@ def command(
 
 
 def _precision() -> str:
-    """Return bfloat16 where the processor computes in it (nearly twice as fast), else float32."""
+    """Return bfloat16 if the CPU supports it natively (nearly twice as fast), else float32."""
     flags = ""
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def _precision() -> str:
 def _task(
     name: str, out: Path, *, backbone: "Backbone", settings: dict[str, Any], sizes: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run all stages for one task and return its row of the table."""
+    """Run all stages for a task and return its table row."""
     import dptdr
     from dptdr.data.sample import build_sample
     from dptdr.data.subsample import capped_test
@@ -131,7 +131,7 @@ def _task(
 
 
 def _print_answers(test: "CappedSet", *, bare: "Run", tuned: "Run") -> None:
-    """Count relevant first hits, and show one that the prompt gained and one it lost."""
+    """Count relevant top hits, and show one gained and one lost with the prompt."""
     texts = {passage.id: passage.content for passage in test.passages}
 
     def right(run: "Run", query: "Query") -> bool:

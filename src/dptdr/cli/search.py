@@ -1,4 +1,4 @@
-"""``dptdr search``: the passages of an index that answer a text, or all queries of a split."""
+"""``dptdr search``: search an index with a text, or with all queries of a split."""
 
 import time
 from pathlib import Path
@@ -95,17 +95,15 @@ def command(
     ] = None,
     rerank: Annotated[
         str | None,
-        typer.Option(help="Cross-encoder (name or folder) that scores the best hits again."),
+        typer.Option(help="Cross-encoder (name or folder) for re-ranking the best hits."),
     ] = None,
-    rerank_top: Annotated[
-        int, typer.Option(min=1, help="Hits of each query that --rerank scores.")
-    ] = 50,
+    rerank_top: Annotated[int, typer.Option(min=1, help="Hits per query to re-rank.")] = 50,
     device: Device = "auto",
     json: Json = None,
 ) -> None:
     """Search an index with a text, or with all queries of a split.
 
-    An index whose vectors another prompt or backbone made is refused.
+    The index must have been built with the same prompt and backbone.
     """
     try_outputs(json, run_out)
     refuse_idle(
@@ -147,7 +145,7 @@ def command(
             hits = opened.search(text, k=depth or 10, filters=filters)
             found = {"query": text, "hits": [_as_json(hit) for hit in hits]}
             lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
-            write_result(json, found, said="\n".join(lines) or "no passage was found")
+            write_result(json, found, said="\n".join(lines) or "no passages found")
             return
         assert queries is not None
         if tune_on is not None:
@@ -170,7 +168,7 @@ def command(
 
 
 def _verified(index: Path, database: str | None) -> str:
-    """Verify all checksums of an index folder."""
+    """Verify all checksums of an index folder and describe the result."""
     from dptdr.search.indexes.local import open_index
 
     if database is not None:
@@ -181,7 +179,7 @@ def _verified(index: Path, database: str | None) -> str:
 
 
 def _tune(index: "SearchIndex", data: Path, split: str) -> str:
-    """Tune the weight on a split and print it."""
+    """Tune the weight on a split and describe the result."""
     from dptdr.io.beir import BeirFolder
     from dptdr.search.ranking import judged_queries
 
@@ -194,7 +192,7 @@ def _tune(index: "SearchIndex", data: Path, split: str) -> str:
 
 
 def _line(rank: int, hit: "SearchResult") -> str:
-    """Return rank, score, id, title and beginning of the text in one line."""
+    """Format rank, score, id, title and the start of the text on one line."""
     snippet = " ".join(hit.text.split())
     if len(snippet) > _WIDTH:
         snippet = snippet[: _WIDTH - 1].rsplit(" ", 1)[0] + "…"

@@ -1,4 +1,4 @@
-"""``dptdr select``: choose a checkpoint of a finished run again, by other measures."""
+"""``dptdr select``: reselect a checkpoint of a finished run by different measures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,11 +34,11 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Measure every checkpoint of a run again, and say (and write) which one is best."""
+    """Re-evaluate all checkpoints of a run, and report (and write) the best one."""
     try_outputs(json)
     try_outputs(out, folders=True)
     if out is not None and out.exists():
-        raise ConfigError(f"{out}: exists already; give a new folder for the bundle")
+        raise ConfigError(f"{out}: already exists; choose a new folder for the bundle")
     from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone
     from dptdr.training.checkpoints import RunFolder

@@ -1,4 +1,4 @@
-"""``dptdr serve``: an HTTP server for many tasks on one encoder."""
+"""``dptdr serve``: serve many tasks on one encoder over HTTP."""
 
 import sys
 from pathlib import Path
@@ -65,13 +65,13 @@ def command(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", hidden=True, help="Implied by --onnx.")] = False,
 ) -> None:
-    """Serve many tasks on one encoder: vectors, search, and a page to compare results.
+    """Serve many tasks on one encoder: embeddings, search, and a page to compare results.
 
-    Tasks tuned by deep prompts share batches and the encoder's memory. Without --keys everyone may
-    use the server; tasks can then be changed only when it listens on this machine alone.
+    Deep-prompt tasks share batches and the encoder's memory. Without --keys, anyone may use the
+    server, and tasks can be changed only if it listens on loopback.
     """
     if int8 and onnx is None:
-        raise ConfigError("--int8 needs --onnx FOLDER; make it with `dptdr export --int8`")
+        raise ConfigError("--int8 needs --onnx FOLDER; create it with `dptdr export --int8`")
     # Importing torch takes seconds.
     sys.stderr.write("starting ...\n")
     import dptdr

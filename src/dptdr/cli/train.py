@@ -63,9 +63,9 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Train a task on DATA and write its bundle; the backbone itself is not changed.
+    """Train a task on DATA and write its bundle, leaving the backbone unchanged.
 
-    The same command once more continues a stopped run, or finds a complete one.
+    Rerun the same command to resume an interrupted run.
     """
     try_outputs(report, json)
     import dptdr

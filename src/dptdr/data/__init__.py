@@ -1,1 +1,1 @@
-"""Formats, sample data and checks of data sets."""
+"""Data sets: formats, samples, subsampling, merging and inspection."""

@@ -1,4 +1,4 @@
-"""Inspection of a BEIR folder: its contents and every problem in it."""
+"""Inspect the contents of a BEIR folder and report all problems."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _LINES_PER_REPORT = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One kind of problem: its count and first places."""
+    """A kind of problem, with its count and first occurrences."""
 
     kind: str
     severity: Severity
@@ -33,7 +33,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Statistics of text lengths in one unit."""
+    """Statistics of text lengths in a given unit."""
 
     mean: float
     median: float
@@ -43,7 +43,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class TextStats:
-    """Count and lengths of passages (title and text joined) or queries."""
+    """Count and lengths of passages (title plus text) or queries."""
 
     count: int
     titled: int
@@ -73,27 +73,27 @@ class Inspection:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems that make a stage fail or its figures wrong."""
+        """Problems that make a stage fail or its results wrong."""
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems that do not stop any stage."""
+        """Problems that do not affect any stage."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
+        """Convert everything to plain JSON values."""
         return asdict(self)
 
 
 def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> Inspection:
-    """Read a whole BEIR folder; report counts and every problem.
+    """Read a whole BEIR folder and report counts and all problems.
 
-    Broken lines are reported and left out of the counts; reading goes on behind them. What is held
-    in memory are the ids, and 16 bytes for each text.
+    Malformed lines are reported and excluded from the counts. Uses memory for the ids, plus 16
+    bytes per text.
 
     Raises:
-        DataError: If there is no such folder or no corpus in it.
+        DataError: If the folder or its corpus does not exist.
     """
     folder = BeirFolder(path)
     files = [folder.corpus_path, folder.queries_path]
@@ -108,7 +108,7 @@ def inspect_folder(path: Path | str, *, on_progress: Progress | None = None) -> 
     }
     _check_overlap(ledger, file=folder.queries_path.name, queries=queries)
     if not splits:
-        ledger.add("no judgements", "warning", "qrels/: holds no SPLIT.tsv")
+        ledger.add("no judgements", "warning", "qrels/: no SPLIT.tsv")
     return Inspection(
         path=str(folder.path),
         passages=passages.stats(),
@@ -165,12 +165,12 @@ class _Ledger:
 
 @dataclass
 class _Texts:
-    """Ids, lengths and hashes of the texts of one file; and for queries, their splits."""
+    """Ids, lengths and hashes of the texts in a file, and the splits of queries."""
 
     lines: dict[str, int] = field(default_factory=dict)
     characters: IntArray = field(default_factory=int_array)
     words: IntArray = field(default_factory=int_array)
-    # Python's own hash: 64 bits, so that two of ten million texts collide with chance 3e-6.
+    # Python's 64-bit hash: the chance of any collision among ten million texts is 3e-6.
     hashes: IntArray = field(default_factory=int_array)
     titled: int = 0
     splits: dict[str, list[str]] = field(default_factory=dict)
@@ -216,7 +216,7 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         where = f"{file.name}:{number}: '{passage.id}'"
         first = texts.lines.setdefault(passage.id, number)
         if first != number:
-            ledger.add("duplicate passage id", "error", f"{where} is already in line {first}")
+            ledger.add("duplicate passage id", "error", f"{where} is already on line {first}")
         if not passage.content.strip():
             ledger.add("empty passage", "error", f"{where} has neither title nor text")
         elif not passage.text.strip():
@@ -225,7 +225,7 @@ def _read_passages(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         texts.measure(passage.content)
         line_of_text.append(number)
     if not texts.lines:
-        ledger.add("no passages", "error", f"{file.name}: holds no passage that can be read")
+        ledger.add("no passages", "error", f"{file.name}: no readable passages")
     _find_duplicate_texts(texts, line_of_text, ledger, file=file.name)
     return texts
 
@@ -238,11 +238,11 @@ def _find_duplicate_texts(
     hashes = as_numbers(texts.hashes)
     order = np.argsort(hashes, kind="stable")
     repeated = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
-    # A copy's neighbour in the sorted order is another copy that stands earlier in the file.
+    # In sorted order, a duplicate's predecessor is an earlier copy in the file.
     for position in sorted(repeated, key=lambda place: int(order[place])):
         here, earlier = line_of_text[order[position]], line_of_text[order[position - 1]]
         ledger.add(
-            "duplicate passage text", "warning", f"{file}:{here}: same text as line {earlier}"
+            "duplicate passage text", "warning", f"{file}:{here}: same text as on line {earlier}"
         )
 
 
@@ -262,7 +262,7 @@ def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
         where = f"{file.name}:{number}: '{query.id}'"
         first = texts.lines.setdefault(query.id, number)
         if first != number:
-            ledger.add("duplicate query id", "error", f"{where} is already in line {first}")
+            ledger.add("duplicate query id", "error", f"{where} is already on line {first}")
             continue
         if not query.text.strip():
             ledger.add("empty query", "error", f"{where} has no text")
@@ -284,7 +284,7 @@ def _read_split(
         if number == 1 and is_qrels_header(line):
             continue
         if number == 1:
-            ledger.add("no header", "warning", f"{name}:1: is a judgement already")
+            ledger.add("no header", "warning", f"{name}:1: expected a header, got a judgement")
         try:
             judgement = parse_judgement(line, path=file, number=number)
         except DataError as error:
@@ -330,12 +330,12 @@ def _check_repeated(
         ledger.add(
             "contradicting judgements",
             "error",
-            f"{where}: '{query_id}' and '{passage_id}' are judged {earlier} and {grade}",
+            f"{where}: '{query_id}' and '{passage_id}' have grades {earlier} and {grade}",
         )
 
 
 def _check_overlap(ledger: _Ledger, *, file: str, queries: _Texts) -> None:
-    """Report queries that occur in several splits, by id or by text."""
+    """Report queries that occur in several splits, by id or text."""
     splits_of_text: dict[int, dict[str, str]] = {}
     for (query_id, number), text in zip(queries.lines.items(), queries.hashes, strict=True):
         splits = queries.splits.get(query_id, [])
@@ -351,7 +351,7 @@ def _check_overlap(ledger: _Ledger, *, file: str, queries: _Texts) -> None:
                 ledger.add(
                     "same query text in several splits",
                     "warning",
-                    f"{where} of {split} reads like {others[0]}",
+                    f"{where} of {split} has the same text as {others[0]}",
                 )
         for split in splits:
             known.setdefault(split, query_id)

@@ -1,4 +1,4 @@
-"""Join data folders, or cut a small one from a large one."""
+"""Merge data folders, or take a small sample of a large one."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ Record = TypeVar("Record", Document, Query)
 
 
 def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
-    """Write the passages, queries and judgements of several folders as one data set.
+    """Merge several folders into one data set.
 
-    Every id gets its folder's name before it (``NAME:ID``), so that ids of two folders never meet;
-    splits of the same name are united. Passages and queries are streamed.
+    Every id is prefixed with its folder's name (``NAME:ID``) to avoid collisions; splits with the
+    same name are merged. Passages and queries are streamed.
 
     Raises:
-        ConfigError: If there are fewer than two folders or two of the same name.
-        DataError: If a folder is missing or broken.
+        ConfigError: If there are fewer than two folders or two have the same name.
+        DataError: If a folder is missing or malformed.
     """
     folders = [BeirFolder(source) for source in sources]
     names = [folder.name for folder in folders]
@@ -30,7 +30,7 @@ def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
         )
     colons = [name for name in names if ":" in name]
     if colons:
-        # Names and ids are told apart by the first colon.
+        # The first colon separates name and id.
         raise ConfigError(f"expected folder names without a colon, got {', '.join(colons)}")
     return write_beir(
         out,
@@ -82,22 +82,22 @@ def cap_folder(
     out: Path,
     judged: int = 0,
 ) -> BeirCounts:
-    """Write a seeded sample of a folder: some queries of each split, over fewer passages.
+    """Write a seeded sample of a folder, with fewer queries per split and fewer passages.
 
-    Every passage that is judged for a kept query is kept, whatever its grade (or a sample of them,
-    see ``judged``); random others fill the room. Over fewer passages measures are higher than over
-    all of them.
+    All passages judged for a kept query are kept, regardless of grade (or a sample of them, see
+    ``judged``), and random passages fill the remaining space. Measures are higher over fewer
+    passages.
 
     Args:
-        queries: Split name to the most queries kept of it; other splits are left out.
-        judged: Maximum judgements kept of each query, at least one of them positive; 0 keeps all.
+        queries: Split name to maximum number of queries; other splits are dropped.
+        judged: Maximum judgements per query, at least one of them positive; 0 keeps all.
 
     Raises:
         ConfigError: If a number is below 1 or the judged passages do not fit.
         DataError: If a split is missing, or a judged query or passage is not in the folder.
     """
     if not queries or min(passages, *queries.values()) < 1:
-        raise ConfigError("expected at least 1 passage, and at least 1 query of each split named")
+        raise ConfigError("expected at least 1 passage, and at least 1 query for each split")
     folder = BeirFolder(source)
     qrels = {
         split: _thinned(
@@ -110,16 +110,15 @@ def cap_folder(
     needed = {p for judged in qrels.values() for grades in judged.values() for p in grades}
     if len(needed) > passages:
         raise ConfigError(
-            f"{source}: {len(needed):,} passages are judged for the queries kept, more than "
-            f"{passages:,}; keep more passages or fewer queries"
+            f"{source}: expected at most {passages:,} judged passages for the kept queries, got "
+            f"{len(needed):,}; keep more passages or fewer queries"
         )
     ids = {passage.id for passage in folder.passages()}
     asked = {query_id for judged in qrels.values() for query_id in judged}
     known = {query.id for query in folder.queries()}
     if missing := sorted(needed - ids) or sorted(asked - known):
         raise DataError(
-            f"judges '{missing[0]}', which the folder does not hold; `dptdr data inspect` lists "
-            "such ids",
+            f"judgement of unknown id '{missing[0]}'; `dptdr data inspect` lists all such ids",
             path=folder.path,
         )
     free = sorted(ids - needed)
@@ -139,7 +138,7 @@ def cap_folder(
 
 
 def _sampled(qrels: Qrels, *, most: int, seed: str) -> Qrels:
-    """Return a random sample of the queries that have a positive, in file order."""
+    """Sample queries with at least one positive, in file order."""
     answered = [query_id for query_id, grades in qrels.items() if max(grades.values()) > 0]
     order = sorted(answered)
     random.Random(f"queries {seed}").shuffle(order)
@@ -148,7 +147,7 @@ def _sampled(qrels: Qrels, *, most: int, seed: str) -> Qrels:
 
 
 def _thinned(qrels: Qrels, *, judged: int, seed: str) -> Qrels:
-    """Return some judgements of each query: a random positive, then random others."""
+    """Sample judgements per query: a random positive, then any others."""
     if not judged:
         return qrels
     thinned: Qrels = {}

@@ -1,4 +1,4 @@
-"""A small evaluation set from a large folder, to compare systems in minutes."""
+"""Draw a small evaluation set from a large folder, to compare systems in minutes."""
 
 import random
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from dptdr.records import Passage, Qrels, Query
 
 
 class CappedSet(NamedTuple):
-    """Queries, passages and judgements that belong together.
+    """A consistent subset of queries, passages and judgements.
 
-    ``queries_of_split`` says how many queries the split had; ``dropped_for_room`` how many of the
-    wanted ones were left out because the passages judged for them did not fit.
+    ``queries_of_split`` is the number of queries in the split; ``dropped_for_room`` is the number
+    of requested queries dropped because their judged passages did not fit.
     """
 
     queries: list[Query]
@@ -26,12 +26,11 @@ class CappedSet(NamedTuple):
 def capped_test(
     folder: BeirFolder, *, test_queries: int, passages: int, seed: int, split: str = "test"
 ) -> CappedSet:
-    """Return a seeded sample of a split: queries, every passage judged for them, and others.
+    """Draw a seeded sample of a split: queries, all their judged passages, and random passages.
 
-    Queries without a positive judgement are passed over. Queries are taken in random order until
-    the passages judged for the next one do not fit; then random other passages fill the room that
-    is left. All is returned in the folder's order. Over fewer passages scores are higher than over
-    all of them.
+    Queries without a positive are skipped. Queries are added in random order until the judged
+    passages of the next one do not fit; random passages fill the remaining space. Everything is
+    returned in file order. Scores are higher over fewer passages.
 
     Raises:
         DataError: If a judged query or passage is not in the folder, or no query fits.
@@ -50,16 +49,16 @@ def capped_test(
     kept, needed = _fitting(order[:test_queries], judged, passages=passages)
     if not kept:
         raise DataError(
-            f"no query of split '{split}' can be kept: none has a positive, or the passages judged "
-            f"for the first one are more than {passages}",
+            f"no queries of split '{split}' fit: none has a positive, or the first one has more "
+            f"than {passages} judged passages",
             path=folder.qrels_path(split),
         )
     ids = [passage.id for passage in folder.passages()]
     unknown = needed.difference(ids)
     if unknown:
         raise DataError(
-            f"judges {len(unknown)} passages that the corpus does not hold, such as "
-            f"'{min(unknown)}'; `dptdr data inspect` lists them",
+            f"judgements of {len(unknown)} unknown passages, such as '{min(unknown)}'; "
+            "`dptdr data inspect` lists them",
             path=folder.qrels_path(split),
         )
     chosen = needed | _others(ids, needed, count=passages - len(needed), seed=seed)
@@ -67,7 +66,7 @@ def capped_test(
     missing = [query_id for query_id in kept if query_id not in texts]
     if missing:
         raise DataError(
-            f"judges the query '{missing[0]}', which queries.jsonl does not hold",
+            f"judgement of unknown query '{missing[0]}', which is not in queries.jsonl",
             path=folder.qrels_path(split),
         )
     return CappedSet(
@@ -80,11 +79,11 @@ def capped_test(
 
 
 def _fitting(order: Sequence[str], judged: Qrels, *, passages: int) -> tuple[set[str], set[str]]:
-    """Return the queries that fit, and their judged passages."""
+    """Return the queries that fit and their judged passages."""
     kept: set[str] = set()
     needed: set[str] = set()
     for query_id in order:
-        # Going on with queries that need less room would favour those with few judgements.
+        # Continuing with smaller queries would favour queries with few judgements.
         if len(needed.union(judged[query_id])) > passages:
             break
         kept.add(query_id)

@@ -1,12 +1,12 @@
-"""Training files: queries with positives and negatives, read from disk in any order.
+"""Training files: queries with positives and negatives, with random access on disk.
 
-Five formats are told apart by the first record:
+The first record determines the format:
 
 ===================  ==============================================================================
-``groups``           JSON lines of ``query``, ``positives``, ``negatives``; each item is a text, the
-                     id of a passage in the data folder, an object with ``text`` or ``id`` and
-                     ``score``, or a list of token ids (the authors' files; the query likewise)
-``mined``            JSON lines of ``query_id`` and ids, as ``dptdr mine`` writes them
+``groups``           JSON lines of ``query``, ``positives``, ``negatives``; each item is a text, a
+                     passage id in the data folder, an object with ``text`` or ``id`` and
+                     ``score``, or a list of token ids (as in the authors' files, for queries too)
+``mined``            JSON lines of ``query_id`` and ids, as written by ``dptdr mine``
 ``tevatron``         JSON lines of ``query``, ``positive_passages``, ``negative_passages``
 ``tevatron-ids``     JSON lines of ``query_text``, ``positive_document_ids``,
                      ``negative_document_ids``
@@ -31,18 +31,18 @@ from dptdr.records import TrainingGroup
 
 
 class GroupFile:
-    """A training file by row: ``file[i]`` is its i-th group.
+    """A training file with random access; ``file[i]`` is its i-th group.
 
-    Uses 16 bytes of memory per group, and 32 for each passage and query of the folder where the
-    file refers to them by id.
+    Uses 16 bytes of memory per group, and 32 per passage and query of the folder if the file refers
+    to them by id.
 
     Args:
-        folder: The data folder that ids refer to; needed for ids alone.
-        decode: Turns token ids into a text; needed for files of token ids alone.
+        folder: The data folder that ids refer to; required only for files with ids.
+        decode: Decodes token ids; required only for files with token ids.
 
     Raises:
-        DataError: If the file is missing, empty or in no known format, or if it holds ids
-            and no folder is given.
+        DataError: If the file is missing, empty or in an unknown format, or contains ids and no
+            folder is given.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class GroupFile:
         self.path = Path(path)
         self._spans = _array_spans(self.path) if is_json_array(self.path) else line_spans(self.path)
         if not len(self._spans):
-            raise DataError("holds no training group", path=self.path)
+            raise DataError("the file contains no training groups", path=self.path)
         first = self._record(0)
         self.format: Format = recognise(first, place=self._place(0))
         self._lookup = Lookup(folder, decode=decode)
         self._lookup.decide(first, format=self.format)
-        # A file that needs a folder is refused now, not in the middle of training.
+        # Fail now rather than during training if the file needs a folder.
         group_of_record(first, format=self.format, lookup=self._lookup, place=self._place(0))
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class GroupFile:
         return len(self._spans)
 
     def __getitem__(self, item: int) -> TrainingGroup:
-        """Return one group; a DataError names file, line and field if it is broken."""
+        """Return a group, or raise a DataError if it is malformed."""
         if not 0 <= item < len(self):
             raise IndexError(f"expected a row from 0 to {len(self) - 1}, got {item}")
         place = self._place(item)
@@ -90,10 +90,10 @@ class GroupFile:
 
 
 def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterator[TrainingGroup]:
-    """Yield the groups of a training file from first to last; packed files are read too.
+    """Yield the groups of a training file in order; the file may be compressed.
 
     Raises:
-        DataError: If the file is missing, broken or of no known format; names file, line and field.
+        DataError: If the file is missing, malformed or in an unknown format.
     """
     path = Path(path)
     format: Format | None = None
@@ -107,10 +107,10 @@ def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterat
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON objects of a file of lines, or of one array.
+    """Yield the objects of a JSON-lines file, or of a single JSON array.
 
     Raises:
-        DataError: If the file is missing or broken; names file and line.
+        DataError: If the file is missing or malformed.
     """
     if not is_json_array(path):
         for number, line in raw_lines(path):

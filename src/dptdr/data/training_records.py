@@ -22,23 +22,23 @@ _MARKS: dict[Format, tuple[str, ...]] = {
     "groups": ("query", "positives"),
     "mined": ("query_id", "positives"),
 }
-"""Fields that a record of each format has; the first format that fits is taken."""
+"""Required fields of each format; the first matching format is used."""
 
 
 class Place(NamedTuple):
-    """Position of a record; the line is counted only when a message needs it."""
+    """Position of a record; the line number is computed only for error messages."""
 
     path: Path
     row: int
     line: Callable[[], int]
 
     def error(self, reason: str, field: str | None = None) -> DataError:
-        """Return an error that names this record."""
+        """Create an error that names this record."""
         return DataError(reason, path=self.path, line=self.line(), field=field)
 
 
 class Lookup:
-    """Texts by id, or by token ids; the folder is read only if a record refers to it."""
+    """Looks up texts by id or token ids; the folder is read only if a record refers to it."""
 
     def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
         self.folder = folder
@@ -61,21 +61,23 @@ class Lookup:
         return self.folder
 
     def text_of(self, tokens: object, field: str, place: "Place") -> str | None:
-        """Return the text of a list of token ids; ``None`` if the value is something else."""
+        """Decode a list of token ids; ``None`` if the value is something else."""
         if not isinstance(tokens, list) or not tokens or not all(type(t) is int for t in tokens):
             return None
         if self.decode is None:
-            raise place.error("holds token ids; they can be read only in training", field)
+            raise place.error(
+                "contains token ids, which can be decoded only during training", field
+            )
         try:
             return self.decode(tokens)
         except (ValueError, IndexError, OverflowError, TypeError) as error:
             raise place.error(str(error), field) from None
 
     def decide(self, record: Mapping[str, Any], *, format: Format) -> None:
-        """Decide for the whole file whether strings are texts or ids.
+        """Decide whether strings in the file are texts or ids.
 
-        In mined negatives strings are ids. In groups they are ids if a folder is given that holds
-        every string of the first record's positives, else texts.
+        In mined negatives they are ids. In groups they are ids if a folder is given and contains
+        all positives of the first record as ids; otherwise they are texts.
         """
         positives = record.get("positives")
         if format == "mined":
@@ -86,10 +88,10 @@ class Lookup:
 
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
-    """Return the format of a training file.
+    """Detect the format of a training file from a record.
 
     Raises:
-        DataError: If the record fits no format; names those there are.
+        DataError: If the record matches no format; lists the known formats.
     """
     for name, fields in _MARKS.items():
         if all(field in record for field in fields):
@@ -97,22 +99,24 @@ def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
     known = "; ".join(f"{name}: {' and '.join(fields)}" for name, fields in _MARKS.items())
     raise place.error(
         f"expected a training record with the fields of one format ({known}), "
-        f"got {', '.join(record) or 'no field'}"
+        f"got {', '.join(record) or 'no fields'}"
     )
 
 
 def group_of_record(
     record: Mapping[str, Any], *, format: Format, lookup: Lookup, place: Place
 ) -> TrainingGroup:
-    """Return a record's training group.
+    """Convert a record to a training group.
 
     Raises:
-        DataError: If the record is broken, has no positive, or refers to an unknown id.
+        DataError: If the record is malformed, has no positives, or refers to an unknown id.
     """
     try:
         group = _READERS[format](record, lookup, place)
     except LookupError:
-        raise place.error("refers to texts by id; give the data folder that holds them") from None
+        raise place.error(
+            "refers to texts by id; specify the data folder that contains them"
+        ) from None
     if not group.positives:
         raise place.error("expected at least one positive, got none", _POSITIVES[format])
     return group
@@ -125,7 +129,7 @@ class _Item(NamedTuple):
 
 
 def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
-    """Read ``groups`` and ``mined``: they differ only in the meaning of strings."""
+    """Convert ``groups`` and ``mined``, which differ only in the meaning of strings."""
     query_id = _optional_id(record, "query_id", place)
     if "query" in record or query_id is None:
         tokens = lookup.text_of(record.get("query"), "query", place)
@@ -133,7 +137,7 @@ def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
     else:
         found = lookup.queries.get(query_id)
         if found is None:
-            raise place.error(f"'{query_id}' is no query of the data folder", "query_id")
+            raise place.error(f"query '{query_id}' is not in the data folder", "query_id")
         query = found.text
     sides = [
         [_own_item(item, name, lookup, place) for item in _list(record, name, place)]
@@ -143,7 +147,7 @@ def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
 
 
 def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Place) -> list[_Item]:
-    """Give positives their scores from ``positive_teacher``."""
+    """Add the scores from ``positive_teacher`` to the positives."""
     scores = _list(record, "positive_teacher", place)
     if not scores:
         return positives
@@ -180,7 +184,7 @@ def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
 def _content(passage_id: str, field: str, lookup: Lookup, place: Place) -> str:
     passage = lookup.passages.get(passage_id)
     if passage is None:
-        raise place.error(f"'{passage_id}' is no passage of the data folder", field)
+        raise place.error(f"passage '{passage_id}' is not in the data folder", field)
     return passage.content
 
 
@@ -189,7 +193,7 @@ def _score(item: Mapping[str, Any], field: str, place: Place) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise place.error(f"expected a number as score, got {describe(value)}", field)
+        raise place.error(f"expected a numeric score, got {describe(value)}", field)
     return float(value)
 
 
@@ -217,7 +221,7 @@ def _tevatron_ids(record: Mapping[str, Any], lookup: Lookup, place: Place) -> Tr
 
 def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
     del lookup
-    # As in DPR's own training: BM25's hard negatives, others only where there are none.
+    # As in DPR: hard negatives from BM25, or other negatives if there are none.
     hard = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     sides = [
         [
@@ -230,7 +234,7 @@ def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
 
 
 def _foreign_item(item: object, field: str, place: Place, *, id_fields: Sequence[str]) -> _Item:
-    """Read a passage object. Its ``score`` is a retriever's, not a teacher's, and is ignored."""
+    """Read a passage object; its ``score`` is ignored, because it is not a teacher's."""
     if not isinstance(item, dict):
         raise place.error(f"expected objects, got {describe(item)}", field)
     if not isinstance(item.get("text"), str):

@@ -1,1 +1,1 @@
-"""Readers and writers of files: formats, atomic and resumable outputs, ids."""
+"""File input and output: formats, atomic writes, resumable outputs and compact ids."""

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old state or the new one, never half of it."""
+"""Atomic writes: a crash leaves either the old state or the new one."""
 
 import contextlib
 import errno
@@ -20,10 +20,10 @@ from dptdr.errors import DataError, OutputError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn any failure to write ``path`` into an :class:`OutputError`.
+    """Convert any failure to write ``path`` to an :class:`OutputError`.
 
     Raises:
-        OutputError: If the block raises an ``OSError``, or safetensors' own kind of one.
+        OutputError: If the block raises an ``OSError``, or a safetensors I/O error.
     """
     try:
         yield
@@ -48,13 +48,10 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
+    """Open a temporary file that is renamed to ``path`` if the block succeeds.
 
-    On any error the temporary file is removed and what was at ``path`` stays. A device or pipe,
-    such as ``/dev/stdout``, is written to directly.
-
-    Args:
-        path: The file to write; missing parent folders are made.
+    On error, the temporary file is deleted and ``path`` is left unchanged. A device or pipe, such
+    as ``/dev/stdout``, is written directly. Missing parent folders are created.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -74,7 +71,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
-            # mkstemp makes private files; a result is as readable as any file the user makes.
+            # mkstemp creates private files; apply the usual permissions.
             umask = os.umask(0)
             os.umask(umask)
             Path(name).chmod(0o666 & ~umask)
@@ -86,17 +83,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` when the block ends.
+    """Yield a temporary folder that replaces ``path`` if the block succeeds.
 
-    A folder at ``path`` is moved aside first and removed last, so that at every moment either the
-    old or the new one is complete on disk. A process killed between the two renames leaves the old
-    folder under ``.NAME.old``, from where :func:`recover_folder` brings it back.
-
-    Args:
-        path: The folder to write; missing parents are made.
+    An existing folder is moved aside first and deleted last, so a complete folder is on disk at all
+    times. If the process is killed between the two renames, the old folder is left as ``.NAME.old``
+    and :func:`recover_folder` restores it. Missing parent folders are created.
 
     Raises:
-        OutputError: If the folder cannot be written; names ``path``, not the temporary folder.
+        OutputError: If the folder cannot be written.
     """
     path = Path(path)
     with writing(path):
@@ -112,7 +106,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o777 & ~umask)
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    # safetensors writes for the owner alone; a server may run as someone else.
+                    # safetensors creates private files, but a server may run as a different user.
                     file.chmod(0o666 & ~umask)
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
@@ -130,7 +124,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Restore a folder that a killed :func:`atomic_folder` had moved aside."""
+    """Restore a folder that a killed :func:`atomic_folder` moved aside."""
     aside = path.parent / f".{path.name}.old"
     if aside.exists() and not path.exists():
         aside.rename(path)
@@ -141,16 +135,17 @@ _HOST = hashlib.sha256(socket.gethostname().encode("utf-8", "replace")).hexdiges
 
 
 def _prefix(path: Path) -> str:
-    """Return the prefix of temporary names, which identifies their process."""
+    """Return the prefix of temporary names, which identifies this process."""
     return f".{path.name}.{_HOST}-{os.getpid()}."
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders of ``path`` left by dead processes.
+    """Delete temporary files and folders for ``path`` left by dead processes.
 
-    Those of another machine stay, since nobody here can tell whether their process lives.
+    Those of other machines are kept, because there is no way to tell whether their process is
+    alive.
     """
-    # Versions up to 0.1 wrote random letters alone; nobody else may work on the same path.
+    # Versions up to 0.1 used random letters only; no other process may use the same path.
     name = re.compile(
         rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-(\d+)\.)?[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}"
     )
@@ -164,7 +159,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process on this machine is alive."""
+    """Check whether a process on this machine is alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -178,7 +173,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write ``value`` as JSON with sorted keys, atomically.
 
     Args:
-        indent: Spaces per level; ``None`` for one line, written many times as quickly.
+        indent: Spaces per level; ``None`` for a single line, which is much faster.
     """
     text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic_file(path) as handle:
@@ -189,7 +184,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: If the file is missing or is not JSON; names file and line.
+        DataError: If the file is missing or not valid JSON.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -204,11 +199,11 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(f"expected JSON, {error.msg}", path=path, line=error.lineno) from None
     except (ValueError, RecursionError) as error:
-        # Thousands of digits, or of nested brackets, stop the parser itself.
-        raise DataError(f"expected JSON, got what cannot be parsed: {error}", path=path) from None
+        # The parser fails on thousands of digits or nested brackets.
+        raise DataError(f"expected valid JSON, but parsing failed: {error}", path=path) from None
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal text."""
+    """Return the hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""BEIR folders, which every stage reads.
+"""Read and write BEIR folders, the input of every stage.
 
 ``corpus.jsonl`` (``_id``, ``title``, ``text``), ``queries.jsonl`` (``_id``, ``text``) and
 ``qrels/SPLIT.tsv`` (header, then query-id, corpus-id, score; or TREC's four columns). Each may be
-packed (``corpus.jsonl.gz``). Hidden files are ignored. Ids are unique.
+compressed (``corpus.jsonl.gz``). Hidden files are ignored. Ids must be unique.
 """
 
 import hashlib
@@ -30,11 +30,8 @@ _SPLIT_ORDER = ("train", "dev", "test")
 class BeirFolder:
     """A BEIR folder on disk, read as a stream.
 
-    Args:
-        path: The folder; it must hold ``corpus.jsonl``.
-
     Raises:
-        DataError: If there is no such folder or it holds no corpus.
+        DataError: If the folder does not exist or contains no ``corpus.jsonl``.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -55,7 +52,7 @@ class BeirFolder:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self.path.resolve().name
 
     def passages(self) -> Iterator[Passage]:
@@ -69,10 +66,10 @@ class BeirFolder:
     def read_corpus(
         self, parse: Callable[..., Record], id_of: Callable[[Record], str]
     ) -> Iterator[Record]:
-        """Yield the result of a function for each line of the corpus; see :meth:`passages`.
+        """Apply a function to each line of the corpus; see :meth:`passages`.
 
         Args:
-            parse: Takes the line, and ``path`` and ``number`` by name.
+            parse: Takes the line, and ``path`` and ``number`` as keyword arguments.
         """
         return _unique(self.corpus_path, parse, id_of, noun="passage")
 
@@ -87,11 +84,7 @@ class BeirFolder:
         return _unique(self.queries_path, parse_query, query_id, noun="query")
 
     def splits(self) -> list[str]:
-        """Return the names of the splits: train, dev, test first, others by name.
-
-        Returns:
-            One name for each ``qrels/NAME.tsv`` that is not hidden.
-        """
+        """List the splits in ``qrels/``: train, dev and test first, then by name."""
         files = (self.path / QRELS).glob("*.tsv*")
         names = {
             file.name.removesuffix(".gz").removesuffix(".tsv")
@@ -102,33 +95,19 @@ class BeirFolder:
         return known + sorted(names.difference(known))
 
     def has_split(self, split: str) -> bool:
-        """Return whether there are judgements of this split.
-
-        Args:
-            split: Name such as ``test``.
-
-        Returns:
-            True if ``qrels/SPLIT.tsv`` exists.
-        """
+        """Check whether ``qrels/SPLIT.tsv`` exists."""
         return self.qrels_path(split).is_file()
 
     def qrels_path(self, split: str) -> Path:
-        """Return the path of the judgements of a split.
-
-        Args:
-            split: Name such as ``test``.
-        """
+        """Return the path of a split's qrels file."""
         return _member(self.path / QRELS / f"{split}.tsv")
 
     def qrels(self, split: str) -> Qrels:
-        """Return the judgements of a split.
-
-        Args:
-            split: Name such as ``test``.
+        """Read the judgements of a split.
 
         Raises:
-            DataError: If there is no such split, a line is broken, or a pair is judged twice
-                with different grades.
+            DataError: If the split does not exist, a line is malformed, or a pair has conflicting
+                grades.
         """
         path = self.qrels_path(split)
         if not path.is_file():
@@ -137,11 +116,7 @@ class BeirFolder:
         return read_qrels(path)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over names and bytes of the corpus, the queries and all judgements.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Return the hexadecimal SHA-256 over names and bytes of corpus, queries and qrels."""
         digest = hashlib.sha256()
         files = [self.corpus_path, self.queries_path]
         files += [self.qrels_path(split) for split in sorted(self.splits())]
@@ -154,7 +129,7 @@ class BeirFolder:
 
 
 def _member(path: Path) -> Path:
-    """Return the compressed file if there is no plain one."""
+    """Return the plain file, or the compressed one if there is no plain one."""
     packed = path.with_name(path.name + ".gz")
     return packed if packed.is_file() and not path.is_file() else path
 
@@ -185,7 +160,7 @@ def _unique(
 
 
 def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> None:
-    """Return the first line with an id, ``None`` if only the hashes are equal."""
+    """Return the first line with the id, or ``None`` if only the hashes are equal."""
     for earlier, line in raw_lines(path):
         if earlier == number:
             return
@@ -194,10 +169,10 @@ def _refuse_second(record_id: str, *, path: Path, number: int, noun: str) -> Non
 
 
 def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: str) -> DataError:
-    """Return the error for a duplicate id."""
+    """Create the error for a duplicate id."""
     first, second = lines
     return DataError(
-        f"duplicate {noun} id '{record_id}', first in line {first}; remove one of the two",
+        f"duplicate {noun} id '{record_id}', first in line {first}; delete one of them",
         path=path,
         line=second,
         field="_id",
@@ -205,13 +180,10 @@ def duplicate_id(record_id: str, *, path: Path, lines: tuple[int, int], noun: st
 
 
 def parse_passage(line: bytes, *, path: Path, number: int) -> Passage:
-    """Return the passage in one line of ``corpus.jsonl``.
-
-    Returns:
-        The passage; a missing or null title is an empty one.
+    """Parse a line of ``corpus.jsonl``; a missing or null title becomes empty.
 
     Raises:
-        DataError: If the line is broken; names file, line and field.
+        DataError: If the line is malformed.
     """
     record = parse_object(line, path=path, number=number)
     titled = record.get("title") is not None
@@ -259,10 +231,10 @@ def document_record(document: Document) -> dict[str, Any]:
 
 
 def parse_query(line: bytes, *, path: Path, number: int) -> Query:
-    """Return the query in one line of ``queries.jsonl``.
+    """Parse a line of ``queries.jsonl``.
 
     Raises:
-        DataError: If the line is broken; names file, line and field.
+        DataError: If the line is malformed.
     """
     record = parse_object(line, path=path, number=number)
     return Query(
@@ -272,14 +244,14 @@ def parse_query(line: bytes, *, path: Path, number: int) -> Query:
 
 
 class BeirCounts(NamedTuple):
-    """What a written folder holds."""
+    """Record counts of a written folder."""
 
     passages: int
     queries: int
     judgements: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the counts for ``meta.json``."""
+        """Format the counts for ``meta.json``."""
         return {
             "passages": self.passages,
             "queries": self.queries,
@@ -296,18 +268,15 @@ def write_beir(
     meta: Mapping[str, Any] | Callable[[BeirCounts], Mapping[str, Any]],
     also: Callable[[Path], None] | None = None,
 ) -> BeirCounts:
-    """Write a BEIR folder; it appears whole or not at all.
-
-    Passages and queries are streamed: memory does not grow with them.
+    """Write a BEIR folder atomically, streaming passages and queries.
 
     Args:
-        qrels: Split name to judgements; asked for when passages and queries are written.
-        meta: What ``meta.json`` says besides the counts, or a function that is given the
-            counts and returns it.
+        qrels: Split name to judgements; read after passages and queries are written.
+        meta: Additional contents of ``meta.json``, or a function from the counts to them.
 
     Raises:
-        DataError: If something else is there, an id is empty or holds a tab, a text cannot be
-            written as UTF-8, or a split holds no judgement.
+        DataError: If ``path`` contains unrelated files, an id is empty or contains a tab, a text
+            cannot be encoded as UTF-8, or a split has no judgements.
     """
     path = Path(path)
     _refuse_foreign(path)
@@ -330,12 +299,13 @@ def write_beir(
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse to replace a folder that this module did not write."""
+    """Reject an existing folder that is not a BEIR folder."""
     if path.exists() and not path.is_dir():
-        raise DataError("expected a folder to write, got a file; choose another name", path=path)
+        raise DataError("expected an output folder, got a file; choose a different name", path=path)
     if path.is_dir() and any(path.iterdir()) and not _member(path / CORPUS).is_file():
         raise DataError(
-            f"this folder holds other files and no {CORPUS}; name a new or empty folder", path=path
+            f"this folder contains other files and no {CORPUS}; choose a new or empty folder",
+            path=path,
         )
 
 
@@ -357,7 +327,7 @@ def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
 
 
 def each_judgement(qrels: Qrels | Iterable[Judgement]) -> Iterator[Judgement]:
-    """Yield the judgements of a dict or an iterable."""
+    """Iterate over judgements given as a dict or an iterable."""
     if not isinstance(qrels, dict):
         yield from qrels
         return

@@ -1,4 +1,4 @@
-"""Queries that are passages of the corpus, as in ArguAna and Quora, never find themselves."""
+"""Exclude queries that are also passages, as in ArguAna and Quora, from their own results."""
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from dptdr.records import Hit, Passage, Query, Run
 
 
 def is_own_passage(query: Query, passage: Passage) -> bool:
-    """Return whether a query is this passage.
+    """Check whether a query and a passage are the same document.
 
-    They have one id, as in BEIR's evaluation. Ids that are numbers may be equal by chance: the
-    texts have to be equal too.
+    As in BEIR's evaluation, equal ids are enough, except for numeric ids, which may coincide; then
+    the texts must be equal too.
     """
     if query.id != passage.id:
         return False
@@ -22,11 +22,7 @@ def is_own_passage(query: Query, passage: Passage) -> bool:
 
 
 def own_passages(queries: Iterable[Query], passages: Iterable[Passage]) -> dict[str, str]:
-    """Return the queries that are passages of the corpus.
-
-    Args:
-        passages: The corpus, read once.
-    """
+    """Find the queries that are also passages of the corpus, which is read once."""
     by_id = {query.id: query for query in queries}
     return {
         passage.id: passage.content
@@ -38,11 +34,11 @@ def own_passages(queries: Iterable[Query], passages: Iterable[Passage]) -> dict[
 def without_own(
     run: Mapping[str, Sequence[Hit]], own: Collection[str], *, depth: int | None = None
 ) -> Run:
-    """Return a run in which no query of ``own`` finds itself.
+    """Remove each query in ``own`` from its own hits.
 
     Args:
-        run: Query id to hits; one more than wanted where the depth is given.
-        depth: Hits kept of each query; None for all.
+        run: Query id to hits; with one extra hit if a depth is given.
+        depth: Hits to keep per query; None for all.
     """
     return {
         query_id: [hit for hit in hits if query_id not in own or hit.passage_id != query_id][:depth]
@@ -51,9 +47,9 @@ def without_own(
 
 
 def say_own(count: int) -> None:
-    """Say on standard error if some queries cannot find themselves."""
+    """Report on standard error if queries were excluded from their own results."""
     if count:
         sys.stderr.write(
-            f"{count:,} queries are passages under the same id: none is its own answer or "
-            "negative; --keep-identical changes that\n"
+            f"{count:,} queries are also passages with the same id, and are excluded from their "
+            "own hits and negatives; use --keep-identical to include them\n"
         )

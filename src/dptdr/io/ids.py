@@ -1,4 +1,4 @@
-"""Ids in compact form, so that millions of them cost little memory."""
+"""Compact in-memory representations of millions of ids."""
 
 import hashlib
 import unicodedata
@@ -16,47 +16,47 @@ _MOST_RECENT = 1 << 18
 
 
 def stable_hash(text: str) -> int:
-    """Return a 64-bit hash of a text that is the same in every process."""
-    # Lone surrogates, which JSON can spell, have no UTF-8.
+    """Return a 64-bit hash that is the same in every process."""
+    # Lone surrogates are possible in JSON but cannot be encoded as UTF-8.
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def stable_hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " texts"]:
-    """Return :func:`stable_hash` of each text."""
+    """Apply :func:`stable_hash` to each text."""
     return np.fromiter(map(stable_hash, texts), dtype=np.uint64)
 
 
 def normalised(text: str) -> str:
-    """Return a text normalised in case, spacing and Unicode form (NFKC)."""
+    """Normalise a text's case, whitespace and Unicode form (NFKC)."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class RowTable:
-    """Row numbers by 64-bit hash, 16 bytes each.
+    """A lookup table from 64-bit hashes to row numbers, with 16 bytes per row.
 
-    Two of ten million different ids share a hash with a chance of 3 in a million.
+    The probability of any hash collision among ten million ids is 3 in a million.
     """
 
     def __init__(self, hashes: UInt64[np.ndarray, " rows"]) -> None:
-        # Stable, so that of rows with equal hashes the first comes first.
+        # Stable sort, so that rows with equal hashes stay in order.
         self._rows: Int64[np.ndarray, " rows"] = np.argsort(hashes, kind="stable")
         self._hashes: UInt64[np.ndarray, " rows"] = hashes[self._rows]
 
     @classmethod
     def build(cls, ids: Iterable[str]) -> "RowTable":
-        """Return an index of ids in row order."""
+        """Build a table of ids, given in row order."""
         return cls(stable_hashes(ids))
 
     def rows(self, identifier: str) -> Int64[np.ndarray, " rows"]:
-        """Return the rows with the hash of an id, in ascending order."""
+        """Return the rows whose hash matches an id, in ascending order."""
         wanted = np.uint64(stable_hash(identifier))
         start, end = (np.searchsorted(self._hashes, wanted, side=s) for s in ("left", "right"))
         found: Int64[np.ndarray, " rows"] = self._rows[start:end]
         return found
 
     def first_rows(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
-        """Return the first row of each hash, -1 if there is none."""
+        """Return the first row for each hash, or -1 if there is none."""
         if not len(self._hashes):
             return np.full(len(wanted), -1, dtype=np.int64)
         places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
@@ -67,15 +67,15 @@ class RowTable:
         return np.unique(self._hashes)
 
     def doubles(self) -> Iterator[tuple[int, int]]:
-        """Yield pairs of rows with equal hashes, which may have the same id."""
+        """Yield pairs of rows with equal hashes, which are potential duplicates."""
         for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
             yield int(self._rows[place]), int(self._rows[place + 1])
 
 
 class IdSet:
-    """A set of ids as 64-bit hashes, 8 bytes each.
+    """A set of ids stored as 64-bit hashes, 8 bytes each.
 
-    Two of ten million different ids share a hash with a chance of 3 in a million.
+    The probability of any hash collision among ten million ids is 3 in a million.
     """
 
     def __init__(self) -> None:
@@ -84,11 +84,7 @@ class IdSet:
         self._recent: set[int] = set()
 
     def add(self, record_id: str) -> bool:
-        """Add an id.
-
-        Returns:
-            True if it is new.
-        """
+        """Add an id; return whether it is new."""
         if record_id in self:
             return False
         self._recent.add(hash(record_id))
@@ -100,7 +96,7 @@ class IdSet:
         return True
 
     def __contains__(self, record_id: object) -> bool:
-        """Return whether the id was added."""
+        """Check whether an id was added."""
         value = hash(record_id)
         if value in self._recent:
             return True
@@ -109,13 +105,13 @@ class IdSet:
 
 
 class IdTable:
-    """Row number to id, for any number of ids.
+    """Maps row numbers to ids.
 
-    A Python list of 10 million ids costs more than half a gigabyte; this costs their bytes plus 8
-    each, and both arrays can be mapped from disk.
+    Ten million ids take more than half a gigabyte as a Python list; here, each takes its bytes plus
+    8, and both arrays can be memory-mapped.
 
     Args:
-        blob: The ids' UTF-8 bytes, one after the other.
+        blob: Concatenated UTF-8 bytes of the ids.
     """
 
     def __init__(
@@ -126,7 +122,7 @@ class IdTable:
 
     @classmethod
     def build(cls, ids: Iterable[str]) -> "IdTable":
-        """Collect ids in their order."""
+        """Build a table of ids, in order."""
         blob = bytearray()
         offsets = [0]
         for value in ids:
@@ -141,17 +137,21 @@ class IdTable:
 
     @classmethod
     def load(cls, folder: Path) -> "IdTable":
-        """Map the two files of :meth:`save`.
+        """Memory-map the two files written by :meth:`save`.
 
         Raises:
-            DataError: If they are missing, damaged, or do not fit each other.
+            DataError: If they are missing, damaged or inconsistent.
         """
         blob = map_array(folder / "ids.npy", dtype=np.uint8)
         offsets = map_array(folder / "id_offsets.npy", dtype=np.int64)
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(blob):
-            raise DataError("ids and their offsets do not fit each other", path=folder)
+            raise DataError(
+                "ids.npy and id_offsets.npy are inconsistent; recreate them", path=folder
+            )
         if (np.diff(offsets) < 0).any():
-            raise DataError("expected growing offsets", path=folder / "id_offsets.npy")
+            raise DataError(
+                "expected increasing offsets; recreate the file", path=folder / "id_offsets.npy"
+            )
         return cls(blob, offsets)
 
     def __len__(self) -> int:

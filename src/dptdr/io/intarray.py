@@ -1,4 +1,4 @@
-"""Growing arrays of 64-bit integers, 8 bytes an entry."""
+"""Growable arrays of 64-bit integers, with 8 bytes per entry."""
 
 from array import array
 from typing import TYPE_CHECKING, TypeAlias
@@ -9,19 +9,15 @@ from jaxtyping import Int64
 if TYPE_CHECKING:
     IntArray: TypeAlias = array[int]
 else:
-    # Python 3.11 cannot subscript it at run time.
+    # Python 3.11 does not support subscripting at run time.
     IntArray = array
 
 
 def int_array() -> IntArray:
-    """Return an empty array of 64-bit integers."""
+    """Create an empty array of 64-bit integers."""
     return array("q")
 
 
 def as_numbers(values: IntArray) -> Int64[np.ndarray, " entries"]:
-    """Return the entries as numpy's integers, without a copy.
-
-    Args:
-        values: An array made by :func:`int_array`; it must not grow as long as the result is used.
-    """
+    """View an :func:`int_array` as a NumPy array; it must not grow while the view is in use."""
     return np.frombuffer(values, dtype=np.int64) if values else np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""JSON arrays that are larger than memory, read one element at a time."""
+"""Read JSON arrays larger than memory, one element at a time."""
 
 import codecs
 import io
@@ -12,7 +12,7 @@ from dptdr.errors import DataError
 from dptdr.io.lines import READ_FAULTS, open_bytes
 
 _CHUNK_BYTES = 1 << 20
-# A fault farther from the end of what is read than the longest literal is none of a cut.
+# An error this far from the end of the buffer is not due to a truncated literal.
 _CUT_MARGIN = 16
 _LONGEST_STRING = 1 << 26
 _MARK = re.compile(r"\ufeff?\s*")
@@ -20,7 +20,7 @@ _GAP = re.compile(r"[\s,]*")
 
 
 class Element(NamedTuple):
-    """One element of an array, with its first line and its bytes in the unpacked file."""
+    """An array element, with its first line and its byte range in the decompressed file."""
 
     value: Any
     line: int
@@ -29,10 +29,7 @@ class Element(NamedTuple):
 
 
 def is_json_array(path: Path) -> bool:
-    """Return whether a file's first character that is not white space opens a JSON array.
-
-    Returns:
-        True if it is ``[``.
+    """Check whether the first non-whitespace character of a file is ``[``.
 
     Raises:
         DataError: If the file cannot be read.
@@ -46,22 +43,19 @@ def is_json_array(path: Path) -> bool:
 
 
 def array_elements(path: Path) -> Iterator[Element]:
-    """Yield the elements of the one JSON array that a file holds.
+    """Yield the elements of a file that consists of one JSON array.
 
-    Memory holds a chunk and the largest element.
-
-    Yields:
-        Each element in order.
+    Uses memory for one chunk and the largest element.
 
     Raises:
-        DataError: If the file is missing, is no JSON array, is broken or cut short; names the line.
+        DataError: If the file is missing, malformed, truncated or not a JSON array.
     """
     with open_bytes(path) as handle:
         yield from _Reader(path, handle).elements()
 
 
 class _Reader:
-    """A text buffer that slides over the file; ``at`` is the position in it."""
+    """A sliding text buffer over the file; ``at`` is the position in it."""
 
     def __init__(self, path: Path, handle: io.BufferedReader) -> None:
         self.path = path
@@ -78,7 +72,7 @@ class _Reader:
         self.fill(_CHUNK_BYTES)
         self.skip(_MARK)
         if self.text[self.at : self.at + 1] != "[":
-            raise self.fault("expected a JSON array that begins with [", self.at)
+            raise self.fault("expected a JSON array starting with [", self.at)
         self.move(self.at + 1)
         while True:
             self.skip(_GAP)
@@ -102,14 +96,16 @@ class _Reader:
                     more *= 2
                     continue
                 if self.ended and (unfinished or error.pos >= len(self.text) - _CUT_MARGIN):
-                    reason = "the file ends inside the array; it was cut short, fetch it again"
+                    reason = "the file ends inside the array, so it is truncated; download it again"
                 else:
                     reason = f"expected JSON, {error.msg}"
                 raise self.fault(reason, min(error.pos, len(self.text))) from None
             except (ValueError, RecursionError) as error:
-                # Thousands of digits, or of nested brackets, stop the parser itself.
-                raise self.fault(f"expected JSON that can be parsed: {error}", self.at) from None
-            # A number may continue in the next chunk: of -1e-7 already -1 is one.
+                # The parser fails on thousands of digits or nested brackets.
+                raise self.fault(
+                    f"expected valid JSON, but parsing failed: {error}", self.at
+                ) from None
+            # A number may continue in the next chunk: -1 may be the start of -1e-7.
             number = isinstance(value, int | float)
             if self.ended or not number or self.text[end : end + 1] in tuple(", ]\t\r\n"):
                 return value, end
@@ -133,7 +129,7 @@ class _Reader:
         try:
             chunk = self.handle.read(size)
             self.ended = len(chunk) < size
-            # What lies behind is dropped, so that the buffer does not grow with the file.
+            # Drop consumed text, so that the buffer does not grow with the file.
             self.text = self.text[self.at :] + self.decoder.decode(chunk, self.ended)
             self.at = 0
         except UnicodeDecodeError as error:

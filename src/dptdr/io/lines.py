@@ -1,8 +1,7 @@
-r"""Lines of text files, streamed, with errors that name file, line and field.
+r"""Stream lines of text files, with errors that name file, line and field.
 
-Only ``\n`` ends a line (a ``\r`` before it is dropped). ``str.splitlines`` and text mode are
-avoided on purpose: they also break at U+2028, U+0085 and lone ``\r``, which occur inside real
-passages.
+Only ``\n`` ends a line (a preceding ``\r`` is dropped). ``str.splitlines`` and text mode are
+avoided because they also break at U+2028, U+0085 and lone ``\r``, which occur in real passages.
 """
 
 import codecs
@@ -23,11 +22,11 @@ UTF8_MARK = b"\xef\xbb\xbf"
 _NOT_IN_IDS = re.compile(r"[\t\n\r\0]")
 _DECIMAL = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
 READ_FAULTS = (EOFError, OSError, zlib.error)
-"""What reading a file may raise; a damaged archive raises any of them."""
+"""Exceptions that reading a file may raise, particularly a damaged archive."""
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
-    """Open a file for reading bytes; ``.gz`` is decompressed.
+    """Open a file for reading bytes, decompressing ``.gz``.
 
     Raises:
         DataError: If it cannot be opened.
@@ -39,13 +38,13 @@ def open_bytes(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
     except IsADirectoryError:
-        raise DataError("expected a file, this is a folder", path=path) from None
+        raise DataError("expected a file, got a folder", path=path) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield line number (from 1) and bytes of each line that is not blank, without its ending.
+    """Yield number (from 1) and bytes of each non-blank line, without its line ending.
 
     Raises:
         DataError: If the file is missing, unreadable, or its gzip data is broken.
@@ -65,10 +64,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of :func:`raw_lines` as text.
-
-    Args:
-        path: A UTF-8 file, plain or gzip.
+    """Yield the lines of :func:`raw_lines` decoded as UTF-8.
 
     Raises:
         DataError: If the file cannot be read or a line is not UTF-8.
@@ -78,7 +74,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def decode_line(line: bytes, *, path: Path, number: int) -> str:
-    """Return a line as text.
+    """Decode a line.
 
     Raises:
         DataError: If the bytes are not UTF-8.
@@ -98,8 +94,8 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
         wide = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         encoding = "UTF-16" if wide else "WINDOWS-1252"
         raise DataError(
-            f"expected UTF-8 text, byte {error.start + 1} of the line is "
-            f"0x{line[error.start]:02x}; save the file as UTF-8, or convert it "
+            f"expected UTF-8 text, got 0x{line[error.start]:02x} at byte {error.start + 1} of the "
+            f"line; save the file as UTF-8, or convert it "
             f"(`iconv -f {encoding} -t UTF-8`)",
             path=path,
             line=number,
@@ -107,7 +103,7 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
 
 
 def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
-    """Return the JSON object in one line.
+    """Parse a line as a JSON object.
 
     Raises:
         DataError: If the line is not UTF-8, not JSON, or not an object.
@@ -115,7 +111,7 @@ def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        # Bytes that are not UTF-8 are a fault of another kind; say so if that is what it is.
+        # Invalid UTF-8 is a different problem, so report it as such.
         decode_line(line, path=path, number=number)
         raise DataError(
             f"expected a JSON object in one line, {error.msg} (column {error.colno})",
@@ -130,20 +126,17 @@ def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
 
 
 def text_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -> str:
-    """Return a field that must hold a string.
-
-    Args:
-        name: Name of the field.
+    """Return a string field.
 
     Raises:
-        DataError: If the field is absent or not a string.
+        DataError: If the field is missing or not a string.
     """
     value = record.get(name)
     if isinstance(value, str):
         return value
     if name not in record:
-        has = ", ".join(list(record)[:8]) or "no field"
-        raise DataError(f"is missing; the record has {has}", path=path, line=number, field=name)
+        has = ", ".join(list(record)[:8]) or "no fields"
+        raise DataError(f"missing; the record has {has}", path=path, line=number, field=name)
     hint = f'; write it as "{value}"' if type(value) is int else ""
     raise DataError(
         f"expected a string, got {describe(value)}{hint}", path=path, line=number, field=name
@@ -151,13 +144,10 @@ def text_field(record: Mapping[str, Any], name: str, *, path: Path, number: int)
 
 
 def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -> str:
-    """Return a field that must hold an id: a string that is not empty, or an integer.
-
-    Args:
-        name: Name of the field.
+    """Return an id field: a non-empty string, or an integer.
 
     Raises:
-        DataError: If the field is absent, not a string, empty, or holds a tab or a line break.
+        DataError: If the field is missing, has the wrong type, or is not a valid id.
     """
     if type(record.get(name)) is int:
         return str(record[name])
@@ -169,34 +159,30 @@ def id_field(record: Mapping[str, Any], name: str, *, path: Path, number: int) -
 
 
 def id_fault(value: str) -> str | None:
-    """Return why a text cannot be an id, or None.
-
-    Returns:
-        The fault in words, or None.
-    """
+    """Return why a string is not a valid id, or None."""
     if not value.strip():
-        return "expected an id, got an empty text"
-    # trec_eval and fixed-width arrays take a NUL for the end.
+        return "expected an id, got an empty string"
+    # trec_eval and fixed-width arrays treat NUL as the end.
     if _NOT_IN_IDS.search(value):
-        return f"an id may hold no tab, no line break and no NUL, got {value[:80]!r}"
+        return f"expected an id without tabs, line breaks or NULs, got {value[:80]!r}"
     return None
 
 
 def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARGEST_INTEGER) -> int:
-    """Return a decimal integer.
+    """Parse a decimal integer.
 
     Args:
-        bound: Largest absolute value; native code below cannot hold any number.
+        bound: Largest absolute value, because native code has fixed-width integers.
 
     Raises:
-        DataError: If the text is not a decimal integer or out of bounds.
+        DataError: If the text is not a decimal integer or is out of bounds.
     """
-    # int() would also take "1_000" and other scripts' digits.
+    # int() would also accept "1_000" and digits of other scripts.
     if not _DECIMAL.fullmatch(text):
         raise DataError(
             f"expected an integer, got {text[:40]!r}", path=path, line=number, field=field
         )
-    # int() refuses a text of thousands of digits.
+    # int() rejects strings of thousands of digits.
     value = int(text) if len(text) <= 40 else None
     if value is None or abs(value) > bound:
         raise DataError(
@@ -209,11 +195,7 @@ def integer(text: str, *, path: Path, number: int, field: str, bound: int = LARG
 
 
 def describe(value: object) -> str:
-    """Describe a value of JSON or Python for a message.
-
-    Returns:
-        Such as ``the number 7`` or ``a list``.
-    """
+    """Describe a JSON or Python value for a message, such as ``the number 7`` or ``a list``."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Memory-mapped ``.npy`` files that may be damaged."""
+"""Memory-map ``.npy`` files, which may be damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,33 @@ from dptdr.errors import DataError
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link inside a folder."""
+    """Reject a symbolic link inside a folder."""
     if path.is_symlink():
-        raise DataError("expected a file or folder of its own, got a symbolic link", path=path)
+        raise DataError("expected a regular file or folder, got a symbolic link", path=path)
 
 
 def map_array(path: Path, *, dtype: DTypeLike | None = None) -> np.ndarray:
-    """Map an array; its size is checked against the file's.
+    """Memory-map an array, checking its size against the file size.
 
     Args:
-        dtype: Type of a flat array that is expected; None for any array.
+        dtype: Expected dtype of a 1-D array; None for any array.
 
     Raises:
-        DataError: If the file is a link, cannot be read, or holds another array.
+        DataError: If the file is a link, cannot be read, or contains a different kind of array.
     """
     refuse_link(path)
     try:
         mapped: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:
-        # A damaged header makes NumPy raise errors of many types.
+        # NumPy raises many types of errors for a damaged header.
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot be read ({reason}); make it again", path=path) from None
+        raise DataError(f"cannot read the array ({reason}); recreate the file", path=path) from None
     if dtype is not None and (mapped.dtype != dtype or mapped.ndim != 1):
         raise DataError(
-            f"expected a flat array of {np.dtype(dtype)}, got the shape {mapped.shape} of "
-            f"{mapped.dtype}; make it again",
+            f"expected a 1-D array of {np.dtype(dtype)}, got shape {mapped.shape} of "
+            f"{mapped.dtype}; recreate the file",
             path=path,
         )
-    # A plain view: every step of a memmap object costs more than that of an array.
+    # Return a plain view, because memmap objects are slower than arrays.
     array: np.ndarray[Any, Any] = np.asarray(mapped)
     return array

@@ -1,4 +1,4 @@
-"""Random access to the records of large files, with 16 bytes a record in memory."""
+"""Random access to the records of large files, with 16 bytes of memory per record."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ from dptdr.io.lines import READ_FAULTS, UTF8_MARK, open_bytes
 
 
 class Spans:
-    """A file whose records are read by row number.
+    """A file whose records can be read by row number.
 
-    A packed file is unpacked once, into a temporary file without a name.
+    A compressed file is decompressed once, to an anonymous temporary file.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Spans:
         self.path = path
         self._starts = starts
         self._ends = ends
-        # A bare descriptor: reads at a place share no position, and it closes with the object.
+        # A raw descriptor: positional reads share no state, and it closes with the object.
         self._descriptor = _descriptor(path)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -41,26 +41,19 @@ class Spans:
         return len(self._starts)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of one record; safe in threads and forked processes.
-
-        Args:
-            row: Which, from 0.
+        """Read one record (from 0); safe in threads and forked processes.
 
         Raises:
-            DataError: If the file has become shorter since it was indexed.
+            DataError: If the file has been truncated since it was indexed.
         """
         start, end = int(self._starts[row]), int(self._ends[row])
         piece = os.pread(self._descriptor, end - start, start)
         if len(piece) != end - start:
-            raise DataError("has changed while it was read; start again", path=self.path)
+            raise DataError("the file changed while being read; start again", path=self.path)
         return piece
 
     def line_number(self, row: int) -> int:
-        """Return the line number, from 1, of a record; reads the file up to it.
-
-        Args:
-            row: Which piece, from 0.
-        """
+        """Return the line number, from 1, of a record, by reading the file up to it."""
         left = int(self._starts[row])
         lines = 1
         with open_bytes(self.path) as handle:
@@ -97,7 +90,7 @@ def _whole(handle: Iterable[bytes], *, path: Path) -> Iterator[bytes]:
 
 
 def line_spans(path: Path) -> Spans:
-    """Return access to the non-blank lines of a file by row number.
+    """Index the non-blank lines of a file by row number.
 
     Raises:
         DataError: If the file is missing or its gzip data is broken.
@@ -107,7 +100,7 @@ def line_spans(path: Path) -> Spans:
     with open_bytes(path) as handle:
         for line in _whole(handle, path=path):
             kept = line.rstrip(b"\r\n")
-            # A byte order mark is part of no record.
+            # Exclude the byte order mark from the first record.
             mark = len(UTF8_MARK) if position == 0 and kept.startswith(UTF8_MARK) else 0
             if kept[mark:].strip():
                 starts.append(position + mark)

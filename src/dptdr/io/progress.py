@@ -1,4 +1,4 @@
-"""Progress on a terminal as a bar, elsewhere as plain lines."""
+"""Progress reporting: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -14,16 +14,16 @@ _reached: list[str] = []
 
 
 def current_phase() -> str:
-    """Return the current phase and its progress, for messages."""
+    """Describe the current phase and its progress, for messages."""
     return ", ".join((_phases[-1], *_reached[-1:])) if _phases else ""
 
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callable that shows (done, total) of one phase on standard error.
+    """Yield a (done, total) callback that shows the progress of a phase on standard error.
 
     Args:
-        what: The work in a word or two, such as ``encoding``.
+        what: Short name of the phase, such as ``encoding``.
     """
     _phases.append(what)
     _reached.clear()
@@ -33,7 +33,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     else:
         sys.stderr.write(f"{what} ...\n")
         yield _noting(_lines(what))
-    # Left in place by an error, for whoever says where it happened.
+    # Kept after an error, so that the message can name the phase.
     _phases.pop()
 
 
@@ -77,7 +77,7 @@ def _lines(what: str) -> Callable[[int, int], None]:
 
 
 class TrainingProgress:
-    """Show training as a bar on a terminal, as a line every ten seconds elsewhere.
+    """Training progress: a bar on a terminal, a line every ten seconds elsewhere.
 
     Args:
         measure: Name of the dev measure.

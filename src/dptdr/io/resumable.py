@@ -1,4 +1,4 @@
-"""A file that grows block by block and can be continued after a kill."""
+"""A file written in blocks that can be resumed after a kill."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ FORMAT = 2
 
 
 class ResumableFile:
-    """``FOLDER/mined.jsonl`` with its valid length and state in ``FOLDER/state.json``.
+    """``FOLDER/mined.jsonl``, with its valid length and state in ``FOLDER/state.json``.
 
-    A block counts once its state is on disk; what was written after it is cut off at the next
-    start. The bytes that count are checked against their SHA-256 before going on.
+    A block counts as written once its state is on disk; anything after it is truncated on resume.
+    The valid part is checked against its SHA-256 before resuming.
 
     Args:
-        folder: The folder of the unfinished work; made where it is missing.
+        folder: The folder of the unfinished work; created if missing.
 
     Raises:
-        NegativesError: If its bytes are not those that were written.
+        NegativesError: If the file was modified.
         OutputError: If it cannot be written.
     """
 
@@ -44,7 +44,7 @@ class ResumableFile:
         """Write a block and record it.
 
         Args:
-            extra: What else the next start must know, as JSON can hold it.
+            extra: Additional state for resuming, as JSON values.
         """
         with writing(self.path):
             self._handle.write(content)
@@ -65,11 +65,11 @@ class ResumableFile:
         )
 
     def close(self) -> None:
-        """Close the file; it can be continued later."""
+        """Close the file, which can be resumed later."""
         self._handle.close()
 
     def finish(self, out: Path) -> None:
-        """Move the finished file to its place."""
+        """Move the finished file to ``out``."""
         self.close()
         with writing(out):
             self.path.replace(out)
@@ -84,8 +84,7 @@ class ResumableFile:
         length, blocks = state.get("bytes"), state.get("blocks")
         if type(length) is not int or type(blocks) is not int or min(length, blocks) < 0:
             raise NegativesError(
-                f"{self._state_path}: expected counts of bytes and blocks; overwrite it to start "
-                "over"
+                f"{self._state_path}: expected byte and block counts; overwrite it to start over"
             )
         left = length
         if self.path.is_file():
@@ -95,8 +94,8 @@ class ResumableFile:
                     left -= len(chunk)
         if left or self._digest.hexdigest() != state.get("sha256"):
             raise NegativesError(
-                f"{self.path}: its bytes are not those that were written; overwrite it to "
-                "start over"
+                f"{self.path}: the file was modified since it was written; overwrite it to start "
+                "over"
             )
         self.blocks, self.extra = blocks, state.get("extra")
         return length

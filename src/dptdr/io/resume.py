@@ -1,11 +1,11 @@
-"""One protocol for the outputs of all stages: complete, resumed or refused.
+"""The resume protocol shared by the outputs of all stages.
 
-The same inputs and settings once more: a complete output is kept and said to be complete, a partial
-one is continued. Other settings are refused by name, unless the caller overwrites. One process at
-a time writes an output. Beside ``OUT`` are hidden files::
+Given the same inputs and settings, a complete output is kept and a partial one is resumed. An
+output with different settings is rejected, naming them, unless the caller overwrites it. Only one
+process at a time may write an output. Hidden files next to ``OUT`` keep track::
 
-    .OUT.made.json   settings of the output; once it is complete, also its files and their sizes
-    .OUT.lock        held while a process writes: its number, its machine and since when
+    .OUT.made.json   settings of the output; once complete, also its files and their sizes
+    .OUT.lock        held while writing: process id, host and start time
 """
 
 import contextlib
@@ -29,12 +29,12 @@ _WIDEST_VALUE = 60
 
 
 class Output:
-    """An output that only this process may write; made by :func:`claim`."""
+    """An output locked by this process; created by :func:`claim`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.result: Any = None
-        """What :meth:`finish` kept, now or when the output was made; as JSON values."""
+        """Result recorded by :meth:`finish`, in this process or an earlier one, as JSON values."""
         self._record = path.with_name(f".{path.name}.made.json")
         self._settings: dict[str, Any] = {}
         self._work: Path | None = None
@@ -47,19 +47,19 @@ class Output:
         began: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> bool:
-        """Decide whether there is work to do, and record the settings if so.
+        """Check whether the output is complete; if not, record the settings.
 
         Args:
             work: Folder of the unfinished work.
-            began: Settings of the work as an earlier version recorded them elsewhere.
-            overwrite: Start over, whatever is there. An old output stays until it is replaced.
+            began: Settings of the work as recorded elsewhere by an earlier version.
+            overwrite: Start over; an existing output is kept until it is replaced.
 
         Returns:
-            Whether the output is complete.
+            True if the output is complete.
 
         Raises:
-            OutputError: If output or unfinished work have other settings or unknown ones, or the
-                output was changed after it was complete.
+            OutputError: If the output or unfinished work has different or unknown settings, or
+                the output was modified after completion.
         """
         self._settings, self._work = _plain(settings), work
         there = exists(self.path)
@@ -73,16 +73,15 @@ class Output:
             if record is None:
                 where = self.path if there else work
                 raise OutputError(
-                    "exists already, and what it was made from is not recorded; choose another "
-                    "output, or overwrite it (--overwrite)",
+                    "already exists, and its settings are unknown; choose a different output, or "
+                    "use --overwrite",
                     path=where,
                 )
             check_same(record["settings"], self._settings, path=self.path)
         if there and record is not None and record.get("files") is not None:
             if record["files"] != _sizes(self.path):
                 raise OutputError(
-                    "was changed after it was complete; choose another output, or overwrite it "
-                    "(--overwrite)",
+                    "modified after completion; choose a different output, or use --overwrite",
                     path=self.path,
                 )
             say_complete(self.path)
@@ -95,14 +94,14 @@ class Output:
         """Record that the output is complete.
 
         Args:
-            result: What a later call needs to return the same, as JSON values.
+            result: Data that a later call needs to return the same result, as JSON values.
         """
         self.result = json.loads(json.dumps(result))
         facts = {"settings": self._settings, "files": _sizes(self.path), "result": self.result}
         write_json(self._record, facts)
 
     def forget(self) -> None:
-        """Remove the record of an output that was never written."""
+        """Delete the record of an output that was never written."""
         if (
             self._settings
             and not exists(self.path)
@@ -121,10 +120,10 @@ class Output:
 
 
 def check_same(began: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:
-    """Refuse an output that was made with other settings.
+    """Reject an output that was made with different settings.
 
     Raises:
-        OutputError: If settings differ; names all of them.
+        OutputError: If settings differ; lists all differences.
     """
     old, new = _flat(_plain(began)), _flat(_plain(now))
     differences = [
@@ -135,25 +134,25 @@ def check_same(began: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) 
     if differences:
         raise OutputError(
             "cannot resume: these settings differ from the original run: "
-            f"{'; '.join(differences)}; give the same settings, choose another output, or "
-            "overwrite it (--overwrite)",
+            f"{'; '.join(differences)}; use the same settings, choose a different output, or "
+            "use --overwrite",
             path=path,
         )
 
 
 def say_complete(path: Path) -> None:
-    """Say on standard error that an output needs no work."""
+    """Report on standard error that an output is already complete."""
     sys.stderr.write(f"{path}: complete, nothing to do\n")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON would return them."""
+    """Round-trip settings through JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return plain
 
 
 def _flat(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -171,7 +170,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Return whether ``path`` exists and is not an empty folder."""
+    """Check that ``path`` exists and is not an empty folder."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
@@ -190,19 +189,19 @@ def claim(
     format: str | None = None,
     part: tuple[int, int] | None = None,
 ) -> Iterator[Output]:
-    """Try an output and lock it.
+    """Check that an output can be written, and lock it.
 
-    What a killed process left beside the output is removed.
+    Leftovers of killed processes are deleted.
 
     Args:
-        mark: The file by which a folder of ours is known; another folder with anything in it is
-            never replaced. ``None`` where the output is a file.
-        format: What that file says of itself, where several kinds of folders have such a file.
-        part: Part and number of parts, where several processes fill one folder together: only
-            the same part is refused a second time.
+        mark: File that identifies a folder as ours; any other non-empty folder is never
+            replaced. ``None`` if the output is a file.
+        format: Format named in that file, if several kinds of folders contain such a file.
+        part: Part and number of parts, if several processes fill one folder together; only the
+            same part is locked.
 
     Raises:
-        OutputError: If it cannot be written, something else is there, or another process holds it.
+        OutputError: If it cannot be written, is not ours, or is locked by another process.
     """
     path = Path(path)
     try_outputs(path, folders=mark is not None)
@@ -223,30 +222,32 @@ def claim(
 
 
 def _check_ours(path: Path, *, mark: str, format: str | None) -> None:
-    found = f"no {mark} in it"
+    found = f"no {mark}"
     if (path / mark).exists():
         record = None
-        # A damaged one may be overwritten, and is refused by the stage where it is not.
+        # A damaged folder may be overwritten; otherwise the stage rejects it.
         with contextlib.suppress(DataError):
             record = read_json(path / mark)
         kind = record.get("format") if isinstance(record, dict) else None
         if format is None or kind in (format, None):
             return
         found = f"its {mark} says '{kind}', not '{format}'"
-    raise OutputError(f"something else is there ({found}); choose a new or empty folder", path=path)
+    raise OutputError(
+        f"contains unrelated files ({found}); choose a new or empty folder", path=path
+    )
 
 
 def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any] = ()) -> None:
-    """Make sure that outputs can be written, before any work.
+    """Check that outputs can be written before doing any work.
 
     Args:
-        paths: Files, or folders; ``None``, and ``-`` for standard output, are skipped.
-        folders: Whether they are folders.
-        inputs: What is read, see :func:`refuse_replacing`.
+        paths: Files or folders; ``None``, and ``-`` for standard output, are skipped.
+        folders: The paths are folders.
+        inputs: Inputs, see :func:`refuse_replacing`.
 
     Raises:
-        OutputError: If an output would replace an input, a name is not UTF-8, a file is where a
-            folder should be or the reverse, or the parent folder cannot be made or written to.
+        OutputError: If an output would replace an input, a name is not UTF-8, a file exists
+            instead of a folder or vice versa, or the parent folder is not writable.
     """
     for path in paths:
         if path is None or str(path) == "-":
@@ -255,17 +256,19 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
             str(path).encode("utf-8")
         except UnicodeEncodeError:
             raise OutputError(
-                f"{os.fsencode(path)!r}: expected a name in UTF-8; choose another name, or set a "
+                f"{os.fsencode(path)!r}: expected a UTF-8 name; choose a different name, or set a "
                 "UTF-8 locale"
             ) from None
         refuse_replacing([path], inputs)
         if path.name in ("", ".."):
-            raise OutputError(f"expected the name of an output, got '{path}'; give it a name")
+            raise OutputError(
+                f"expected a named output, got '{path}'; specify a file or folder name"
+            )
         with writing(path):
             if path.exists() and path.is_dir() is not folders:
                 found, wanted = ("file", "folder") if folders else ("folder", "file")
                 raise OutputError(
-                    f"expected a {wanted}, got a {found}; choose another name", path=path
+                    f"expected a {wanted}, got a {found}; choose a different name", path=path
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
@@ -273,36 +276,35 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
 
 
 def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
-    """Refuse outputs that would replace an input, or a file of an input folder.
+    """Reject outputs that would replace an input, or a file of an input folder.
 
     Args:
-        outputs: Files or folders to write.
-        inputs: Paths; other values, and names of what is no path here, are skipped.
+        inputs: Paths; values that are not existing paths are skipped.
 
     Raises:
-        OutputError: If one would; names both.
+        OutputError: If an output would replace an input; names both.
     """
     for given in inputs:
-        # A name is no folder: an encoder `minilm` may become a task `minilm`.
+        # A name is not a folder: the encoder `minilm` may become a task `minilm`.
         if not isinstance(given, str | Path) or not str(given) or not Path(given).exists():
             continue
         for path in outputs:
             if str(path) != "-" and _replaces(path, Path(given)):
                 raise OutputError(
-                    f"{path}: expected an output apart from the input, got one that would replace "
-                    f"{given}; choose another name"
+                    f"{path}: expected an output separate from the input, got one that would "
+                    f"replace {given}; choose a different name"
                 )
 
 
 def refuse_filled(path: Path) -> None:
-    """Refuse an output folder that holds anything, for writers that cannot tell their own.
+    """Reject a non-empty output folder, for writers that cannot recognise their own.
 
     Raises:
-        OutputError: If something is there.
+        OutputError: If the folder is not empty.
     """
     if exists(path):
         raise OutputError(
-            "expected a new or empty folder to write, got one with files; choose another name",
+            "expected a new or empty output folder, got one with files; choose a different name",
             path=path,
         )
 
@@ -317,7 +319,7 @@ def _replaces(output: Path, given: Path) -> bool:
         return real.samefile(source)
     if not real.is_relative_to(source):
         return False
-    # Other files may lie in a data folder, such as negatives.
+    # A data folder may contain other files, such as negatives.
     data = {"corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", "qrels"}
     is_data = any((source / name).exists() for name in data)
     return not is_data or real.relative_to(source).parts[0] in data
@@ -325,18 +327,15 @@ def _replaces(output: Path, given: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file beside an output; the system releases it when the process ends.
+    """Hold a lock file next to an output; the system releases it when the process ends.
 
     Args:
         name: Name of the lock file.
-        shared: Whether others may hold the lock too, if they share it.
-        wait: Whether to wait for the holder.
-
-    Yields:
-        Nothing.
+        shared: Take a shared lock.
+        wait: Wait for the holder.
 
     Raises:
-        OutputError: If another process holds it; says which.
+        OutputError: If another process holds the lock; names the process.
     """
     lock = path.with_name(name)
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -346,7 +345,7 @@ def locked(path: Path, name: str, *, shared: bool = False, wait: bool = False) -
         yield
     finally:
         with contextlib.suppress(OSError):
-            # Removed by the last holder, and only while held.
+            # Deleted by the last holder, and only while held.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.unlink(missing_ok=True)
         os.close(descriptor)
@@ -361,17 +360,17 @@ def _lock(path: Path, lock: Path, *, kind: int) -> int:
             holder = os.read(descriptor, 1000).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise OutputError(
-                f"is being written by {holder or 'another process'}; wait for it, or choose "
-                "another output",
+                f"being written by {holder or 'another process'}; wait for it, or choose a "
+                "different output",
                 path=path,
             ) from None
         except OSError as error:
-            # Some network file systems have no locks; better unguarded than not at all.
+            # Some network file systems do not support locks; continue without one.
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 os.close(descriptor)
                 raise
         with contextlib.suppress(FileNotFoundError):
-            # The holder before may have removed the file between our two calls.
+            # The previous holder may have deleted the file between the two calls.
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
                 line = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"

@@ -1,4 +1,4 @@
-"""Faster start-up."""
+"""Startup optimisations."""
 
 import contextlib
 import gc
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    """Switch Python's cycle collector off while large libraries are imported or a model is loaded.
+    """Disable the garbage collector while importing large libraries or loading a model.
 
-    It would look through all of their objects again and again, and free none of them: a quarter of
-    the processor time of ``import dptdr; dptdr.load("minilm")``.
+    It would repeatedly scan all their objects without freeing any, which takes a quarter of the CPU
+    time of ``import dptdr; dptdr.load("minilm")``.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -19,7 +19,7 @@ def collector_off() -> Iterator[None]:
     finally:
         if was_on:
             if not gc.get_freeze_count():
-                # Makes all objects old ones, so that the next collections look at new ones only.
+                # Moves all objects to the oldest generation, so that later collections skip them.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -1,4 +1,4 @@
-"""Passages and queries by id, read from disk when asked for."""
+"""Look up passages and queries by id, reading them from disk on demand."""
 
 import abc
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ Record = TypeVar("Record", Passage, Query)
 
 
 class RecordStore(abc.ABC, Generic[Record]):
-    """Records of a JSON-lines file by id, with 32 bytes each in memory.
+    """Records of a JSON-lines file by id, with 32 bytes of memory each.
 
-    Every line is read once, and checked, when the store is made.
+    Every line is read and validated once, when the store is created.
 
     Raises:
-        DataError: If the file is missing, a line is broken or two have one id.
+        DataError: If the file is missing, a line is malformed or an id is duplicated.
     """
 
     noun: ClassVar[str]
-    """What a record is called in messages."""
+    """Name of a record in messages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,21 +54,21 @@ class RecordStore(abc.ABC, Generic[Record]):
     def __getitem__(self, record_id: str) -> Record:
         record = self.get(record_id)
         if record is None:
-            raise DataError(f"holds no {self.noun} '{record_id}'", path=self.path)
+            raise DataError(f"no {self.noun} with id '{record_id}'", path=self.path)
         return record
 
     def get(self, record_id: str) -> Record | None:
-        """Return the record of an id, or None."""
+        """Return the record with an id, or None."""
         records = (self.at(row) for row in self._rows.rows(record_id).tolist())
         return next((record for record in records if record.id == record_id), None)
 
     def at(self, row: int) -> Record:
-        """Return the record of a row: its place in the file, from 0, without blank lines."""
+        """Return the record in a row: its index in the file, from 0, not counting blank lines."""
         line = self._spans.read(row)
         try:
             return self.parse_line(line, path=self.path, number=row + 1)
         except DataError as error:
-            # Blank lines shift the count; find the true number only now that it is needed.
+            # Blank lines shift the count, so determine the line number only when needed.
             raise DataError(
                 error.reason,
                 path=error.path,

@@ -1,4 +1,4 @@
-"""Temporary folders of a process; those of killed ones are removed by the next one."""
+"""Per-process temporary folders, which are cleaned up even after a kill."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from dptdr.io.atomic import is_alive
 
 @contextlib.contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Yield a folder of this process, and remove those of dead processes."""
+    """Yield a temporary folder, and delete those of dead processes."""
     prefix = f"dptdr-{purpose}-"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         owner = re.match(r"(\d+)-", left.name.removeprefix(prefix))

@@ -1,7 +1,7 @@
-"""Judgements and runs as TREC tools and BEIR write them, one a line.
+"""Read and write qrels and runs in the formats of TREC and BEIR.
 
-Qrels are ``query-id TAB corpus-id TAB score`` (BEIR, with or without its header) or
-``query-id 0 passage-id grade`` (TREC, blanks or tabs). Runs are
+A line of qrels is ``query-id TAB corpus-id TAB score`` (BEIR, with or without a header) or
+``query-id 0 passage-id grade`` (TREC, separated by spaces or tabs). A line of a run is
 ``query-id Q0 passage-id rank score tag``.
 """
 
@@ -20,22 +20,22 @@ from dptdr.records import Hit, Judgement, Qrels, Run
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 RUN_LAYOUT = "query-id Q0 passage-id rank score tag"
 LARGEST_GRADE = 1_000_000
-"""trec_eval reserves 8 bytes for each grade up to the largest."""
+"""Grades are limited because trec_eval allocates 8 bytes per grade up to the largest."""
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 """trec_eval compares scores in single precision."""
 
 
 def is_qrels_header(line: bytes) -> bool:
-    """Return whether the first line of a qrels file names its columns."""
+    """Check whether the first line of a qrels file is a header."""
     fields = line.decode("utf-8", "replace").lower().split("\t")
     return fields[-1].strip() == "score" or fields[0].strip().replace("_", "-") == "query-id"
 
 
 def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
-    """Parse one line of a qrels file: BEIR's three columns or TREC's four.
+    """Parse a line of a qrels file, with three columns (BEIR) or four (TREC).
 
     Raises:
-        DataError: If the line is broken; names file, line and field.
+        DataError: If the line is malformed.
     """
     text = decode_line(line, path=path, number=number)
     fields = text.split("\t") if text.count("\t") in (2, 3) else text.split()
@@ -59,10 +59,10 @@ def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
 
 
 def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
-    """Yield line number and judgement of a qrels file; a header line may be absent.
+    """Yield the judgements of a qrels file with their line numbers; the header is optional.
 
     Raises:
-        DataError: If the file is missing, a line is broken, or there is no judgement.
+        DataError: If the file is missing, a line is malformed, or there are no judgements.
     """
     path = Path(path)
     any_judgement = False
@@ -76,11 +76,10 @@ def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Read a whole qrels file.
+    """Read a qrels file.
 
     Raises:
-        DataError: If the file is missing, a line is broken, or a pair is judged twice with
-            different grades.
+        DataError: If the file is missing, a line is malformed, or a pair has conflicting grades.
     """
     return gather_qrels(judgements(path), path=path)
 
@@ -92,8 +91,8 @@ def gather_qrels(lines: Iterable[tuple[int, Judgement]], *, path: Path | str) ->
         earlier = qrels.setdefault(query_id, {}).setdefault(passage_id, grade)
         if earlier != grade:
             raise DataError(
-                f"query '{query_id}' and passage '{passage_id}' are judged twice, {earlier} and "
-                f"{grade}; keep one",
+                f"query '{query_id}' and passage '{passage_id}' have conflicting grades {earlier} "
+                f"and {grade}; keep one",
                 path=path,
                 line=number,
             )
@@ -101,7 +100,7 @@ def gather_qrels(lines: Iterable[tuple[int, Judgement]], *, path: Path | str) ->
 
 
 class RunLine(NamedTuple):
-    """One line of a run file."""
+    """A line of a run file."""
 
     query_id: str
     passage_id: str
@@ -110,14 +109,11 @@ class RunLine(NamedTuple):
 
 
 def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
-    """Parse one line of a run file.
-
-    Args:
-        text: The line; fields are separated by blanks or tabs.
+    """Parse a line of a run file, with fields separated by spaces or tabs.
 
     Raises:
-        DataError: If there are not six fields, the rank is no whole number of at least 0, or the
-            score is no finite number.
+        DataError: If there are not six fields, the rank is not a non-negative integer, or the
+            score is not finite.
     """
     fields = text.split()
     if len(fields) != 6:
@@ -134,7 +130,7 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
             f"expected a rank of at least 0, got {rank}", path=path, line=line, field="rank"
         )
     try:
-        # float() would also take "1_0" and other scripts' digits.
+        # float() would also accept "1_0" and digits of other scripts.
         score = math.nan if "_" in score_text or not score_text.isascii() else float(score_text)
     except ValueError:
         score = math.nan
@@ -149,10 +145,10 @@ def parse_run_line(text: str, *, path: Path, line: int) -> RunLine:
 
 
 def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
-    """Yield the lines of a run file, with their numbers.
+    """Yield the lines of a run file with their line numbers.
 
     Raises:
-        DataError: If the file is missing, empty, or a line is broken; names file and line.
+        DataError: If the file is missing or empty, or a line is malformed.
     """
     number = 0
     for number, text in text_lines(path):
@@ -162,20 +158,16 @@ def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
 
 
 def order_hits(lines: Sequence[RunLine]) -> list[Hit]:
-    """Return one query's hits, best first: by score, equal scores by rank, then as they came."""
+    """Sort a query's hits by descending score, then by rank, then by file order."""
     ordered = sorted(lines, key=lambda entry: (-entry.score, entry.rank))
     return [Hit(entry.passage_id, entry.score) for entry in ordered]
 
 
 def read_run(path: Path) -> Run:
-    """Read a whole run file.
-
-    Args:
-        path: The run file; a query's lines need not be together.
+    """Read a run file; a query's lines need not be contiguous.
 
     Raises:
-        DataError: If the file is missing, a line is broken, or a query lists a passage twice;
-            names file and line.
+        DataError: If the file is missing, a line is malformed, or a query lists a passage twice.
     """
     path = Path(path)
     lines: dict[str, list[RunLine]] = {}
@@ -184,8 +176,8 @@ def read_run(path: Path) -> Run:
         passages = seen.setdefault(entry.query_id, set())
         if entry.passage_id in passages:
             raise DataError(
-                f"query '{entry.query_id}' lists passage '{entry.passage_id}' a second time; "
-                "a run names each passage once per query",
+                f"query '{entry.query_id}' lists passage '{entry.passage_id}' twice; keep each "
+                "passage once per query",
                 path=path,
                 line=number,
             )
@@ -195,19 +187,19 @@ def read_run(path: Path) -> Run:
 
 
 def write_run(path: Path, run: Mapping[str, Sequence[Hit]], *, tag: str) -> None:
-    """Write a run file, atomically.
+    """Write a run file atomically.
 
-    Tools that read run files order equal scores each in its own way, and trec_eval compares in
-    single precision. So a score that is not below the one before it is written as the next smaller
-    single-precision number: the file means this run's order to every tool.
+    Tools break ties differently, and trec_eval compares scores in single precision. Tied scores are
+    therefore written as successively smaller float32 values, so that every tool sees the order of
+    this run.
 
     Args:
         run: Query id to hits, best first.
         tag: Name of the system, the last field of each line.
 
     Raises:
-        EvaluationError: If an id or the tag is empty or holds white space, a score is not finite,
-            or scores rise along a ranking; nothing is written.
+        EvaluationError: If an id or the tag is empty or contains whitespace, a score is not
+            finite, or scores are not in descending order; nothing is written.
     """
     with atomic_file(Path(path)) as handle:
         for query_id, hits in run.items():
@@ -215,7 +207,7 @@ def write_run(path: Path, run: Mapping[str, Sequence[Hit]], *, tag: str) -> None
 
 
 def format_run_lines(query_id: str, hits: Iterable[Hit], *, tag: str) -> bytes:
-    """Return one query's lines of a run file; see :func:`write_run`."""
+    """Format the lines of a query in a run file; see :func:`write_run`."""
     _check_token(query_id, what="query id")
     _check_token(tag, what="tag")
     parts: list[str] = []
@@ -230,8 +222,8 @@ def format_run_lines(query_id: str, hits: Iterable[Hit], *, tag: str) -> bytes:
             )
         if score > previous_score:
             raise EvaluationError(
-                f"query '{query_id}', rank {rank}: the score {score} is above the one before it, "
-                f"{previous_score}; give hits best first"
+                f"query '{query_id}', rank {rank}: score {score} is higher than the previous score "
+                f"{previous_score}; sort hits by descending score"
             )
         previous_score = score
         written = score
@@ -245,6 +237,6 @@ def format_run_lines(query_id: str, hits: Iterable[Hit], *, tag: str) -> bytes:
 def _check_token(value: str, *, what: str) -> None:
     if not value or value.split() != [value]:
         raise EvaluationError(
-            f"{what} {value!r} cannot be written to a run file: expected text without white space; "
+            f"{what} {value!r}: expected a non-empty string without whitespace in a run file; "
             "rename it in the data"
         )

@@ -80,7 +80,7 @@ def test_an_unknown_sample_raises_the_error_that_main_prints(tmp_path: Path):
     result = runner.invoke(app, ["sample", "nothing", "--out", str(tmp_path / "s")])
 
     assert isinstance(result.exception, DataError)
-    assert str(result.exception) == "no sample 'nothing'; there are python-code, python-api"
+    assert str(result.exception) == "among python-code, python-api, got 'nothing'"
 
 
 def test_convert_reports_counts_titles_and_differences(tmp_path: Path):
@@ -100,7 +100,7 @@ def test_convert_reports_counts_titles_and_differences(tmp_path: Path):
         "read as msmarco",
         f"{out}: 1 passages, 1 queries, judgements: train 1",
         "titles: none",
-        "warning: 1 judgements name unknown passages",
+        "warning: 1 judgements refer to unknown passages",
         "warning: collection.tsv: 1 records, published 8,841,823",
         "warning: qrels.train.tsv: 1 records, published 532,761",
         "warning: queries.train.tsv: 1 records, published 808,731",
@@ -109,7 +109,7 @@ def test_convert_reports_counts_titles_and_differences(tmp_path: Path):
 
     strict = runner.invoke(app, [*arguments, "--strict"])
     assert isinstance(strict.exception, DataError)
-    assert "without --strict this is only reported" in str(strict.exception)
+    assert "only reported without --strict" in str(strict.exception)
 
 
 def test_convert_of_triples_reports_groups(tmp_path: Path):
@@ -145,7 +145,7 @@ def test_convert_of_a_table_says_what_it_read_dropped_and_how_to_train(tmp_path:
 
     assert result.stdout.splitlines() == [
         "read as table: triplets in csv (query = ask; positive = right; negatives = wrong; "
-        "not used = id)",
+        "unused = id)",
         f"{out}: 3 passages, 2 queries, judgements: test 2",
         "titles: none",
         "dropped: 1 duplicate pairs",

@@ -16,7 +16,7 @@ TEXTS = {
     "a3": "lessons should start later",
     "a4": "an early start of lessons leaves time",
 }
-SAID = "4 queries are passages under the same id"
+SAID = "4 queries are also passages with the same id"
 
 app = build_app()
 

@@ -44,8 +44,8 @@ def test_authors_checkpoint_becomes_backbone_and_task_and_goes_on_to_peft(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "peft", "--tokenizer", "x"], "--tokenizer is for dptdr-authors"),
-        (["--format", "dptdr-authors", "--backbone", "x"], "--backbone is for peft"),
+        (["--format", "peft", "--tokenizer", "x"], "--tokenizer applies only to dptdr-authors"),
+        (["--format", "dptdr-authors", "--backbone", "x"], "--backbone applies only to peft"),
     ],
 )
 def test_options_of_the_other_format_are_refused(tmp_path, options, message):

@@ -44,7 +44,7 @@ def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
     write_corpus(data, {"a": "The cat sleeps.", "c": "A new passage."})
     refresh = ["index", tmp_path / "v", "--refresh", tmp_path / "i", "--data", data]
     result = run(*refresh, "--backbone", "minilm", "--json", tmp_path / "r")
-    assert "1 passages encoded, 1 kept, the index was built again" in result.stdout
+    assert "1 passages encoded, 1 kept, the index was rebuilt" in result.stdout
     report = json.loads((tmp_path / "r").read_text())
     assert (report["encoded"], report["kept"], report["index_type"]) == (1, 1, "hnsw")
     result = run("search", tmp_path / "i", "something new", "--backbone", "minilm")
@@ -54,7 +54,7 @@ def test_refresh_encodes_what_changed_and_flips_both(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "expected one of --out INDEX to build, --refresh INDEX to renew"),
+        ([], "expected one of --out INDEX, --refresh INDEX"),
         (["--out", "a", "--refresh", "b"], "expected one of --out INDEX"),
         (["--refresh", "b"], "expected --data DATA with --refresh"),
         (

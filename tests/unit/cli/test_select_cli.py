@@ -52,7 +52,7 @@ def test_a_chosen_step_becomes_a_bundle(tmp_path, world):
     select(world, "--measure", "R@2", "--step", 2, "--out", tmp_path / "task")
     manifest = json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8"))
     assert manifest["training"]["best_step"] == 2
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         select(world, "--measure", "R@2", "--step", 2, "--out", tmp_path / "task")
 
 

@@ -93,10 +93,10 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path):
     assert len(inspection.errors) == 8
     assert len(inspection.warnings) == 6
     assert examples(inspection, "duplicate passage id") == (
-        "corpus.jsonl:2: '0' is already in line 1",
+        "corpus.jsonl:2: '0' is already on line 1",
     )
     assert examples(inspection, "duplicate passage text") == (
-        "corpus.jsonl:2: same text as line 1",
+        "corpus.jsonl:2: same text as on line 1",
     )
     assert examples(inspection, "empty passage") == (
         "corpus.jsonl:3: '2' has neither title nor text",
@@ -115,7 +115,7 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path):
         "queries.jsonl:1: 'a' is in train, test",
     )
     assert examples(inspection, "same query text in several splits") == (
-        "queries.jsonl:2: 'b' of test reads like 'a' of train",
+        "queries.jsonl:2: 'b' of test has the same text as 'a' of train",
     )
 
 

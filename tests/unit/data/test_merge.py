@@ -70,7 +70,7 @@ def test_cap_refuses_what_does_not_fit_and_unknown_ids(tmp_path):
     source = made(
         tmp_path / "all", passages=9, qrels={"test": {"q": {str(i): 1 for i in range(5)}}}
     )
-    with pytest.raises(ConfigError, match="5 passages are judged"):
+    with pytest.raises(ConfigError, match="judged passages for the kept queries, got 5"):
         cap_folder(source, queries={"test": 1}, passages=4, seed=0, out=tmp_path / "x")
     with pytest.raises(DataError, match="no split 'train'"):
         cap_folder(source, queries={"train": 1}, passages=9, seed=0, out=tmp_path / "x")

@@ -78,7 +78,7 @@ def test_judgements_that_point_nowhere_are_errors(tmp_path: Path):
         capped_test(
             folder_of(tmp_path / "a", {"q0": {"gone": 1}}), test_queries=1, passages=9, seed=0
         )
-    with pytest.raises(DataError, match=r"test.tsv: judges the query 'nobody'"):
+    with pytest.raises(DataError, match=r"test.tsv: judgement of unknown query 'nobody'"):
         capped_test(
             folder_of(tmp_path / "b", {"nobody": {"p1": 1}}), test_queries=1, passages=9, seed=0
         )
@@ -87,7 +87,7 @@ def test_judgements_that_point_nowhere_are_errors(tmp_path: Path):
 def test_too_little_room_for_one_query_is_an_error(tmp_path: Path):
     folder = folder_of(tmp_path / "d", ONE_EACH)
 
-    with pytest.raises(DataError, match="no query of split 'test' can be kept"):
+    with pytest.raises(DataError, match="no queries of split 'test' fit"):
         capped_test(folder, test_queries=1, passages=1, seed=0)
     with pytest.raises(
         ValueError, match="expected test_queries and passages of at least 1, got 0 and 5"

@@ -193,7 +193,7 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
         ),
         (
             {"query": "b", "positives": [{"id": "9"}]},
-            "refers to texts by id; give the data folder that holds them",
+            "refers to texts by id; specify the data folder that contains them",
         ),
         (
             {"query": "b", "positives": [{"text": "x", "score": 1}, {"text": "y"}]},
@@ -201,7 +201,7 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
         ),
         (
             {"query": "b", "positives": [{"text": "x", "score": "high"}]},
-            "field 'positives': expected a number as score, got the text 'high'",
+            "field 'positives': expected a numeric score, got the text 'high'",
         ),
         (
             {"query": "b", "positives": ["x"], "positive_teacher": [1, 2]},
@@ -243,7 +243,7 @@ def test_unknown_ids_are_named(tmp_path: Path, folder: BeirFolder):
 
     with pytest.raises(DataError, match=r"line 2, field 'positives': 'gone' is no passage of the"):
         groups[1]
-    with pytest.raises(DataError, match=r"line 3, field 'query_id': 'nobody' is no query of the"):
+    with pytest.raises(DataError, match=r"line 3, field 'query_id': query 'nobody' is not in the"):
         groups[2]
 
 
@@ -258,9 +258,9 @@ def test_what_cannot_be_a_training_file_is_refused_when_opened(tmp_path: Path):
         DataError, match=r"line 1: expected a training record .*tevatron: query and "
     ):
         GroupFile(unknown)
-    with pytest.raises(DataError, match="line 1: refers to texts by id; give the data folder"):
+    with pytest.raises(DataError, match="line 1: refers to texts by id; specify the data folder"):
         GroupFile(mined)
-    with pytest.raises(DataError, match="holds no training group"):
+    with pytest.raises(DataError, match="contains no training groups"):
         GroupFile(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match="no such file"):
         GroupFile(tmp_path / "gone.jsonl")

@@ -147,15 +147,15 @@ def six() -> bytes:
     [
         (b'{"_id": "p7", "text": ', "corpus.jsonl, line 7: expected a JSON object in one line, "),
         (b"[1, 2]", "corpus.jsonl, line 7: expected a JSON object in one line, got a list"),
-        (b'{"text": "x"}', "corpus.jsonl, line 7, field '_id': is missing; the record has text"),
-        (b"{}", "corpus.jsonl, line 7, field '_id': is missing; the record has no field"),
+        (b'{"text": "x"}', "corpus.jsonl, line 7, field '_id': missing; the record has text"),
+        (b"{}", "corpus.jsonl, line 7, field '_id': missing; the record has no fields"),
         (
             b'{"_id": 7.5, "text": "x"}',
             "corpus.jsonl, line 7, field '_id': expected a string, got the number 7.5",
         ),
         (
             b'{"_id": "", "text": "x"}',
-            "corpus.jsonl, line 7, field '_id': expected an id, got an empty text",
+            "corpus.jsonl, line 7, field '_id': expected an id, got an empty string",
         ),
         (
             b'{"_id": "p7", "text": null}',
@@ -167,7 +167,7 @@ def six() -> bytes:
         ),
         (
             b'{"_id": "p7", "text": "\xff"}',
-            "corpus.jsonl, line 7: expected UTF-8 text, byte 24 of the line is 0xff; "
+            "corpus.jsonl, line 7: expected UTF-8 text, got 0xff at byte 24 of the line; "
             "save the file as UTF-8, or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
         ),
     ],
@@ -200,7 +200,7 @@ def test_a_broken_query_is_named_with_file_line_and_field(tmp_path: Path):
         list(folder.queries())
 
     assert message(error, folder) == (
-        "queries.jsonl, line 1, field 'text': is missing; the record has _id"
+        "queries.jsonl, line 1, field 'text': missing; the record has _id"
     )
 
 
@@ -236,11 +236,12 @@ def test_a_broken_query_is_named_with_file_line_and_field(tmp_path: Path):
         ),
         (
             b"q\t\t1\n",
-            "qrels/test.tsv, line 1, field 'corpus-id': expected an id, got an empty text",
+            "qrels/test.tsv, line 1, field 'corpus-id': expected an id, got an empty string",
         ),
         (
             b"q\tp\t1\nq\tp\t0\n",
-            "qrels/test.tsv, line 2: query 'q' and passage 'p' are judged twice, 1 and 0; keep one",
+            "qrels/test.tsv, line 2: query 'q' and passage 'p' have "
+            "conflicting grades 1 and 0; keep one",
         ),
     ],
 )
@@ -266,7 +267,7 @@ def test_a_missing_folder_a_file_and_a_folder_without_corpus_are_told_apart(tmp_
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
 
-    with pytest.raises(DataError, match="no such folder; expected a BEIR folder"):
+    with pytest.raises(DataError, match="expected a BEIR folder"):
         BeirFolder(tmp_path / "nowhere")
     with pytest.raises(DataError, match="this is a file; expected a BEIR folder"):
         BeirFolder(tmp_path / "file")
@@ -320,9 +321,9 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path):
     (tmp_path / "home" / "letter.txt").touch()
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(DataError, match=r"holds other files and no corpus.jsonl"):
+    with pytest.raises(DataError, match=r"contains other files and no corpus.jsonl"):
         write_beir(tmp_path / "home", passages=[], queries=[], qrels={}, meta={})
-    with pytest.raises(DataError, match="expected a folder to write, got a file"):
+    with pytest.raises(DataError, match="expected an output folder, got a file"):
         write_beir(tmp_path / "home" / "letter.txt", passages=[], queries=[], qrels={}, meta={})
     write_beir(tmp_path / "empty", passages=[], queries=[], qrels={}, meta={})
 

@@ -81,7 +81,7 @@ def test_what_is_no_array_or_no_unicode_is_an_error(tmp_path: Path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1}')
     assert not is_json_array(path)
-    with pytest.raises(DataError, match=r"line 1: expected a JSON array that begins with \["):
+    with pytest.raises(DataError, match=r"line 1: expected a JSON array starting with \["):
         list(array_elements(path))
     path.write_bytes(b'["\xff"]')
     with pytest.raises(DataError, match="line 1: expected UTF-8 text"):

@@ -28,5 +28,5 @@ def test_read_qrels_trec_with_blanks_or_tabs(tmp_path, text):
 
 
 def test_read_qrels_of_a_folder_says_so(tmp_path):
-    with pytest.raises(DataError, match="expected a file, this is a folder"):
+    with pytest.raises(DataError, match="expected a file, got a folder"):
         read_qrels(tmp_path)

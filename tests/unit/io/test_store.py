@@ -74,7 +74,7 @@ def test_a_file_that_shrinks_is_noticed(folder: BeirFolder):
     passages = PassageStore(folder)
     (folder.path / "corpus.jsonl").write_bytes(b"")
 
-    with pytest.raises(DataError, match="has changed while it was read"):
+    with pytest.raises(DataError, match="the file changed while being read"):
         passages["00"]
 
 

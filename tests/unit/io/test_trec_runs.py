@@ -66,7 +66,9 @@ def test_read_run_of_a_missing_file_says_so(tmp_path):
 def test_read_run_of_latin1_names_the_byte(tmp_path):
     path = tmp_path / "run"
     path.write_bytes(b"q1 Q0 a 1 2 t\nq1 Q0 \xe9 2 1 t\n")
-    with pytest.raises(DataError, match="line 2: expected UTF-8 text, byte 7 of the line is 0xe9"):
+    with pytest.raises(
+        DataError, match="line 2: expected UTF-8 text, got 0xe9 at byte 7 of the line"
+    ):
         read_run(path)
 
 
@@ -91,9 +93,9 @@ def test_write_run_separates_equal_scores_so_that_every_tool_sees_one_order(tmp_
             "t",
             "passage 'a': expected a finite score in .* got nan",
         ),
-        ({"q 1": [Hit("a", 1.0)]}, "t", "query id 'q 1' cannot be written to a run file"),
-        ({"q": [Hit("", 1.0)]}, "t", "passage id '' cannot be written to a run file"),
-        ({"q": [Hit("a", 1.0)]}, "a b", "tag 'a b' cannot be written to a run file"),
+        ({"q 1": [Hit("a", 1.0)]}, "t", "query id 'q 1': expected a non-empty string"),
+        ({"q": [Hit("", 1.0)]}, "t", "passage id '': expected a non-empty string"),
+        ({"q": [Hit("a", 1.0)]}, "a b", "tag 'a b': expected a non-empty string"),
     ],
 )
 def test_write_run_refuses_what_cannot_be_read_back_and_keeps_the_old_file(

@@ -220,7 +220,7 @@ def test_writing_over_the_backbone_is_refused(corpus, plain):
 
 def test_writing_over_something_else_is_refused(tmp_path, corpus, plain):
     (tmp_path / "thesis.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(OutputError, match=r"something else is there \(no pretraining\.json"):
+    with pytest.raises(OutputError, match=r"contains unrelated files \(no pretraining\.json"):
         run(corpus, tmp_path, plain)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "dear"
 

@@ -194,7 +194,7 @@ def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, t
     group = groups[0]
     assert (group.query, group.positives) == ("the old train", ("the red boat",))
     assert group.negatives == ("a dog", "the river")
-    with pytest.raises(DataError, match="line 1, field 'query': holds token ids"):
+    with pytest.raises(DataError, match="line 1, field 'query': contains token ids"):
         FileGroups(path, folder=folder, held_out={})
     far = write_lines(tmp_path / "far.jsonl", {"query": [10**6], "positives": [[1]]})
     with pytest.raises(DataError, match=r"of this encoder's tokenizer, 0 to .*, got 1000000"):

@@ -128,7 +128,7 @@ def test_a_query_that_is_a_passage_is_no_negative_of_its_own(tmp_path, capsys):
         "p0": "title passage 0",
         "q1": "",
     }
-    assert capsys.readouterr().err.count("1 queries are passages under the same id") == 1
+    assert capsys.readouterr().err.count("1 queries are also passages with the same id") == 1
     kept = load(tmp_path / "data", keep_identical=True)
     assert kept.groups[0].own_passage == ""
     assert kept.dev.keep_identical

@@ -1,1 +1,1 @@
-"""Readers of other formats, and conversion to data folders."""
+"""Readers for other formats, and conversion to data folders."""

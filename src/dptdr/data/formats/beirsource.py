@@ -1,4 +1,4 @@
-"""BEIR folders of other sources, checked, counted and written again."""
+"""Read BEIR folders from other sources, to check and rewrite them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,10 @@ Record = TypeVar("Record", Document, Query)
 
 
 def read_beir(source: Path) -> Material:
-    """Return the records of a BEIR folder.
+    """Read the records of a BEIR folder.
 
     Raises:
-        DataError: If the folder is none of BEIR's, or a judgement is broken.
+        DataError: If it is not a BEIR folder, or a judgement is malformed.
     """
     folder = BeirFolder(source)
     counted: Counter[str] = Counter()

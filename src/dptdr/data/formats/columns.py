@@ -1,4 +1,4 @@
-"""Column roles of a table: guessed from the names, or given by the user."""
+"""Column roles of a table, inferred from names or specified by the user."""
 
 import math
 import re
@@ -14,25 +14,25 @@ SCORE = ("score", "label")
 CLICKS = ("clicks",)
 _NEGATIVE = re.compile(r"negatives?|negative_\d+")
 LISTS = frozenset({"positives", "negatives"})
-"""Columns that hold a list of texts; every other column holds one text."""
+"""Names of columns with lists of texts; all other columns contain single texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """How the rows of a table are read.
+    """Settings for reading the rows of a table.
 
     Args:
-        query_column: Column of the query; ``None`` guesses by name, as in all the columns.
-        positive_column: Column of the passage that answers it.
-        negative_columns: Columns of passages that do not.
-        title_column: Column of the positive's title; never guessed.
-        score_column: Column of whole numbers, taken as grades, or of scores for ``min_score``.
-        clicks_column: Column of clicks, added up over equal pairs and taken as grades.
-        min_score: Pairs with at least this score are relevant (grade 1), the others not (0).
-        split: Name of the split, where the source does not name it.
-        dev_share: Share of the queries held out as the split dev.
-        test_share: Share of the queries held out as the split test.
-        seed: Decides which queries are held out.
+        query_column: Query column; columns are inferred from their names if ``None``.
+        positive_column: Column of relevant passages.
+        negative_columns: Columns of irrelevant passages.
+        title_column: Column of the positive's title; never inferred.
+        score_column: Column of integer grades, or of scores to compare with ``min_score``.
+        clicks_column: Column of click counts, which are summed over equal pairs to give grades.
+        min_score: Pairs with at least this score are relevant (grade 1), all others are not (0).
+        split: Name of the split, if the source does not name one.
+        dev_share: Fraction of queries held out as the dev split.
+        test_share: Fraction of queries held out as the test split.
+        seed: Determines which queries are held out.
     """
 
     query_column: str | None = None
@@ -51,7 +51,7 @@ class TableSettings:
         # Written so that NaN, which compares as false, is refused too.
         if not (min(self.dev_share, self.test_share) >= 0 and self.dev_share + self.test_share < 1):
             raise ConfigError(
-                "expected shares from 0 that leave some queries to train, got "
+                "expected non-negative shares that leave queries for training, got "
                 f"dev {self.dev_share} and test {self.test_share}"
             )
         if self.min_score is not None and not math.isfinite(self.min_score):
@@ -84,7 +84,7 @@ class Columns(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of table that these columns make."""
+        """The kind of table, inferred from the columns."""
         if self.clicks is not None:
             return "click log"
         if self.negatives:
@@ -95,7 +95,7 @@ class Columns(NamedTuple):
         return "FAQ table" if is_faq else "pairs"
 
     def described(self) -> str:
-        """Return a readable description of the columns, for the output."""
+        """Describe the columns for the output."""
         parts = [f"query = {self.query}", f"positive = {self.positive}"]
         if self.negatives:
             parts.append(f"negatives = {', '.join(self.negatives)}")
@@ -103,15 +103,15 @@ class Columns(NamedTuple):
             if column is not None:
                 parts.append(f"{name} = {column}")
         if self.unused:
-            parts.append(f"not used = {', '.join(self.unused)}")
+            parts.append(f"unused = {', '.join(self.unused)}")
         return "; ".join(parts)
 
 
 def find_columns(names: Sequence[str], settings: TableSettings) -> Columns:
-    """Return the columns by role.
+    """Assign the columns to roles.
 
     Raises:
-        DataError: If some are missing or two could be meant; one message lists those there are.
+        DataError: If a column is missing or ambiguous; lists the available columns.
     """
     search = _Search(names)
     query = search.one(settings.query_column, QUERY, option="--query-column")
@@ -123,7 +123,7 @@ def find_columns(names: Sequence[str], settings: TableSettings) -> Columns:
         score = search.one(settings.score_column, SCORE, option="--score-column", needed=False)
     negatives = search.negatives(settings.negative_columns)
     if settings.min_score is not None and score is None:
-        search.problems.append("no column of scores for --min-score")
+        search.problems.append("no score column for --min-score")
     if search.problems or query is None or positive is None:
         have = ", ".join(name[:40] for name in list(names)[:20]) or "none"
         raise DataError(f"{'; '.join(search.problems)}; the columns are: {have}")
@@ -151,7 +151,7 @@ class _Search:
             return self._named(wanted)
         found = [name for name in self._names if name.strip().lower() in known]
         if len(found) > 1:
-            self.problems.append(f"{' or '.join(found)}: say which with {option}")
+            self.problems.append(f"{' or '.join(found)}: choose one with {option}")
         elif not found and needed:
             self.problems.append(f"expected a column {' or '.join(known)} (or {option})")
         return found[0] if found else None
@@ -161,7 +161,7 @@ class _Search:
             named = [self._named(name) for name in wanted]
             return tuple(name for name in named if name is not None)
         found = [name for name in self._names if _NEGATIVE.fullmatch(name.strip().lower())]
-        # By number, so that the order of columns in a file does not matter.
+        # Sort by number, so that the order of columns in a file does not matter.
         return tuple(sorted(found, key=lambda name: (len(name), name)))
 
     def _named(self, wanted: str) -> str | None:

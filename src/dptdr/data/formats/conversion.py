@@ -1,4 +1,4 @@
-"""Convert a source in any format to a data folder, counted and checksummed."""
+"""Convert a source in any format to a data folder, with counts and checksums."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -32,7 +32,7 @@ TABLE = "table"
 TRIPLES = "msmarco-triples"
 IR_DATASETS = "ir_datasets"
 FORMATS = (TABLE, *READERS, TRIPLES, IR_DATASETS)
-"""What ``--format`` takes."""
+"""Values of ``--format``."""
 
 
 def convert(
@@ -44,27 +44,27 @@ def convert(
     strict: bool = False,
     on_progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a source to a data folder (triples: to a training file), whole or not at all.
+    """Convert a source to a data folder (or triples to a training file), atomically.
 
     Args:
         source: A file or folder, or ``ir:NAME`` for ir_datasets.
-        format: One of :data:`FORMATS`; ``None`` guesses it from the files.
-        strict: Whether a number of records that differs from the published one, or a judgement of
-            an unknown passage, is an error instead of a remark.
+        format: One of :data:`FORMATS`; detected from the files if ``None``.
+        strict: Raise an error, rather than just report it, if record counts differ from the
+            published ones or judgements refer to unknown passages.
 
     Raises:
-        ConfigError: If settings of tables are given for another format.
-        DataError: If the format is unknown, the source is missing or broken, or a check fails and
-            ``strict`` is set.
+        ConfigError: If table settings are given for a different format.
+        DataError: If the format is unknown, the source is missing or malformed, or a check fails
+            and ``strict`` is set.
     """
     path = Path(source)
     if format is None:
         format = IR_DATASETS if str(source).startswith(PREFIX) else guess_format(path)
     if format not in FORMATS:
-        raise DataError(f"no format '{format}'; there are {', '.join(FORMATS)}")
+        raise DataError(f"expected a format among {', '.join(FORMATS)}, got '{format}'")
     if table is not None and table != TableSettings() and format != TABLE:
         raise ConfigError(
-            f"options of columns, splits and shares belong to tables; the format is {format}"
+            f"column, split and share options apply only to tables, but the format is {format}"
         )
     rules = Rules(strict=strict, on_progress=on_progress)
     if format == TRIPLES:

@@ -1,4 +1,4 @@
-"""Folders of Markdown, HTML and text files as a corpus without queries."""
+"""Read folders of Markdown, HTML and text files as a corpus without queries."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,31 +11,31 @@ from dptdr.errors import DataError
 from dptdr.records import Passage
 
 MAX_WORDS = 100
-"""Words of a passage at most, as in DPR; longer sections are cut between paragraphs, since encoders
-read only the beginning of a long text."""
+"""Maximum words per passage, as in DPR. Longer sections are split between paragraphs, because
+encoders truncate long texts."""
 
 
 def document_files(source: Path) -> list[Path]:
-    """Return the documents of a folder and the folders in it, without hidden ones."""
+    """List the documents of a folder recursively, excluding hidden ones."""
     if source.is_file():
         return [source] if source.suffix.lower() in SUFFIXES else []
     return [path for path in _visible_files(source) if path.suffix.lower() in SUFFIXES]
 
 
 def read_documents(source: Path) -> Material:
-    """Return one passage for each section of the documents, with the heading as its title.
+    """Read documents, with one passage per section and its heading as the title.
 
     Raises:
-        DataError: If there is no document, or no text in them.
+        DataError: If there are no documents, or they contain no text.
     """
     if not source.exists():
         raise DataError("no such folder", path=source)
     files = document_files(source)
     if not files:
-        raise DataError(f"expected documents ({', '.join(SUFFIXES)}), found none", path=source)
+        raise DataError(f"expected documents ({', '.join(SUFFIXES)}), got none", path=source)
     dropped: Counter[str] = Counter()
     if source.is_dir():
-        dropped["files that are no documents"] = len(_visible_files(source)) - len(files)
+        dropped["files that are not documents"] = len(_visible_files(source)) - len(files)
     kinds = Counter(path.suffix.lower() for path in files)
     return Material(
         passages=_passages(files, dropped, source=source),
@@ -70,13 +70,13 @@ def _passages(files: Sequence[Path], dropped: Counter[str], *, source: Path) -> 
                     yield passage
                 else:
                     dropped["duplicate sections"] += 1
-            dropped["headings without a text"] += not text
+            dropped["headings without text"] += not text
     if empty:
-        raise DataError("the documents hold no text", path=source)
+        raise DataError("the documents contain no text", path=source)
 
 
 def _pieces(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Yield a section in texts of at most MAX_WORDS words."""
+    """Split a section into texts of at most MAX_WORDS words."""
     piece: list[str] = []
     length = 0
     for paragraph in paragraphs:

@@ -1,4 +1,4 @@
-"""DPR's files: Wikipedia passages, training contexts and questions with answers."""
+"""Read DPR's files: Wikipedia passages, training contexts, and questions with answers."""
 
 import re
 import shutil
@@ -31,20 +31,21 @@ _LAYOUT = (
 
 
 def read_dpr(source: Path) -> Material:
-    """Return the records of a folder of DPR's files.
+    """Read a folder of DPR files.
 
-    Questions get the ids ``SPLIT-ROW``. Hard negatives become ``negatives-SPLIT.jsonl``, question
-    files are copied to ``answers/``. Without ``psgs_w100.tsv`` the contexts are the corpus.
+    Questions get the ids ``SPLIT-ROW``. Hard negatives are written to ``negatives-SPLIT.jsonl``,
+    and question files are copied to ``answers/``. Without ``psgs_w100.tsv``, the training contexts
+    form the corpus.
 
     Raises:
-        DataError: If the folder holds no passages, or a training record is broken.
+        DataError: If the folder contains no passages, or a training record is malformed.
     """
     need_folder(source, holds=_LAYOUT)
     wikipedia = find_file(source, "psgs_w100.tsv")
     training = _matching(source, _TRAINING)
     questions = _matching(source, _QUESTIONS)
     if wikipedia is None and not training:
-        raise DataError(f"no passages here; expected {_LAYOUT}", path=source)
+        raise DataError(f"expected {_LAYOUT}, got no passages", path=source)
     counted: Counter[str] = Counter()
     contexts = (passage for _, path in training for passage in _context_passages(path))
     files = [*([wikipedia] if wikipedia else []), *(path for _, path in training + questions)]
@@ -65,7 +66,9 @@ def read_dpr(source: Path) -> Material:
         counted=counted,
         expected=PUBLISHED,
         also=also,
-        notes=[] if wikipedia else ["no psgs_w100.tsv: the corpus is the training contexts alone"],
+        notes=[]
+        if wikipedia
+        else ["no psgs_w100.tsv: the corpus consists of the training contexts only"],
     )
 
 
@@ -75,7 +78,7 @@ def _matching(source: Path, pattern: re.Pattern[str]) -> list[tuple[str, Path]]:
     repeated = [split for split, count in Counter(split for split, _ in found).items() if count > 1]
     if repeated:
         raise DataError(
-            f"holds several files of the split '{repeated[0]}'; convert one data set at a time",
+            f"contains several files of split '{repeated[0]}'; convert one data set at a time",
             path=source,
         )
     return found
@@ -88,7 +91,7 @@ def _wikipedia(path: Path, counted: Counter[str]) -> Iterator[Passage]:
             continue
         checked_id(passage_id, path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(f"passage id '{passage_id}' is there twice", path=path, line=number)
+            raise DataError(f"duplicate passage id '{passage_id}'", path=path, line=number)
         counted[plain_name(path)] += 1
         yield Passage(id=passage_id, text=text, title=title)
 
@@ -144,7 +147,7 @@ def _question(record: Mapping[str, Any], *, path: Path, line: int) -> str:
 def _queries(
     training: list[tuple[str, Path]], questions: list[tuple[str, Path]], counted: Counter[str]
 ) -> Iterator[Query]:
-    """Read questions; those of a question file that were trained on have their ids already."""
+    """Read questions; questions used for training keep their training ids."""
     known: dict[str, deque[str]] = {}
     for split, path in training:
         for row, (line, record) in enumerate(read_records(path)):
@@ -159,7 +162,7 @@ def _queries(
             quoted_rows(path, columns=("question", "answers"))
         ):
             if not text.strip():
-                raise DataError("expected a question, got an empty text", path=path, line=number)
+                raise DataError("expected a question, got an empty string", path=path, line=number)
             counted[plain_name(path)] += 1
             waiting = known.get(f"{split} {text.strip()}")
             if waiting:

@@ -1,4 +1,4 @@
-"""Guess the format of a source from its file names."""
+"""Detect the format of a source from its file names."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from dptdr.io.beir import CORPUS, QRELS, QUERIES
 
 
 def guess_format(source: Path) -> str:
-    """Return the format of a file or folder.
+    """Detect the format of a file or folder.
 
     Raises:
-        DataError: If there is no such file, or nothing known in the folder.
+        DataError: If it does not exist, or the format is not recognised.
     """
     found = _of_folder(source) if source.is_dir() else _of_file(source)
     if found is None:
-        what = "no such file or folder" if not source.exists() else "no known data here"
+        what = "no such file or folder" if not source.exists() else "unrecognised data"
         raise DataError(
             f"{what}; expected a table (CSV, TSV, JSON lines, Parquet), a folder of tables, "
             "documents, or one of the formats of `dptdr data convert --help`",
@@ -50,7 +50,7 @@ def _of_folder(folder: Path) -> str | None:
     if (folder / DATASET_DICT).is_file() or (folder / DATASET_STATE).is_file():
         return "table"
     tables = table_files(folder)
-    # Folders of documents hold settings as JSON; those of tables hold a README.
+    # Document folders may contain JSON settings, and table folders a README.
     if any(path.suffix != ".json" for path in tables):
         return "tevatron" if any(map(_is_tevatron, tables)) else "table"
     if document_files(folder):

@@ -1,4 +1,4 @@
-"""Data sets of ir_datasets, such as ``ir:msmarco-passage/train``."""
+"""Read data sets from ir_datasets, such as ``ir:msmarco-passage/train``."""
 
 import importlib
 from collections import Counter
@@ -13,33 +13,35 @@ PREFIX = "ir:"
 
 
 def read_ir_datasets(source: str) -> Material:
-    """Return the records of one data set of ir_datasets, or of several over one corpus.
+    """Read one or several ir_datasets that share a corpus.
 
-    ``ir:msmarco-passage/train,msmarco-passage/dev/small`` makes the splits ``train`` and
-    ``dev.small``.
+    For example, ``ir:msmarco-passage/train,msmarco-passage/dev/small`` gives the splits ``train``
+    and ``dev.small``.
 
     Raises:
-        DataError: If ir_datasets is not installed or knows no such data set.
+        DataError: If ir_datasets is not installed or the data set is unknown.
     """
     try:
         ir_datasets = importlib.import_module("ir_datasets")
     except ImportError:
         raise DataError(
-            f"'{source}' needs ir_datasets; install it with `pip install dptdr[datasets]`"
+            f"'{source}' needs ir_datasets; run `pip install 'dptdr[datasets]'`"
         ) from None
     names = [name.strip().removeprefix(PREFIX) for name in source.split(",")]
     datasets = {name: _load(ir_datasets, name) for name in names}
     if len({name.split("/")[0] for name in names}) > 1:
-        raise DataError(f"'{source}' joins data sets of different corpora; convert one at a time")
+        raise DataError(
+            f"'{source}': expected data sets that share a corpus; convert one at a time"
+        )
     first = names[0]
     if not datasets[first].has_docs():
-        raise DataError(f"'{first}' of ir_datasets holds no documents")
+        raise DataError(f"'{first}': the data set has no documents in ir_datasets")
     counted: Counter[str] = Counter()
     expected: dict[str, int] = {}
     for name, dataset in datasets.items():
         for part, said in dataset.metadata().items():
             wanted = part in {"queries", "qrels"} or (part == "docs" and name == first)
-            # Data sets that a person made have no published counts.
+            # User-defined data sets have no published counts.
             if wanted and "count" in said:
                 expected[f"{name} {part}"] = said["count"]
     qrels = {
@@ -61,7 +63,7 @@ def _load(ir_datasets: Any, name: str) -> Any:
     try:
         return ir_datasets.load(name)
     except KeyError:
-        raise DataError(f"ir_datasets knows no data set '{name}'; see ir-datasets.com") from None
+        raise DataError(f"unknown data set '{name}' in ir_datasets; see ir-datasets.com") from None
 
 
 def _text(record: Any, *names: str) -> str:
@@ -73,7 +75,7 @@ def _passages(name: str, dataset: Any, counted: Counter[str]) -> Iterator[Passag
     for document in dataset.docs_iter():
         counted[f"{name} docs"] += 1
         text = _text(document, "text", "body", "abstract")
-        # Collections with other fields say themselves what their text is.
+        # Collections with other fields define their default text.
         text = text or _text_of_default(document)
         yield Passage(str(document.doc_id), text, _text(document, "title", "document_title"))
 

@@ -1,4 +1,4 @@
-"""Results of readers: streams of records, and counts of what was read."""
+"""The results of readers: streams of records and their counts."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,16 +26,16 @@ PUBLISHED: dict[str, int] = {
     "biencoder-nq-dev.json": 6_515,
     "nq-test.qa.csv": 3_610,
 }
-"""File name to the number of its records, as MS MARCO and DPR published them."""
+"""Published record counts of MS MARCO and DPR files, by file name."""
 
 
 @dataclass(kw_only=True)
 class Material:
-    """Records of a source, streamed. ``counted`` fills while the streams are read.
+    """Streamed records of a source.
 
-    ``counted`` holds the number of records of each file, ``expected`` the published ones of those
-    that have any. ``also`` writes files that a data folder has no place for, and fills
-    ``negatives``. ``complete`` says that every judged passage is among the passages.
+    ``counted`` is updated with the records per file as the streams are read; ``expected`` contains
+    published counts, if any. ``also`` writes files beyond the BEIR layout and fills ``negatives``.
+    ``complete`` means that every judged passage is in the corpus.
     """
 
     passages: Iterable[Passage | Document]
@@ -54,14 +54,14 @@ class Material:
 
 
 class UniqueIds:
-    """The ids seen so far; numbers take one bit each, so that 21 million fit in 3 MB."""
+    """A set of ids; numeric ids take one bit each, so 21 million fit in 3 MB."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
         self._others: set[str] = set()
 
     def add(self, record_id: str) -> bool:
-        """Add an id."""
+        """Add an id; return whether it is new."""
         number = _small_number(record_id)
         if number is None:
             new = record_id not in self._others
@@ -69,14 +69,14 @@ class UniqueIds:
             return new
         byte, bit = number >> 3, 1 << (number & 7)
         if byte >= len(self._bits):
-            # Grown by an eighth at a time, so that growing stays cheap.
+            # Grow by an eighth at a time, for amortised constant cost.
             self._bits.extend(bytes(byte + 1 - len(self._bits) + (byte >> 3)))
         new = not self._bits[byte] & bit
         self._bits[byte] |= bit
         return new
 
     def __contains__(self, record_id: object) -> bool:
-        """Return whether the id was added."""
+        """Check whether an id was added."""
         if not isinstance(record_id, str):
             return False
         number = _small_number(record_id)
@@ -87,7 +87,7 @@ class UniqueIds:
 
 
 def _small_number(text: str) -> int | None:
-    """Return the number below 2**30 that the text spells, if it does."""
+    """Parse a canonical decimal number below 2**30; None if it is not one."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         return None
     if text[0] == "0" and text != "0":
@@ -102,7 +102,7 @@ def plain_name(path: Path) -> str:
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """Return the first file of a folder that has one of the names, packed or not."""
+    """Return the first file in a folder with one of the names, compressed or not."""
     for name in names:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
@@ -114,8 +114,8 @@ def need_folder(path: Path, *, holds: str) -> None:
     """Check that a source is a folder.
 
     Raises:
-        DataError: If it is not.
+        DataError: If it is not a folder.
     """
     if not path.is_dir():
-        what = "this is a file" if path.exists() else "no such folder"
-        raise DataError(f"{what}; expected a folder with {holds}", path=path)
+        what = "a file" if path.exists() else "nothing"
+        raise DataError(f"expected a folder with {holds}, got {what}", path=path)

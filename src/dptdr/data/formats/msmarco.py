@@ -1,4 +1,4 @@
-"""MS MARCO's passage ranking files: collection, queries, qrels, top1000 and triples."""
+"""Read MS MARCO's passage ranking files: collection, queries, qrels, top1000 and triples."""
 
 import re
 from collections import Counter
@@ -28,18 +28,18 @@ _LAYOUT = "collection.tsv, queries.SPLIT.tsv and qrels.SPLIT.tsv (each may be .g
 
 
 def read_msmarco(source: Path) -> Material:
-    """Return the records of a folder of MS MARCO's official files.
+    """Read a folder of MS MARCO's official files.
 
-    Splits are named as the files are: ``qrels.dev.small.tsv`` becomes ``dev.small``, TREC's
-    ``2019qrels-pass.txt`` becomes ``trec-dl-2019``.
+    Splits are named after the files: ``qrels.dev.small.tsv`` gives ``dev.small``, and TREC's
+    ``2019qrels-pass.txt`` gives ``trec-dl-2019``.
 
     Raises:
-        DataError: If the folder or its collection is missing, or a judgement is broken.
+        DataError: If the folder or its collection is missing, or a judgement is malformed.
     """
     need_folder(source, holds=_LAYOUT)
     collection = find_file(source, "collection.tsv")
     if collection is None:
-        raise DataError(f"no collection.tsv here; expected {_LAYOUT}", path=source)
+        raise DataError(f"expected {_LAYOUT}, got no collection.tsv", path=source)
     queries = _matching(source, _QUERIES)
     qrels = _matching(source, _QRELS)
     counted: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def _matching(source: Path, pattern: re.Pattern[str]) -> list[tuple[str, Path]]:
 
 
 def _passages(path: Path, counted: Counter[str]) -> Iterator[Passage]:
-    """Read ``id, text``, or ``id, title, text`` as the collection with titles has it."""
+    """Read ``id, text``, or ``id, title, text`` in the collection with titles."""
     seen = UniqueIds()
     columns: tuple[str, ...] = ()
     for number, line in raw_lines(path):
@@ -79,26 +79,26 @@ def _passages(path: Path, counted: Counter[str]) -> Iterator[Passage]:
         check_width(fields, columns=columns, path=path, number=number)
         passage_id = checked_id(fields[0], path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(f"passage id '{passage_id}' is there twice", path=path, line=number)
+            raise DataError(f"duplicate passage id '{passage_id}'", path=path, line=number)
         counted[plain_name(path)] += 1
         title = fields[1] if len(columns) == 3 else ""
         yield Passage(id=passage_id, text=fields[-1], title=title)
 
 
 def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
-    """Read queries; the small files repeat some of the large ones."""
+    """Read queries; the small files repeat queries of the large ones."""
     seen: dict[str, int] = {}
     for path in paths:
         in_file = UniqueIds()
         for number, (query_id, text) in tab_rows(path, columns=("id", "text")):
             checked_id(query_id, path=path, number=number, field="id")
             if not in_file.add(query_id):
-                raise DataError(f"query id '{query_id}' is there twice", path=path, line=number)
+                raise DataError(f"duplicate query id '{query_id}'", path=path, line=number)
             counted[plain_name(path)] += 1
             known = seen.setdefault(query_id, hash(text))
             if known != hash(text):
                 raise DataError(
-                    f"query '{query_id}' has another text than in an earlier file",
+                    f"query '{query_id}' has a different text in an earlier file",
                     path=path,
                     line=number,
                 )
@@ -117,18 +117,13 @@ def _qrels(path: Path, counted: Counter[str]) -> Qrels:
 
 
 def read_top1000(source: Path) -> Material:
-    """Return queries, passages and candidates of a ``top1000`` file.
+    """Read queries, passages and candidates from a ``top1000`` file.
 
-    The candidates become a TREC run in the file's own order, which is not said to be a ranking.
-
-    Args:
-        source: The file: query id, passage id, query, passage.
-
-    Returns:
-        The records; the run is written beside them as ``candidates.trec``.
+    The columns are query id, passage id, query and passage. The candidates are written as the TREC
+    run ``candidates.trec`` in file order, which is not necessarily a ranking.
 
     Raises:
-        DataError: If there is no such file.
+        DataError: If the file does not exist.
     """
     if not source.is_file():
         raise DataError("no such file; expected MS MARCO's top1000 file", path=source)
@@ -164,23 +159,18 @@ def read_top1000(source: Path) -> Material:
         counted=counted,
         expected=PUBLISHED,
         also=candidates,
-        notes=["candidates.trec keeps the file's order; it is not a ranking"],
+        notes=["candidates.trec is in file order, which is not a ranking"],
     )
 
 
 def read_triples(source: Path, *, counted: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield training records of a triples file, of ids or of texts.
+    """Yield training records from a file of (query, positive, negative) ids or texts.
 
-    Neighbouring lines of the same query and positive become one record.
-
-    Args:
-        source: The file: query, positive, negative.
-
-    Yields:
-        Records of the format ``mined`` (ids) or ``groups`` (texts).
+    Consecutive lines with the same query and positive become one record, in the format ``mined``
+    (ids) or ``groups`` (texts).
 
     Raises:
-        DataError: If the file is missing or a line is broken.
+        DataError: If the file is missing or a line is malformed.
     """
     columns = ("query", "positive", "negative")
     current: tuple[str, str] | None = None
@@ -213,7 +203,7 @@ def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dic
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write records as JSON lines; return how many there were."""
+    """Write records as JSON lines and return their number."""
     count = 0
     with path.open("wb") as handle:
         for record in records:

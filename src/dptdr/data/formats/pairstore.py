@@ -1,4 +1,4 @@
-"""Judged pairs of texts by hash in a temporary database, so that memory stays flat."""
+"""Store judged pairs of texts in a temporary database, for constant memory."""
 
 import hashlib
 import sqlite3
@@ -28,7 +28,7 @@ _PAIR = "split = ? AND query = ? AND passage = ?"
 
 
 def text_id(text: str) -> str:
-    """Return the id of a text: 64 bits of its SHA-256 in hexadecimal digits."""
+    """Return the id of a text: 64 bits of its SHA-256, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).digest()[:8].hex()
 
 
@@ -41,7 +41,7 @@ def _id(key: int) -> str:
 
 
 class NegativesOfQuery(NamedTuple):
-    """The passages of one query of triplets."""
+    """The positives and negatives of a query."""
 
     query_id: str
     positives: list[str]
@@ -49,14 +49,14 @@ class NegativesOfQuery(NamedTuple):
 
 
 class PairStore(Mapping[str, Iterator[Judgement]]):
-    """Queries and judged pairs, in the order in which they were added.
+    """Queries and judged pairs, in insertion order.
 
-    As a mapping it holds the judgements of each split. The database is a temporary file of SQLite
-    that vanishes with the object.
+    As a mapping, it gives the judgements of each split. The database is a temporary SQLite file,
+    deleted with the object.
     """
 
     def __init__(self) -> None:
-        # The empty name is SQLite's for a private file in the folder for temporary files.
+        # An empty name makes SQLite create a private temporary file.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(_SCHEMA)
         self._database.execute("BEGIN")
@@ -92,13 +92,13 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         )
 
     def add_negative(self, split: str, query: int, passage_id: str) -> None:
-        """Add a passage that does not answer a query."""
+        """Add a negative passage for a query."""
         self._number += 1
         values = (split, query, _key(passage_id), self._number)
         self._insert("INSERT OR IGNORE INTO negatives VALUES (?, ?, ?, ?)", *values)
 
     def drop_negatives_that_answer(self) -> int:
-        """Drop negatives that are a positive of the same query; return how many."""
+        """Delete negatives that are also positives of the same query; return their number."""
         return self._database.execute(
             "DELETE FROM negatives WHERE EXISTS (SELECT 1 FROM pairs WHERE grade > 0"
             " AND pairs.query = negatives.query AND pairs.passage = negatives.passage)"
@@ -117,7 +117,7 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         )
 
     def negatives(self, split: str) -> Iterator[NegativesOfQuery]:
-        """Yield the queries of a split that have positives, if any of the split has negatives."""
+        """Yield the split's queries with positives, provided the split has any negatives."""
         some = "SELECT 1 FROM negatives WHERE split = ? LIMIT 1"
         if self._database.execute(some, (split,)).fetchone() is None:
             return
@@ -151,12 +151,12 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         return (Judgement(_id(query), _id(passage), grade) for query, passage, grade in rows)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names of the splits that hold judgements."""
+        """Yield the names of splits with judgements."""
         names = self._database.execute("SELECT DISTINCT split FROM pairs ORDER BY split")
         return iter([name for (name,) in names.fetchall()])
 
     def __len__(self) -> int:
-        """Number of splits that hold judgements."""
+        """Number of splits with judgements."""
         return len(list(iter(self)))
 
     def _insert(self, statement: str, *values: int | str) -> bool:

@@ -36,18 +36,18 @@ def folder_from_records(
     settings: TableSettings = _DEFAULT_SETTINGS,
     on_progress: Progress | None = None,
 ) -> Conversion:
-    """Write pairs, triplets, scored pairs or clicks as a data folder, whole or not at all.
+    """Write pairs, triplets, scored pairs or clicks as a data folder, atomically.
 
     Args:
-        rows: Dicts, tuples (query, positive, negatives), a ``datasets.Dataset`` or a pandas frame;
-            or a mapping from split names to such.
+        rows: Dicts, tuples (query, positive, negatives), a ``datasets.Dataset`` or a pandas
+            ``DataFrame``; or a mapping from split names to any of these.
 
     Returns:
-        What was read, written and dropped. Hard negatives are in ``negatives-SPLIT.jsonl``, which
-        ``dptdr train --negatives`` takes.
+            Counts of records read, written and dropped. Hard negatives are in
+            ``negatives-SPLIT.jsonl``, for ``dptdr train --negatives``.
 
     Raises:
-        DataError: If columns are missing, a row is broken, or no pair is left; names the row.
+            DataError: If columns are missing, a row is malformed, or no pairs are left.
     """
     if isinstance(rows, Mapping):
         splits = [(split_name(k), object_rows(v, where=f"split '{k}'")) for k, v in rows.items()]
@@ -61,26 +61,26 @@ def folder_from_records(
 def pairs_material(
     splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path] = ()
 ) -> Material:
-    """Return the records of rows, not yet read.
+    """Prepare to read records from rows, lazily.
 
     Args:
-        splits: Names of splits and their rows; a split may occur several times.
+        splits: Names of splits with their rows; a name may repeat.
 
     Returns:
         The records; passages must be read before queries and judgements.
 
     Raises:
-        DataError: If a share is held out as a split that the source has.
+        DataError: If a held-out split already exists in the source.
     """
     shares = {"dev": settings.dev_share, "test": settings.test_share}
     both = sorted({name for name, _ in splits} & {name for name, share in shares.items() if share})
     if both:
-        raise DataError(f"the source has a split '{both[0]}'; leave out --{both[0]}-share")
+        raise DataError(f"the source already has a split '{both[0]}'; omit --{both[0]}-share")
     return _Reading(splits, settings=settings, source=source, files=files).material
 
 
 class _Reading:
-    """One pass over the rows: yields passages, stores the rest."""
+    """A single pass over the rows that yields passages and stores everything else."""
 
     def __init__(
         self, splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path]
@@ -120,7 +120,7 @@ class _Reading:
             )
 
     def _take(self, row: Row, split: str) -> Iterator[Passage]:
-        """Store one row; yield its new passages."""
+        """Store a row and yield its new passages."""
         columns = self._columns_of(row)
         query = _text(row, columns.query)
         positives = [text for text in _texts(row, columns.positive) if text.strip()]
@@ -209,7 +209,7 @@ class _Reading:
         return _bounded(int(value), row, column)
 
     def _held_out(self, split: str, query_id: str) -> str:
-        """All pairs of a query fall into one split, whatever their order."""
+        """Choose a split for a query, independently of the order of rows."""
         settings = self._settings
         if not settings.dev_share and not settings.test_share:
             return split
@@ -220,7 +220,7 @@ class _Reading:
         return "dev" if place < settings.test_share + settings.dev_share else split
 
     def _finish(self, folder: Path) -> None:
-        """Write the hard negatives and the remarks."""
+        """Write the hard negatives and add notes."""
         material, store = self.material, self._store
         self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
         for split in store:
@@ -234,7 +234,7 @@ class _Reading:
         if repeated:
             material.notes.append(f"{repeated:,} queries are in more than one split")
         if self._columns and self._columns.clicks and self._dropped["duplicate pairs"]:
-            material.notes.append("the clicks of duplicate pairs were added up")
+            material.notes.append("the clicks of duplicate pairs were summed")
 
 
 def _mined_record(group: NegativesOfQuery) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _texts(row: Row, column: str) -> list[str]:
         # pandas and NumPy hold lists as arrays.
         value = value.tolist()
     if not isinstance(value, list | tuple):
-        raise row.error(f"expected a list of texts, got {describe(value)}", column)
+        raise row.error(f"expected a list of strings, got {describe(value)}", column)
     return [_as_text(item, row, column) for item in value]
 
 
@@ -277,7 +277,7 @@ def _as_text(value: object, row: Row, column: str) -> str:
         text = str(value)
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise row.error(f"cannot be written as UTF-8: {error.reason}", column) from None
+        raise row.error(f"cannot encode as UTF-8: {error.reason}", column) from None
     except ValueError:
         raise row.error(f"expected a text, got {describe(value)}", column) from None
     return text

@@ -1,8 +1,8 @@
-r"""Rows of tables in any file format, with file and row number.
+r"""Read rows of tables in any file format, with file and row number.
 
-CSV and TSV (quotes as spreadsheets write them, ``\n`` inside them allowed), JSON lines or one JSON
-array, Parquet, and Arrow files as ``datasets`` saves them. The text formats may be ``.gz``. All are
-streamed: memory does not grow with the file.
+Supports CSV and TSV (quoted as in spreadsheets, with ``\n`` allowed inside quotes), JSON lines, a
+single JSON array, Parquet, and Arrow files saved by ``datasets``. Text formats may be ``.gz``. All
+files are streamed.
 """
 
 import csv
@@ -15,13 +15,13 @@ from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
 from dptdr.io.lines import READ_FAULTS, UTF8_MARK, decode_line, describe, open_bytes
 
-# The csv module refuses fields beyond 128 KiB unless told otherwise.
+# By default, the csv module rejects fields larger than 128 KiB.
 _LARGEST_FIELD = 1 << 24
 _ROWS_PER_BATCH = 1024
 
 
 class Row(NamedTuple):
-    """One row: its values by column, and its place in the file."""
+    """A row: its values by column, and its position in the file."""
 
     values: Mapping[str, Any]
     path: Path | str | None
@@ -29,12 +29,12 @@ class Row(NamedTuple):
     unit: Literal["line", "row"] = "row"
 
     def error(self, reason: str, field: str | None = None) -> DataError:
-        """Return an error that names this row."""
+        """Create an error that names this row."""
         return _error(reason, path=self.path, number=self.number, unit=self.unit, field=field)
 
 
 def is_table(path: Path) -> bool:
-    """Return whether the file name is a table's."""
+    """Check whether a file name has the suffix of a table."""
     return _reader(path) is not None
 
 
@@ -42,13 +42,15 @@ def table_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table lazily.
 
     Raises:
-        DataError: If the file is missing, of no known format, empty or broken; names file and row.
+        DataError: If the file is missing, empty, malformed or in an unknown format.
     """
     reader = _reader(path)
     if reader is None:
         raise DataError(f"expected a table ({', '.join(SUFFIXES)})", path=path)
     if not path.is_file():
-        raise DataError("this is a folder" if path.exists() else "no such file", path=path)
+        raise DataError(
+            "expected a file, got a folder" if path.exists() else "no such file", path=path
+        )
     if not path.stat().st_size:
         raise DataError("the file is empty", path=path)
     any_row = False
@@ -56,7 +58,7 @@ def table_rows(path: Path) -> Iterator[Row]:
         any_row = True
         yield row
     if not any_row:
-        raise DataError("the file holds no row", path=path)
+        raise DataError("the file contains no rows", path=path)
 
 
 def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
@@ -80,7 +82,7 @@ def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
             names = _tuple_names(len(values))
             yield row._replace(values=dict(zip(names, values, strict=True)))
         else:
-            raise row.error(f"expected a dict or a tuple of texts, got {describe(values)}")
+            raise row.error(f"expected a dict or a tuple of strings, got {describe(values)}")
 
 
 def _objects(data: object, where: str | None) -> Iterator[Any]:
@@ -90,7 +92,7 @@ def _objects(data: object, where: str | None) -> Iterator[Any]:
             f"got {describe(data)}",
             path=where,
         )
-    # A frame's own iterator gives the names of its columns.
+    # Iterating over a DataFrame gives its column names.
     if hasattr(data, "itertuples") and hasattr(data, "columns"):
         names = [str(name) for name in data.columns]
         if repeated := _repeated(names):
@@ -136,10 +138,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_error(error: csv.Error, *, path: Path, start: int, end: int) -> DataError:
-    # The csv module's own words are about its state, not about the file.
+    # Messages of the csv module describe its state, not the problem in the file.
     what = str(error)
     if "unexpected end of data" in what or "field larger" in what:
-        reason = "a quotation mark that opens in this row never closes"
+        reason = "a quotation mark opened in this row is never closed"
     elif "new-line character" in what:
         return DataError(
             "expected lines that end in \\n, got a lone \\r; save the file with other line ends",
@@ -147,11 +149,11 @@ def _csv_error(error: csv.Error, *, path: Path, start: int, end: int) -> DataErr
             line=start,
         )
     elif "expected after" in what:
-        reason = f"a quotation mark closes in the middle of a field (line {end})"
+        reason = f"a closing quotation mark is in the middle of a field (line {end})"
     else:
-        reason = f"cannot be read as CSV: {what}"
+        reason = f"invalid CSV: {what}"
     return DataError(
-        f'{reason}; inside a quoted field write each quotation mark twice ("")',
+        f'{reason}; double each quotation mark ("") inside a quoted field',
         path=path,
         line=start,
     )
@@ -174,10 +176,10 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    r"""Yield all lines with their ends: blank ones and ``\r`` may belong to a quoted field.
+    r"""Yield all lines with their endings; blank lines and ``\r`` may be part of a quoted field.
 
     Raises:
-        DataError: If the file cannot be read or is not UTF-8; names file and line.
+        DataError: If the file cannot be read or is not UTF-8.
     """
     number = 0
     with open_bytes(path) as handle:
@@ -207,7 +209,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
-    """Read both of Arrow's forms: ``datasets`` writes streams, Feather is a file."""
+    """Read both Arrow formats: the stream format of ``datasets`` and the file format of Feather."""
     arrow = _pyarrow("pyarrow", path=path)
 
     def batches() -> Iterator[Any]:
@@ -234,7 +236,7 @@ def _batch_rows(batches: Iterator[Any], *, path: Path, kind: str) -> Iterator[Ro
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = str(error).splitlines()[0].rstrip(".")
         raise DataError(
-            f"cannot be read as {kind} from here on ({what}); was the file cut short?",
+            f"invalid {kind} from here on ({what}); the file may be truncated",
             path=path,
             row=number + 1,
         ) from None
@@ -272,7 +274,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".arrow": _arrow_rows,
 }
 SUFFIXES = tuple(_READERS)
-"""Suffixes of the tables that can be read."""
+"""Supported table suffixes."""
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:

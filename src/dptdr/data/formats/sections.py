@@ -1,4 +1,4 @@
-"""Sections of Markdown, HTML and plain text: a heading and the paragraphs below it."""
+"""Split Markdown, HTML and plain text into sections: a heading and the text below it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,20 +20,19 @@ _INLINE = re.compile(
 
 
 class Section(NamedTuple):
-    """A heading (empty before the first one) and the text below it."""
+    """A heading (empty before the first heading) and the text below it."""
 
     title: str
     paragraphs: Iterable[str]
 
 
 def file_sections(path: Path) -> Iterator[Section]:
-    """Yield the sections of a document; sections before the first heading are named by the file.
+    """Yield the sections of a document; text before the first heading is titled by file name.
 
-    Yields:
-        One section after the other; text files are streamed and have one section a paragraph.
+    Plain text files are streamed, with one section per paragraph.
 
     Raises:
-        DataError: If the file cannot be read or is not UTF-8; names file and line.
+        DataError: If the file cannot be read or is not UTF-8.
     """
     for section in _PARSERS[path.suffix.lower()](text_lines(path)):
         if section.title:
@@ -83,7 +82,7 @@ def _markdown_sections(lines: Iterable[str]) -> Iterator[Section]:
 
 
 def _inline_text(token: Any) -> str:
-    """Return the text of an inline token without its marks."""
+    """Return the text of an inline token without its markup."""
     parts = []
     for child in token.children or ():
         if child.type in {"softbreak", "hardbreak"}:
@@ -104,7 +103,7 @@ def _html_sections(lines: Iterable[str]) -> Iterator[Section]:
 
 
 class _HtmlParser(HTMLParser):
-    """Collects sections; scripts and navigation are left out."""
+    """Collects sections, skipping scripts and navigation."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -140,7 +139,7 @@ class _HtmlParser(HTMLParser):
             self._words.append(data)
 
     def end_section(self, next_title: str) -> None:
-        """End the section and begin the next one."""
+        """Finish the section and start the next one."""
         self._end_block()
         self.sections.append((self._title, self._paragraphs))
         self._title, self._paragraphs = next_title, []
@@ -164,4 +163,4 @@ _PARSERS: dict[str, Callable[[Iterable[str]], Iterator[Section]]] = {
     ".txt": _text_sections,
 }
 SUFFIXES = tuple(_PARSERS)
-"""Suffixes of the documents that can be read."""
+"""Supported document suffixes."""

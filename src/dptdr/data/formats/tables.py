@@ -1,4 +1,4 @@
-"""Rows of tab-separated files, streamed, with errors that name file and line."""
+"""Stream rows of tab-separated files, with errors that name file and line."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,12 @@ from pathlib import Path
 from dptdr.errors import DataError
 from dptdr.io.lines import decode_line, id_fault, raw_lines
 
-# The csv module refuses fields beyond 128 KiB unless told otherwise.
+# By default, the csv module rejects fields larger than 128 KiB.
 _LARGEST_FIELD = 1 << 24
 
 
 def tab_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of a plain tab-separated file: no quoting, no header.
+    """Yield line number and fields of a plain tab-separated file (no quoting, no header).
 
     Raises:
         DataError: If the file is missing, or a row has too few or too many fields.
@@ -24,11 +24,11 @@ def tab_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[
 
 
 def quoted_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    r"""Yield line number and fields of a tab-separated file with ``"`` around some fields.
+    r"""Yield line number and fields of a tab-separated file with optional ``"`` quoting.
 
     Raises:
-        DataError: If the file is missing, a quotation is not closed in its line, or a row has too
-            few or too many fields.
+        DataError: If the file is missing, a quoted field is not closed on its line, or a row has
+            too few or too many fields.
     """
     csv.field_size_limit(_LARGEST_FIELD)
     for number, line in raw_lines(path):
@@ -37,11 +37,11 @@ def quoted_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, li
             fields = text.split("\t")
         else:
             try:
-                # A lone \r inside a field would end the row for the csv module.
+                # The csv module would end the row at a lone \r inside a field.
                 (fields,) = csv.reader([text.replace("\r", " ")], delimiter="\t", strict=True)
             except (csv.Error, ValueError) as error:
                 raise DataError(
-                    f"expected fields in quotation marks to be closed in their line: {error}",
+                    f"expected quoted fields to be closed on the same line: {error}",
                     path=path,
                     line=number,
                 ) from None
@@ -50,7 +50,7 @@ def quoted_rows(path: Path, *, columns: Sequence[str]) -> Iterator[tuple[int, li
 
 
 def check_width(fields: Sequence[str], *, columns: Sequence[str], path: Path, number: int) -> None:
-    """Check the number of fields of a row.
+    """Check the number of fields in a row.
 
     Raises:
         DataError: If there are too few or too many.
@@ -58,18 +58,18 @@ def check_width(fields: Sequence[str], *, columns: Sequence[str], path: Path, nu
     if len(fields) != len(columns):
         names = ", ".join(columns)
         raise DataError(
-            f"expected {len(columns)} fields separated by tabs ({names}), got {len(fields)}; "
-            "was the file cut short?",
+            f"expected {len(columns)} tab-separated fields ({names}), got {len(fields)}; the file "
+            "may be truncated",
             path=path,
             line=number,
         )
 
 
 def checked_id(text: str, *, path: Path, number: int, field: str) -> str:
-    """Return a field that must be an id.
+    """Return an id field after validating it.
 
     Raises:
-        DataError: If it is empty.
+        DataError: If it is not a valid id.
     """
     fault = id_fault(text)
     if fault:

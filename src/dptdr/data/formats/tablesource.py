@@ -1,4 +1,4 @@
-"""Tables on disk as splits: one file, a folder of files, or a folder that ``datasets`` saved."""
+"""Read splits from a table file, a folder of tables, or a folder saved by ``datasets``."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ DATASET_STATE = "state.json"
 
 
 def read_tables(source: Path, settings: TableSettings) -> Material:
-    """Return the records of tables of pairs, triplets, scored pairs or clicks.
+    """Read tables of pairs, triplets, scored pairs or clicks.
 
     Args:
-        source: A table, a folder of tables named by their splits, or a folder of ``datasets``.
+        source: A table, a folder of tables named after splits, or a folder saved by ``datasets``.
 
     Raises:
-        DataError: If there is no table, or the file names do not identify splits.
+        DataError: If there are no tables, or the file names do not identify splits.
     """
     if not source.exists():
         raise DataError("no such file or folder", path=source)
@@ -36,7 +36,7 @@ def read_tables(source: Path, settings: TableSettings) -> Material:
     else:
         splits = _folder(source, split=settings.split)
     if settings.split is not None and any(split != settings.split for split, _ in splits):
-        raise ConfigError(f"{source}: the files' names tell their splits; leave out --split")
+        raise ConfigError(f"{source}: splits are named by the files; omit --split")
     files = [path for _, path in splits]
     kinds = dict.fromkeys(path.name.removesuffix(".gz").rpartition(".")[2] for path in files)
     return pairs_material(
@@ -48,7 +48,7 @@ def read_tables(source: Path, settings: TableSettings) -> Material:
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the tables of a folder by name, without hidden ones."""
+    """List the tables of a folder by name, excluding hidden ones."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -64,13 +64,13 @@ def _named_split(path: Path) -> str | None:
 def _folder(folder: Path, *, split: str | None) -> list[tuple[str, Path]]:
     files = table_files(folder)
     if not files:
-        raise DataError(f"expected tables ({', '.join(SUFFIXES)}), found none", path=folder)
+        raise DataError(f"expected tables ({', '.join(SUFFIXES)}), got none", path=folder)
     named = [(_named_split(path), path) for path in files]
     unnamed = [path.name for name, path in named if name is None]
     if 0 < len(unnamed) < len(files):
         raise DataError(
-            f"expected files named by their splits (train, dev, test), got {', '.join(unnamed)} "
-            "beside such; move the others elsewhere",
+            f"expected files named after splits (train, dev, test), got {', '.join(unnamed)}; "
+            "move any other files elsewhere",
             path=folder,
         )
     return [(name or split or "train", path) for name, path in named]
@@ -89,7 +89,7 @@ def _dataset(folder: Path, *, split: str | None) -> list[tuple[str, Path]]:
     state = folder / DATASET_STATE
     files = _entry(state, "_data_files")
     if not all(isinstance(file, dict) and "filename" in file for file in files):
-        raise DataError("expected a 'filename' of each file", path=state, field="_data_files")
+        raise DataError("expected a 'filename' for each file", path=state, field="_data_files")
     if split is None:
         own = read_json(state).get("_split")
         split = split_name(own) if isinstance(own, str) else "train"
@@ -100,7 +100,7 @@ def _entry(path: Path, name: str) -> list[Any]:
     value = read_json(path)
     found = value.get(name) if isinstance(value, dict) else None
     if not isinstance(found, list):
-        raise DataError("expected a list, as `save_to_disk` writes it", path=path, field=name)
+        raise DataError("expected a list, as written by `save_to_disk`", path=path, field=name)
     if not found:
-        raise DataError("the data set holds no row", path=path.parent)
+        raise DataError("the data set contains no rows", path=path.parent)
     return found

@@ -1,4 +1,4 @@
-"""Tevatron's JSON lines: training groups with passages inside, and corpora."""
+"""Read Tevatron's JSON lines: training groups with embedded passages, and corpora."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,26 +15,25 @@ from dptdr.records import Passage, Qrels, Query
 _SIDES = ("positive_passages", "negative_passages")
 _IDS = ("positive_document_ids", "negative_document_ids")
 _PRESENT = {"query": "query_text", "text": "document_text"}
-"""What Tevatron's present format calls a field."""
+"""Field names in Tevatron's current format."""
 
 
 def read_tevatron(source: Path) -> Material:
-    """Return the records of a Tevatron file, or of a folder of them.
+    """Read a Tevatron file, or a folder of Tevatron files.
 
-    A file's name is its split. In a folder ``corpus.jsonl`` (``docid``, ``title``, ``text``; in the
-    present format ``document_text``) holds the passages; without it they are collected from the
-    groups. Negatives become
-    ``negatives-SPLIT.jsonl``.
+    Files are named after splits. In a folder, ``corpus.jsonl`` (``docid``, ``title``, ``text``, or
+    ``document_text`` in the current format) contains the passages; without it, passages are
+    collected from the groups. Negatives are written to ``negatives-SPLIT.jsonl``.
 
     Raises:
-        DataError: If there is no such file or a record is broken.
+        DataError: If the file does not exist or a record is malformed.
     """
     corpus = find_file(source, "corpus.jsonl") if source.is_dir() else None
     paths = sorted(source.glob("*.jsonl")) + sorted(source.glob("*.jsonl.gz"))
     paths = [path for path in paths if path != corpus and not path.name.startswith(".")]
     paths = paths if source.is_dir() else [source]
     if not paths or not all(path.is_file() for path in paths):
-        raise DataError("expected a .jsonl file of Tevatron's, or a folder of such", path=source)
+        raise DataError("expected a Tevatron .jsonl file, or a folder of them", path=source)
     splits = {plain_name(path).removesuffix(".jsonl"): path for path in paths}
     counted: Counter[str] = Counter()
 
@@ -56,7 +55,7 @@ def _text(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> str
     if name not in record and _PRESENT.get(name) in record:
         name = _PRESENT[name]
     value = record.get(name)
-    # Some files number their documents.
+    # Some files use numeric document ids.
     if type(value) is int and name in {"docid", "query_id"}:
         return str(value)
     if not isinstance(value, str):
@@ -84,7 +83,7 @@ def _side(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> lis
 
 
 def _ids(record: Mapping[str, Any], side: int, *, path: Path, line: int) -> list[str]:
-    """Return the ids of one side; passages may be embedded or named."""
+    """Return the ids of one side, whose passages may be embedded or referenced by id."""
     if _SIDES[side] in record:
         return [p.id for p in _side(record, _SIDES[side], path=path, line=line)]
     value = record.get(_IDS[side]) or []
@@ -100,7 +99,7 @@ def _corpus(path: Path, counted: Counter[str]) -> Iterator[Passage]:
     for line, record in read_records(path):
         passage = _passage(record, path=path, line=line)
         if not seen.add(passage.id):
-            raise DataError(f"passage id '{passage.id}' is there twice", path=path, line=line)
+            raise DataError(f"duplicate passage id '{passage.id}'", path=path, line=line)
         counted[plain_name(path)] += 1
         yield passage
 
@@ -111,7 +110,7 @@ def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
         for line, record in read_records(path):
             if _IDS[0] in record:
                 raise DataError(
-                    "names passages by id; expected corpus.jsonl beside it, found none",
+                    "refers to passages by id; expected corpus.jsonl in the same folder, got none",
                     path=path,
                     line=line,
                     field=_IDS[0],
@@ -128,7 +127,7 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
         for line, record in read_records(path):
             query_id = _text(record, "query_id", path=path, line=line)
             if not seen.add(query_id):
-                raise DataError(f"query id '{query_id}' is there twice", path=path, line=line)
+                raise DataError(f"duplicate query id '{query_id}'", path=path, line=line)
             counted[plain_name(path)] += 1
             yield Query(query_id, _text(record, "query", path=path, line=line))
 

@@ -1,4 +1,4 @@
-"""Write a reader's records as a data folder, counted and checksummed."""
+"""Write a reader's records as a data folder, with counts and checksums."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ _LINES_PER_REPORT = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The published and the found number of records of a file."""
+    """The published and the actual number of records in a file."""
 
     what: str
     expected: int
@@ -27,11 +27,11 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted: ``counts`` of a data folder, or ``groups`` of a training file.
+    """The result of a conversion: ``counts`` of a data folder, or ``groups`` of a training file.
 
-    ``read_as`` says in words what the source was taken for. Judgements of what the data does not
-    hold are counted, and by reason what was ``dropped``. ``negatives`` counts the training queries
-    of each ``negatives-SPLIT.jsonl``.
+    ``read_as`` describes how the source was interpreted. Judgements of unknown queries and passages
+    are counted, as are ``dropped`` records by reason. ``negatives`` counts the training queries in
+    each ``negatives-SPLIT.jsonl``.
     """
 
     out: Path
@@ -48,18 +48,18 @@ class Conversion:
 
     @property
     def differences(self) -> tuple[Check, ...]:
-        """The checks whose numbers differ."""
+        """The checks whose counts differ."""
         return tuple(check for check in self.checks if check.expected != check.found)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
+        """Convert everything to plain JSON values."""
         counts = None if self.counts is None else self.counts.as_json()
         return {**asdict(self), "out": str(self.out), "counts": counts}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Whether mismatched counts are errors, and where to report progress."""
+    """Whether mismatched counts are errors, and how to report progress."""
 
     strict: bool = False
     on_progress: Progress | None = None
@@ -70,25 +70,27 @@ class Rules:
             self.on_progress(done, max(done, total))
 
     def refuse(self, done: Conversion) -> None:
-        """Raise a DataError if ``strict`` is set and something differs."""
+        """Raise a DataError if ``strict`` is set and a count differs."""
         faults = [
-            f"{check.what} holds {check.found:,} records, {check.expected:,} were published"
+            f"{check.what}: expected {check.expected:,} records as published, got {check.found:,}"
             for check in done.differences
         ]
         faults += unknown(done)
         if self.strict and faults:
-            raise DataError("; ".join(faults) + " (without --strict this is only reported)")
+            raise DataError("; ".join(faults) + " (only reported without --strict)")
 
 
 def unknown(done: Conversion) -> list[str]:
-    """Describe judgements of unknown passages and queries."""
+    """Describe judgements that refer to unknown passages and queries."""
     counts = {"passages": done.unknown_passages, "queries": done.unknown_queries}
-    return [f"{count:,} judgements name unknown {what}" for what, count in counts.items() if count]
+    return [
+        f"{count:,} judgements refer to unknown {what}" for what, count in counts.items() if count
+    ]
 
 
 @dataclass
 class _Watch:
-    """Counts what is written, and collects its ids unless the reader has checked them."""
+    """Counts written records, and collects their ids unless the reader checks them."""
 
     rules: Rules
     total: int
@@ -115,10 +117,10 @@ class _Watch:
 
 
 def write_material(material: Material, *, format: str, out: Path, rules: Rules) -> Conversion:
-    """Write a reader's records as a data folder, whole or not at all.
+    """Write a reader's records as a data folder, atomically.
 
     Raises:
-        DataError: If the source is broken, or a check fails and the rules are strict.
+        DataError: If the source is malformed, or a check fails and the rules are strict.
     """
     published = [material.expected.get(name, 0) for name in ("collection.tsv", "psgs_w100.tsv")]
     ids = (None, None) if material.complete else (UniqueIds(), UniqueIds())
@@ -127,10 +129,10 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
 
     def meta(counts: BeirCounts) -> dict[str, Any]:
         if not counts.passages:
-            raise DataError("the data hold no passage", path=next(iter(material.files), None))
+            raise DataError("the data contains no passages", path=next(iter(material.files), None))
         unknown_passages, unknown_queries, relevant = _judged(material, watch)
         notes = [
-            f"split '{split}' holds no judgement above 0"
+            f"split '{split}' has no judgements above 0"
             for split, count in relevant.items()
             if not count
         ]
@@ -181,7 +183,7 @@ def checks(material: Material) -> tuple[Check, ...]:
 
 
 def _judged(material: Material, watch: _Watch) -> tuple[int, int, dict[str, int]]:
-    """Count judgements of unknown passages and queries, and the relevant ones of each split."""
+    """Count judgements of unknown passages and queries, and positive ones per split."""
     unknown_passages = unknown_queries = 0
     relevant = {}
     for split, judged in material.qrels.items():

@@ -1,4 +1,4 @@
-"""Sample tasks made from text that every Python installation holds; no download."""
+"""Sample tasks built from text in every Python installation, without downloads."""
 
 import importlib.metadata
 import platform
@@ -23,7 +23,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """How a sample data set is made: its source, its queries and its passages."""
+    """The definition of a sample data set: its source, queries and passages."""
 
     description: str
     query: str
@@ -53,21 +53,22 @@ SAMPLES: dict[str, Sample] = {
         packages=tuple(PACKAGES),
     ),
 }
-"""Name to sample."""
+"""Samples by name."""
 
 
 def build_sample(
     name: str, *, out: Path | str, seed: int = 0, on_progress: Progress | None = None
 ) -> BeirCounts:
-    """Build a sample task as a BEIR folder with the splits train, dev and test.
+    """Build a sample task as a BEIR folder with train, dev and test splits.
 
-    The same Python, packages and seed give the same bytes. No source file is in two splits.
+    The result is determined by the seed and the versions of Python and packages. Splits do not
+    share source files.
 
     Raises:
-        DataError: If there is no such sample, or its sources are not installed.
+        DataError: If the sample is unknown, or its sources are not installed.
     """
     if name not in SAMPLES:
-        raise DataError(f"no sample '{name}'; there are {', '.join(SAMPLES)}")
+        raise DataError(f"expected a sample among {', '.join(SAMPLES)}, got '{name}'")
     sample = SAMPLES[name]
     found: list[Pair] = []
     files = sample.sources()

@@ -1,4 +1,4 @@
-"""``python-api``: the summary of a docstring is the query, the rest the passage."""
+"""``python-api``: docstring summaries are queries, the rest of the docstrings are passages."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "numpy": (),
     "scipy": (),
     "matplotlib": (),
-    # All of torch would take most of the time; these are what people read.
+    # Reading all of torch would dominate the time; these are the commonly read parts.
     "torch": (
         "autograd",
         "cuda",
@@ -29,7 +29,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "utils",
     ),
 }
-"""Packages that dptdr depends on, with the parts to read; empty for all."""
+"""Dependencies of dptdr with the subpackages to read; empty for all."""
 
 SKIPPED_FOLDERS = frozenset(
     {"_external", "_vendored", "_lib", "externals", "f2py", "distutils", "typing", "extern"}
@@ -40,13 +40,13 @@ MIN_PASSAGE_WORDS = 15
 
 _ADDERS = frozenset({"add_newdoc", "add_docstr", "_add_docstr"})
 _UNDERLINE = re.compile(r"^[ \t]*[-=~^\"*]{3,}[ \t]*\n", re.MULTILINE)
-# `{input}` counts only on a line of its own: elsewhere it is a formula.
+# `{input}` is a template only on a line of its own; elsewhere it is a formula.
 _TEMPLATE = re.compile(r"%\([\w:.]+\)s|^[ \t]*\{\w+\}[ \t]*$", re.MULTILINE)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def api_sources() -> list[SourceFile]:
-    """Return the files that ``python-api`` is made of."""
+    """List the source files for ``python-api``."""
     files: list[SourceFile] = []
     for package, only in PACKAGES.items():
         files += [
@@ -58,7 +58,7 @@ def api_sources() -> list[SourceFile]:
 
 
 def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
-    """Yield summary and remainder of every public definition's documentation."""
+    """Yield the summary and the rest of each public definition's documentation."""
     for file in files:
         tree = parse(file.path)
         if tree is None:
@@ -75,7 +75,7 @@ def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
 
 
 def added_docs(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield documentation that is attached by a call, as for functions written in C."""
+    """Yield documentation attached by a call, as is common for C functions."""
     for statement in tree.body:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)):
             continue
@@ -98,11 +98,7 @@ def added_docs(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def split_documentation(docstring: str) -> tuple[str, str] | None:
-    """Return summary and remainder of a docstring.
-
-    Returns:
-        Query and passage, or None if either says too little.
-    """
+    """Split a docstring into summary and rest; None if either is too short."""
     parts = paragraphs(docstring)
     while parts and is_signature(parts[0]):
         parts.pop(0)

@@ -1,4 +1,4 @@
-"""Make a data set from pairs of texts: no duplicates, no leaks, split by source unit."""
+"""Build a data set from pairs of texts without duplicates or leaks, split by source unit."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ MIN_TEST_QUERIES = 500
 
 
 class Pair(NamedTuple):
-    """A query, its passage, and the source unit of both."""
+    """A query, its passage and their source unit."""
 
     id: str
     query: str
@@ -23,11 +23,10 @@ class Pair(NamedTuple):
 
 
 def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the pairs whose query occurs once and has one answer that does not quote it.
+    """Keep pairs with a unique query and a unique passage that does not quote the query.
 
-    A query text that several definitions share is dropped with all of its passages: each of them
-    would be a right answer that counts as a wrong one. Of equal passages the first stays. Letter
-    case and white space make no difference.
+    Queries shared by several definitions are dropped with all their passages, to avoid false
+    negatives. Of duplicate passages, the first is kept. Case and whitespace are ignored.
     """
     seen: set[str] = set()
     once: list[Pair] = []
@@ -52,7 +51,7 @@ def _plain(text: str) -> str:
 
 
 def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
-    """Return at most ``count`` random pairs, in their original order."""
+    """Sample at most ``count`` pairs, in their original order."""
     if len(pairs) <= count:
         return pairs
     chosen = random.Random(f"pairs {seed}").sample(range(len(pairs)), count)
@@ -60,14 +59,14 @@ def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
 
 
 def split_by_unit(pairs: list[Pair], *, seed: int) -> dict[str, str]:
-    """Return the split that each source unit belongs to.
+    """Assign each source unit to a split.
 
-    Units are taken in random order; each goes to test while it fits there, else to dev while it
-    fits there, else to train. So every split is made of whole units. A unit that would fill more
-    than a fifth of the test split goes to train: no single file may decide the measure.
+    Units are assigned in random order to test while they fit, then to dev, then to train. A unit
+    larger than a fifth of the test split goes to train, so that no single file dominates the
+    measures.
 
     Raises:
-        DataError: If there are too few pairs for a test split to measure with.
+        DataError: If there are too few pairs for a useful test split.
     """
     sizes = Counter(pair.unit for pair in pairs)
     test_size = max(MIN_TEST_QUERIES, round(TEST_SHARE * len(pairs)))
@@ -83,8 +82,8 @@ def split_by_unit(pairs: list[Pair], *, seed: int) -> dict[str, str]:
     tested = test_size - room["test"]
     if tested < MIN_TEST_QUERIES or len(pairs) < 3 * MIN_TEST_QUERIES:
         raise DataError(
-            f"found {len(pairs)} documented definitions and {tested} of them for the test split, "
-            f"expected at least {3 * MIN_TEST_QUERIES} and {MIN_TEST_QUERIES}; "
-            "use a Python installation with its sources"
+            f"expected at least {3 * MIN_TEST_QUERIES} documented definitions, "
+            f"{MIN_TEST_QUERIES} of them for the test split, got {len(pairs)} and {tested}; "
+            "use a Python installation that includes its sources"
         )
     return splits

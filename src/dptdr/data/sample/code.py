@@ -1,4 +1,4 @@
-"""``python-code``: the summary of a docstring is the query, the code the passage."""
+"""``python-code``: docstring summaries are queries, the code is the passage."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from dptdr.data.sample.sources import (
 )
 from dptdr.data.sample.wording import as_query, cut
 
-# Removed from newer Pythons, or not about programs in general.
+# Removed from newer Python versions, or not of general interest.
 SKIPPED = frozenset(
     {
         "distutils",
@@ -37,12 +37,12 @@ _EMPTY_BODY = re.compile(r"(pass|\.\.\.|return|raise NotImplementedError\b.*)\s*
 
 
 def code_sources() -> list[SourceFile]:
-    """Return the files from which ``python-code`` is built."""
+    """List the source files for ``python-code``."""
     return standard_library(skip=SKIPPED)
 
 
 def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
-    """Yield docstring summary and source of every suitable definition."""
+    """Yield the docstring summary and the source of each suitable definition."""
     for file in files:
         tree = parse(file.path)
         if tree is None:
@@ -65,12 +65,13 @@ def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
 def source_without_docstrings(
     node: Documentable, *, lines: list[str], hidden: set[int]
 ) -> str | None:
-    """Return the source of a definition without any docstring in it.
+    """Strip all docstrings from the source of a definition.
 
-    Of a class, only the heads of its methods are kept: their bodies are passages of their own.
+    For a class, only the signatures of its methods are kept, because their bodies are separate
+    passages.
 
     Returns:
-        The code, or None if too little is left or a docstring shares its line with code.
+        The code, or None if too little is left or a docstring shares a line with code.
     """
     skip = docstring_lines(node)
     if skip and (

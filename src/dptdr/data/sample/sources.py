@@ -1,4 +1,4 @@
-"""Python source files on this machine, and the docstrings in them. Nothing is imported or run."""
+"""Find local Python source files and their docstrings, without importing or running them."""
 
 import ast
 import importlib.util
@@ -34,17 +34,17 @@ class Documented(NamedTuple):
 
 
 def standard_library(*, skip: frozenset[str]) -> list[SourceFile]:
-    """Return the source files of this Python's standard library, without tests, by path.
+    """List the source files of the standard library by path, excluding tests.
 
     Raises:
-        DataError: If the sources are not installed beside this Python.
+        DataError: If the sources are not installed.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = _files_below(root, prefix=())
     kept = [file for file in files if file.module.split(".")[0] not in skip]
     if not kept:
         raise DataError(
-            "holds no Python source of the standard library; use a Python that was installed with "
+            "no Python sources of the standard library; use a Python installation that includes "
             "its sources",
             path=root,
         )
@@ -52,19 +52,19 @@ def standard_library(*, skip: frozenset[str]) -> list[SourceFile]:
 
 
 def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFile]:
-    """Return the source files of an installed package, without tests, by path.
+    """List the source files of an installed package by path, excluding tests.
 
     Args:
-        package: Name of a top-level package; it is found, not imported.
-        only: Sub-packages to look at (``nn`` or ``utils/data``), beside the files directly in the
-            package; empty for all.
+        package: Name of a top-level package, which is located but not imported.
+        only: Subpackages to include (such as ``nn`` or ``utils/data``) besides top-level modules;
+            empty for all.
 
     Raises:
         DataError: If the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the package '{package}' is not installed; install dptdr with pip")
+        raise DataError(f"package '{package}' is not installed; install dptdr with pip")
     root = Path(next(iter(spec.submodule_search_locations)))
     if not only:
         return _files_below(root, prefix=(package,))
@@ -78,10 +78,10 @@ def package_sources(package: str, *, only: Sequence[str] = ()) -> list[SourceFil
 
 
 def parse(path: Path) -> ast.Module | None:
-    """Return the syntax tree of a source file; ``None`` if this Python cannot read it."""
+    """Parse a source file; ``None`` if this Python version cannot."""
     try:
         with warnings.catch_warnings():
-            # Old files hold escapes that newer Pythons warn of; they are not ours to mend.
+            # Ignore warnings about invalid escapes in third-party files.
             warnings.simplefilter("ignore")
             return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -89,7 +89,7 @@ def parse(path: Path) -> ast.Module | None:
 
 
 def documented(tree: ast.Module) -> Iterator[Documented]:
-    """Yield every function, method and class that has a docstring, in source order."""
+    """Yield all functions, methods and classes with a docstring, in source order."""
     pending: list[tuple[str, ast.AST]] = [("", tree)]
     while pending:
         outer, node = pending.pop()
@@ -99,7 +99,7 @@ def documented(tree: ast.Module) -> Iterator[Documented]:
             docstring = ast.get_docstring(node)
             if docstring:
                 yield Documented(name, node, docstring)
-        # Expressions hold no definitions; leaving them out halves the time.
+        # Expressions contain no definitions; skipping them halves the time.
         inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, _HOLDERS)]
         pending += [(name, child) for child in reversed(inner)]
 
@@ -117,7 +117,7 @@ def docstring_lines(node: Documentable) -> range:
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """Return the paragraphs of a docstring."""
+    """Split a docstring into paragraphs."""
     parts: list[list[str]] = [[]]
     for line in inspect.cleandoc(docstring).split("\n"):
         if line.strip():
@@ -131,7 +131,7 @@ def _files_below(root: Path, *, prefix: tuple[str, ...]) -> list[SourceFile]:
     unwanted = TEST_FOLDERS | {"site-packages", "dist-packages", "_bundled", "__pycache__"}
     found: list[SourceFile] = []
     for name, folders, files in os.walk(root):
-        # Pruned while walking: installed packages may be below the standard library.
+        # Prune while walking: site-packages may be inside the standard library.
         folders[:] = [folder for folder in folders if folder not in unwanted]
         paths = [Path(name) / file for file in files if file.endswith(".py")]
         found += [SourceFile(_module_name(prefix, path.relative_to(root)), path) for path in paths]

@@ -1,4 +1,4 @@
-"""Choose the parts of a docstring that make a query."""
+"""Choose the part of a docstring to use as a query."""
 
 import re
 
@@ -17,21 +17,21 @@ _BOILERPLATE = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Templates, and signatures that give the name away.
+# Templates, and signatures that reveal the name.
 _NO_PROSE = ("%(", "{", "->", ") --")
-# `name(arguments) -> type`: what C functions and add_docstr put before the summary.
+# `name(arguments) -> type`, which C functions and add_docstr put before the summary.
 _SIGNATURE = re.compile(r"^[\w.]+\s*\([^()]*(\([^()]*\)[^()]*)*\)\s*(->\s*[\w\[\], .|()]+)?\s*\.?$")
 _MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(<[^`>]*>)?`|``?([^`]*)``?_{0,2}")
 
 
 def is_signature(paragraph: str) -> bool:
-    """Return whether a paragraph is a call signature, not a sentence."""
+    """Check whether a paragraph is a call signature rather than a sentence."""
     joined = " ".join(paragraph.split()).removesuffix(" --")
     return bool(_SIGNATURE.match(joined))
 
 
 def as_query(paragraph: str) -> str | None:
-    """Return a paragraph as a query, or None if it says too little to search with."""
+    """Convert a paragraph to a query, or return None if it is unsuitable."""
     text = _MARKUP.sub(lambda match: match.group(1) or match.group(3) or "", paragraph)
     text = " ".join(text.split(">>>")[0].split())
     text = text.rstrip(": ")
@@ -47,7 +47,7 @@ def as_query(paragraph: str) -> str | None:
 
 
 def cut(text: str, *, characters: int) -> str:
-    """Cut a text within a length, at the end of a line or else of a word."""
+    """Truncate a text at the end of a line, or failing that of a word."""
     if len(text) <= characters:
         return text
     head = text[:characters]

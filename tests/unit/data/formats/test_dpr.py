@@ -124,16 +124,16 @@ def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: P
     passages = {passage.id: passage for passage in BeirFolder(tmp_path / "out").passages()}
     assert list(passages) == ["1", "9", "0", "2"]
     assert passages["9"] == Passage("9", "Hard one.", "Nine")
-    assert done.notes == ("no psgs_w100.tsv: the corpus is the training contexts alone",)
+    assert done.notes == ("no psgs_w100.tsv: the corpus consists of the training contexts only",)
     assert done.unknown_passages == 0
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"open\tT\n', "line 2: expected fields in quotation"),
+        ("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"open\tT\n', "line 2: expected quoted fields"),
         ("psgs_w100.tsv", "id\ttext\ttitle\n1\ttext\n", "line 2: expected 3 fields separated by"),
-        ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: passage id '1' is there twice"),
+        ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: duplicate passage id '1'"),
         ("nq-test.qa.csv", "no answers\n", "nq-test.qa.csv, line 1: expected 2 fields"),
         ("nq-test.qa.csv", " \t['x']\n", "nq-test.qa.csv, line 1: expected a question, got an"),
         ("biencoder-nq-train.json", '[{"question": "w"},\n{"que', "line 2: the file ends inside"),
@@ -175,5 +175,5 @@ def test_a_folder_without_passages_and_two_data_sets_at_once_are_refused(
         convert(str(source), format="dpr", out=tmp_path / "out")
     for name in ("psgs_w100.tsv", "biencoder-nq-train.json", "trivia-train.qa.csv"):
         (source / name).unlink()
-    with pytest.raises(DataError, match=r"no passages here; expected psgs_w100.tsv"):
+    with pytest.raises(DataError, match=r"expected psgs_w100.tsv"):
         convert(str(source), format="dpr", out=tmp_path / "out")

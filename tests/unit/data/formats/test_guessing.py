@@ -46,7 +46,7 @@ def test_files_are_known_by_their_names_and_first_records(tmp_path, name, conten
 
 def test_what_is_unknown_is_refused(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"")
-    with pytest.raises(DataError, match="no known data here; expected a table"):
+    with pytest.raises(DataError, match="unrecognised data; expected a table"):
         guess_format(tmp_path)
     with pytest.raises(DataError, match="no such file or folder; expected a table"):
         guess_format(tmp_path / "none")

@@ -107,9 +107,9 @@ def test_data_sets_over_one_corpus_become_splits(tmp_path: Path):
 @pytest.mark.usefixtures("installed")
 def test_unknown_empty_and_mixed_data_sets_are_refused(tmp_path: Path):
     for source, expected in [
-        ("ir:nothing", "ir_datasets knows no data set 'nothing'"),
-        ("ir:empty", "'empty' of ir_datasets holds no documents"),
-        ("ir:tiny/train,other", "joins data sets of different corpora"),
+        ("ir:nothing", "unknown data set 'nothing' in ir_datasets"),
+        ("ir:empty", "'empty': the data set has no documents"),
+        ("ir:tiny/train,other", "expected data sets that share a corpus"),
     ]:
         with pytest.raises(DataError, match=expected):
             convert(source, format="ir_datasets", out=tmp_path / "out")
@@ -120,5 +120,5 @@ def test_a_missing_ir_datasets_says_what_to_install(
 ):
     monkeypatch.setitem(sys.modules, "ir_datasets", None)
 
-    with pytest.raises(DataError, match=r"needs ir_datasets; install it with `pip install dptdr\["):
+    with pytest.raises(DataError, match=r"needs ir_datasets; run `pip install 'dptdr\["):
         convert("ir:msmarco-passage/train", format=None, out=tmp_path / "out")

@@ -91,7 +91,7 @@ def test_counts_checksums_and_titles_stand_in_meta(source: Path, tmp_path: Path)
 
 def test_strict_refuses_what_differs_and_writes_nothing(source: Path, tmp_path: Path):
     with pytest.raises(
-        DataError, match=r"collection.tsv holds 3 records, 8,841,823 were published"
+        DataError, match=r"collection.tsv: expected 8,841,823 records as published, got 3"
     ):
         convert(str(source), format="msmarco", out=tmp_path / "out", strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["msmarco"]
@@ -118,7 +118,7 @@ def test_packed_files_trec_topics_and_a_collection_with_titles_are_read(tmp_path
     assert done.titled == 1
     assert done.unknown_passages == 1
     assert "--format msmarco-triples" in done.notes[0]
-    with pytest.raises(DataError, match="1 judgements name unknown passages"):
+    with pytest.raises(DataError, match="1 judgements refer to unknown passages"):
         convert(str(source), format="msmarco", out=tmp_path / "out", strict=True)
 
 
@@ -131,15 +131,15 @@ def test_packed_files_trec_topics_and_a_collection_with_titles_are_read(tmp_path
             "collection.tsv, line 2: expected 2 fields separated by",
         ),
         ("collection.tsv", "0\tfine\n1\ta\tb\n", "line 2: expected 2 fields separated by tabs (id"),
-        ("collection.tsv", "0\ta\n1\tb\n0\tc\n", "line 3: passage id '0' is there twice"),
-        ("collection.tsv", "\tfine\n", "line 1, field 'id': expected an id, got an empty text"),
+        ("collection.tsv", "0\ta\n1\tb\n0\tc\n", "line 3: duplicate passage id '0'"),
+        ("collection.tsv", "\tfine\n", "line 1, field 'id': expected an id, got an empty string"),
         (
             "collection.tsv",
             b"0\tfine\n1\t\xff\n",
-            "line 2: expected UTF-8 text, byte 3 of the line",
+            "line 2: expected UTF-8 text, got .* at byte 3 of the line",
         ),
-        ("queries.train.tsv", "10\ta\n10\ta\n", "line 2: query id '10' is there twice"),
-        ("queries.dev.small.tsv", "20\tother\n", "query '20' has another text than in an earlier"),
+        ("queries.train.tsv", "10\ta\n10\ta\n", "line 2: duplicate query id '10'"),
+        ("queries.dev.small.tsv", "20\tother\n", "query '20' has a different text in an earlier"),
         ("queries.train.tsv", "10\n", "queries.train.tsv, line 1: expected 2 fields"),
         ("qrels.train.tsv", "10\t0\n", "qrels.train.tsv, line 1: expected 3 fields separated by"),
         ("qrels.train.tsv", "10\t0\t0\tyes\n", "field 'score': expected an integer, got 'yes'"),
@@ -158,7 +158,7 @@ def test_a_broken_line_is_named_and_nothing_is_written(
 
 
 def test_a_missing_folder_or_collection_is_named(source: Path, tmp_path: Path):
-    with pytest.raises(DataError, match=r"no such folder; expected a folder with collection\.tsv"):
+    with pytest.raises(DataError, match=r"expected a folder with collection\.tsv"):
         convert(str(tmp_path / "gone"), format="msmarco", out=tmp_path / "out")
     (source / "collection.tsv").unlink()
     with pytest.raises(DataError, match=r"no collection\.tsv here"):
@@ -214,13 +214,13 @@ def test_triples_that_are_cut_short_leave_no_file(tmp_path: Path):
     file = tmp_path / "triples.tsv"
     file.write_text("1\t2\t3\n1\t2")
 
-    with pytest.raises(DataError, match=r"line 2: expected 3 fields .* was the file cut short\?"):
+    with pytest.raises(DataError, match=r"line 2: expected 3 tab-separated fields .*truncated"):
         convert(str(file), format="msmarco-triples", out=tmp_path / "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["triples.tsv"]
 
 
 def test_an_unknown_format_names_those_there_are(source: Path, tmp_path: Path):
     with pytest.raises(
-        DataError, match="no format 'csv'; there are table, documents, beir, dpr, msmarco, "
+        DataError, match="expected a format among table, documents, beir, dpr, msmarco, "
     ):
         convert(str(source), format="csv", out=tmp_path / "out")

@@ -150,7 +150,7 @@ def test_columns_of_other_names_are_named(tmp_path):
     assert texts(tmp_path / "data") == {"a": {"T b": 1}}
     assert done.read_as == (
         "records: triplets in Python objects (query = frage; positive = antwort; "
-        "negatives = falsch; title = thema; not used = x)"
+        "negatives = falsch; title = thema; unused = x)"
     )
 
 
@@ -166,7 +166,7 @@ def test_columns_of_other_names_are_named(tmp_path):
         (
             [{"query": "a", "answer": "b", "passage": "c"}],
             {},
-            "row 1: answer or passage: say which with --positive-column; "
+            "row 1: answer or passage: choose one with --positive-column; "
             "the columns are: query, answer, passage",
         ),
         ([("a", "b"), ("a", ["b"])], {}, "row 2, field 'positive': expected a text, got a list"),
@@ -175,7 +175,7 @@ def test_columns_of_other_names_are_named(tmp_path):
             {},
             "row 1, field 'positives': expected a list of texts, got the text 'b'",
         ),
-        ([("a", "b"), 7], {}, "row 2: expected a dict or a tuple of texts, got the number 7"),
+        ([("a", "b"), 7], {}, "row 2: expected a dict or a tuple of strings, got the number 7"),
         ([("a", "b"), ("a",)], {}, "row 2: expected a query and a positive, got 1 values"),
         (
             [{"query": "a", "positive": "b", "score": 0.7}],
@@ -197,12 +197,12 @@ def test_columns_of_other_names_are_named(tmp_path):
         (
             [("a", "b")],
             {"min_score": 0.5},
-            "row 1: no column of scores for --min-score; the columns are: query, positive",
+            "row 1: no score column for --min-score; the columns are: query, positive",
         ),
         (
             [("a", "\ud800")],
             {},
-            "row 1, field 'positive': cannot be written as UTF-8: surrogates not allowed",
+            "row 1, field 'positive': cannot encode as UTF-8: surrogates not allowed",
         ),
         ([("a", "")], {}, "no pair is left of 1 rows: 1 rows without a positive"),
         ([], {}, "expected rows, got none"),
@@ -217,11 +217,11 @@ def test_bad_rows_are_refused_and_nothing_is_written(tmp_path, rows, settings, m
 
 
 def test_a_share_of_a_split_that_is_there_is_refused(tmp_path):
-    with pytest.raises(DataError, match="has a split 'dev'; leave out --dev-share"):
+    with pytest.raises(DataError, match="has a split 'dev'; omit --dev-share"):
         folder_from_records(
             {"train": [("a", "b")], "dev": [("c", "d")]},
             out=tmp_path / "data",
             settings=TableSettings(dev_share=0.1),
         )
-    with pytest.raises(ConfigError, match="expected shares from 0"):
+    with pytest.raises(ConfigError, match="expected non-negative shares"):
         TableSettings(dev_share=0.5, test_share=0.5)

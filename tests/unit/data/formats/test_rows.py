@@ -61,42 +61,42 @@ def test_both_forms_of_arrow_are_read(tmp_path, kind):
     ("name", "content", "message"),
     [
         ("t.csv", "", ": the file is empty"),
-        ("t.csv", "a,b\n", ": the file holds no row"),
-        ("t.csv", "\n\n", ": the file holds no row"),
+        ("t.csv", "a,b\n", ": the file contains no rows"),
+        ("t.csv", "\n\n", ": the file contains no rows"),
         ("t.jsonl", "", ": the file is empty"),
-        ("t.jsonl", "\n", ": the file holds no row"),
+        ("t.jsonl", "\n", ": the file contains no rows"),
         ("t.csv", "a,b\n1,2\n1,2,3\n", ", line 3: expected 2 fields (a, b), got 3"),
         ("t.tsv", "a\tb\n1\n", ", line 2: expected 2 fields (a, b), got 1"),
         ("t.csv", "a,a\n1,2\n", ", line 1: two columns are named 'a'"),
         (
             "t.csv",
             'a,b\n1,2\n3,"4\n5,6\n7,8\n',
-            ", line 3: a quotation mark that opens in this row never closes; "
-            'inside a quoted field write each quotation mark twice ("")',
+            ", line 3: a quotation mark opened in this row is never closes; "
+            'double each quotation mark ("") inside a quoted field',
         ),
         (
             "t.csv",
             'a,b\n1,"2" 3\n',
-            ", line 2: a quotation mark closes in the middle of a field (line 2); "
-            'inside a quoted field write each quotation mark twice ("")',
+            ", line 2: a closing quotation mark is in the middle of a field (line 2); "
+            'double each quotation mark ("") inside a quoted field',
         ),
         (
             "t.csv",
             "a,b\n1,caf\xe9\n".encode("latin-1"),
-            ", line 2: expected UTF-8 text, byte 6 of the line is 0xe9; save the file as UTF-8, "
-            "or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
+            ", line 2: expected UTF-8 text, got 0xe9 at byte 6 of the line; save the file as UTF-8"
+            ", or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
         ),
         (
             "t.tsv",
             "a\tb\n1\t2\n".encode("utf-16"),
-            ", line 1: expected UTF-8 text, byte 1 of the line is 0xff; save the file as UTF-8, "
-            "or convert it (`iconv -f UTF-16 -t UTF-8`)",
+            ", line 1: expected UTF-8 text, got 0xff at byte 1 of the line; save the file as UTF-8"
+            ", or convert it (`iconv -f UTF-16 -t UTF-8`)",
         ),
         (
             "t.jsonl",
             '{"a": "é"}\n{"a": "é"}\n'.encode("latin-1"),
-            ", line 1: expected UTF-8 text, byte 8 of the line is 0xe9; save the file as UTF-8, "
-            "or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
+            ", line 1: expected UTF-8 text, got 0xe9 at byte 8 of the line; save the file as UTF-8"
+            ", or convert it (`iconv -f WINDOWS-1252 -t UTF-8`)",
         ),
         ("t.jsonl", '{"a": 1}\n[1]\n', ", line 2: expected a JSON object in one line, got a list"),
         ("t.txt", "a", ": expected a table (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow)"),
@@ -111,7 +111,7 @@ def test_broken_text_is_named_with_its_line(tmp_path, name, content, message):
 
 def test_a_quotation_that_swallows_a_large_file_is_found_before_its_end(tmp_path):
     path = write(tmp_path / "t.csv", b'a,b\n1,"2\n' + (b"3," + b"x" * 10_000 + b"\n") * 2000)
-    with pytest.raises(DataError, match="line 2: a quotation mark that opens in this row never"):
+    with pytest.raises(DataError, match="line 2: a quotation mark opened in this row is never"):
         values(path)
 
 
@@ -127,7 +127,7 @@ def test_parquet_cut_short_is_named(tmp_path, keep):
     pq.write_table(pa.table({"a": [str(number) for number in range(5000)]}), path)
     content = path.read_bytes()
     write(path, content[: int(len(content) * keep) or 8])
-    with pytest.raises(DataError, match=r"t.parquet, row 1: cannot be read as Parquet .*cut short"):
+    with pytest.raises(DataError, match=r"t.parquet, row 1: invalid Parquet .*truncated"):
         values(path)
 
 
@@ -137,7 +137,7 @@ def test_an_arrow_stream_cut_short_is_named_with_the_first_row_that_lacks(tmp_pa
     with pa.ipc.new_stream(path, table.schema) as writer:
         writer.write_table(table, max_chunksize=1000)
     write(path, path.read_bytes()[:-2000])
-    with pytest.raises(DataError, match=r"t.arrow, row 3001: cannot be read as Arrow .*cut short"):
+    with pytest.raises(DataError, match=r"t.arrow, row 3001: invalid Arrow .*truncated"):
         values(path)
 
 

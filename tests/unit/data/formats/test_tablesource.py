@@ -106,10 +106,10 @@ def test_a_file_beside_named_splits_is_refused(tmp_path):
     source.mkdir()
     (source / "train.csv").write_text(HEAD + "a,1\n")
     (source / "more.csv").write_text(HEAD + "b,2\n")
-    with pytest.raises(DataError, match=r"expected files named by their splits.*, got more.csv"):
+    with pytest.raises(DataError, match=r"expected files named after splits.*, got more.csv"):
         convert(source, out=tmp_path / "out")
     (source / "more.csv").unlink()
-    with pytest.raises(ConfigError, match="names tell their splits; leave out --split"):
+    with pytest.raises(ConfigError, match="splits are named by the files; omit --split"):
         convert(source, out=tmp_path / "out", table=TableSettings(split="test"))
 
 
@@ -131,5 +131,5 @@ def test_a_later_json_line_without_the_column_is_refused_with_its_line(tmp_path)
 def test_options_of_tables_are_refused_for_other_formats(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.md").write_text("text")
-    with pytest.raises(ConfigError, match="belong to tables; the format is documents"):
+    with pytest.raises(ConfigError, match="apply only to tables, but the format is documents"):
         convert(tmp_path / "in", out=tmp_path / "out", table=TableSettings(split="test"))

@@ -228,7 +228,7 @@ def test_two_processes_never_fill_the_same_part(make_encoder, tmp_path):
     given = {"out": tmp_path / "v", "source": SOURCE, "settings": SMALL}
     with (
         claim(tmp_path / "v", mark="manifest.json"),
-        pytest.raises(OutputError, match=f"v: is being written by process {os.getpid()} on"),
+        pytest.raises(OutputError, match=f"v: being written by process {os.getpid()} on"),
     ):
         encode_folder(make_encoder(), PASSAGES, **given)
 

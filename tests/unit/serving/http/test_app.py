@@ -249,7 +249,7 @@ def test_tasks_add_replace_roll_back_remove(client, web):
     np.testing.assert_allclose(first, expected, atol=2e-5)
 
     body = {"task": "new", "bundle": "fresh"}
-    assert "exists already" in error(client.post("/v1/tasks", json=body), 409, "task_exists")
+    assert "already exists" in error(client.post("/v1/tasks", json=body), 409, "task_exists")
     replaced = client.put("/v1/tasks/new", json={"bundle": "untied", "version": "b"}).json()
     assert (replaced["default"], replaced["history"]) == ("b", ["1"])
     second = embed(client, "new:query", ["a dog"])

@@ -110,7 +110,9 @@ def test_feed_forward_rows_are_refused_by_name(place, tmp_path):
     forward = loaded(place)
     bundle = write_bundle(tmp_path / "rows", forward.backbone, ffn_length=2)
 
-    with pytest.raises(ConfigError, match="do not support feed-forward rows; train the task with --ffn"):
+    with pytest.raises(
+        ConfigError, match="do not support feed-forward rows; train the task with --ffn"
+    ):
         TaskRegistry(forward, state=tmp_path / "state").add("rows", bundle)
 
 
@@ -128,8 +130,8 @@ def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
     ("arguments", "words"),
     [
         ([], "expected --task or --backbone"),
-        (["--backbone", "minilm", "--int8"], "give --data DATA to measure what that costs"),
-        (["--backbone", "minilm", "--data", "x"], "give --int8 to make one"),
+        (["--backbone", "minilm", "--int8"], "add --data DATA to measure the cost"),
+        (["--backbone", "minilm", "--data", "x"], "add --int8 to create it"),
     ],
 )
 def test_export_bad_input_is_an_error_before_anything_is_loaded(tmp_path, arguments, words):

@@ -58,7 +58,7 @@ def test_add_copies_the_bundle_so_that_training_in_place_changes_nothing(registr
 def test_add_a_second_time_needs_replace_and_makes_the_next_version(registry, bundle):
     registry.add("medical", bundle("one", seed=1))
 
-    with pytest.raises(TaskExists, match="task 'medical' exists already"):
+    with pytest.raises(TaskExists, match="task 'medical' already exists"):
         registry.add("medical", bundle("two", seed=2))
     registry.add("medical", bundle("two", seed=2), replace=True)
     registry.add("medical", bundle("three", seed=3), version="trial", default=False, replace=True)
