@@ -108,7 +108,7 @@ def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path):
     assert examples(inspection, "judgement of an unknown passage") == ("qrels/train.tsv:3: '9'",)
     assert examples(inspection, "judgement of an unknown query") == ("qrels/train.tsv:4: 'nobody'",)
     assert examples(inspection, "contradicting judgements") == (
-        "qrels/test.tsv:2: 'a' and '0' are judged 1 and 2",
+        "qrels/test.tsv:2: 'a' and '0' have grades 1 and 2",
     )
     assert examples(inspection, "query without a positive") == ("qrels/train.tsv:5: 'c'",)
     assert examples(inspection, "query in several splits") == (

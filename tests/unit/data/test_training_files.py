@@ -241,7 +241,7 @@ def test_unknown_ids_are_named(tmp_path: Path, folder: BeirFolder):
     )
     groups = GroupFile(path, folder=folder)
 
-    with pytest.raises(DataError, match=r"line 2, field 'positives': 'gone' is no passage of the"):
+    with pytest.raises(DataError, match=r"line 2, field 'positives': passage 'gone' is not in the"):
         groups[1]
     with pytest.raises(DataError, match=r"line 3, field 'query_id': query 'nobody' is not in the"):
         groups[2]

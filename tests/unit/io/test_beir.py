@@ -384,7 +384,7 @@ def test_an_id_that_is_there_twice_is_refused_with_both_lines(tmp_path: Path, na
     folder = make(tmp_path / "d", corpus=GOOD)
     (folder.path / name).write_bytes(lines)
     noun = "passage" if name == "corpus.jsonl" else "query"
-    expected = rf"{name}, line 5, field '_id': duplicate {noun} id 'a', first in line 1; remove"
+    expected = rf"{name}, line 5, field '_id': duplicate {noun} id 'a', first in line 1; delete"
 
     with pytest.raises(DataError, match=expected):
         list(folder.passages() if noun == "passage" else folder.queries())

@@ -38,9 +38,9 @@ def test_an_unknown_id_is_told(folder: BeirFolder):
     assert "1" not in passages
     assert 0 not in passages
     assert passages.get("1") is None
-    with pytest.raises(DataError, match=r"corpus.jsonl: holds no passage '1'"):
+    with pytest.raises(DataError, match=r"corpus.jsonl: no passage with id '1'"):
         passages["1"]
-    with pytest.raises(DataError, match=r"queries.jsonl: holds no query '1'"):
+    with pytest.raises(DataError, match=r"queries.jsonl: no query with id '1'"):
         QueryStore(folder)["1"]
 
 
@@ -66,7 +66,7 @@ def test_a_broken_line_is_named_though_blank_lines_stand_before_it(folder: BeirF
     path = folder.path / "corpus.jsonl"
     path.write_bytes(b"\n\n" + path.read_bytes() + b'{"_id": "x"}\n')
 
-    with pytest.raises(DataError, match=r"corpus.jsonl, line 7, field 'text': is missing"):
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 7, field 'text': missing"):
         PassageStore(folder)
 
 

@@ -48,7 +48,7 @@ def test_read_run_keeps_unicode_separators_out_of_line_counts(tmp_path):
         ("q1 Q0 b 2 1_0 t", "line 2, field 'score': expected a finite number in .* got '1_0'"),
         ("q1 Q0 b 4294967296 1 t", "field 'rank': expected an integer from -2,147,483,647 to"),
         (f"q1 Q0 b {'9' * 5000} 1 t", "field 'rank': expected an integer from -2,147,483,647 to"),
-        ("q1 Q0 a 2 1.0 t", "line 2: query 'q1' lists passage 'a' a second time"),
+        ("q1 Q0 a 2 1.0 t", "line 2: query 'q1' lists passage 'a' twice"),
     ],
 )
 def test_read_run_names_file_line_and_field_of_a_broken_line(tmp_path, line, message):
@@ -87,7 +87,7 @@ def test_write_run_separates_equal_scores_so_that_every_tool_sees_one_order(tmp_
 @pytest.mark.parametrize(
     ("run", "tag", "message"),
     [
-        ({"q": [Hit("a", 1.0), Hit("b", 2.0)]}, "t", "rank 2: the score 2.0 is above"),
+        ({"q": [Hit("a", 1.0), Hit("b", 2.0)]}, "t", "rank 2: score 2.0 is higher than"),
         (
             {"q": [Hit("a", float("nan"))]},
             "t",

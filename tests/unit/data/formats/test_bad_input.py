@@ -72,7 +72,7 @@ TEXT = {
     "clicks: old line ends": ("t.csv", CLICKS.replace("\n", "\r"), r"line 1: .* a lone \\r"),
     "clicks: list": ("t.jsonl", '{"query": "q", "answer": "a", "clicks": [1]}\n', "line 1.*a list"),
     "damaged archive": ("t.csv.gz", DAMAGED, "t.csv.gz, line .*decompressing"),
-    "broken Parquet": ("t.parquet", "PAR1 and no more", "t.parquet, row 1: cannot be read"),
+    "broken Parquet": ("t.parquet", "PAR1 and no more", "t.parquet, row 1: invalid Parquet"),
     "document in Latin-1": ("d/x.md", b"# caf\xe9\n", "x.md, line 1: expected UTF-8"),
     "documents without text": ("d/x.md", "# Title\n", "the documents contain no text"),
 }
@@ -103,7 +103,7 @@ RUNS = {
     "Latin-1": (HIT.encode() + b"q0 Q0 d\xe9 2 0.5 t\n", "line 2: expected UTF-8"),
     "UTF-16": (HIT.encode("utf-16-le"), "line 1: .* UTF-16LE"),
     "score": (HIT + "q0 Q0 d1 2 nan t\n", "line 2, field 'score': expected a finite number"),
-    "twice": (HIT + HIT, "line 2: query 'q0' lists passage 'd0' a second time"),
+    "twice": (HIT + HIT, "line 2: query 'q0' lists passage 'd0' twice"),
 }
 OBJECTS = {
     "no rows": ([], "^expected rows, got none"),

@@ -103,7 +103,7 @@ def test_files_in_folders_are_read_and_hidden_and_other_ones_left(tmp_path):
     found, done = passages(source, tmp_path / "out")
 
     assert found == [("Same", "text")]
-    assert done.dropped["files that are no documents"] == 2
+    assert done.dropped["files that are not documents"] == 2
     assert done.dropped["duplicate sections"] == 1
 
 
@@ -120,7 +120,7 @@ def test_a_document_of_another_encoding_is_named(tmp_path):
 
 def test_folders_without_text_are_refused(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"in: expected documents .*, found none"):
+    with pytest.raises(DataError, match=r"in: expected documents .*, got none"):
         convert(tmp_path / "in", out=tmp_path / "out", format="documents")
     (tmp_path / "in" / "a.md").write_text("# Only a heading\n")
     with pytest.raises(DataError, match="in: the documents contain no text"):

@@ -132,9 +132,13 @@ def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: P
     ("name", "content", "expected"),
     [
         ("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"open\tT\n', "line 2: expected quoted fields"),
-        ("psgs_w100.tsv", "id\ttext\ttitle\n1\ttext\n", "line 2: expected 3 fields separated by"),
+        ("psgs_w100.tsv", "id\ttext\ttitle\n1\ttext\n", "line 2: expected 3 tab-separated fields"),
         ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: duplicate passage id '1'"),
-        ("nq-test.qa.csv", "no answers\n", "nq-test.qa.csv, line 1: expected 2 fields"),
+        (
+            "nq-test.qa.csv",
+            "no answers\n",
+            "nq-test.qa.csv, line 1: expected 2 tab-separated fields",
+        ),
         ("nq-test.qa.csv", " \t['x']\n", "nq-test.qa.csv, line 1: expected a question, got an"),
         ("biencoder-nq-train.json", '[{"question": "w"},\n{"que', "line 2: the file ends inside"),
         ("biencoder-nq-train.json", "[7]", "expected an array of objects, got the number 7"),
@@ -171,7 +175,7 @@ def test_a_folder_without_passages_and_two_data_sets_at_once_are_refused(
     source: Path, tmp_path: Path
 ):
     (source / "trivia-train.qa.csv").write_text("q\t['a']\n")
-    with pytest.raises(DataError, match="several files of the split 'train'; convert one data set"):
+    with pytest.raises(DataError, match="several files of split 'train'; convert one data set"):
         convert(str(source), format="dpr", out=tmp_path / "out")
     for name in ("psgs_w100.tsv", "biencoder-nq-train.json", "trivia-train.qa.csv"):
         (source / name).unlink()

@@ -173,7 +173,7 @@ def test_columns_of_other_names_are_named(tmp_path):
         (
             [{"query": "a", "positives": "b"}],
             {},
-            "row 1, field 'positives': expected a list of texts, got the text 'b'",
+            "row 1, field 'positives': expected a list of strings, got the text 'b'",
         ),
         ([("a", "b"), 7], {}, "row 2: expected a dict or a tuple of strings, got the number 7"),
         ([("a", "b"), ("a",)], {}, "row 2: expected a query and a positive, got 1 values"),

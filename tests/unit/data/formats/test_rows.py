@@ -71,7 +71,7 @@ def test_both_forms_of_arrow_are_read(tmp_path, kind):
         (
             "t.csv",
             'a,b\n1,2\n3,"4\n5,6\n7,8\n',
-            ", line 3: a quotation mark opened in this row is never closes; "
+            ", line 3: a quotation mark opened in this row is never closed; "
             'double each quotation mark ("") inside a quoted field',
         ),
         (
@@ -152,5 +152,5 @@ def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none.csv: no such file"):
         values(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match=r"folder.csv: this is a folder"):
+    with pytest.raises(DataError, match=r"folder.csv: expected a file, got a folder"):
         values(tmp_path / "folder.csv")

@@ -117,9 +117,9 @@ def test_embed_refuses_long_texts_when_told_not_to_cut(client):
     ("body", "status", "kind", "words"),
     [
         ({"model": "none", "input": "x"}, 404, "unknown_task", "unknown task 'none'"),
-        ({"model": "one@9", "input": "x"}, 404, "unknown_task", "no version '9'; it has 1"),
+        ({"model": "one@9", "input": "x"}, 404, "unknown_task", "no version '9'; available: 1"),
         ({"model": "one:both", "input": "x"}, 422, "invalid", "'task:query' or 'task:passage'"),
-        ({"model": "one", "input": []}, 422, "invalid", "at least 1 item"),
+        ({"model": "one", "input": []}, 422, "invalid", "non-empty list"),
         ({"model": "one", "input": [1.5]}, 422, "invalid", "texts, token ids"),
         ({"model": "one", "input": ["x", 1]}, 422, "invalid", "texts, token ids"),
         ({"model": "one", "input": [99999]}, 422, "invalid", "check_embedding_ctx_length=False"),
@@ -270,10 +270,10 @@ def test_tasks_add_replace_roll_back_remove(client, web):
 @pytest.mark.parametrize(
     ("bundle", "status", "kind", "words"),
     [
-        ("../one", 409, "refused", "not a path"),
-        ("/etc", 409, "refused", "not a path"),
-        ("..", 409, "refused", "not a path"),
-        ("link", 409, "refused", "not a path"),
+        ("../one", 409, "refused", "got a path"),
+        ("/etc", 409, "refused", "got a path"),
+        ("..", 409, "refused", "got a path"),
+        ("link", 409, "refused", "got a path"),
         ("missing", 409, "refused", "no such folder"),
         ("empty", 422, "broken_bundle", "expected a task bundle"),
         ("damaged", 422, "broken_bundle", "SHA-256"),

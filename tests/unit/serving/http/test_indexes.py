@@ -115,7 +115,7 @@ def test_an_index_built_with_bm25_is_hybrid_without_a_flag(web):
     [
         ({"task": "one", "index": "next-index"}, "wrong_prompt", "refresh the index"),
         ({"task": "one", "index": "fresh"}, "index", "expected an index folder"),
-        ({"task": "one", "index": "../one-index"}, "refused", "not a path"),
+        ({"task": "one", "index": "../one-index"}, "refused", "got a path"),
         ({"task": "one", "index": "missing"}, "refused", "no such folder"),
         ({"task": "none", "index": "one-again"}, "unknown_task", "unknown task 'none'"),
         ({"task": "one", "index": "one-again", "version": "9"}, "unknown_task", "no version '9'"),

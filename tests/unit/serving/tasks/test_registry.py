@@ -108,7 +108,7 @@ def test_resolve_names(registry, bundle):
     assert registry.resolve("backbone") is registry.bare
     assert registry.resolve("medical@1") is registry.resolve("medical")
     for unknown, message in (
-        ("medical@9", "task 'medical' has no version '9'; it has 1"),
+        ("medical@9", "task 'medical' has no version '9'; available: 1"),
         ("law", "unknown task 'law'"),
         ("medical@", "no version"),
     ):
@@ -144,7 +144,7 @@ def test_add_refuses_methods_that_change_the_encoder(registry, tmp_path):
     method = MethodFactory().build("shallow-prompt", plain, ShallowPromptConfig(), seed=0)
     save_task(tmp_path / "shallow", Encoder(plain, method=method))
 
-    with pytest.raises(ServingError, match=r"tuned by 'shallow-prompt'.*--method deep-prompt"):
+    with pytest.raises(ServingError, match=r"got 'shallow-prompt'.*--method deep-prompt"):
         registry.add("shallow", tmp_path / "shallow")
 
 
