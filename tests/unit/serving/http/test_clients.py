@@ -91,7 +91,7 @@ def test_a_side_that_makes_a_difference_is_not_guessed(web):
         web.client.post("/tasks/two", json={"inputs": "x"}),
         web.client.post("/v1/embeddings", json={"model": "two", "input": "x"}),
     ):
-        assert "name 'two:query' or 'two:passage'" in message(reply)
+        assert "use 'two:query' or 'two:passage'" in message(reply)
     # A tied task has one side only; no passage is cut where a query would be.
     long = "the red boat " * 30
     made = web.client.post("/v1/embeddings", json={"model": "one", "input": long}).json()
