@@ -201,16 +201,16 @@ def test_an_output_never_replaces_its_input(places, tmp_path):
     dptdr.encode(data, backbone, out=vectors, progress=False)
     before = sorted(path.name for path in vectors.rglob("*"))
     for out in (vectors, vectors.parent, vectors / ".." / "vectors"):
-        with pytest.raises(OutputError, match="apart from the input"):
+        with pytest.raises(OutputError, match="separate from the input"):
             dptdr.build_index(vectors, out=out, overwrite=True, progress=False)
-    with pytest.raises(OutputError, match="apart from the input"):
+    with pytest.raises(OutputError, match="separate from the input"):
         dptdr.train(data, out=data, backbone=backbone, overwrite=True, **QUICK)
     assert sorted(path.name for path in vectors.rglob("*")) == before
     run = tmp_path / "r.trec"
     dptdr.retrieve(data, "bm25", out=run, progress=False)
-    with pytest.raises(OutputError, match="apart from the input"):
+    with pytest.raises(OutputError, match="separate from the input"):
         dptdr.evaluate(data, run, run_out=run, progress=False)
-    with pytest.raises(OutputError, match="apart from the input"):
+    with pytest.raises(OutputError, match="separate from the input"):
         dptdr.mine(data, sources=[f"run:{run}"], out=run, overwrite=True, progress=False)
     with pytest.raises(ConfigError, match="num_epochs: expected a finite number"):
         dptdr.train(data, out=tmp_path / "t", backbone=backbone, num_epochs=float("inf"))

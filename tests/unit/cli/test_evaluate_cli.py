@@ -77,7 +77,7 @@ def test_language_is_bm25s_and_an_unknown_one_is_refused_in_one_line(data, tmp_p
     assert json.loads(out.read_text())["language"] == "german"
     assert "got 'klingon'" in str(_raised(data, "--bm25", "--language", "klingon"))
     refused = _raised(data, "--backbone", "minilm", "--language", "german")
-    assert str(refused) == "--language has no effect without --bm25; leave it out"
+    assert str(refused) == "--language has no effect without --bm25; omit it"
 
 
 @pytest.mark.parametrize(

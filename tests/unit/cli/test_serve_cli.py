@@ -85,7 +85,7 @@ def test_serve_answers_and_finishes_what_it_took(place):
             ["{tasks}/one", "--keys", "/none.toml"],
             "/none.toml: expected a file with API keys, got no file",
         ),
-        (["{tasks}/one", "{tasks}/one"], "task 'one' is given twice"),
+        (["{tasks}/one", "{tasks}/one"], "duplicate task name 'one'"),
         (["{tasks}/one", "--max-body", "0"], "--max-body: expected at least 1, got 0"),
         (["{tasks}/one", "--state", "{tasks}/one/task.json"], "cannot be written"),
     ],

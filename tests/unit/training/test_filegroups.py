@@ -148,7 +148,7 @@ def test_broken_json_is_found_before_training(tmp_path, folder):
 
 def test_an_unknown_passage_is_named_with_its_line(tmp_path, folder):
     path = write_lines(tmp_path / "mined.jsonl", mined("q1"), mined("q2", ["nowhere"]))
-    with pytest.raises(DataError, match=r"line 2, field 'positives': 'nowhere' is no passage"):
+    with pytest.raises(DataError, match=r"line 2, field 'positives': passage 'nowhere' is not in"):
         groups_of(load(folder, path))
 
 
