@@ -1,19 +1,27 @@
 """The working folder of a training run: its checkpoints, log and resume state."""
 
+import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from dptdr.errors import TrainingError
+from dptdr.errors import DataError, TrainingError
 from dptdr.io.atomic import atomic_file, atomic_folder, read_json, write_json, writing
 
 Record: TypeAlias = Mapping[str, Any]
 """One log record, with a ``step`` and a ``kind``: step, dev, bare or health."""
+
+CHECKSUM = "sha256"
+"""Key of a file's checksum, in safetensors metadata or JSON."""
+
+_START_OVER = "use --overwrite to start over"
 
 
 class RunFolder:
@@ -40,7 +48,8 @@ class RunFolder:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Record the run's settings and data."""
-        write_json(self.path / "run.json", dict(identity))
+        facts = json.loads(json.dumps(dict(identity)))
+        write_json(self.path / "run.json", {**facts, CHECKSUM: _json_checksum(facts)})
 
     def forget_failure(self) -> None:
         """Remove an earlier attempt's report of a non-finite loss."""
@@ -54,12 +63,12 @@ class RunFolder:
         """Return the record written by :meth:`begin`.
 
         Raises:
-            TrainingError: If there is no run in this folder.
+            TrainingError: If there is no run in this folder, or its record is damaged.
         """
         path = self.path / "run.json"
         if not path.is_file():
             raise TrainingError(f"{self.path}: expected a training run with a run.json, found none")
-        return dict(read_json(path))
+        return _read_object(path)
 
     def checkpoint_path(self, step: int) -> Path:
         """Return the path of a checkpoint."""
@@ -73,20 +82,20 @@ class RunFolder:
     def save_checkpoint(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Write a checkpoint with the trained parameters only."""
         with atomic_file(self.checkpoint_path(step)) as handle:
-            handle.write(safetensors.torch.save(dict(state)))
+            metadata = {CHECKSUM: tensor_checksum(state)}
+            handle.write(safetensors.torch.save(dict(state), metadata=metadata))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
         """Load a step's checkpoint.
 
         Raises:
-            TrainingError: If there is none.
+            TrainingError: If there is none, or it is damaged.
         """
         path = self.checkpoint_path(step)
         if not path.is_file():
             steps = ", ".join(map(str, self.checkpoint_steps())) or "none"
             raise TrainingError(f"{self.path}: no checkpoint for step {step}; available: {steps}")
-        state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        return state
+        return _read_tensors(path)
 
     def drop_checkpoint(self, step: int) -> None:
         """Remove a checkpoint, such as a large one from full fine-tuning."""
@@ -95,23 +104,28 @@ class RunFolder:
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write the resume state; the previous one remains until this is complete."""
         with atomic_folder(self.path / "last") as temporary:
-            safetensors.torch.save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary / "state.safetensors",
-            )
-            write_json(temporary / "state.json", dict(facts))
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            metadata = {CHECKSUM: tensor_checksum(plain)}
+            safetensors.torch.save_file(plain, temporary / "state.safetensors", metadata=metadata)
+            write_json(temporary / "state.json", {**facts, CHECKSUM: _json_checksum(facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Load the resume state, or ``None`` for a fresh run."""
+        """Load the resume state, or ``None`` for a fresh run.
+
+        Raises:
+            TrainingError: If it is damaged.
+        """
         last = self.path / "last"
-        if not (last / "state.json").is_file():
+        if not last.is_dir():
             return None
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(last / "state.safetensors")
-        return tensors, dict(read_json(last / "state.json"))
+        facts = _read_object(last / "state.json")
+        if facts.keys() != {"step", "history"}:
+            raise TrainingError(f"{last / 'state.json'}: expected step and history; {_START_OVER}")
+        return _read_tensors(last / "state.safetensors"), facts
 
     def log(self, record: Record) -> None:
         """Append one record to the log."""
-        line = json.dumps(dict(record), sort_keys=True) + "\n"
+        line = json.dumps({**record, "crc": _crc(record)}, sort_keys=True) + "\n"
         with writing(self.log_path):
             if not self._opened:
                 self._opened = True
@@ -132,16 +146,28 @@ class RunFolder:
             return handle.read() != b"\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the log; if a step was logged again after a crash, the later record counts."""
+        """Return the log; if a step was logged again after a crash, the later record counts.
+
+        Raises:
+            TrainingError: If a record is damaged; names file and line.
+        """
         if not self.log_path.is_file():
             return []
         found: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+        lines = self.log_path.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"}"):
+                continue  # Truncated when the process was killed.
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # Truncated when the process was killed.
-            found[(record["kind"], record["step"])] = record
+                crc = record.pop("crc", None)
+                found[(str(record["kind"]), int(record["step"]))] = record
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                record = None
+            if record is None or crc not in (None, _crc(record)):
+                raise TrainingError(
+                    f"{self.log_path}, line {number}: the record is damaged; {_START_OVER}"
+                )
         return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
 
     def dev_history(self) -> dict[int, dict[str, float]]:
@@ -160,6 +186,51 @@ class RunFolder:
                 f"{self.path}: expected a training run with dev measures, found none"
             )
         return history
+
+
+def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the CPU with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors and compare its checksum; earlier versions wrote none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); {_START_OVER}") from None
+    if metadata and metadata.get(CHECKSUM) != tensor_checksum(tensors):
+        raise TrainingError(f"{path}: damaged: its checksum does not match; {_START_OVER}")
+    return tensors
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object and compare its checksum, if it has one."""
+    try:
+        value = read_json(path)
+    except DataError as error:
+        raise TrainingError(f"{error}; {_START_OVER}") from None
+    if not isinstance(value, dict):
+        raise TrainingError(f"{path}: expected a JSON object; {_START_OVER}")
+    said = value.pop(CHECKSUM, None)
+    if said not in (None, _json_checksum(value)):
+        raise TrainingError(f"{path}: damaged: its checksum does not match; {_START_OVER}")
+    return value
+
+
+def _json_checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(value), sort_keys=True).encode()).hexdigest()
+
+
+def _crc(record: Record) -> str:
+    return f"{zlib.crc32(json.dumps(dict(record), sort_keys=True).encode()):08x}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
