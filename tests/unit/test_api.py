@@ -306,6 +306,51 @@ def test_no_output_takes_the_place_of_an_input(places, tmp_path, through):
         dptdr.retrieve(data, "bm25", out=data / "run.trec", progress=False)
 
 
+def test_no_output_takes_the_place_of_what_a_link_in_the_data_leads_to(places, tmp_path):
+    data = shutil.copytree(places[0], tmp_path / "data")
+    stored = (data / "corpus.jsonl").rename(tmp_path / "corpus.jsonl")
+    (data / "corpus.jsonl").symlink_to(stored)
+    before = stored.read_bytes()
+    with pytest.raises(OutputError, match="would replace"):
+        dptdr.retrieve(data, "bm25", out=stored, progress=False)
+    assert stored.read_bytes() == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_unfinished_work_takes_no_folder_of_the_user(places, tmp_path, overwrite):
+    _, backbone, _ = places
+    quiet = {"overwrite": overwrite, "progress": False}
+    stages = {
+        "training": lambda data, out: dptdr.train(
+            data, out=out, backbone=backbone, overwrite=overwrite, **QUICK
+        ),
+        "pretraining": lambda data, out: dptdr.pretrain(
+            data,
+            out=out,
+            backbone=backbone,
+            batch_size=4,
+            span_tokens=40,
+            objectives=("mlm",),
+            max_steps=2,
+            **quiet,
+        ),
+        "partial": lambda data, out: dptdr.encode(data, backbone, out=out, **quiet),
+    }
+    for suffix, stage in stages.items():
+        work = shutil.copytree(places[0], tmp_path / f"out.{suffix}")
+        before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+        # As the input, and as a folder of someone else.
+        with pytest.raises(OutputError, match="would replace"):
+            stage(work, tmp_path / "out")
+        with pytest.raises(OutputError, match="contains unrelated files"):
+            stage(places[0], tmp_path / "out")
+        assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="contains unrelated files"):
+        dptdr.mine(places[0], out=tmp_path / "out", sources=["bm25"], **quiet)
+    assert (tmp_path / "out.partial" / "corpus.jsonl").is_file()
+
+
 def test_an_id_with_a_nul_is_refused(places, tmp_path):
     data = shutil.copytree(places[0], tmp_path / "data")
     with (data / "corpus.jsonl").open("a") as corpus:

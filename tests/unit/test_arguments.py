@@ -62,3 +62,16 @@ def test_counts_are_whole_numbers_from_one(count):
     check = getattr(check_counts, "__wrapped__", check_counts)
     with pytest.raises(ConfigError, match="limit: expected a whole number of at least 1"):
         check(limit=count)
+
+
+def test_numbers_beyond_what_any_machine_can_use_are_refused():
+    @checked
+    def sampled(*, seed: int = 0):
+        return seed
+
+    for wrong in (-1, 10**20):
+        with pytest.raises(ConfigError, match="seed: expected a number from 0 to"):
+            sampled(seed=wrong)
+    assert sampled(seed=2**32 - 1) == 2**32 - 1
+    with pytest.raises(ConfigError, match="threads: expected at most"):
+        check_counts(threads=10**30)

@@ -84,7 +84,7 @@ def encode(
         )
     check_counts(limit=limit, shard_size=shard_size, batch_size=batch_size, processes=processes)
     out = Path(out)
-    try_outputs(out, folders=True, inputs=[data])
+    try_outputs(out, folders=True, inputs=[data, encoder], suffix=".partial")
     set_threads(threads)
     device = resolve_device(device)
     load_one = functools.partial(

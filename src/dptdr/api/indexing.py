@@ -178,6 +178,9 @@ def refresh_index(
         **settings: Settings of ``dptdr.build_index``, such as ``bm25``; by default those of the
             old index.
     """
+    inputs = [data, encoder]
+    try_outputs(Path(vectors), folders=True, inputs=inputs, suffix=".partial")
+    try_outputs(Path(out), folders=True, inputs=inputs)
     with data_folder(data) as folder, phases(progress)("encode") as on_progress:
         done = refresh(
             loaded(encoder, device=device, fast=True),

@@ -18,6 +18,7 @@ Rows: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
 AnyData: TypeAlias = AnyPath | Rows
 Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
+_MAX_THREADS = 1024
 _ROWS = "rows"
 
 
@@ -87,6 +88,8 @@ def resolve_device(name: str) -> str:
 def set_threads(threads: int | None) -> None:
     """Set torch's number of threads; ``None`` leaves it unchanged."""
     check_counts(threads=threads)
+    if threads is not None and threads > _MAX_THREADS:
+        raise ConfigError(f"threads: expected at most {_MAX_THREADS:,}, got {threads:,}")
     if threads is not None:
         import torch
 

@@ -104,7 +104,7 @@ def mine(
     ]
     check_sources(parsed)
     read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]
-    try_outputs(Path(out), inputs=read)
+    try_outputs(Path(out), inputs=read, suffix=".partial")
     try_outputs(optional_path(cache), folders=True, inputs=read)
     with data_folder(data, split=split) as folder:
         request = MineRequest(

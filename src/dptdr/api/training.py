@@ -76,6 +76,7 @@ def train(
         optional_path(tensorboard),
         folders=True,
         inputs=[data, backbone, negatives, from_task],
+        suffix=".training",
     )
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
@@ -152,7 +153,8 @@ def pretrain(
         keep_head=keep_head,
         force=force,
     )
-    try_outputs(Path(out), folders=True, inputs=[data, backbone, from_task])
+    inputs = [data, backbone, from_task]
+    try_outputs(Path(out), folders=True, inputs=inputs, suffix=".pretraining")
     with data_folder(data) as folder:
         with phases(progress)("load the encoder"):
             from dptdr.api.task import load_backbone

@@ -10,8 +10,11 @@ def main() -> None:
     Expected errors print one line and exit with code 2, or their own code; interruption exits with
     130 and a closed pipe with 141, following shell conventions.
     """
-    from dptdr.cli.app import PipeClosed, Stopped, build_app
-    from dptdr.errors import DptdrError
+    try:
+        from dptdr.cli.app import PipeClosed, Stopped, build_app
+        from dptdr.errors import DptdrError
+    except KeyboardInterrupt:
+        _end(130, "interrupted before anything began")
 
     try:
         build_app()()
@@ -19,6 +22,8 @@ def main() -> None:
         _end(error.exit_code, f"error: {error}")
     except Stopped as stopped:
         _end(130, f"interrupted {stopped}; completed work is kept, rerun the command to resume")
+    except KeyboardInterrupt:
+        _end(130, "interrupted before anything began")
     except PipeClosed:
         # The reader has closed the pipe, so nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

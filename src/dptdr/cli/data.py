@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dptdr.cli.common import Json, write_result
+from dptdr.config.arguments import MAX_SEED
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 
@@ -63,7 +64,9 @@ def sample_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; an existing data set is replaced.")],
-    seed: Annotated[int, typer.Option(help="Seed for splitting by source file.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed for splitting by source file.")
+    ] = 0,
 ) -> None:
     """Build a sample data set from real text on this machine, without downloads."""
     from dptdr.data.sample import build_sample
@@ -132,7 +135,7 @@ def convert_command(
     test_share: Annotated[
         float, typer.Option(help="Fraction of queries to hold out as test.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed for choosing them.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for choosing them.")] = 0,
     strict: Annotated[
         bool,
         typer.Option(
@@ -198,7 +201,7 @@ def cap_command(
             min=0, help="Maximum judgements kept of each query, one of them positive; 0 keeps all."
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
 ) -> None:
     """Sample a small data set from a large one, for trials; measures will be higher."""
     from dptdr.data.merge import cap_folder

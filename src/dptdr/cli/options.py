@@ -152,7 +152,7 @@ def with_flags(message: str, options: Mapping[str, str | None]) -> str:
     """
     for name, option in options.items():
         flag = "--" + (option or name).replace("_", "-")
-        message = re.sub(rf"(?<![\w-]){name}(?=: )", flag, message)
+        message = re.sub(rf"(?:^|(?<=; )|(?<=: )){name}(?=: )", flag, message)
     return message
 
 

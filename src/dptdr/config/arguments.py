@@ -11,6 +11,9 @@ import numpy as np
 
 from dptdr.errors import ConfigError
 
+MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**32 - 1
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -39,6 +42,8 @@ def checked(function: _Function) -> _Function:
             plain = value.item() if isinstance(value, np.generic) else value
             if not fits(plain, annotation):
                 raise ConfigError(f"{name}: expected {_words(annotation)}, got {value!r:.100}")
+            if name == "seed" and isinstance(plain, int):
+                check_seed(plain)
             bound.arguments[name] = plain
         return function(*bound.args, **bound.kwargs)
 
@@ -78,14 +83,26 @@ def fits(value: object, annotation: Any) -> bool:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Reject invalid counts.
+    """Reject numbers that cannot be counts; ``None`` stands for a default.
 
     Raises:
-        ConfigError: If a count is not a whole number of at least 1; ``None`` is allowed.
+        ConfigError: If one is not a whole number from 1 to 2,147,483,647.
     """
     for name, count in counts.items():
         if count is not None and (not fits(count, int) or count < 1):
             raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
+        if count is not None and count > MAX_COUNT:
+            raise ConfigError(f"{name}: expected at most {MAX_COUNT:,}, got {count:,}")
+
+
+def check_seed(seed: int) -> None:
+    """Reject a seed that some random generator does not accept.
+
+    Raises:
+        ConfigError: If it is not from 0 to 4,294,967,295.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed: expected a number from 0 to {MAX_SEED:,}, got {seed:,}")
 
 
 def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:

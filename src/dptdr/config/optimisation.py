@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+from dptdr.config.arguments import MAX_SEED
 from dptdr.config.settings import Setting, faults
 from dptdr.errors import ConfigError
 
@@ -38,7 +39,7 @@ class OptimisationConfig:
         ),
     ] = None
     batch_size: Annotated[
-        int, Setting("Queries (or documents) per step, across all processes.", min=2)
+        int, Setting("Queries (or documents) per step, across all processes.", min=2, max=1_000_000)
     ] = 32
     mini_batch_size: Annotated[
         int | None,
@@ -88,7 +89,7 @@ class OptimisationConfig:
         Setting("Stop after this many evaluations without improvement.", min=1),
     ] = None
     dev_measure: Annotated[str, Setting("Measure for selecting the checkpoint.")] = "nDCG@10"
-    seed: Annotated[int, Setting("Random seed.", min=0)] = 0
+    seed: Annotated[int, Setting("Random seed.", min=0, max=MAX_SEED)] = 0
 
     def problems(self) -> list[str]:
         """Describe invalid settings, one line each."""

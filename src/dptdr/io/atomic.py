@@ -31,6 +31,9 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         reason = str(getattr(error, "strerror", None) or error)
+        if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+            # What shutil.copytree collects: source, target and reason of each file.
+            reason = str(error.args[0][0][-1])
         name = getattr(error, "filename", None)
         if name and Path(name) != path and not str(name).endswith(_TEMPORARY):
             reason += f": {name}"

@@ -62,6 +62,8 @@ class Output:
                 the output was modified after completion.
         """
         self._settings, self._work = _plain(settings), work
+        if work is not None and began is None:
+            self.refuse_unrelated(work)
         there = exists(self.path)
         record = None
         if overwrite:
@@ -99,6 +101,19 @@ class Output:
         self.result = json.loads(json.dumps(result))
         facts = {"settings": self._settings, "files": _sizes(self.path), "result": self.result}
         write_json(self._record, facts)
+
+    def refuse_unrelated(self, work: Path) -> None:
+        """Reject a working folder that no earlier run for this output can have made.
+
+        Raises:
+            OutputError: If the folder has files, but there is no record of a run.
+        """
+        if not self._record.exists() and exists(work):
+            raise OutputError(
+                f"contains unrelated files, but is where the unfinished work for {self.path} goes; "
+                "choose a different output, or move the folder",
+                path=work,
+            )
 
     def forget(self) -> None:
         """Delete the record of an output that was never written."""
@@ -237,13 +252,19 @@ def _check_ours(path: Path, *, mark: str, format: str | None) -> None:
     )
 
 
-def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any] = ()) -> None:
+def try_outputs(
+    *paths: Path | None,
+    folders: bool = False,
+    inputs: Sequence[Any] = (),
+    suffix: str | None = None,
+) -> None:
     """Check that outputs can be written before doing any work.
 
     Args:
         paths: Files or folders; ``None``, and ``-`` for standard output, are skipped.
         folders: The paths are folders.
         inputs: Inputs, see :func:`refuse_replacing`.
+        suffix: Suffix of the folder beside each output where unfinished work goes.
 
     Raises:
         OutputError: If an output would replace an input, a name is not UTF-8, a file exists
@@ -260,6 +281,8 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
                 "UTF-8 locale"
             ) from None
         refuse_replacing([path], inputs)
+        if suffix is not None:
+            refuse_replacing([path.with_name(path.name + suffix)], inputs)
         if path.name in ("", ".."):
             raise OutputError(
                 f"expected a named output, got '{path}'; specify a file or folder name"
@@ -271,6 +294,7 @@ def try_outputs(*paths: Path | None, folders: bool = False, inputs: Sequence[Any
                     f"expected a {wanted}, got a {found}; choose a different name", path=path
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
 
@@ -315,14 +339,12 @@ def _replaces(output: Path, given: Path) -> bool:
         return True
     if not real.is_file():
         return False
-    if source.is_file():
-        return real.samefile(source)
-    if not real.is_relative_to(source):
-        return False
     # A data folder may contain other files, such as negatives.
-    data = {"corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", "qrels"}
-    is_data = any((source / name).exists() for name in data)
-    return not is_data or real.relative_to(source).parts[0] in data
+    names = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", "qrels")
+    parts = [source / name for name in names if (source / name).exists()] or [source]
+    # A member may be a link to the output.
+    files = (file for part in parts for file in ([part] if part.is_file() else part.rglob("*")))
+    return any(file.is_file() and real.samefile(file) for file in files)
 
 
 @contextlib.contextmanager

@@ -60,3 +60,13 @@ def test_a_closed_pipe_ends_with_141(monkeypatch, capsys):
     monkeypatch.setattr("os.dup2", lambda *_: None)
     monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
     assert called(monkeypatch, capsys, closed) == (141, "")
+
+
+def test_settings_are_named_as_options_but_never_inside_paths():
+    from dptdr.cli.options import with_flags
+
+    options = {"json": None, "batch_size": None}
+    said = with_flags("training settings: batch_size: expected 2; json: bad", options)
+    assert said == "training settings: --batch-size: expected 2; --json: bad"
+    assert with_flags("t5/r.json: expected a report", options) == "t5/r.json: expected a report"
+    assert with_flags("my json: expected a report", options) == "my json: expected a report"

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from dptdr.errors import OutputError
-from dptdr.io.atomic import atomic_file, atomic_folder, write_json
+from dptdr.io.atomic import atomic_file, atomic_folder, write_json, writing
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -71,3 +72,11 @@ def test_a_device_is_written_to_and_not_replaced():
     assert os.read(reader, 100) == b'{"a": 1}\n'
     write_json(Path(os.devnull), {})
     assert Path(os.devnull).is_char_device()
+
+
+def test_a_failed_copy_of_a_folder_says_the_reason_once(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"cannot be written \(No space left\)"),
+        writing(tmp_path),
+    ):
+        raise shutil.Error([("a", "b", "No space left"), ("c", "d", "No space left")])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dptdr.errors import OutputError
+from dptdr.io.atomic import _HOST
 from dptdr.io.resume import claim, try_outputs
 
 SETTINGS = {"steps": 4, "data": {"name": "a", "queries": 5}}
@@ -222,3 +223,13 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkey
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     assert make(tmp_path / "out") == (True, None)
+
+
+def test_trying_an_output_removes_what_a_killed_process_left_of_it(tmp_path):
+    left = tmp_path / f".report.json.{_HOST}-999999999.abcdefgh.tmp"
+    left.write_text("half")
+    kept = tmp_path / f".other.json.{_HOST}-999999999.abcdefgh.tmp"
+    kept.write_text("half")
+    try_outputs(tmp_path / "report.json")
+    assert not left.exists()
+    assert kept.exists()

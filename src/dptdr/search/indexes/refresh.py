@@ -20,6 +20,7 @@ from dptdr.search.vectors.encoding import (
     EncodeSettings,
     encode_folder,
     partial_path,
+    refuse_unrelated,
 )
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin, origin_from_json, read_record
@@ -167,6 +168,7 @@ def _drop_other_work(vectors: Path, encoder: TextEncoder, *, data_fingerprint: s
             weights_of(encoder),
         ) and same_probe(begun.probe, probe_of(encoder))
     if not same:
+        refuse_unrelated(work)
         shutil.rmtree(work)
 
 

@@ -132,6 +132,7 @@ def remove_folder(out: Path, *, settings: EncodeSettings) -> None:
             f"{out}: overwrite applies only to all parts at once, got one of {settings.parts}; "
             f"delete {out} and {partial_path(out)} instead"
         )
+    refuse_unrelated(partial_path(out))
     for path in (out, partial_path(out)):
         with writing(path):
             if path.exists():
@@ -191,6 +192,7 @@ def begin_folder(
             say_complete(out)
         return None
     work = partial_path(out)
+    refuse_unrelated(work)
     with writing(work):
         _open_plan(work, origin)
     return work
@@ -299,6 +301,23 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
         weights=weights_of(encoder),
         probe=probe_of(encoder),
     )
+
+
+def refuse_unrelated(work: Path) -> None:
+    """Reject a folder for unfinished vectors that no earlier run can have made.
+
+    Raises:
+        OutputError: If it has other files.
+    """
+    if not work.is_dir() or (work / PLAN).exists():
+        return
+    # A run that was killed at its start may have left a folder without a plan.
+    if any(entry.name != SHARDS and entry.name[0] != "." for entry in work.iterdir()):
+        raise OutputError(
+            "contains unrelated files, but is where unfinished vectors go; choose a different "
+            "output, or move the folder",
+            path=work,
+        )
 
 
 def _open_plan(work: Path, origin: Origin) -> None:

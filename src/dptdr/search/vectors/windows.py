@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dptdr.errors import VectorsError
-from dptdr.io.atomic import atomic_file, write_json
+from dptdr.io.atomic import atomic_file, sha256_file, write_json
 from dptdr.io.ids import IdSet
 from dptdr.records import Document
 from dptdr.search.retrieve import TextEncoder
@@ -45,10 +45,10 @@ def record_path(work: Path, index: int) -> Path:
 
 
 def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
-    """Reject a finished window whose passages differ.
+    """Reject a finished window whose passages differ or whose files are damaged.
 
     Raises:
-        VectorsError: If the passages differ.
+        VectorsError: If the passages differ, or a file does not match its checksum.
     """
     shard = shard_from_json(read_record(path), path=path)
     text, _ = pack_documents(window)
@@ -57,6 +57,10 @@ def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
             f"{path}: expected the passages of shard {shard.index}, got different ones; "
             f"use the original data, or delete {work} to start over"
         )
+    for stored in shard.files:
+        file = path.parent / stored.name
+        if not file.is_file() or sha256_file(file) != stored.sha256:
+            raise VectorsError(f"{file}: missing or damaged; delete {path} to re-encode this shard")
 
 
 def encode_window(

@@ -224,6 +224,27 @@ def test_a_folder_is_overwritten_only_when_told_and_only_as_a_whole(make_encoder
     assert len(other.encoded) == 23
 
 
+@pytest.mark.parametrize("file", ["00000.npy", "00000.ids.npy", "00000.jsonl"])
+def test_a_damaged_shard_of_unfinished_work_is_refused_and_made_again(make_encoder, tmp_path, file):
+    first = EncodeSettings(shard_size=5, part=0, parts=2)
+    last = EncodeSettings(shard_size=5, part=1, parts=2)
+
+    def encode(settings):
+        out = tmp_path / "v"
+        return encode_folder(make_encoder(), PASSAGES, out=out, source=SOURCE, settings=settings)
+
+    assert encode(first) is None
+    damaged = partial_path(tmp_path / "v") / "shards" / file
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(VectorsError, match=rf"{file}: missing or damaged; delete .*00000.json"):
+        encode(last)
+    (damaged.parent / "00000.json").unlink()
+    assert encode(last) is None
+    encode(first).verify()
+
+
 def test_two_processes_never_fill_the_same_part(make_encoder, tmp_path):
     given = {"out": tmp_path / "v", "source": SOURCE, "settings": SMALL}
     with (
