@@ -1,6 +1,7 @@
 """Bad input on the command line: exit code 2, one line that names the place, nothing lost."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -76,6 +77,23 @@ def test_qrels_that_name_an_unknown_id_are_refused(tmp_path, world, line, what):
     inspected = dptdr("data", "inspect", data)
     assert inspected.returncode == 2
     assert f"no-such-{what}" in inspected.stdout + inspected.stderr
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, None], ids=["nested", "pipe"])
+def test_unreadable_task_file_is_refused_at_once(tmp_path, world, content):
+    if content is None:
+        os.mkfifo(tmp_path / "task.json")
+    else:
+        (tmp_path / "task.json").write_text(content)
+    for command in (
+        ("evaluate", world / "data", "--task", tmp_path),
+        ("search", world / "index", "a text", "--task", tmp_path),
+        ("encode", world / "data", "--task", tmp_path, "--out", tmp_path / "out"),
+        ("train", world / "data", "--from-task", tmp_path, "--out", tmp_path / "out"),
+        ("export-peft", tmp_path, "--out", tmp_path / "out"),
+        ("serve", tmp_path, "--state", tmp_path / "state"),
+    ):
+        assert "task.json" in refused(*command)
 
 
 def test_backbone_without_support_is_refused(tmp_path, world):

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import itertools
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ import typer
 from typer.core import TyperCommand
 
 from dptdr.cli.options import with_flags
-from dptdr.errors import ConfigError
+from dptdr.errors import ConfigError, DataError
+from dptdr.io.atomic import read_json
 from dptdr.io.progress import current_phase
 from dptdr.io.resume import refuse_replacing
 
@@ -193,8 +193,8 @@ def _refuse_replacing(options: dict[str, Any]) -> None:
 def _backbone_of(task: Any) -> str | None:
     """Return the backbone named in a task's folder, or None if it is not a task."""
     try:
-        named = json.loads((Path(task) / "task.json").read_text(encoding="utf-8"))["backbone"]
-    except (OSError, TypeError, ValueError, KeyError):
+        named = read_json(Path(task) / "task.json")["backbone"]
+    except (DataError, TypeError, KeyError):
         return None
     return named if isinstance(named, str) else None
 

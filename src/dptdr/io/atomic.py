@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,18 +184,34 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
         handle.write(text.encode("utf-8"))
 
 
+def read_regular(path: Path) -> bytes:
+    """Read a whole file, which must be regular: a pipe or device may block or never end.
+
+    Raises:
+        DataError: If the file is missing, not regular, or unreadable.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+            raise DataError(f"expected a regular file, got {kind}", path=path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot be read ({reason})", path=path) from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: If the file is missing or not valid JSON.
+        DataError: If the file is missing, not regular, or not valid JSON.
     """
+    data = read_regular(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error})", path=path) from None
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, {error.reason}", path=path) from None
     try:

@@ -18,6 +18,8 @@ import orjson
 from dptdr.errors import DataError
 
 LARGEST_INTEGER = 2**31 - 1
+MAX_COUNT = 2**48
+"""Counts and sizes in manifests are below this."""
 UTF8_MARK = b"\xef\xbb\xbf"
 _NOT_IN_IDS = re.compile(r"[\t\n\r\0]")
 _DECIMAL = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")

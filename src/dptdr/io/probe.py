@@ -4,6 +4,7 @@ Fingerprints cover weights, tokenizer and pooling. Other settings in ``config.js
 activation, also affect vectors; the probe detects such changes by their effect.
 """
 
+import sys
 from collections.abc import Sequence
 
 PROBE_TEXT = "What makes one vector differ from another? 0123456789"
@@ -11,6 +12,13 @@ PROBE_SIZE = 8
 
 # Relative to the largest value: above bfloat16 rounding, below a change of activation.
 _TOLERANCE = 0.05
+
+
+def is_probe(value: object) -> bool:
+    """Check whether a JSON value is a probe: a list of finite numbers."""
+    return isinstance(value, list) and all(
+        type(number) in (int, float) and abs(number) <= sys.float_info.max for number in value
+    )
 
 
 def same_probe(one: Sequence[float], other: Sequence[float]) -> bool:

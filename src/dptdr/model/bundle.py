@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import orjson
 import safetensors
 import safetensors.torch
 import torch
@@ -22,7 +23,8 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
-from dptdr.io.probe import same_probe
+from dptdr.io.lines import MAX_COUNT, describe
+from dptdr.io.probe import is_probe, same_probe
 from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card, write_modules
 from dptdr.model.encoder import Encoder, Limits
@@ -154,7 +156,7 @@ def read_manifest(path: Path) -> TaskManifest:
     """
     path = Path(path)
     recover_folder(path)
-    if not (path / TASK_FILE).is_file():
+    if not (path / TASK_FILE).exists():
         raise BundleError(f"{path}: expected a task bundle with a {TASK_FILE}, found none")
     _check_inside(path, TASK_FILE)
     try:
@@ -167,7 +169,7 @@ def read_manifest(path: Path) -> TaskManifest:
     if version not in READABLE_VERSIONS:
         raise BundleError(
             f"{path / TASK_FILE}, field 'format_version': expected at most {FORMAT_VERSION}, got "
-            f"{version!r}; upgrade dptdr (this is {dptdr.__version__})"
+            f"{describe(version)}; upgrade dptdr (this is {dptdr.__version__})"
         )
     settings = values.get("settings")
     if version == 1 and values.get("method") == "deep-prompt" and isinstance(settings, dict):
@@ -202,37 +204,50 @@ def _manifest_from(values: dict[str, Any], *, path: Path) -> TaskManifest:
     ]
     problems += [f"unknown field '{name}'" for name in sorted(set(values) - set(hints))]
     problems += [
-        f"field '{name}': expected {_wanted(hint)}, got {values[name]!r}"
+        f"field '{name}': expected {_wanted(hint)}, got {describe(values[name])}"
         for name, hint in hints.items()
         if name in values and not _fits(values[name], hint)
     ]
     limits = values.get("limits")
     if isinstance(limits, dict) and (
         set(limits) != set(Limits.__dataclass_fields__)
-        or not all(isinstance(limit, int) and limit > 0 for limit in limits.values())
+        or not all(_is_count(limit) and limit > 0 for limit in limits.values())
     ):
         problems.append(
-            f"field 'limits': expected positive {sorted(Limits.__dataclass_fields__)}, got {limits}"
+            f"field 'limits': expected positive integers {sorted(Limits.__dataclass_fields__)}"
         )
     weights = values.get("weights_file")
     if isinstance(weights, str) and (Path(weights).name != weights or len(weights) > 255):
         problems.append(
             f"field 'weights_file': expected a file name inside the bundle, got '{weights[:100]}'"
         )
-    if not all(isinstance(number, int | float) for number in values.get("backbone_probe", ())):
-        problems.append("field 'backbone_probe': expected numbers")
+    if not is_probe(values.get("backbone_probe", [])):
+        problems.append("field 'backbone_probe': expected a list of finite numbers")
+    for name, value in values.items():
+        try:
+            orjson.dumps(value)
+        except TypeError as error:  # deep nesting, lone surrogates, more than 64 bits
+            problems.append(f"field {name!r}: expected plain JSON, {error}")
     if problems:
         raise BundleError(f"{path}: " + "; ".join(problems))
     return TaskManifest(**values)
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_COUNT
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is int:
+        return _is_count(value)
     return isinstance(value, get_origin(hint) or hint)
 
 
 def _wanted(hint: Any) -> str:
+    if hint is int:
+        return f"an integer from 0 to {MAX_COUNT - 1:,}"
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     return str((get_origin(hint) or hint).__name__)

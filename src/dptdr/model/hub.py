@@ -33,7 +33,7 @@ def task_folder(
     Raises:
         BundleError: If the repository cannot be reached or read.
     """
-    if (Path(name) / TASK_FILE).is_file():
+    if (Path(name) / TASK_FILE).exists():
         return Path(name)
     text = str(name)
     if Path(name).exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):

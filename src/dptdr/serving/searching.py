@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dptdr.errors import ServingError, VectorsError
+from dptdr.errors import DataError, ServingError, VectorsError
+from dptdr.io.atomic import read_regular
 from dptdr.records import Hit, Query
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.hybrid import Fusion, fuse
@@ -129,8 +130,8 @@ def index_key(path: Path) -> str:
         VectorsError: If there is no index.
     """
     try:
-        parts = [(path / name).read_bytes() for name in ("manifest.json", "vectors/manifest.json")]
-    except OSError:
+        parts = [read_regular(path / name) for name in ("manifest.json", "vectors/manifest.json")]
+    except DataError:
         raise VectorsError(
             f"{path}: expected an index folder; create one with `dptdr index`"
         ) from None

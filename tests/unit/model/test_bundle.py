@@ -248,16 +248,26 @@ def task(backbone, tmp_path):
     [
         (
             {"format_version": 99},
-            r"expected at most 2, got 99; upgrade dptdr",
+            r"expected at most 2, got the number 99; upgrade dptdr",
         ),
         ({"limits": None}, r"task.json: field 'limits' is missing"),
         ({"colour": "red"}, r"unknown field 'colour'"),
-        ({"settings": [1]}, r"field 'settings': expected dict, got \[1\]"),
+        ({"settings": [1]}, r"field 'settings': expected dict, got a list"),
         ({"limits": {"max_query_tokens": 0}}, r"field 'limits': expected positive"),
         ({"weights_file": "../else.safetensors"}, r"expected a file name inside the bundle"),
         ({"weights_file": "else.safetensors"}, r"weights file is missing"),
         ({"weights_sha256": "0" * 64}, r"expected SHA-256 0{64}, got .*damaged"),
-        ({"method": "magic"}, r"field 'method': expected one of deep-prompt, .* got 'magic'"),
+        ({"backbone_probe": 5}, r"field 'backbone_probe': expected list, got the number 5"),
+        ({"backbone_probe": [True]}, r"field 'backbone_probe': expected a list of finite numbers"),
+        ({"backbone_probe": [10**400]}, r"field 'backbone_probe': expected a list of finite numb"),
+        ({"trained_parameters": 10**30}, r"'trained_parameters': expected an integer from 0 to"),
+        ({"trained_parameters": True}, r"'trained_parameters': expected an integer .* got true"),
+        ({"measures": {"RR": 10**30}}, r"field 'measures': expected plain JSON, Integer exceeds"),
+        ({"name": "\ud800"}, r"field 'name': expected plain JSON, str is not valid UTF-8"),
+        (
+            {"method": "magic"},
+            r"field 'method': expected one of deep-prompt, .* got the text 'magic'",
+        ),
         ({"settings": {"colour": 1}}, r"task: method 'deep-prompt': .*colour"),
         (
             {"settings": {"sharing": "untied", "prompt_length": 3}},
@@ -275,7 +285,11 @@ def test_all_problems_of_a_manifest_are_named_at_once(task):
     edit(task, limits=None, name=3, colour="red")
     with pytest.raises(BundleError) as caught:
         read_manifest(task)
-    for said in ("'limits' is missing", "'name': expected str, got 3", "unknown field 'colour'"):
+    for said in (
+        "'limits' is missing",
+        "'name': expected str, got the number 3",
+        "unknown field 'colour'",
+    ):
         assert said in str(caught.value)
 
 
@@ -291,6 +305,15 @@ def test_manifest_that_is_not_json_is_named_with_its_line(task):
         read_manifest(task)
     (task / "task.json").write_text("[]")
     with pytest.raises(BundleError, match="expected a JSON object"):
+        read_manifest(task)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_deeply_nested_manifest_is_refused(task, depth):
+    whole = json.loads((task / "task.json").read_text()) | {"training": "HERE"}
+    nested = '{"a":' + "[" * depth + "]" * depth + "}"
+    (task / "task.json").write_text(json.dumps(whole).replace('"HERE"', nested))
+    with pytest.raises(BundleError, match=r"task\.json.*(recursion|Recursion)"):
         read_manifest(task)
 
 

@@ -269,7 +269,12 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
     if index_type.name != "exact" or reduction != FULL:
         _check_file(path / GRAPH, record.get("file"), manifest=manifest_path, verify=verify)
     rows = _load_rows(path, index_type, options=options, vectors=vectors, reduction=reduction)
-    recall = record.get("recall@10")
+    recall, words = record.get("recall@10"), record.get("bm25_sha256")
+    if recall is not None and (type(recall) not in (int, float) or not 0 <= recall <= 1):
+        raise VectorsError(
+            f"{manifest_path}, field 'recall@10': expected a number from 0 to 1, got "
+            f"{describe(recall)}; rebuild the index"
+        )
     return LocalIndex(
         path,
         index_type=index_type,
@@ -277,8 +282,8 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
         rows=rows,
         options=options,
         reduction=reduction,
-        recall=float(recall) if isinstance(recall, int | float) else None,
-        lexical_sha256=record.get("bm25_sha256"),
+        recall=None if recall is None else float(recall),
+        lexical_sha256=None if words is None else text(record, "bm25_sha256", manifest_path),
     )
 
 

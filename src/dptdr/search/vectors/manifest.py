@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from dptdr.errors import DataError, VectorsError
 from dptdr.io.atomic import read_json
-from dptdr.io.lines import describe
+from dptdr.io.lines import MAX_COUNT, describe
+from dptdr.io.probe import is_probe
 
 FORMAT = "dptdr-vectors"
 FORMAT_VERSION = 1
@@ -158,7 +159,7 @@ def whole_number(record: Mapping[str, Any], field: str, *, path: Path, least: in
         VectorsError: If it is missing, not an integer, or out of bounds.
     """
     value = record.get(field)
-    if type(value) is not int or not least <= value < 2**48:
+    if type(value) is not int or not least <= value < MAX_COUNT:
         raise VectorsError(
             f"{path}, field '{field}': expected an integer of at least {least}, got "
             f"{str(describe(value))[:60]}; recreate it"
@@ -214,9 +215,9 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
 
 
 def _numbers(value: object, *, path: Path) -> tuple[float, ...]:
-    if not isinstance(value, list) or not all(isinstance(each, int | float) for each in value):
-        raise VectorsError(f"{path}, field 'probe': expected numbers, got {describe(value)}")
-    return tuple(map(float, value))
+    if not is_probe(value):
+        raise VectorsError(f"{path}, field 'probe': expected finite numbers, got {describe(value)}")
+    return tuple(map(float, value))  # type: ignore[call-overload]
 
 
 def read_manifest(folder: Path) -> VectorManifest:

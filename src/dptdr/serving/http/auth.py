@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dptdr.errors import ConfigError, ServingError
+from dptdr.errors import ConfigError, DataError, ServingError
+from dptdr.io.atomic import read_regular
 
 Scope = Literal["use", "administer"]
 SCOPES: tuple[Scope, ...] = ("use", "administer")
@@ -130,10 +131,10 @@ class Keyring:
             ConfigError: Lists all problems in the file.
         """
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+            values = tomllib.loads(read_regular(path).decode("utf-8"))
+        except DataError as error:
             raise ConfigError(
-                f"{path}: expected a file with API keys, {(error.strerror or str(error)).lower()}"
+                f"{path}: expected a file with API keys, {error.reason.lower()}"
             ) from None
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: expected TOML with [[key]] tables, {error}") from None

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dptdr.errors import BackboneError, ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.lines import describe
 from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.rows import AttentionRows
 
@@ -261,9 +262,11 @@ def read_export(folder: Path) -> dict[str, Any]:
         ConfigError: If the folder does not contain an export in this format.
     """
     try:
-        found: dict[str, Any] = read_json(folder / MANIFEST)
+        found = read_json(folder / MANIFEST)
     except DataError as error:
         raise ConfigError(f"{error}; expected a folder that `dptdr export` wrote") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{folder / MANIFEST}: expected a JSON object, got {describe(found)}")
     if found.get("prompt_attention", "joint") != "joint":
         raise ConfigError(
             f"{folder / MANIFEST}: expected prompts that share the tokens' softmax; re-export"
@@ -271,6 +274,12 @@ def read_export(folder: Path) -> dict[str, Any]:
     if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
         raise ConfigError(
             f"{folder / MANIFEST}: expected format {FORMAT} {FORMAT_VERSION}, got "
-            f"{found.get('format')} {found.get('format_version')}"
+            f"{describe(found.get('format'))} {describe(found.get('format_version'))}"
         )
+    for field in ("backbone", "backbone_fingerprint"):
+        if not isinstance(found.get(field), str):
+            raise ConfigError(
+                f"{folder / MANIFEST}, field '{field}': expected a string, got "
+                f"{describe(found.get(field))}; re-export"
+            )
     return found

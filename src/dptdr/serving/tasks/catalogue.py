@@ -13,7 +13,6 @@ too large to copy: they stay in place, and hashes of their manifests are recorde
 import contextlib
 import fcntl
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dptdr.errors import BundleError, DataError, ServingError
-from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
+from dptdr.io.atomic import atomic_folder, read_json, read_regular, sha256_file, write_json
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -149,7 +148,7 @@ class Catalogue:
 
     def keep(self, source: Path, *, weights_file: str) -> str:
         """Copy a bundle into the state folder, unless it already exists; return its key."""
-        manifest = (source / "task.json").read_bytes()
+        manifest = read_regular(source / "task.json")
         key = _key(manifest)
         target = self.bundle(key)
         if not _is_whole(target, manifest, weights_file):
@@ -166,8 +165,8 @@ def bundle_key(source: Path) -> str:
         BundleError: If there is no bundle.
     """
     try:
-        return _key((source / "task.json").read_bytes())
-    except OSError:
+        return _key(read_regular(source / "task.json"))
+    except DataError:
         raise BundleError(f"{source}: expected a task bundle with a task.json, got none") from None
 
 
@@ -182,10 +181,11 @@ def _keys(tasks: dict[str, TaskRecord]) -> set[str]:
 
 def _is_whole(folder: Path, manifest: bytes, weights_file: str) -> bool:
     try:
-        expected = json.loads(manifest)["weights_sha256"]
-        kept = (folder / "task.json").read_bytes()
-        return kept == manifest and sha256_file(folder / weights_file) == expected
-    except (OSError, ValueError, KeyError, TypeError):
+        if read_regular(folder / "task.json") != manifest:
+            return False
+        expected = read_json(folder / "task.json")["weights_sha256"]
+        return bool(sha256_file(folder / weights_file) == expected)
+    except (OSError, DataError, KeyError, TypeError):
         return False
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pytest
 
@@ -91,9 +92,11 @@ def test_read_refuses_what_would_be_another_error_later(tmp_path, text, words):
         Keyring.read(tmp_path / "keys.toml")
 
 
-def test_read_a_folder(tmp_path):
-    with pytest.raises(ConfigError, match="is a directory"):
-        Keyring.read(tmp_path)
+def test_read_only_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe, socket or device")):
+        with pytest.raises(ConfigError, match=f"expected a regular file, got {words}"):
+            Keyring.read(path)
 
 
 def test_a_changed_file_is_read_again_and_a_broken_change_is_not_taken(tmp_path, capsys):
