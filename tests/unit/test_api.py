@@ -21,7 +21,7 @@ from dptdr.errors import (
     WrongPrompt,
 )
 from dptdr.evaluation import measures
-from dptdr.records import Hit
+from dptdr.records import Hit, Query
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -390,6 +390,70 @@ def test_counts_below_one_are_refused(places):
             dptdr.evaluate(data, "bm25", **wrong)
     with pytest.raises(ConfigError, match="shard_size: expected a whole number"):
         dptdr.encode(data, backbone, out=root / "never", shard_size=0)
+
+
+@pytest.mark.parametrize(
+    "system", [("bm25",), ["bm25"], 5, np.zeros(3), len, {"a": 1}, None], ids=repr
+)
+def test_what_is_no_system_is_named(places, system):
+    for stage in (dptdr.evaluate, dptdr.retrieve):
+        with pytest.raises(ConfigError, match=r"^system: expected .*Encoder"):
+            stage(places[0], system=system, progress=False)
+
+
+def test_text_that_is_not_unicode_is_named_wherever_it_is_encoded(places, task):
+    index = dptdr.build_index(places[0], task, out=places[2] / "unicode", bm25=True, progress=False)
+    hybrid = dptdr.open_index(places[2] / "unicode", task, hybrid="rrf")
+    for call in (
+        lambda: task.encode_queries(["\ud800"]),
+        lambda: task.encode_passages(["\udce9"]),
+        lambda: index.search("caf\udce9 red"),
+        lambda: hybrid.search("caf\udce9 red"),
+        lambda: index.run([Query("q", "\ud800")]),
+    ):
+        with pytest.raises(ConfigError, match=r"^text 1 of 1, .*: expected valid Unicode"):
+            call()
+
+
+def test_what_has_no_effect_is_named(places, task):
+    data, _, root = places
+    index = dptdr.build_index(data, task, out=root / "idle", progress=False)
+    for call, name in (
+        (lambda: dptdr.encode(data, task, out=root / "v", device="meta"), "device"),
+        (lambda: dptdr.evaluate(data, task, device="x", progress=False), "device"),
+        (lambda: dptdr.retrieve(data, index, device="x", progress=False), "device"),
+        (lambda: dptdr.open_index(root / "idle", task, device="x"), "device"),
+        (lambda: dptdr.open_index(root / "idle", task, dense_weight=0.7), "dense_weight"),
+        (lambda: dptdr.open_index(root / "idle", task, dense_weight=float("nan")), "dense_weight"),
+        (lambda: dptdr.open_index(root / "idle", task, rerank_top=7), "rerank_top"),
+        (lambda: dptdr.open_index(root / "idle", task, rerank=""), "rerank"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            call()
+
+
+@pytest.mark.parametrize("split", ["../../x", "a/b", 1, None, "a\0b", "\ud800"], ids=repr)
+def test_split_names_that_are_no_file_names_are_refused(places, tmp_path, split):
+    rows = {split: [("a query", "a passage"), ("another", "a second passage")]}
+    with pytest.raises(DptdrError, match="split"):
+        dptdr.evaluate(rows, places[1], progress=False)
+
+
+@pytest.mark.parametrize("grade", [0, -1])
+def test_a_grade_of_nought_makes_no_positive(places, tmp_path, grade):
+    for call in (
+        lambda: dptdr.train(places[0], out=tmp_path / "o", backbone=places[1], min_grade=grade),
+        lambda: dptdr.mine(places[0], out=tmp_path / "o", sources=["bm25"], min_grade=grade),
+    ):
+        with pytest.raises(ConfigError, match=r"^min_grade: expected a whole number of at least 1"):
+            call()
+
+
+def test_data_of_numbers_is_refused(places, tmp_path):
+    for stage in (dptdr.train, dptdr.encode, dptdr.build_index):
+        rest = {"backbone": places[1]} if stage is dptdr.train else {"encoder": places[1]}
+        with pytest.raises(DptdrError, match=r"split 'a'.*expected rows"):
+            stage({"a": 1}, out=tmp_path / "out", progress=False, **rest)
 
 
 def test_an_iterator_of_texts_is_encoded_whole(task):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from dptdr.config.arguments import check_counts, checked, fits
+from dptdr.config.arguments import check_counts, check_unicode, checked, fits
 from dptdr.errors import ConfigError
+from dptdr.records import Hit
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,11 @@ from dptdr.errors import ConfigError
         ({"lang": "en"}, Mapping[str, str | Sequence[str]], True),
         ({"lang": 1}, Mapping[str, str | Sequence[str]], False),
         ({"lang": ["en", 1]}, Mapping[str, str | Sequence[str]], False),
+        (np.zeros(2), Literal["msmarco", "nq"] | None, False),
+        (True, Literal[1], False),
+        ({"q": [Hit("p", 1.0)]}, dict[str, list[Hit]], True),
+        ({"q": [("p", 1.0)]}, dict[str, list[Hit]], False),
+        ({"a": 1}, dict[str, list[Hit]], False),
         (object(), Any, True),
     ],
 )
@@ -53,7 +59,33 @@ def test_a_wrong_argument_is_one_error_that_names_it():
     assert search("a") == 10
     assert type(search("a", k=np.int64(3))) is int
     # What the annotation cannot tell is left to the function.
-    assert search("a", where=object(), other=object()) == 10
+    assert search("a", other=object()) == 10
+    # A class imported for type checking alone is known by its name.
+    assert search("a", where=type("Below", (type("Elsewhere", (), {}),), {})()) == 10
+    with pytest.raises(ConfigError, match=r"^where: expected Elsewhere or None, got 5$"):
+        search("a", where=5)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x/" + "y" * 256, "\ud800", "z/" * 3000])
+def test_a_path_that_cannot_be_is_named(path):
+    @checked
+    def read(
+        place: Path | str | None = None,
+        data: Path | str | Sequence[Any] = (),
+        parts: Sequence[Path | str] = (),
+    ):
+        return place
+
+    for wrong in ({"place": path}, {"data": path}, {"place": Path(path)}, {"parts": ["a", path]}):
+        with pytest.raises(ConfigError, match=r"^(place|data|parts): expected (a path|names)"):
+            read(**wrong)
+    assert read("é" * 127) == "é" * 127
+
+
+def test_text_that_is_not_unicode_is_named():
+    check_unicode(["é", "\U0001f600"])
+    with pytest.raises(ConfigError, match=r"^text 2 of 2, .* got '\\udce9' at character 4"):
+        check_unicode(["café", "caf\udce9 red"])
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5])

@@ -86,7 +86,6 @@ def encode(
     out = Path(out)
     try_outputs(out, folders=True, inputs=[data, encoder], suffix=".partial")
     set_threads(threads)
-    device = resolve_device(device)
     load_one = functools.partial(
         loaded,
         encoder,
@@ -108,7 +107,8 @@ def encode(
             )
         if ray is not None:
             # Each worker has an accelerator to itself.
-            cluster = Cluster(ray, workers=processes, gpus=0 if device == "cpu" else 1)
+            gpus = 0 if resolve_device(device) == "cpu" else 1
+            cluster = Cluster(ray, workers=processes, gpus=gpus)
             return encode_on_ray(
                 load_one,
                 folder,

@@ -24,14 +24,13 @@ from dptdr.records import Run
 from dptdr.search.retriever import Filters, SearchIndex
 
 if TYPE_CHECKING:
-    from dptdr.api.task import AnyEncoder
     from dptdr.model import Encoder
 
 
 @checked
 def retrieve(
     data: AnyData,
-    system: "SearchIndex | AnyEncoder",
+    system: "SearchIndex | Encoder | AnyPath",
     *,
     split: str = "test",
     id_prefix: str | None = None,
@@ -75,6 +74,7 @@ def retrieve(
         else:
             queries, _ = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
+            _refuse_idle({"device": device != "auto", "threads": threads}, "an index")
             with phases(progress)("search"):
                 run = system.run(
                     queries, depth=depth, filters=filters or (), keep_identical=keep_identical
@@ -101,7 +101,7 @@ def retrieve(
 @checked
 def evaluate(
     data: AnyData,
-    system: "AnyEncoder | Run",
+    system: "Encoder | AnyPath | Run",
     *,
     split: str = "test",
     measures: Sequence[str] = (),
@@ -222,7 +222,11 @@ def compare(
 
 
 def _system(
-    given: "AnyEncoder", *, device: str, dtype: str = "float32", batch_size: int | None = None
+    given: "Encoder | AnyPath",
+    *,
+    device: str,
+    dtype: str = "float32",
+    batch_size: int | None = None,
 ) -> "Encoder | Path | str":
     if isinstance(given, str) and given.partition(":")[0] == "bm25":
         return given

@@ -7,7 +7,7 @@ from typing import Any
 
 from dptdr.api.encoding import encode
 from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device
-from dptdr.api.task import AnyEncoder, loaded
+from dptdr.api.task import AnyEncoder, Encoder, loaded
 from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
@@ -200,6 +200,13 @@ def _warn(warning: str | None) -> None:
         warnings.warn(warning, stacklevel=3)
 
 
+def _asker(encoder: AnyEncoder, *, device: str, shared: bool) -> Encoder:
+    """Load a query encoder; ``device`` may be meant for another model alone."""
+    if shared and isinstance(encoder, Encoder):
+        return encoder
+    return loaded(encoder, device=device)
+
+
 @checked
 def open_index(
     path: AnyPath,
@@ -228,11 +235,13 @@ def open_index(
             The index, which must be closed if it is in a database.
     """
     check_counts(rerank_top=rerank_top)
+    if rerank == "":
+        raise ConfigError("rerank: expected the name or folder of a cross-encoder, got ''")
     index = open_local(path) if database is None else open_database(database, str(path))
     try:
         return SearchIndex(
             index,
-            None if encoder is None else loaded(encoder, device=device),
+            None if encoder is None else _asker(encoder, device=device, shared=rerank is not None),
             hybrid=hybrid,
             dense_weight=dense_weight,
             scorer=None if rerank is None else cross_encoder(rerank, device=resolve_device(device)),

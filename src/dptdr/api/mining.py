@@ -13,7 +13,7 @@ from dptdr.api.inputs import (
     phases,
     resolve_device,
 )
-from dptdr.config.arguments import checked
+from dptdr.config.arguments import check_counts, checked
 from dptdr.io.resume import try_outputs
 from dptdr.mining.settings import (
     FilteringSettings,
@@ -103,6 +103,7 @@ def mine(
         parse_source(text, range_max=range_max, num_negatives=num_negatives) for text in sources
     ]
     check_sources(parsed)
+    check_counts(min_grade=min_grade)
     read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]
     try_outputs(Path(out), inputs=read, suffix=".partial")
     try_outputs(optional_path(cache), folders=True, inputs=read)

@@ -151,8 +151,10 @@ def loaded(
     """
     check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):
-        if backbone is not None or dtype != "float32":
-            name = "dtype" if backbone is None else "backbone"
+        own = str(given.backbone.device)
+        moved = device not in ("auto", own, own.partition(":")[0])
+        idle = {"backbone": backbone is not None, "dtype": dtype != "float32", "device": moved}
+        for name in (name for name, set_ in idle.items() if set_):
             raise ConfigError(f"{name}: has no effect on a loaded encoder; give it to dptdr.load")
         encoder = given
     else:

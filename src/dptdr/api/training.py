@@ -14,7 +14,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
-from dptdr.config.arguments import checked
+from dptdr.config.arguments import check_counts, checked
 from dptdr.config.requests import pretraining_request, training_request
 from dptdr.io.beir import BeirFolder
 from dptdr.io.progress import TrainingProgress
@@ -70,6 +70,7 @@ def train(
         ConfigError: If a setting is unknown, invalid, or does not apply to the method.
     """
     # Validate everything possible before importing torch.
+    check_counts(min_grade=min_grade)
     request = training_request(method, settings, from_task=from_task is not None)
     try_outputs(
         Path(out),

@@ -38,7 +38,7 @@ def command(
     num_negatives: Annotated[
         int, typer.Option(min=1, help="Negatives per query and source where a source says none.")
     ] = 30,
-    min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
+    min_grade: Annotated[int, typer.Option(min=1, help="Minimum grade of a positive.")] = 1,
     keep_identical: Annotated[
         bool,
         typer.Option(

@@ -46,7 +46,7 @@ def command(
     from_task: Annotated[
         Path | None, typer.Option(help="Start from the prompt of this task bundle.")
     ] = None,
-    min_grade: Annotated[int, typer.Option(help="Minimum grade of a positive.")] = 1,
+    min_grade: Annotated[int, typer.Option(min=1, help="Minimum grade of a positive.")] = 1,
     overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
     device: Device = "auto",

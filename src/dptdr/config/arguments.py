@@ -1,10 +1,13 @@
 """Check arguments of public functions against their annotations."""
 
+import builtins
 import functools
 import inspect
 import numbers
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
@@ -20,8 +23,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def checked(function: _Function) -> _Function:
     """Raise a ``ConfigError`` naming any argument that does not match its annotation.
 
-    Plain types, literals, unions, sequences, mappings and tuples of them are checked. Other
-    annotations accept any value and are left to the function.
+    Plain types, literals, unions, sequences, mappings and tuples of them are checked. Classes
+    imported only for type checking are compared by name, to avoid importing torch. Other
+    annotations accept any value and are left to the function. Paths must be possible file names.
     """
     signature = inspect.signature(function)
 
@@ -44,6 +48,8 @@ def checked(function: _Function) -> _Function:
                 raise ConfigError(f"{name}: expected {_words(annotation)}, got {value!r:.100}")
             if name == "seed" and isinstance(plain, int):
                 check_seed(plain)
+            for path in _paths(plain, annotation):
+                check_path(name, path)
             bound.arguments[name] = plain
         return function(*bound.args, **bound.kwargs)
 
@@ -56,7 +62,7 @@ def fits(value: object, annotation: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(fits(value, member) for member in inner)
     if origin is Literal:
-        return value in inner
+        return any(type(value) is type(choice) and value == choice for choice in inner)
     if annotation in (int, float):
         number = numbers.Integral if annotation is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
@@ -68,18 +74,57 @@ def fits(value: object, annotation: Any) -> bool:
             and len(value) == len(inner)
             and all(map(fits, value, inner))
         )
-    if origin is Sequence:
-        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-            return False
-        return all(fits(item, inner[0]) for item in value)
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            fits(key, inner[0]) and fits(item, inner[1]) for key, item in value.items()
-        )
+    if origin in (Sequence, list, Mapping, dict):
+        return isinstance(value, origin) and _items_fit(value, inner)
     plain = inspect.isclass(annotation) and not getattr(annotation, "_is_protocol", False)
     if plain and origin is None and annotation is not Any:
         return isinstance(value, annotation)
     return True
+
+
+def _items_fit(value: Any, inner: Sequence[Any]) -> bool:
+    if isinstance(value, Mapping):
+        return all(fits(key, inner[0]) and fits(item, inner[1]) for key, item in value.items())
+    return not isinstance(value, str | bytes) and all(fits(item, inner[0]) for item in value)
+
+
+def _paths(value: Any, annotation: Any) -> list[Path | str]:
+    """List the paths in a value: where its annotation, or its items' annotation, has ``Path``."""
+    if get_origin(annotation) is Sequence:
+        return [path for item in value for path in _paths(item, get_args(annotation)[0])]
+    return [value] if isinstance(value, str | Path) and Path in get_args(annotation) else []
+
+
+def check_path(name: str, path: str | Path) -> None:
+    """Reject a path that cannot exist.
+
+    Raises:
+        ConfigError: If it contains a NUL, is too long, or cannot be encoded.
+    """
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(f"{name}: expected a path of plain Unicode, got {str(path)!r:.100}")
+    if len(encoded) > 4095 or max(map(len, encoded.split(b"/"))) > 255:
+        raise ConfigError(f"{name}: expected names of at most 255 bytes, got {str(path)!r:.100}")
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Reject texts with lone surrogates, as from bytes that are not UTF-8.
+
+    Raises:
+        ConfigError: Names the first such text.
+    """
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"text {number} of {len(texts)}, {text[:60]!r}: expected valid Unicode, got "
+                f"{text[error.start]!r} at character {error.start + 1}; decode it as UTF-8"
+            ) from None
 
 
 def check_counts(**counts: int | None) -> None:
@@ -106,13 +151,22 @@ def check_seed(seed: int) -> None:
 
 
 def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
-    """Evaluate an annotation; ``Any`` if it names types imported only for type checking."""
+    """Evaluate an annotation; types imported only for type checking are :class:`_Named`."""
     if not isinstance(annotation, str):
         return annotation
-    try:
-        return eval(annotation, function.__globals__)
-    except NameError:
-        return Any
+    return eval(annotation, {}, _Names({**vars(builtins), **function.__globals__}))
+
+
+class _Named(type):
+    """Stands for a class that is not imported; its instances are known by name."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return cls.__name__ in {kind.__name__ for kind in type(value).__mro__}
+
+
+class _Names(dict[str, Any]):
+    def __missing__(self, name: str) -> _Named:
+        return _Named(name, (), {})
 
 
 def _words(annotation: Any) -> str:
@@ -123,9 +177,9 @@ def _words(annotation: Any) -> str:
         return " or ".join(repr(choice) for choice in inner)
     if origin is tuple:
         return f"({', '.join(map(_words, inner))})"
-    if origin is Sequence:
+    if origin in (Sequence, list):
         return f"a list of {_words(inner[0])}"
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         return f"a dict of {_words(inner[0])} to {_words(inner[1])}"
     if annotation in (None, types.NoneType):
         return "None"

@@ -6,13 +6,14 @@ compressed (``corpus.jsonl.gz``). Hidden files are ignored. Ids must be unique.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from dptdr.errors import DataError
+from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, recover_folder, write_json
 from dptdr.io.ids import IdSet
 from dptdr.io.lines import describe, id_fault, id_field, parse_object, raw_lines, text_field
@@ -100,6 +101,8 @@ class BeirFolder:
 
     def qrels_path(self, split: str) -> Path:
         """Return the path of a split's qrels file."""
+        if "/" in split or len(split) > 100:
+            check_split(split)
         return _member(self.path / QRELS / f"{split}.tsv")
 
     def qrels(self, split: str) -> Qrels:
@@ -280,6 +283,8 @@ def write_beir(
     """
     path = Path(path)
     _refuse_foreign(path)
+    for split in qrels:
+        check_split(split)
     with atomic_folder(path) as folder:
         passage_count = _write_jsonl(folder / CORPUS, map(document_record, as_documents(passages)))
         query_count = _write_jsonl(
@@ -296,6 +301,17 @@ def write_beir(
         said = meta(counts) if callable(meta) else meta
         write_json(folder / "meta.json", {**said, "counts": counts.as_json()})
     return counts
+
+
+def check_split(name: object) -> str:
+    """Return a split's name, which is part of a file name.
+
+    Raises:
+        ConfigError: If it cannot be.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
+        raise ConfigError(f"expected the name of a split such as train, got {name!r:.100}")
+    return name
 
 
 def _refuse_foreign(path: Path) -> None:

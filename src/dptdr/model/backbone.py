@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dptdr.config.arguments import check_unicode
 from dptdr.errors import BackboneError
 from dptdr.io.probe import PROBE_SIZE, PROBE_TEXT
 from dptdr.io.startup import collector_off
@@ -167,18 +168,26 @@ class Backbone:
         Args:
             max_tokens: Additional limit below the backbone's own.
             prefix: Replaces the side's prefix.
+
+        Raises:
+            ConfigError: If a text is not valid Unicode.
         """
         if prefix is None:
             prefix = self.pooling.query_prefix if side == "query" else self.pooling.passage_prefix
         limit = min(max_tokens or self.pooling.max_tokens, self.pooling.max_tokens)
-        encoded = self.tokenizer(
-            [prefix + text for text in texts] if prefix else list(texts),
-            truncation=True,
-            max_length=limit,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        try:
+            encoded = self.tokenizer(
+                [prefix + text for text in texts] if prefix else list(texts),
+                truncation=True,
+                max_length=limit,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+        except TypeError:
+            # The tokenizer reports lone surrogates like this, without saying where.
+            check_unicode(texts)
+            raise
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 

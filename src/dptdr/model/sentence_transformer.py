@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
+from dptdr.config.arguments import check_unicode, fits
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import TASK_FILE, load_task, read_manifest, save_task
@@ -35,9 +36,17 @@ class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
                 one per text; the model's first task by default.
 
         Raises:
-            ConfigError: If a task is unknown, or the number of names differs from the number of
-                texts.
+            ConfigError: If a task is unknown, the number of names differs from the number of
+                texts, or ``task`` and ``prompt_name`` name different sides.
         """
+        task, prompt = kwargs.get("task"), args[0] if args else kwargs.get("prompt_name")
+        if task in _SIDES and prompt in _SIDES and None not in (task, prompt) and task != prompt:
+            raise ConfigError(
+                f"prompt_name: expected '{task}' beside task '{task}', got '{prompt}'"
+            )
+        # Before the texts are sorted, so that the error has the right number.
+        texts = inputs if isinstance(inputs, list | tuple) else [inputs]
+        check_unicode([text for text in texts if isinstance(text, str)])
         given = kwargs.pop("prompt_task", None)
         if given is not None:
             inputs = _with_tasks(inputs, given, known=self[0].encoders)
@@ -53,7 +62,11 @@ class _TaskText(str):
 def _with_tasks(inputs: Any, given: Any, *, known: Mapping[str, Encoder]) -> Any:
     single = isinstance(inputs, str)
     texts = [inputs] if single else list(inputs)
-    names = [given] * len(texts) if isinstance(given, str) else list(given)
+    names = [given] * len(texts) if isinstance(given, str) else given
+    if not fits(names, Sequence[str]):
+        raise ConfigError(
+            f"prompt_task: expected a task name, or a list of them, got {given!r:.80}"
+        )
     if len(names) != len(texts):
         raise ConfigError(
             f"prompt_task: expected one task, or one per text ({len(texts)}), got {len(names)}"

@@ -68,6 +68,15 @@ class SearchIndex:
         where: Path | str = "index",
         choice: Choice | None = None,
     ) -> None:
+        if not 0 <= dense_weight <= 1:
+            raise ConfigError(f"dense_weight: expected a number from 0 to 1, got {dense_weight}")
+        idle = {
+            "dense_weight": hybrid is None and dense_weight != 0.5,
+            "rerank_top": scorer is None and rerank_top != 50,
+        }
+        for name in (name for name, unused in idle.items() if unused):
+            needed = "hybrid" if name == "dense_weight" else "a cross-encoder"
+            raise ConfigError(f"{name}: has no effect without {needed}")
         self.index = index
         self.encoder = encoder
         self.choice = choice

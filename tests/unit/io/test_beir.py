@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.errors import DataError
+from dptdr.errors import ConfigError, DataError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.io.lines import raw_lines
 from dptdr.io.store import PassageStore, QueryStore
@@ -31,6 +31,19 @@ GOOD = line(id="p", title="", text="a text") + b"\n"
 
 def message(error: pytest.ExceptionInfo[DataError], folder: BeirFolder) -> str:
     return str(error.value).replace(f"{folder.path}/", "")
+
+
+@pytest.mark.parametrize("split", ["../../x", "a/b", 1, None, "a\0b", "\ud800", "x" * 300, ""])
+def test_a_split_is_part_of_a_file_name(tmp_path: Path, split):
+    with pytest.raises(ConfigError, match="expected the name of a split"):
+        write_beir(
+            tmp_path / "out",
+            passages=[Passage("p", "text")],
+            queries=[Query("q", "text")],
+            qrels={split: {"q": {"p": 1}}},
+            meta={},
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_written_folder_reads_back_the_same(tmp_path: Path):

@@ -161,6 +161,21 @@ def test_prompt_task_refusals_name_what_there_is(backbone):
         first.to_sentence_transformer(first)
 
 
+def test_a_prompt_of_the_other_side_is_refused(backbone):
+    model = tuned(backbone, "untied").to_sentence_transformer()
+    for call in (
+        lambda: model.encode("red", task="query", prompt_name="document"),
+        lambda: model.encode_query("red", prompt_name="document"),
+        lambda: model.encode_document("red", "query"),
+    ):
+        with pytest.raises(ConfigError, match=r"prompt_name: expected '(query|document)' beside"):
+            call()
+    with pytest.raises(ConfigError, match=r"prompt_task: expected a task name, .* got 5"):
+        model.encode_query("red", prompt_task=5)
+    with pytest.raises(ConfigError, match=r"text 2 of 2, .*: expected valid Unicode"):
+        model.encode_query(["red", "blue \ud800"])
+
+
 def test_encode_without_a_side_is_refused_where_the_side_matters(backbone):
     with pytest.raises(ConfigError, match="use encode_query and encode_document"):
         tuned(backbone, "untied").to_sentence_transformer().encode(PASSAGES)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dptdr.errors import ConfigError, DataError
+from dptdr.io.beir import check_split
 
 QUERY = ("anchor", "query", "question")
 POSITIVE = ("positive", "positives", "answer", "passage", "document")
@@ -66,8 +67,7 @@ def split_name(name: object) -> str:
     Raises:
         ConfigError: If the name cannot be a file's.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
-        raise ConfigError(f"expected the name of a split such as train, got {name!r}")
+    name = check_split(name)
     return "dev" if name.lower() in {"validation", "valid", "val", "eval"} else name
 
 

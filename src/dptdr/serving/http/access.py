@@ -5,15 +5,17 @@ The check runs before the body is read. Tasks named in the body are checked by t
 """
 
 import ipaddress
+import json
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from dptdr.serving.http.auth import Forbidden, Key, Scope, Unauthorized
+from dptdr.serving.http.errors import Invalid
 from dptdr.serving.runtime import Runtime
 
 
@@ -33,6 +35,7 @@ ACCESS: dict[tuple[str, str], Access] = {
     ("GET", "/docs"): _OPEN,
     ("GET", "/health"): _OPEN,
     ("GET", "/info"): _USE,
+    ("GET", "/openapi.json"): _USE,
     ("GET", "/metrics"): _USE,
     ("GET", "/v1/models"): _USE,
     ("GET", "/v1/models/{model}"): _USE,
@@ -77,17 +80,53 @@ class GuardedRoute(APIRoute):
         """Wrap the handler with the access check."""
         handle: Any = super().get_route_handler()
         needs = {method: ACCESS[method, self.path_format] for method in self.methods or ()}
+        known = {field.alias for field in self.dependant.query_params}
 
         async def guarded(request: Request) -> Response:
             admit(request, needs[request.method])
+            if needs[request.method].scope == "administer":
+                _check_query(request, known=known)
             runtime = runtime_of(request)
             if runtime.loaded and not runtime.registry.is_current:
                 # Loading another worker's changes takes time; do not block other requests.
                 await run_in_threadpool(runtime.registry.refresh)
-            response: Response = await handle(request)
+            response: Response = await handle(_Request(request.scope, request.receive))
             return response
 
         return guarded
+
+
+class _Request(Request):
+    """A request whose JSON body must be UTF-8, with each key once."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            return json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+        except UnicodeDecodeError:
+            raise HTTPException(400, "expected a JSON body in UTF-8") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise HTTPException(
+            400, f"expected each key of a JSON object once, got '{twice[:100]}' twice"
+        )
+    return found
+
+
+def _check_query(request: Request, *, known: Collection[str]) -> None:
+    """Reject unknown or repeated query parameters, which would change something else."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            wanted = ", ".join(sorted(known)) or "none"
+            raise Invalid(
+                f"query parameter '{name[:100]}': expected each of ({wanted}) at most once"
+            )
 
 
 def admit(request: Request, needs: Access) -> None:
@@ -164,6 +203,8 @@ def foreign(
         )
     if method in ("GET", "HEAD", "OPTIONS"):
         return ""
+    if found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "pages of other origins may not access this server"
     origin = found.get(b"origin")
     if origin is not None:
         try:
@@ -171,25 +212,26 @@ def foreign(
         except ValueError:
             return f"origin '{origin[:100]}' is not a valid URL"
         name = _host_name(netloc)
-        if netloc != (host or "").lower() and (name not in hosts or _is_local(name)):
+        # A proxy may have replaced the host; its public name has no port to compare.
+        proxied = name in hosts and not _is_local(name) and name != _host_name(host or "")
+        if netloc != (host or "").lower() and not proxied:
             return f"pages on '{origin[:100]}' may not access this server"
-    elif found.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "pages on other sites may not access this server"
     return ""
 
 
 def _is_ours(name: str, hosts: Collection[str]) -> bool:
-    if _is_local(name) or name in hosts:
+    return _is_local(name) or name in hosts
+
+
+def _is_local(name: str) -> bool:
+    """Check whether a host is an IP address or ``localhost``."""
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
-
-
-def _is_local(name: str) -> bool:
-    return name == "localhost" or name.endswith(".localhost")
 
 
 def _host_name(host: str) -> str:

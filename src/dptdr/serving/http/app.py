@@ -42,6 +42,8 @@ def build_app(runtime: Runtime, *, logger: Any = None) -> FastAPI:
         # FastAPI's pages load scripts from a CDN; /docs is our own.
         docs_url=None,
         redoc_url=None,
+        # Our own route, which requires a key.
+        openapi_url=None,
     )
     app.state.runtime = runtime
     for room in (routes, embedding, admin):

@@ -50,6 +50,12 @@ async def docs() -> Response:
     return HTMLResponse(_PAGES["docs"], headers=_PAGE_HEADERS)
 
 
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    """Describe all routes in OpenAPI format."""
+    return json_response(request.app.openapi())
+
+
 @router.get("/health", responses=reply_of(schemas.Health))
 async def health(request: Request) -> Response:
     """Return 200 when ready, 503 while starting or draining."""

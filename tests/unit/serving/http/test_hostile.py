@@ -101,19 +101,66 @@ def test_nested_json_is_unreadable(client):
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 404),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9999"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1"}, 403),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, 404),
+        ({"host": "[::1]:8000", "origin": "http://[::1]:9999"}, 403),
+        (
+            {
+                "host": "localhost:8000",
+                "origin": "http://localhost:8000",
+                "sec-fetch-site": "same-site",
+            },
+            403,
+        ),
     ],
 )
 def test_an_open_server_refuses_other_sites_pages(client, headers, status):
     reply = client.post("/v1/tasks/none/rollback", headers=headers)
     message(reply, status)
-    if "host" in headers:
+    if headers.keys() == {"host"}:
         assert client.get("/health", headers=headers).status_code == (403 if status == 403 else 200)
 
 
 def test_names_that_the_operator_allows_are_ours(tmp_path):
     with WebServer.start(tmp_path, hosts=("search.example",), tasks=(), indexes=()) as web:
-        headers = {"host": "search.example", "origin": "https://search.example"}
-        assert web.client.post("/v1/tasks/none/rollback", headers=headers).status_code == 404
+        for host, origin, status in (
+            ("search.example", "https://search.example", 404),
+            ("search.example:8000", "http://search.example:8000", 404),
+            ("search.example:8000", "http://search.example:9999", 403),
+            # Behind a proxy that replaces the host.
+            ("127.0.0.1:8000", "https://search.example", 404),
+            ("127.0.0.1:8000", "https://else.example", 403),
+        ):
+            headers = {"host": host, "origin": origin}
+            reply = web.client.post("/v1/tasks/none/rollback", headers=headers)
+            assert reply.status_code == status, headers
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"model": "one", "model": "two", "input": "x"}', "got 'model' twice"),
+        (b'{"model": "one", "input": "x", "more": {"a": 1, "a": 2}}', "got 'a' twice"),
+        ('{"model": "one", "input": "x"}'.encode("utf-16"), "expected a JSON body in UTF-8"),
+        ('{"model": "one", "input": "x"}'.encode("utf-32-le"), "JSON"),
+        (b'{"model": "one", "input": "caf\xe9"}', "expected a JSON body in UTF-8"),
+    ],
+)
+def test_bodies_that_can_be_read_in_two_ways_are_refused(client, content, words):
+    headers = {"content-type": "application/json"}
+    reply = client.post("/v1/embeddings", content=content, headers=headers)
+    assert words in reply.json()["error"]["message"]
+    assert reply.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("query", ["versoin=1", "version=1&version=2", "version=1&force="])
+def test_unknown_query_parameters_change_nothing(client, query):
+    before = client.get("/v1/tasks").json()
+    said = message(client.delete(f"/v1/tasks/one?{query}"), 422)
+    assert "expected each of (version) at most once" in said
+    message(client.post(f"/v1/tasks/one/rollback?{query}"), 422)
+    assert client.get("/v1/tasks").json() == before
 
 
 def test_two_lengths_of_a_body_are_one_too_many(client):
@@ -189,6 +236,11 @@ def lying_bundle(web, name, **values):
         {"measures": {"nDCG@10": "high"}},
         {"measures": {f"m{n}": 1.0 for n in range(300)}},
         {"training": {"matryoshka": "abc"}},
+        {"backbone_probe": None},
+        {"backbone_probe": 3},
+        {"backbone_probe": True},
+        {"trained_parameters": 10**30},
+        {"trained_parameters": -1},
         {"weights_file": "w" * 5_000},
     ],
     ids=str,
@@ -215,6 +267,14 @@ def test_a_length_in_the_settings_alone_is_refused_before_it_is_made(web, client
     said = message(client.post("/v1/tasks", json={"task": "long", "bundle": "long"}), 422)
 
     assert "prompt_length: expected 0 to 4096 rows, got 1000000" in said
+
+
+def test_a_bundle_with_a_pipe_is_refused_at_once(web, client):
+    folder = lying_bundle(web, "piped")
+    (folder / "task.json").unlink()
+    os.mkfifo(folder / "task.json")
+    said = message(client.post("/v1/tasks", json={"task": "piped", "bundle": "piped"}), 422)
+    assert "expected a task bundle with a task.json" in said
 
 
 def test_links_and_folders_of_the_machine_stay_hidden(web, client):
