@@ -156,7 +156,7 @@ def test_the_page_of_addresses_shows_all_of_them_and_asks_the_server(window, web
     said = window.wait("return window.asked.querySelector('pre').textContent")
     assert said == '200\n{"status":"ok"}'
     shown = window.run("return document.body.textContent")
-    assert "How BM25 is merged in" in shown
+    assert "Fusion method: by ranks" in shown
     assert [e for e in window.log() if e["level"] == "SEVERE"] == []
 
 

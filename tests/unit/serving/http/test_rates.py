@@ -16,7 +16,7 @@ def test_take_a_burst_then_the_rate():
     for _ in range(3):
         rates.take("a", per_second=2.0, what="the key 'a'")
 
-    with pytest.raises(RateLimited, match="the key 'a' may make 2 requests per second") as caught:
+    with pytest.raises(RateLimited, match="the key 'a' may send 2 requests per second") as caught:
         rates.take("a", per_second=2.0, what="the key 'a'")
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
 
