@@ -46,7 +46,7 @@ def test_a_prompt_with_a_softmax_of_its_own_is_refused(backbone, tmp_path):
     shutil.copytree(OLD / "task", tmp_path / "task")
     file = tmp_path / "task" / "task.json"
     file.write_text(file.read_text().replace('"attention": "joint"', '"attention": "added"'))
-    with pytest.raises(BundleError, match=r"attention: expected 'joint', got 'added'; version 0"):
+    with pytest.raises(BundleError, match=r"attention: expected 'joint', got 'added'; such"):
         load_task(tmp_path / "task", backbone=backbone)
 
 

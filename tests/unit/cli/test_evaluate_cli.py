@@ -161,7 +161,7 @@ def test_evaluate_looks_as_deep_as_the_measures_ask(data, tmp_path):
 def test_evaluate_wants_exactly_one_system(data, options, found):
     error = _raised(data, *options)
     assert isinstance(error, ConfigError)
-    message = f"expected exactly one of --task, --backbone, --bm25 or --run, found {found}"
+    message = f"expected exactly one of --task, --backbone, --bm25 or --run, got {found}"
     assert str(error) == message
 
 
@@ -242,8 +242,8 @@ def test_evaluate_by_protocol_says_which_files_it_needs(options, message):
 def test_report_refuses_what_is_no_report(tmp_path):
     path = tmp_path / "r.json"
     path.write_text('{"format": 1, "system": "x"}')
-    with pytest.raises(DataError, match="field 'data': expected str, found nothing"):
+    with pytest.raises(DataError, match="field 'data': expected str, got nothing"):
         EvaluationReport.read(path)
     path.write_text('{"measures": {}}')
-    with pytest.raises(DataError, match="expected an evaluation report of format 1, found None"):
+    with pytest.raises(DataError, match="expected an evaluation report of format 1, got None"):
         EvaluationReport.read(path)

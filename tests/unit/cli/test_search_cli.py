@@ -119,7 +119,7 @@ def test_vectors_of_another_prompt_are_refused_with_what_to_do(built, tmp_path):
         (["text"], ConfigError, "got neither; --backbone minilm"),
         (["text", "--backbone", "minilm", "--filter", "x"], VectorsError, "a filter such as"),
         (["text", "--dense-weight", "0.5"], ConfigError, "--dense-weight .* without --hybrid"),
-        (["text", "--rerank-top", "9"], ConfigError, "--rerank-top .* without --rerank; leave"),
+        (["text", "--rerank-top", "9"], ConfigError, "--rerank-top .* without --rerank; omit it"),
         (["text", "--split", "dev"], ConfigError, "--split has no effect without --queries"),
         (["text", "--keep-identical"], ConfigError, "--keep-identical .* without --queries"),
         (

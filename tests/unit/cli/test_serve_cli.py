@@ -128,7 +128,7 @@ def test_serve_workers_that_cannot_load_end_the_server_with_the_reason(place):
     tasks = place / "tasks"
     code, line = failing(tasks / "one", tasks / "foreign", "--port", "0", "--workers", "2")
     assert code == 2
-    assert "the task was trained on backbone" in line
+    assert "expected a task for backbone" in line
 
 
 def test_serve_help_needs_no_torch():

@@ -74,7 +74,9 @@ def test_queries_without_a_positive_are_passed_over(tmp_path: Path):
 
 
 def test_judgements_that_point_nowhere_are_errors(tmp_path: Path):
-    with pytest.raises(DataError, match=r"test.tsv: 1 unknown passages, such as 'gone'"):
+    with pytest.raises(
+        DataError, match=r"test.tsv: judgements of 1 unknown passages, such as 'gone'"
+    ):
         capped_test(
             folder_of(tmp_path / "a", {"q0": {"gone": 1}}), test_queries=1, passages=9, seed=0
         )

@@ -96,10 +96,10 @@ def broken(folder, change):
         (lambda s: s.pop("roberta.encoder.layer.1.output.dense.bias"), "does not match a roberta"),
         (
             lambda s: s.update({"prefix_encoder.embedding.weight": torch.zeros(4, 100)}),
-            r"expected a prompt of \[prompt, 128\]",
+            r"expected a prompt of shape \[prompt, 128\]",
         ),
         (lambda s: s.update({"prefix_encoder.other": torch.zeros(1)}), "prefix_encoder.trans"),
-        (lambda s: s.update({"head.weight": torch.zeros(1)}), "unknown"),
+        (lambda s: s.update({"head.weight": torch.zeros(1)}), "unexpected .*head.weight"),
     ],
 )
 def test_checkpoint_of_another_layout_is_refused_and_nothing_written(tmp_path, change, message):
@@ -136,7 +136,7 @@ def test_pickled_code_missing_tokenizer_and_long_texts_are_refused(tmp_path):
         import_authors(tmp_path / "authors", tmp_path / "out", limits=LIMITS)
     # A pickle that calls a function instead of holding tensors.
     (tmp_path / "authors" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(BundleError, match="saved weights"):
+    with pytest.raises(BundleError, match="expected a file with weights only"):
         import_authors(tmp_path / "authors", tmp_path / "out", limits=LIMITS)
 
 
