@@ -118,7 +118,7 @@ def test_a_damaged_manifest_is_refused_or_does_no_harm(index, name, kind, place,
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_json_that_breaks_parsers_is_one_error(index, name, text):
     (index / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(VectorsError, match=r"manifest.json: expected (JSON|UTF-8)"):
+    with pytest.raises(VectorsError, match=r"manifest.json: expected (valid JSON|UTF-8)"):
         open_index(index)
 
 

@@ -28,7 +28,9 @@ ids = st.text(
         st.builds(Passage, id=ids, text=texts, title=texts), max_size=6, unique_by=lambda p: p.id
     ),
     queries=st.lists(st.builds(Query, id=ids, text=texts), max_size=6, unique_by=lambda q: q.id),
-    qrels=st.dictionaries(ids, st.dictionaries(ids, st.integers(-2, 9), min_size=1), max_size=4),
+    qrels=st.dictionaries(
+        ids, st.dictionaries(ids, st.integers(-2, 9), min_size=1), min_size=1, max_size=4
+    ),
 )
 def test_what_is_written_is_what_is_read(passages, queries, qrels):
     with tempfile.TemporaryDirectory() as root:
