@@ -420,6 +420,9 @@ def test_what_has_no_effect_is_named(places, task):
     index = dptdr.build_index(data, task, out=root / "idle", progress=False)
     for call, name in (
         (lambda: dptdr.encode(data, task, out=root / "v", device="meta"), "device"),
+        (lambda: dptdr.load(root / "task", backbone=task.backbone, device="x"), "device"),
+        (lambda: dptdr.load(root / "task", backbone=task.backbone, dtype="bfloat16"), "dtype"),
+        (lambda: dptdr.train(data, out=root / "t", backbone=task.backbone, device="x"), "device"),
         (lambda: dptdr.evaluate(data, task, device="x", progress=False), "device"),
         (lambda: dptdr.retrieve(data, index, device="x", progress=False), "device"),
         (lambda: dptdr.open_index(root / "idle", task, device="x"), "device"),

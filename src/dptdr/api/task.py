@@ -113,6 +113,8 @@ def encoder_of(
             "without training"
         )
     backbone = str(backbone) if isinstance(backbone, Path) else backbone
+    if isinstance(backbone, Backbone):
+        _refuse_idle(backbone, device=device, dtype=dtype)
     if task is None:
         if isinstance(backbone, Backbone):
             return Encoder(backbone)
@@ -126,9 +128,18 @@ def encoder_of(
     return Task(encoder, path=folder)
 
 
+def _refuse_idle(loaded: Backbone, *, device: str, dtype: str = "float32") -> None:
+    """Reject options that have no effect on a loaded encoder."""
+    own = str(loaded.device)
+    idle = {"dtype": dtype != "float32", "device": device not in ("auto", own, own.split(":")[0])}
+    for name in (name for name, given in idle.items() if given):
+        raise ConfigError(f"{name}: has no effect on a loaded encoder; give it to dptdr.load")
+
+
 def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
     """Return a backbone, loading it if given by name."""
     if isinstance(given, Backbone):
+        _refuse_idle(given, device=device)
         return given
     return Backbone.load(str(given), device=resolve_device(device))
 
@@ -151,11 +162,10 @@ def loaded(
     """
     check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):
-        own = str(given.backbone.device)
-        moved = device not in ("auto", own, own.partition(":")[0])
-        idle = {"backbone": backbone is not None, "dtype": dtype != "float32", "device": moved}
-        for name in (name for name, set_ in idle.items() if set_):
-            raise ConfigError(f"{name}: has no effect on a loaded encoder; give it to dptdr.load")
+        if backbone is not None:
+            raise ConfigError("backbone: has no effect on a loaded encoder; give it to dptdr.load")
+        if (device, dtype) != ("auto", "float32"):
+            _refuse_idle(given.backbone, device=device, dtype=dtype)
         encoder = given
     else:
         encoder = load(given, backbone=backbone, device=device, dtype=dtype)

@@ -33,7 +33,7 @@ def message(error: pytest.ExceptionInfo[DataError], folder: BeirFolder) -> str:
     return str(error.value).replace(f"{folder.path}/", "")
 
 
-@pytest.mark.parametrize("split", ["../../x", "a/b", 1, None, "a\0b", "\ud800", "x" * 300, ""])
+@pytest.mark.parametrize("split", ["../../x", "a/b", "a\0b", "\ud800", "x" * 300, ""])
 def test_a_split_is_part_of_a_file_name(tmp_path: Path, split):
     with pytest.raises(ConfigError, match="expected the name of a split"):
         write_beir(
