@@ -1,6 +1,7 @@
 """``dptdr evaluate`` from the command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ class _WordEncoder(Encoder):
     backbone_fingerprint = "b" * 8
     query_fingerprint = "q" * 8
     passage_fingerprint = "p" * 8
+    backbone = SimpleNamespace(device="cpu")
 
     def __init__(self):
         pass
