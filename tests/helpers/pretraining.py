@@ -1,9 +1,11 @@
 """Small pieces of pretraining: corpora of made-up topics, tokenizers of each kind, objectives.
 
-Run as ``torchrun pretraining.py SETTINGS.json`` it is one of several processes.
+Run as ``python pretraining.py SETTINGS.json`` it is two processes that work together.
 """
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -197,5 +199,19 @@ def several(settings):
         save_file(found, Path(settings["out"]) / f"gradients-{world.rank}.safetensors")
 
 
+def two_ranks():
+    """Become two processes, as torchrun would start them; return the other one's id, or 0."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    # Before torch starts threads, which a fork would lose.
+    other = os.fork()
+    os.environ["RANK"] = "0" if other else "1"
+    return other
+
+
 if __name__ == "__main__":
+    other = two_ranks()
     several(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    if other and os.waitpid(other, 0)[1]:
+        sys.exit("the second process failed")

@@ -13,7 +13,7 @@ from dptdr.pretraining.readahead import ReadAhead
 from helpers.pretraining import small_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reader(corpus, plain):
     config = small_config()
     return Reader(
@@ -25,8 +25,9 @@ def rows_of(reader):
     return lambda step: [int(row) for row in reader.documents.train[step : step + 3]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ahead(reader):
+    """Workers shared by the tests; starting them costs more than all of their work."""
     made = ReadAhead(reader, rows_of(reader), stream=TRAIN, steps=6, processes=2)
     yield made
     made.close()
@@ -39,6 +40,7 @@ def test_batches_are_those_read_in_place(reader, ahead):
 
 
 def test_killed_reader_is_one_clear_error(ahead):
+    # The last test of these workers.
     ahead.read(0)
     for process in list(ahead._pool._processes.values()):
         os.kill(process.pid, signal.SIGKILL)
