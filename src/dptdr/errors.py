@@ -27,9 +27,12 @@ from pathlib import Path
 
 
 class DptdrError(Exception):
-    """Base class of all dptdr errors."""
+    """Base class of all dptdr errors; messages are a single line, whatever they quote."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
 
 
 class DataError(DptdrError):

@@ -120,7 +120,8 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
         raise BundleError(f"{path}: expected saved weights: {error}") from None
     except Exception as error:
         # The unpickler raises its own errors for anything but plain tensors.
-        raise BundleError(f"{path}: expected a file with weights only: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise BundleError(f"{path}: expected a file with weights only: {reason}") from None
     body: dict[str, Tensor] = {}
     prefix: dict[str, Tensor] = {}
     for name, tensor in state.items():
