@@ -75,7 +75,8 @@ class EvaluationReport:
                 path=path,
             )
         known = {name: _checked(value, name, path=path) for name in _FIELDS if name != "format"}
-        _check_values(known["per_query"], path=path)
+        _check_values({"": known["measures"]}, field="measures", path=path)
+        _check_values(known["per_query"], field="per_query", path=path)
         details = {key: entry for key, entry in value.items() if key not in _FIELDS}
         return cls(**known, details=details)
 
@@ -116,12 +117,12 @@ def _checked(value: dict[str, Any], name: str, *, path: Path) -> Any:
     return entry
 
 
-def _check_values(per_query: dict[str, Any], *, path: Path) -> None:
-    for measure, values in per_query.items():
+def _check_values(given: dict[str, Any], *, field: str, path: Path) -> None:
+    for name, values in given.items():
         good = isinstance(values, dict) and all(
             isinstance(value, int | float) and math.isfinite(value) for value in values.values()
         )
         if not good:
-            raise DataError(
-                "expected one finite number per query", path=path, field=f"per_query.{measure}"
-            )
+            what = "query" if name else "measure"
+            where = f"{field}.{name}" if name else field
+            raise DataError(f"expected one finite number per {what}", path=path, field=where)

@@ -50,6 +50,8 @@ def import_authors(
     if untied:
         _refuse_different(folders, [body for body, _ in parts])
     config = read_json(folders[0] / "config.json")
+    if not isinstance(config, dict):
+        raise BundleError(f"{folders[0] / 'config.json'}: expected a JSON object")
     fresh = not out.exists()
     try:
         with atomic_folder(out / "backbone") as temporary:
@@ -183,11 +185,16 @@ def _write_backbone(
         settings = AutoConfig.for_model(**plain)
         model = AutoModel.from_config(settings)
         made = AutoTokenizer.from_pretrained(str(tokenizer))
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:
+        # A damaged config fails anywhere in transformers, with any error.
         raise BackboneError(f"cannot build the checkpoint's encoder '{kind}': {error}") from None
     begin = f"{getattr(model, 'base_model_prefix', kind)}."
     weights = {name.removeprefix(begin): tensor for name, tensor in state.items()}
-    result = model.load_state_dict(weights, strict=False)
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reason = str(error).replace("\n\t", " ")
+        raise BundleError(f"the checkpoint does not match its config.json: {reason}") from None
     missing = [name for name in result.missing_keys if "pooler" not in name.split(".")]
     # Other heads may accompany the encoder, but all of its own weights must be used.
     if missing or result.unexpected_keys:
@@ -195,5 +202,10 @@ def _write_backbone(
             f"the checkpoint does not match a {kind} encoder: missing {missing[:3]}, unexpected "
             f"{list(result.unexpected_keys)[:3]}"
         )
-    model.save_pretrained(folder)
-    made.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        made.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        raise BundleError(f"config.json: expected settings of an encoder: {error}") from None
