@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,17 @@ class Output:
         facts = {"settings": self._settings, "files": _sizes(self.path), "result": self.result}
         write_json(self._record, facts)
 
-    def refuse_unrelated(self, work: Path) -> None:
+    def refuse_unrelated(self, work: Path, *, ours: Collection[str] = ()) -> None:
         """Reject a working folder that no earlier run for this output can have made.
 
+        Args:
+            ours: Names in the folder that a run without a record may have left.
+
         Raises:
-            OutputError: If the folder has files, but there is no record of a run.
+            OutputError: If the folder has other files, but there is no record of a run.
         """
-        if not self._record.exists() and exists(work):
+        found = {entry.name for entry in work.iterdir()} if work.is_dir() else set()
+        if not self._record.exists() and not found <= {*ours}:
             raise OutputError(
                 f"contains unrelated files, but is where the unfinished work for {self.path} goes; "
                 "choose a different output, or move the folder",

@@ -54,7 +54,7 @@ def mine_folder(
     """
     work = request.out.with_name(request.out.name + ".partial")
     with claim(request.out) as output:
-        output.refuse_unrelated(work)
+        output.refuse_unrelated(work, ours=("cache", "runs"))
         folder = BeirFolder(request.data)
         encoders: "Encoders" = {}
         inputs = _inputs(request, folder, encoders=encoders)
