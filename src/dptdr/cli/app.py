@@ -65,7 +65,7 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {}
 
 
 class Command(TyperCommand):
-    """A command with grouped help that accepts former option names."""
+    """A command with grouped help; it also accepts old option names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments, translating former option names."""

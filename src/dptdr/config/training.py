@@ -99,7 +99,7 @@ class TrainingConfig(OptimisationConfig):
     ] = False
 
     def settled(self, queries: int) -> "TrainingConfig":
-        """Fill in ``max_steps``: as given, from ``num_epochs``, or a default limited by epochs.
+        """Resolve ``max_steps``: as set, from ``num_epochs``, or the default, capped by epochs.
 
         Args:
             queries: Number of training queries.

@@ -33,7 +33,7 @@ def normalised(text: str) -> str:
 
 
 class RowTable:
-    """A lookup table from 64-bit hashes to row numbers, with 16 bytes per row.
+    """A lookup table from 64-bit hashes to row numbers, using 16 bytes per row.
 
     The probability of any hash collision among ten million ids is 3 in a million.
     """

@@ -77,7 +77,7 @@ class CorpusTable:
         return self.rows_of_hashes(stable_hashes(passage_ids))
 
     def rows_of_hashes(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
-        """Return rows by the ids' :func:`dptdr.io.ids.stable_hash`, or -1 if unknown."""
+        """Look up rows by the :func:`dptdr.io.ids.stable_hash` of their ids; -1 if unknown."""
         return self._rows.first_rows(wanted)
 
 

@@ -84,7 +84,7 @@ def parse_source(text: str, *, range_max: int, num_negatives: int) -> SourceSett
     if kind not in get_args(Kind) or (kind != "bm25" and not value):
         raise ConfigError(
             f"source '{text}': expected bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or "
-            "run:FILE, then options such as ,range_min=10,num_negatives=30,sampling=uniform,name=X"
+            "run:FILE, optionally followed by options, such as bm25,range_min=10,name=words"
         )
     first = _number(options, "range_min", 1, text=text)
     last = _number(options, "range_max", max(first, range_max), text=text)

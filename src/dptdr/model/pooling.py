@@ -96,7 +96,7 @@ def read_pooling(folder: Path, *, model_max_tokens: int, decoder: bool) -> Pooli
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Return the folder of the encoder's files, a subfolder in early sentence-transformers models.
+    """Return the folder with the encoder's files; old sentence-transformers models use a subfolder.
 
     Raises:
         BackboneError: If ``modules.json`` is malformed.

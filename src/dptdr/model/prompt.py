@@ -19,13 +19,13 @@ class DeepPrompt(nn.Module):
     Args:
         rows: ``[layers, 2, heads, prompt, head_dim]``, keys before values on the second axis.
             ``prompt`` may be 0 if there are feed-forward rows.
-        feed_forward: Rows for the feed-forward layers, with ``texts`` 1; none by default.
+        feed_forward: Rows for the feed-forward layers, with a ``texts`` axis of size 1; optional.
         dropout: Fraction of entries zeroed in each training pass.
-        reparametrisation: Hidden size of an MLP added to the rows during training; 0 for none.
+        reparametrisation: Hidden size of an MLP whose output is added to the rows; 0 for none.
 
     Source:
-        Liu et al., P-Tuning v2, arXiv 2110.07602, section 3. Differs: the MLP starts at zero and
-        its output is added to the rows, so that it works with any initialisation.
+        Liu et al., P-Tuning v2, arXiv 2110.07602, section 3. Differs: the MLP's output starts at
+        zero and is added to the rows, so that it works with any initialisation.
     """
 
     ffn_keys: Tensor

@@ -109,11 +109,11 @@ class Wording(NamedTuple):
 
 
 class Reader:
-    """Turns documents into masked spans, a pure function of (seed, step, document).
+    """Turns documents into masked spans; the result depends only on (seed, step, document).
 
     Args:
         backbone: Provides tokenizer, prefixes and maximum length.
-        masks: Mask tokens; if false, spans are left intact.
+        masks: Whether to mask tokens; if false, spans are left intact.
 
     Raises:
         BackboneError: If the tokenizer has no mask token, or its word boundaries are unknown.

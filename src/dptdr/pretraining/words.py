@@ -82,9 +82,9 @@ def _kind(settings: dict[str, Any], tokens: list[str]) -> Kind:
     marked = sum(token.startswith(_SPACE_MARK) for token in tokens)
     if max(byte_level, marked) == 0:
         raise BackboneError(
-            f"expected a tokenizer with words marked as in WordPiece ('##'), byte-level BPE "
-            f"('{_BYTE_SPACES[0]}') or SentencePiece ('{_SPACE_MARK}'), got model "
-            f"{model.get('type')}; use --objectives contrastive, which masks no words"
+            f"expected a tokenizer that marks words as WordPiece ('##'), byte-level BPE "
+            f"('{_BYTE_SPACES[0]}') or SentencePiece ('{_SPACE_MARK}') does, got model "
+            f"{model.get('type')}; use --objectives contrastive, which does not mask words"
         )
     return "byte-level" if byte_level >= marked else "sentencepiece"
 

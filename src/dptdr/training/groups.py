@@ -93,7 +93,7 @@ class OwnPassages:
 
 
 def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:
-    """Sample up to ``count`` queries and as many of their positives, for initialisation."""
+    """Sample up to ``count`` queries with one positive each, for initialisation."""
     order = np.random.default_rng([7, seed]).permutation(len(groups))[:count]
     chosen = [groups[int(item)] for item in order]
     return [g.query for g in chosen], [g.positives[0] for g in chosen]

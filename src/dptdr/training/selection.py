@@ -18,7 +18,7 @@ _DEPTH = 100
 
 
 def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
-    """Evaluate an encoder on the dev set, with the selection measure first."""
+    """Evaluate an encoder on the dev set; the selection measure is the first key of the result."""
     names = list(dict.fromkeys([measure, "nDCG@10", "RR@10", "R@100"]))
     return _measures(encoder, dev, names=names)
 

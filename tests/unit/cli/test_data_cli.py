@@ -80,7 +80,10 @@ def test_an_unknown_sample_raises_the_error_that_main_prints(tmp_path: Path):
     result = runner.invoke(app, ["sample", "nothing", "--out", str(tmp_path / "s")])
 
     assert isinstance(result.exception, DataError)
-    assert str(result.exception) == "expected a sample among python-code, python-api, got 'nothing'"
+    assert (
+        str(result.exception)
+        == "expected one of the samples python-code, python-api, got 'nothing'"
+    )
 
 
 def test_convert_reports_counts_titles_and_differences(tmp_path: Path):

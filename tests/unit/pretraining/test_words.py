@@ -95,6 +95,6 @@ def test_unknown_kind_is_refused_in_words():
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     with pytest.raises(
         BackboneError,
-        match=r"expected a tokenizer with words marked as in WordPiece .* contrastive",
+        match=r"expected a tokenizer that marks words as WordPiece .* contrastive",
     ):
         Words(wrapped, vocabulary=2)

@@ -183,7 +183,7 @@ def checks(material: Material) -> tuple[Check, ...]:
 
 
 def _judged(material: Material, watch: _Watch) -> tuple[int, int, dict[str, int]]:
-    """Count judgements of unknown passages and queries, and positive ones per split."""
+    """Count judgements of unknown passages or queries, and positive judgements in each split."""
     unknown_passages = unknown_queries = 0
     relevant = {}
     for split, judged in material.qrels.items():

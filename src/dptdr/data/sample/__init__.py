@@ -68,7 +68,7 @@ def build_sample(
         DataError: If the sample is unknown, or its sources are not installed.
     """
     if name not in SAMPLES:
-        raise DataError(f"expected a sample among {', '.join(SAMPLES)}, got '{name}'")
+        raise DataError(f"expected one of the samples {', '.join(SAMPLES)}, got '{name}'")
     sample = SAMPLES[name]
     found: list[Pair] = []
     files = sample.sources()

@@ -139,7 +139,7 @@ def find_type(name: object) -> IndexType:
     if not isinstance(name, str) or name not in INDEX_TYPES:
         known = ", ".join(INDEX_TYPES)
         shown = name if isinstance(name, str) else describe(name)
-        raise VectorsError(f"expected an index type among {known}, got '{shown}'")
+        raise VectorsError(f"expected one of the index types {known}, got '{shown}'")
     return INDEX_TYPES[name]
 
 

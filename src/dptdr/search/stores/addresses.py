@@ -97,7 +97,7 @@ def _qdrant(address: str) -> Any:
         from qdrant_client import QdrantClient
     except ImportError as error:
         raise VectorsError(
-            f"Qdrant needs the package qdrant-client ({error}); run `pip install 'dptdr[qdrant]'`"
+            f"Qdrant needs the qdrant-client package ({error}); run `pip install 'dptdr[qdrant]'`"
         ) from None
     if address.startswith("qdrant:"):
         try:

@@ -120,7 +120,7 @@ class CompressedVectors:
         full: Float[np.ndarray, "passages full_dim"] | None = None,
         factor: int = 4,
     ) -> TopK:
-        """Return the best rows, optionally rescored on the full vectors.
+        """Return the best rows, optionally rescored with the full vectors.
 
         Args:
             queries: Full query vectors; truncated to ``dim``, but not quantized.

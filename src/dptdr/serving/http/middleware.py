@@ -36,14 +36,14 @@ def make_logger(stream: Any = None) -> Any:
 
 
 class RequestMiddleware:
-    """Pure ASGI middleware, which adds microseconds and buffers no bodies.
+    """Pure ASGI middleware, which adds microseconds of latency and does not buffer bodies.
 
     Args:
         metrics: Counts requests.
         max_body_bytes: Maximum body size.
         receive_seconds: Timeout for receiving the body.
-        hosts: Host names of an open server, which must reject cross-site requests; ``None`` with
-            keys, because other sites do not have one.
+        hosts: Host names of an open server, which must reject cross-site requests; ``None`` if
+            API keys are required: other sites have none.
         logger: Receives one event per request, which never includes texts.
     """
 

@@ -147,7 +147,7 @@ class Catalogue:
         return self.folder / "bundles" / key
 
     def keep(self, source: Path, *, weights_file: str) -> str:
-        """Copy a bundle into the state folder, unless it already exists; return its key."""
+        """Copy a bundle into the state folder, unless it is already there; return its key."""
         manifest = read_regular(source / "task.json")
         key = _key(manifest)
         target = self.bundle(key)

@@ -95,8 +95,8 @@ class Verifier:
         assert self._bare is not None
         if float((served - self._bare).abs().max()) <= _NO_EFFECT * scale:
             raise BundleError(
-                f"{what} has no effect on vectors; the task is untrained, serve the bare backbone "
-                "under its own name instead"
+                f"{what} has no effect on vectors, so the task is untrained; serve the bare "
+                "backbone under its own name instead"
             )
 
     def check_backbone(self, manifest: TaskManifest, folder: Path) -> None:

@@ -29,7 +29,7 @@ def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, r
 
 def test_an_unknown_kind_lists_the_known_ones():
     with pytest.raises(
-        VectorsError, match=r"an index type among exact, hnsw, .*rabitq, got 'annoy'"
+        VectorsError, match=r"one of the index types exact, hnsw, .*rabitq, got 'annoy'"
     ):
         find_type("annoy")
 
