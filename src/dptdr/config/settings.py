@@ -45,7 +45,7 @@ class Setting:
         )
         if isinstance(value, float) and math.isinf(value):
             return "a finite number"
-        words = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
+        words = [f"{word} {bound:.10g}" for bound, word, _ in bounds if bound is not None]
         return None if all(good for *_, good in bounds) else " and ".join(words)
 
 

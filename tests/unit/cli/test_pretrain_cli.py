@@ -98,7 +98,10 @@ def test_a_finished_run_is_complete_and_prints_the_same(tmp_path, data, backbone
         (["--span-tokens", "4"], r"--span-tokens: expected at least min_span_tokens \(16\), got 4"),
         (["--dev-measure", "nDCG@10"], r"dev-measure: expected one of negative loss, sibling R@1"),
         (["--precision", "int8"], r"precision: expected one of float32, bfloat16, got 'int8'"),
-        (["--schedule", "up", "--seed", "-1"], r"(?=.*schedule: .* got 'up').*seed: .* 0, got -1"),
+        (
+            ["--schedule", "up", "--seed", "-1"],
+            r"(?=.*schedule: .* got 'up').*seed: .* 4294967295, got -1",
+        ),
         (["--prompt-only", "--keep-head"], r"--keep-head: does not apply with prompt_only"),
         (["--objectives", "fused"], r"--objectives: fused only applies with prompt_only"),
         (["--prompt-length", "4"], r"--prompt-length: only applies with prompt_only"),
