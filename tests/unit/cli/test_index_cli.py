@@ -109,7 +109,7 @@ def test_no_vectors_and_unknown_kinds_are_refused(data, tmp_path):
     with pytest.raises(VectorsError, match="create one with `dptdr encode`"):
         run("index", tmp_path / "v", "--out", tmp_path / "i")
     run("encode", data, "--backbone", "minilm", "--out", tmp_path / "v")
-    with pytest.raises(VectorsError, match="among exact, hnsw"):
+    with pytest.raises(VectorsError, match="index types exact, hnsw"):
         run("index", tmp_path / "v", "--out", tmp_path / "i", "--kind", "tree")
     assert not (tmp_path / "i").exists()
 

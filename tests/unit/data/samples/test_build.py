@@ -78,6 +78,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
 
 
 def test_an_unknown_sample_names_those_that_exist(tmp_path: Path):
-    with pytest.raises(DataError, match="among python-code, python-api, got 'python'"):
+    with pytest.raises(DataError, match="samples python-code, python-api, got 'python'"):
         build_sample("python", out=tmp_path / "x")
     assert not list(tmp_path.iterdir())
