@@ -12,9 +12,9 @@ def work(folder, reports):
     """Leave a file named by the process id; cannot load while there is a file ``broken``."""
     if (folder / "broken").exists():
         (folder / f"failed-{os.getpid()}").touch()
-        reports.put((os.getpid(), "its file is damaged"))
+        reports.send("its file is damaged")
         sys.exit(CANNOT_LOAD)
-    reports.put((os.getpid(), None))
+    reports.send(None)
     (folder / f"loaded-{os.getpid()}").touch()
     while True:
         time.sleep(1)

@@ -1,6 +1,6 @@
 """Rank passages, evaluate rankings and compare systems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError
 from dptdr.evaluation.compare import Comparison, compare_reports
 from dptdr.evaluation.report import EvaluationReport
@@ -74,7 +74,7 @@ def retrieve(
         else:
             queries, _ = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
-            _refuse_idle({"device": device != "auto", "threads": threads}, "an index")
+            refuse_idle({"device": device != "auto", "threads": threads}, "with an index")
             with phases(progress)("search"):
                 run = system.run(
                     queries, depth=depth, filters=filters or (), keep_identical=keep_identical
@@ -157,9 +157,9 @@ def evaluate(
         "strict": strict,
     }
     if protocol is not None:
-        _refuse_idle(of_ranking | {"keep_identical": keep_identical}, f"protocol={protocol!r}")
+        refuse_idle(of_ranking | {"keep_identical": keep_identical}, f"with {protocol=}")
     if protocol != "nq":
-        _refuse_idle(of_answers, f"protocol={protocol!r}")
+        refuse_idle(of_answers, f"with {protocol=}")
     try_outputs(optional_path(run_out), inputs=[data, system])
     if protocol is not None:
         return _by_protocol(
@@ -235,12 +235,6 @@ def _system(
     from dptdr.api.task import loaded
 
     return loaded(given, device=device, dtype=dtype, batch_size=batch_size)
-
-
-def _refuse_idle(given: Mapping[str, object], beside: str) -> None:
-    idle = [name for name, value in given.items() if value not in (None, False)]
-    if idle:
-        raise ConfigError(f"{', '.join(idle)}: no effect with {beside}")
 
 
 def _write(path: AnyPath | None, run: Run, *, name: str) -> None:

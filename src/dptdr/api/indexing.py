@@ -8,7 +8,7 @@ from typing import Any
 from dptdr.api.encoding import encode
 from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device
 from dptdr.api.task import AnyEncoder, Encoder, loaded
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError
 from dptdr.io.resume import try_outputs
 from dptdr.search.indexes.building import BuildSettings
@@ -92,7 +92,7 @@ def build_index(
     if database is None:
         try_outputs(Path(out), folders=True, inputs=[data])
     else:
-        _refuse_idle(index_type=index_type, overwrite=overwrite, settings=settings)
+        _refuse_beside_database(index_type=index_type, overwrite=overwrite, settings=settings)
     asker = None if encoder is None else loaded(encoder, device=device, fast=True)
     if isinstance(data, Path | str) and (Path(data) / MANIFEST).is_file():
         folder = Path(data)
@@ -136,7 +136,9 @@ def _build_settings(
     return checked(BuildSettings)(threads=threads or 0, options=options or {}, **others)
 
 
-def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSettings) -> None:
+def _refuse_beside_database(
+    *, index_type: str | None, overwrite: bool, settings: BuildSettings
+) -> None:
     """Reject options that have no effect on a database."""
     given: dict[str, Any] = {
         "index_type": index_type,
@@ -149,9 +151,7 @@ def _refuse_idle(*, index_type: str | None, overwrite: bool, settings: BuildSett
         "memory_bytes": settings.memory_bytes,
         **{name: True for name in settings.options if name not in _DATABASE_OPTIONS},
     }
-    idle = [name for name, value in given.items() if value]
-    if idle:
-        raise ConfigError("; ".join(f"{name}: has no effect with a database" for name in idle))
+    refuse_idle(given, "with a database")
 
 
 @checked

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dptdr.api.inputs import AnyPath, resolve_device
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, TaskManifest, load_encoder, load_task, read_manifest
 from dptdr.model.hub import push_task, task_folder
@@ -114,7 +114,7 @@ def encoder_of(
         )
     backbone = str(backbone) if isinstance(backbone, Path) else backbone
     if isinstance(backbone, Backbone):
-        _refuse_idle(backbone, device=device, dtype=dtype)
+        _refuse_reload(backbone, device=device, dtype=dtype)
     if task is None:
         if isinstance(backbone, Backbone):
             return Encoder(backbone)
@@ -128,18 +128,20 @@ def encoder_of(
     return Task(encoder, path=folder)
 
 
-def _refuse_idle(loaded: Backbone, *, device: str, dtype: str = "float32") -> None:
+_LOADED = "on a loaded encoder; give it to dptdr.load"
+
+
+def _refuse_reload(loaded: Backbone, *, device: str, dtype: str = "float32") -> None:
     """Reject options that have no effect on a loaded encoder."""
     own = str(loaded.device)
     idle = {"dtype": dtype != "float32", "device": device not in ("auto", own, own.split(":")[0])}
-    for name in (name for name, given in idle.items() if given):
-        raise ConfigError(f"{name}: has no effect on a loaded encoder; give it to dptdr.load")
+    refuse_idle(idle, _LOADED)
 
 
 def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
     """Return a backbone, loading it if given by name."""
     if isinstance(given, Backbone):
-        _refuse_idle(given, device=device)
+        _refuse_reload(given, device=device)
         return given
     return Backbone.load(str(given), device=resolve_device(device))
 
@@ -162,10 +164,9 @@ def loaded(
     """
     check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):
-        if backbone is not None:
-            raise ConfigError("backbone: has no effect on a loaded encoder; give it to dptdr.load")
+        refuse_idle({"backbone": backbone is not None}, _LOADED)
         if (device, dtype) != ("auto", "float32"):
-            _refuse_idle(given.backbone, device=device, dtype=dtype)
+            _refuse_reload(given.backbone, device=device, dtype=dtype)
         encoder = given
     else:
         encoder = load(given, backbone=backbone, device=device, dtype=dtype)

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 
 from dptdr.errors import ConfigError
+from dptdr.io.lines import LARGEST_INTEGER
 
-MAX_COUNT = 2**31 - 1
 MAX_SEED = 2**32 - 1
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -128,7 +128,7 @@ def check_unicode(texts: Sequence[str]) -> None:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Reject numbers that cannot be counts; ``None`` stands for a default.
+    """Reject numbers that cannot be counts; ``None`` means the default.
 
     Raises:
         ConfigError: If one is not a whole number from 1 to 2,147,483,647.
@@ -136,8 +136,23 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (not fits(count, int) or count < 1):
             raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
-        if count is not None and count > MAX_COUNT:
-            raise ConfigError(f"{name}: expected at most {MAX_COUNT:,}, got {count:,}")
+        if count is not None and count > LARGEST_INTEGER:
+            raise ConfigError(f"{name}: expected at most {LARGEST_INTEGER:,}, got {count:,}")
+
+
+def refuse_idle(given: Mapping[str, object], why: str) -> None:
+    """Reject options that were given but have no effect.
+
+    Args:
+        given: Option to its value; ``None`` or false if it was not given.
+        why: Completes "has no effect".
+
+    Raises:
+        ConfigError: If there are any; names all.
+    """
+    idle = [name for name, value in given.items() if value]
+    if idle:
+        raise ConfigError("; ".join(f"{name}: has no effect {why}" for name in idle))
 
 
 def check_seed(seed: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError, VectorsError
 from dptdr.io.identical import is_own_passage, say_own, without_own
 from dptdr.records import Hit, Qrels, Query, Run
@@ -70,13 +70,8 @@ class SearchIndex:
     ) -> None:
         if not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight: expected a number from 0 to 1, got {dense_weight}")
-        idle = {
-            "dense_weight": hybrid is None and dense_weight != 0.5,
-            "rerank_top": scorer is None and rerank_top != 50,
-        }
-        for name in (name for name, unused in idle.items() if unused):
-            needed = "hybrid" if name == "dense_weight" else "a cross-encoder"
-            raise ConfigError(f"{name}: has no effect without {needed}")
+        refuse_idle({"dense_weight": hybrid is None and dense_weight != 0.5}, "without hybrid")
+        refuse_idle({"rerank_top": scorer is None and rerank_top != 50}, "without a cross-encoder")
         self.index = index
         self.encoder = encoder
         self.choice = choice

@@ -100,7 +100,7 @@ def work(settings: ServerSettings, socket: Any, reports: Any) -> None:
 
     Args:
         socket: Listening socket shared by all workers.
-        reports: Receives the process id with ``None`` once loaded, or with an error message.
+        reports: Connection that receives ``None`` once loaded, or an error message.
     """
     from dptdr.serving.draining import DrainingServer
     from dptdr.serving.http.app import build_app
@@ -112,9 +112,9 @@ def work(settings: ServerSettings, socket: Any, reports: Any) -> None:
         runtime = Runtime(settings)
         runtime.load()
     except DptdrError as error:
-        reports.put((os.getpid(), str(error)))
+        reports.send(str(error))
         sys.exit(CANNOT_LOAD)
-    reports.put((os.getpid(), None))
+    reports.send(None)
     config = _config(build_app(runtime), settings, host="", port=0)
     config.configure_logging()
     DrainingServer(config, runtime).run(sockets=[socket])

@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
@@ -20,6 +22,23 @@ _EARLY_SECONDS = 5.0
 _MAX_EARLY_DEATHS = 5
 
 
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    reports: Connection
+    started: float
+    loaded: bool = False
+    message: str | None = None
+
+    def read_reports(self) -> None:
+        """Record whether the worker has loaded, or why it could not."""
+        # A pipe for each worker: one that is killed while it reports would keep a queue's lock.
+        with contextlib.suppress(EOFError, OSError):
+            while self.reports.poll():
+                self.message = self.reports.recv()
+                self.loaded = self.message is None
+
+
 class Supervisor:
     """Runs workers on a shared socket and replaces workers that die.
 
@@ -27,8 +46,8 @@ class Supervisor:
     file must not stop a server that has it in memory.
 
     Args:
-        target: Function to run in each worker. Takes the arguments and a queue, to which it reports
-            its process id with ``None`` once loaded, or with an error message.
+        target: Function to run in each worker. Takes the arguments and a connection, to which it
+            sends ``None`` once loaded, or an error message.
         patience_seconds: Time for workers to exit before they are killed.
         retry_seconds: Pause before a worker that failed to start is retried.
     """
@@ -46,13 +65,10 @@ class Supervisor:
         self.arguments = arguments
         self.workers = workers
         self.patience_seconds = patience_seconds
-        self._context = multiprocessing.get_context("spawn")
         self.retry_seconds = retry_seconds
-        self._reports = self._context.SimpleQueue()
-        self._running: dict[SpawnProcess, float] = {}
+        self._context = multiprocessing.get_context("spawn")
+        self._running: list[_Worker] = []
         self._due: list[float] = []
-        self._loaded: set[int] = set()
-        self._messages: dict[int, str] = {}
         self._early = 0
         self._stopping = False
 
@@ -67,11 +83,11 @@ class Supervisor:
             for _ in range(self.workers):
                 self._start()
             while not self._stopping:
-                sentinels = [process.sentinel for process in self._running]
+                sentinels = [worker.process.sentinel for worker in self._running]
                 multiprocessing.connection.wait(sentinels, timeout=0.2)
-                for process in [p for p in self._running if not p.is_alive()]:
+                for worker in [w for w in self._running if not w.process.is_alive()]:
                     if not self._stopping:
-                        self._replace(process)
+                        self._replace(worker)
                 late = [due for due in self._due if due <= time.monotonic()]
                 self._due = [due for due in self._due if due not in late]
                 for _ in late if not self._stopping else ():
@@ -86,23 +102,29 @@ class Supervisor:
         self._stopping = True
 
     def _start(self) -> None:
-        process = self._context.Process(target=self.target, args=(*self.arguments, self._reports))
+        reader, writer = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=self.target, args=(*self.arguments, writer))
         process.start()
-        self._running[process] = time.monotonic()
+        writer.close()
+        self._running.append(_Worker(process, reader, time.monotonic()))
 
-    def _replace(self, process: SpawnProcess) -> None:
+    def _replace(self, worker: _Worker) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        early = time.monotonic() - self._running.pop(process) < _EARLY_SECONDS
+        self._running.remove(worker)
+        process = worker.process
+        early = time.monotonic() - worker.started < _EARLY_SECONDS
         self._early = self._early + 1 if early else 0
         sys.stderr.write(
             f"worker {process.pid} exited with code {process.exitcode}, replacing it\n"
         )
         with contextlib.suppress(OSError, TypeError, ValueError):
             mark_process_dead(process.pid)
-        self._read_reports()
-        message = self._messages.pop(process.pid or 0, None)
-        if any(other.pid in self._loaded for other in self._running):
+        for each in (worker, *self._running):
+            each.read_reports()
+        worker.reports.close()
+        message = worker.message
+        if any(other.loaded for other in self._running):
             if message is not None:
                 sys.stderr.write(f"worker {process.pid}: {message}\n")
             pause = self.retry_seconds if early or message is not None else 0.0
@@ -117,20 +139,12 @@ class Supervisor:
             )
         self._start()
 
-    def _read_reports(self) -> None:
-        """Record which workers have loaded, and the errors of those that failed."""
-        while not self._reports.empty():
-            pid, message = self._reports.get()
-            if message is None:
-                self._loaded.add(pid)
-            else:
-                self._messages[pid] = message
-
     def _end(self) -> None:
-        for process in self._running:
+        processes = [worker.process for worker in self._running]
+        for process in processes:
             process.terminate()
         deadline = time.monotonic() + self.patience_seconds
-        for process in self._running:
+        for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()

@@ -189,12 +189,12 @@ class RunFolder:
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors on the CPU with their names, dtypes and shapes."""
+    """Return the SHA-256 of tensors with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
