@@ -18,7 +18,7 @@ from dptdr.api.inputs import (
 from dptdr.api.task import AnyEncoder, loaded
 from dptdr.config.arguments import check_counts, checked
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 from dptdr.model import Encoder
 from dptdr.records import Document
 from dptdr.search.vectors.cluster import Cluster, encode_on_ray

@@ -19,7 +19,7 @@ from dptdr.errors import ConfigError
 from dptdr.evaluation.compare import Comparison, compare_reports
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import BeirFolder
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 from dptdr.records import Run
 from dptdr.search.retriever import Filters, SearchIndex
 

@@ -10,7 +10,7 @@ from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_devi
 from dptdr.api.task import AnyEncoder, Encoder, loaded
 from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 from dptdr.search.indexes.building import BuildSettings
 from dptdr.search.indexes.building import build_index as build
 from dptdr.search.indexes.local import LocalIndex

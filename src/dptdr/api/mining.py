@@ -14,7 +14,7 @@ from dptdr.api.inputs import (
     resolve_device,
 )
 from dptdr.config.arguments import check_counts, checked
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 from dptdr.mining.settings import (
     FilteringSettings,
     MiningSettings,

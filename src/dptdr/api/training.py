@@ -17,8 +17,8 @@ from dptdr.api.inputs import (
 from dptdr.config.arguments import check_counts, checked
 from dptdr.config.requests import pretraining_request, training_request
 from dptdr.io.beir import BeirFolder
+from dptdr.io.outputs import try_outputs
 from dptdr.io.progress import TrainingProgress
-from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.api.task import Task

@@ -14,8 +14,8 @@ from typer.core import TyperCommand
 from dptdr.cli.options import with_flags
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import read_json
+from dptdr.io.outputs import refuse_replacing
 from dptdr.io.progress import current_phase
-from dptdr.io.resume import refuse_replacing
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 

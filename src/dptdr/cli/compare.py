@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dptdr.cli.common import Json, write_result
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 
 def command(

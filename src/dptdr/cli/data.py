@@ -8,7 +8,7 @@ import typer
 from dptdr.cli.common import Json, write_result
 from dptdr.config.arguments import MAX_SEED
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.data.formats.writing import Conversion

@@ -8,7 +8,7 @@ import typer
 
 from dptdr.cli.common import BatchSize, Device, Dtype, Json, Overwrite, Threads, start, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.search.vectors.folder import VectorFolder

@@ -7,7 +7,7 @@ import typer
 
 from dptdr.cli.common import Json, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.model.backbone import Backbone

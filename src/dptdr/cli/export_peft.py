@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 
 def command(

@@ -18,7 +18,7 @@ from dptdr.cli.common import (
     write_result,
 )
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.search.retriever import SearchIndex

@@ -7,7 +7,7 @@ import typer
 
 from dptdr.cli.common import Device, Dtype, Json, Overwrite, Threads, refuse_idle, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 PANELS = {
     "False negatives": (

@@ -9,7 +9,7 @@ from dptdr.cli.common import Device, Json, Overwrite, Threads, write_result
 from dptdr.cli.options import settings as options_of
 from dptdr.config.methods import DeepPromptConfig, settings_of
 from dptdr.config.pretraining import DEV_MEASURES, FUSED, FUSED_MEASURE, PretrainingConfig
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult

@@ -10,8 +10,8 @@ import typer
 
 from dptdr.cli.common import Json
 from dptdr.io.atomic import write_json
+from dptdr.io.outputs import try_outputs
 from dptdr.io.progress import progress
-from dptdr.io.resume import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.data.subsample import CappedSet

@@ -10,7 +10,7 @@ from dptdr.cli.common import Device, Json, Overwrite, Threads, write_result
 from dptdr.cli.options import settings as options_of
 from dptdr.config.methods import METHOD_NAMES, DeepPromptConfig, LoraConfig, ShallowPromptConfig
 from dptdr.config.training import TrainingConfig
-from dptdr.io.resume import try_outputs
+from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.api.task import Task

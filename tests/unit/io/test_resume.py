@@ -11,7 +11,8 @@ import pytest
 
 from dptdr.errors import OutputError
 from dptdr.io.atomic import _HOST
-from dptdr.io.resume import claim, try_outputs
+from dptdr.io.outputs import try_outputs
+from dptdr.io.resume import claim
 
 SETTINGS = {"steps": 4, "data": {"name": "a", "queries": 5}}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dptdr.errors import BackboneError, BundleError
 from dptdr.io.atomic import atomic_folder, read_json
-from dptdr.io.resume import refuse_filled
+from dptdr.io.outputs import refuse_filled
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import save_task
 from dptdr.model.encoder import Limits

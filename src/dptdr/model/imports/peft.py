@@ -8,7 +8,7 @@ import safetensors.torch
 
 from dptdr.errors import BundleError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
-from dptdr.io.resume import refuse_filled
+from dptdr.io.outputs import refuse_filled
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import load_task, save_task
 from dptdr.model.encoder import Limits

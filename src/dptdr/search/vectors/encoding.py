@@ -18,8 +18,9 @@ from dptdr.errors import OutputError, VectorsError
 from dptdr.io.atomic import write_json, writing
 from dptdr.io.beir import as_documents
 from dptdr.io.ids import IdSet
+from dptdr.io.locks import locked
 from dptdr.io.probe import same_probe
-from dptdr.io.resume import check_same, claim, locked, say_complete
+from dptdr.io.resume import check_same, claim, say_complete
 from dptdr.records import Document, Passage
 from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import Source, read_documents, source_of
