@@ -1,0 +1,110 @@
+"""Checks of output paths before any work begins."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dptdr.errors import OutputError
+from dptdr.io.atomic import remove_leftovers, writing
+
+
+def exists(path: Path) -> bool:
+    """Check that ``path`` exists and is not an empty folder."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def try_outputs(
+    *paths: Path | None,
+    folders: bool = False,
+    inputs: Sequence[Any] = (),
+    suffix: str | None = None,
+) -> None:
+    """Check that outputs can be written before doing any work.
+
+    Args:
+        paths: Files or folders; ``None``, and ``-`` for standard output, are skipped.
+        folders: The paths are folders.
+        inputs: Inputs, see :func:`refuse_replacing`.
+        suffix: Suffix of the folder beside each output where unfinished work goes.
+
+    Raises:
+        OutputError: If an output would replace an input, a name is not UTF-8, a file exists
+            instead of a folder or vice versa, or the parent folder is not writable.
+    """
+    for path in paths:
+        if path is None or str(path) == "-":
+            continue
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise OutputError(
+                f"{os.fsencode(path)!r}: expected a UTF-8 name; choose a different name, or set a "
+                "UTF-8 locale"
+            ) from None
+        refuse_replacing([path], inputs)
+        if suffix is not None:
+            refuse_replacing([path.with_name(path.name + suffix)], inputs)
+        if path.name in ("", ".."):
+            raise OutputError(
+                f"expected a named output, got '{path}'; specify a file or folder name"
+            )
+        with writing(path):
+            if path.exists() and path.is_dir() is not folders:
+                found, wanted = ("file", "folder") if folders else ("folder", "file")
+                raise OutputError(
+                    f"expected a {wanted}, got a {found}; choose a different name", path=path
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+
+
+def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
+    """Reject outputs that would replace an input, or a file of an input folder.
+
+    Args:
+        inputs: Paths; values that are not existing paths are skipped.
+
+    Raises:
+        OutputError: If an output would replace an input; names both.
+    """
+    for given in inputs:
+        # A name is not a folder: the encoder `minilm` may become a task `minilm`.
+        if not isinstance(given, str | Path) or not str(given) or not Path(given).exists():
+            continue
+        for path in outputs:
+            if str(path) != "-" and _replaces(path, Path(given)):
+                raise OutputError(
+                    f"{path}: expected an output separate from the input, got one that would "
+                    f"replace {given}; choose a different name"
+                )
+
+
+def refuse_filled(path: Path) -> None:
+    """Reject a non-empty output folder, for writers that cannot recognise their own.
+
+    Raises:
+        OutputError: If the folder is not empty.
+    """
+    if exists(path):
+        raise OutputError(
+            "expected a new or empty output folder, got one with files; choose a different name",
+            path=path,
+        )
+
+
+def _replaces(output: Path, given: Path) -> bool:
+    real, source = output.resolve(), given.resolve()
+    if source.is_relative_to(real):
+        return True
+    if not real.is_file():
+        return False
+    # A data folder may contain other files, such as negatives.
+    names = ("corpus.jsonl", "corpus.jsonl.gz", "queries.jsonl", "queries.jsonl.gz", "qrels")
+    parts = [source / name for name in names if (source / name).exists()] or [source]
+    # A member may be a link to the output.
+    files = (file for part in parts for file in ([part] if part.is_file() else part.rglob("*")))
+    return any(file.is_file() and real.samefile(file) for file in files)
