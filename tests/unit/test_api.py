@@ -494,3 +494,24 @@ def test_an_index_names_wrong_arguments(places, task):
         dptdr.build_index(data, task, out=root / "arguments", bm25="yes")
     with pytest.raises(ConfigError, match=r"^dtype: has no effect on a loaded encoder"):
         dptdr.evaluate(data, task, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "message"),
+    [
+        ("bm25", {"device": "cpu"}, "device: has no effect with BM25"),
+        ("bm25:german", {"dtype": "bfloat16"}, "dtype: has no effect with BM25"),
+        ({"q1": [Hit("p1", 1.0)]}, {"batch_size": 4}, "batch_size: has no effect with a run"),
+    ],
+)
+def test_evaluation_refuses_options_of_an_encoder_beside_another_system(
+    places, system, options, message
+):
+    with pytest.raises(ConfigError, match=message):
+        dptdr.evaluate(places[0], system, progress=False, **options)
+
+
+def test_evaluation_by_official_rules_refuses_options_of_a_ranking(places, tmp_path):
+    for options in ({"split": "dev"}, {"device": "cpu"}, {"batch_size": 4}, {"depth": 5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: has no effect"):
+            dptdr.evaluate(tmp_path / "qrels", tmp_path / "run", protocol="msmarco", **options)

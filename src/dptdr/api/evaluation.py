@@ -149,7 +149,17 @@ def evaluate(
     from dptdr.search.ranking import judged_queries, measure, needed_depth, rank
 
     check_counts(depth=depth, limit=limit, batch_size=batch_size, threads=threads)
-    of_ranking = {"measures": bool(measures), "depth": depth, "limit": limit, "run_out": run_out}
+    of_ranking = {
+        "split": split != "test",
+        "measures": bool(measures),
+        "depth": depth,
+        "limit": limit,
+        "keep_identical": keep_identical,
+        "run_out": run_out,
+        "batch_size": batch_size,
+        "device": device != "auto",
+        "dtype": dtype != "float32",
+    }
     of_answers = {
         "passages": passages,
         "queries": queries,
@@ -157,7 +167,7 @@ def evaluate(
         "strict": strict,
     }
     if protocol is not None:
-        refuse_idle(of_ranking | {"keep_identical": keep_identical}, f"with {protocol=}")
+        refuse_idle(of_ranking, f"with {protocol=}")
     if protocol != "nq":
         refuse_idle(of_answers, f"with {protocol=}")
     try_outputs(optional_path(run_out), inputs=[data, system])
@@ -177,13 +187,9 @@ def evaluate(
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
         asked, judged = judged_queries(folder, split, limit=limit)
-        if isinstance(system, dict):
-            ranked: Encoder | Path | Run | str = system
-        else:
-            set_threads(threads)
-            ranked = _system(system, device=device, dtype=dtype, batch_size=batch_size)
+        set_threads(threads)
         ranking = rank(
-            ranked,
+            _system(system, device=device, dtype=dtype, batch_size=batch_size),
             folder,
             queries=asked,
             depth=depth,
@@ -222,15 +228,21 @@ def compare(
 
 
 def _system(
-    given: "Encoder | AnyPath",
+    given: "Encoder | AnyPath | Run",
     *,
     device: str,
     dtype: str = "float32",
     batch_size: int | None = None,
-) -> "Encoder | Path | str":
+) -> "Encoder | Path | Run | str":
+    of_encoder = {"device": device != "auto", "dtype": dtype != "float32", "batch_size": batch_size}
     if isinstance(given, str) and given.partition(":")[0] == "bm25":
+        refuse_idle(of_encoder, "with BM25")
+        return given
+    if isinstance(given, dict):
+        refuse_idle(of_encoder, "with a run")
         return given
     if isinstance(given, Path | str) and Path(given).is_file():
+        refuse_idle(of_encoder, "with a run")
         return Path(given)
     from dptdr.api.task import loaded
 

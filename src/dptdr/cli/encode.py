@@ -19,18 +19,17 @@ PANELS = {"Several processes and machines": ("shard_size", "shard", "processes",
 def command(
     data: Annotated[Path, typer.Argument(help="BEIR folder; its corpus.jsonl is encoded.")],
     out: Annotated[Path, typer.Option(help="Vector folder to write.")],
-    task: Annotated[
-        Path | None, typer.Option(help="Task bundle that encodes, or its name on the hub.")
-    ] = None,
+    task: Annotated[Path | None, typer.Option(help="Task bundle, or its name on the hub.")] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Bare backbone that encodes (name, folder or minilm); with --task, where the "
+            help="Encoder without a prompt (minilm, a folder or a hub name); "
+            "with --task, where the "
             "task's backbone is."
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Encode only this many passages, from the start.")
+        int | None, typer.Option(min=1, help="Encode only the first LIMIT passages.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16"],
@@ -45,8 +44,9 @@ def command(
     shard: Annotated[
         str,
         typer.Option(
-            help="Do part i of n (from 0), for several machines: i/n. They may share the folder, "
-            "or their OUT.partial folders are copied together and the command is run once more."
+            help="Encode part i of n only, as i/n from 0, for several "
+            "machines. They may share OUT, "
+            "or copy their OUT.partial folders together and run the command once more."
         ),
     ] = "0/1",
     processes: Annotated[
@@ -56,8 +56,8 @@ def command(
     ray: Annotated[
         str | None,
         typer.Option(
-            help="Encode on a Ray cluster: its address, auto for the one of this machine, or local "
-            "to start one. DATA and OUT have the same path on every machine."
+            help="Encode on a Ray cluster: its address, auto for one on this machine, or local "
+            "to start one. DATA and OUT must have the same paths on every machine."
         ),
     ] = None,
     batch_size: BatchSize = None,

@@ -32,28 +32,29 @@ def command(
     data: Annotated[
         Path | None, typer.Argument(help="BEIR folder; not needed with --protocol.")
     ] = None,
-    task: Annotated[Path | None, typer.Option(help="Measure this task bundle.")] = None,
+    task: Annotated[Path | None, typer.Option(help="Task bundle to evaluate.")] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="Measure this bare encoder: `minilm`, a folder or a hub name."),
+        typer.Option(help="Encoder to evaluate untuned: `minilm`, a folder or a hub name."),
     ] = None,
-    bm25: Annotated[bool, typer.Option("--bm25", help="Measure BM25.")] = False,
+    bm25: Annotated[bool, typer.Option("--bm25", help="Evaluate BM25.")] = False,
     language: Annotated[
         str | None,
-        typer.Option(help="Language of --bm25, such as german. Default: auto, by the texts."),
+        typer.Option(help="Language of --bm25, such as german; detected by default."),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Measure this finished TREC run file.")] = None,
-    split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv to answer.")] = "test",
+    run: Annotated[Path | None, typer.Option(help="TREC run file to evaluate.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the queries: qrels/SPLIT.tsv.")] = "test",
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure as ir_measures names it, may be repeated. Default: nDCG@10, RR@10, R@100."
+            help="Measure in ir_measures notation; repeatable. Default: nDCG@10, RR@10, R@100."
         ),
     ] = None,
     depth: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Passages ranked per query. Default: what the measures need, at least 100."
+            min=1,
+            help="Passages per query. Default: as the measures require, at least 100.",
         ),
     ] = None,
     keep_identical: KeepIdentical = False,
@@ -61,35 +62,34 @@ def command(
         Path | None, typer.Option(help="Write the ranking to this TREC run file.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only the first so many queries.")
+        int | None, typer.Option(min=1, help="Use only the first LIMIT queries.")
     ] = None,
     protocol: Annotated[
         Literal["msmarco", "nq"] | None,
-        typer.Option(help="Measure --run by official rules: msmarco or nq (DPR's)."),
+        typer.Option(help="Evaluate --run by the official rules of msmarco or nq (DPR)."),
     ] = None,
     qrels: Annotated[
         Path | None,
-        typer.Option(help="Judgements for --protocol; for nq the question file (.qa.csv)."),
+        typer.Option(help="Judgements for --protocol; for nq, the question file (.qa.csv)."),
     ] = None,
     passages: Annotated[
-        Path | None, typer.Option(help="psgs_w100.tsv or corpus.jsonl that the run names, for nq.")
+        Path | None,
+        typer.Option(help="For nq: the run's passages, psgs_w100.tsv or corpus.jsonl."),
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="queries.jsonl that tells which id is which question, for nq. "
-            "Default: ids are the questions' numbers in the file, from 0."
+            help="For nq: queries.jsonl that maps ids to questions. "
+            "Default: ids are the questions' line numbers in the file, from 0."
         ),
     ] = None,
     matching: Annotated[
         Literal["string", "regex"],
-        typer.Option(help="Answers of nq are texts, or regular expressions (CuratedTREC)."),
+        typer.Option(help="For nq: how to match answers (regex for CuratedTREC)."),
     ] = "string",
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict", help="Refuse nq answers that match every passage or none, as an empty one."
-        ),
+        typer.Option("--strict", help="For nq: reject answers that match every passage or none."),
     ] = False,
     batch_size: BatchSize = None,
     device: Device = "auto",

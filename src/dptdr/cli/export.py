@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 def command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     task: Annotated[
-        Path | None, typer.Option(help="Task bundle: its backbone, and --data's judge.")
+        Path | None,
+        typer.Option(help="Task bundle: exports its backbone, and evaluates it with --data."),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Encoder: minilm, a folder or a name.")
+        str | None, typer.Option(help="Encoder: `minilm`, a folder or a hub name.")
     ] = None,
     fold: Annotated[
         bool,
-        typer.Option(
-            "--fold", help="Fold the task into the graph: token ids in, its vectors out, no torch."
-        ),
+        typer.Option("--fold", help="Fold the task into the graph, to encode it without torch."),
     ] = False,
     int8: Annotated[
-        bool, typer.Option(help="Write an 8-bit graph as well; needs --data to show its cost.")
+        bool, typer.Option(help="Also write an 8-bit graph; --data measures what it costs.")
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="BEIR folder: measure nDCG@10 of torch and of the 8-bit graph on it."),
+        typer.Option(help="BEIR folder to compare nDCG@10 of torch and the 8-bit graph on."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "test",
     json: Json = None,

@@ -14,14 +14,15 @@ def command(
         Path, typer.Option(help="Folder to write; untied tasks give OUT/query and OUT/passage.")
     ],
     backbone: Annotated[
-        str | None, typer.Option(help="Where the task's backbone is. Default: as it says.")
+        str | None,
+        typer.Option(help="Location of the task's backbone. Default: as stored in the task."),
     ] = None,
     accept_shift: Annotated[
         bool,
         typer.Option(
             "--accept-shift",
-            help="Export a task that was trained without shifted positions; PEFT shifts them, so "
-            "its vectors differ there.",
+            help="Export a task trained without shifted positions; PEFT shifts them, so "
+            "its vectors will differ.",
         ),
     ] = False,
 ) -> None:

@@ -15,12 +15,13 @@ def command(
         Path,
         typer.Argument(
             metavar="SRC",
-            help="Folder of the checkpoint: the authors' saved model (or its query_model and "
-            "passage_model folders together), or a PEFT prefix-tuning adapter.",
+            help="Folder of the checkpoint: the authors' saved model (or the "
+            "folder of its query_model and "
+            "passage_model), or a PEFT prefix-tuning adapter.",
         ),
     ],
     format: Annotated[
-        Literal["dptdr-authors", "peft"], typer.Option(help="Whose checkpoint it is.")
+        Literal["dptdr-authors", "peft"], typer.Option(help="Format of the checkpoint.")
     ],
     out: Annotated[
         Path,
@@ -29,17 +30,23 @@ def command(
         ),
     ],
     backbone: Annotated[
-        str | None, typer.Option(help="peft: the encoder. Default: the one the adapter names.")
+        str | None, typer.Option(help="peft: the encoder. Default: as named in the adapter.")
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="dptdr-authors: folder of the tokenizer, if the checkpoint has none."),
     ] = None,
     max_query_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest query; the authors' MS MARCO recipe has 32.")
+        int,
+        typer.Option(
+            min=1, help="Maximum query length in tokens; 32 in the authors' MS MARCO recipe."
+        ),
     ] = 32,
     max_passage_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest passage; the authors' MS MARCO recipe has 128.")
+        int,
+        typer.Option(
+            min=1, help="Maximum passage length in tokens; 128 in the authors' MS MARCO recipe."
+        ),
     ] = 128,
     json: Json = None,
 ) -> None:

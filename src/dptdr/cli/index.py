@@ -32,9 +32,9 @@ PANELS = {
 
 def command(
     context: typer.Context,
-    vectors: Annotated[Path, typer.Argument(help="Vector folder that `dptdr encode` wrote.")],
+    vectors: Annotated[Path, typer.Argument(help="Vector folder from `dptdr encode`.")],
     out: Annotated[
-        Path | None, typer.Option(help="Index folder to write; an old one is kept until then.")
+        Path | None, typer.Option(help="Index folder to write; an old one is replaced at the end.")
     ] = None,
     index_type: Annotated[
         str | None,
@@ -48,19 +48,20 @@ def command(
     ] = False,
     language: Annotated[
         str | None,
-        typer.Option(help="Language of --bm25, such as german. Default: auto, by the texts."),
+        typer.Option(help="Language of --bm25, such as german; detected by default."),
     ] = None,
     dimensions: Annotated[
         int | None,
         typer.Option(
-            help="Search the first numbers of each vector only, and the best hits again by all; "
+            help="Search only this many dimensions, and re-rank the best hits with all; "
             "for tasks trained with --matryoshka."
         ),
     ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="Search exactly over float16, int8 or binary numbers, and the best hits again by "
+            help="Search exactly over float16, int8 or binary vectors, and "
+            "re-rank the best hits with "
             "full vectors."
         ),
     ] = None,
@@ -92,22 +93,22 @@ def command(
     refresh: Annotated[
         Path | None,
         typer.Option(
-            help="Renew this index and VECTORS: encode only what changed in --data (all, if the "
-            "prompt changed), then exchange both. The old ones serve until then."
+            help="Update this index and VECTORS: encode what changed in --data (all, if the "
+            "prompt changed), then replace both."
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="BEIR folder as it is now.")] = None,
-    task: Annotated[Path | None, typer.Option(help="Task bundle as it is now.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Bare backbone that encodes.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Current BEIR folder.")] = None,
+    task: Annotated[Path | None, typer.Option(help="Current task bundle.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Encoder without a prompt.")] = None,
     database: Annotated[
         str | None,
         typer.Option(
             help="Load VECTORS into this database instead: postgresql://USER@HOST/DATABASE "
             "(pgvector), http://HOST:6333 (Qdrant; key from QDRANT_API_KEY) or qdrant:FOLDER. "
-            "What --name meant serves until then."
+            "The old index of this name is replaced at the end."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the index in it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the index in the database.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,

@@ -23,8 +23,8 @@ def command(
     source: Annotated[
         list[str],
         typer.Option(
-            help="bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or run:FILE; may be repeated. "
-            "Each may go on with ,range_min=10 ,num_negatives=30 "
+            help="bm25, bm25:LANGUAGE, backbone:NAME, task:FOLDER or run:FILE; repeatable. "
+            "Options may follow: ,range_min=10 ,num_negatives=30 "
             ",sampling=top|uniform|score ,name=X."
         ),
     ],
@@ -32,11 +32,9 @@ def command(
     split: Annotated[
         str, typer.Option(help="Split whose judgements define the positives.")
     ] = "train",
-    range_max: Annotated[
-        int, typer.Option(min=1, help="Ranks 1 to this are candidates where a source says none.")
-    ] = 200,
+    range_max: Annotated[int, typer.Option(min=1, help="Default range_max of the sources.")] = 200,
     num_negatives: Annotated[
-        int, typer.Option(min=1, help="Negatives per query and source where a source says none.")
+        int, typer.Option(min=1, help="Default num_negatives of the sources.")
     ] = 30,
     min_grade: Annotated[int, typer.Option(min=1, help="Minimum grade of a positive.")] = 1,
     keep_identical: Annotated[
@@ -46,7 +44,8 @@ def command(
         ),
     ] = False,
     format: Annotated[
-        Literal["dptdr", "tevatron"], typer.Option(help="Ids with provenance, or Tevatron's texts.")
+        Literal["dptdr", "tevatron"],
+        typer.Option(help="Ids with provenance, or texts in Tevatron's format."),
     ] = "dptdr",
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     teacher: Annotated[
@@ -73,23 +72,23 @@ def command(
     percent: Annotated[float | None, typer.Option(hidden=True)] = None,
     positive_score: Annotated[
         Literal["min", "mean", "max"],
-        typer.Option(help="Which score counts where a query has several positives."),
+        typer.Option(help="Which score to use if a query has several positives."),
     ] = "mean",
     keep_scores: Annotated[
         bool,
-        typer.Option("--keep-scores", help="Drop nothing; write the teacher's scores to distil."),
+        typer.Option(
+            "--keep-scores", help="Drop nothing; write the teacher's scores, for distillation."
+        ),
     ] = False,
     judged_split: Annotated[
         str | None,
-        typer.Option(
-            help="Measure precision and recall of the removal on this split's graded judgements."
-        ),
+        typer.Option(help="Measure precision and recall of the filter on this split."),
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Keep corpus vectors and the BM25 index in this folder, for further minings. "
-            "Default: with the unfinished work, removed at the end."
+            help="Keep corpus vectors and the BM25 index in this folder, for later runs. "
+            "Default: a temporary folder."
         ),
     ] = None,
     device: Device = "auto",

@@ -33,22 +33,24 @@ PANELS = {
 def command(
     context: typer.Context,
     index: Annotated[
-        Path, typer.Argument(help="Index folder that `dptdr index` wrote, or name in --database.")
+        Path, typer.Argument(help="Index folder from `dptdr index`, or name in --database.")
     ],
     text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
-    task: Annotated[Path | None, typer.Option(help="Task bundle that encodes the query.")] = None,
+    task: Annotated[Path | None, typer.Option(help="Task bundle to encode queries.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Bare backbone that encodes the query.")
+        str | None, typer.Option(help="Encoder without a prompt for the query.")
     ] = None,
     depth: Annotated[
         int | None,
-        typer.Option("--depth", "-k", min=1, help="Hits. Default: 10, for --queries 100."),
+        typer.Option(
+            "--depth", "-k", min=1, help="Number of hits. Default: 10, or 100 with --queries."
+        ),
     ] = None,
     filter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only passages whose metadata says so: field=value or field=a,b. May be given "
-            "several times; all must hold."
+            help="Only passages with this metadata: field=value or field=a,b. If "
+            "repeated, all must hold."
         ),
     ] = None,
     database: Annotated[
@@ -59,7 +61,8 @@ def command(
         bool,
         typer.Option(
             "--verify",
-            help="Check every file of the index against its checksum first; alone, do only that.",
+            help="First verify the checksums of all files of the index; "
+            "without a query, do only that.",
         ),
     ] = False,
     queries: Annotated[
@@ -69,7 +72,7 @@ def command(
     id_prefix: Annotated[
         str | None,
         typer.Option(
-            help="Search the queries whose ids begin so instead of a split's, judged or not."
+            help="Instead, search all queries whose ids start with this prefix, judged or not."
         ),
     ] = None,
     keep_identical: KeepIdentical = False,

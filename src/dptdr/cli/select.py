@@ -19,7 +19,7 @@ def command(
     measure: Annotated[
         list[str],
         typer.Option(
-            help="Measure to take of each checkpoint on dev, such as R@20; repeatable. The first "
+            help="Dev measure to compute for each checkpoint, such as R@20; repeatable. The first "
             "one chooses."
         ),
     ],
@@ -30,7 +30,7 @@ def command(
         Path | None, typer.Option(help="Write the chosen checkpoint as a task bundle.")
     ] = None,
     step: Annotated[
-        int | None, typer.Option(help="Choose this checkpoint, whatever was measured.")
+        int | None, typer.Option(help="Choose this checkpoint, whatever its measures.")
     ] = None,
     json: Json = None,
 ) -> None:

@@ -16,50 +16,50 @@ def command(
     settings: dict[str, Any],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(help="Task bundles, as FOLDER or NAME=FOLDER; none: the bare backbone."),
+        typer.Argument(help="Task bundles, as FOLDER or NAME=FOLDER. Default: the backbone alone."),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="Encoder: minilm, a folder or a name. Default: the first task's."),
+        typer.Option(help="Encoder: `minilm`, a folder or a hub name. Default: the first task's."),
     ] = None,
     index: Annotated[
         list[str] | None,
         typer.Option(
-            help="Index folder to search, as FOLDER or TASK=FOLDER. May be given several times; a "
-            "task finds an index that holds its vectors."
+            help="Index folder, as FOLDER or TASK=FOLDER; repeatable. Without TASK, used for every "
+            "task whose vectors it holds."
         ),
     ] = None,
     hybrid: Annotated[
         bool, typer.Option("--hybrid", help="Build BM25 in memory for indexes without one.")
     ] = False,
     cross_encoder: Annotated[
-        str | None, typer.Option(help="Name or folder of the cross-encoder behind /rerank.")
+        str | None, typer.Option(help="Cross-encoder for /rerank: name or folder.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 8000,
     tasks_folder: Annotated[
-        Path | None, typer.Option(help="The one folder whose bundles and indexes requests may add.")
+        Path | None, typer.Option(help="Folder with the bundles and indexes that requests may add.")
     ] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="Folder for the catalogue and copies of bundles. Default: temporary."),
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="TOML file with API keys; none: an open server.")
+        Path | None, typer.Option(help="TOML file with API keys. Default: an open server.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name under which an open server may be reached, besides its addresses and "
-            "localhost. May be given several times."
+            help="Host name accepted by an open server, besides its addresses and "
+            "localhost; repeatable."
         ),
     ] = None,
     onnx: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that `dptdr export --int8` wrote: compute in 8 bits with ONNX Runtime; "
+            help="Folder from `dptdr export --int8`: compute in 8 bits with ONNX Runtime; "
             "what that costs in nDCG@10 is in its export.json."
         ),
     ] = None,

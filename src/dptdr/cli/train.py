@@ -37,7 +37,7 @@ def command(
         str, typer.Option(help="Frozen encoder: 'minilm', a folder, or a Hugging Face name.")
     ] = "minilm",
     method: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(METHOD_NAMES)}]", help="What is trained.")
+        str, typer.Option(metavar=f"[{'|'.join(METHOD_NAMES)}]", help="Tuning method.")
     ] = "deep-prompt",
     negatives: Annotated[
         Path | None,
