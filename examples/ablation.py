@@ -126,10 +126,11 @@ def one_set(call: Calls, name: str, *, arguments: Any) -> dict[str, Any]:
     for length in LENGTHS:
         row = train(f"dpt-{length}", arguments.backbone, prompt_length=length)
         rows[f"DPT, {length} rows"] = row
-    return {
-        row: call(dptdr.evaluate, data, system, measures=MEASURES, device=arguments.device)
-        for row, system in rows.items()
-    }
+    reports = {}
+    for row, system in rows.items():
+        place = {} if system == "bm25" else {"device": arguments.device}
+        reports[row] = call(dptdr.evaluate, data, system, measures=MEASURES, **place)
+    return reports
 
 
 def table(name: str, reports: dict[str, Any]) -> list[str]:

@@ -101,9 +101,7 @@ def main() -> None:
     call(dptdr.encode, data, task, out=vectors, dtype="float16", device=device)
     built = call(dptdr.build_index, vectors, task, out=index, index_type="exact", device=device)
     call(dptdr.retrieve, data, built, split="dev.small", depth=1000, out=run)
-    report = call(
-        dptdr.evaluate, data / "qrels" / "dev.small.tsv", run, protocol="msmarco", device=device
-    )
+    report = call(dptdr.evaluate, data / "qrels" / "dev.small.tsv", run, protocol="msmarco")
     if not arguments.dry_run:
         # hit_rate@1000 is what the official script prints as recall@1000.
         report.write(out / "report.json")

@@ -45,8 +45,9 @@ def main() -> None:
         made=task / "task.json",
         **TRAINING,
     )
-    systems = ("bm25", arguments.backbone, task)
-    reports = [call(dptdr.evaluate, data, system, device=device) for system in systems]
+    reports = [call(dptdr.evaluate, data, "bm25")]
+    for encoder in (arguments.backbone, task):
+        reports.append(call(dptdr.evaluate, data, encoder, device=device))
     if not arguments.dry_run:
         for report in reports:
             shown = {name: round(value, 4) for name, value in report.measures.items()}

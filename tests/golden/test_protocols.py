@@ -103,7 +103,8 @@ def test_msmarco_refuses_a_broken_run_file(tmp_path, text, message):
         ({"1": {1: "a", 3: "b"}}, {"1": {"a": 1}}, "query '1' has no passage at rank 2 but"),
         ({"1": {1: "a"}, "9": {1: "a"}}, {"1": {"a": 1}}, "1 of the run's 2 queries are not in"),
         ({"1": {1: "a"}}, {"1": {"a": 0}}, "passage 'a': expected a grade of at least 1, got 0"),
-        ({}, {"1": {"a": 1}}, "got empty qrels or an empty run"),
+        ({}, {"1": {"a": 1}}, "but the run is empty"),
+        ({"1": {1: "a"}}, {}, "but the qrels are empty"),
     ],
 )
 def test_msmarco_refuses_run_and_qrels_that_do_not_fit(ranks, qrels, message):

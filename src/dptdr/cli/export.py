@@ -1,19 +1,18 @@
 """``dptdr export``: export a backbone, or a complete task, as an ONNX graph."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Json, write_result
+from dptdr.cli.common import Json, refuse_idle, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.outputs import try_outputs
-
-if TYPE_CHECKING:
-    from dptdr.model.backbone import Backbone
+from dptdr.io.outputs import refuse_foreign, try_outputs
 
 
 def command(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     task: Annotated[
         Path | None,
@@ -42,33 +41,32 @@ def command(
     with torch on random batches, and the 8-bit graph also by retrieval quality on --data. With
     --fold, the graph contains a single task.
     """
-    try_outputs(json)
-    try_outputs(out, folders=True)
+    refuse_idle(context, without={"data": ("split",)}, beside={"fold": ("int8", "data", "split")})
+    try_outputs(json, inputs=[task, backbone, data])
+    try_outputs(out, folders=True, inputs=[task, backbone, data])
     if fold:
-        if task is None or int8 or data is not None:
-            raise ConfigError("--fold: expected --task, and neither --int8 nor --data")
+        if task is None:
+            raise ConfigError("--fold: expected --task, got none")
         _fold(task, out, backbone=backbone, json=json)
         return
-    if task is None and backbone is None:
-        raise ConfigError("expected --task or --backbone, got neither")
     if int8 and data is None:
         raise ConfigError(
             "--int8 changes the vectors; add --data DATA to measure the cost in nDCG@10"
         )
     if data is not None and not int8:
         raise ConfigError("--data evaluates the 8-bit graph; add --int8 to create it")
-    from dptdr.io.atomic import write_json
+    refuse_foreign(out, mark="export.json")
+    from dptdr.cli.common import load_encoder
     from dptdr.model.backbone import Backbone
-    from dptdr.model.bundle import read_manifest
-    from dptdr.serving.onnx.exporting import MANIFEST, export
+    from dptdr.serving.onnx.exporting import export
+    from dptdr.serving.onnx.measuring import check_measurable
 
-    manifest = None if task is None else read_manifest(task)
-    name = backbone or (manifest.backbone if manifest is not None else "")
-    found = export(Backbone.load(name), out, int8=int8)
     if data is not None:
-        found["ndcg_at_10"] = _measured(Backbone.load(name), out, task=task, data=data, split=split)
-        found["measured_on"] = {"data": data.name, "split": split}
-        write_json(out / MANIFEST, found)
+        check_measurable(task=task, data=data, split=split)
+    # Other methods modify the backbone's weights, so it is loaded again below.
+    name = load_encoder(task, backbone).backbone.name
+    measure = None if data is None else partial(_measured, name, task=task, data=data, split=split)
+    found = export(Backbone.load(name), out, int8=int8, measure=measure)
     write_result(json, found, said="\n".join(_lines(found, out)))
 
 
@@ -86,15 +84,18 @@ def _fold(task: Path, out: Path, *, backbone: str | None, json: Path | None) -> 
 
 
 def _measured(
-    backbone: "Backbone", out: Path, *, task: Path | None, data: Path, split: str
-) -> dict[str, float]:
+    backbone: str, out: Path, *, task: Path | None, data: Path, split: str
+) -> dict[str, Any]:
     """Measure nDCG@10 with torch and with the 8-bit graph, for the same task."""
     import tempfile
 
+    from dptdr.model.backbone import Backbone
     from dptdr.serving.onnx.measuring import ndcg_of
 
     with tempfile.TemporaryDirectory(prefix="dptdr-export-") as folder:
-        return ndcg_of(backbone, out, task=task, data=data, split=split, state=Path(folder))
+        loaded = Backbone.load(backbone)
+        found = ndcg_of(loaded, out, task=task, data=data, split=split, state=Path(folder))
+    return {"ndcg_at_10": found, "measured_on": {"data": data.name, "split": split}}
 
 
 def _lines(found: dict[str, Any], out: Path) -> list[str]:

@@ -71,7 +71,7 @@ class EvaluationReport:
             found = value.get("format") if isinstance(value, dict) else type(value).__name__
             raise DataError(
                 f"expected an evaluation report of format {FORMAT}, got {found}; "
-                "create it with `dptdr evaluate --json`",
+                "create one with `dptdr evaluate --json`",
                 path=path,
             )
         known = {name: _checked(value, name, path=path) for name in _FIELDS if name != "format"}

@@ -363,5 +363,7 @@ def _write_qrels(path: Path, qrels: Qrels | Iterable[Judgement]) -> int:
             handle.write(f"{query_id}\t{passage_id}\t{grade}\n".encode())
             count += 1
     if not count:
-        raise DataError("cannot write: the split holds no judgement", path=f"{QRELS}/{path.name}")
+        raise DataError(
+            "cannot write: the split contains no judgements", path=f"{QRELS}/{path.name}"
+        )
     return count

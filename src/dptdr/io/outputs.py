@@ -1,13 +1,14 @@
 """Checks of output paths before any work begins."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dptdr.errors import OutputError
-from dptdr.io.atomic import remove_leftovers, writing
+from dptdr.errors import DataError, OutputError
+from dptdr.io.atomic import read_json, remove_leftovers, writing
 
 
 def exists(path: Path) -> bool:
@@ -108,3 +109,30 @@ def _replaces(output: Path, given: Path) -> bool:
     # A member may be a link to the output.
     files = (file for part in parts for file in ([part] if part.is_file() else part.rglob("*")))
     return any(file.is_file() and real.samefile(file) for file in files)
+
+
+def refuse_foreign(path: Path, *, mark: str, format: str | None = None) -> None:
+    """Reject an output folder that already has files, but not the one that identifies ours.
+
+    Args:
+        mark: Name of that file.
+        format: Format named in it, if several kinds of folders contain such a file.
+
+    Raises:
+        OutputError: If the folder has unrelated files.
+    """
+    if not exists(path):
+        return
+    found = f"no {mark}"
+    if (path / mark).exists():
+        record = None
+        # A damaged folder may be overwritten; otherwise the stage rejects it.
+        with contextlib.suppress(DataError):
+            record = read_json(path / mark)
+        kind = record.get("format") if isinstance(record, dict) else None
+        if format is None or kind in (format, None):
+            return
+        found = f"its {mark} says '{kind}', not '{format}'"
+    raise OutputError(
+        f"contains unrelated files ({found}); choose a new or empty folder", path=path
+    )

@@ -78,13 +78,13 @@ class ResumableFile:
         state = read_json(self._state_path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise NegativesError(
-                f"{self._state_path}: expected a state of format {FORMAT}; overwrite it to "
+                f"{self._state_path}: expected a state of format {FORMAT}; use --overwrite to "
                 "start over"
             )
         length, blocks = state.get("bytes"), state.get("blocks")
         if type(length) is not int or type(blocks) is not int or min(length, blocks) < 0:
             raise NegativesError(
-                f"{self._state_path}: expected byte and block counts; overwrite it to start over"
+                f"{self._state_path}: expected byte and block counts; use --overwrite to start over"
             )
         left = length
         if self.path.is_file():
@@ -94,8 +94,8 @@ class ResumableFile:
                     left -= len(chunk)
         if left or self._digest.hexdigest() != state.get("sha256"):
             raise NegativesError(
-                f"{self.path}: the file was modified since it was written; overwrite it to start "
-                "over"
+                f"{self.path}: the file was modified since it was written; use --overwrite to "
+                "start over"
             )
         self.blocks, self.extra = blocks, state.get("extra")
         return length

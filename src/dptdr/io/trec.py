@@ -72,7 +72,7 @@ def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
         any_judgement = True
         yield number, parse_judgement(line, path=path, number=number)
     if not any_judgement:
-        raise DataError("the file holds no judgement", path=path)
+        raise DataError("the file contains no judgements", path=path)
 
 
 def read_qrels(path: Path) -> Qrels:
@@ -154,7 +154,7 @@ def iterate_run_lines(path: Path) -> Iterator[tuple[int, RunLine]]:
     for number, text in text_lines(path):
         yield number, parse_run_line(text, path=path, line=number)
     if not number:
-        raise DataError("expected a run, the file holds no line", path=path)
+        raise DataError("expected a run, but the file is empty", path=path)
 
 
 def order_hits(lines: Sequence[RunLine]) -> list[Hit]:

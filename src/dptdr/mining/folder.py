@@ -17,7 +17,14 @@ from dptdr.mining.pipeline import mine
 from dptdr.mining.quality import measure_removal
 from dptdr.mining.report import mining_report
 from dptdr.mining.settings import FilteringSettings, MiningSettings, check_filtering
-from dptdr.mining.sources import TEACHERS, Machine, MiningContext, open_context, source_identity
+from dptdr.mining.sources import (
+    TEACHERS,
+    Machine,
+    MiningContext,
+    open_context,
+    source_identity,
+    source_probe,
+)
 
 if TYPE_CHECKING:
     from dptdr.mining.sources import Encoders
@@ -68,10 +75,12 @@ def mine_folder(
 def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -> dict[str, Any]:
     """Return everything the negatives depend on: the sources' contents, not their paths."""
     identity = functools.partial(source_identity, machine=request.machine, encoders=encoders)
+    probe = functools.partial(source_probe, machine=request.machine, encoders=encoders)
     sources = {
         source.name: {
             **{name: value for name, value in asdict(source).items() if name != "value"},
             "value": identity(source.kind, source.value),
+            "probe": list(probe(source.kind, source.value)),
         }
         for source in request.settings.sources
     }

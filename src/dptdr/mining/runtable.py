@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt64
 
 from dptdr.errors import DataError, NegativesError
-from dptdr.io.atomic import atomic_file, read_json, write_json
+from dptdr.io.atomic import atomic_file, read_json, sha256_file, write_json
 from dptdr.io.ids import RowTable, stable_hash
 from dptdr.io.trec import RunLine, iterate_run_lines
 from dptdr.mining.corpus import CorpusTable
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "run.json"
 _HIT = np.dtype([("row", "<i4"), ("score", "<f8")])
 _SPAN = np.dtype([("query", "<u8"), ("start", "<i8"), ("end", "<i8")])
@@ -43,9 +43,11 @@ class RunTable:
         try:
             self.fingerprint = str(header["fingerprint"])
             parts = range(int(header["parts"]))
+            for part in parts:
+                self._check_sums(part)
             self._hits = [self._part(f"{part:05d}.hits", _HIT) for part in parts]
             tables = [self._part(f"{part:05d}.spans", _SPAN) for part in parts]
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(
                 f"the run table is damaged ({error}); remove it", path=self.path
             ) from None
@@ -57,6 +59,13 @@ class RunTable:
         self._spans = np.concatenate([np.zeros(0, dtype=_SPAN), *tables])
         self._parts = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         self._queries = RowTable(self._spans["query"])
+
+    def _check_sums(self, part: int) -> None:
+        for name, digest in read_json(self.path / f"{part:05d}.json").items():
+            if sha256_file(self.path / name) != digest:
+                raise DataError(
+                    f"the run table is damaged (checksum of {name}); remove it", path=self.path
+                )
 
     def _part(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         path = self.path / name
@@ -113,7 +122,7 @@ class RunTableWriter:
             write_json(plan, {"format": FORMAT, "fingerprint": fingerprint})
         self.fingerprint = fingerprint
         self.parts = 0
-        while self._spans_path(self.parts).is_file():
+        while self._sums_path(self.parts).is_file():
             self.parts += 1
 
     @property
@@ -129,16 +138,19 @@ class RunTableWriter:
         """
         spans: list[tuple[int, int, int]] = []
         position = 0
-        with atomic_file(self.path / f"{self.parts:05d}.hits") as handle:
+        names = [f"{self.parts:05d}.hits", f"{self.parts:05d}.spans"]
+        with atomic_file(self.path / names[0]) as handle:
             for query_id, rows, scores in rankings:
                 block = np.empty(len(rows), dtype=_HIT)
                 block["row"], block["score"] = rows, scores
                 handle.write(block.tobytes())
                 spans.append((stable_hash(query_id), position, position + len(rows)))
                 position += len(rows)
-        # Written last, so that a part with spans is complete.
-        with atomic_file(self._spans_path(self.parts)) as handle:
+        with atomic_file(self.path / names[1]) as handle:
             handle.write(np.array(spans, dtype=_SPAN).tobytes())
+        # Written last, so that a part with checksums is complete.
+        sums = {name: sha256_file(self.path / name) for name in names}
+        write_json(self._sums_path(self.parts), sums)
         self.parts += 1
 
     def finish(self) -> RunTable:
@@ -147,8 +159,8 @@ class RunTableWriter:
         write_json(self.path / HEADER, header)
         return RunTable(self.path)
 
-    def _spans_path(self, part: int) -> Path:
-        return self.path / f"{part:05d}.spans"
+    def _sums_path(self, part: int) -> Path:
+        return self.path / f"{part:05d}.json"
 
 
 def import_run(

@@ -19,6 +19,7 @@ from dptdr.mining.teachers import CrossEncoderTeacher, EncoderTeacher, FileTeach
 from dptdr.records import Query
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.retrieve import probe_of
 from dptdr.search.vectors.encoding import encode_data
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.words import AUTO, check_language
@@ -108,10 +109,15 @@ class MiningContext:
     def vectors(self, encoder: "Encoder") -> VectorFolder:
         """Return the corpus vectors, shared by encoders with the same passage side."""
         name = f"vectors-{encoder.passage_fingerprint[:16]}-{self.corpus_fingerprint[:16]}"
+        if self.machine.dtype != "float32":
+            name += f"-{self.machine.dtype}"
         with self.show(f"encode with {encoder.name}") as on_progress:
-            return encode_data(
+            folder = encode_data(
                 encoder, self.folder.path, out=self.cache / name, on_progress=on_progress
             )
+        # A cache may be old; what is damaged must not become negatives.
+        folder.verify()
+        return folder
 
     def _encoder(self, kind: str, value: str) -> "Encoder":
         return load_source(kind, value, machine=self.machine, encoders=self.encoders)
@@ -140,7 +146,7 @@ class MiningContext:
                 Bm25Index.build(
                     self.folder.passages(), language=language, on_progress=on_progress
                 ).save(stored)
-        index = Bm25Index.load(stored)
+        index = Bm25Index.load(stored, verify=True)
         with self.show("search with BM25") as on_progress:
             for queries in self._parts(writer, on_progress=on_progress):
                 hits = index.search_rows(queries, depth=depth, threads=self.machine.threads)
@@ -153,7 +159,14 @@ class MiningContext:
     def _dense(self, path: Path, kind: str, value: str, *, depth: int) -> RunTable:
         encoder = self._encoder(kind, value)
         writer = RunTableWriter(
-            path, fingerprint=_digest(self.fingerprint, _identity(encoder), str(depth))
+            path,
+            fingerprint=_digest(
+                self.fingerprint,
+                _identity(encoder),
+                self.machine.dtype,
+                " ".join(f"{value:.2f}" for value in probe_of(encoder)),
+                str(depth),
+            ),
         )
         if writer.finished:
             return RunTable(path)
@@ -177,6 +190,16 @@ class MiningContext:
             yield queries
             total = self.judgements.queries
             on_progress(min(total, writer.parts * _QUERIES_PER_PART), total)
+
+
+def source_probe(
+    kind: str, value: str, *, machine: Machine, encoders: "Encoders"
+) -> tuple[float, ...]:
+    """Return the probe of the backbone of a source or teacher, empty if it has none."""
+    if kind not in ("task", "backbone"):
+        return ()
+    first = _names(kind, value)[0]
+    return probe_of(load_source(kind, first, machine=machine, encoders=encoders))
 
 
 def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:

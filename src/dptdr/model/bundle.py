@@ -24,6 +24,7 @@ from dptdr.config.methods import (
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.io.lines import MAX_COUNT, describe
+from dptdr.io.outputs import refuse_foreign
 from dptdr.io.probe import is_probe, same_probe
 from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card, write_modules
@@ -88,11 +89,12 @@ def save_task(
     Raises:
         ValueError: If the encoder is a bare backbone.
         BundleError: If a weight is out of range for the dtype.
-        OutputError: If writing fails; whatever was at ``path`` is unchanged.
+        OutputError: If writing fails, or ``path`` has unrelated files; it is then unchanged.
     """
     if encoder.method is None:
         raise ValueError("expected a tuned task to save, got a bare backbone")
     path, method = Path(path), encoder.method
+    refuse_foreign(path, mark=TASK_FILE)
     state = round_weights(method, dtype)
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
     with atomic_folder(path) as temporary:

@@ -35,7 +35,7 @@ class Geometry:
 
 
 class _Active(threading.local):
-    """This thread's current call, for recomputing checkpointed blocks."""
+    """The prompt call and route of this thread, for feed-forward hooks and recomputed blocks."""
 
     call: PromptCall | None = None
     route: Route = "registry"

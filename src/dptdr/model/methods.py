@@ -297,8 +297,8 @@ def _rows_of_task(
         wanted = getattr(config, setting)
         if length != wanted:
             raise ConfigError(
-                f"{setting}: expected {length}, as in the initial rows, got {wanted}; use "
-                f"--{setting.replace('_', '-')} {length}"
+                f"{setting}: expected {length}, the length of the initial prompt, got {wanted}; "
+                f"use --{setting.replace('_', '-')} {length}"
             )
     return start, feed_forward
 

@@ -104,7 +104,7 @@ class PackedCall(PromptCall):
     def add_feed_forward(
         self, layer: int, *, states: Tensor, output: Tensor, activation: Activation
     ) -> Tensor:
-        """Add each task's feed-forward rows to its own part of the long row, in place."""
+        """Add the output of each task's feed-forward rows to its span of the batch, in place."""
         for start, stop, prompt in self.spans:
             rows = prompt.feed_forward
             assert rows is not None

@@ -132,6 +132,7 @@ class PretrainingRun:
             "mlm_head": built.mlm,
             "condenser_head": built.condenser,
             "backbone_fingerprint": backbone.fingerprint,
+            "probe": list(backbone.probe),
             "world_size": world.size,
             "data": facts,
             **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),

@@ -98,7 +98,10 @@ class ContrastiveObjective:
         self.frozen = FrozenLinears(method.backbone.model, kind=kind)
 
     def backward(self, step: int) -> StepStats:
-        """Accumulate the gradients of one step, counted from 0.
+        """Accumulate the gradients of a step.
+
+        Args:
+            step: Number of the step, starting at 0.
 
         Returns:
             The step's statistics; no gradients are accumulated if the loss is not finite.

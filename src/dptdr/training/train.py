@@ -143,6 +143,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             "method": method_name,
             "method_settings": settings_of(method_config),
             "backbone_fingerprint": backbone.fingerprint,
+            "probe": list(backbone.probe),
             "world_size": world.size,
             "data": data.facts,
             **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dptdr.cli.app import build_app
 from dptdr.data.training_files import GroupFile
-from dptdr.errors import ConfigError, DataError, NegativesError, OutputError
+from dptdr.errors import ConfigError, DataError, DptdrError, NegativesError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query
 
@@ -274,3 +274,45 @@ def test_an_encoder_that_is_teacher_and_source_is_loaded_once(data, monkeypatch,
     arguments += ["--teacher", "backbone:words", "--margin", "0"]
     assert _invoke(*arguments).exit_code == 0
     assert len(loaded) == 1
+
+
+def test_runs_left_by_another_dtype_are_not_used(data, tmp_path, encoder):
+    out, options = tmp_path / "out.jsonl", [data, "--source", "backbone:minilm"]
+    run = tmp_path / "short.trec"
+    run.write_text("q0 Q0 p1 1 1.0 x\n")
+    broken = ["--dtype", "bfloat16", "--teacher", f"file:{run}", "--max-score", "0.1"]
+    assert _invoke(*options, *broken, "--out", out).exception is not None
+    assert list((tmp_path / "out.jsonl.partial" / "runs").glob("train-*/00000.hits"))
+
+    result = _invoke(*options, "--out", out, "--overwrite")
+
+    assert result.exit_code == 0, result.output
+    # Encoded again, as the vectors of the other dtype are not those asked for.
+    assert encoder.passages == 10
+
+
+@pytest.mark.parametrize("part", ["vectors-*/shards/00000.npy", "bm25-*/data.csc.index.npy", "hits"])
+def test_a_damaged_cache_never_becomes_negatives(data, tmp_path, encoder, part):
+    source = "bm25" if part.startswith("bm25") else "backbone:minilm"
+    options = [data, "--source", source, "--cache", tmp_path / "cache"]
+    out = tmp_path / "1.jsonl"
+    if part == "hits":
+        run = tmp_path / "short.trec"
+        run.write_text("q0 Q0 p1 1 1.0 x\n")
+        stopped = ["--teacher", f"file:{run}", "--max-score", "0.1", "--out", out]
+        assert _invoke(*options, *stopped).exception is not None
+        part, folder = "runs/train-*/00000.hits", tmp_path / "1.jsonl.partial"
+        assert len(list(folder.glob(part))) == 1
+    else:
+        assert _invoke(*options, "--out", out).exit_code == 0
+        folder, out = tmp_path / "cache", tmp_path / "2.jsonl"
+    (file,) = folder.glob(part)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 0x40
+    file.write_bytes(content)
+
+    refused = _invoke(*options, "--out", out, "--overwrite").exception
+
+    assert isinstance(refused, DptdrError), refused
+    assert re.search("SHA-256|checksum|damaged", str(refused))
+    assert not out.exists()

@@ -115,6 +115,6 @@ def test_metadata_of_passages_outlast_joining_capping_and_converting(tmp_path):
 
 def test_a_split_without_a_judgement_is_not_written(tmp_path):
     source = made(tmp_path / "all", passages=2, qrels={"train": {"q": {"0": 0}}})
-    with pytest.raises(DataError, match=r"train.tsv: cannot write: the split holds no judgement"):
+    with pytest.raises(DataError, match=r"train.tsv: cannot write: the split contains no"):
         cap_folder(source, queries={"train": 1}, passages=2, seed=0, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -112,7 +112,7 @@ def test_import_run_orders_by_score_and_joins_lines_that_stand_apart(tmp_path, c
     [
         ("q Q0 b 1 2 t\nq Q0 zz 2 1 t\n", "line 2: passage 'zz' is not in the corpus"),
         ("q Q0 b 1 2 t\nq Q0 b 2 1 t\n", "line 2: query 'q' lists passage 'b' a second time"),
-        ("", "expected a run, the file holds no line"),
+        ("", "expected a run, but the file is empty"),
         ("q Q0 b 1\n", "line 1: expected 6 fields"),
     ],
 )

@@ -380,9 +380,13 @@ def test_a_weight_beyond_float16_is_refused(backbone, tmp_path):
         (
             "deep-prompt tied",
             {"prompt_length": 4096},
-            "expected 3, as in the initial rows, got 4096",
+            "expected 3, the length of the initial prompt, got 4096",
         ),
-        ("deep-prompt ffn", {"ffn_length": 4096}, "expected 4, as in the initial rows, got 4096"),
+        (
+            "deep-prompt ffn",
+            {"ffn_length": 4096},
+            "expected 4, the length of the initial",
+        ),
         ("deep-prompt tied", {"prompt_layers": 2}, r"rows of shape \(2, 2, 4, 'prompt', 8\), got"),
         ("deep-prompt tied", {"prompt_layers": 9}, "prompt_layers: expected 1 to 3, got 9"),
         ("shallow-prompt", {"prompt_length": 1_000_000}, "leaves no room for text"),

@@ -218,7 +218,7 @@ def test_another_tasks_rows_must_have_the_same_length(tiny_bert):
     assert torch.equal(made["passage.ffn_keys"], start["shared.ffn_keys"])
     unsaid = DeepPromptConfig(prompt_length=2)
     assert DeepPromptMethod(tiny_bert, unsaid, rows=start).config.ffn_length == 3
-    with pytest.raises(ConfigError, match="ffn_length: expected 3, as in the initial rows"):
+    with pytest.raises(ConfigError, match="ffn_length: expected 3, the length of the initial"):
         DeepPromptMethod(tiny_bert, DeepPromptConfig(prompt_length=2, ffn_length=4), rows=start)
 
 

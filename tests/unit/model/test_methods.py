@@ -168,7 +168,7 @@ def test_rows_of_another_task_start_a_prompt_and_foreign_ones_are_refused(tiny_b
     with pytest.raises(ConfigError, match="expected a prompt 'shared' to start from, got"):
         build(tiny_bert, "deep-prompt", config, rows={"passage": rows})
     other = DeepPromptConfig(prompt_length=4, initialisation="task")
-    with pytest.raises(ConfigError, match="expected 5, as in the initial rows, got 4"):
+    with pytest.raises(ConfigError, match="expected 5, the length of the initial prompt, got 4"):
         build(tiny_bert, "deep-prompt", other, rows={"shared": rows})
     with pytest.raises(BundleError, match=r"\(3, 2, 4, 'prompt', 8\), got \(3, 2, 4, 5, 7\)"):
         build(tiny_bert, "deep-prompt", config, rows={"shared": rows[..., :7]})

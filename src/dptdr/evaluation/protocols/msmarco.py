@@ -156,8 +156,10 @@ def _parse(text: str, *, path: Path, line: int) -> tuple[str, str, int]:
 
 
 def _check_fit(ranks: Mapping[str, Mapping[int, str]], qrels: Qrels) -> None:
-    if not qrels or not ranks:
-        raise EvaluationError("expected judged queries and a run, got empty qrels or an empty run")
+    if not qrels:
+        raise EvaluationError("expected judged queries, but the qrels are empty")
+    if not ranks:
+        raise EvaluationError("expected a ranking, but the run is empty")
     unknown = [query_id for query_id in ranks if query_id not in qrels]
     if unknown:
         raise EvaluationError(

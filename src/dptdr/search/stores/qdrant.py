@@ -330,7 +330,7 @@ def _again(work: Callable[[], Result]) -> Result:
             return work()
         except UnexpectedResponse as error:
             raise VectorsError(
-                f"Qdrant: rejected the request ({' '.join(str(error).split())[:300]})"
+                f"Qdrant rejected the request ({' '.join(str(error).split())[:300]})"
             ) from None
         except (ResponseHandlingException, ConnectionError) as error:
             if attempt == _TRIES:

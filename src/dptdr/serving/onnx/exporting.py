@@ -17,7 +17,7 @@ import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from dptdr.errors import BackboneError, ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
 from dptdr.io.lines import describe
+from dptdr.io.outputs import refuse_foreign
 from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.rows import AttentionRows
 
@@ -81,19 +82,28 @@ def check_installed() -> None:
         )
 
 
-def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, Any]:
+def export(
+    backbone: Backbone,
+    out: Path,
+    *,
+    int8: bool = False,
+    measure: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Export a backbone as an ONNX graph verified against torch; return its ``export.json``.
 
     Args:
         backbone: A freshly loaded backbone in float32 on the CPU.
         out: The folder; an earlier export is kept until the new one is complete.
         int8: Also write the 8-bit graph.
+        measure: Given the folder before it is published, returns more fields of ``export.json``.
 
     Raises:
         ConfigError: If packages are missing.
+        OutputError: If ``out`` has files, but no export.
         BackboneError: If tracing fails, or the graph's vectors differ from torch.
     """
     check_installed()
+    refuse_foreign(out, mark=MANIFEST)
     graph = _Graph(backbone)
     differences, cosines = {}, {}
     with atomic_folder(out) as folder:
@@ -124,6 +134,9 @@ def export(backbone: Backbone, out: Path, *, int8: bool = False) -> dict[str, An
             "least_cosine": cosines,
         }
         write_json(folder / MANIFEST, found)
+        if measure is not None:
+            found |= measure(folder)
+            write_json(folder / MANIFEST, found)
     return found
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
 from dptdr.io.atomic import atomic_folder, write_json
+from dptdr.io.outputs import refuse_foreign
 from dptdr.model.backbone import Side, Tokens
 from dptdr.model.encoder import Encoder
 from dptdr.serving.onnx.exporting import (
@@ -65,9 +66,11 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: If packages are missing.
+        OutputError: If ``out`` has files, but no export.
         BackboneError: If tracing fails, or a graph's vectors differ from torch.
     """
     check_installed()
+    refuse_foreign(out, mark=MANIFEST)
     pooling = encoder.backbone.pooling
     prefixes = {"query": pooling.query_prefix, "passage": pooling.passage_prefix}
     sides: dict[str, dict[str, Any]] = {}

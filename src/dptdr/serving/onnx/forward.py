@@ -58,14 +58,9 @@ class OnnxForward(Forward):
         """
         del merge
         for row in rows:
-            if row.prompt is not None and row.prompt.feed_forward is not None:
-                raise ConfigError(
-                    "ONNX graphs do not support feed-forward rows; train the task with "
-                    "--ffn-length 0, or serve with torch"
-                )
-            if row.prompt is not None and row.prompt.shift:
-                raise ConfigError(
-                    "ONNX graphs do not support prompts that shift positions; serve with torch"
+            if row.prompt is not None:
+                check_supported(
+                    feed_forward=row.prompt.feed_forward is not None, shifted=bool(row.prompt.shift)
                 )
         tokens = self.backbone.pad([row.ids for row in rows])
         inputs = (tokens.ids.numpy(), tokens.mask.numpy(), *self._prompts(rows))
@@ -88,3 +83,24 @@ class OnnxForward(Forward):
             for part in (prompts.keys, prompts.values)
         )
         return keys, values, visible.numpy()
+
+
+def check_supported(*, feed_forward: bool, shifted: bool) -> None:
+    """Reject prompts that the graphs do not support.
+
+    Args:
+        feed_forward: The prompt has feed-forward rows.
+        shifted: The prompt shifts positions.
+
+    Raises:
+        ConfigError: If either is true.
+    """
+    if feed_forward:
+        raise ConfigError(
+            "ONNX graphs do not support feed-forward rows; train the task with --ffn-length 0, or "
+            "serve with torch"
+        )
+    if shifted:
+        raise ConfigError(
+            "ONNX graphs do not support prompts that shift positions; serve with torch"
+        )

@@ -3,18 +3,34 @@
 import sys
 from pathlib import Path
 
-from dptdr.errors import ConfigError
 from dptdr.evaluation import evaluate
 from dptdr.io.beir import BeirFolder
 from dptdr.model.backbone import Backbone
+from dptdr.model.bundle import read_manifest
 from dptdr.records import Hit, Run
 from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.ranking import judged_queries
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.forward import Forward
 from dptdr.serving.engine.requests import EngineSettings
-from dptdr.serving.onnx.forward import OnnxForward
+from dptdr.serving.onnx.forward import OnnxForward, check_supported
 from dptdr.serving.tasks.registry import BARE, TaskRegistry
+from dptdr.serving.tasks.validation import deep_prompt_config
+
+
+def check_measurable(*, task: Path | None, data: Path, split: str) -> None:
+    """Check task and data before a graph is exported, which takes minutes.
+
+    Raises:
+        DataError: If the data has no such split, or a judged query has no text.
+        ServingError: If the task cannot share batches with others.
+        ConfigError: If the graphs do not support its prompt.
+    """
+    judged_queries(BeirFolder(data), split)
+    if task is not None:
+        config = deep_prompt_config(read_manifest(task), task)
+        check_supported(feed_forward=bool(config.ffn_length), shifted=config.position == "shifted")
 
 
 def ndcg_of(
@@ -27,13 +43,8 @@ def ndcg_of(
         task: A task; ``None`` for the bare backbone.
         data: A BEIR folder.
         state: A folder for the registry.
-
-    Raises:
-        ConfigError: If the data has no such split.
     """
     folder = BeirFolder(data)
-    if not folder.has_split(split):
-        raise ConfigError(f"{data}: expected one of the splits {folder.splits()}, got '{split}'")
     forwards = {
         "torch": Forward(backbone, layout="padded", ordered=False),
         "int8": OnnxForward(backbone, export),
@@ -49,8 +60,7 @@ def _ndcg(
 ) -> float:
     registry = TaskRegistry(forward, state=state)
     name = BARE if task is None else registry.add("task", task).name
-    qrels = folder.qrels(split)
-    queries = [query for query in folder.queries() if query.id in qrels]
+    queries, qrels = judged_queries(folder, split)
     passages = list(folder.passages())
     limits = BatchLimits(batch_texts=64, cost="padded")
     unbounded = EngineSettings(batch=limits, request_tokens=sys.maxsize, check_every=0)

@@ -83,7 +83,7 @@ FOLDERS = {
     "cut archive": (beir(packed=PACKED[: len(PACKED) // 2]), "corpus.jsonl.gz, line .*ended"),
     "short judgement": (beir(qrels="q0\td0\t1\nq0\td1\n"), "train.tsv, line 2: expected 3 fields"),
     "four columns": (beir(qrels="q0 0 d0 1\nq0 0 d1 high\n"), "line 2, field 'score'"),
-    "no judgement": (beir(qrels=""), "train.tsv: the file holds no judgement"),
+    "no judgement": (beir(qrels=""), "train.tsv: the file contains no judgements"),
     "header alone": (beir(qrels="query-id\tcorpus-id\tscore\n"), "train.tsv: the file holds no"),
     "four columns, long": (beir(qrels="q0 0 d0 1 x\n"), "line 1: .* or 4 fields .*, got 5"),
     "four columns, Latin-1": (beir(qrels=b"q\xe9 0 d0 1\n"), "line 1: expected UTF-8"),
@@ -96,7 +96,7 @@ FOLDERS = {
 
 HIT = "q0 Q0 d0 1 0.9 tag\n"
 RUNS = {
-    "empty": ("", "run: expected a run, the file holds no line"),
+    "empty": ("", "run: expected a run, but the file is empty"),
     "header": ("query-id Q0 passage-id rank score tag\n", "line 1, field 'rank': .* an integer"),
     "short row": (HIT + "q0 Q0 d1 2 0.5\n", "line 2: expected 6 fields .*, got 5"),
     "long row": (HIT + "q0 Q0 d1 2 0.5 a b\n", "line 2: expected 6 fields .*, got 7"),

@@ -129,9 +129,11 @@ def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "expected --task or --backbone"),
+        ([], "expected --task TASK or --backbone"),
         (["--backbone", "minilm", "--int8"], "add --data DATA to measure the cost"),
         (["--backbone", "minilm", "--data", "x"], "add --int8 to create it"),
+        (["--backbone", "minilm", "--split", "dev"], "--split has no effect without --data"),
+        (["--fold", "--task", "x", "--int8"], "--int8 has no effect with --fold"),
     ],
 )
 def test_export_bad_input_is_an_error_before_anything_is_loaded(tmp_path, arguments, words):
@@ -173,3 +175,73 @@ def test_a_broken_export_is_refused(place, tmp_path, damage):
     }
     with pytest.raises(ConfigError, match=words[damage]):
         OnnxForward(Backbone.load(str(place / "tiny")), folder)
+
+
+def export_again(place, *arguments):
+    from typer.testing import CliRunner
+
+    from dptdr.cli.app import build_app
+
+    return CliRunner().invoke(build_app(), ["export", *map(str, arguments)]).exception
+
+
+@pytest.mark.parametrize("fold", [[], ["--fold"]])
+def test_an_export_never_replaces_what_is_not_an_export(place, tmp_path, fold):
+    from dptdr.errors import OutputError
+
+    (tmp_path / "thesis.txt").write_text("years of work")
+
+    refused = export_again(place, "--task", place / "task", "--out", tmp_path, *fold)
+
+    assert isinstance(refused, OutputError)
+    assert "contains unrelated files (no export.json)" in str(refused)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    refused = export_again(place, "--task", place / "task", "--out", place / "task", *fold)
+    assert isinstance(refused, OutputError)
+    assert "would replace" in str(refused)
+
+
+@pytest.mark.parametrize("fault", ["split", "data", "rows", "lora"])
+def test_what_cannot_be_measured_leaves_the_old_export(place, tmp_path, fault):
+    import shutil
+
+    from dptdr.model import Backbone
+
+    shutil.copytree(place / "graph", tmp_path / "graph")
+    before = {file: file.read_bytes() for file in (tmp_path / "graph").iterdir()}
+    task, data, split = place / "task", place / "data", "test"
+    if fault == "split":
+        split = "nosuch"
+    elif fault == "data":
+        data = tmp_path / "nosuch"
+    elif fault == "rows":
+        task = write_bundle(tmp_path / "rows", Backbone.load(str(place / "tiny")), ffn_length=2)
+    else:
+        task = shutil.copytree(task, tmp_path / "lora")
+        about = json.loads((task / "task.json").read_text())
+        (task / "task.json").write_text(json.dumps(about | {"method": "lora"}))
+    options = ["--task", task, "--int8", "--data", data, "--split", split]
+
+    refused = export_again(place, *options, "--out", tmp_path / "graph")
+
+    words = {
+        "split": "nosuch",
+        "data": "no such",
+        "rows": "do not support feed-forward rows",
+        "lora": "expected a task trained with 'deep-prompt'",
+    }
+    assert words[fault] in str(refused)
+    assert {file: file.read_bytes() for file in (tmp_path / "graph").iterdir()} == before
+
+
+def test_a_task_is_not_exported_with_another_backbone(place, tmp_path):
+    from dptdr.errors import WrongBackbone
+
+    other = save_tiny(tmp_path / "other", seed=3)
+
+    refused = export_again(
+        place, "--task", place / "task", "--backbone", other, "--out", tmp_path / "graph"
+    )
+
+    assert isinstance(refused, WrongBackbone)
+    assert not (tmp_path / "graph").exists()
