@@ -14,6 +14,7 @@ import dptdr
 from dptdr.errors import (
     BundleError,
     ConfigError,
+    DataError,
     DptdrError,
     OutputError,
     VectorsError,
@@ -515,3 +516,119 @@ def test_evaluation_by_official_rules_refuses_options_of_a_ranking(places, tmp_p
     for options in ({"split": "dev"}, {"device": "cpu"}, {"batch_size": 4}, {"depth": 5}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}: has no effect"):
             dptdr.evaluate(tmp_path / "qrels", tmp_path / "run", protocol="msmarco", **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initialisation": "task"}, "initialisation: 'task' needs from_task"),
+        ({"random_scale": 0.5}, "random_scale: has no effect without random initialisation"),
+        (
+            {"ffn_length": 0, "ffn_learning_rate": 0.1},
+            "ffn_learning_rate: has no effect without feed-forward rows",
+        ),
+        (
+            {"prompt_length": 0, "position": "shifted"},
+            "position: has no effect without attention rows",
+        ),
+        ({"distillation_weight": 0.3}, "distillation_weight: has no effect without distillation"),
+        ({"negatives_per_query": 3}, "negatives_per_query: has no effect without negatives"),
+        ({"negatives": "n.jsonl", "min_grade": 2}, "min_grade: has no effect with negatives"),
+    ],
+)
+def test_settings_without_effect_are_refused_in_training(places, tmp_path, settings, message):
+    data, backbone, _ = places
+    with pytest.raises(ConfigError, match=message):
+        dptdr.train(data, out=tmp_path / "task", backbone=backbone, progress=False, **settings)
+
+
+def test_options_without_effect_are_refused_in_search(places, task, tmp_path):
+    data = places[0]
+    vectors = dptdr.encode(data, task, out=tmp_path / "vectors", progress=False).path
+    out = tmp_path / "index"
+    index = dptdr.build_index(vectors, task, out=out, progress=False)
+    for call, message in (
+        (lambda: dptdr.build_index(vectors, out=out, vectors="x"), "vectors: has no effect"),
+        (lambda: dptdr.build_index(vectors, out=out, device="cpu"), "device: has no effect"),
+        (lambda: dptdr.open_index(out, device="cpu"), "device: has no effect without"),
+        (lambda: dptdr.retrieve(data, index, split="dev", id_prefix="q"), "split: has no effect"),
+        (
+            lambda: dptdr.mine(data, sources=["bm25"], out=tmp_path / "n", dtype="bfloat16"),
+            "dtype: has no effect without an encoder",
+        ),
+        (
+            lambda: dptdr.mine(data, sources=["run:r"], out=tmp_path / "n", cache=tmp_path / "c"),
+            "cache: has no effect with runs",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_vectors_of_another_encoder_are_refused_before_an_index_is_replaced(places, task, tmp_path):
+    data, backbone, _ = places
+    vectors = dptdr.encode(data, task, out=tmp_path / "vectors", progress=False).path
+    with pytest.raises(WrongPrompt):
+        dptdr.build_index(vectors, backbone, out=tmp_path / "index", progress=False)
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "held", "wanted"),
+    [
+        ("position", "shifted", "unshifted"),
+        ("sharing", "query-only", "tied"),
+        ("sharing", "untied", "tied"),
+    ],
+)
+def test_a_prompt_is_started_from_only_as_it_was_used(places, tmp_path, setting, held, wanted):
+    data, backbone, _ = places
+    lengths = {"prompt_length": 3, "ffn_length": 0}
+    settings = {"backbone": backbone, **QUICK, **lengths, "max_steps": 1}
+    start = tmp_path / "start"
+    dptdr.train(data, out=start, **settings, **{setting: held})
+    with pytest.raises(ConfigError, match=f"{setting}: expected '{held}', as in the initial"):
+        dptdr.train(data, out=tmp_path / "task", from_task=start, **settings, **{setting: wanted})
+    done = dptdr.train(data, out=tmp_path / "task", from_task=start, **settings, **{setting: held})
+    assert getattr(done.method.config, setting) == held
+
+
+def test_negatives_of_another_corpus_are_refused(places, tmp_path):
+    data, backbone, _ = places
+    mined = tmp_path / "negatives.jsonl"
+    dptdr.mine(data, sources=["bm25"], out=mined, progress=False)
+    other = shutil.copytree(data, tmp_path / "other")
+    lines = (other / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (other / "corpus.jsonl").write_text("".join([*lines[1:], lines[0].replace('"p0"', '"new"')]))
+    with pytest.raises(DataError, match="mined from a corpus other than"):
+        dptdr.train(other, out=tmp_path / "task", backbone=backbone, negatives=mined, **QUICK)
+    settings = QUICK | {"max_steps": 1}
+    dptdr.train(data, out=tmp_path / "task", backbone=backbone, negatives=mined, **settings)
+
+
+def test_a_backbone_of_another_activation_does_not_count_as_the_same_training(places, tmp_path):
+    data, backbone, _ = places
+    copied = shutil.copytree(backbone, tmp_path / "bert")
+    settings = QUICK | {"max_steps": 1}
+    dptdr.train(data, out=tmp_path / "task", backbone=copied, **settings)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(OutputError, match=r"probe: was \["):
+        dptdr.train(data, out=tmp_path / "task", backbone=copied, **settings)
+
+
+@pytest.mark.parametrize(
+    "name", ["meta.json", "corpus.jsonl", "config.json", "00000.npy", "prompt.safetensors"]
+)
+def test_a_report_never_replaces_a_part_of_an_artefact(places, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match="not part of a task, data, vectors or an index"):
+        dptdr.evaluate(places[0], "bm25", run_out=tmp_path / name, progress=False)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_text_that_is_none_is_named_by_its_place(task):
+    with pytest.raises(ConfigError, match=r"texts\[1\]: expected a text, got "):
+        task.encode_queries(["a", None])
+    with pytest.raises(ConfigError, match=r"texts\[0\]: expected a text, got "):
+        task.encode_passages([b"a"])

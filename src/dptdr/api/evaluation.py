@@ -70,6 +70,7 @@ def retrieve(
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
         if id_prefix is not None:
+            refuse_idle({"split": split != "test"}, "with id_prefix")
             queries = prefixed_queries(folder, id_prefix, limit=limit)
         else:
             queries, _ = judged_queries(folder, split, limit=limit)

@@ -11,6 +11,7 @@ from dptdr.api.task import AnyEncoder, Encoder, loaded
 from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
+from dptdr.search.index import check_encoder
 from dptdr.search.indexes.building import BuildSettings
 from dptdr.search.indexes.building import build_index as build
 from dptdr.search.indexes.local import LocalIndex
@@ -93,9 +94,15 @@ def build_index(
         try_outputs(Path(out), folders=True, inputs=[data])
     else:
         _refuse_beside_database(index_type=index_type, overwrite=overwrite, settings=settings)
+    is_vectors = isinstance(data, Path | str) and (Path(data) / MANIFEST).is_file()
+    refuse_idle({"device": device != "auto" and encoder is None}, "without an encoder")
+    refuse_idle({"vectors": is_vectors and vectors is not None}, "with a vector folder")
     asker = None if encoder is None else loaded(encoder, device=device, fast=True)
-    if isinstance(data, Path | str) and (Path(data) / MANIFEST).is_file():
-        folder = Path(data)
+    if is_vectors:
+        folder = Path(str(data))
+        if asker is not None:
+            # Checked again by the index, but a mismatch must not replace one.
+            check_encoder(VectorFolder(folder).manifest.origin, asker, where=folder)
     elif asker is None:
         if isinstance(data, Path | str) and not (Path(data) / "corpus.jsonl").is_file():
             # Its error explains what a vector folder is and how to create one.
@@ -235,6 +242,9 @@ def open_index(
             The index, which must be closed if it is in a database.
     """
     check_counts(rerank_top=rerank_top)
+    refuse_idle(
+        {"device": device != "auto" and encoder is None and rerank is None}, "without an encoder"
+    )
     if rerank == "":
         raise ConfigError("rerank: expected the name or folder of a cross-encoder, got ''")
     index = open_local(path) if database is None else open_database(database, str(path))

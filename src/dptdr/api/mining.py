@@ -13,7 +13,7 @@ from dptdr.api.inputs import (
     phases,
     resolve_device,
 )
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.io.outputs import try_outputs
 from dptdr.mining.settings import (
     FilteringSettings,
@@ -104,6 +104,12 @@ def mine(
     ]
     check_sources(parsed)
     check_counts(min_grade=min_grade)
+    kinds = {source.kind for source in parsed} | {(teacher or "").partition(":")[0]}
+    of_encoders = {"device": device != "auto", "dtype": dtype != "float32"}
+    if not kinds & {"task", "backbone", "cross-encoder"}:
+        refuse_idle(of_encoders, "without an encoder among sources and teacher")
+    if kinds <= {"run", "file", ""}:
+        refuse_idle({"cache": cache}, "with runs only")
     read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]
     try_outputs(Path(out), inputs=read, suffix=".partial")
     try_outputs(optional_path(cache), folders=True, inputs=read)

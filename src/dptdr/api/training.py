@@ -14,7 +14,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
-from dptdr.config.arguments import check_counts, checked
+from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.config.requests import pretraining_request, training_request
 from dptdr.io.beir import BeirFolder
 from dptdr.io.outputs import try_outputs
@@ -71,7 +71,15 @@ def train(
     """
     # Validate everything possible before importing torch.
     check_counts(min_grade=min_grade)
-    request = training_request(method, settings, from_task=from_task is not None)
+    request = training_request(
+        method,
+        settings,
+        from_task=from_task is not None,
+        # Rows may contain negatives.
+        negatives=negatives is not None or not isinstance(data, Path | str),
+    )
+    if negatives is not None:
+        refuse_idle({"min_grade": min_grade != 1}, "with negatives, whose file lists positives")
     try_outputs(
         Path(out),
         optional_path(tensorboard),
@@ -164,7 +172,10 @@ def pretrain(
 
             set_threads(threads)
             loaded = load_backbone(backbone, device=device)
-        rows = None if from_task is None else load_prompt_rows(Path(from_task), backbone=loaded)
+        rows = None
+        if from_task is not None:
+            assert prompt is not None
+            rows = load_prompt_rows(Path(from_task), backbone=loaded, config=prompt)
         watch = TrainingProgress(config.dev_measure) if progress else None
         with watch or nullcontext():
             return pretrain_folder(

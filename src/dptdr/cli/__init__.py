@@ -21,7 +21,7 @@ def main() -> None:
     except DptdrError as error:
         _end(error.exit_code, f"error: {error}")
     except Stopped as stopped:
-        _end(130, f"interrupted {stopped}; completed work is kept, rerun the command to resume")
+        _end(130, f"interrupted {stopped}")
     except KeyboardInterrupt:
         _end(130, "interrupted before anything began")
     except PipeClosed:

@@ -144,8 +144,11 @@ def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: st
     app.command(name, cls=Command, context_settings=_SETTINGS)(_ending(command, name=whole))
 
 
+_RESUMABLE = ("train", "pretrain", "mine", "encode", "index", "quickstart")
+
+
 class Stopped(Exception):
-    """An interrupted command; the message names the command and the phase."""
+    """An interrupted command; the message names the command and the phase, and how to go on."""
 
 
 class PipeClosed(Exception):
@@ -164,7 +167,10 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
                 command(*arguments, **options)
             except KeyboardInterrupt:
                 phase = current_phase()
-                raise Stopped(f"dptdr {name}" + (f" ({phase})" if phase else "")) from None
+                kept = "completed work is kept, rerun the command to resume"
+                advice = kept if name in _RESUMABLE else "rerun the command to start again"
+                where = f" ({phase})" if phase else ""
+                raise Stopped(f"dptdr {name}{where}; {advice}") from None
             except BrokenPipeError:
                 raise PipeClosed from None
             except ConfigError as error:

@@ -32,6 +32,9 @@ def command(
     from dptdr.model.bundle import read_manifest
     from dptdr.model.imports.peft import export_peft
 
-    encoder = Backbone.load(backbone or read_manifest(task).backbone)
+    manifest = read_manifest(task)
+    encoder = Backbone.load(backbone or manifest.backbone)
     for folder in export_peft(task, out, backbone=encoder, accept_shift=accept_shift):
         typer.echo(f"{folder}: load it with peft.PeftModel.from_pretrained(encoder, FOLDER)")
+    if manifest.settings.get("sharing") == "query-only":
+        typer.echo("use it for queries only; encode passages without it")

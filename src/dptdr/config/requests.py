@@ -40,13 +40,16 @@ class PretrainingRequest(NamedTuple):
 
 
 def training_request(
-    method: str, values: Mapping[str, Any], *, from_task: bool = False
+    method: str, values: Mapping[str, Any], *, from_task: bool = False, negatives: bool = True
 ) -> TrainingRequest:
     """Split settings into training and method settings.
 
+    Args:
+        negatives: There may be mined negatives or teacher scores.
+
     Raises:
-        ConfigError: If the method is unknown, or a setting is unknown, invalid, or belongs to
-            another method.
+        ConfigError: If the method is unknown, or a setting is unknown, invalid, would have no
+            effect, or belongs to another method.
     """
     if method not in METHOD_NAMES:
         raise ConfigError(f"method: expected one of {', '.join(METHOD_NAMES)}, got '{method}'")
@@ -64,6 +67,15 @@ def training_request(
         wrong.append(f"{_FFN_RATE}: expected method deep-prompt, got '{method}'")
     if from_task:
         wrong += _from_task_faults(method, values)
+    if method == "deep-prompt":
+        wrong += _idle_of_prompt(values, from_task=from_task)
+    wrong += _idle(
+        values,
+        "distillation_weight",
+        when=values.get("distillation", "none") == "none",
+        why="without distillation",
+    )
+    wrong += _idle(values, "negatives_per_query", when=not negatives, why="without negatives")
     if wrong:
         raise ConfigError("; ".join(wrong))
     settings = {n: value for n, value in values.items() if n in own}
@@ -108,6 +120,8 @@ def pretraining_request(
         wrong.append("keep_head: does not apply with prompt_only, which writes no backbone")
     if from_task:
         wrong += _from_task_faults("deep-prompt", values)
+    if prompt_only:
+        wrong += _idle_of_prompt(values, from_task=from_task)
     if wrong:
         raise ConfigError("; ".join(wrong))
     if from_task:
@@ -135,6 +149,31 @@ def _prompt_faults(
     if FUSED[0] in (values.get("objectives") or ()):
         found.append("objectives: fused only applies with prompt_only")
     return found
+
+
+def _idle_of_prompt(values: Mapping[str, Any], *, from_task: bool) -> list[str]:
+    """Return the settings of a deep prompt that have no effect beside the others."""
+    start = values.get(_INITIALISED, "tokens")
+    found = []
+    if start == "task" and not from_task:
+        found.append(f"{_INITIALISED}: 'task' needs from_task")
+    found += _idle(
+        values,
+        "random_scale",
+        when=start != "random" or from_task,
+        why="without random initialisation",
+    )
+    found += _idle(
+        values, _FFN_RATE, when=values.get("ffn_length") == 0, why="without feed-forward rows"
+    )
+    for name in ("position", _INITIALISED, "reparametrisation"):
+        idle = values.get("prompt_length") == 0
+        found += _idle(values, name, when=idle, why="without attention rows")
+    return found
+
+
+def _idle(values: Mapping[str, Any], name: str, *, when: bool, why: str) -> list[str]:
+    return [f"{name}: has no effect {why}"] if when and name in values else []
 
 
 def _from_task_faults(method: str, values: Mapping[str, Any]) -> list[str]:

@@ -1,15 +1,22 @@
 """LangChain embeddings."""
 
+from pathlib import Path
+
 from langchain_core.embeddings import Embeddings
 
+from dptdr.integrations import as_encoder
 from dptdr.model.encoder import Encoder
 
 
 class DptdrEmbeddings(Embeddings):  # type: ignore[misc]
-    """LangChain embeddings from a task; queries and documents use their own side's prompt."""
+    """LangChain embeddings from a task; queries and documents use their own side's prompt.
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    Args:
+        encoder: A loaded task, or its folder.
+    """
+
+    def __init__(self, encoder: Encoder | Path | str) -> None:
+        self.encoder = as_encoder(encoder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents, one vector each."""

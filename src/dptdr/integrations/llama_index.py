@@ -1,22 +1,29 @@
 """LlamaIndex embeddings."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+from dptdr.integrations import as_encoder
 from dptdr.model.encoder import Encoder
 
 
 class DptdrEmbedding(BaseEmbedding):  # type: ignore[misc]
-    """LlamaIndex embeddings from a task; queries and texts use their own side's prompt."""
+    """LlamaIndex embeddings from a task; queries and texts use their own side's prompt.
+
+    Args:
+        encoder: A loaded task, or its folder.
+    """
 
     _encoder: Encoder = PrivateAttr()
 
-    def __init__(self, encoder: Encoder, **options: Any) -> None:
-        super().__init__(model_name=encoder.name, **options)
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder | Path | str, **options: Any) -> None:
+        loaded = as_encoder(encoder)
+        super().__init__(model_name=loaded.name, **options)
+        self._encoder = loaded
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._encoder.encode_queries([query])[0].tolist()

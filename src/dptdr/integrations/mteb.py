@@ -14,14 +14,20 @@ from mteb.models import ModelMeta
 from mteb.types import PromptType
 from torch import Tensor
 
+from dptdr.integrations import as_encoder
 from dptdr.io.beir import BeirFolder
 from dptdr.model.encoder import Encoder
 
 
 class MtebModel:
-    """A task as a model for ``mteb.evaluate``."""
+    """A task as a model for ``mteb.evaluate``.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: A loaded task, or its folder.
+    """
+
+    def __init__(self, encoder: Encoder | Path | str) -> None:
+        encoder = as_encoder(encoder)
         self.encoder = encoder
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={

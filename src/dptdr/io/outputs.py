@@ -10,6 +10,20 @@ from typing import Any
 from dptdr.errors import DataError, OutputError
 from dptdr.io.atomic import read_json, remove_leftovers, writing
 
+# Reports and runs are never named so.
+_ARTEFACTS = (
+    "task.json",
+    "manifest.json",
+    "export.json",
+    "meta.json",
+    "corpus.jsonl",
+    "queries.jsonl",
+    "config.json",
+    "tokenizer.json",
+    "modules.json",
+)
+_BINARY = (".npy", ".safetensors", ".onnx", ".faiss", ".bin", ".pt")
+
 
 def exists(path: Path) -> bool:
     """Check that ``path`` exists and is not an empty folder."""
@@ -51,6 +65,12 @@ def try_outputs(
             raise OutputError(
                 f"expected a named output, got '{path}'; specify a file or folder name"
             )
+        if not folders and path.is_file() and _is_artefact(path):
+            raise OutputError(
+                "expected an output that is not part of a task, data, vectors or an index; choose "
+                "a different name",
+                path=path,
+            )
         with writing(path):
             if path.exists() and path.is_dir() is not folders:
                 found, wanted = ("file", "folder") if folders else ("folder", "file")
@@ -61,6 +81,11 @@ def try_outputs(
             remove_leftovers(path)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
+
+
+def _is_artefact(path: Path) -> bool:
+    """Check whether a file is one that only whole folders of ours, or encoders, consist of."""
+    return path.name in _ARTEFACTS or path.suffix in _BINARY
 
 
 def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:

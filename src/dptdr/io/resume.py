@@ -32,7 +32,7 @@ class Output:
         self.path = path
         self.result: Any = None
         """Result recorded by :meth:`finish`, in this process or an earlier one, as JSON values."""
-        self._record = path.with_name(f".{path.name}.made.json")
+        self._record = _record_of(path)
         self._settings: dict[str, Any] = {}
         self._work: Path | None = None
 
@@ -127,12 +127,28 @@ class Output:
 
     def _read(self) -> dict[str, Any] | None:
         """Return the record, or None if it is missing or unreadable."""
-        try:
-            record = read_json(self._record)
-        except DataError:
-            return None
-        complete = isinstance(record, dict) and isinstance(record.get("settings"), dict)
-        return record if complete else None
+        return _read_record(self._record)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.made.json")
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except DataError:
+        return None
+    complete = isinstance(record, dict) and isinstance(record.get("settings"), dict)
+    return record if complete else None
+
+
+def recorded_result(path: Path) -> Any:
+    """Return the result recorded for a complete output, or None if unknown or modified since."""
+    record = _read_record(_record_of(Path(path)))
+    if record is None or not exists(path) or record.get("files") != _sizes(Path(path)):
+        return None
+    return record.get("result")
 
 
 def check_same(began: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) -> None:

@@ -148,12 +148,13 @@ def _mine(
             work=work / "mined",
             on_progress=on_progress,
         )
-    return mining_report(
+    report = mining_report(
         statistics,
         request.settings,
         teacher=None if teacher is None else teacher.name,
         removal=removal,
     )
+    return report | {"corpus_sha256": context.corpus_fingerprint}
 
 
 def _own(folder: BeirFolder, context: MiningContext, passages: PassageStore) -> frozenset[str]:

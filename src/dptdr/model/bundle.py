@@ -300,8 +300,14 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
 
 
-def load_prompt_rows(path: Path, *, backbone: Backbone) -> dict[str, Tensor]:
+def load_prompt_rows(
+    path: Path, *, backbone: Backbone, config: DeepPromptConfig
+) -> dict[str, Tensor]:
     """Load a deep-prompt task's rows, to initialise another task on the same backbone.
+
+    Args:
+        config: Settings of the other task, whose prompt must be used in the same way. A tied prompt
+            can start any task.
 
     Returns:
         The saved tensors by name: attention rows, ``[layers, 2, heads, prompt, head_dim]``, under
@@ -309,12 +315,21 @@ def load_prompt_rows(path: Path, *, backbone: Backbone) -> dict[str, Tensor]:
 
     Raises:
         BundleError: If the bundle is malformed or is not a deep prompt.
+        ConfigError: If positions or sharing differ.
         WrongBackbone: If the task was trained on another backbone.
     """
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.method != "deep-prompt":
         raise BundleError(f"{path}: expected a deep prompt to start from, got '{manifest.method}'")
+    for setting in ("position", "sharing"):
+        held = manifest.settings.get(setting, getattr(DeepPromptConfig(), setting))
+        wanted = getattr(config, setting)
+        if wanted != held and (setting, held) != ("sharing", "tied"):
+            raise ConfigError(
+                f"{setting}: expected '{held}', as in the initial prompt, got '{wanted}'; use "
+                f"--{setting} {held}"
+            )
     _check_backbone(path, manifest, backbone)
     return read_state(path, manifest)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dptdr.config.methods import settings_of
 from dptdr.errors import ConfigError, DptdrError, VectorsError
+from dptdr.io.lines import describe
 from dptdr.model import fingerprints
 from dptdr.model.backbone import Backbone, Side
 from dptdr.model.methods import DeepPromptMethod, Method
@@ -226,11 +227,14 @@ class Encoder:
     ) -> Float[np.ndarray, "texts dim"]:
         listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict)
         # A list first: looking through an iterator would leave nothing to encode.
-        given, texts = texts, list(texts) if listed else [None]
-        if not all(isinstance(text, str) for text in texts):
+        given, texts = texts, list(texts) if listed else []
+        if not listed:
             raise ConfigError(
                 f"expected a list of texts, got {type(given).__name__}; put a single text in a list"
             )
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ConfigError(f"texts[{number}]: expected a text, got {describe(text)}")
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         if not texts:
             return vectors

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.config.training import TrainingConfig
-from dptdr.errors import ConfigError, TrainingError
+from dptdr.errors import ConfigError, DataError, TrainingError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder
 from dptdr.io.identical import own_passages, say_own
+from dptdr.io.resume import recorded_result
 from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
 from dptdr.training.groups import (
@@ -77,6 +78,7 @@ def load_data(
         made = groups
     elif negatives is not None:
         held_out = {q: queries[q] for q in judged}
+        _check_mined_on(negatives, folder)
         made = FileGroups(negatives, folder=folder, held_out=held_out, tokens=tokens)
         facts |= _file_facts(negatives, made)
     else:
@@ -183,6 +185,18 @@ def _file_facts(path: Path, groups: FileGroups) -> dict[str, Any]:
         "train_queries_without_positive": groups.without_positive,
         "train_queries_left_out_as_dev": groups.held_out,
     }
+
+
+def _check_mined_on(negatives: Path, folder: BeirFolder) -> None:
+    """Reject negatives whose record says that they were mined from another corpus."""
+    result = recorded_result(negatives)
+    mined = result.get("corpus_sha256") if isinstance(result, dict) else None
+    if mined is not None and mined != sha256_file(folder.corpus_path):
+        raise DataError(
+            f"mined from a corpus other than {folder.corpus_path}, so ids may mean other texts; "
+            "mine again from this corpus",
+            path=negatives,
+        )
 
 
 def _without_dev_texts(train: Qrels, dev: Iterable[str], queries: Mapping[str, str]) -> Qrels:

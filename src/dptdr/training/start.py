@@ -45,7 +45,10 @@ def train_folder(
         The result on rank 0, ``None`` on other ranks.
     """
     folder.qrels("train")
-    rows = None if from_task is None else load_prompt_rows(from_task, backbone=backbone)
+    rows = None
+    if from_task is not None:
+        assert isinstance(request.method_config, DeepPromptConfig)
+        rows = load_prompt_rows(from_task, backbone=backbone, config=request.method_config)
     data = load_data(
         folder,
         request.config,

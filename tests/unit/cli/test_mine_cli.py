@@ -291,7 +291,9 @@ def test_runs_left_by_another_dtype_are_not_used(data, tmp_path, encoder):
     assert encoder.passages == 10
 
 
-@pytest.mark.parametrize("part", ["vectors-*/shards/00000.npy", "bm25-*/data.csc.index.npy", "hits"])
+@pytest.mark.parametrize(
+    "part", ["vectors-*/shards/00000.npy", "bm25-*/data.csc.index.npy", "hits"]
+)
 def test_a_damaged_cache_never_becomes_negatives(data, tmp_path, encoder, part):
     source = "bm25" if part.startswith("bm25") else "backbone:minilm"
     options = [data, "--source", source, "--cache", tmp_path / "cache"]

@@ -119,6 +119,13 @@ def test_settings_from_python_are_checked_like_options(place):
         ({"workers": "two"}, "workers: expected int, got 'two'"),
         ({"wrokers": 2}, "wrokers: unknown setting"),
         ({"onnx": "/none"}, "/none: expected a folder"),
+        ({"onnx": str(tasks), "layout": "packed"}, "layout: has no effect with onnx"),
+        ({"hybrid": True}, "hybrid: has no effect without an index"),
+        ({"burst_requests": 3}, "burst_requests: has no effect without a rate limit"),
+        (
+            {"keys_file": str(tasks), "allowed_hosts": ["x"]},
+            "allowed_hosts: has no effect with keys",
+        ),
     ):
         with pytest.raises(ConfigError, match=words), server_settings([tasks / "one"], **wrong):
             pass

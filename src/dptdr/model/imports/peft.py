@@ -8,6 +8,7 @@ import safetensors.torch
 
 from dptdr.errors import BundleError
 from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.lines import describe
 from dptdr.io.outputs import refuse_filled
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import load_task, save_task
@@ -43,9 +44,10 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
         kind = settings.get("peft_type") if isinstance(settings, dict) else None
         raise BundleError(f"{source / PEFT_CONFIG}: expected PREFIX_TUNING, got {kind!r}")
     name = backbone or settings.get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise BundleError(
-            f"{source / PEFT_CONFIG}: expected the name of an encoder; pass it with --backbone"
+            f"{source / PEFT_CONFIG}, field 'base_model_name_or_path': expected the name of an "
+            f"encoder, got {describe(name)}; pass it with --backbone"
         )
     path = source / PEFT_WEIGHTS
     try:
@@ -56,7 +58,8 @@ def import_peft(source: Path, out: Path, *, backbone: str | None, limits: Limits
         raise BundleError(f"{path}: expected only prompt_embeddings, got {sorted(state)}")
     loaded = Backbone.load(name)
     matrix = state["prompt_embeddings"]
-    if not matrix.is_floating_point() or not bool(matrix.isfinite().all()):
+    # Checks of 8-bit numbers are not implemented.
+    if not matrix.is_floating_point() or not bool(matrix.float().isfinite().all()):
         raise BundleError(f"{path}: expected finite floating-point rows")
     wanted = settings.get("num_virtual_tokens")
     if matrix.ndim != 2 or (wanted is not None and matrix.shape[0] != wanted):
@@ -110,6 +113,8 @@ def export_peft(
         )
     if config.prompt_layers is not None:
         raise BundleError(f"{task}: PEFT's prefix tuning needs rows in all layers")
+    if config.position == "shifted" and accept_shift:
+        raise BundleError(f"{task}: positions are shifted already; omit --accept-shift")
     if config.position != "shifted" and not accept_shift:
         raise BundleError(
             f"{task}: PEFT shifts token positions by the prompt's {config.prompt_length} rows, "

@@ -97,7 +97,8 @@ def _refuse_long(backbone: Backbone, limits: Limits, *, length: int) -> None:
     if longest > room:
         raise BundleError(
             f"expected texts of at most {room} tokens, got {longest}: the prompt's {length} rows "
-            f"shift positions, and the encoder has {backbone.pooling.max_tokens}"
+            f"shift positions, and the encoder has {backbone.pooling.max_tokens}; lower "
+            "--max-query-tokens and --max-passage-tokens"
         )
 
 

@@ -146,6 +146,8 @@ def _inputs(folder: VectorFolder, index_type: str, *, settings: BuildSettings) -
 
 def _choose(folder: VectorFolder, settings: BuildSettings) -> Choice:
     if settings.reduction.quantize is not None:
+        if settings.memory_bytes is not None:
+            raise VectorsError("memory_bytes has no effect with quantize; omit it")
         return Choice("exact", f"exact search over {settings.reduction.quantize} vectors")
     free = settings.memory_bytes
     return choose_type(

@@ -28,9 +28,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dptdr.errors import BackboneError, ConfigError, DataError
-from dptdr.io.atomic import atomic_folder, read_json, write_json
+from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
 from dptdr.io.lines import describe
 from dptdr.io.outputs import refuse_foreign
+from dptdr.io.probe import is_probe
 from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.rows import AttentionRows
 
@@ -126,7 +127,13 @@ def export(
             "format_version": FORMAT_VERSION,
             "backbone": backbone.name,
             "backbone_fingerprint": backbone.fingerprint,
+            "probe": list(backbone.probe),
             "prompt_attention": "joint",
+            "files": {
+                file: sha256_file(folder / file)
+                for file in FILES.values()
+                if (folder / file).exists()
+            },
             "geometry": asdict(backbone.geometry),
             "dim": backbone.dim,
             "pooling": asdict(backbone.pooling),
@@ -295,4 +302,10 @@ def read_export(folder: Path) -> dict[str, Any]:
                 f"{folder / MANIFEST}, field '{field}': expected a string, got "
                 f"{describe(found.get(field))}; re-export"
             )
+    # Both are missing in exports of version 0.1.
+    if not is_probe(found.get("probe", [])) or not isinstance(found.get("files", {}), dict):
+        raise ConfigError(
+            f"{folder / MANIFEST}: expected a list of numbers in field 'probe' and an object in "
+            "field 'files'; re-export"
+        )
     return found

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.errors import ConfigError, WrongBackbone
+from dptdr.io.atomic import sha256_file
+from dptdr.io.probe import same_probe
 from dptdr.model.backbone import Backbone
 from dptdr.serving.engine.forward import Forward, Row, gather
 from dptdr.serving.onnx.exporting import FILES, INPUTS, open_session, read_export
@@ -39,13 +41,30 @@ class OnnxForward(Forward):
                 f"{backbone.fingerprint}, got one of '{self.export['backbone']}' with "
                 f"{self.export['backbone_fingerprint']}; export this backbone"
             )
+        if not same_probe(self.export.get("probe", ()), backbone.probe):
+            raise WrongBackbone(
+                f"{folder}: backbone '{backbone.name}' has the weights that were exported, but "
+                "encodes differently; check whether config.json has changed, or export again"
+            )
         file = folder / FILES["int8"]
         if not file.is_file():
             raise ConfigError(
                 f"{file}: no such graph; the server needs an 8-bit graph (float32 is slower than "
                 "torch), create it with `dptdr export --int8`"
             )
+        digest = self.export.get("files", {}).get(file.name)
+        if digest is not None and digest != sha256_file(file):
+            raise ConfigError(
+                f"{file}: expected the graph that was exported, got another file or a damaged one; "
+                "export again"
+            )
         self.session = open_session(file, threads=threads)
+        inputs = [one.name for one in self.session.get_inputs()]
+        if sorted(inputs) != sorted(INPUTS):
+            raise ConfigError(
+                f"{file}: expected a graph with inputs {', '.join(INPUTS)}, got "
+                f"{', '.join(inputs)[:200]}; export again"
+            )
         self.tolerance = INT8_TOLERANCE
 
     def vectors(

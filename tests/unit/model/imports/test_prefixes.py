@@ -233,6 +233,9 @@ def test_export_refuses_what_peft_cannot_say(tmp_path):
     assert export_peft(
         tmp_path / "plain", tmp_path / "peft", backbone=backbone, accept_shift=True
     ) == [tmp_path / "peft"]
+    saved_task(tmp_path / "shifted", folder, position="shifted")
+    with pytest.raises(BundleError, match="shifted already; omit --accept-shift"):
+        export_peft(tmp_path / "shifted", tmp_path / "x", backbone=backbone, accept_shift=True)
     saved_task(tmp_path / "ffn", folder, position="shifted", ffn_length=2)
     with pytest.raises(BundleError, match="does not support the task's 2 feed-forward rows"):
         export_peft(tmp_path / "ffn", tmp_path / "x", backbone=backbone, accept_shift=True)
@@ -249,6 +252,16 @@ def test_adapter_of_another_kind_or_size_is_refused(tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "PREFIX_TUNING"}))
     with pytest.raises(BundleError, match="--backbone"):
         import_peft(adapter, tmp_path / "t", backbone=None, limits=LIMITS)
+    for name in (5, ["a"], {"a": 1}):
+        named = {"peft_type": "PREFIX_TUNING", "base_model_name_or_path": name}
+        (adapter / "adapter_config.json").write_text(json.dumps(named))
+        with pytest.raises(BundleError, match="field 'base_model_name_or_path': expected the"):
+            import_peft(adapter, tmp_path / "t", backbone=None, limits=LIMITS)
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "PREFIX_TUNING"}))
+    rows = torch.full((3, 7), torch.nan).to(torch.float8_e4m3fn)
+    safetensors.torch.save_file({"prompt_embeddings": rows}, adapter / "adapter_model.safetensors")
+    with pytest.raises(BundleError, match="expected finite floating-point rows"):
+        import_peft(adapter, tmp_path / "t", backbone=str(folder), limits=LIMITS)
     safetensors.torch.save_file(
         {"prompt_embeddings": torch.zeros(3, 7)}, adapter / "adapter_model.safetensors"
     )
