@@ -41,7 +41,7 @@ def full():
         (
             interrupted,
             130,
-            "interrupted dptdr probe (mine, 3 of 10); completed work is kept",
+            "interrupted dptdr probe (mine, 3 of 10); rerun the command to start again",
         ),
         (refused, 2, "error: expected this, got that"),
         (full, 2, "error: out.jsonl: No space left on device"),

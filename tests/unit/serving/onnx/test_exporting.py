@@ -170,7 +170,7 @@ def test_a_broken_export_is_refused(place, tmp_path, damage):
     words = {
         "missing": "that `dptdr export` wrote",
         "format": "expected format",
-        "graph": "expected an ONNX graph",
+        "graph": "expected the graph that was exported",
         "float32 alone": "needs an 8-bit graph",
     }
     with pytest.raises(ConfigError, match=words[damage]):
