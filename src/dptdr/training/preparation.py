@@ -1,5 +1,6 @@
 """Load the training groups and dev set of a run."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def load_data(
         _check_mined_on(negatives, folder)
         made = FileGroups(negatives, folder=folder, held_out=held_out, tokens=tokens)
         facts |= _file_facts(negatives, made)
+        _say_without_negatives(negatives, made, config)
     else:
         made = QrelsGroups(
             queries=queries,
@@ -203,6 +205,15 @@ def _without_dev_texts(train: Qrels, dev: Iterable[str], queries: Mapping[str, s
     """Drop train queries with the text of a dev query: they would leak the answers."""
     texts = {queries[q] for q in dev}
     return {q: judged for q, judged in train.items() if queries[q] not in texts}
+
+
+def _say_without_negatives(path: Path, groups: FileGroups, config: TrainingConfig) -> None:
+    looked_at = min(len(groups), _GROUPS_LOOKED_AT)
+    if config.negatives_per_query and not any(groups[n].negatives for n in range(looked_at)):
+        sys.stderr.write(
+            f"{path}: no negatives in the first {looked_at} records; training with the batch's "
+            "other passages only\n"
+        )
 
 
 def _check_teacher(groups: Groups, config: TrainingConfig) -> None:

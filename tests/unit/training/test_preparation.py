@@ -132,3 +132,15 @@ def test_a_query_that_is_a_passage_is_no_negative_of_its_own(tmp_path, capsys):
     kept = load(tmp_path / "data", keep_identical=True)
     assert kept.groups[0].own_passage == ""
     assert kept.dev.keep_identical
+
+
+@pytest.mark.parametrize("negatives", ["[]", '["dog"]'])
+def test_a_training_file_without_negatives_is_said(tmp_path, capsys, negatives):
+    from dptdr.training.train import load_data
+
+    folder = BeirFolder(tiny_data(tmp_path / "data"))
+    file = tmp_path / "groups.jsonl"
+    file.write_text(f'{{"query": "red", "positives": ["car"], "negatives": {negatives}}}\n' * 3)
+    load_data(folder, TrainingConfig(), negatives=file)
+    said = f"{file}: no negatives in the first 3 records"
+    assert (said in capsys.readouterr().err) == (negatives == "[]")

@@ -22,12 +22,11 @@ from dptdr.search.indexes.local import (
     check_reduction,
     open_index,
 )
-from dptdr.search.indexes.options import GRAPH_OPTIONS, LIST_OPTIONS, Options, check_options
+from dptdr.search.indexes.options import Options, check_options
 from dptdr.search.indexes.quantized import FULL, QuantizedRows, Reduction, ShortVectors
 from dptdr.search.indexes.recall import MIN_RECALL, measure_recall, recall_warning
 from dptdr.search.indexes.rows import ExactRows, RowIndex
 from dptdr.search.indexes.types import (
-    MORE_EXACT,
     Choice,
     IndexType,
     available_memory,
@@ -180,18 +179,14 @@ def _build_measured(
         )
         recall = round(measure_recall(index, folder, seed=_seed(settings)), 4)
         choice = choice._replace(recall=recall, warning=_warning(chosen, recall, settings))
-        other = MORE_EXACT.get(chosen.name)
+        other = chosen.more_exact
         if recall >= MIN_RECALL or not auto or other is None or settings.options:
             return rows, choice
         choice = Choice(other, f"{chosen.name} has recall@10 of only {recall:.3f}; {choice.reason}")
 
 
 def _warning(index_type: IndexType, recall: float, settings: BuildSettings) -> str | None:
-    advice = {
-        GRAPH_OPTIONS: "raise ef_search, ef_construction or M, or use ivf-sq",
-        LIST_OPTIONS: "raise nprobe, or use exact",
-        (): "use a different quantize setting, or none",
-    }[index_type.options]
+    advice = index_type.advice
     if settings.dimensions is not None:
         advice = f"raise dimensions (currently {settings.dimensions}); otherwise {advice}"
     return recall_warning(recall, advice=advice)

@@ -23,12 +23,16 @@ class IndexType(NamedTuple):
     description: str
     memory_bytes: Callable[[int, int], int]
     """Memory for searching in bytes, as a function of (passages, dim)."""
-    rerank: int
+    rerank: int = 0
     """Candidates per hit to rescore on the full vectors; 0 for no rescoring."""
     options: tuple[str, ...] = ()
     """Supported options."""
     min_count: int = 1
     """Minimum number of passages."""
+    advice: str = ""
+    """How to raise the recall."""
+    more_exact: str | None = None
+    """Type that ``auto`` tries next if the recall is low."""
 
     @property
     def seeded(self) -> bool:
@@ -41,38 +45,68 @@ def _graph(count: int) -> int:
     return count * (2 * _LINKS * _LINK_BYTES + 16)
 
 
-_G, _L = GRAPH_OPTIONS, LIST_OPTIONS
+_GRAPH_ADVICE = "raise ef_search, ef_construction or M, or use ivf-sq"
+_LIST_ADVICE = "raise nprobe, or use exact"
 
 INDEX_TYPES: dict[str, IndexType] = {
     found.name: found
     for found in (
-        IndexType("exact", "exhaustive search, memory-mapped", lambda n, d: 0, 0),
-        IndexType("hnsw", "graph over full vectors", lambda n, d: 4 * n * d + _graph(n), 0, _G),
-        IndexType("hnsw-sq", "graph over 8-bit vectors", lambda n, d: n * d + _graph(n), 2, _G),
-        IndexType("ivf-sq", "inverted lists of 8-bit vectors", lambda n, d: n * (d + 8), 2, _L),
-        # Each code is one of 256 centroids, which need at least as many training passages.
         IndexType(
-            "ivf-pq",
-            "inverted lists of product codes",
-            lambda n, d: n * (pq_parts(d) + 8),
-            10,
-            _L,
-            256,
+            name="exact",
+            description="exhaustive search, memory-mapped",
+            memory_bytes=lambda n, d: 0,
+            advice="use a different quantize setting, or none",
         ),
         IndexType(
-            "rabitq", "inverted lists of 1-bit codes", lambda n, d: n * (d // 8 + 16), 10, _L
+            name="hnsw",
+            description="graph over full vectors",
+            memory_bytes=lambda n, d: 4 * n * d + _graph(n),
+            options=GRAPH_OPTIONS,
+            advice=_GRAPH_ADVICE,
+            more_exact="ivf-sq",
+        ),
+        IndexType(
+            name="hnsw-sq",
+            description="graph over 8-bit vectors",
+            memory_bytes=lambda n, d: n * d + _graph(n),
+            rerank=2,
+            options=GRAPH_OPTIONS,
+            advice=_GRAPH_ADVICE,
+            more_exact="ivf-sq",
+        ),
+        IndexType(
+            name="ivf-sq",
+            description="inverted lists of 8-bit vectors",
+            memory_bytes=lambda n, d: n * (d + 8),
+            rerank=2,
+            options=LIST_OPTIONS,
+            advice=_LIST_ADVICE,
+            more_exact="exact",
+        ),
+        IndexType(
+            name="ivf-pq",
+            description="inverted lists of product codes",
+            memory_bytes=lambda n, d: n * (pq_parts(d) + 8),
+            rerank=10,
+            options=LIST_OPTIONS,
+            # Each code is one of 256 centroids, which need at least as many training passages.
+            min_count=256,
+            advice=_LIST_ADVICE,
+            more_exact="ivf-sq",
+        ),
+        IndexType(
+            name="rabitq",
+            description="inverted lists of 1-bit codes",
+            memory_bytes=lambda n, d: n * (d // 8 + 16),
+            rerank=10,
+            options=LIST_OPTIONS,
+            advice=_LIST_ADVICE,
+            more_exact="exact",
         ),
     )
 }
 """All local index types. Types with ``rerank`` read full vectors of candidates from disk."""
 
-MORE_EXACT = {
-    "hnsw": "ivf-sq",
-    "hnsw-sq": "ivf-sq",
-    "ivf-sq": "exact",
-    "ivf-pq": "ivf-sq",
-    "rabitq": "exact",
-}
 """Fallbacks of ``auto`` for low recall; near-duplicates degrade graphs."""
 
 _REMOVED = {"usearch": "0.1.0"}
