@@ -18,10 +18,9 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/dptdr quickstart --out quickstart
 
-# One process more than cores: many tests wait for servers and other processes.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not learning and not gpu" \
-		--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal --durations 25
+		--numprocesses auto --dist worksteal --durations 25
 
 learning: install
 	$(BIN)/python -m pytest -m learning --timeout 1800

@@ -629,6 +629,6 @@ def test_a_report_never_replaces_a_part_of_an_artefact(places, tmp_path, name):
 
 def test_a_text_that_is_none_is_named_by_its_place(task):
     with pytest.raises(ConfigError, match=r"texts\[1\]: expected a text, got "):
-        task.encode_queries(["a", None])
+        task._encode(["a", None], side="query", on_progress=None)
     with pytest.raises(ConfigError, match=r"texts\[0\]: expected a text, got "):
-        task.encode_passages([b"a"])
+        task._encode([b"a"], side="passage", on_progress=None)

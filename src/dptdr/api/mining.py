@@ -105,9 +105,9 @@ def mine(
     check_sources(parsed)
     check_counts(min_grade=min_grade)
     kinds = {source.kind for source in parsed} | {(teacher or "").partition(":")[0]}
-    of_encoders = {"device": device != "auto", "dtype": dtype != "float32"}
-    if not kinds & {"task", "backbone", "cross-encoder"}:
-        refuse_idle(of_encoders, "without an encoder among sources and teacher")
+    if not kinds & {"task", "backbone"}:
+        without = "without an encoder among sources and teacher"
+        refuse_idle({"dtype": dtype != "float32"}, without)
     if kinds <= {"run", "file", ""}:
         refuse_idle({"cache": cache}, "with runs only")
     read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]

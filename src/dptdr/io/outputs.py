@@ -65,13 +65,13 @@ def try_outputs(
             raise OutputError(
                 f"expected a named output, got '{path}'; specify a file or folder name"
             )
-        if not folders and path.is_file() and _is_artefact(path):
-            raise OutputError(
-                "expected an output that is not part of a task, data, vectors or an index; choose "
-                "a different name",
-                path=path,
-            )
         with writing(path):
+            if not folders and path.is_file() and _is_artefact(path):
+                raise OutputError(
+                    "expected an output that is not part of a task, data, vectors or an index; "
+                    "choose a different name",
+                    path=path,
+                )
             if path.exists() and path.is_dir() is not folders:
                 found, wanted = ("file", "folder") if folders else ("folder", "file")
                 raise OutputError(

@@ -7,7 +7,6 @@ import pytest
 
 import dptdr
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, Limits, MethodFactory, save_task
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
@@ -46,8 +45,6 @@ def test_langchain_embeds_each_side(task):
     close(embeddings.embed_query("red boat"), task.encode_queries(["red boat"])[0])
     loaded = DptdrEmbeddings(task.path)
     close(loaded.embed_query("red boat"), task.encode_queries(["red boat"])[0])
-    with pytest.raises(ConfigError, match="encoder: expected Encoder, Path or str, got 5"):
-        DptdrEmbeddings(5)
     store = InMemoryVectorStore.from_texts(PASSAGES, embeddings)
     (best,) = store.similarity_search("red boat", k=1)
     # LangChain's store compares by cosine.

@@ -84,7 +84,7 @@ FOLDERS = {
     "short judgement": (beir(qrels="q0\td0\t1\nq0\td1\n"), "train.tsv, line 2: expected 3 fields"),
     "four columns": (beir(qrels="q0 0 d0 1\nq0 0 d1 high\n"), "line 2, field 'score'"),
     "no judgement": (beir(qrels=""), "train.tsv: the file contains no judgements"),
-    "header alone": (beir(qrels="query-id\tcorpus-id\tscore\n"), "train.tsv: the file holds no"),
+    "header alone": (beir(qrels="query-id\tcorpus-id\tscore\n"), "train.tsv: the file contains no"),
     "four columns, long": (beir(qrels="q0 0 d0 1 x\n"), "line 1: .* or 4 fields .*, got 5"),
     "four columns, Latin-1": (beir(qrels=b"q\xe9 0 d0 1\n"), "line 1: expected UTF-8"),
     "four columns, two grades": (
