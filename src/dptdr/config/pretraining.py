@@ -20,6 +20,22 @@ DEV_MEASURES: tuple[str, ...] = (NEGATIVE_LOSS, SIBLING_FIRST, SIBLING_RANK)
 FUSED_MEASURE = "nDCG@10"
 """The same for the objective fused, on held-out pseudo-queries."""
 
+OBJECTIVES_OF: dict[str, tuple[ObjectiveName, ...]] = {
+    "bm25_weight": FUSED,
+    "anchor": FUSED,
+    "candidates_per_query": FUSED,
+    "temperature": ("contrastive", "fused"),
+    "min_span_tokens": ("mlm", "condenser", "contrastive"),
+    "short_span_ratio": ("mlm", "condenser", "contrastive"),
+    "mlm_probability": ("mlm", "condenser"),
+    "head_warmup_steps": ("mlm", "condenser"),
+    "head_learning_rate": ("mlm", "condenser"),
+    "skip_from": ("condenser",),
+    "head_layers": ("condenser",),
+    "readers": ("mlm", "condenser", "contrastive"),
+}
+"""Settings that have an effect only with one of these objectives."""
+
 DEFAULT_TEMPERATURE = 0.05
 """For encoders with unit-length vectors; others use raw dot products."""
 

@@ -10,7 +10,13 @@ from dptdr.config.methods import (
     MethodConfig,
     MethodName,
 )
-from dptdr.config.pretraining import FUSED, PretrainingConfig, fused_defaults
+from dptdr.config.pretraining import (
+    FUSED,
+    OBJECTIVE_NAMES,
+    OBJECTIVES_OF,
+    PretrainingConfig,
+    fused_defaults,
+)
 from dptdr.config.settings import declared, from_values
 from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
@@ -122,6 +128,7 @@ def pretraining_request(
         wrong += _from_task_faults("deep-prompt", values)
     if prompt_only:
         wrong += _idle_of_prompt(values, from_task=from_task)
+    wrong += _idle_of_objectives(values, prompt_only=prompt_only)
     if wrong:
         raise ConfigError("; ".join(wrong))
     if from_task:
@@ -169,6 +176,19 @@ def _idle_of_prompt(values: Mapping[str, Any], *, from_task: bool) -> list[str]:
     for name in ("position", _INITIALISED, "reparametrisation"):
         idle = values.get("prompt_length") == 0
         found += _idle(values, name, when=idle, why="without attention rows")
+    return found
+
+
+def _idle_of_objectives(values: Mapping[str, Any], *, prompt_only: bool) -> list[str]:
+    """Return the settings that have no effect with the objectives."""
+    default = FUSED if prompt_only else tuple(n for n in OBJECTIVE_NAMES if n not in FUSED)
+    chosen = values.get("objectives") or default
+    if not isinstance(chosen, tuple | list) or not set(chosen) <= set(OBJECTIVE_NAMES):
+        return []
+    found = []
+    for name, objectives in OBJECTIVES_OF.items():
+        idle = not set(objectives) & set(chosen)
+        found += _idle(values, name, when=idle, why=f"with objectives {', '.join(chosen)}")
     return found
 
 

@@ -142,6 +142,11 @@ def test_too_few_pseudo_queries_are_refused(tmp_path, plain):
         ({"objectives": ("fused", "mlm")}, {"prompt_only": True}, "expected fused alone"),
         ({"dev_measure": "sibling RR"}, {"prompt_only": True}, "expected one of nDCG@10"),
         ({}, {"force": True}, "force: only applies with prompt_only"),
+        ({"anchor": 0.1}, {}, "anchor: has no effect with objectives mlm, condenser, contrastive"),
+        ({"mlm_probability": 0.2}, {"prompt_only": True}, "no effect with objectives fused"),
+        ({"objectives": ("mlm",), "skip_from": 2}, {}, "skip_from: has no effect with objectives"),
+        ({"objectives": ("mlm",), "temperature": 1.0}, {}, "temperature: has no effect with"),
+        ({"initialisation": "task"}, {"prompt_only": True}, "'task' needs from_task"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values, options, expected):
