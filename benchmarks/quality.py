@@ -53,6 +53,7 @@ def main() -> None:
     run.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     run.add_argument("--device", default="cpu")
     run.add_argument("--threads", type=int, default=1)
+    run.add_argument("--stored", action="store_true", help="also measure rows of 16 bits")
     run.add_argument("--data", type=Path, default=_lib.SHARED_DATA, help="where data sets are")
     run.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
     run.add_argument("--out", type=Path, default=DATA_FILE)
@@ -136,7 +137,7 @@ def measured_cell(cell: _lib.Record, path: Path, arguments: argparse.Namespace) 
     else:
         encoder = tuned(cell, folder, record, arguments)
         run = searched(encoder, test, arguments)
-        if cell["method"] == "deep-prompt" and cell["seed"] == 0:
+        if arguments.stored and cell["method"] == "deep-prompt" and cell["seed"] == 0:
             record["stored"] = rounded(encoder, test, arguments)
     result = evaluate(run, test.qrels, measures=MEASURES)
     return record | {
