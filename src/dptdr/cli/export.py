@@ -8,7 +8,7 @@ import typer
 
 from dptdr.cli.common import Json, refuse_idle, write_result
 from dptdr.errors import ConfigError
-from dptdr.io.outputs import refuse_foreign, try_outputs
+from dptdr.io.outputs import try_outputs
 
 
 def command(
@@ -55,12 +55,12 @@ def command(
         )
     if data is not None and not int8:
         raise ConfigError("--data evaluates the 8-bit graph; add --int8 to create it")
-    refuse_foreign(out, mark="export.json")
     from dptdr.cli.common import load_encoder
     from dptdr.model.backbone import Backbone
-    from dptdr.serving.onnx.exporting import export
+    from dptdr.serving.onnx.exporting import export, refuse_other
     from dptdr.serving.onnx.measuring import check_measurable
 
+    refuse_other(out)
     if data is not None:
         check_measurable(task=task, data=data, split=split)
     # Other methods modify the backbone's weights, so it is loaded again below.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dptdr.cli.common import Json, write_result
-from dptdr.errors import ConfigError
+from dptdr.errors import ConfigError, TrainingError
 from dptdr.io.outputs import try_outputs
 
 
@@ -48,6 +48,9 @@ def command(
     dev = load_dev(BeirFolder(data), RunFolder(run).identity())
     encoder = Backbone.load(backbone)
     history = measure_again(run, dev, backbone=encoder, measures=measure)
+    if step is not None and step not in history:
+        available = ", ".join(map(str, sorted(history)))
+        raise TrainingError(f"{run}: no checkpoint for step {step}; available: {available}")
     best = select_again(run, measure=measure[0]) if step is None else step
     said = _table(history, measures=measure, best=best)
     if out is not None:

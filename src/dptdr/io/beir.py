@@ -17,6 +17,7 @@ from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, recover_folder, write_json
 from dptdr.io.ids import IdSet
 from dptdr.io.lines import describe, id_fault, id_field, parse_object, raw_lines, text_field
+from dptdr.io.outputs import refuse_extra
 from dptdr.io.trec import QRELS_HEADER, read_qrels
 from dptdr.records import Document, Judgement, Passage, Qrels, Query
 
@@ -303,6 +304,13 @@ def write_beir(
     return counts
 
 
+_WRITTEN = (
+    *(CORPUS, f"{CORPUS}.gz", QUERIES, f"{QUERIES}.gz", QRELS, "meta.json"),
+    *("negatives-*.jsonl", "answers", "candidates.trec", ".*"),
+)
+"""What data folders consist of, with what conversions add."""
+
+
 def check_split(name: object) -> str:
     """Return a split's name, which is part of a file name.
 
@@ -323,6 +331,7 @@ def _refuse_foreign(path: Path) -> None:
             f"this folder contains other files and no {CORPUS}; choose a new or empty folder",
             path=path,
         )
+    refuse_extra(path, known=_WRITTEN)
 
 
 def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:

@@ -1,9 +1,10 @@
 """Checks of output paths before any work begins."""
 
 import contextlib
+import fnmatch
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def _replaces(output: Path, given: Path) -> bool:
     # A member may be a link to the output.
     files = (file for part in parts for file in ([part] if part.is_file() else part.rglob("*")))
     return any(file.is_file() and real.samefile(file) for file in files)
+
+
+def refuse_extra(path: Path, *, known: Collection[str]) -> None:
+    """Reject a folder that is to be replaced, but has entries that would be lost.
+
+    Args:
+        known: Patterns of the entries that a folder of this kind consists of.
+
+    Raises:
+        OutputError: If there are others; names them.
+    """
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    extra = [name for name in found if not any(fnmatch.fnmatch(name, one) for one in known)]
+    if extra:
+        raise OutputError(
+            f"contains files that would be lost ({', '.join(extra)[:200]}); move them, or choose a "
+            "different output",
+            path=path,
+        )
 
 
 def refuse_foreign(path: Path, *, mark: str, format: str | None = None) -> None:

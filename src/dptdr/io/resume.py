@@ -9,6 +9,7 @@ process at a time may write an output. Hidden files next to ``OUT`` keep track::
 """
 
 import contextlib
+import glob
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 from dptdr.errors import DataError, OutputError
 from dptdr.io.atomic import read_json, recover_folder, remove_leftovers, write_json, writing
 from dptdr.io.locks import locked
-from dptdr.io.outputs import exists, refuse_foreign, try_outputs
+from dptdr.io.outputs import exists, refuse_extra, refuse_foreign, try_outputs
 from dptdr.io.probe import same_probe
 
 _WIDEST_VALUE = 60
@@ -64,6 +65,8 @@ class Output:
         there = exists(self.path)
         record = None
         if overwrite:
+            if there:
+                self._refuse_extra()
             if work is not None:
                 with writing(work):
                     shutil.rmtree(work, ignore_errors=not work.exists())
@@ -115,6 +118,13 @@ class Output:
                 "choose a different output, or move the folder",
                 path=work,
             )
+
+    def _refuse_extra(self) -> None:
+        """Reject overwriting a complete folder to which somebody has added files."""
+        files = (self._read() or {}).get("files")
+        if isinstance(files, dict) and self.path.is_dir():
+            known = {name.split("/")[0] for name in files}
+            refuse_extra(self.path, known={glob.escape(name) for name in known})
 
     def forget(self) -> None:
         """Delete the record of an output that was never written."""

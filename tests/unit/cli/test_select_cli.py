@@ -67,3 +67,5 @@ def test_other_data_than_the_runs_is_refused_with_both_fingerprints(tmp_path, wo
 def test_a_step_without_checkpoint_is_refused_with_those_there_are(tmp_path, world):
     with pytest.raises(TrainingError, match="no checkpoint for step 3; available: 2, 4, 6"):
         select(world, "--measure", "R@2", "--step", 3, "--out", tmp_path / "task")
+    with pytest.raises(TrainingError, match="no checkpoint for step 99"):
+        select(world, "--measure", "R@2", "--step", 99)

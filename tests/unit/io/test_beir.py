@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.errors import ConfigError, DataError
+from dptdr.errors import ConfigError, DataError, OutputError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.io.lines import raw_lines
 from dptdr.io.store import PassageStore, QueryStore
@@ -409,3 +409,15 @@ def test_trec_judgements_of_four_columns_are_read(tmp_path: Path):
     folder = make(tmp_path / "d", corpus=GOOD, test=b"q 0 p 1\nq\tQ0\tp 2\t2\n")
 
     assert folder.qrels("test") == {"q": {"p": 1, "p 2": 2}}
+
+
+def test_a_data_set_is_not_replaced_with_what_somebody_put_beside_it(tmp_path):
+    target = tmp_path / "data"
+    parts = {"passages": [Passage("a", "x")], "queries": [], "qrels": {}, "meta": {}}
+    write_beir(target, **parts)
+    (target / "negatives-train.jsonl").write_text("from a conversion")
+    write_beir(target, **parts)
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match=r"files that would be lost \(thesis.txt\)"):
+        write_beir(target, **parts)
+    assert (target / "thesis.txt").read_text() == "years of work"

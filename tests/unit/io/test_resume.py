@@ -234,3 +234,21 @@ def test_trying_an_output_removes_what_a_killed_process_left_of_it(tmp_path):
     try_outputs(tmp_path / "report.json")
     assert not left.exists()
     assert kept.exists()
+
+
+def test_a_file_that_somebody_added_is_not_overwritten(tmp_path):
+    out = tmp_path / "out"
+    with claim(out, mark="mark.json") as output:
+        assert not output.begin({"a": 1})
+        out.mkdir()
+        (out / "mark.json").write_text("{}")
+        output.finish()
+    (out / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(OutputError, match=r"files that would be lost \(thesis.txt\)"),
+        claim(out, mark="mark.json") as output,
+    ):
+        output.begin({"a": 2}, overwrite=True)
+    (out / "thesis.txt").rename(tmp_path / "thesis.txt")
+    with claim(out, mark="mark.json") as output:
+        assert not output.begin({"a": 2}, overwrite=True)

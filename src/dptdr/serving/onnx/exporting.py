@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from dptdr.errors import BackboneError, ConfigError, DataError
 from dptdr.io.atomic import atomic_folder, read_json, sha256_file, write_json
 from dptdr.io.lines import describe
-from dptdr.io.outputs import refuse_foreign
+from dptdr.io.outputs import refuse_extra, refuse_foreign
 from dptdr.io.probe import is_probe
 from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.rows import AttentionRows
@@ -70,6 +70,16 @@ class _Graph(nn.Module):
         return self._backbone.vectors(Tokens(input_ids, attention_mask), attention=rows)
 
 
+def refuse_other(out: Path) -> None:
+    """Reject an output folder that has files other than those of an export.
+
+    Raises:
+        OutputError: If it has.
+    """
+    refuse_foreign(out, mark=MANIFEST)
+    refuse_extra(out, known=(MANIFEST, "tokenizer.json", "*.onnx"))
+
+
 def check_installed() -> None:
     """Raise ``ConfigError`` unless the packages of the ``export`` extra are installed."""
     missing = [
@@ -104,7 +114,7 @@ def export(
         BackboneError: If tracing fails, or the graph's vectors differ from torch.
     """
     check_installed()
-    refuse_foreign(out, mark=MANIFEST)
+    refuse_other(out)
     graph = _Graph(backbone)
     differences, cosines = {}, {}
     with atomic_folder(out) as folder:

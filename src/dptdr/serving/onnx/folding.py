@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from dptdr.errors import BackboneError
 from dptdr.io.atomic import atomic_folder, write_json
-from dptdr.io.outputs import refuse_foreign
 from dptdr.model.backbone import Side, Tokens
 from dptdr.model.encoder import Encoder
 from dptdr.serving.onnx.exporting import (
@@ -29,6 +28,7 @@ from dptdr.serving.onnx.exporting import (
     MANIFEST,
     check_installed,
     compare,
+    refuse_other,
     write_graph,
 )
 
@@ -70,7 +70,7 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
         BackboneError: If tracing fails, or a graph's vectors differ from torch.
     """
     check_installed()
-    refuse_foreign(out, mark=MANIFEST)
+    refuse_other(out)
     pooling = encoder.backbone.pooling
     prefixes = {"query": pooling.query_prefix, "passage": pooling.passage_prefix}
     sides: dict[str, dict[str, Any]] = {}

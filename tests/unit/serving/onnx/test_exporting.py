@@ -195,6 +195,9 @@ def test_an_export_never_replaces_what_is_not_an_export(place, tmp_path, fold):
 
     assert isinstance(refused, OutputError)
     assert "contains unrelated files (no export.json)" in str(refused)
+    (tmp_path / "export.json").write_text('{"of": "another program"}')
+    refused = export_again(place, "--task", place / "task", "--out", tmp_path, *fold)
+    assert "files that would be lost (thesis.txt)" in str(refused)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     refused = export_again(place, "--task", place / "task", "--out", place / "task", *fold)
     assert isinstance(refused, OutputError)
