@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from dptdr.errors import NegativesError
 from dptdr.mining.corpus import CorpusTable
 from dptdr.mining.runtable import RunTable
+from dptdr.search.rerank import check_head
 
 _BATCH_PAIRS = 64
 
@@ -162,6 +163,7 @@ class CrossEncoderTeacher:
             ) from None
         try:
             self._model: Any = CrossEncoder(name, device=device)
+            check_head(self._model)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise NegativesError(

@@ -78,6 +78,17 @@ def _rescored(
     return [Hit(hits[place].passage_id, float(scores[place])) for place in order.tolist()]
 
 
+def check_head(model: Any) -> None:
+    """Reject a loaded cross-encoder whose checkpoint has no head: a random one would rank.
+
+    Raises:
+        ValueError: If it is not a sequence classifier.
+    """
+    found = getattr(model.model.config, "architectures", None) or []
+    if not any("ForSequenceClassification" in name for name in found):
+        raise ValueError(f"expected a sequence classifier, got {', '.join(found) or 'no head'}")
+
+
 def cross_encoder(
     model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
 ) -> Scorer:
@@ -99,6 +110,7 @@ def cross_encoder(
         ) from None
     try:
         loaded = CrossEncoder(model, device=device)
+        check_head(loaded)
     except (OSError, ValueError) as error:
         raise VectorsError(
             f"'{model}' cannot be loaded as a cross-encoder ({str(error).splitlines()[0]})"

@@ -14,7 +14,8 @@ class ServerLimits:
 
     workers: Annotated[int, Setting("Worker processes.", min=1)] = 1
     threads: Annotated[
-        int, Setting("CPU threads per worker; 0: all cores, divided among workers.", min=0)
+        int,
+        Setting("CPU threads per worker; 0: all cores, divided among workers.", min=0, max=1024),
     ] = 0
     prompt_memory_mb: Annotated[
         int,

@@ -77,12 +77,20 @@ def server_settings(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"duplicate task name '{twice[0]}'; use NAME=FOLDER")
+    searched = [_named(str(given)) for given in indexes]
+    if settings.get("tasks_folder") is None and state_folder is None:
+        unknown = sorted({name for name, _ in searched} - {*names, ""})
+        if unknown:
+            raise ConfigError(
+                f"indexes: expected one of the tasks {', '.join(names) or 'none'} before '=', got "
+                f"'{unknown[0]}'"
+            )
     with _state_folder(state_folder) as folder:
         yield ServerSettings(
             backbone=backbone,
             state_folder=folder,
             tasks=tuple((name, path) for name, (_, path) in zip(names, named, strict=True)),
-            indexes=tuple(_named(str(given)) for given in indexes),
+            indexes=tuple(searched),
             open_administration=host in _LOOPBACK,
             hosts=tuple(name.lower() for name in (host, *allowed_hosts)),
             **settings,

@@ -121,6 +121,8 @@ def test_settings_from_python_are_checked_like_options(place):
         ({"onnx": "/none"}, "/none: expected a folder"),
         ({"onnx": str(tasks), "layout": "packed"}, "layout: has no effect with onnx"),
         ({"hybrid": True}, "hybrid: has no effect without an index"),
+        ({"indexes": ["zz=x"]}, "indexes: expected one of the tasks one before '=', got 'zz'"),
+        ({"threads": 100_000}, "threads: expected .*1,?024"),
         ({"burst_requests": 3}, "burst_requests: has no effect without a rate limit"),
         (
             {"keys_file": str(tasks), "allowed_hosts": ["x"]},

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.errors import ConfigError, OutputError, TrainingError
+from dptdr.errors import ConfigError, DataError, OutputError, TrainingError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
 from dptdr.pretraining import objective as room
@@ -139,6 +139,25 @@ def test_kill_in_the_warm_up_changes_nothing(tmp_path, corpus, plain, monkeypatc
     monkeypatch.setattr(room.PretrainingObjective, "warm_up", original)
     run(corpus, tmp_path / "two" / "out", plain, **given)
     assert digest(tmp_path / "one" / "out") == digest(tmp_path / "two" / "out")
+
+
+def test_damaged_heads_of_a_warm_up_are_refused(tmp_path, corpus, plain, monkeypatch):
+    given = {"objectives": ("mlm",), "max_steps": 2, "head_warmup_steps": 3}
+    original = room.PretrainingObjective.backward
+
+    def stop(self, step):
+        raise Stopped
+
+    monkeypatch.setattr(room.PretrainingObjective, "backward", stop)
+    with pytest.raises(Stopped):
+        run(corpus, tmp_path / "out", plain, **given)
+    monkeypatch.setattr(room.PretrainingObjective, "backward", original)
+    heads = tmp_path / "out.pretraining" / "heads.safetensors"
+    content = bytearray(heads.read_bytes())
+    content[-1] ^= 1
+    heads.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        run(corpus, tmp_path / "out", plain, **given)
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path, corpus, lm):

@@ -89,3 +89,11 @@ def test_a_cross_encoder_that_is_not_there_says_so(tmp_path):
     pytest.importorskip("sentence_transformers", reason="the extra 'crossencoder' is not installed")
     with pytest.raises(VectorsError, match="cannot be loaded as a cross-encoder"):
         cross_encoder(str(tmp_path / "nothing"))
+
+
+def test_an_encoder_without_a_head_is_no_cross_encoder(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    from helpers.tiny import save_tiny
+
+    with pytest.raises(VectorsError, match="expected a sequence classifier, got "):
+        cross_encoder(str(save_tiny(tmp_path / "bert")))
