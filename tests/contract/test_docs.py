@@ -24,7 +24,7 @@ BLOCK = re.compile(r"```(sh|python)\n(.*?)```", flags=re.DOTALL)
 SMALL = {
     "train": "--max-steps 2 --batch-size 2",
     "pretrain": "--max-steps 2 --batch-size 2 --mini-batch-size 2 --span-tokens 6 "
-    "--min-span-tokens 2 --precision float32",
+    "--precision float32",
     "import": "--max-passage-tokens 32",
     "mine": "--range-max 10 --num-negatives 2",
 }
@@ -66,6 +66,8 @@ def run_command(line):
     words = ["4" if words[i - 1] == "--dimensions" else word for i, word in enumerate(words)]
     words = [word for word in words if word != "--strict"]
     words += shlex.split(SMALL.get(words[0], ""))
+    if words[0] == "pretrain" and "--prompt-only" not in words:
+        words += ["--min-span-tokens", "2"]
     words += ["--force"] if "--prompt-only" in words else []
     if words[0] in ("train", "select", "pretrain") and "--backbone" not in words:
         words += ["--backbone", "./tiny"]

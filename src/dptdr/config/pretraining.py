@@ -173,7 +173,7 @@ class PretrainingConfig(OptimisationConfig):
         found = super().problems()
         if found:
             return found
-        if self.span_tokens < self.min_span_tokens:
+        if self.span_tokens < self.min_span_tokens and self.objectives != FUSED:
             found.append(
                 f"span_tokens: expected at least min_span_tokens ({self.min_span_tokens}), "
                 f"got {self.span_tokens}"
