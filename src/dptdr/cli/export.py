@@ -63,10 +63,12 @@ def command(
     refuse_other(out)
     if data is not None:
         check_measurable(task=task, data=data, split=split)
-    # Other methods modify the backbone's weights, so it is loaded again below.
-    name = load_encoder(task, backbone).backbone.name
+    encoder = load_encoder(task, backbone, device="cpu")
+    name = encoder.backbone.name
+    # A task's method may have modified the backbone's weights.
+    loaded = encoder.backbone if task is None else Backbone.load(name)
     measure = None if data is None else partial(_measured, name, task=task, data=data, split=split)
-    found = export(Backbone.load(name), out, int8=int8, measure=measure)
+    found = export(loaded, out, int8=int8, measure=measure)
     write_result(json, found, said="\n".join(_lines(found, out)))
 
 

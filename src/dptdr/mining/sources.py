@@ -195,11 +195,10 @@ class MiningContext:
 def source_probe(
     kind: str, value: str, *, machine: Machine, encoders: "Encoders"
 ) -> tuple[float, ...]:
-    """Return the probe of the backbone of a source or teacher, empty if it has none."""
+    """Return the probe of the backbone of a source, empty if it has none."""
     if kind not in ("task", "backbone"):
         return ()
-    first = _names(kind, value)[0]
-    return probe_of(load_source(kind, first, machine=machine, encoders=encoders))
+    return probe_of(load_source(kind, value, machine=machine, encoders=encoders))
 
 
 def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:

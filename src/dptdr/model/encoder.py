@@ -225,13 +225,12 @@ class Encoder:
     def _encode(
         self, texts: Any, *, side: Side, on_progress: OnProgress | None
     ) -> Float[np.ndarray, "texts dim"]:
-        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict)
-        # A list first: looking through an iterator would leave nothing to encode.
-        given, texts = texts, list(texts) if listed else []
-        if not listed:
+        if not isinstance(texts, Iterable) or isinstance(texts, str | bytes | dict):
             raise ConfigError(
-                f"expected a list of texts, got {type(given).__name__}; put a single text in a list"
+                f"expected a list of texts, got {type(texts).__name__}; put a single text in a list"
             )
+        # A list first: looking through an iterator would leave nothing to encode.
+        texts = list(texts)
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ConfigError(f"texts[{number}]: expected a text, got {describe(text)}")

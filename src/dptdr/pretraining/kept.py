@@ -22,6 +22,7 @@ from dptdr.pretraining.heads import (
     own_head,
 )
 from dptdr.pretraining.objective import Heads
+from dptdr.training.checkpoints import CHECKSUM, tensor_checksum
 
 HEAD_FILE = "pretraining_head.safetensors"
 
@@ -177,7 +178,8 @@ def head_tensors(heads: Heads) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors |= {f"mlm.{n}": p for n, p in heads.mlm.own_parameters().items()}
     if heads.condenser is not None:
         tensors |= {f"condenser.{n}": p for n, p in heads.condenser.named_parameters()}
-    return {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, form
+    plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    return plain, form | {CHECKSUM: tensor_checksum(plain)}
 
 
 def write_kept(path: Path, heads: Heads) -> None:
@@ -202,7 +204,7 @@ def read_head_file(path: Path) -> KeptHeads:
     """Read a head file.
 
     Raises:
-        BackboneError: If the file is malformed.
+        BackboneError: If the file is malformed, or does not match its checksum, if it has one.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -213,4 +215,9 @@ def read_head_file(path: Path) -> KeptHeads:
             f"{path}: expected a safetensors file with saved heads: {error}; copy the backbone "
             "again, or remove the file to start with new heads"
         ) from None
+    if form.pop(CHECKSUM, None) not in (None, tensor_checksum(tensors)):
+        raise BackboneError(
+            f"{path}: the heads are damaged: their checksum does not match; copy the backbone "
+            "again, or remove the file to start with new heads"
+        )
     return KeptHeads(path=path, tensors=tensors, form=form)

@@ -1,6 +1,5 @@
 """Run a pretraining, from building its parts to writing its result."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from dptdr.config.pretraining import (
     ObjectiveName,
     PretrainingConfig,
 )
-from dptdr.errors import DataError, TrainingError
-from dptdr.io.atomic import atomic_file, read_json, sha256_file, write_json
+from dptdr.errors import TrainingError
+from dptdr.io.atomic import atomic_file, sha256_file
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
 from dptdr.pretraining.documents import Documents, Reader
@@ -225,16 +224,10 @@ class PretrainingRun:
         import safetensors.torch
 
         tensors, form = head_tensors(self.built.heads)
-        content = safetensors.torch.save(tensors, metadata=form)
-        # The checksum first: heads without one are those of an earlier version.
-        write_json(_checksum_of(path), hashlib.sha256(content).hexdigest())
         with atomic_file(path) as handle:
-            handle.write(content)
+            handle.write(safetensors.torch.save(tensors, metadata=form))
 
     def _load_heads(self, path: Path) -> None:
-        checksum = _checksum_of(path)
-        if checksum.exists() and read_json(checksum) != sha256_file(path):
-            raise DataError("the file is damaged (checksum); use --overwrite", path=path)
         kept = read_head_file(path)
         heads = self.built.heads
         if heads.mlm is not None:
@@ -384,7 +377,3 @@ def _method(
     texts = [passage.content for passage in documents.passages(some)]
     factory = MethodFactory(query_texts=texts, passage_texts=texts, rows=rows)
     return factory.build("deep-prompt", backbone, prompt, seed=config.seed)
-
-
-def _checksum_of(path: Path) -> Path:
-    return path.with_suffix(".sha256.json")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dptdr.config.methods import DeepPromptConfig
-from dptdr.errors import ConfigError, DataError, OutputError, TrainingError
+from dptdr.errors import BackboneError, ConfigError, OutputError, TrainingError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
 from dptdr.pretraining import objective as room
@@ -156,7 +156,7 @@ def test_damaged_heads_of_a_warm_up_are_refused(tmp_path, corpus, plain, monkeyp
     content = bytearray(heads.read_bytes())
     content[-1] ^= 1
     heads.write_bytes(content)
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(BackboneError, match="damaged: their checksum"):
         run(corpus, tmp_path / "out", plain, **given)
 
 

@@ -32,7 +32,7 @@ class IndexType(NamedTuple):
     advice: str = ""
     """How to raise the recall."""
     more_exact: str | None = None
-    """Type that ``auto`` tries next if the recall is low."""
+    """Type that ``auto`` tries next if the recall is low; near-duplicates degrade graphs."""
 
     @property
     def seeded(self) -> bool:
@@ -106,8 +106,6 @@ INDEX_TYPES: dict[str, IndexType] = {
     )
 }
 """All local index types. Types with ``rerank`` read full vectors of candidates from disk."""
-
-"""Fallbacks of ``auto`` for low recall; near-duplicates degrade graphs."""
 
 _REMOVED = {"usearch": "0.1.0"}
 """Removed index types and the last version that reads them."""

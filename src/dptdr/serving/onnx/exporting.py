@@ -110,7 +110,7 @@ def export(
 
     Raises:
         ConfigError: If packages are missing.
-        OutputError: If ``out`` has files, but no export.
+        OutputError: If ``out`` has files other than those of an export.
         BackboneError: If tracing fails, or the graph's vectors differ from torch.
     """
     check_installed()
@@ -312,7 +312,7 @@ def read_export(folder: Path) -> dict[str, Any]:
                 f"{folder / MANIFEST}, field '{field}': expected a string, got "
                 f"{describe(found.get(field))}; re-export"
             )
-    # Both are missing in exports of version 0.1.
+    # Earlier exports have neither.
     if not is_probe(found.get("probe", [])) or not isinstance(found.get("files", {}), dict):
         raise ConfigError(
             f"{folder / MANIFEST}: expected a list of numbers in field 'probe' and an object in "

@@ -66,7 +66,7 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: If packages are missing.
-        OutputError: If ``out`` has files, but no export.
+        OutputError: If ``out`` has files other than those of an export.
         BackboneError: If tracing fails, or a graph's vectors differ from torch.
     """
     check_installed()
