@@ -1,10 +1,11 @@
 """The runtime of a worker: backbone, task registry, engine and indexes."""
 
 import functools
+import sys
 import threading
 from pathlib import Path
 
-from dptdr.errors import DptdrError, ServingError
+from dptdr.errors import DptdrError, ServingError, WrongPrompt
 from dptdr.model.backbone import Backbone
 from dptdr.search.rerank import Scorer
 from dptdr.serving.engine.batching import BatchLimits
@@ -82,6 +83,7 @@ class Runtime:
             say(f"checking {len(settings.tasks)} tasks")
         for name, bundle in settings.tasks:
             registry.add(name, bundle, replace=True, reuse=True)
+        _check_used(registry, final=settings.tasks_folder is None and not registry.broken)
         if settings.cross_encoder is not None:
             from dptdr.search.rerank import cross_encoder
 
@@ -163,6 +165,19 @@ def _forward(settings: ServerSettings) -> Forward:
     from dptdr.serving.onnx.forward import OnnxForward
 
     return OnnxForward(backbone, settings.onnx, threads=settings.worker_threads)
+
+
+def _check_used(registry: TaskRegistry, *, final: bool) -> None:
+    """Reject an index that no task can search, or warn if tasks may still be added."""
+    for served in registry.indexes.unused(registry.versions()):
+        message = (
+            f"index '{served.name}': expected passage vectors of a served task, got fingerprint "
+            f"{served.fingerprint} of '{served.index.origin.encoder}'; rebuild the index, or "
+            "serve the task that made its vectors"
+        )
+        if final:
+            raise WrongPrompt(message)
+        sys.stderr.write(f"warning: {message}\n")
 
 
 def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:

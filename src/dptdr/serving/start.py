@@ -12,6 +12,7 @@ from dptdr.config.arguments import refuse_idle
 from dptdr.config.settings import from_values
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
+from dptdr.io.outputs import refuse_foreign
 from dptdr.io.temporary import temporary_folder
 from dptdr.serving.settings import ServerLimits, ServerSettings
 
@@ -123,6 +124,8 @@ def _named(given: str) -> tuple[str, Path]:
     """Split ``NAME=FOLDER``, unless the '=' is part of an existing folder's name."""
     name, equals, folder = given.partition("=")
     if equals and not Path(given).exists():
+        if not name or not folder:
+            raise ConfigError(f"expected FOLDER or NAME=FOLDER, got '{given}'")
         return name, Path(folder)
     return "", Path(given)
 
@@ -136,4 +139,7 @@ def _state_folder(given: Path | str | None) -> Iterator[Path]:
         folder = Path(given)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        # A server that was killed at its start may have left a state without a catalogue.
+        if {entry.name for entry in folder.iterdir()} - {"bundles", "lock"}:
+            refuse_foreign(folder, mark="catalogue.json")
         yield folder

@@ -312,8 +312,8 @@ def read_export(folder: Path) -> dict[str, Any]:
                 f"{folder / MANIFEST}, field '{field}': expected a string, got "
                 f"{describe(found.get(field))}; re-export"
             )
-    # Earlier exports have neither.
-    if not is_probe(found.get("probe", [])) or not isinstance(found.get("files", {}), dict):
+    probed = bool(found.get("probe")) and is_probe(found["probe"])
+    if not probed or not isinstance(found.get("files"), dict):
         raise ConfigError(
             f"{folder / MANIFEST}: expected a list of numbers in field 'probe' and an object in "
             "field 'files'; re-export"

@@ -1,7 +1,7 @@
 """Find the index of a task: its version's own, or one given at startup."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dptdr.errors import ServingError, VectorsError, WrongPrompt
@@ -75,6 +75,15 @@ class Indexes:
                 )
             self._added[record] = served
         return served
+
+    def unused(self, versions: Iterable[TaskVersion]) -> list[ServedIndex]:
+        """Return the indexes given at startup that none of these versions may search."""
+        passages = [(version.task, version.fingerprints["passage"]) for version in versions]
+        return [
+            served
+            for served in self.given
+            if not any(served.fits(*passage) for passage in passages)
+        ]
 
     def record(self, name: str) -> IndexRecord:
         """Create the catalogue record of an index folder."""

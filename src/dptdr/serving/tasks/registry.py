@@ -4,6 +4,7 @@ Each request resolves its task once. A :class:`TaskVersion` is immutable, so no 
 partial update. Everything is verified before it becomes visible.
 """
 
+import itertools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,11 @@ class TaskRegistry:
         """Return all tasks by name."""
         self.refresh()
         return dict(self._tasks)
+
+    def versions(self) -> list[TaskVersion]:
+        """Return all readable versions of all tasks, and the bare backbone."""
+        added = (task.versions.values() for task in self.tasks().values())
+        return [self.bare, *itertools.chain.from_iterable(added)]
 
     def prompt(self, version: TaskVersion, side: Side) -> PromptRows | None:
         """Return a version's prompt rows for a side."""

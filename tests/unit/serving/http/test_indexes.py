@@ -1,5 +1,6 @@
 """Indexes that come and go while requests run."""
 
+import dataclasses
 import itertools
 import shutil
 import threading
@@ -163,3 +164,26 @@ def test_a_worker_that_starts_later_refuses_what_took_an_indexs_place(web):
     assert web.client.post("/v1/indexes", json=again).status_code == 200
     assert later.resolve("moving").index.name == "moving"
     web.client.delete("/v1/tasks/moving")
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["final", "tasks-folder"])
+def test_an_index_that_no_task_can_search_is_refused_or_named_at_the_start(tmp_path, capsys, later):
+    from dptdr.errors import WrongPrompt
+
+    server = WebServer(tmp_path, tasks=())
+    server.write_index(tmp_path / "other", server.encoder("two"))
+    tasks = (("one", tmp_path / "tasks" / "one"),)
+    folder = tmp_path / "tasks" if later else None
+    given = (("one", tmp_path / "one-index"), ("", tmp_path / "other"))
+    settings = dataclasses.replace(
+        server.runtime.settings, tasks=tasks, tasks_folder=folder, indexes=given
+    )
+    runtime = type(server.runtime)(settings)
+
+    if later:
+        runtime.load()
+        runtime.stop()
+        assert "warning: index 'other': expected passage vectors" in capsys.readouterr().err
+    else:
+        with pytest.raises(WrongPrompt, match="index 'other': expected passage vectors of a"):
+            runtime.load()
