@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from dptdr.errors import VectorsError
+from dptdr.errors import NoSuchField, VectorsError
 from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
@@ -106,6 +106,9 @@ class PostgresIndex:
         """Return the best passages; see :class:`dptdr.search.index.Index`.
 
         Each call looks up the active collection, so a reload takes effect immediately.
+
+        Raises:
+            NoSuchField: If there are no hits because a filter names a field that no passage has.
         """
         self.collection = self._active()
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
@@ -120,7 +123,18 @@ class PostgresIndex:
                 for query in queries
             ]
 
-        return search_results(self.session.run(work))
+        found = self.session.run(work)
+        if queries.size and not any(found):
+            for condition in filters:
+                self._check_field(condition.field)
+        return search_results(found)
+
+    def _check_field(self, field: str) -> None:
+        """Reject a metadata field that no passage has."""
+        query = "SELECT FROM dptdr.passages WHERE collection = %s AND metadata ? %s LIMIT 1"
+        values = [self.collection.number, field]
+        if not self.session.run(lambda c: c.execute(query, values).fetchall()):
+            raise NoSuchField(f"no passage has the metadata field '{field}'")
 
     def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
         """Build the SQL of a search and its parameters."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32
 
-from dptdr.errors import VectorsError
+from dptdr.errors import NoSuchField, VectorsError
 from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import QDRANT_BOUNDS, Options, check_options
@@ -88,7 +88,11 @@ class QdrantIndex:
         depth: int,
         filters: Sequence[Filter] = (),
     ) -> SearchResults:
-        """Return the best passages; see :class:`dptdr.search.index.Index`."""
+        """Return the best passages; see :class:`dptdr.search.index.Index`.
+
+        Raises:
+            NoSuchField: If there are no hits because a filter names a field that no passage has.
+        """
         models = _models()
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
         condition = _condition(filters)
@@ -101,7 +105,23 @@ class QdrantIndex:
         if not requests:
             return search_results([])
         answers = _again(lambda: self.client.query_batch_points(self.name, requests=requests))
-        return search_results([[(p.payload["id"], p.score) for p in a.points] for a in answers])
+        found = [[(p.payload["id"], p.score) for p in answer.points] for answer in answers]
+        if not any(found):
+            for wanted in filters:
+                self._check_field(wanted.field)
+        return search_results(found)
+
+    def _check_field(self, field: str) -> None:
+        """Reject a metadata field that no passage has."""
+        models = _models()
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"filter.{field}"))
+        points, _ = _again(
+            lambda: self.client.scroll(
+                self.name, scroll_filter=models.Filter(must_not=[empty]), limit=1
+            )
+        )
+        if not points:
+            raise NoSuchField(f"no passage has the metadata field '{field}'")
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Look up passages by id; see :class:`dptdr.search.index.Index`."""

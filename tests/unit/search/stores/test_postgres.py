@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.errors import NoSuchField, VectorsError, WrongPrompt
 from dptdr.records import Document, Passage, Query
 from dptdr.search.index import Index, search_queries
 from dptdr.search.indexes.exact import exact_top_k
@@ -78,6 +78,8 @@ def test_a_filter_finds_only_what_it_allows(index, table):
     _, places = exact_top_k(table[:5], table[german], depth=5)
     assert found.ids == [[f"d{row}" for row in german[best]] for best in places]
     assert index.search(table[:1], depth=5, filters=[Filter("lang", ("fr",))]).ids == [[]]
+    with pytest.raises(NoSuchField, match="no passage has the metadata field 'lnag'"):
+        index.search(table[:1], depth=5, filters=[Filter("lnag", ("de",))])
 
 
 def test_texts_are_found_by_id(index):
@@ -114,7 +116,7 @@ def best(index, encoder, text, **options):
 
 
 def test_every_filter_means_what_it_means_elsewhere(small, encoder):
-    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "none=1": []}
+    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "year=2": []}
     for text, expected in conditions.items():
         assert best(small, encoder, "red apple", filters=[Filter.parse(text)]) == expected
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.errors import NoSuchField, VectorsError, WrongPrompt
 from dptdr.records import Document, Passage, Query
 from dptdr.search.index import Index, search_queries
 from dptdr.search.indexes.exact import exact_top_k
@@ -46,6 +46,9 @@ def test_it_is_an_index_that_finds_the_exact_best(client, table_folder, table):
     german = index.search(table[:3], depth=5, filters=[Filter("lang", ("de",))])
     assert all(int(name[1:]) % 10 == 0 for ids in german.ids for name in ids)
     assert index.search(table[:0], depth=5).ids == []
+    assert index.search(table[:1], depth=5, filters=[Filter("lang", ("fr",))]).ids == [[]]
+    with pytest.raises(NoSuchField, match="no passage has the metadata field 'lnag'"):
+        index.search(table[:1], depth=5, filters=[Filter("lnag", ("de",))])
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def small(client, make_encoder, tmp_path):
 
 
 def test_every_filter_means_what_it_means_elsewhere(small, encoder):
-    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "none=1": []}
+    conditions = {"tags=red": ["a"], "year=1999": ["a"], "open=true": ["b"], "year=2": []}
     for text, expected in conditions.items():
         assert best(small, encoder, "red apple", filters=[Filter.parse(text)]) == expected
 
