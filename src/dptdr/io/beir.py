@@ -305,8 +305,8 @@ def write_beir(
 
 
 _WRITTEN = (
-    *(CORPUS, f"{CORPUS}.gz", QUERIES, f"{QUERIES}.gz", QRELS, "meta.json"),
-    *("negatives-*.jsonl", "answers", "candidates.trec", ".*"),
+    *(CORPUS, f"{CORPUS}.gz", QUERIES, f"{QUERIES}.gz", f"{QRELS}/*.tsv", f"{QRELS}/*.tsv.gz"),
+    *("meta.json", "negatives-*.jsonl", "answers/*", "candidates.trec", ".*"),
 )
 """What data folders consist of, with what conversions add."""
 

@@ -141,13 +141,21 @@ def refuse_extra(path: Path, *, known: Collection[str]) -> None:
     """Reject a folder that is to be replaced, but has entries that would be lost.
 
     Args:
-        known: Patterns of the entries that a folder of this kind consists of.
+        known: Patterns of the files that a folder of this kind consists of, relative to it.
 
     Raises:
         OutputError: If there are others; names them.
     """
-    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    extra = [name for name in found if not any(fnmatch.fnmatch(name, one) for one in known)]
+    files = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+    found = sorted(file.relative_to(path).as_posix() for file in files)
+    extra = [
+        name
+        for name in found
+        # `*` matches `/`, too.
+        if not any(
+            fnmatch.fnmatch(name, one) and name.count("/") == one.count("/") for one in known
+        )
+    ]
     if extra:
         raise OutputError(
             f"contains files that would be lost ({', '.join(extra)[:200]}); move them, or choose a "

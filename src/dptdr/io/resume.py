@@ -65,8 +65,6 @@ class Output:
         there = exists(self.path)
         record = None
         if overwrite:
-            if there:
-                self._refuse_extra()
             if work is not None:
                 with writing(work):
                     shutil.rmtree(work, ignore_errors=not work.exists())
@@ -89,7 +87,9 @@ class Output:
             say_complete(self.path)
             self.result = record.get("result")
             return True
-        write_json(self._record, {"settings": self._settings, "files": None})
+        replaced = self._replaced() if there and self.path.is_dir() else None
+        facts = {"settings": self._settings, "files": None, "replaced": replaced}
+        write_json(self._record, facts)
         return False
 
     def finish(self, result: Any = None) -> None:
@@ -119,12 +119,19 @@ class Output:
                 path=work,
             )
 
-    def _refuse_extra(self) -> None:
-        """Reject overwriting a complete folder to which somebody has added files."""
-        files = (self._read() or {}).get("files")
-        if isinstance(files, dict) and self.path.is_dir():
-            known = {name.split("/")[0] for name in files}
-            refuse_extra(self.path, known={glob.escape(name) for name in known})
+    def _replaced(self) -> dict[str, Any]:
+        """Return the recorded files of a folder; reject one to which somebody has added files."""
+        record = self._read() or {}
+        # A run that was killed has not replaced them yet.
+        files = record.get("files") or record.get("replaced")
+        if not isinstance(files, dict):
+            raise OutputError(
+                f"its record {self._record.name} is missing, so files that somebody added could be "
+                "lost; move or delete the folder, or choose a different output",
+                path=self.path,
+            )
+        refuse_extra(self.path, known={glob.escape(name) for name in files})
+        return files
 
     def forget(self) -> None:
         """Delete the record of an output that was never written."""

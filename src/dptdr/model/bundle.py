@@ -24,7 +24,7 @@ from dptdr.config.methods import (
 from dptdr.errors import BundleError, ConfigError, DataError, WrongBackbone
 from dptdr.io.atomic import atomic_folder, read_json, recover_folder, sha256_file, write_json
 from dptdr.io.lines import MAX_COUNT, describe
-from dptdr.io.outputs import refuse_foreign
+from dptdr.io.outputs import refuse_extra, refuse_foreign
 from dptdr.io.probe import is_probe, same_probe
 from dptdr.model.backbone import MINILM, Backbone, resolve
 from dptdr.model.card import write_card, write_modules
@@ -68,6 +68,9 @@ class TaskManifest:
     weights_dtype: str = "float32"
 
 
+_WRITTEN = (TASK_FILE, "*.safetensors", "README.md", "modules.json", "config_*.json")
+
+
 def save_task(
     path: Path,
     encoder: Encoder,
@@ -95,6 +98,7 @@ def save_task(
         raise ValueError("expected a tuned task to save, got a bare backbone")
     path, method = Path(path), encoder.method
     refuse_foreign(path, mark=TASK_FILE)
+    refuse_extra(path, known=_WRITTEN)
     state = round_weights(method, dtype)
     weights_file = "prompt.safetensors" if "prompt" in method.name else "weights.safetensors"
     with atomic_folder(path) as temporary:

@@ -236,19 +236,37 @@ def test_trying_an_output_removes_what_a_killed_process_left_of_it(tmp_path):
     assert kept.exists()
 
 
-def test_a_file_that_somebody_added_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("added", ["thesis.txt", "parts/thesis.txt", "own/deep/thesis.txt"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_that_somebody_added_is_not_overwritten(tmp_path, added, killed):
+    def overwrite(settings):
+        with claim(out, mark="mark.json") as output:
+            return output.begin(settings, overwrite=True)
+
     out = tmp_path / "out"
     with claim(out, mark="mark.json") as output:
         assert not output.begin({"a": 1})
-        out.mkdir()
+        (out / "parts").mkdir(parents=True)
         (out / "mark.json").write_text("{}")
+        (out / "parts" / "1").write_text("one")
         output.finish()
-    (out / "thesis.txt").write_text("years of work")
+    if killed:
+        # It began, but did not replace anything.
+        assert not overwrite({"a": 3})
+    (out / added).parent.mkdir(parents=True, exist_ok=True)
+    (out / added).write_text("years of work")
+    with pytest.raises(OutputError, match=rf"files that would be lost \({added}\)"):
+        overwrite({"a": 2})
+    (out / added).unlink()
+    assert not overwrite({"a": 2})
+
+
+def test_a_folder_whose_record_is_missing_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mark.json").write_text("{}")
     with (
-        pytest.raises(OutputError, match=r"files that would be lost \(thesis.txt\)"),
-        claim(out, mark="mark.json") as output,
+        pytest.raises(OutputError, match=r"out: its record .out.made.json is missing"),
+        claim(tmp_path / "out", mark="mark.json") as output,
     ):
-        output.begin({"a": 2}, overwrite=True)
-    (out / "thesis.txt").rename(tmp_path / "thesis.txt")
-    with claim(out, mark="mark.json") as output:
-        assert not output.begin({"a": 2}, overwrite=True)
+        output.begin({"a": 1}, overwrite=True)
+    assert (tmp_path / "out" / "mark.json").exists()

@@ -19,6 +19,7 @@ from dptdr.io.atomic import write_json, writing
 from dptdr.io.beir import as_documents
 from dptdr.io.ids import IdSet
 from dptdr.io.locks import locked
+from dptdr.io.outputs import refuse_extra
 from dptdr.io.probe import same_probe
 from dptdr.io.resume import check_same, claim, say_complete
 from dptdr.records import Document, Passage
@@ -134,6 +135,7 @@ def remove_folder(out: Path, *, settings: EncodeSettings) -> None:
             f"delete {out} and {partial_path(out)} instead"
         )
     refuse_unrelated(partial_path(out))
+    _refuse_added(out)
     for path in (out, partial_path(out)):
         with writing(path):
             if path.exists():
@@ -194,6 +196,7 @@ def begin_folder(
         return None
     work = partial_path(out)
     refuse_unrelated(work)
+    _refuse_added(out)
     with writing(work):
         _open_plan(work, origin)
     return work
@@ -302,6 +305,10 @@ def _origin(encoder: TextEncoder, *, source: Source, settings: EncodeSettings) -
         weights=weights_of(encoder),
         probe=probe_of(encoder),
     )
+
+
+def _refuse_added(out: Path) -> None:
+    refuse_extra(out, known=(MANIFEST, PLAN, f"{SHARDS}/[0-9]*"))
 
 
 def refuse_unrelated(work: Path) -> None:

@@ -219,6 +219,14 @@ def test_a_folder_is_overwritten_only_when_told_and_only_as_a_whole(make_encoder
     half = EncodeSettings(shard_size=5, part=0, parts=2)
     with pytest.raises(VectorsError, match="only to all parts at once, got one of 2"):
         encode_folder(other, PASSAGES, settings=half, **given)
+    for added in (out / "notes.txt", out / "shards" / "notes.txt"):
+        added.write_text("mine")
+        with pytest.raises(OutputError, match=r"would be lost \(.*notes.txt\)"):
+            encode_folder(other, PASSAGES, settings=SMALL, **given)
+        renewed = {"out": out, "source": SOURCE, "reuse": VectorFolder(out)}
+        with pytest.raises(OutputError, match=r"would be lost \(.*notes.txt\)"):
+            encode_folder(other, PASSAGES, settings=SMALL, **renewed)
+        added.unlink()
     folder = encode_folder(other, PASSAGES, settings=SMALL, **given)
     assert folder.manifest.origin.passage_fingerprint == "passage-b1-p2"
     assert len(other.encoded) == 23
