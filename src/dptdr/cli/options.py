@@ -91,7 +91,7 @@ def _given(
     for option, value in values.items():
         name, _ = added[option]
         field, _ = fields[name]
-        if value is None or value == [] or _is_unset(field, value):
+        if value is None or value == []:
             continue
         if option == _EVALUATIONS:
             found[name] = 0.0 if value <= 1 else 1.0 / value
@@ -139,8 +139,6 @@ def _value(field: Declared, value: Any, *, option: str) -> Any:
                 f"--{option.replace('_', '-')}: expected {field.type.__name__} or none, "
                 f"got '{value}'"
             ) from None
-        if value == field.setting.unset:
-            return None
     return value
 
 
@@ -154,8 +152,3 @@ def with_flags(message: str, options: Mapping[str, str | None]) -> str:
         flag = "--" + (option or name).replace("_", "-")
         message = re.sub(rf"(?:^|(?<=; )|(?<=: )){name}(?=: )", flag, message)
     return message
-
-
-def _is_unset(field: Declared, value: Any) -> bool:
-    """Check for the number that meant "default" in former versions."""
-    return not field.optional and field.setting.unset is not None and value == field.setting.unset

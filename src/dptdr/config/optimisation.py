@@ -27,9 +27,7 @@ _EVALUATIONS = 3
 class OptimisationConfig:
     """Optimization settings shared by all objectives."""
 
-    max_steps: Annotated[
-        int | None, Setting("Optimiser steps.", min=1, was=("steps",), unset=0)
-    ] = None
+    max_steps: Annotated[int | None, Setting("Optimiser steps.", min=1, was=("steps",))] = None
     num_epochs: Annotated[
         float | None,
         Setting(
@@ -48,12 +46,11 @@ class OptimisationConfig:
             "none: the whole batch at once.",
             min=1,
             was=("chunk_texts",),
-            unset=0,
         ),
     ] = None
     learning_rate: Annotated[
         float | None,
-        Setting(f"Peak learning rate. Default: the method's ({_RATES}).", above=0, unset=0),
+        Setting(f"Peak learning rate. Default: the method's ({_RATES}).", above=0),
     ] = None
     ffn_learning_rate: Annotated[
         float, Setting("Peak learning rate of a deep prompt's feed-forward rows.", min=0)

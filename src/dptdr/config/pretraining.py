@@ -74,7 +74,6 @@ class PretrainingConfig(OptimisationConfig):
             "none: the whole batch at once.",
             min=1,
             was=("chunk_texts",),
-            unset=0,
         ),
     ] = 64
     span_tokens: Annotated[
@@ -109,19 +108,13 @@ class PretrainingConfig(OptimisationConfig):
     skip_from: Annotated[
         int | None,
         Setting(
-            "Layer whose token states feed the Condenser head. Default: half of the layers.",
-            min=1,
-            unset=0,
+            "Layer whose token states feed the Condenser head. Default: half of the layers.", min=1
         ),
     ] = None
     head_layers: Annotated[int, Setting("Transformer layers of the Condenser head.", min=1)] = 2
     head_warmup_steps: Annotated[
         int | None,
-        Setting(
-            "Steps of training new heads alone. Default: a tenth of the steps.",
-            min=0,
-            unset=-1,
-        ),
+        Setting("Steps of training new heads alone. Default: a tenth of the steps.", min=0),
     ] = None
     head_learning_rate: Annotated[float, Setting("Learning rate of the head warm-up.", above=0)] = (
         1e-3
@@ -132,7 +125,6 @@ class PretrainingConfig(OptimisationConfig):
             "Divides the dot products of spans. Default: 0.05 for encoders with unit-length "
             "vectors, otherwise 1 (raw dot products).",
             above=0,
-            unset=0,
         ),
     ] = None
     eval_steps: Annotated[

@@ -21,7 +21,6 @@ class Setting:
     """Help text, bounds and former names of a setting.
 
     Args:
-        unset: Number that represented ``None`` in earlier versions.
         given_as: Command-line name, if it differs from the field's.
     """
 
@@ -31,7 +30,6 @@ class Setting:
     above: int | float | None = None
     below: int | float | None = None
     was: tuple[str, ...] = ()
-    unset: int | float | None = None
     given_as: str | None = None
 
     def fault(self, value: Any) -> str | None:

@@ -27,7 +27,6 @@ class TrainingConfig(OptimisationConfig):
             f"Optimizer steps. Default: {DEFAULT_STEPS}, or {MAX_EPOCHS} epochs if fewer.",
             min=1,
             was=("steps",),
-            unset=0,
         ),
     ] = None
     batch_size: Annotated[
@@ -48,7 +47,6 @@ class TrainingConfig(OptimisationConfig):
             "Multiplies dot products before --temperature is applied; 1 as in the paper. Default: "
             "measured, so that scores are of order 1.",
             above=0,
-            unset=0,
         ),
     ] = None
     distillation: Annotated[
@@ -62,19 +60,11 @@ class TrainingConfig(OptimisationConfig):
     ] = ()
     max_query_tokens: Annotated[
         int | None,
-        Setting(
-            "Maximum query length in tokens in training; none: the backbone's limit.",
-            min=1,
-            unset=0,
-        ),
+        Setting("Maximum query length in tokens in training; none: the backbone's limit.", min=1),
     ] = 64
     max_passage_tokens: Annotated[
         int | None,
-        Setting(
-            "Maximum passage length in tokens in training; none: the backbone's limit.",
-            min=1,
-            unset=0,
-        ),
+        Setting("Maximum passage length in tokens in training; none: the backbone's limit.", min=1),
     ] = 96
     gradient_checkpointing: Annotated[
         bool,

@@ -168,18 +168,18 @@ def test_missing_train_split_is_named(tmp_path, backbone):
         train(data, "--backbone", backbone, "--out", tmp_path / "t", *SMALL)
 
 
-def test_former_names_and_sentinels_are_still_read(tmp_path, data, backbone):
+def test_former_names_are_still_read_but_0_is_no_default(tmp_path, data, backbone):
     former = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
-    former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "0"]
-    former += ["--learning-rate", "0", "--max-query-tokens", "0"]
+    former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "3"]
+    for option in ("--learning-rate", "--max-query-tokens", "--mini-batch-size"):
+        with pytest.raises(ConfigError, match=f"{option}: expected (above|at least)"):
+            train(data, "--backbone", backbone, "--out", tmp_path / "t", *former, option, "0")
     train(data, "--backbone", backbone, "--out", tmp_path / "t", *former)
     manifest = json.loads((tmp_path / "t" / "task.json").read_text(encoding="utf-8"))
     training = manifest["training"]
     assert (training["max_steps"], training["eval_steps"]) == (4, 0.5)
     assert (training["warmup_ratio"], training["max_grad_norm"]) == (0.5, 2.0)
-    assert training["mini_batch_size"] is None
-    assert training["max_query_tokens"] is None
-    assert training["learning_rate"] == 0.1
+    assert training["mini_batch_size"] == 3
 
 
 def test_training_stops_when_patience_is_over_and_a_resumed_run_stays_stopped(
