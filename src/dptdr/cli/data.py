@@ -217,7 +217,7 @@ def _numbers_of(queries: list[str]) -> dict[str, int]:
     wrong = [
         text
         for text, (name, count) in zip(queries, pairs, strict=True)
-        if not name or not count.isdecimal()
+        if not name or not (count.isascii() and count.isdecimal())
     ]
     if wrong:
         raise ConfigError(f"expected --queries SPLIT=NUMBER, got {', '.join(wrong)}")

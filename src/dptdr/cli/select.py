@@ -37,8 +37,9 @@ def command(
     """Re-evaluate all checkpoints of a run, and report (and write) the best one."""
     try_outputs(json)
     try_outputs(out, folders=True)
-    if out is not None and out.exists():
-        raise ConfigError(f"{out}: already exists; choose a new folder for the bundle")
+    if out is not None and (out.exists() or out.resolve().is_relative_to(run.resolve())):
+        raise ConfigError(f"{out}: expected a new folder outside the run for the bundle")
+    measure = list(dict.fromkeys(measure))
     from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone
     from dptdr.training.checkpoints import RunFolder

@@ -120,7 +120,7 @@ def _checked(value: dict[str, Any], name: str, *, path: Path) -> Any:
 def _check_values(given: dict[str, Any], *, field: str, path: Path) -> None:
     for name, values in given.items():
         good = isinstance(values, dict) and all(
-            isinstance(value, int | float) and math.isfinite(value) for value in values.values()
+            type(value) in (int, float) and math.isfinite(value) for value in values.values()
         )
         if not good:
             what = "query" if name else "measure"

@@ -84,16 +84,17 @@ def _inputs(request: MineRequest, folder: BeirFolder, *, encoders: "Encoders") -
         }
         for source in request.settings.sources
     }
-    teacher = None
+    teacher, teacher_probe = None, list[float]()
     if request.teacher is not None:
         kind, _, value = request.teacher.partition(":")
-        teacher = f"{kind}: {identity(kind, value)}"
+        teacher, teacher_probe = f"{kind}: {identity(kind, value)}", list(probe(kind, value))
     return {
         **asdict(request.settings),
         "sources": sources,
         "data_fingerprint": folder.fingerprint(),
         "split": request.split,
         "teacher": teacher,
+        "teaching": {"probe": teacher_probe},
         "judged_split": request.judged_split,
         "keep_identical": request.keep_identical,
         "dtype": request.machine.dtype,

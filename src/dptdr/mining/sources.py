@@ -61,6 +61,8 @@ class MiningContext:
     """Returns a progress callback for a named task."""
     encoders: "Encoders" = field(default_factory=dict)
     """Loaded encoders by kind and value."""
+    verified: set[str] = field(default_factory=set)
+    """Names of cached vectors whose checksums have been verified."""
 
     def runs(self, sources: Sequence[SourceSettings]) -> dict[str, RunTable]:
         """Return each source's run over the judged queries, by name.
@@ -116,7 +118,9 @@ class MiningContext:
                 encoder, self.folder.path, out=self.cache / name, on_progress=on_progress
             )
         # A cache may be old; what is damaged must not become negatives.
-        folder.verify()
+        if name not in self.verified:
+            folder.verify()
+            self.verified.add(name)
         return folder
 
     def _encoder(self, kind: str, value: str) -> "Encoder":
@@ -195,10 +199,11 @@ class MiningContext:
 def source_probe(
     kind: str, value: str, *, machine: Machine, encoders: "Encoders"
 ) -> tuple[float, ...]:
-    """Return the probe of the backbone of a source, empty if it has none."""
+    """Return the probes of the backbones of a source or teacher, empty if it has none."""
     if kind not in ("task", "backbone"):
         return ()
-    return probe_of(load_source(kind, value, machine=machine, encoders=encoders))
+    load = functools.partial(load_source, kind, machine=machine, encoders=encoders)
+    return tuple(number for one in _names(kind, value) for number in probe_of(load(one)))
 
 
 def source_identity(kind: str, value: str, *, machine: Machine, encoders: "Encoders") -> str:

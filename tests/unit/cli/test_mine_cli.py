@@ -276,6 +276,23 @@ def test_an_encoder_that_is_teacher_and_source_is_loaded_once(data, monkeypatch,
     assert len(loaded) == 1
 
 
+@pytest.mark.parametrize("role", ["source", "teacher"])
+def test_an_encoder_that_encodes_differently_now_is_another_one(data, tmp_path, encoder, role):
+    other = "backbone:minilm" if role == "source" else "bm25"
+    options = [data, "--source", other, "--out", tmp_path / "out.jsonl"]
+    if role == "teacher":
+        options += ["--teacher", "backbone:minilm", "--margin", "0"]
+    encoder.backbone_probe = (1.0, 2.0)
+    assert _invoke(*options).exit_code == 0
+    encoder.backbone_probe = (1.0, -2.0)
+
+    refused = _invoke(*options).exception
+
+    assert isinstance(refused, DptdrError), refused
+    assert "cannot resume: these settings differ" in str(refused)
+    assert "probe: was [1.0, 2.0], is [1.0, -2.0]" in str(refused)
+
+
 def test_runs_left_by_another_dtype_are_not_used(data, tmp_path, encoder):
     out, options = tmp_path / "out.jsonl", [data, "--source", "backbone:minilm"]
     run = tmp_path / "short.trec"

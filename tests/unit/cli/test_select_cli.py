@@ -52,8 +52,9 @@ def test_a_chosen_step_becomes_a_bundle(tmp_path, world):
     select(world, "--measure", "R@2", "--step", 2, "--out", tmp_path / "task")
     manifest = json.loads((tmp_path / "task" / "task.json").read_text(encoding="utf-8"))
     assert manifest["training"]["best_step"] == 2
-    with pytest.raises(ConfigError, match="already exists"):
-        select(world, "--measure", "R@2", "--step", 2, "--out", tmp_path / "task")
+    for taken in (tmp_path / "task", world / "task.training" / "chosen"):
+        with pytest.raises(ConfigError, match="expected a new folder outside the run"):
+            select(world, "--measure", "R@2", "--step", 2, "--out", taken)
 
 
 def test_other_data_than_the_runs_is_refused_with_both_fingerprints(tmp_path, world):

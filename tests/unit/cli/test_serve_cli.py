@@ -105,7 +105,7 @@ def test_serve_bad_input_is_an_error_before_anything_starts(place, arguments, wo
 
 
 def test_settings_from_python_are_checked_like_options(place):
-    from dptdr.errors import ConfigError
+    from dptdr.errors import DptdrError
     from dptdr.serving.start import server_settings
 
     tasks = place / "tasks"
@@ -120,6 +120,9 @@ def test_settings_from_python_are_checked_like_options(place):
         ({"wrokers": 2}, "wrokers: unknown setting"),
         ({"onnx": "/none"}, "/none: expected a folder"),
         ({"onnx": str(tasks), "layout": "packed"}, "layout: has no effect with onnx"),
+        ({"indexes": ["=x"]}, "expected FOLDER or NAME=FOLDER, got '=x'"),
+        ({"indexes": ["one="]}, "expected FOLDER or NAME=FOLDER, got 'one='"),
+        ({"state_folder": tasks / "one"}, r"one: contains unrelated files \(no catalogue.json"),
         ({"hybrid": True}, "hybrid: has no effect without an index"),
         ({"indexes": ["zz=x"]}, "indexes: expected one of the tasks one before '=', got 'zz'"),
         ({"threads": 100_000}, "threads: expected .*1,?024"),
@@ -129,7 +132,7 @@ def test_settings_from_python_are_checked_like_options(place):
             "allowed_hosts: has no effect with keys",
         ),
     ):
-        with pytest.raises(ConfigError, match=words), server_settings([tasks / "one"], **wrong):
+        with pytest.raises(DptdrError, match=words), server_settings([tasks / "one"], **wrong):
             pass
 
 
