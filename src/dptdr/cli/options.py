@@ -93,6 +93,8 @@ def _given(
         field, _ = fields[name]
         if value is None or value == []:
             continue
+        if name in found:
+            raise ConfigError(f"{name}: given twice, the second time as '{option}'")
         if option == _EVALUATIONS:
             found[name] = 0.0 if value <= 1 else 1.0 / value
         else:

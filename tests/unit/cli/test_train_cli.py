@@ -171,10 +171,13 @@ def test_missing_train_split_is_named(tmp_path, backbone):
 def test_former_names_are_still_read_but_0_is_no_default(tmp_path, data, backbone):
     former = ["--steps", "4", "--batch-size", "4", "--evaluations", "2", "--dev-passages", "10"]
     former += ["--warmup-share", "0.5", "--clip-norm", "2", "--chunk-texts", "3"]
-    for option in ("--learning-rate", "--max-query-tokens", "--mini-batch-size"):
+    arguments = [data, "--backbone", backbone, "--out", tmp_path / "t", *former]
+    for option in ("--learning-rate", "--max-query-tokens"):
         with pytest.raises(ConfigError, match=f"{option}: expected (above|at least)"):
-            train(data, "--backbone", backbone, "--out", tmp_path / "t", *former, option, "0")
-    train(data, "--backbone", backbone, "--out", tmp_path / "t", *former)
+            train(*arguments, option, "0")
+    with pytest.raises(ConfigError, match="--mini-batch-size: given twice"):
+        train(*arguments, "--mini-batch-size", "3")
+    train(*arguments)
     manifest = json.loads((tmp_path / "t" / "task.json").read_text(encoding="utf-8"))
     training = manifest["training"]
     assert (training["max_steps"], training["eval_steps"]) == (4, 0.5)
