@@ -134,13 +134,13 @@ def interpreter(options: argparse.Namespace, name: str) -> str:
 def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) -> list[list[Any]]:
     """Return batches as the engine's queue makes them: neighbours in length, 4,096 tokens."""
     from dptdr.model.encoder import length_sorted_batches
-    from dptdr.serving.engine.forward import Row
+    from dptdr.serving.engine.forward import BatchRow
 
     ids = forward.tokenize(texts, side="query")
     batches = length_sorted_batches(
         [len(row) for row in ids], token_budget=4096, max_texts=256, max_padding=10**9
     )
-    return [[Row(ids[i], rows_of(i)) for i in batch] for batch in batches]
+    return [[BatchRow(ids[i], rows_of(i)) for i in batch] for batch in batches]
 
 
 def random_prompts(backbone: Any, count: int, *, prompt: int) -> list[Any]:
@@ -565,7 +565,7 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     from dptdr.model import Backbone
     from dptdr.serving.engine.forward import Forward
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     del folder
     texts = texts_of(options)
@@ -614,7 +614,7 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.engine.forward import Forward, Row
+    from dptdr.serving.engine.forward import BatchRow, Forward
 
     del folder
     forward = Forward(Backbone.load("minilm"), layout="packed")
@@ -625,7 +625,7 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for tokens in (8, 16, 32, 128):
             for per_task in (1, 4, 32):
                 ids = torch.randint(1000, 9000, (32, tokens), generator=generator).tolist()
-                batch = [Row(text, rows[n // per_task]) for n, text in enumerate(ids)]
+                batch = [BatchRow(text, rows[n // per_task]) for n, text in enumerate(ids)]
                 ways: dict[str, Any] = {"joined": False, "merged": True, "chosen": None}
                 repeats = max(1, 16 // tokens)
                 times = take_turns(

@@ -22,8 +22,8 @@ from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
 from dptdr.model.packing import PromptRows
-from dptdr.model.rows import PromptCall
-from dptdr.serving.engine.forward import Forward, Row, probe_rows
+from dptdr.model.prompt_rows import PromptCall
+from dptdr.serving.engine.forward import BatchRow, Forward, probe_rows
 
 NAME = "dptdr-flex"
 
@@ -80,7 +80,7 @@ class FlexForward(Forward):
         self._prove()
 
     def vectors(
-        self, rows: Sequence[Row], *, merge: bool | None = None
+        self, rows: Sequence[BatchRow], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
         """Return one float32 vector per row, in the given order; ``merge`` has no meaning here."""
         del merge
@@ -120,7 +120,7 @@ class FlexForward(Forward):
     def _prove(self) -> None:
         # Of the probes the attention rows alone: feed-forward rows do not pass through here.
         rows = [
-            Row(row.ids, None if row.prompt is None else PromptRows(*row.prompt[:2]))
+            BatchRow(row.ids, None if row.prompt is None else PromptRows(*row.prompt[:2]))
             for row in probe_rows(self.backbone)
         ]
         try:

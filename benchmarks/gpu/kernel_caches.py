@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from dptdr.model import Backbone
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import Forward, BatchRow
 
 batches = int(sys.argv[1])
 forward = Forward(Backbone.load("minilm"))
@@ -39,7 +39,7 @@ for number in range(batches + 1):
     rows = []
     for _ in range(generator.choice([1, 1, 2, 8])):
         length = int(1 + 150 * generator.random() ** 3)
-        rows.append(Row([generator.randrange(1000, 20000) for _ in range(length)]))
+        rows.append(BatchRow([generator.randrange(1000, 20000) for _ in range(length)]))
     forward.vectors(rows)
 print(json.dumps({"memory": memory, "seconds": round(time.process_time() - began, 1)}))
 """

@@ -30,7 +30,7 @@ from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.packing import PromptRows
 from dptdr.model.pooling import Pooling
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import BatchRow, Forward
 
 BARE = "padded, no prompt"
 TINY = Shape("bert", 2, 64, 4, 128, 100)
@@ -79,7 +79,7 @@ def made_prompts(backbone: Backbone, count: int, *, prompt: int) -> list[PromptR
     ]
 
 
-def batches(rows: list[Row], *, budget: int, padded: bool) -> list[list[Row]]:
+def batches(rows: list[BatchRow], *, budget: int, padded: bool) -> list[list[BatchRow]]:
     """Return batches of neighbours in length within the token budget."""
     order = list(
         length_sorted_batches(
@@ -91,7 +91,7 @@ def batches(rows: list[Row], *, budget: int, padded: bool) -> list[list[Row]]:
     )
     if padded:
         return [[rows[i] for i in batch] for batch in order]
-    made: list[list[Row]] = [[]]
+    made: list[list[BatchRow]] = [[]]
     for i in (i for batch in order for i in batch):
         if sum(len(row.ids) for row in made[-1]) + len(rows[i].ids) > budget:
             made.append([])
@@ -113,7 +113,7 @@ def measure(name: str, *, device: str, rounds: int, limit: float) -> dict[str, A
     plans = [(0, 1), (32, 1), (128, 1), (32, 10), (32, 100), (32, 1000)]
     for prompt, tasks in plans:
         own = made_prompts(fused.backbone, tasks, prompt=prompt) if prompt else [None]
-        rows = [Row(ids, own[n % len(own)]) for n, ids in enumerate(texts)]
+        rows = [BatchRow(ids, own[n % len(own)]) for n, ids in enumerate(texts)]
         what = f"{prompt} rows, {tasks} task{'s' * (tasks > 1)}" if prompt else "no prompt"
         for layout, forward in (("padded", padded), ("fused", fused)):
             if layout == "padded" and tasks > 100:
@@ -135,7 +135,7 @@ def measure(name: str, *, device: str, rounds: int, limit: float) -> dict[str, A
     return {"texts": len(texts), "tokens": sum(lengths), "least cosine": worst, "rows": found}
 
 
-def timed(forward: Forward, cut: list[list[Row]], *, device: str) -> dict[str, float]:
+def timed(forward: Forward, cut: list[list[BatchRow]], *, device: str) -> dict[str, float]:
     """Encode all batches; return the seconds until the card is done."""
     began, cpu = _encoders.now(device), time.process_time()
     for batch in cut:

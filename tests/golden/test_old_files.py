@@ -81,7 +81,7 @@ def test_negatives_are_read_for_training(data):
 
 
 def test_a_task_can_be_written_again_from_the_checkpoints_of_its_run(backbone, tmp_path):
-    from dptdr.training.selection import write_bundle
+    from dptdr.training.checkpoint_selection import write_bundle
 
     write_bundle(OLD / "task.training", tmp_path / "task", backbone=backbone)
     weights = "task/prompt.safetensors"

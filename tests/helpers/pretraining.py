@@ -21,7 +21,7 @@ from dptdr.config.methods import DeepPromptConfig, NoConfig
 from dptdr.config.pretraining import OBJECTIVE_NAMES, PretrainingConfig
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, MethodFactory
-from dptdr.pretraining.documents import Documents, Reader
+from dptdr.pretraining.document_sampling import Documents, Reader
 from dptdr.pretraining.kept import build_heads
 from dptdr.pretraining.objective import PretrainingObjective
 from dptdr.records import Passage

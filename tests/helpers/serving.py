@@ -16,7 +16,7 @@ from dptdr.model import Backbone, DeepPrompt, Encoder, Limits
 from dptdr.model.bundle import save_task
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.packing import PromptRows
-from dptdr.model.rows import FeedForwardRows
+from dptdr.model.prompt_rows import FeedForwardRows
 from helpers.tiny import WORDS
 
 

@@ -9,7 +9,7 @@ _MEASURE = """
 import random
 from pathlib import Path
 from dptdr.model import Backbone
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import Forward, BatchRow
 
 def resident():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) // 1000
@@ -19,7 +19,7 @@ generator = random.Random(0)
 found = []
 for number in range(120):
     count = generator.choice([1, 1, 2, 4])
-    rows = [Row([1000] * generator.randrange(1, 90)) for _ in range(count)]
+    rows = [BatchRow([1000] * generator.randrange(1, 90)) for _ in range(count)]
     forward.vectors(rows)
     if number in (49, 119):
         found.append(resident())

@@ -29,7 +29,7 @@ def forwards():
 
 
 def rows_of(forward, prompts, texts):
-    from dptdr.serving.engine.forward import Row
+    from dptdr.serving.engine.forward import BatchRow
 
     made = [None] + [
         random_rows(forward.backbone, length, ffn_length=ffn_length, seed=seed)
@@ -39,7 +39,9 @@ def rows_of(forward, prompts, texts):
     made[-1] = made[-1]._replace(shift=made[-1].prompt_length)
     generator = torch.Generator().manual_seed(len(texts))
     return [
-        Row(torch.randint(5, 90, (length,), generator=generator).tolist(), made[who % len(made)])
+        BatchRow(
+            torch.randint(5, 90, (length,), generator=generator).tolist(), made[who % len(made)]
+        )
         for length, who in texts
     ]
 
@@ -82,7 +84,7 @@ def test_a_mixed_batch_of_the_packaged_encoder_equals_each_row_alone(
 
 def test_served_vectors_equal_those_of_an_untouched_encoder(forwards, minilm):
     # The server's linear layers are exchanged; the reference here is the model room's own.
-    from dptdr.serving.engine.forward import Row
+    from dptdr.serving.engine.forward import BatchRow
 
     texts = ["what helps against a cold?", "a " * 200, "river", "how do I list files by size"]
     forward = forwards["minilm"]
@@ -93,6 +95,6 @@ def test_served_vectors_equal_those_of_an_untouched_encoder(forwards, minilm):
     )
     ids = forward.tokenize(texts, side="query", max_tokens=256)
 
-    made = forward.vectors([Row(row, prompt) for row in ids]).numpy()
+    made = forward.vectors([BatchRow(row, prompt) for row in ids]).numpy()
 
     np.testing.assert_allclose(made, encoder.encode_queries(texts), atol=1e-5)

@@ -61,7 +61,7 @@ def test_frozen_weights_are_byte_identical_after_training(trained):
 
 def test_the_bundle_on_disk_makes_the_vectors_that_were_measured(trained):
     from dptdr.model import load_task
-    from dptdr.training.selection import dev_measures
+    from dptdr.training.checkpoint_selection import dev_measures
     from dptdr.training.train import load_data
 
     result, _, _ = trained

@@ -43,7 +43,7 @@ def data_folder(data: AnyData, *, split: str = "train") -> Iterator[Path]:
     if not isinstance(data, Iterable):
         raise ConfigError(f"data: expected a folder or rows, got {type(data).__name__}")
     from dptdr.data.formats.columns import TableSettings
-    from dptdr.data.formats.records import folder_from_records
+    from dptdr.data.formats.pairs import folder_from_records
     from dptdr.io.temporary import temporary_folder
 
     with temporary_folder(_ROWS) as place:

@@ -28,7 +28,7 @@ def serve(
         **settings: ``allowed_hosts``, and fields of ``dptdr.serving.settings.ServerSettings``.
     """
     from dptdr.serving.server import serve as run_server
-    from dptdr.serving.start import server_settings
+    from dptdr.serving.startup import server_settings
 
     with server_settings(
         tasks, backbone=backbone, indexes=indexes, host=host, **settings

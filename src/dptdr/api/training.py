@@ -91,8 +91,8 @@ def train(
         with phases(progress)("load the encoder"):
             from dptdr.api.task import Task, load_backbone
             from dptdr.model import load_task
-            from dptdr.training.start import train_folder
             from dptdr.training.tracking import Tracking
+            from dptdr.training.train_folder import train_folder
 
             tracking = Tracking(tensorboard=optional_path(tensorboard), tracker=track)
             set_threads(threads)

@@ -42,9 +42,9 @@ def command(
     measure = list(dict.fromkeys(measure))
     from dptdr.io.beir import BeirFolder
     from dptdr.model import Backbone
+    from dptdr.training.checkpoint_selection import measure_again, select_again, write_bundle
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.preparation import load_dev
-    from dptdr.training.selection import measure_again, select_again, write_bundle
 
     dev = load_dev(BeirFolder(data), RunFolder(run).identity())
     encoder = Backbone.load(backbone)

@@ -87,7 +87,9 @@ class Output:
             say_complete(self.path)
             self.result = record.get("result")
             return True
-        replaced = self._replaced() if there and self.path.is_dir() else None
+        # Settings recorded elsewhere are those of a run of ours, from before there were records.
+        known = overwrite or began is None
+        replaced = self._replaced() if there and known and self.path.is_dir() else None
         facts = {"settings": self._settings, "files": None, "replaced": replaced}
         write_json(self._record, facts)
         return False

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dptdr.io.ids import stable_hash
+from dptdr.mining.candidates import Candidates, Provenance
 from dptdr.mining.corpus import CorpusTable, JudgementTable
 from dptdr.mining.false_negatives import reference_score
 from dptdr.mining.records import rounded
 from dptdr.mining.runtable import RunTable
-from dptdr.mining.selection import Candidates, Provenance
 from dptdr.mining.settings import MiningSettings
 from dptdr.mining.statistics import Statistics, rank_bucket
 from dptdr.mining.teachers import Teacher

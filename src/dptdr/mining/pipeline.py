@@ -12,6 +12,7 @@ import numpy as np
 
 from dptdr.errors import NegativesError
 from dptdr.io.resumable import ResumableFile
+from dptdr.mining.candidates import find_candidates
 from dptdr.mining.counting import (
     MiningInputs,
     PassageRows,
@@ -21,7 +22,6 @@ from dptdr.mining.counting import (
 )
 from dptdr.mining.false_negatives import removal_reason
 from dptdr.mining.records import MinedQuery, Negative, format_record
-from dptdr.mining.selection import find_candidates
 from dptdr.mining.settings import MiningSettings
 from dptdr.mining.statistics import SourceCounts, Statistics, nothing_found
 from dptdr.mining.teachers import Pair, Teacher

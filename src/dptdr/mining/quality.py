@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dptdr.errors import NegativesError
+from dptdr.mining.candidates import find_candidates
 from dptdr.mining.counting import MiningInputs
 from dptdr.mining.false_negatives import reference_score, removal_reason
 from dptdr.mining.pipeline import score_pairs
-from dptdr.mining.selection import find_candidates
 from dptdr.mining.settings import MiningSettings
 from dptdr.records import Query
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from dptdr.mining.selection import Provenance
+from dptdr.mining.candidates import Provenance
 from dptdr.mining.settings import OutputFormat
 from dptdr.records import Passage
 

@@ -26,7 +26,7 @@ with collector_off():
     from dptdr.model.methods import Method, MethodFactory
     from dptdr.model.pooling import Pooling
     from dptdr.model.prompt import DeepPrompt
-    from dptdr.model.rows import AttentionRows, PromptCall
+    from dptdr.model.prompt_rows import AttentionRows, PromptCall
 
 __all__ = [
     "METHOD_NAMES",

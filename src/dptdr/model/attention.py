@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.rows import (
+from dptdr.model.prompt_rows import (
     AttentionRows,
     PromptCall,
     layer_rows,

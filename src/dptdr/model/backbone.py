@@ -19,7 +19,7 @@ from dptdr.model import fingerprints
 from dptdr.model.caches import bound_kernel_caches
 from dptdr.model.injection import Geometry, Injection, quiet_transformers
 from dptdr.model.pooling import Pooling, pool_states, read_pooling, transformer_folder
-from dptdr.model.rows import (
+from dptdr.model.prompt_rows import (
     AttentionRows,
     FeedForwardObserver,
     FeedForwardRows,

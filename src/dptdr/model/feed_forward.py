@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.rows import Activation, PromptCall
+from dptdr.model.prompt_rows import Activation, PromptCall
 
 CurrentCall = Callable[[], PromptCall | None]
 

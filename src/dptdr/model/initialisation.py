@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.rows import FeedForwardRows
+from dptdr.model.prompt_rows import FeedForwardRows
 
 _TEXTS_PER_BATCH = 16
 

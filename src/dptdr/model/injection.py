@@ -20,7 +20,7 @@ from dptdr.errors import UnsupportedBackbone
 from dptdr.model import attention
 from dptdr.model.feed_forward import FeedForwardHooks, FeedForwardLayer, find_layers
 from dptdr.model.interception import InterceptedAttention
-from dptdr.model.rows import AttentionRows, FeedForwardRows, PromptCall
+from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows, PromptCall
 
 Route = Literal["registry", "interception"]
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dptdr.errors import UnsupportedBackbone
-from dptdr.model.rows import PromptCall, layer_rows, visible_columns
+from dptdr.model.prompt_rows import PromptCall, layer_rows, visible_columns
 
 _PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 _SOFTMAXES = {torch.softmax, functional.softmax, Tensor.softmax}

@@ -21,7 +21,7 @@ from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units, token_rows
 from dptdr.model.injection import Geometry
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
-from dptdr.model.rows import FeedForwardObserver, FeedForwardRows, Observer
+from dptdr.model.prompt_rows import FeedForwardObserver, FeedForwardRows, Observer
 from dptdr.model.shallow import ShallowPromptMethod
 from dptdr.model.weights import (
     WeightsMethod,

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, layer_of, prompted_attention, prompted_mask
-from dptdr.model.rows import Activation, AttentionRows, FeedForwardRows, PromptCall
+from dptdr.model.prompt_rows import Activation, AttentionRows, FeedForwardRows, PromptCall
 
 NAME = "dptdr-packed"
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dptdr.errors import BundleError
 from dptdr.model.injection import Geometry
-from dptdr.model.rows import AttentionRows, FeedForwardRows
+from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows
 
 _FFN = FeedForwardRows._fields
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dptdr.config.methods import MethodName, ShallowPromptConfig
 from dptdr.errors import ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.rows import Observer
+from dptdr.model.prompt_rows import Observer
 from dptdr.model.weights import copy_parameters
 
 

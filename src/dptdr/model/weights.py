@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dptdr.config.methods import LoraConfig, MethodConfig, MethodName
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.rows import Observer
+from dptdr.model.prompt_rows import Observer
 
 
 class WeightsMethod:

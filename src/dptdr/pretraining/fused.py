@@ -25,10 +25,10 @@ from dptdr.model import Backbone, Encoder
 from dptdr.pretraining.pseudo import PseudoQuery, pseudo_queries
 from dptdr.records import Passage, Query, TrainingGroup
 from dptdr.search.bm25 import Bm25Index
+from dptdr.training.checkpoint_selection import training_limits
 from dptdr.training.groups import DevSet
 from dptdr.training.loop import Clock, ProgressCallback
 from dptdr.training.objective import Batch, ContrastiveObjective
-from dptdr.training.selection import training_limits
 from dptdr.training.train import TrainingData, TrainingResult, train_task
 
 _POOL = 50_000

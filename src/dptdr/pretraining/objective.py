@@ -16,7 +16,15 @@ from dptdr.model import DeepPrompt, Method, PromptCall, Side, Tokens
 from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
 from dptdr.model.pooling import pool_states
-from dptdr.pretraining.documents import DEV, SIDES, TRAIN, WARMUP, Document, Reader, Text
+from dptdr.pretraining.document_sampling import (
+    DEV,
+    SIDES,
+    TRAIN,
+    WARMUP,
+    Reader,
+    SampledDocument,
+    Text,
+)
 from dptdr.pretraining.heads import CondenserHead, MlmHead
 from dptdr.pretraining.losses import sibling_ranks, span_loss
 from dptdr.pretraining.readahead import ReadAhead
@@ -47,7 +55,7 @@ class Heads:
     new: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-class MicroBatch(NamedTuple):
+class SpanMicroBatch(NamedTuple):
     """Texts of one side encoded together, and their batch positions."""
 
     side: Side
@@ -190,7 +198,7 @@ class PretrainingObjective:
         if self._ahead is not None:
             self._ahead.close()
 
-    def _documents(self, step: int, *, stream: int) -> list[Document]:
+    def _documents(self, step: int, *, stream: int) -> list[SampledDocument]:
         if self._ahead is not None and stream == TRAIN:
             return self._ahead.read(step)
         return self.reader.read(self._rows(step), step=step, stream=stream)
@@ -212,7 +220,7 @@ class PretrainingObjective:
                 state = np.random.SeedSequence(words).generate_state(1, np.uint64)
                 module.draw_dropout(int(state[0] >> 1))
 
-    def micro_batches(self, texts: Sequence[Text]) -> list[MicroBatch]:
+    def micro_batches(self, texts: Sequence[Text]) -> list[SpanMicroBatch]:
         """Split a batch into chunks of one side with similar lengths."""
         chunks = []
         device = self.method.backbone.device
@@ -225,10 +233,10 @@ class PretrainingObjective:
                 max_padding=batch_sizes(device).padding,
             ):
                 places = tuple(own[number] for number in chosen)
-                chunks.append(MicroBatch(side, places, [texts[place] for place in places]))
+                chunks.append(SpanMicroBatch(side, places, [texts[place] for place in places]))
         return chunks
 
-    def states(self, chunk: MicroBatch) -> States:
+    def states(self, chunk: SpanMicroBatch) -> States:
         """Run the encoder with its prompt; return early and late token states."""
         backbone = self.method.backbone
         tokens = backbone.pad([text.ids for text in chunk.texts])
@@ -261,7 +269,7 @@ class PretrainingObjective:
         """Pool states to text vectors, as for retrieval."""
         return pool_states(states.late, states.mask, pooling=self.method.backbone.pooling)
 
-    def word_losses(self, chunk: MicroBatch, states: States) -> dict[ObjectiveName, Tensor]:
+    def word_losses(self, chunk: SpanMicroBatch, states: States) -> dict[ObjectiveName, Tensor]:
         """Compute each masked-word loss, summed over masked tokens."""
         rows = [number for number, text in enumerate(chunk.texts) for _ in text.places]
         places = [place for text in chunk.texts for place in text.places]
@@ -297,9 +305,9 @@ class _Pass:
         self,
         objective: PretrainingObjective,
         *,
-        documents: Sequence[Document],
+        documents: Sequence[SampledDocument],
         texts: Sequence[Text],
-        chunks: list[MicroBatch],
+        chunks: list[SpanMicroBatch],
         world: ProcessGroup | None = None,
     ) -> None:
         self.objective = objective
@@ -355,7 +363,7 @@ class _Pass:
             self._contrast(vectors)
         return self.loss(), sibling_ranks(vectors, siblings=siblings, owners=owners)
 
-    def encode(self, chunk: MicroBatch) -> Float[Tensor, "texts columns"]:
+    def encode(self, chunk: SpanMicroBatch) -> Float[Tensor, "texts columns"]:
         """Return vectors, with the chunk's share of the masked-word loss in an extra column.
 
         The column carries the word loss's gradient through GradCache along with the contrast's. The
@@ -371,7 +379,7 @@ class _Pass:
         column = functional.pad(words.view(1, 1), (0, 0, 0, len(vectors) - 1))
         return torch.cat([vectors, column], dim=1)
 
-    def loss_of(self, chunks: list[MicroBatch], made: list[Tensor]) -> Tensor:
+    def loss_of(self, chunks: list[SpanMicroBatch], made: list[Tensor]) -> Tensor:
         """Compute this rank's part of the loss: words and contrast."""
         stacked = _ordered(chunks, made)
         return stacked[:, -1].sum() + self._contrast(stacked[self.pairs.places, :-1])
@@ -423,7 +431,7 @@ class _Pass:
         }
 
 
-def _siblings(documents: Sequence[Document]) -> Siblings:
+def _siblings(documents: Sequence[SampledDocument]) -> Siblings:
     pairs = Siblings([], [], [])
     place = 0
     for document in documents:
@@ -436,7 +444,7 @@ def _siblings(documents: Sequence[Document]) -> Siblings:
     return pairs
 
 
-def _ordered(chunks: Sequence[MicroBatch], made: Sequence[Tensor]) -> Tensor:
+def _ordered(chunks: Sequence[SpanMicroBatch], made: Sequence[Tensor]) -> Tensor:
     """Reorder rows to batch order."""
     stacked = torch.cat(list(made))
     places = torch.tensor([p for chunk in chunks for p in chunk.places], device=stacked.device)

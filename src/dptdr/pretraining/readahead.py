@@ -7,7 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from dptdr.errors import TrainingError
-from dptdr.pretraining.documents import Document, Reader
+from dptdr.pretraining.document_sampling import Reader, SampledDocument
 
 # Prefetched batches per worker, enough to keep all workers busy.
 _BATCHES_PER_PROCESS = 2
@@ -42,7 +42,7 @@ class ReadAhead:
         self._stream = stream
         self._steps = steps
         self._room = _BATCHES_PER_PROCESS * processes
-        self._waiting: deque[tuple[int, Future[list[Document]]]] = deque()
+        self._waiting: deque[tuple[int, Future[list[SampledDocument]]]] = deque()
         # Do not fork: a forked worker would inherit the device.
         self._pool = ProcessPoolExecutor(
             processes,
@@ -51,7 +51,7 @@ class ReadAhead:
             initargs=(reader,),
         )
 
-    def read(self, step: int) -> list[Document]:
+    def read(self, step: int) -> list[SampledDocument]:
         """Return a step's documents while the workers read the next steps.
 
         Args:
@@ -86,6 +86,6 @@ def _start(reader: Reader) -> None:
     _reader = reader
 
 
-def _read(rows: Sequence[int], step: int, stream: int) -> list[Document]:
+def _read(rows: Sequence[int], step: int, stream: int) -> list[SampledDocument]:
     assert _reader is not None
     return _reader.read(rows, step=step, stream=stream)

@@ -20,7 +20,7 @@ from dptdr.errors import TrainingError
 from dptdr.io.atomic import atomic_file, sha256_file
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
-from dptdr.pretraining.documents import Documents, Reader
+from dptdr.pretraining.document_sampling import Documents, Reader
 from dptdr.pretraining.kept import (
     BuiltHeads,
     build_heads,

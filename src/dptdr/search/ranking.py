@@ -20,7 +20,7 @@ Phase: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int, int], N
 """Context manager for a named phase of work; yields its (done, total) progress callback."""
 
 
-class Ranking(NamedTuple):
+class SystemRun(NamedTuple):
     """A run with the name and fingerprint of its system."""
 
     run: Run
@@ -73,7 +73,7 @@ def rank(
     threads: int = 1,
     keep_identical: bool = False,
     phase: Phase,
-) -> Ranking:
+) -> SystemRun:
     """Rank the folder's passages for each query.
 
     Args:
@@ -99,11 +99,11 @@ def _rank(
     depth: int,
     threads: int,
     phase: Phase,
-) -> Ranking:
+) -> SystemRun:
     if isinstance(system, Path):
-        return Ranking(read_run(system), system.stem, {"run": str(system)})
+        return SystemRun(read_run(system), system.stem, {"run": str(system)})
     if isinstance(system, dict):
-        return Ranking(system, "run", {})
+        return SystemRun(system, "run", {})
     if isinstance(system, str):
         language = system.partition(":")[2] or AUTO
         with phase("index with BM25") as on_progress:
@@ -111,7 +111,7 @@ def _rank(
         with phase("search with BM25") as on_progress:
             run = index.search(queries, depth=depth, threads=threads, on_progress=on_progress)
         name = "bm25" if index.language == "english" else f"bm25-{index.language}"
-        return Ranking(run, name, {"k1": K1, "b": B, "language": index.language})
+        return SystemRun(run, name, {"k1": K1, "b": B, "language": index.language})
     with phase("encode and search") as on_progress:
         run = retrieve(
             system,
@@ -126,11 +126,11 @@ def _rank(
         "query": system.query_fingerprint,
         "passage": system.passage_fingerprint,
     }
-    return Ranking(run, system.name, {"fingerprints": fingerprints})
+    return SystemRun(run, system.name, {"fingerprints": fingerprints})
 
 
 def measure(
-    ranking: Ranking,
+    ranking: SystemRun,
     folder: BeirFolder,
     *,
     split: str,

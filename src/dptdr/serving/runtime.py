@@ -16,7 +16,7 @@ from dptdr.serving.http.auth import OPEN, USE_ONLY, KeyFile, Keyring
 from dptdr.serving.http.rates import Rates
 from dptdr.serving.metrics import Metrics
 from dptdr.serving.settings import ServerSettings
-from dptdr.serving.start import say
+from dptdr.serving.startup import say
 from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.registry import TaskRegistry
 
@@ -162,7 +162,7 @@ def _forward(settings: ServerSettings) -> Forward:
     backbone = Backbone.load(settings.backbone)
     if settings.onnx is None:
         return Forward(backbone, layout=settings.layout)
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     return OnnxForward(backbone, settings.onnx, threads=settings.worker_threads)
 

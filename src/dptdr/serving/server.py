@@ -11,7 +11,7 @@ from typing import Any
 from dptdr.errors import DptdrError, ServingError
 from dptdr.io.temporary import temporary_folder
 from dptdr.serving.settings import ServerSettings
-from dptdr.serving.start import say
+from dptdr.serving.startup import say
 
 _BACKLOG = 2048
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dptdr.model import Method, Side
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.methods import DeepPromptMethod
-from dptdr.model.rows import layer_rows, repeat_heads
+from dptdr.model.prompt_rows import layer_rows, repeat_heads
 
 _TOKENS_PER_BATCH = 2048
 

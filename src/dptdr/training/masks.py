@@ -37,7 +37,7 @@ class Example(NamedTuple):
     teacher: Mapping[int, float]
 
 
-class Candidates:
+class InBatchCandidates:
     """The passages of all ranks, identified by hash."""
 
     def __init__(self, hashes: Sequence[int], *, offset: int = 0) -> None:

@@ -18,7 +18,7 @@ from dptdr.training.distributed import ProcessGroup
 from dptdr.training.frozen import FrozenLinears
 from dptdr.training.gradcache import cached_backward, whole_backward
 from dptdr.training.groups import Groups
-from dptdr.training.masks import Candidates, Example, Masks, text_hash
+from dptdr.training.masks import Example, InBatchCandidates, Masks, text_hash
 
 # Batches are encoded in chunks of about this many tokens, so that short texts are not padded to the
 # longest; gradients are unaffected. Small matrices are efficient on a CPU, but not on a GPU.
@@ -275,7 +275,7 @@ class ContrastiveObjective:
         return torch.stack(parts).sum()
 
     def _block_loss(
-        self, queries: Tensor, passages: Tensor, columns: Candidates, rows: Sequence[Example]
+        self, queries: Tensor, passages: Tensor, columns: InBatchCandidates, rows: Sequence[Example]
     ) -> Tensor:
         """Compute some queries' part of the global mean loss."""
         masks = columns.masks(rows, device=queries.device)
@@ -308,12 +308,12 @@ class ContrastiveObjective:
         weight = config.distillation_weight
         return (1.0 - weight) * terms + weight * distilled
 
-    def _columns(self, batch: Batch, *, device: torch.device) -> Candidates:
+    def _columns(self, batch: Batch, *, device: torch.device) -> InBatchCandidates:
         """Gather the passage hashes of all ranks."""
         own = torch.tensor([text_hash(text) for text in batch.passages], dtype=torch.long)
         hashes = self.world.all_gather(own.to(device)).tolist()
         counts = self.world.gather_integers(len(batch.passages))
-        return Candidates(hashes, offset=sum(counts[: self.world.rank]))
+        return InBatchCandidates(hashes, offset=sum(counts[: self.world.rank]))
 
 
 def _in_order(chunks: list[MicroBatch], vectors: list[Tensor], *, side: Side) -> Tensor:

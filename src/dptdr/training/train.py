@@ -18,19 +18,19 @@ from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, TaskManifest
 from dptdr.model.bundle import TASK_FILE, read_manifest, round_weights
-from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
-from dptdr.training.health import prompt_health
-from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
-from dptdr.training.objective import ContrastiveObjective
-from dptdr.training.preparation import TrainingData, load_data
-from dptdr.training.selection import (
+from dptdr.training.checkpoint_selection import (
     bare_measures,
     dev_measures,
     save_as_task,
     select_again,
     training_limits,
 )
+from dptdr.training.checkpoints import RunFolder
+from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
+from dptdr.training.health import prompt_health
+from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
+from dptdr.training.objective import ContrastiveObjective
+from dptdr.training.preparation import TrainingData, load_data
 from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
 
 __all__ = [

@@ -106,7 +106,7 @@ def test_serve_bad_input_is_an_error_before_anything_starts(place, arguments, wo
 
 def test_settings_from_python_are_checked_like_options(place):
     from dptdr.errors import DptdrError
-    from dptdr.serving.start import server_settings
+    from dptdr.serving.startup import server_settings
 
     tasks = place / "tasks"
     given = {"tasks_folder": str(tasks), "state_folder": str(place / "made" / "state")}

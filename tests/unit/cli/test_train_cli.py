@@ -46,9 +46,9 @@ def test_train_writes_a_bundle_that_evaluate_takes(tmp_path, data, backbone, met
 def test_the_cost_of_storing_weights_in_16_bits_is_said(tmp_path, data, backbone):
     from dptdr.io.beir import BeirFolder
     from dptdr.model import load_task
+    from dptdr.training.checkpoint_selection import dev_measures
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.preparation import load_dev
-    from dptdr.training.selection import dev_measures
 
     task = tmp_path / "task"
     options = ("--storage-dtype", "bfloat16", "--prompt-layers", "2")

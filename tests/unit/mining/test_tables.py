@@ -133,7 +133,7 @@ def test_ranking_refuses_a_passage_that_stands_twice_far_apart(tmp_path, corpus)
 
 
 def test_sampling_by_score_prefers_high_scores_and_by_uniform_none():
-    from dptdr.mining.selection import sampling_order
+    from dptdr.mining.candidates import sampling_order
 
     texts = np.arange(10, dtype=np.uint64)
     scores = np.linspace(1, 0, 10)

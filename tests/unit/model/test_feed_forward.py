@@ -12,7 +12,7 @@ from dptdr.config.methods import DeepPromptConfig
 from dptdr.errors import BundleError, ConfigError, UnsupportedBackbone
 from dptdr.model import Backbone, Tokens
 from dptdr.model.methods import DeepPromptMethod, default_ffn_length
-from dptdr.model.rows import FeedForwardRows
+from dptdr.model.prompt_rows import FeedForwardRows
 from helpers.tiny import ARCHITECTURES, HIDDEN, tiny_backbone, token_batch
 
 BERT_LIKE = (r"intermediate\.dense$", r"(?<!attention\.)output\.dense$", functional.gelu)

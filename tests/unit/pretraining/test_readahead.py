@@ -7,7 +7,7 @@ from dptdr.config.pretraining import PretrainingConfig
 from dptdr.errors import TrainingError
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
-from dptdr.pretraining.documents import TRAIN, Documents, Reader
+from dptdr.pretraining.document_sampling import TRAIN, Documents, Reader
 from dptdr.pretraining.pretrain import pretrain
 from dptdr.pretraining.readahead import ReadAhead
 from helpers.pretraining import small_config

@@ -1,6 +1,6 @@
 import torch
 
-from dptdr.training.masks import Candidates, Example, text_hash
+from dptdr.training.masks import Example, InBatchCandidates, text_hash
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ def masks(columns, *rows):
 
 
 def test_known_positives_of_a_query_do_not_count_as_its_negatives():
-    columns = Candidates([text_hash(text) for text in ("a", "b", "c")])
+    columns = InBatchCandidates([text_hash(text) for text in ("a", "b", "c")])
     made = masks(columns, row([0], ["a", "c"]), row([1], ["b"]))
     assert made["positive"] == [[1, 0, 0], [0, 1, 0]]
     assert made["ignored"] == [[1, 0, 1], [0, 1, 0]]
@@ -23,7 +23,7 @@ def test_known_positives_of_a_query_do_not_count_as_its_negatives():
 
 def test_of_a_passage_that_two_processes_brought_only_the_first_counts():
     # This process brought the columns 2 and 3; "a" was brought by the first process as well.
-    columns = Candidates([text_hash(text) for text in ("a", "b", "a", "c")], offset=2)
+    columns = InBatchCandidates([text_hash(text) for text in ("a", "b", "a", "c")], offset=2)
     made = masks(columns, row([0], ["a"], {0: 5.0, 1: 7.0}))
     assert made["positive"] == [[1, 0, 0, 0]]
     assert made["ignored"] == [[1, 0, 1, 0]]
@@ -32,7 +32,7 @@ def test_of_a_passage_that_two_processes_brought_only_the_first_counts():
 
 
 def test_known_positives_that_another_process_brought_are_masked():
-    columns = Candidates([text_hash(text) for text in ("x", "b", "a")], offset=1)
+    columns = InBatchCandidates([text_hash(text) for text in ("x", "b", "a")], offset=1)
     made = masks(columns, row([1], ["a", "x"]))
     assert made["positive"] == [[0, 0, 1]]
     assert made["ignored"] == [[1, 0, 1]]

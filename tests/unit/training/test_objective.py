@@ -6,7 +6,7 @@ import torch
 
 from dptdr.config.training import TrainingConfig
 from dptdr.records import TrainingGroup
-from dptdr.training.masks import Candidates, text_hash
+from dptdr.training.masks import InBatchCandidates, text_hash
 from helpers.training import gradients, made_groups, made_method
 
 
@@ -198,7 +198,7 @@ def test_the_passage_that_a_query_is_itself_is_no_negative(method):
     ]
     batch = objective(method, groups, batch_size=2).collect([(0, 0), (0, 1)])
     assert batch.passages == ["blue", "red title"]
-    masks = Candidates([text_hash(text) for text in batch.passages]).masks(
+    masks = InBatchCandidates([text_hash(text) for text in batch.passages]).masks(
         batch.rows, device=torch.device("cpu")
     )
     assert masks.ignored.tolist() == [[True, True], [False, True]]

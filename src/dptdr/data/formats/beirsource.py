@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from dptdr.data.formats.material import Material
+from dptdr.data.formats.source_data import SourceData
 from dptdr.io.beir import BeirFolder
 from dptdr.records import Document, Query
 
 Record = TypeVar("Record", Document, Query)
 
 
-def read_beir(source: Path) -> Material:
+def read_beir(source: Path) -> SourceData:
     """Read the records of a BEIR folder.
 
     Raises:
@@ -20,7 +20,7 @@ def read_beir(source: Path) -> Material:
     """
     folder = BeirFolder(source)
     counted: Counter[str] = Counter()
-    return Material(
+    return SourceData(
         passages=_counted(folder.documents(), counted, path=folder.corpus_path),
         queries=_counted(folder.queries(), counted, path=folder.queries_path),
         qrels={split: folder.qrels(split) for split in folder.splits()},

@@ -8,19 +8,19 @@ import orjson
 
 from dptdr.data.formats.beirsource import read_beir
 from dptdr.data.formats.columns import TableSettings
-from dptdr.data.formats.documents import read_documents
+from dptdr.data.formats.document_folder import read_documents
 from dptdr.data.formats.dpr import read_dpr
 from dptdr.data.formats.guessing import guess_format
 from dptdr.data.formats.irdatasets import PREFIX, read_ir_datasets
-from dptdr.data.formats.material import PUBLISHED, Material, plain_name
 from dptdr.data.formats.msmarco import read_msmarco, read_top1000, read_triples
+from dptdr.data.formats.source_data import PUBLISHED, SourceData, plain_name
 from dptdr.data.formats.tablesource import read_tables
 from dptdr.data.formats.tevatron import read_tevatron
-from dptdr.data.formats.writing import Conversion, Progress, Rules, checks, write_material
+from dptdr.data.formats.writing import Conversion, Progress, Rules, checks, write_source_data
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import atomic_file
 
-READERS: dict[str, Callable[[Path], Material]] = {
+READERS: dict[str, Callable[[Path], SourceData]] = {
     "documents": read_documents,
     "beir": read_beir,
     "dpr": read_dpr,
@@ -70,12 +70,12 @@ def convert(
     if format == TRIPLES:
         return _convert_triples(path, out=Path(out), rules=rules)
     if format == TABLE:
-        material = read_tables(path, table or TableSettings())
+        source_data = read_tables(path, table or TableSettings())
     elif format == IR_DATASETS:
-        material = read_ir_datasets(str(source))
+        source_data = read_ir_datasets(str(source))
     else:
-        material = READERS[format](path)
-    return write_material(material, format=format, out=Path(out), rules=rules)
+        source_data = READERS[format](path)
+    return write_source_data(source_data, format=format, out=Path(out), rules=rules)
 
 
 def _convert_triples(source: Path, *, out: Path, rules: Rules) -> Conversion:
@@ -86,7 +86,9 @@ def _convert_triples(source: Path, *, out: Path, rules: Rules) -> Conversion:
             groups += 1
             rules.tell(counted.total(), PUBLISHED.get(plain_name(source), 0))
             handle.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-        material = Material(passages=(), queries=(), qrels={}, counted=counted, expected=PUBLISHED)
-        done = Conversion(out=out, read_as=TRIPLES, groups=groups, checks=checks(material))
+        source_data = SourceData(
+            passages=(), queries=(), qrels={}, counted=counted, expected=PUBLISHED
+        )
+        done = Conversion(out=out, read_as=TRIPLES, groups=groups, checks=checks(source_data))
         rules.refuse(done)
     return done

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.material import (
+from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.source_data import (
     PUBLISHED,
-    Material,
+    SourceData,
     UniqueIds,
     find_file,
     need_folder,
     plain_name,
 )
-from dptdr.data.formats.msmarco import write_lines
 from dptdr.data.formats.tables import checked_id, quoted_rows
 from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
@@ -30,7 +30,7 @@ _LAYOUT = (
 )
 
 
-def read_dpr(source: Path) -> Material:
+def read_dpr(source: Path) -> SourceData:
     """Read a folder of DPR files.
 
     Questions get the ids ``SPLIT-ROW``. Hard negatives are written to ``negatives-SPLIT.jsonl``,
@@ -58,7 +58,7 @@ def read_dpr(source: Path) -> Material:
         for _, path in questions:
             shutil.copy(path, folder / "answers" / path.name)
 
-    return Material(
+    return SourceData(
         passages=_wikipedia(wikipedia, counted) if wikipedia else _once(contexts),
         queries=_queries(training, questions, counted),
         qrels={split: _qrels(path, split) for split, path in training},

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dptdr.data.formats.documents import document_files
-from dptdr.data.formats.material import find_file
-from dptdr.data.formats.rows import is_table
+from dptdr.data.formats.document_folder import document_files
+from dptdr.data.formats.source_data import find_file
+from dptdr.data.formats.table_rows import is_table
 from dptdr.data.formats.tablesource import DATASET_DICT, DATASET_STATE, table_files
 from dptdr.data.training_files import read_records
 from dptdr.errors import DataError

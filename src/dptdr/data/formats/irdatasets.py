@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from dptdr.data.formats.material import Material, UniqueIds
+from dptdr.data.formats.source_data import SourceData, UniqueIds
 from dptdr.errors import DataError
 from dptdr.records import Passage, Qrels, Query
 
 PREFIX = "ir:"
 
 
-def read_ir_datasets(source: str) -> Material:
+def read_ir_datasets(source: str) -> SourceData:
     """Read one or several ir_datasets that share a corpus.
 
     For example, ``ir:msmarco-passage/train,msmarco-passage/dev/small`` gives the splits ``train``
@@ -49,7 +49,7 @@ def read_ir_datasets(source: str) -> Material:
         for name, dataset in datasets.items()
         if dataset.has_qrels()
     }
-    return Material(
+    return SourceData(
         passages=_passages(first, datasets[first], counted),
         queries=_queries(datasets, counted),
         qrels=qrels,

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from dptdr.data.formats.material import (
+from dptdr.data.formats.source_data import (
     PUBLISHED,
-    Material,
+    SourceData,
     UniqueIds,
     find_file,
     need_folder,
@@ -27,7 +27,7 @@ _QRELS = re.compile(r"qrels\.(?P<split>[\w.-]+)\.tsv|(?P<year>\d{4})qrels-pass\.
 _LAYOUT = "collection.tsv, queries.SPLIT.tsv and qrels.SPLIT.tsv (each may be .gz)"
 
 
-def read_msmarco(source: Path) -> Material:
+def read_msmarco(source: Path) -> SourceData:
     """Read a folder of MS MARCO's official files.
 
     Splits are named after the files: ``qrels.dev.small.tsv`` gives ``dev.small``, and TREC's
@@ -44,7 +44,7 @@ def read_msmarco(source: Path) -> Material:
     qrels = _matching(source, _QRELS)
     counted: Counter[str] = Counter()
     others = [*source.glob("top1000*"), *source.glob("*triples*")]
-    return Material(
+    return SourceData(
         passages=_passages(collection, counted),
         queries=_queries([path for _, path in queries], counted),
         qrels={split: _qrels(path, counted) for split, path in qrels},
@@ -116,7 +116,7 @@ def _qrels(path: Path, counted: Counter[str]) -> Qrels:
     return gather_qrels(lines(), path=path)
 
 
-def read_top1000(source: Path) -> Material:
+def read_top1000(source: Path) -> SourceData:
     """Read queries, passages and candidates from a ``top1000`` file.
 
     The columns are query id, passage id, query and passage. The candidates are written as the TREC
@@ -151,7 +151,7 @@ def read_top1000(source: Path) -> Material:
                 rank = ranks[query_id]
                 handle.write(f"{query_id} Q0 {passage_id} {rank} {-rank} top1000\n")
 
-    return Material(
+    return SourceData(
         passages=passages(),
         queries=queries(),
         qrels={},

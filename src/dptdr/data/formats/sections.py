@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 
-from dptdr.data.formats.rows import text_lines
+from dptdr.data.formats.table_rows import text_lines
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})

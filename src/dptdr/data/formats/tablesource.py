@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.data.formats.columns import TableSettings, split_name
-from dptdr.data.formats.material import Material
-from dptdr.data.formats.records import pairs_material
-from dptdr.data.formats.rows import SUFFIXES, is_table, table_rows
+from dptdr.data.formats.pairs import pairs_data
+from dptdr.data.formats.source_data import SourceData
+from dptdr.data.formats.table_rows import SUFFIXES, is_table, table_rows
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import read_json
 
@@ -16,7 +16,7 @@ DATASET_DICT = "dataset_dict.json"
 DATASET_STATE = "state.json"
 
 
-def read_tables(source: Path, settings: TableSettings) -> Material:
+def read_tables(source: Path, settings: TableSettings) -> SourceData:
     """Read tables of pairs, triplets, scored pairs or clicks.
 
     Args:
@@ -39,7 +39,7 @@ def read_tables(source: Path, settings: TableSettings) -> Material:
         raise ConfigError(f"{source}: splits are named by the files; omit --split")
     files = [path for _, path in splits]
     kinds = dict.fromkeys(path.name.removesuffix(".gz").rpartition(".")[2] for path in files)
-    return pairs_material(
+    return pairs_data(
         [(split, table_rows(path)) for split, path in splits],
         settings=settings,
         source=", ".join(kinds),

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.material import Material, UniqueIds, find_file, plain_name
 from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.source_data import SourceData, UniqueIds, find_file, plain_name
 from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
@@ -18,7 +18,7 @@ _PRESENT = {"query": "query_text", "text": "document_text"}
 """Field names in Tevatron's current format."""
 
 
-def read_tevatron(source: Path) -> Material:
+def read_tevatron(source: Path) -> SourceData:
     """Read a Tevatron file, or a folder of Tevatron files.
 
     Files are named after splits. In a folder, ``corpus.jsonl`` (``docid``, ``title``, ``text``, or
@@ -41,7 +41,7 @@ def read_tevatron(source: Path) -> Material:
         for split, path in splits.items():
             write_lines(folder / f"negatives-{split}.jsonl", _negatives(path))
 
-    return Material(
+    return SourceData(
         passages=_corpus(corpus, counted) if corpus else _inner_passages(paths),
         queries=_queries(paths, counted),
         qrels={split: grades for split, path in splits.items() if (grades := _qrels(path))},

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dptdr.data.formats.material import Material, UniqueIds
+from dptdr.data.formats.source_data import SourceData, UniqueIds
 from dptdr.errors import DataError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirCounts, as_documents, each_judgement, write_beir
@@ -116,21 +116,25 @@ class _Watch:
             yield query
 
 
-def write_material(material: Material, *, format: str, out: Path, rules: Rules) -> Conversion:
+def write_source_data(
+    source_data: SourceData, *, format: str, out: Path, rules: Rules
+) -> Conversion:
     """Write a reader's records as a data folder, atomically.
 
     Raises:
         DataError: If the source is malformed, or a check fails and the rules are strict.
     """
-    published = [material.expected.get(name, 0) for name in ("collection.tsv", "psgs_w100.tsv")]
-    ids = (None, None) if material.complete else (UniqueIds(), UniqueIds())
+    published = [source_data.expected.get(name, 0) for name in ("collection.tsv", "psgs_w100.tsv")]
+    ids = (None, None) if source_data.complete else (UniqueIds(), UniqueIds())
     watch = _Watch(rules, max(published), *ids)
     result: list[Conversion] = []
 
     def meta(counts: BeirCounts) -> dict[str, Any]:
         if not counts.passages:
-            raise DataError("the data contains no passages", path=next(iter(material.files), None))
-        unknown_passages, unknown_queries, relevant = _judged(material, watch)
+            raise DataError(
+                "the data contains no passages", path=next(iter(source_data.files), None)
+            )
+        unknown_passages, unknown_queries, relevant = _judged(source_data, watch)
         notes = [
             f"split '{split}' has no judgements above 0"
             for split, count in relevant.items()
@@ -138,55 +142,55 @@ def write_material(material: Material, *, format: str, out: Path, rules: Rules) 
         ]
         done = Conversion(
             out=out,
-            read_as=f"{format}: {material.read_as}" if material.read_as else format,
+            read_as=f"{format}: {source_data.read_as}" if source_data.read_as else format,
             counts=counts,
             titled=watch.titled,
             unknown_passages=unknown_passages,
             unknown_queries=unknown_queries,
-            dropped={reason: count for reason, count in material.dropped.items() if count},
-            negatives=dict(material.negatives),
-            checks=checks(material),
-            notes=(*material.notes, *notes),
+            dropped={reason: count for reason, count in source_data.dropped.items() if count},
+            negatives=dict(source_data.negatives),
+            checks=checks(source_data),
+            notes=(*source_data.notes, *notes),
         )
         rules.refuse(done)
         result.append(done)
         return {
             "format": format,
-            "files": [_described(path) for path in material.files],
+            "files": [_described(path) for path in source_data.files],
             "titles": {"with": watch.titled, "without": counts.passages - watch.titled},
             "judgements_of_unknown_passages": done.unknown_passages,
             "judgements_of_unknown_queries": done.unknown_queries,
             "dropped": done.dropped,
             "checks": [vars(check) for check in done.checks],
             "notes": done.notes,
-            **material.about,
+            **source_data.about,
         }
 
     write_beir(
         out,
-        passages=watch.passages(material.passages),
-        queries=watch.queries(material.queries),
-        qrels=material.qrels,
+        passages=watch.passages(source_data.passages),
+        queries=watch.queries(source_data.queries),
+        qrels=source_data.qrels,
         meta=meta,
-        also=material.also,
+        also=source_data.also,
     )
     return result[0]
 
 
-def checks(material: Material) -> tuple[Check, ...]:
+def checks(source_data: SourceData) -> tuple[Check, ...]:
     """Compare the counts with the published ones."""
     return tuple(
-        Check(what=name, expected=material.expected[name], found=found)
-        for name, found in sorted(material.counted.items())
-        if name in material.expected
+        Check(what=name, expected=source_data.expected[name], found=found)
+        for name, found in sorted(source_data.counted.items())
+        if name in source_data.expected
     )
 
 
-def _judged(material: Material, watch: _Watch) -> tuple[int, int, dict[str, int]]:
+def _judged(source_data: SourceData, watch: _Watch) -> tuple[int, int, dict[str, int]]:
     """Count judgements of unknown passages or queries, and positive judgements in each split."""
     unknown_passages = unknown_queries = 0
     relevant = {}
-    for split, judged in material.qrels.items():
+    for split, judged in source_data.qrels.items():
         relevant[split] = 0
         for query_id, passage_id, grade in each_judgement(judged):
             relevant[split] += grade > 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dptdr.data.sample.api import PACKAGES, api_pairs, api_sources
-from dptdr.data.sample.assemble import Pair, clean_pairs, sample_pairs, split_by_unit
+from dptdr.data.sample.assemble import SamplePair, clean_pairs, sample_pairs, split_by_unit
 from dptdr.data.sample.code import code_pairs, code_sources
-from dptdr.data.sample.sources import SourceFile
+from dptdr.data.sample.python_source import SourceFile
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirCounts, write_beir
 from dptdr.records import Passage, Qrels, Query
@@ -30,7 +30,7 @@ class Sample:
     passage: str
     licence: str
     sources: Callable[[], list[SourceFile]]
-    pairs: Callable[[list[SourceFile]], Iterator[Pair]]
+    pairs: Callable[[list[SourceFile]], Iterator[SamplePair]]
     packages: tuple[str, ...] = ()
 
 
@@ -70,7 +70,7 @@ def build_sample(
     if name not in SAMPLES:
         raise DataError(f"expected one of the samples {', '.join(SAMPLES)}, got '{name}'")
     sample = SAMPLES[name]
-    found: list[Pair] = []
+    found: list[SamplePair] = []
     files = sample.sources()
     for number, file in enumerate(files, start=1):
         found += sample.pairs([file])

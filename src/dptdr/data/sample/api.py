@@ -4,8 +4,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from dptdr.data.sample.assemble import Pair
-from dptdr.data.sample.sources import SourceFile, documented, package_sources, paragraphs, parse
+from dptdr.data.sample.assemble import SamplePair
+from dptdr.data.sample.python_source import (
+    SourceFile,
+    documented,
+    package_sources,
+    paragraphs,
+    parse,
+)
 from dptdr.data.sample.wording import as_query, cut, is_signature
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -57,7 +63,7 @@ def api_sources() -> list[SourceFile]:
     return files
 
 
-def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
+def api_pairs(files: list[SourceFile]) -> Iterator[SamplePair]:
     """Yield the summary and the rest of each public definition's documentation."""
     for file in files:
         tree = parse(file.path)
@@ -69,7 +75,7 @@ def api_pairs(files: list[SourceFile]) -> Iterator[Pair]:
                 continue
             pair = split_documentation(docstring)
             if pair is not None:
-                yield Pair(
+                yield SamplePair(
                     id=f"{file.module}.{name}", query=pair[0], passage=pair[1], unit=file.module
                 )
 

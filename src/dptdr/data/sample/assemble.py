@@ -13,7 +13,7 @@ DEV_SHARE = 0.05
 MIN_TEST_QUERIES = 500
 
 
-class Pair(NamedTuple):
+class SamplePair(NamedTuple):
     """A query, its passage and their source unit."""
 
     id: str
@@ -22,14 +22,14 @@ class Pair(NamedTuple):
     unit: str
 
 
-def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+def clean_pairs(pairs: Iterable[SamplePair]) -> list[SamplePair]:
     """Keep pairs with a unique query and a unique passage that does not quote the query.
 
     Queries shared by several definitions are dropped with all their passages, to avoid false
     negatives. Of duplicate passages, the first is kept. Case and whitespace are ignored.
     """
     seen: set[str] = set()
-    once: list[Pair] = []
+    once: list[SamplePair] = []
     for pair in pairs:
         passage = _plain(pair.passage)
         if passage not in seen and _plain(pair.query) not in passage:
@@ -37,7 +37,7 @@ def clean_pairs(pairs: Iterable[Pair]) -> list[Pair]:
             once.append(pair)
     uses = Counter(_plain(pair.query) for pair in once)
     named: Counter[str] = Counter()
-    kept: list[Pair] = []
+    kept: list[SamplePair] = []
     for pair in once:
         if uses[_plain(pair.query)] == 1:
             named[pair.id] += 1
@@ -50,7 +50,7 @@ def _plain(text: str) -> str:
     return normalised(text).rstrip(".")
 
 
-def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
+def sample_pairs(pairs: list[SamplePair], *, count: int, seed: int) -> list[SamplePair]:
     """Sample at most ``count`` pairs, in their original order."""
     if len(pairs) <= count:
         return pairs
@@ -58,7 +58,7 @@ def sample_pairs(pairs: list[Pair], *, count: int, seed: int) -> list[Pair]:
     return [pairs[index] for index in sorted(chosen)]
 
 
-def split_by_unit(pairs: list[Pair], *, seed: int) -> dict[str, str]:
+def split_by_unit(pairs: list[SamplePair], *, seed: int) -> dict[str, str]:
     """Assign each source unit to a split.
 
     Units are assigned in random order to test while they fit, then to dev, then to train. A unit

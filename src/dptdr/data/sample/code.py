@@ -5,8 +5,8 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from dptdr.data.sample.assemble import Pair
-from dptdr.data.sample.sources import (
+from dptdr.data.sample.assemble import SamplePair
+from dptdr.data.sample.python_source import (
     Documentable,
     SourceFile,
     docstring_lines,
@@ -41,7 +41,7 @@ def code_sources() -> list[SourceFile]:
     return standard_library(skip=SKIPPED)
 
 
-def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
+def code_pairs(files: list[SourceFile]) -> Iterator[SamplePair]:
     """Yield the docstring summary and the source of each suitable definition."""
     for file in files:
         tree = parse(file.path)
@@ -54,7 +54,7 @@ def code_pairs(files: list[SourceFile]) -> Iterator[Pair]:
             query = as_query(paragraphs(item.docstring)[0])
             code = source_without_docstrings(item.node, lines=lines, hidden=hidden)
             if query is not None and code is not None:
-                yield Pair(
+                yield SamplePair(
                     id=f"{file.module}.{item.name}",
                     query=query,
                     passage=cut(code, characters=MAX_PASSAGE_CHARACTERS),

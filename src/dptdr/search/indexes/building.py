@@ -25,7 +25,7 @@ from dptdr.search.indexes.local import (
 from dptdr.search.indexes.options import Options, check_options
 from dptdr.search.indexes.quantized import FULL, QuantizedRows, Reduction, ShortVectors
 from dptdr.search.indexes.recall import MIN_RECALL, measure_recall, recall_warning
-from dptdr.search.indexes.rows import ExactRows, RowIndex
+from dptdr.search.indexes.row_index import ExactRows, RowIndex
 from dptdr.search.indexes.types import (
     Choice,
     IndexType,

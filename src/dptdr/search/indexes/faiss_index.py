@@ -128,7 +128,7 @@ class FaissRows:
         depth: int,
         allowed: Int64[np.ndarray, " rows"] | None,
     ) -> TopK:
-        """Return the best rows; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+        """Return the best rows; see :class:`dptdr.search.indexes.row_index.RowIndex`."""
         if allowed is None:
             if depth not in self._usual:
                 self._usual[depth] = self._parameters(depth, None)

@@ -17,7 +17,7 @@ from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.exact import TopK
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
-from dptdr.search.indexes.rows import ExactRows, RowIndex, exact_among, rescore
+from dptdr.search.indexes.row_index import ExactRows, RowIndex, exact_among, rescore
 from dptdr.search.indexes.types import IndexType, find_type
 from dptdr.search.vectors.compression import shorten
 from dptdr.search.vectors.documents import Filter

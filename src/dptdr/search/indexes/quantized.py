@@ -53,7 +53,7 @@ class ShortVectors:
 
 
 class QuantizedRows:
-    """Exhaustive search of quantized vectors; see :class:`dptdr.search.indexes.rows.RowIndex`."""
+    """Exhaustive search of quantized vectors; see :class:`.row_index.RowIndex`."""
 
     def __init__(self, vectors: CompressedVectors) -> None:
         self.vectors = vectors

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dptdr.search.index import Index
-from dptdr.search.indexes.rows import ExactRows
+from dptdr.search.indexes.row_index import ExactRows
 from dptdr.search.vectors.folder import VectorFolder
 
 RECALL_DEPTH = 10

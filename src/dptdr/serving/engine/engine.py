@@ -21,7 +21,7 @@ from jaxtyping import Float
 from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Side
 from dptdr.serving.engine.batching import BatchQueue, Waiting
-from dptdr.serving.engine.forward import Row
+from dptdr.serving.engine.forward import BatchRow
 from dptdr.serving.engine.requests import (
     BatchReport,
     CheckReport,
@@ -280,7 +280,8 @@ class Engine:
             work.request.began = began
         try:
             rows = [
-                Row(w.ids, self.registry.prompt(w.request.version, w.request.side)) for w in works
+                BatchRow(w.ids, self.registry.prompt(w.request.version, w.request.side))
+                for w in works
             ]
             vectors = self.forward.vectors(rows).float().cpu().numpy()
         except Exception as error:
@@ -356,7 +357,7 @@ class Engine:
         mixed = mixture(self.registry, texts, rows=rows, generator=self._random)
         return self._compare(mixed, self.forward.vectors(mixed).float().cpu().numpy())
 
-    def _compare(self, rows: list[Row], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:
+    def _compare(self, rows: list[BatchRow], vectors: Float[np.ndarray, "rows dim"]) -> CheckReport:
         report = compare(self.forward, rows, vectors)
         self.on_check(report)
         return report

@@ -16,7 +16,7 @@ from dptdr.model.backbone import Backbone, Side, Tokens
 from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedCall, PromptRows, Run
-from dptdr.model.rows import AttentionRows, FeedForwardRows
+from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows
 from dptdr.model.unpadded import cannot_pack
 
 Layout = Literal["packed", "padded"]
@@ -29,7 +29,7 @@ _PROBE_TOKENS = 300
 """Longest probe text: exceeds the local attention windows of some encoders."""
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """A text in a batch: its token ids and prompt."""
 
     ids: list[int]
@@ -120,7 +120,7 @@ class Forward:
         return texts if same else None
 
     def vectors(
-        self, rows: Sequence[Row], *, merge: bool | None = None
+        self, rows: Sequence[BatchRow], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
         """Compute one float32 vector per row, in order.
 
@@ -133,7 +133,7 @@ class Forward:
                 return self._packed(rows, merge=merge)
             return self._padded(rows)
 
-    def single(self, row: Row) -> Float[Tensor, " dim"]:
+    def single(self, row: BatchRow) -> Float[Tensor, " dim"]:
         """Compute one row with the model package, as the reference for all checks."""
         prompt = row.prompt
         with torch.inference_mode():
@@ -144,7 +144,9 @@ class Forward:
                 position_shift=0 if prompt is None else prompt.shift,
             )[0]
 
-    def _packed(self, rows: Sequence[Row], *, merge: bool | None) -> Float[Tensor, "texts dim"]:
+    def _packed(
+        self, rows: Sequence[BatchRow], *, merge: bool | None
+    ) -> Float[Tensor, "texts dim"]:
         order = sorted(range(len(rows)), key=lambda i: (id(rows[i].prompt), len(rows[i].ids)))
         chosen = [rows[i] for i in order]
         lengths = [len(row.ids) for row in chosen]
@@ -166,7 +168,7 @@ class Forward:
         vectors[torch.tensor(order, device=device)] = made
         return vectors
 
-    def positions(self, row: Row) -> range:
+    def positions(self, row: BatchRow) -> range:
         """Return the position ids of a row in a packed batch.
 
         Raises:
@@ -205,7 +207,7 @@ class Forward:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors
 
-    def _padded(self, rows: Sequence[Row]) -> Float[Tensor, "texts dim"]:
+    def _padded(self, rows: Sequence[BatchRow]) -> Float[Tensor, "texts dim"]:
         vectors = torch.empty(len(rows), self.backbone.dim, device=self.backbone.device)
         shifts = [0 if row.prompt is None else row.prompt.shift for row in rows]
         for shift in sorted(set(shifts)):
@@ -290,7 +292,7 @@ def gather_feed_forward(prompts: Sequence[PromptRows | None]) -> FeedForwardRows
     return FeedForwardRows(keys, biases, values)
 
 
-def probe_rows(backbone: Backbone) -> list[Row]:
+def probe_rows(backbone: Backbone) -> list[BatchRow]:
     """Create rows with various lengths and prompts, to compare both layouts."""
     generator = torch.Generator().manual_seed(0)
     geometry = backbone.geometry
@@ -310,5 +312,5 @@ def probe_rows(backbone: Backbone) -> list[Row]:
     rows = []
     for number, length in enumerate((7, 2, longest, 7, 7, 11)):
         ids = torch.randint(min(5, vocabulary - 1), vocabulary, (length,), generator=generator)
-        rows.append(Row(ids.tolist(), prompts[number % 3]))
+        rows.append(BatchRow(ids.tolist(), prompts[number % 3]))
     return rows

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 
 from dptdr.model.backbone import Side
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import BatchRow, Forward
 from dptdr.serving.engine.requests import CheckReport
 from dptdr.serving.tasks.registry import TaskRegistry
 
 
 def mixture(
     registry: TaskRegistry, texts: Sequence[str], *, rows: int, generator: random.Random
-) -> list[Row]:
+) -> list[BatchRow]:
     """Sample rows over tasks (including the bare backbone), versions, sides and texts."""
     versions = [registry.bare]
     tasks = list(registry.tasks().values())
@@ -27,12 +27,12 @@ def mixture(
         side: Side = generator.choice(("query", "passage"))
         limit = version.limits.of(side)
         (ids,) = registry.forward.tokenize([generator.choice(texts)], side=side, max_tokens=limit)
-        mixed.append(Row(ids, registry.prompt(version, side)))
+        mixed.append(BatchRow(ids, registry.prompt(version, side)))
     return mixed
 
 
 def compare(
-    forward: Forward, rows: Sequence[Row], vectors: Float[np.ndarray, "rows dim"]
+    forward: Forward, rows: Sequence[BatchRow], vectors: Float[np.ndarray, "rows dim"]
 ) -> CheckReport:
     """Compare the vectors of a mixed batch with each row computed separately."""
     alone = torch.stack([forward.single(row) for row in rows]).float().cpu().numpy()

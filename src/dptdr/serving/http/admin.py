@@ -12,7 +12,7 @@ from dptdr.serving.http.responses import json_response, reply_of
 from dptdr.serving.runtime import CHECK_TEXTS, allowed_folder
 from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.prompt_cache import TaskVersion
-from dptdr.serving.tasks.registry import Task, UnknownTask
+from dptdr.serving.tasks.registry import ServedTask, UnknownTask
 
 router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 
@@ -123,7 +123,7 @@ def _described(task: str, request: Request, *, status: int = 200) -> Response:
     )
 
 
-def describe(name: str, task: Task, indexes: Indexes, *, shared: bool) -> dict[str, Any]:
+def describe(name: str, task: ServedTask, indexes: Indexes, *, shared: bool) -> dict[str, Any]:
     """Format a task for a response."""
     default = task.versions.get(task.record.default)
     return {

@@ -266,7 +266,7 @@ class SearchRequest(Request):
     ] = []
 
 
-class Hit(BaseModel):
+class SearchHit(BaseModel):
     """A search hit."""
 
     rank: int
@@ -282,7 +282,7 @@ class SearchReply(BaseModel):
     task: str
     index: str
     mode: Literal["dense", "hybrid"]
-    hits: list[Hit]
+    hits: list[SearchHit]
     encode_milliseconds: float
     search_milliseconds: float
 

@@ -33,7 +33,7 @@ from dptdr.io.lines import describe
 from dptdr.io.outputs import refuse_extra, refuse_foreign
 from dptdr.io.probe import is_probe
 from dptdr.model.backbone import Backbone, Tokens
-from dptdr.model.rows import AttentionRows
+from dptdr.model.prompt_rows import AttentionRows
 
 FORMAT = "dptdr-onnx"
 FORMAT_VERSION = 1

@@ -14,7 +14,7 @@ from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.forward import Forward
 from dptdr.serving.engine.requests import EngineSettings
-from dptdr.serving.onnx.forward import OnnxForward, check_supported
+from dptdr.serving.onnx.int8_forward import OnnxForward, check_supported
 from dptdr.serving.tasks.registry import BARE, TaskRegistry
 from dptdr.serving.tasks.validation import deep_prompt_config
 

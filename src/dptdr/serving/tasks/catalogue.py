@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from dptdr.errors import BundleError, DataError, ServingError
 from dptdr.io.atomic import atomic_folder, read_json, read_regular, sha256_file, write_json
+from dptdr.io.lines import describe
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -114,11 +115,12 @@ class Catalogue:
         try:
             values = read_json(self.file)
             if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-                raise ValueError(f"expected format_version {FORMAT_VERSION}")
+                found = values.get("format_version") if isinstance(values, dict) else None
+                raise ValueError(f"expected format_version {FORMAT_VERSION}, got {describe(found)}")
             return {name: _record(name, value) for name, value in values["tasks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
             raise ServingError(
-                f"{self.file}: expected a task catalogue, got {str(error)[:200]}; delete the state "
+                f"{self.file}: damaged task catalogue ({str(error)[:200]}); delete the state "
                 "folder and add the tasks again"
             ) from None
 

@@ -21,7 +21,7 @@ from dptdr.model.bundle import TaskManifest
 from dptdr.model.encoder import Limits
 from dptdr.model.packing import PromptRows
 from dptdr.model.prompt import saved_rows
-from dptdr.model.rows import FeedForwardRows
+from dptdr.model.prompt_rows import FeedForwardRows
 from dptdr.serving.searching import ServedIndex
 
 _PAGEOUT = 21

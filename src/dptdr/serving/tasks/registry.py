@@ -29,7 +29,7 @@ from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersio
 from dptdr.serving.tasks.validation import Verifier, deep_prompt_config
 
 BARE = "backbone"
-"""Task name of the bare backbone."""
+"""ServedTask name of the bare backbone."""
 
 _NEVER = (-1, -1, -1)
 
@@ -43,7 +43,7 @@ class TaskExists(ServingError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ServedTask:
     """A task and its readable versions."""
 
     record: TaskRecord
@@ -90,7 +90,7 @@ class TaskRegistry:
             prompts={"query": None, "passage": None},
             fingerprints={"query": bare.query_fingerprint, "passage": bare.passage_fingerprint},
         )
-        self._tasks: Mapping[str, Task] = {}
+        self._tasks: Mapping[str, ServedTask] = {}
         self._seen = _NEVER
         self._lock = threading.RLock()
         self.broken: dict[str, str] = {}
@@ -119,7 +119,7 @@ class TaskRegistry:
             )
         raise _no_version(task_name, wanted, task.record)
 
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, ServedTask]:
         """Return all tasks by name."""
         self.refresh()
         return dict(self._tasks)
@@ -291,13 +291,13 @@ class TaskRegistry:
                 return
             self.unreadable = ""
             self.broken = {}
-            tasks: dict[str, Task] = {}
+            tasks: dict[str, ServedTask] = {}
             for name, record in records.items():
                 known = self._tasks.get(name)
                 if known is not None and known.record == record and known.is_whole:
                     tasks[name] = known
                 else:
-                    tasks[name] = Task(record=record, versions=self._versions(name, record))
+                    tasks[name] = ServedTask(record=record, versions=self._versions(name, record))
             gone = _file_keys(self._tasks) - _file_keys(tasks)
             self._tasks = tasks
             self._seen = signature
@@ -417,7 +417,7 @@ def _no_version(task: str, version: str, record: TaskRecord) -> UnknownTask:
     return UnknownTask(f"task '{task}' has no version '{version[:100]}'; available: {listed}")
 
 
-def _file_keys(tasks: Mapping[str, Task]) -> set[str]:
+def _file_keys(tasks: Mapping[str, ServedTask]) -> set[str]:
     return {
         version.file.key
         for task in tasks.values()

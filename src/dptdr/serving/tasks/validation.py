@@ -13,7 +13,7 @@ from dptdr.config.methods import DeepPromptConfig, config_from
 from dptdr.errors import BundleError, ConfigError, ServingError, WrongBackbone
 from dptdr.model.backbone import Side
 from dptdr.model.bundle import TaskManifest, load_task, read_manifest
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import BatchRow, Forward
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile
 
 _NO_EFFECT = 1e-7
@@ -66,7 +66,7 @@ class Verifier:
             file = PromptFile(bundle / manifest.weights_file, key=manifest.weights_sha256)
             (ids,) = self.forward.tokenize([_PROBE_TEXT], side="query", max_tokens=16)
             if self._bare is None:
-                self._bare = self.forward.vectors([Row(ids)])[0]
+                self._bare = self.forward.vectors([BatchRow(ids)])[0]
             sides: tuple[Side, ...] = (
                 ("query", "passage") if config.sharing == "untied" else ("query",)
             )
@@ -74,7 +74,7 @@ class Verifier:
                 name = side if len(sides) == 2 else "shared"
                 with torch.inference_mode():
                     alone = method.vectors(self.backbone.pad([ids]), side=side)[0]
-                row = Row(ids, self.hot.load(file.rows(name), config, name=name))
+                row = BatchRow(ids, self.hot.load(file.rows(name), config, name=name))
                 served = self.forward.vectors([row])[0]
                 self._compare(served, alone, what=f"{bundle}: prompt '{name}'")
         return manifest

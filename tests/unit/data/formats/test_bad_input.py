@@ -13,8 +13,8 @@ import pytest
 
 from dptdr.data.formats.columns import TableSettings
 from dptdr.data.formats.conversion import convert
-from dptdr.data.formats.records import folder_from_records
-from dptdr.data.formats.rows import object_rows
+from dptdr.data.formats.pairs import folder_from_records
+from dptdr.data.formats.table_rows import object_rows
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.trec import read_run
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dptdr.data.sample.api import added_docs, api_pairs, split_documentation
-from dptdr.data.sample.sources import SourceFile, parse
+from dptdr.data.sample.python_source import SourceFile, parse
 
 REST = "The values are read one by one, from the first to the last, and added to what was there. "
 REST += "Nothing is changed in place, so that the caller can go on with the list."

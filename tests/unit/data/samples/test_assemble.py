@@ -1,14 +1,16 @@
 import pytest
 
-from dptdr.data.sample.assemble import Pair, clean_pairs, sample_pairs, split_by_unit
+from dptdr.data.sample.assemble import SamplePair, clean_pairs, sample_pairs, split_by_unit
 from dptdr.errors import DataError
 
 
-def pair(id: str, *, query: str | None = None, passage: str | None = None, unit: str = "u") -> Pair:
-    return Pair(id, query or f"query {id}", passage or f"passage {id}", unit)
+def pair(
+    id: str, *, query: str | None = None, passage: str | None = None, unit: str = "u"
+) -> SamplePair:
+    return SamplePair(id, query or f"query {id}", passage or f"passage {id}", unit)
 
 
-def many(count: int, *, units: int) -> list[Pair]:
+def many(count: int, *, units: int) -> list[SamplePair]:
     return [pair(f"p{number}", unit=f"u{number % units}") for number in range(count)]
 
 

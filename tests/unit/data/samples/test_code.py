@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from dptdr.data.sample.code import code_pairs
-from dptdr.data.sample.sources import SourceFile
+from dptdr.data.sample.python_source import SourceFile
 
 
 def pairs(tmp_path: Path, source: str) -> dict[str, tuple[str, str]]:

@@ -3,7 +3,7 @@ import torch
 
 from dptdr.errors import DptdrError
 from dptdr.model.kernels import OrderedLinear
-from dptdr.serving.engine.forward import Forward, Row, gather
+from dptdr.serving.engine.forward import BatchRow, Forward, gather
 from helpers.serving import random_rows
 from helpers.tiny import ARCHITECTURES, tiny_backbone
 
@@ -28,7 +28,7 @@ def mixture(backbone, *, lengths=(5, 9, 5, 5, 2, 30, 1, 17)):
     rows = []
     for number, length in enumerate(lengths):
         ids = torch.randint(5, 90, (length,), generator=generator).tolist()
-        rows.append(Row(ids, prompts[number % 4]))
+        rows.append(BatchRow(ids, prompts[number % 4]))
     return rows
 
 
@@ -95,7 +95,7 @@ def test_vectors_merged_and_joined_prompts_agree(served, merge):
 def test_vectors_shifted_rows_beside_unshifted_ones_keep_their_positions(served):
     for forward in (served, Forward(tiny_backbone("roberta")), Forward(tiny_backbone("mpnet"))):
         rows = mixture(forward.backbone)
-        rows[1] = Row(rows[1].ids, rows[1].prompt._replace(shift=3))
+        rows[1] = BatchRow(rows[1].ids, rows[1].prompt._replace(shift=3))
 
         made = forward.vectors(rows)
 
@@ -106,7 +106,7 @@ def test_vectors_shifted_rows_beside_unshifted_ones_keep_their_positions(served)
 def test_vectors_a_shifted_text_beyond_the_positions_is_an_error(served):
     prompt = random_rows(served.backbone, 40)._replace(shift=40)
     with pytest.raises(DptdrError, match="position"):
-        served.vectors([Row([2, 7, 3]), Row(list(range(5, 55)), prompt)])
+        served.vectors([BatchRow([2, 7, 3]), BatchRow(list(range(5, 55)), prompt)])
 
 
 def test_order_weights_keeps_the_vectors_and_the_fingerprint():

@@ -46,19 +46,19 @@ def place(tmp_path_factory):
 
 def loaded(place):
     from dptdr.model import Backbone
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     backbone = Backbone.load(str(place / "tiny"))
     return OnnxForward(backbone, place / "graph", threads=1)
 
 
 def mixture(backbone):
-    from dptdr.serving.engine.forward import Row
+    from dptdr.serving.engine.forward import BatchRow
 
     generator = torch.Generator().manual_seed(0)
     prompts = [None, random_rows(backbone, 3, seed=1), random_rows(backbone, 6, seed=2)]
     return [
-        Row(torch.randint(5, 90, (length,), generator=generator).tolist(), prompts[n % 3])
+        BatchRow(torch.randint(5, 90, (length,), generator=generator).tolist(), prompts[n % 3])
         for n, length in enumerate((5, 9, 2, 30, 1, 17))
     ]
 
@@ -119,7 +119,7 @@ def test_feed_forward_rows_are_refused_by_name(place, tmp_path):
 def test_a_graph_of_another_backbone_is_refused(place, tmp_path):
     from dptdr.errors import WrongBackbone
     from dptdr.model import Backbone
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     other = Backbone.load(str(save_tiny(tmp_path / "other", seed=3)))
     with pytest.raises(WrongBackbone, match="expected a graph of backbone"):
@@ -155,7 +155,7 @@ def test_a_broken_export_is_refused(place, tmp_path, damage):
 
     from dptdr.errors import ConfigError
     from dptdr.model import Backbone
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     folder = tmp_path / "graph"
     shutil.copytree(place / "graph", folder)
@@ -255,7 +255,7 @@ def test_a_graph_is_refused_beside_a_backbone_that_encodes_otherwise(place, tmp_
 
     from dptdr.errors import WrongBackbone
     from dptdr.model import Backbone
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     changed = shutil.copytree(place / "tiny", tmp_path / "changed")
     config = json.loads((changed / "config.json").read_text())
@@ -278,7 +278,7 @@ def test_a_graph_that_is_not_the_exported_one_is_refused(place, tmp_path, field,
 
     from dptdr.errors import ConfigError
     from dptdr.model import Backbone
-    from dptdr.serving.onnx.forward import OnnxForward
+    from dptdr.serving.onnx.int8_forward import OnnxForward
 
     folder = shutil.copytree(place / "graph", tmp_path / "graph")
     about = json.loads((folder / "export.json").read_text())

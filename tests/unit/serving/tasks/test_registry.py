@@ -11,7 +11,7 @@ import torch
 from dptdr.errors import BundleError, ServingError, WrongBackbone
 from dptdr.model import Encoder, Limits
 from dptdr.model.bundle import load_task, save_task
-from dptdr.serving.engine.forward import Forward, Row
+from dptdr.serving.engine.forward import BatchRow, Forward
 from dptdr.serving.tasks.registry import TaskExists, TaskRegistry, UnknownTask
 from helpers.serving import task_encoder, write_bundle
 from helpers.tiny import tiny_backbone
@@ -19,7 +19,7 @@ from helpers.tiny import tiny_backbone
 
 def vector(registry, version, side="query"):
     ids = registry.forward.tokenize(["the red boat"], side=side)[0]
-    return registry.forward.vectors([Row(ids, registry.prompt(version, side))])[0].numpy()
+    return registry.forward.vectors([BatchRow(ids, registry.prompt(version, side))])[0].numpy()
 
 
 def alone(path, backbone, side="query"):
@@ -328,8 +328,8 @@ def test_a_damaged_catalogue_does_not_take_away_what_is_in_memory(served, tmp_pa
     registry.catalogue.file.write_text("{")
 
     assert registry.resolve("medical") is version
-    assert "expected a task catalogue" in registry.unreadable
-    with pytest.raises(ServingError, match="expected a task catalogue"):
+    assert "damaged task catalogue" in registry.unreadable
+    with pytest.raises(ServingError, match="damaged task catalogue"):
         TaskRegistry(served, state=tmp_path / "state")
 
 

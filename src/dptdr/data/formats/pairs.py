@@ -14,11 +14,11 @@ from dptdr.data.formats.columns import (
     find_columns,
     split_name,
 )
-from dptdr.data.formats.material import Material
 from dptdr.data.formats.msmarco import write_lines
 from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
-from dptdr.data.formats.rows import Row, object_rows
-from dptdr.data.formats.writing import Conversion, Progress, Rules, write_material
+from dptdr.data.formats.source_data import SourceData
+from dptdr.data.formats.table_rows import Row, object_rows
+from dptdr.data.formats.writing import Conversion, Progress, Rules, write_source_data
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
 from dptdr.io.trec import LARGEST_GRADE
@@ -53,14 +53,14 @@ def folder_from_records(
         splits = [(split_name(k), object_rows(v, where=f"split '{k}'")) for k, v in rows.items()]
     else:
         splits = [(settings.split or "train", object_rows(rows))]
-    material = pairs_material(splits, settings=settings, source="Python objects")
+    source_data = pairs_data(splits, settings=settings, source="Python objects")
     rules = Rules(on_progress=on_progress)
-    return write_material(material, format="records", out=Path(out), rules=rules)
+    return write_source_data(source_data, format="records", out=Path(out), rules=rules)
 
 
-def pairs_material(
+def pairs_data(
     splits: Splits, *, settings: TableSettings, source: str, files: Sequence[Path] = ()
-) -> Material:
+) -> SourceData:
     """Prepare to read records from rows, lazily.
 
     Args:
@@ -76,7 +76,7 @@ def pairs_material(
     both = sorted({name for name, _ in splits} & {name for name, share in shares.items() if share})
     if both:
         raise DataError(f"the source already has a split '{both[0]}'; omit --{both[0]}-share")
-    return _Reading(splits, settings=settings, source=source, files=files).material
+    return _Reading(splits, settings=settings, source=source, files=files).source_data
 
 
 class _Reading:
@@ -92,7 +92,7 @@ class _Reading:
         self._names: tuple[str, ...] = ()
         self._columns: Columns | None = None
         self._graded = ""
-        self.material = Material(
+        self.source_data = SourceData(
             passages=self._passages(),
             queries=self._store.queries(),
             qrels=self._store,
@@ -100,7 +100,7 @@ class _Reading:
             complete=True,
             also=self._finish,
         )
-        self._dropped = self.material.dropped
+        self._dropped = self.source_data.dropped
 
     def _passages(self) -> Iterator[Passage]:
         rows = 0
@@ -113,7 +113,7 @@ class _Reading:
             raise DataError("expected rows, got none")
         if not len(self._store):
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.items())
-            files = self.material.files
+            files = self.source_data.files
             raise DataError(
                 f"no pair is left of {rows:,} rows: {reasons}",
                 path=files[0] if len(files) == 1 else None,
@@ -183,7 +183,7 @@ class _Reading:
             except DataError as error:
                 raise row.error(error.reason) from None
             if self._columns is None:
-                self.material.read_as = f"{found.kind} in {self._source} ({found.described()})"
+                self.source_data.read_as = f"{found.kind} in {self._source} ({found.described()})"
             self._names, self._columns = names, found
         return self._columns
 
@@ -221,20 +221,20 @@ class _Reading:
 
     def _finish(self, folder: Path) -> None:
         """Write the hard negatives and add notes."""
-        material, store = self.material, self._store
+        source_data, store = self.source_data, self._store
         self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
         for split in store:
             path = folder / f"negatives-{split}.jsonl"
             count = write_lines(path, map(_mined_record, store.negatives(split)))
             if count:
-                material.negatives[split] = count
+                source_data.negatives[split] = count
             else:
                 path.unlink()
         repeated = store.queries_in_several_splits()
         if repeated:
-            material.notes.append(f"{repeated:,} queries are in more than one split")
+            source_data.notes.append(f"{repeated:,} queries are in more than one split")
         if self._columns and self._columns.clicks and self._dropped["duplicate pairs"]:
-            material.notes.append("the clicks of duplicate pairs were summed")
+            source_data.notes.append("the clicks of duplicate pairs were summed")
 
 
 def _mined_record(group: NegativesOfQuery) -> dict[str, Any]:

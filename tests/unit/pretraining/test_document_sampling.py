@@ -4,7 +4,7 @@ import pytest
 from dptdr.errors import BackboneError, ConfigError, DataError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Pooling
-from dptdr.pretraining.documents import Documents, Reader
+from dptdr.pretraining.document_sampling import Documents, Reader
 from dptdr.records import Passage
 from helpers.pretraining import small_config
 from helpers.tiny import tiny_backbone, tiny_model, tiny_tokenizer

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.sample import sources
+from dptdr.data.sample import python_source as sources
 from dptdr.errors import DataError
 
 TREE = ast.parse(

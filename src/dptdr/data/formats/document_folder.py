@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dptdr.data.formats.material import Material
 from dptdr.data.formats.pairstore import PairStore, text_id
 from dptdr.data.formats.sections import SUFFIXES, file_sections
+from dptdr.data.formats.source_data import SourceData
 from dptdr.errors import DataError
 from dptdr.records import Passage
 
@@ -22,7 +22,7 @@ def document_files(source: Path) -> list[Path]:
     return [path for path in _visible_files(source) if path.suffix.lower() in SUFFIXES]
 
 
-def read_documents(source: Path) -> Material:
+def read_documents(source: Path) -> SourceData:
     """Read documents, with one passage per section and its heading as the title.
 
     Raises:
@@ -37,7 +37,7 @@ def read_documents(source: Path) -> Material:
     if source.is_dir():
         dropped["files that are not documents"] = len(_visible_files(source)) - len(files)
     kinds = Counter(path.suffix.lower() for path in files)
-    return Material(
+    return SourceData(
         passages=_passages(files, dropped, source=source),
         queries=(),
         qrels={},

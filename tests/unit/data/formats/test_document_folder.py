@@ -1,7 +1,7 @@
 import pytest
 
 from dptdr.data.formats.conversion import convert
-from dptdr.data.formats.documents import MAX_WORDS
+from dptdr.data.formats.document_folder import MAX_WORDS
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 

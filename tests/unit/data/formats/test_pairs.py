@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from dptdr.data.formats.columns import TableSettings
+from dptdr.data.formats.pairs import folder_from_records
 from dptdr.data.formats.pairstore import text_id
-from dptdr.data.formats.records import folder_from_records
 from dptdr.data.training_files import read_groups
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.beir import BeirFolder

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dptdr.data.formats.material import UniqueIds, find_file, plain_name
+from dptdr.data.formats.source_data import UniqueIds, find_file, plain_name
 
 
 def test_ids_are_remembered_as_written_whether_numbers_or_not():

@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_bundle_written_again_from_the_best_checkpoint_is_the_same(runs, tmp_path, name):
-    from dptdr.training.selection import write_bundle
+    from dptdr.training.checkpoint_selection import write_bundle
 
     _, made = runs
     folder = made[name].run_folder
@@ -54,7 +54,7 @@ def test_bundle_written_again_from_the_best_checkpoint_is_the_same(runs, tmp_pat
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_bundle_of_another_checkpoint_makes_that_checkpoints_vectors(runs, tmp_path, name):
     from dptdr.model import load_task
-    from dptdr.training.selection import measure_again, write_bundle
+    from dptdr.training.checkpoint_selection import measure_again, write_bundle
 
     data, made = runs
     backbone = tiny_backbone("bert")
@@ -75,7 +75,7 @@ def test_bundle_of_another_checkpoint_makes_that_checkpoints_vectors(runs, tmp_p
 
 
 def test_selection_by_a_measure_that_was_taken_later(runs):
-    from dptdr.training.selection import measure_again, select_again
+    from dptdr.training.checkpoint_selection import measure_again, select_again
 
     data, made = runs
     folder = made["deep-prompt"].run_folder
@@ -88,7 +88,7 @@ def test_selection_by_a_measure_that_was_taken_later(runs):
 
 
 def test_a_run_of_another_backbone_is_refused(runs, tmp_path):
-    from dptdr.training.selection import write_bundle
+    from dptdr.training.checkpoint_selection import write_bundle
 
     _, made = runs
     other = tiny_backbone("bert", seed=9)
@@ -97,7 +97,7 @@ def test_a_run_of_another_backbone_is_refused(runs, tmp_path):
 
 
 def test_an_unknown_step_is_refused_with_those_there_are(runs, tmp_path):
-    from dptdr.training.selection import write_bundle
+    from dptdr.training.checkpoint_selection import write_bundle
 
     _, made = runs
     with pytest.raises(TrainingError, match="no checkpoint for step 3; available: 2, 4, 6"):
@@ -107,7 +107,7 @@ def test_an_unknown_step_is_refused_with_those_there_are(runs, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    from dptdr.training.selection import select_again, write_bundle
+    from dptdr.training.checkpoint_selection import select_again, write_bundle
 
     with pytest.raises(TrainingError, match="expected a training run with dev measures"):
         select_again(tmp_path, measure="nDCG@10")
@@ -147,7 +147,7 @@ def test_attention_to_the_prompt_is_logged_at_the_start_and_at_the_chosen_step(r
 
 
 def test_ranks_are_searched_as_deep_as_the_measure_asks(runs, monkeypatch):
-    from dptdr.training import selection
+    from dptdr.training import checkpoint_selection as selection
 
     data, made = runs
     depths = []

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptdr.data.formats.rows import table_rows
+from dptdr.data.formats.table_rows import table_rows
 from dptdr.errors import DataError
 
 

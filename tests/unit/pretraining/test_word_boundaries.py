@@ -6,7 +6,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dptdr.errors import BackboneError
-from dptdr.pretraining.words import Words
+from dptdr.pretraining.word_boundaries import Words
 from helpers.pretraining import SENTENCES, byte_level_tokenizer, sentencepiece_tokenizer
 from helpers.tiny import tiny_tokenizer
 

@@ -13,7 +13,7 @@ from dptdr.io.store import PassageStore
 from dptdr.model import Backbone, Pooling, Side
 from dptdr.pretraining.masking import Masked, mask_words
 from dptdr.pretraining.spans import cut_spans, distinct_spans, draw_spans, shorten
-from dptdr.pretraining.words import Words
+from dptdr.pretraining.word_boundaries import Words
 from dptdr.records import Passage
 from dptdr.training.masks import text_hash
 
@@ -42,7 +42,7 @@ class Text(NamedTuple):
     targets: list[int]
 
 
-class Document(NamedTuple):
+class SampledDocument(NamedTuple):
     """A document's texts in a step: two, or one if the document is short.
 
     ``owner`` identifies the document's text, so that spans of duplicates are not used as negatives.
@@ -140,7 +140,7 @@ class Reader:
                 f"prefix), got {config.span_tokens}"
             )
 
-    def read(self, rows: Sequence[int], *, step: int, stream: int = TRAIN) -> list[Document]:
+    def read(self, rows: Sequence[int], *, step: int, stream: int = TRAIN) -> list[SampledDocument]:
         """Read the texts of some documents in a step.
 
         Args:
@@ -159,7 +159,7 @@ class Reader:
             verbose=False,
         )["input_ids"]
         return [
-            Document(
+            SampledDocument(
                 passage.id,
                 text_hash(passage.content),
                 self._texts(ids, step=step, row=row, stream=stream),

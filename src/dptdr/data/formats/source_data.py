@@ -30,7 +30,7 @@ PUBLISHED: dict[str, int] = {
 
 
 @dataclass(kw_only=True)
-class Material:
+class SourceData:
     """Streamed records of a source.
 
     ``counted`` is updated with the records per file as the streams are read; ``expected`` contains

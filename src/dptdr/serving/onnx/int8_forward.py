@@ -12,7 +12,7 @@ from dptdr.errors import ConfigError, WrongBackbone
 from dptdr.io.atomic import sha256_file
 from dptdr.io.probe import same_probe
 from dptdr.model.backbone import Backbone
-from dptdr.serving.engine.forward import Forward, Row, gather
+from dptdr.serving.engine.forward import BatchRow, Forward, gather
 from dptdr.serving.onnx.exporting import FILES, INPUTS, open_session, read_export
 
 INT8_TOLERANCE = 0.1
@@ -61,7 +61,7 @@ class OnnxForward(Forward):
         self.tolerance = INT8_TOLERANCE
 
     def vectors(
-        self, rows: Sequence[Row], *, merge: bool | None = None
+        self, rows: Sequence[BatchRow], *, merge: bool | None = None
     ) -> Float[Tensor, "texts dim"]:
         """Compute one float32 vector per row, in order; ``merge`` is ignored.
 
@@ -79,7 +79,7 @@ class OnnxForward(Forward):
         made = self.session.run(None, dict(zip(INPUTS, inputs, strict=True)))[0]
         return torch.from_numpy(np.asarray(made, dtype=np.float32))
 
-    def _prompts(self, rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
+    def _prompts(self, rows: Sequence[BatchRow]) -> tuple[np.ndarray, ...]:
         prompts = gather([row.prompt for row in rows])
         texts = len(rows)
         if prompts is None:
