@@ -1,7 +1,7 @@
 """Trained tasks and bare backbones as encoders."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dptdr.api.inputs import AnyPath, resolve_device
 from dptdr.config.arguments import check_counts, checked, refuse_idle
@@ -38,6 +38,25 @@ class Task(Encoder):
     def manifest(self) -> TaskManifest:
         """The contents of ``task.json``: method, settings, fingerprints and dev measures."""
         return read_manifest(self.path)
+
+    def to_sentence_transformer(self, *others: Encoder) -> Any:
+        """Convert this task to a ``SentenceTransformer`` that shares its weights.
+
+        Args:
+            others: Additional tasks with the same backbone, for ``encode(..., prompt_task=[...])``.
+
+        Raises:
+            ConfigError: If sentence-transformers is missing, backbones differ, or task names
+                repeat.
+        """
+        try:
+            from dptdr.model.sentence_transformer import to_sentence_transformer
+        except ImportError as error:
+            raise ConfigError(
+                f"this needs sentence-transformers 6 ({error}); install "
+                "'dptdr[sentence-transformers]'"
+            ) from None
+        return to_sentence_transformer(self, *others)
 
     def push_to_hub(
         self,

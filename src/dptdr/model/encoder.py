@@ -263,25 +263,6 @@ class Encoder:
         vectors = torch.cat([vectors.float() for _, vectors in made])
         return vectors[torch.argsort(order).to(vectors.device)]
 
-    def to_sentence_transformer(self, *others: "Encoder") -> Any:
-        """Convert this task to a ``SentenceTransformer`` that shares its weights.
-
-        Args:
-            others: Additional tasks with the same backbone, for ``encode(..., prompt_task=[...])``.
-
-        Raises:
-            ConfigError: If sentence-transformers is missing, backbones differ, or task names
-                repeat.
-        """
-        try:
-            from dptdr.model.sentence_transformer import to_sentence_transformer
-        except ImportError as error:
-            raise ConfigError(
-                f"this needs sentence-transformers 6 ({error}); install "
-                "'dptdr[sentence-transformers]'"
-            ) from None
-        return to_sentence_transformer(self, *others)
-
     def _batches(
         self, ids: Sequence[list[int]], *, side: Side
     ) -> Iterator[tuple[list[int], Float[Tensor, "texts dim"]]]:

@@ -16,6 +16,9 @@ from helpers.tiny import save_tiny
 sentence_transformers = pytest.importorskip(
     "sentence_transformers", minversion="6", reason="the extra 'sentence-transformers' is missing"
 )
+
+from dptdr.model.sentence_transformer import to_sentence_transformer  # noqa: E402
+
 QUERIES = ["red car", "how does the moon grow in the garden of the old house", "who", "a boat"]
 PASSAGES = ["the old house of the river stone and the red boat of the year", "cat", "dog run"]
 LIMITS = Limits(max_query_tokens=6, max_passage_tokens=9)
@@ -106,13 +109,13 @@ def test_an_encoder_packed_for_encoding_gives_the_same(tmp_path):
 
     assert encoder.eval() == ""
 
-    model = encoder.to_sentence_transformer()
+    model = to_sentence_transformer(encoder)
     np.testing.assert_allclose(model.encode_query(QUERIES), before, atol=1e-4)
 
 
 def test_a_given_prompt_and_a_lower_limit_replace_the_tasks(backbone):
     ours = tuned(backbone, "tied")
-    model = ours.to_sentence_transformer()
+    model = to_sentence_transformer(ours)
 
     ids = backbone.tokenize(["dog"], side="query", prefix="blue cat ")
     expected = ours.vectors(ids, side="query").detach().numpy()
@@ -125,7 +128,7 @@ def test_a_given_prompt_and_a_lower_limit_replace_the_tasks(backbone):
 
 def test_prompt_task_by_row_is_each_task_alone(backbone):
     tasks = [tuned(backbone, "untied", seed=n, name=f"t{n}") for n in range(3)]
-    model = tasks[0].to_sentence_transformer(*tasks[1:])
+    model = to_sentence_transformer(tasks[0], *tasks[1:])
     rows = ["t2", "t0", "t1", "t2"]
 
     made = model.encode_query(QUERIES, prompt_task=rows, batch_size=3)
@@ -151,18 +154,18 @@ def test_prompt_task_reaches_a_model_that_was_loaded_from_its_folder(backbone, t
 
 def test_prompt_task_refusals_name_what_there_is(backbone):
     first, second = tuned(backbone, "tied", name="a"), tuned(backbone, "tied", seed=1, name="b")
-    model = first.to_sentence_transformer(second)
+    model = to_sentence_transformer(first, second)
 
     with pytest.raises(ConfigError, match="expected one of a, b, got c"):
         model.encode_query(QUERIES, prompt_task="c")
     with pytest.raises(ConfigError, match=r"one per text \(4\), got 2"):
         model.encode_query(QUERIES, prompt_task=["a", "b"])
     with pytest.raises(ConfigError, match="got 'a' twice"):
-        first.to_sentence_transformer(first)
+        to_sentence_transformer(first, first)
 
 
 def test_a_prompt_of_the_other_side_is_refused(backbone):
-    model = tuned(backbone, "untied").to_sentence_transformer()
+    model = to_sentence_transformer(tuned(backbone, "untied"))
     for call in (
         lambda: model.encode("red", task="query", prompt_name="document"),
         lambda: model.encode_query("red", prompt_name="document"),
@@ -178,17 +181,17 @@ def test_a_prompt_of_the_other_side_is_refused(backbone):
 
 def test_encode_without_a_side_is_refused_where_the_side_matters(backbone):
     with pytest.raises(ConfigError, match="use encode_query and encode_document"):
-        tuned(backbone, "untied").to_sentence_transformer().encode(PASSAGES)
+        to_sentence_transformer(tuned(backbone, "untied")).encode(PASSAGES)
 
     ours = tuned(backbone, "untied")
-    made = ours.to_sentence_transformer().encode(QUERIES, task="query", prompt_name="query")
+    made = to_sentence_transformer(ours).encode(QUERIES, task="query", prompt_name="query")
     np.testing.assert_allclose(made, ours.encode_queries(QUERIES), atol=1e-5)
 
 
 def test_saving_writes_the_task_and_not_the_backbone(backbone, tmp_path):
     ours = tuned(backbone, "untied")
 
-    ours.to_sentence_transformer().save(str(tmp_path / "saved"))
+    to_sentence_transformer(ours).save(str(tmp_path / "saved"))
 
     (weights,) = (tmp_path / "saved").rglob("*.safetensors")
     assert {name.split(".")[0] for name in load_file(weights)} == {"query", "passage"}
@@ -234,7 +237,7 @@ def test_information_retrieval_evaluator_scores_as_our_vectors_do(backbone):
         name="tiny",
         write_csv=False,
     )
-    found = evaluator(ours.to_sentence_transformer())
+    found = evaluator(to_sentence_transformer(ours))
 
     scores = ours.encode_queries(QUERIES) @ ours.encode_passages(texts).T
     from dptdr.evaluation import evaluate
