@@ -18,8 +18,8 @@ import _lib
 from dptdr.evaluation import evaluate, paired_test
 from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Qrels, Query, Run
+from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.hybrid import FUSIONS, fuse, tune_weights
-from dptdr.search.indexes.exact import top_k_of_blocks
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import encode_folder
 from dptdr.search.vectors.folder import VectorFolder

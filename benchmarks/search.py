@@ -28,8 +28,8 @@ import numpy as np
 import _lib
 from dptdr.io.atomic import read_json
 from dptdr.records import Passage
+from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.indexes.exact import exact_top_k
 from dptdr.search.indexes.local import GRAPH, LocalIndex
 from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import Source, read_documents, source_of

@@ -64,8 +64,8 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     """Return a running engine on the packaged encoder."""
     from dptdr.model import Backbone
     from dptdr.serving.engine.engine import Engine
-    from dptdr.serving.engine.forward import Forward
     from dptdr.serving.engine.requests import EngineSettings
+    from dptdr.serving.forward import Forward
     from dptdr.serving.tasks.registry import TaskRegistry
 
     registry = TaskRegistry(Forward(Backbone.load("minilm")), state=folder, budget_bytes=budget)
@@ -134,7 +134,7 @@ def interpreter(options: argparse.Namespace, name: str) -> str:
 def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) -> list[list[Any]]:
     """Return batches as the engine's queue makes them: neighbours in length, 4,096 tokens."""
     from dptdr.model.encoder import length_sorted_batches
-    from dptdr.serving.engine.forward import BatchRow
+    from dptdr.serving.forward import BatchRow
 
     ids = forward.tokenize(texts, side="query")
     batches = length_sorted_batches(
@@ -564,7 +564,7 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.forward import Forward
     from dptdr.serving.onnx.int8_forward import OnnxForward
 
     del folder
@@ -614,7 +614,7 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
     from dptdr.model import Backbone
-    from dptdr.serving.engine.forward import BatchRow, Forward
+    from dptdr.serving.forward import BatchRow, Forward
 
     del folder
     forward = Forward(Backbone.load("minilm"), layout="packed")

@@ -23,7 +23,7 @@ from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention,
 from dptdr.model.backbone import Backbone
 from dptdr.model.packing import PromptRows
 from dptdr.model.prompt_rows import PromptCall
-from dptdr.serving.engine.forward import BatchRow, Forward, probe_rows
+from dptdr.serving.forward import BatchRow, Forward, probe_rows
 
 NAME = "dptdr-flex"
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from dptdr.model import Backbone
-from dptdr.serving.engine.forward import Forward, BatchRow
+from dptdr.serving.forward import Forward, BatchRow
 
 batches = int(sys.argv[1])
 forward = Forward(Backbone.load("minilm"))

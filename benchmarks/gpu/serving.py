@@ -30,7 +30,7 @@ from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
 from dptdr.model.packing import PromptRows
 from dptdr.model.pooling import Pooling
-from dptdr.serving.engine.forward import BatchRow, Forward
+from dptdr.serving.forward import BatchRow, Forward
 
 BARE = "padded, no prompt"
 TINY = Shape("bert", 2, 64, 4, 128, 100)

@@ -49,7 +49,7 @@ def memory_bounded(megabytes=400):
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
     """A registry with a tied and an untied task, and their bundles in its folder."""
-    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.forward import Forward
     from dptdr.serving.tasks.registry import TaskRegistry
 
     folder = tmp_path_factory.mktemp("damaged")
@@ -158,7 +158,7 @@ def test_any_damage_to_a_bundle_is_refused_or_does_no_harm(registry, tmp_path):
 
 
 def test_any_damage_to_a_keys_file_is_refused_or_does_no_harm(tmp_path):
-    from dptdr.serving.http.auth import Keyring
+    from dptdr.serving.auth import Keyring
 
     file = tmp_path / "keys.toml"
 

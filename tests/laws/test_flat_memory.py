@@ -9,7 +9,7 @@ _MEASURE = """
 import random
 from pathlib import Path
 from dptdr.model import Backbone
-from dptdr.serving.engine.forward import Forward, BatchRow
+from dptdr.serving.forward import Forward, BatchRow
 
 def resident():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) // 1000

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.row_index import ExactRows
 from dptdr.search.vectors.folder import VectorFolder
 

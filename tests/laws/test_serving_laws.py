@@ -17,7 +17,7 @@ MERGE = st.sampled_from([None, True, False])
 @pytest.fixture(scope="module")
 def forwards():
     from dptdr.model import Backbone
-    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.forward import Forward
 
     return {
         "bert": Forward(tiny_backbone("bert"), layout="packed"),
@@ -29,7 +29,7 @@ def forwards():
 
 
 def rows_of(forward, prompts, texts):
-    from dptdr.serving.engine.forward import BatchRow
+    from dptdr.serving.forward import BatchRow
 
     made = [None] + [
         random_rows(forward.backbone, length, ffn_length=ffn_length, seed=seed)
@@ -84,7 +84,7 @@ def test_a_mixed_batch_of_the_packaged_encoder_equals_each_row_alone(
 
 def test_served_vectors_equal_those_of_an_untouched_encoder(forwards, minilm):
     # The server's linear layers are exchanged; the reference here is the model room's own.
-    from dptdr.serving.engine.forward import BatchRow
+    from dptdr.serving.forward import BatchRow
 
     texts = ["what helps against a cold?", "a " * 200, "river", "how do I list files by size"]
     forward = forwards["minilm"]

@@ -18,7 +18,7 @@ from dptdr.mining.settings import SourceSettings
 from dptdr.mining.teachers import CrossEncoderTeacher, EncoderTeacher, FileTeacher, Teacher
 from dptdr.records import Query
 from dptdr.search.bm25 import K1, B, Bm25Index
-from dptdr.search.indexes.exact import top_k_of_blocks
+from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.retrieve import probe_of
 from dptdr.search.vectors.encoding import encode_data
 from dptdr.search.vectors.folder import VectorFolder

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from dptdr.errors import VectorsError
 from dptdr.io.identical import own_passages, without_own
 from dptdr.records import Hit, Passage, Query, Run
-from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.exact import exact_top_k
 
 
 @runtime_checkable

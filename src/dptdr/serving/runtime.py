@@ -8,13 +8,13 @@ from pathlib import Path
 from dptdr.errors import DptdrError, ServingError, WrongPrompt
 from dptdr.model.backbone import Backbone
 from dptdr.search.rerank import Scorer
+from dptdr.serving.auth import OPEN, USE_ONLY, KeyFile, Keyring
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
-from dptdr.serving.engine.forward import Forward
 from dptdr.serving.engine.requests import Draining, EngineSettings
-from dptdr.serving.http.auth import OPEN, USE_ONLY, KeyFile, Keyring
-from dptdr.serving.http.rates import Rates
+from dptdr.serving.forward import Forward
 from dptdr.serving.metrics import Metrics
+from dptdr.serving.rates import Rates
 from dptdr.serving.settings import ServerSettings
 from dptdr.serving.startup import say
 from dptdr.serving.tasks.indexes import Indexes

@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def served():
     """The forward pass over a tiny BERT of its own; stateless, so shared by all tests."""
-    from dptdr.serving.engine.forward import Forward
+    from dptdr.serving.forward import Forward
     from helpers.tiny import tiny_backbone
 
     return Forward(tiny_backbone("bert"))

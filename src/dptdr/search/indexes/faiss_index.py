@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import TopK
+from dptdr.search.exact import TopK
 from dptdr.search.indexes.quantized import ShortVectors
 from dptdr.search.indexes.types import pq_parts
 from dptdr.search.vectors.folder import VectorFolder

@@ -13,8 +13,8 @@ from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
 from dptdr.records import Document
 from dptdr.search.bm25 import HEADER, Bm25Index, stored_language
+from dptdr.search.exact import TopK
 from dptdr.search.index import SearchResults, check_query_vectors
-from dptdr.search.indexes.exact import TopK
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
 from dptdr.search.indexes.row_index import ExactRows, RowIndex, exact_among, rescore

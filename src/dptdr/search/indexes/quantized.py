@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import TopK, top_k_of_blocks
+from dptdr.search.exact import TopK, top_k_of_blocks
 from dptdr.search.vectors.compression import (
     COMPRESSIONS,
     CompressedVectors,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import BLOCK_ROWS, TopK, top_k_of_blocks
+from dptdr.search.exact import BLOCK_ROWS, TopK, top_k_of_blocks
 
 Compression: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)

@@ -15,7 +15,7 @@ from dptdr.io.atomic import recover_folder, sha256_file
 from dptdr.io.ids import IdSet
 from dptdr.io.npy import map_array
 from dptdr.records import Document
-from dptdr.search.indexes.exact import BLOCK_ROWS
+from dptdr.search.exact import BLOCK_ROWS
 from dptdr.search.vectors.documents import Filter, unpack_document, unpack_ids
 from dptdr.search.vectors.manifest import (
     MANIFEST,

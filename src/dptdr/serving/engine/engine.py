@@ -21,7 +21,6 @@ from jaxtyping import Float
 from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Side
 from dptdr.serving.engine.batching import BatchQueue, Waiting
-from dptdr.serving.engine.forward import BatchRow
 from dptdr.serving.engine.requests import (
     BatchReport,
     CheckReport,
@@ -34,6 +33,7 @@ from dptdr.serving.engine.requests import (
     Work,
 )
 from dptdr.serving.engine.selfcheck import compare, mixture
+from dptdr.serving.forward import BatchRow
 from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import TaskRegistry
 

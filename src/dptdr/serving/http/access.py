@@ -14,7 +14,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from dptdr.serving.http.auth import Forbidden, Key, Scope, Unauthorized
+from dptdr.serving.auth import Forbidden, Key, Scope, Unauthorized
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.runtime import Runtime
 

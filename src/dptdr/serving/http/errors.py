@@ -19,11 +19,11 @@ from dptdr.errors import (
     WrongBackbone,
     WrongPrompt,
 )
+from dptdr.serving.auth import Forbidden, Unauthorized
 from dptdr.serving.engine.batching import QueueFull
 from dptdr.serving.engine.requests import Draining, RequestTimeout, TooManyTokens
-from dptdr.serving.http.auth import Forbidden, Unauthorized
-from dptdr.serving.http.rates import RateLimited
 from dptdr.serving.http.responses import json_response
+from dptdr.serving.rates import RateLimited
 from dptdr.serving.tasks.registry import TaskExists, UnknownTask
 
 

@@ -12,11 +12,11 @@ from starlette.responses import HTMLResponse
 import dptdr
 from dptdr.errors import ServingError, VectorsError
 from dptdr.search.vectors.documents import Filter
+from dptdr.serving.auth import Key
 from dptdr.serving.engine.batching import QueueFull
 from dptdr.serving.engine.requests import Draining
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
-from dptdr.serving.http.auth import Key
 from dptdr.serving.http.dependencies import SIDES, asked, checked_texts, encode
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.http.responses import json_response, reply_of

@@ -12,7 +12,7 @@ from dptdr.errors import ConfigError, WrongBackbone
 from dptdr.io.atomic import sha256_file
 from dptdr.io.probe import same_probe
 from dptdr.model.backbone import Backbone
-from dptdr.serving.engine.forward import BatchRow, Forward, gather
+from dptdr.serving.forward import BatchRow, Forward, gather
 from dptdr.serving.onnx.exporting import FILES, INPUTS, open_session, read_export
 
 INT8_TOLERANCE = 0.1

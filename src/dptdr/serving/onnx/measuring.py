@@ -8,12 +8,12 @@ from dptdr.io.beir import BeirFolder
 from dptdr.model.backbone import Backbone
 from dptdr.model.bundle import read_manifest
 from dptdr.records import Hit, Run
-from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.exact import exact_top_k
 from dptdr.search.ranking import judged_queries
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
-from dptdr.serving.engine.forward import Forward
 from dptdr.serving.engine.requests import EngineSettings
+from dptdr.serving.forward import Forward
 from dptdr.serving.onnx.int8_forward import OnnxForward, check_supported
 from dptdr.serving.tasks.registry import BARE, TaskRegistry
 from dptdr.serving.tasks.validation import deep_prompt_config

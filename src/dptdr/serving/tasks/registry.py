@@ -15,7 +15,7 @@ from dptdr.model.backbone import Backbone, Side
 from dptdr.model.bundle import read_manifest
 from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.packing import PromptRows
-from dptdr.serving.engine.forward import Forward
+from dptdr.serving.forward import Forward
 from dptdr.serving.tasks.catalogue import (
     NAME,
     VERSION,

@@ -13,7 +13,7 @@ from dptdr.config.methods import DeepPromptConfig, config_from
 from dptdr.errors import BundleError, ConfigError, ServingError, WrongBackbone
 from dptdr.model.backbone import Side
 from dptdr.model.bundle import TaskManifest, load_task, read_manifest
-from dptdr.serving.engine.forward import BatchRow, Forward
+from dptdr.serving.forward import BatchRow, Forward
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile
 
 _NO_EFFECT = 1e-7

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dptdr.errors import OutputError, VectorsError
+from dptdr.search.exact import exact_top_k
 from dptdr.search.index import Index
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.indexes.exact import exact_top_k
 from dptdr.search.indexes.local import open_index
 from dptdr.search.indexes.row_index import ExactRows
 from dptdr.search.vectors.documents import Filter

@@ -5,8 +5,8 @@ import pytest
 
 from dptdr.errors import VectorsError
 from dptdr.records import Passage
+from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.indexes.exact import exact_top_k
 from dptdr.search.indexes.local import open_index
 from dptdr.search.indexes.recall import measure_recall
 from dptdr.search.vectors.documents import Source

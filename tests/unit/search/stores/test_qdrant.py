@@ -3,8 +3,8 @@ import pytest
 
 from dptdr.errors import NoSuchField, VectorsError, WrongPrompt
 from dptdr.records import Document, Passage, Query
+from dptdr.search.exact import exact_top_k
 from dptdr.search.index import Index, search_queries
-from dptdr.search.indexes.exact import exact_top_k
 from dptdr.search.vectors.documents import Filter, Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 

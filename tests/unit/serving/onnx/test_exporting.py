@@ -53,7 +53,7 @@ def loaded(place):
 
 
 def mixture(backbone):
-    from dptdr.serving.engine.forward import BatchRow
+    from dptdr.serving.forward import BatchRow
 
     generator = torch.Generator().manual_seed(0)
     prompts = [None, random_rows(backbone, 3, seed=1), random_rows(backbone, 6, seed=2)]

@@ -11,7 +11,7 @@ import torch
 from dptdr.errors import BundleError, ServingError, WrongBackbone
 from dptdr.model import Encoder, Limits
 from dptdr.model.bundle import load_task, save_task
-from dptdr.serving.engine.forward import BatchRow, Forward
+from dptdr.serving.forward import BatchRow, Forward
 from dptdr.serving.tasks.registry import TaskExists, TaskRegistry, UnknownTask
 from helpers.serving import task_encoder, write_bundle
 from helpers.tiny import tiny_backbone

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dptdr.errors import VectorsError
-from dptdr.search.indexes.exact import exact_top_k
+from dptdr.search.exact import exact_top_k
 
 
 def test_scores_and_rows_by_hand():

@@ -3,7 +3,7 @@ import torch
 
 from dptdr.errors import DptdrError
 from dptdr.model.kernels import OrderedLinear
-from dptdr.serving.engine.forward import BatchRow, Forward, gather
+from dptdr.serving.forward import BatchRow, Forward, gather
 from helpers.serving import random_rows
 from helpers.tiny import ARCHITECTURES, tiny_backbone
 

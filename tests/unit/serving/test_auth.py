@@ -4,7 +4,7 @@ import os
 import pytest
 
 from dptdr.errors import ConfigError
-from dptdr.serving.http.auth import Forbidden, KeyFile, Keyring, Unauthorized, hash_key
+from dptdr.serving.auth import Forbidden, KeyFile, Keyring, Unauthorized, hash_key
 
 GOOD = f"""
 [[key]]

@@ -1,6 +1,6 @@
 import pytest
 
-from dptdr.serving.http.rates import RateLimited, Rates
+from dptdr.serving.rates import RateLimited, Rates
 
 
 class Clock:
