@@ -171,6 +171,7 @@ class Bm25Index:
         queries: Sequence[Query],
         *,
         depth: int,
+        among: Int[np.ndarray, " rows"] | None = None,
         threads: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Run:
@@ -179,12 +180,17 @@ class Bm25Index:
         Passages that share no term with the query are omitted, so a query may have no hits. The
         result does not depend on ``threads``.
 
+        Args:
+            among: Search only these corpus rows, in ascending order.
+
         Raises:
             ValueError: If depth or threads is below 1.
         """
         run: Run = {}
         for query, (rows, scores) in zip(
-            queries, self.search_rows(queries, depth=depth, threads=threads), strict=True
+            queries,
+            self.search_rows(queries, depth=depth, among=among, threads=threads),
+            strict=True,
         ):
             pairs = zip(rows.tolist(), scores.tolist(), strict=True)
             run[query.id] = [Hit(self._ids[row], score) for row, score in pairs]
@@ -193,7 +199,12 @@ class Bm25Index:
         return run
 
     def search_rows(
-        self, queries: Sequence[Query], *, depth: int, threads: int = 1
+        self,
+        queries: Sequence[Query],
+        *,
+        depth: int,
+        among: Int[np.ndarray, " rows"] | None = None,
+        threads: int = 1,
     ) -> Iterator[tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]]:
         """Yield the corpus rows and scores of each query's best passages; see :meth:`search`."""
         if depth < 1 or threads < 1:
@@ -206,10 +217,10 @@ class Bm25Index:
         with ThreadPoolExecutor(max_workers=threads) as pool:
             for start in range(0, len(tokens), _BLOCK_QUERIES * threads):
                 block = tokens[start : start + _BLOCK_QUERIES * threads]
-                yield from pool.map(partial(self._search_one, depth=depth), block)
+                yield from pool.map(partial(self._search_one, depth=depth, among=among), block)
 
     def _search_one(
-        self, tokens: Sequence[int], *, depth: int
+        self, tokens: Sequence[int], *, depth: int, among: Int[np.ndarray, " rows"] | None
     ) -> tuple[Int[np.ndarray, " hits"], Float32[np.ndarray, " hits"]]:
         starts, passages, weights = self._postings
         scores = np.zeros(len(self._ids), dtype=np.float32)
@@ -223,7 +234,10 @@ class Bm25Index:
                     f"BM25 index: expected passage numbers below {len(scores):,}; the index is "
                     "damaged, rebuild it"
                 ) from None
-        rows = _top_rows(scores, depth=depth)
+        if among is None:
+            rows = _top_rows(scores, depth=depth)
+        else:
+            rows = among[_top_rows(scores[among], depth=depth)]
         return rows, scores[rows]
 
 

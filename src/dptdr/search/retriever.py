@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from dptdr.config.arguments import check_counts, checked, refuse_idle
 from dptdr.errors import ConfigError, VectorsError
 from dptdr.io.identical import is_own_passage, say_own, without_own
-from dptdr.records import Hit, Qrels, Query, Run
+from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
 from dptdr.search.index import Index, check_encoder, search_queries
@@ -22,8 +22,6 @@ Filters: TypeAlias = Mapping[str, str | Sequence[str]] | Sequence[Filter]
 
 _FUSED_DEPTH = 100
 """Minimum number of hits per ranking to fuse."""
-_FILTERED_WORDS = 10
-"""Oversampling of BM25 hits when filters are applied afterwards."""
 _TEXT_ID = "\n"
 """Id for a bare query text; no passage can have it."""
 
@@ -203,20 +201,11 @@ class SearchIndex:
         self, queries: Sequence[Query], *, depth: int, filters: Sequence[Filter]
     ) -> tuple[Run, Run]:
         assert self._words is not None
+        assert isinstance(self.index, LocalIndex)
         depth = max(depth, _FUSED_DEPTH)
         dense = self._dense(queries, depth=depth, filters=filters)
-        if not filters:
-            return dense, self._words.search(queries, depth=depth)
-        words = self._words.search(queries, depth=depth * _FILTERED_WORDS)
-        return dense, {name: self._kept(hits, filters)[:depth] for name, hits in words.items()}
-
-    def _kept(self, hits: Sequence[Hit], filters: Sequence[Filter]) -> list[Hit]:
-        documents = self.index.documents([hit.passage_id for hit in hits])
-        return [
-            hit
-            for hit, (_, metadata) in zip(hits, documents, strict=True)
-            if all(condition.keeps(metadata) for condition in filters)
-        ]
+        among = self.index.rows_where(filters) if filters else None
+        return dense, self._words.search(queries, depth=depth, among=among)
 
     def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
         """Return the ids of queries that retrieved themselves."""

@@ -20,9 +20,6 @@ from dptdr.search.vectors.documents import Filter
 _FUSED_DEPTH = 100
 """Minimum number of hits per ranking to fuse."""
 
-_FILTERED_WORDS = 10
-"""Oversampling of BM25 hits when filters are applied afterwards."""
-
 
 class ServedHit(NamedTuple):
     """A hit; ranks start at 1, scores are dot products or fused scores."""
@@ -111,16 +108,8 @@ class ServedIndex:
                 f"index '{self.name}' has no BM25; build it with `dptdr index --bm25`, start the "
                 "server with --hybrid, or use mode 'dense'"
             )
-        times = _FILTERED_WORDS if filters else 1
-        hits = self.lexical.search([Query("q", text)], depth=depth * times).get("q", [])
-        if filters:
-            documents = self.index.documents([hit.passage_id for hit in hits])
-            hits = [
-                hit
-                for hit, document in zip(hits, documents, strict=True)
-                if all(condition.keeps(document.metadata) for condition in filters)
-            ]
-        return hits[:depth]
+        among = self.index.rows_where(filters) if filters else None
+        return self.lexical.search([Query("q", text)], depth=depth, among=among)["q"]
 
 
 def index_key(path: Path) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dptdr.errors import DataError, OutputError
@@ -44,6 +45,20 @@ def test_search_breaks_ties_by_corpus_order_also_at_the_cut():
     passages = [Passage(f"p{9 - row}", "same words here") for row in range(10)]
     run = Bm25Index.build(passages).search([Query("q", "words")], depth=3)
     assert [hit.passage_id for hit in run["q"]] == ["p9", "p8", "p7"]
+
+
+def test_search_among_rows_is_the_whole_ranking_without_the_others():
+    passages, queries = _library()
+    index = Bm25Index.build(passages)
+    among = np.arange(1, len(passages), 7)
+    ids = {passages[row].id for row in among}
+    whole = index.search(queries[:30], depth=len(passages))
+
+    found = index.search(queries[:30], depth=3, among=among)
+
+    assert any(hits[0].passage_id not in ids for hits in whole.values())
+    for name, hits in whole.items():
+        assert found[name] == [hit for hit in hits if hit.passage_id in ids][:3]
 
 
 def test_search_without_a_shared_word_finds_nothing():

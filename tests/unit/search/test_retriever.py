@@ -44,6 +44,36 @@ def test_a_filter_holds_for_both_rankings(index, encoder):
     assert [hit.passage_id for hit in run["q"]] == ["tea"]
 
 
+def test_a_rare_filter_keeps_all_its_passages_in_both_rankings(encoder, tmp_path):
+    from dptdr.search.retriever import _FUSED_DEPTH
+    from dptdr.serving.searching import ServedIndex
+
+    # Behind a thousand and more passages that BM25 likes better.
+    many = [Document(Passage(f"m{n}", "cats"), {"lang": "en"}) for n in range(12 * _FUSED_DEPTH)]
+    few = [
+        Document(Passage(name, f"{name} with many other words and {text}"), {"lang": "de"})
+        for name, text in (("a", "one sun"), ("b", "the cats"), ("c", "a star"))
+    ]
+    folder = encode_folder(
+        encoder, [*many, *few], out=tmp_path / "v", source=Source(fingerprint="f")
+    )
+    index, _ = build_index(
+        folder, out=tmp_path / "i", index_type="exact", settings=BuildSettings(bm25=True)
+    )
+    german = [Filter("lang", ("de",))]
+    query = Query("q", "cats")
+    dense = search_queries(index, encoder, queries=[query], depth=3, filters=german)
+    rankings = [dense, {"q": [Hit("b", 1.0)]}]
+
+    found = SearchIndex(index, encoder, hybrid="rrf").run([query], depth=3, filters=german)["q"]
+    served = ServedIndex(tmp_path / "i").search(
+        encoder.encode_queries(["cats"])[0], depth=3, text="cats", fusion="rrf", filters=german
+    )
+
+    assert found == fuse(rankings, fusion="rrf", weights=(0.5, 0.5), depth=3)["q"]
+    assert [(hit.id, hit.score) for hit in served] == fuse(rankings, fusion="rrf", depth=3)["q"]
+
+
 def test_the_scorer_sees_contents_and_has_the_last_word(index, encoder):
     def shortest_first(query, texts):
         return [-float(len(text)) for text in texts]

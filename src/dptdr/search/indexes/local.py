@@ -128,7 +128,7 @@ class LocalIndex:
         Both have at most ``min(depth, count)`` columns.
         """
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
-        allowed = self._allowed_rows(tuple(filters)) if filters else None
+        allowed = self.rows_where(filters) if filters else None
         candidates = self.count if allowed is None else len(allowed)
         depth = min(depth, candidates)
         if depth == 0 or not len(queries):
@@ -197,12 +197,18 @@ class LocalIndex:
             )
         return Bm25Index.load(self.path / LEXICAL, verify=verify)
 
-    def _allowed_rows(self, filters: tuple[Filter, ...]) -> Int64[np.ndarray, " rows"]:
-        if filters not in self._allowed:
+    def rows_where(self, filters: Sequence[Filter]) -> Int64[np.ndarray, " rows"]:
+        """Return the rows whose metadata matches all filters; recent answers are cached.
+
+        Raises:
+            NoSuchField: If a filter names a field that no passage has.
+        """
+        wanted = tuple(filters)
+        if wanted not in self._allowed:
             if len(self._allowed) >= 64:
                 self._allowed.clear()
-            self._allowed[filters] = self.vectors.rows_where(filters)
-        return self._allowed[filters]
+            self._allowed[wanted] = self.vectors.rows_where(filters)
+        return self._allowed[wanted]
 
 
 def open_index(path: Path | str, *, verify: bool = True) -> LocalIndex:

@@ -1,5 +1,6 @@
 """Load a vector folder into a database."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -83,7 +84,8 @@ def check_upsert(
 
     Raises:
         WrongPrompt: If the indexed vectors come from a different prompt or backbone.
-        VectorsError: If the count or dimension is wrong, or a vector contains NaN.
+        VectorsError: If the count or dimension is wrong, an id is duplicated, or a vector contains
+            NaN.
     """
     if passage_fingerprint != origin.passage_fingerprint:
         raise WrongPrompt(
@@ -93,6 +95,9 @@ def check_upsert(
         )
     if len(documents) != len(vectors):
         raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
+    ids = [document.passage.id for document in documents]
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        raise VectorsError(f"duplicate passage id '{twice[0]}'")
     checked: np.ndarray = check_query_vectors(vectors, dim=origin.dim, depth=1)
     return checked
 

@@ -7,6 +7,7 @@ for the serving collection, so a new one can be swapped in atomically.
 
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ BATCH_ROWS = 500
 
 _TRIES = 4
 _FIRST_PAUSE_SECONDS = 0.2
+_NAME = re.compile(r'[^<>:"/\\|?*\x00-\x1f]{1,200}')
 _NAMESPACE = uuid.UUID("6f0c9d0e-4c1b-4f5a-9d55-0b6a4cf0d9a1")
 
 Result = TypeVar("Result")
@@ -114,7 +116,7 @@ class QdrantIndex:
     def _check_field(self, field: str) -> None:
         """Reject a metadata field that no passage has."""
         models = _models()
-        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"filter.{field}"))
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(field)))
         points, _ = _again(
             lambda: self.client.scroll(
                 self.name, scroll_filter=models.Filter(must_not=[empty]), limit=1
@@ -141,8 +143,10 @@ class QdrantIndex:
 
         Raises:
             WrongPrompt: If the collection's vectors come from a different prompt or backbone.
-            VectorsError: If a vector is invalid or Qdrant is unreachable.
+            VectorsError: If a vector is invalid, an id is duplicated or Qdrant is unreachable.
         """
+        if not documents:
+            return
         checked = check_upsert(
             vectors,
             documents=documents,
@@ -151,14 +155,26 @@ class QdrantIndex:
             name=self.name,
         )
         points = _points(documents, checked, fingerprint=passage_fingerprint)
+        _again(self._mark_changed)
         _again(lambda: self.client.upsert(self.name, points=points))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages by id, ignoring unknown ids, and return the number deleted."""
-        points = [_point_id(name) for name in ids]
+        points = [_point_id(name) for name in dict.fromkeys(ids)]
+        if not points:
+            return 0
         there = _again(lambda: self.client.retrieve(self.name, ids=points, with_payload=False))
+        if there:
+            _again(self._mark_changed)
         _again(lambda: self.client.delete(self.name, points_selector=points))
         return len(there)
+
+    def _mark_changed(self) -> None:
+        """Record that the collection is no longer what was loaded, so that a load replaces it."""
+        found = _aliased(self.client, self.name)
+        if found is not None and not found.get("changed"):
+            collection = found.pop("collection")
+            self.client.update_collection(collection, metadata=found | {"changed": True})
 
     def close(self) -> None:
         """Close the client."""
@@ -214,8 +230,12 @@ class _Loading:
         self.client = client
         self.origin = origin
         self.name = name
-        self.collection = f"{name}-{_number(origin)}"
         self.before = _again(lambda: _aliased(client, name))
+        # A collection that was changed since it was loaded is replaced by one of the other name.
+        self.collection = f"{name}-{_number(origin)}"
+        serving = self.before or {}
+        if serving.get("changed") and serving["collection"] == self.collection:
+            self.collection += "-again"
         self.hnsw = None
         if graph:
             self.hnsw = _models().HnswConfigDiff(
@@ -224,8 +244,10 @@ class _Loading:
 
     def serves(self) -> bool:
         """Check whether the alias already points to these vectors; if so, apply the options."""
-        if self.before is None or self.before["collection"] != self.collection:
+        before = self.before
+        if before is None or before["origin"] != self.origin.as_json() or before.get("changed"):
             return False
+        self.collection = before["collection"]
         if self.hnsw is not None:
             _again(lambda: self.client.update_collection(self.collection, hnsw_config=self.hnsw))
         return True
@@ -279,11 +301,29 @@ class _Loading:
 
 
 def _aliased(client: Any, name: str) -> dict[str, Any] | None:
-    """Return the collection and metadata behind an alias, or None."""
+    """Return the collection and metadata behind an alias, or None.
+
+    Raises:
+        VectorsError: If the name is invalid, or taken by a collection that is not ours.
+    """
+    if not _NAME.fullmatch(name):
+        raise VectorsError(
+            f"Qdrant: expected an index name of 1 to 200 characters without "
+            f'< > : " / \\ | ? * or control characters, got {name[:300]!r}'
+        )
     for alias in client.get_aliases().aliases:
         if alias.alias_name == name:
             metadata = client.get_collection(alias.collection_name).config.metadata or {}
+            if "origin" not in metadata:
+                raise VectorsError(
+                    f"Qdrant: '{name}' is the alias of a collection that dptdr did not create; "
+                    "choose a different name"
+                )
             return {"collection": alias.collection_name, **metadata}
+    if client.collection_exists(name):
+        raise VectorsError(
+            f"Qdrant: '{name}' is a collection that dptdr did not create; choose a different name"
+        )
     return None
 
 
@@ -326,6 +366,13 @@ def _document(payload: dict[str, Any]) -> Document:
     return Document(passage, payload["metadata"])
 
 
+def _key(field: str) -> str:
+    """Return the path of a metadata field in the payload, quoted as it may contain dots."""
+    if '"' in field:
+        raise NoSuchField(f"Qdrant cannot filter by a field with a quotation mark, got '{field}'")
+    return f'filter."{field}"'
+
+
 def _condition(filters: Sequence[Filter]) -> Any:
     models = _models()
     if not filters:
@@ -333,7 +380,7 @@ def _condition(filters: Sequence[Filter]) -> Any:
     return models.Filter(
         must=[
             models.FieldCondition(
-                key=f"filter.{condition.field}", match=models.MatchAny(any=list(condition.values))
+                key=_key(condition.field), match=models.MatchAny(any=list(condition.values))
             )
             for condition in filters
         ]

@@ -37,8 +37,9 @@ SIDES: dict[str, Side] = {
 def asked(request: Request, model: str | None, *, side: str | None = None) -> Asked:
     """Resolve the task and side of a request, and apply the task's rate limit.
 
-    A task in the path takes precedence over ``model``, because some clients cannot choose the
-    model. Without either, the only task covered by the key is used, but never the bare backbone.
+    With a task in the path, ``model`` may be any name that is not another task's, because some
+    clients cannot choose the model; only its side matters. Without either, the only task covered
+    by the key is used, but never the bare backbone.
 
     Args:
         model: ``task`` or ``task@version``, optionally with ``:query`` or ``:passage``.
@@ -50,12 +51,13 @@ def asked(request: Request, model: str | None, *, side: str | None = None) -> As
     runtime = runtime_of(request)
     addressed = request.path_params.get("task")
     name, word = _split(addressed or model or _only_task(request))
-    if addressed and model is not None and not word:
-        # If the path names the task, only the side of the model matters.
-        word = model.rpartition(":")[2] if model.rpartition(":")[2] in SIDES else ""
     task = reach(request, name)
     version = runtime.registry.resolve(name)
-    said = {SIDES[given] for given in (word, side) if given}
+    words = [word, side]
+    if addressed and model is not None:
+        _refuse_another(request, name, model)
+        words.append(model.rpartition(":")[2])
+    said = {SIDES[given] for given in words if given in SIDES}
     if len(said) > 1:
         raise Invalid(f"task '{name[:100]}': expected either 'query' or 'passage', got both")
     meant = said.pop() if said else _either_side(request, version)
@@ -75,6 +77,16 @@ def _split(model: str) -> tuple[str, str]:
             f"model '{model[:100]}': expected 'task:query' or 'task:passage' after the colon"
         )
     return name, word
+
+
+def _refuse_another(request: Request, addressed: str, model: str) -> None:
+    """Reject a model that names another task, or version, than the path."""
+    known = {*runtime_of(request).registry.tasks(), BARE}
+    other, _, version = model.partition(":")[0].partition("@")
+    task, _, wanted = addressed.partition("@")
+    differs = other != task or version not in ("", wanted)
+    if differs and other in known and key_of(request).reaches(other):
+        raise Invalid(f"expected task '{addressed}' of the path, got '{model[:100]}'")
 
 
 def _only_task(request: Request) -> str:

@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +95,9 @@ class Catalogue:
         self.folder = folder
         self.file = folder / "catalogue.json"
         (folder / "bundles").mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if not self.file.exists():
+                self._write({})
 
     def signature(self) -> tuple[int, int, int]:
         """Return a value that changes with the catalogue; cheap enough for every request."""
@@ -108,10 +111,13 @@ class Catalogue:
         """Read all tasks.
 
         Raises:
-            ServingError: If the file is damaged.
+            ServingError: If the file is missing or damaged.
         """
         if not self.file.exists():
-            return {}
+            raise ServingError(
+                f"{self.file}: the task catalogue was removed while the server is running; restart "
+                "the server"
+            )
         try:
             values = read_json(self.file)
             if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
@@ -127,8 +133,7 @@ class Catalogue:
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, TaskRecord]]:
         """Lock the catalogue, yield all tasks for in-place changes, then write them back."""
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             for left in (self.folder / "bundles").glob(".*.tmp"):
                 # Only written under this lock, so the process that left it is dead.
                 shutil.rmtree(left, ignore_errors=True)
@@ -136,13 +141,27 @@ class Catalogue:
             before = dict(tasks)
             yield tasks
             if tasks != before:
-                values = {name: asdict(record) for name, record in tasks.items()}
-                # Not indented, which would dominate the time with a thousand tasks.
-                write_json(
-                    self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None
-                )
+                self._write(tasks)
             for key in _keys(before) - _keys(tasks):
                 shutil.rmtree(self.bundle(key), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise ServingError(
+                f"{self.folder}: cannot lock the state folder ({error.strerror}); restart the "
+                "server"
+            ) from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _write(self, tasks: Mapping[str, TaskRecord]) -> None:
+        values = {name: asdict(record) for name, record in tasks.items()}
+        # Not indented, which would dominate the time with a thousand tasks.
+        write_json(self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None)
 
     def bundle(self, key: str) -> Path:
         """Return the path of a bundle's copy."""

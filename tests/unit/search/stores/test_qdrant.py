@@ -83,6 +83,63 @@ def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
         small.documents(["a"])
 
 
+def test_what_was_changed_is_loaded_again(small, client, encoder, tmp_path):
+    from dptdr.search.vectors.folder import VectorFolder
+
+    folder = VectorFolder(tmp_path / "v")
+    for _ in range(3):
+        small.upsert([], np.zeros((0, 8)), passage_fingerprint=encoder.passage_fingerprint)
+        small.upsert(
+            [Document(Passage("d", "new words"))],
+            encoder.encode_passages(["new words"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        )
+        assert (small.delete([]), small.delete(["a", "a"]), small.count) == (0, 1, 3)
+
+        small = load_qdrant(folder, client=client, name="s")
+
+        assert [document.passage.id for document in small.documents(["a", "b", "c"])] == list("abc")
+        assert small.count == 3
+        assert len(client.get_collections().collections) == 1
+    with pytest.raises(VectorsError, match="duplicate passage id 'x'"):
+        small.upsert(
+            [Document(Passage("x", "one")), Document(Passage("x", "two"))],
+            encoder.encode_passages(["one", "two"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        )
+
+
+@pytest.mark.parametrize("taken", ["alias", "collection"])
+def test_what_somebody_else_made_is_left_alone(client, encoder, tmp_path, taken):
+    models = qdrant_client.models
+    size = models.VectorParams(size=4, distance=models.Distance.DOT)
+    client.create_collection("theirs", vectors_config=size)
+    alias = models.CreateAlias(collection_name="theirs", alias_name="alias")
+    client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+    name = "alias" if taken == "alias" else "theirs"
+    folder = encode(encoder, [Document(Passage("a", "b"))], tmp_path / "v")
+
+    for open_it in (QdrantIndex, lambda c, n: load_qdrant(folder, client=c, name=n)):
+        with pytest.raises(VectorsError, match=f"'{name}' is .*dptdr did not create"):
+            open_it(client, name)
+
+    assert [c.name for c in client.get_collections().collections] == ["theirs"]
+    for wrong in ("", "a/b", "a\nb", "x" * 201):
+        with pytest.raises(VectorsError, match="expected an index name of 1 to 200 characters"):
+            load_qdrant(folder, client=client, name=wrong)
+
+
+def test_fields_with_dots_and_spaces_are_filtered_as_elsewhere(client, make_encoder, tmp_path):
+    names = ["a.b", "with space", "list[]", "ü"]
+    documents = [Document(Passage(f"p{n}", "word"), {name: "x"}) for n, name in enumerate(names)]
+    encoder = make_encoder()
+    index = load_qdrant(encode(encoder, documents, tmp_path / "v"), client=client, name="f")
+    for number, name in enumerate(names):
+        assert best(index, encoder, "word", filters=[Filter(name, ("x",))]) == [f"p{number}"]
+    with pytest.raises(NoSuchField, match="quotation mark"):
+        best(index, encoder, "word", filters=[Filter('a"b', ("x",))])
+
+
 def test_vectors_of_another_prompt_are_refused(small, make_encoder):
     other = make_encoder(prompt="p2")
     with pytest.raises(WrongPrompt, match="passage-b1-p1, got passage-b1-p2"):

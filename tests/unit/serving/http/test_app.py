@@ -169,6 +169,27 @@ def test_unknown_routes_and_methods_have_the_same_shape(client):
     error(client.get("/v1/embeddings"), 405, "method")
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "given", "words"),
+    [
+        ("/tasks/one/v1/embeddings", "model", "text-embedding-3-small", None),
+        ("/tasks/one/v1/embeddings", "model", "one:query", None),
+        ("/tasks/one@1/v1/embeddings", "model", "one", None),
+        ("/tasks/one/v1/embeddings", "model", "two", "expected task 'one' of the path, got 'two'"),
+        ("/tasks/one/embed", "task", "backbone", "expected task 'one' of the path"),
+        ("/tasks/one/embed", "task", "one@2", "expected task 'one' of the path, got 'one@2'"),
+        ("/tasks/one:query/embed", "task", "one:passage", "either 'query' or 'passage', got both"),
+    ],
+)
+def test_a_task_in_the_body_never_contradicts_the_path(client, path, field, given, words):
+    texts = "inputs" if path.endswith("/embed") else "input"
+    reply = client.post(path, json={field: given, texts: "boat"})
+    if words is None:
+        assert reply.status_code == 200, reply.text
+    else:
+        assert words in error(reply, 422, "invalid")
+
+
 def test_search_finds_what_the_index_holds(client, web):
     reply = client.post("/v1/search", json={"task": "one", "text": "the red boat", "k": 3})
 

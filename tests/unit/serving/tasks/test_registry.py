@@ -333,6 +333,26 @@ def test_a_damaged_catalogue_does_not_take_away_what_is_in_memory(served, tmp_pa
         TaskRegistry(served, state=tmp_path / "state")
 
 
+@pytest.mark.parametrize("gone", ["catalogue.json", ""])
+def test_a_state_that_is_removed_takes_nothing_away_and_stops_changes(
+    served, tmp_path, bundle, gone
+):
+    registry = TaskRegistry(served, state=tmp_path / "state")
+    version = registry.add("medical", bundle("medical"))
+    place = tmp_path / "state" / gone
+    place.unlink() if gone else shutil.rmtree(place)
+
+    assert registry.resolve("medical") is version
+    for change in (
+        lambda: registry.add("law", bundle("law", seed=2)),
+        lambda: registry.remove("medical"),
+    ):
+        with pytest.raises(ServingError, match="restart the server"):
+            change()
+    assert registry.resolve("medical") is version
+    assert "restart the server" in registry.unreadable
+
+
 def test_what_a_killed_server_was_copying_is_removed(registry, bundle):
     left = registry.catalogue.folder / "bundles" / ".abc.123.tmp"
     left.mkdir()
