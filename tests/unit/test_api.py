@@ -16,6 +16,7 @@ from dptdr.errors import (
     ConfigError,
     DataError,
     DptdrError,
+    EvaluationError,
     OutputError,
     VectorsError,
     WrongBackbone,
@@ -503,6 +504,8 @@ def test_an_index_names_wrong_arguments(places, task):
         ("bm25", {"device": "cpu"}, "device: has no effect with BM25"),
         ("bm25:german", {"dtype": "bfloat16"}, "dtype: has no effect with BM25"),
         ({"q1": [Hit("p1", 1.0)]}, {"batch_size": 4}, "batch_size: has no effect with a run"),
+        ({"q1": [Hit("p1", 1.0)]}, {"depth": 1}, "depth: has no effect with a run"),
+        ({"q1": [Hit("p1", 1.0)]}, {"threads": 1}, "threads: has no effect with a run"),
     ],
 )
 def test_evaluation_refuses_options_of_an_encoder_beside_another_system(
@@ -510,6 +513,19 @@ def test_evaluation_refuses_options_of_an_encoder_beside_another_system(
 ):
     with pytest.raises(ConfigError, match=message):
         dptdr.evaluate(places[0], system, progress=False, **options)
+
+
+@pytest.mark.parametrize("scores", [(1.0, 2.0), (float("nan"), 1.0), (2.0, float("-inf"))])
+def test_a_run_that_is_not_ordered_by_its_scores_is_refused(places, scores):
+    run = {"q1": [Hit(f"p{n}", score) for n, score in enumerate(scores)]}
+    with pytest.raises(EvaluationError, match="query 'q1': expected hits with finite scores, best"):
+        dptdr.evaluate(places[0], run)
+
+
+def test_a_comparison_of_no_measures_is_refused(places):
+    report = dptdr.evaluate(places[0], "bm25", progress=False)
+    with pytest.raises(EvaluationError, match=r"expected measures from .*, got none"):
+        dptdr.compare([report, report], measures=[])
 
 
 def test_evaluation_by_official_rules_refuses_options_of_a_ranking(places, tmp_path):

@@ -1,5 +1,7 @@
 """Rank passages, evaluate rankings and compare systems."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,10 +17,11 @@ from dptdr.api.inputs import (
     set_threads,
 )
 from dptdr.config.arguments import check_counts, checked, refuse_idle
-from dptdr.errors import ConfigError
+from dptdr.errors import ConfigError, EvaluationError
 from dptdr.evaluation.compare import Comparison, compare_reports
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import BeirFolder
+from dptdr.io.lines import describe
 from dptdr.io.outputs import try_outputs
 from dptdr.records import Run
 from dptdr.search.retriever import Filters, SearchIndex
@@ -184,6 +187,10 @@ def evaluate(
             workers=threads or core_count(),
             phase=phases(progress),
         )
+    if isinstance(system, dict) or (isinstance(system, Path | str) and Path(system).is_file()):
+        refuse_idle({"depth": depth, "threads": threads}, "with a run")
+    if isinstance(system, dict):
+        _check_run(system)
     depth = depth or needed_depth(measures)
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
@@ -248,6 +255,18 @@ def _system(
     from dptdr.api.task import loaded
 
     return loaded(given, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def _check_run(run: Run) -> None:
+    """Reject a run whose hits are not ordered by finite scores."""
+    for query_id, hits in run.items():
+        scores = [hit[1] for hit in hits]
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if not numbers or any(one < other for one, other in itertools.pairwise(scores)):
+            raise EvaluationError(
+                f"query '{query_id}': expected hits with finite scores, best first, got "
+                f"{describe(scores)}"
+            )
 
 
 def _write(path: AnyPath | None, run: Run, *, name: str) -> None:

@@ -162,6 +162,8 @@ def _shared_measures(
         # JSON files sort their keys; put the most common measures first.
         order = {measure: place for place, measure in enumerate(DEFAULT_MEASURES)}
         chosen = sorted(shared, key=lambda measure: order.get(measure, len(order)))
+    elif not wanted:
+        raise EvaluationError(f"expected measures from {', '.join(shared)}, got none")
     else:
         missing = [measure for measure in wanted if measure not in shared]
         if missing:

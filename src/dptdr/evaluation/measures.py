@@ -1,5 +1,6 @@
 """Evaluate a run against judgements, using ir_measures."""
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from dptdr.errors import EvaluationError
 from dptdr.io.trec import LARGEST_GRADE
 from dptdr.records import Hit, Qrels
+
+_MAX_CUTOFF = 10**9
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "R@100")
 
@@ -45,15 +48,22 @@ def parse_measures(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         try:
             parsed[name] = ir_measures.parse_measure(name)
-            ir_measures.evaluator([parsed[name]], {"q": {"p": 1}})
-        # ir_measures reports invalid names with various exceptions, including assertions.
+            # trec_eval crashes for a cutoff of 0.
+            if not 1 <= parsed[name].params.get("cutoff", 1) <= _MAX_CUTOFF:
+                raise ValueError(f"expected a cutoff of 1 to {_MAX_CUTOFF:,}")
+            ir_measures.calc_aggregate([parsed[name]], {"q": {"p": 1}}, {"q": {"p": 1.0}})
+        # ir_measures reports invalid names with various exceptions, including assertions and, for
+        # measures that it computes with other programs, those of subprocess.
         except (
             NameError,
             ValueError,
             AssertionError,
+            ArithmeticError,
             SyntaxError,
             TypeError,
             LookupError,
+            OSError,
+            subprocess.SubprocessError,
         ) as error:
             wrong.append(f"{name!r} ({' '.join(str(error).split())[:160].rstrip('.')})")
     if wrong:

@@ -13,8 +13,8 @@ from dptdr.model.encoder import Encoder
 class _Embedder:
     """Base of both embedders; loads the task on first use."""
 
-    def __init__(self, task: str, device: str = "cpu") -> None:
-        self.task = task
+    def __init__(self, task: Path | str, device: str = "cpu") -> None:
+        self.task = str(task)
         self.device = device
         self._encoder: Encoder | None = None
 

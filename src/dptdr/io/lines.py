@@ -21,6 +21,7 @@ LARGEST_INTEGER = 2**31 - 1
 MAX_COUNT = 2**48
 """Counts and sizes in manifests are below this."""
 UTF8_MARK = b"\xef\xbb\xbf"
+MAX_ID_BYTES = 1024
 _NOT_IN_IDS = re.compile(r"[\t\n\r\0]")
 _DECIMAL = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
 READ_FAULTS = (EOFError, OSError, zlib.error)
@@ -167,6 +168,13 @@ def id_fault(value: str) -> str | None:
     # trec_eval and fixed-width arrays treat NUL as the end.
     if _NOT_IN_IDS.search(value):
         return f"expected an id without tabs, line breaks or NULs, got {value[:80]!r}"
+    # Vector folders store ids in arrays of fixed width.
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_ID_BYTES:
+        return (
+            f"expected an id of at most {MAX_ID_BYTES:,} bytes, got {size:,} bytes starting with "
+            f"{value[:40]!r}"
+        )
     return None
 
 

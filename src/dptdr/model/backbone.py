@@ -98,7 +98,14 @@ class Backbone:
                 model_max_tokens=_max_positions(model, tokenizer),
                 decoder=bool(getattr(model.config, "is_decoder", False)) or _is_causal(model),
             )
-        backbone = cls(model.to(device), tokenizer, name=name, pooling=pooling)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(
+                f"device: expected an available device, got '{device}' ({reason})"
+            ) from None
+        backbone = cls(model, tokenizer, name=name, pooling=pooling)
         backbone._weights_hash = weights
         return backbone
 

@@ -194,6 +194,7 @@ class TaskModule(InputModule):  # type: ignore[misc]
 
         Raises:
             BundleError: If there is no such task, or it was trained on another backbone.
+            ConfigError: If an option has no effect.
         """
         found = task_folder(
             model_name_or_path,
@@ -203,7 +204,13 @@ class TaskModule(InputModule):  # type: ignore[misc]
         )
         if found is None:
             raise BundleError(f"{model_name_or_path}: expected a folder with a {TASK_FILE}")
+        if options.get("backend", "torch") != "torch":
+            raise ConfigError(
+                f"backend: expected torch, got '{options['backend']}'; use `dptdr export` for ONNX"
+            )
         wanted = options.get("model_kwargs") or {}
+        if unknown := sorted(set(wanted) - {"dtype", "torch_dtype", "backbone"}):
+            raise ConfigError(f"model_kwargs: expected dtype or backbone, got {unknown[0]}")
         dtype = str(wanted.get("dtype", wanted.get("torch_dtype")) or "float32")
         name = wanted.get("backbone") or read_manifest(found).backbone
         backbone = Backbone.load(name, dtype=dtype.removeprefix("torch."))

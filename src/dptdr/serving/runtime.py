@@ -68,6 +68,7 @@ class Runtime:
             say(f"opening {len(settings.indexes)} indexes")
         indexes = Indexes(
             settings.indexes,
+            keys=settings.index_keys,
             dim=forward.backbone.dim,
             probe=forward.backbone.probe,
             hybrid=settings.hybrid,

@@ -99,6 +99,7 @@ class ServerSettings(ServerLimits):
         tasks: Name and bundle of each initial task.
         tasks_folder: Folder from which requests may add bundles and indexes; ``None`` forbids it.
         indexes: Pairs of task (empty for every matching task) and index folder.
+        index_keys: Hash of each index, so that all workers open the same ones.
         hybrid: Build BM25 in memory for indexes without one.
         cross_encoder: Name or folder of the model behind ``/rerank``.
         keys_file: API keys; ``None`` for an open server.
@@ -112,6 +113,7 @@ class ServerSettings(ServerLimits):
     tasks: tuple[tuple[str, Path], ...] = ()
     tasks_folder: Path | None = None
     indexes: tuple[tuple[str, Path], ...] = ()
+    index_keys: tuple[str, ...] = ()
     hybrid: bool = False
     cross_encoder: str | None = None
     keys_file: Path | None = None

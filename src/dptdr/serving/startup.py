@@ -68,6 +68,7 @@ def server_settings(
         if not settings[name].exists():
             raise ConfigError(f"{settings[name]}: expected {_PLACES[name]}, got no file or folder")
     from dptdr.model.bundle import read_manifest
+    from dptdr.serving.searching import index_key
 
     named = [_named(str(given)) for given in tasks]
     if backbone is None:
@@ -92,6 +93,7 @@ def server_settings(
             state_folder=folder,
             tasks=tuple((name, path) for name, (_, path) in zip(names, named, strict=True)),
             indexes=tuple(searched),
+            index_keys=tuple(index_key(path) for _, path in searched),
             open_administration=host in _LOOPBACK,
             hosts=tuple(name.lower() for name in (host, *allowed_hosts)),
             **settings,

@@ -6,6 +6,7 @@ import pytest
 
 from dptdr.errors import EvaluationError
 from dptdr.evaluation import evaluate
+from dptdr.evaluation.measures import parse_measures
 from dptdr.records import Hit
 
 QRELS = {"q1": {"a": 2, "b": 1, "x": 0}, "q2": {"c": 1}, "q3": {"d": 1}, "q4": {"e": 0}}
@@ -76,6 +77,12 @@ def test_evaluate_refuses_grades_that_trec_eval_cannot_hold(grade):
 def test_evaluate_refuses_run_and_qrels_that_do_not_fit(run, qrels, message):
     with pytest.raises(EvaluationError, match=message):
         evaluate(run, qrels)
+
+
+@pytest.mark.parametrize("name", ["nDCG@0", "P@0", "Judged@0", "R@99999999999999999999", "ERR@0"])
+def test_measures_that_crash_the_programs_behind_them_are_refused(name):
+    with pytest.raises(EvaluationError, match=rf"'{name}' \(expected a cutoff of 1 to"):
+        parse_measures([name])
 
 
 def test_evaluate_without_measures_is_refused():

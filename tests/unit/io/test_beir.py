@@ -421,3 +421,14 @@ def test_a_data_set_is_not_replaced_with_what_somebody_put_beside_it(tmp_path):
     with pytest.raises(OutputError, match=r"files that would be lost \(thesis.txt\)"):
         write_beir(target, **parts)
     assert (target / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_id_too_long_for_vector_folders_is_refused_by_file_and_line(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(
+        json.dumps({"_id": "é" * 512, "text": "a"})
+        + "\n"
+        + json.dumps({"_id": "é" * 512 + "b", "text": "b"})
+    )
+    words = r"corpus.jsonl, line 2.*expected an id of at most 1,024 bytes, got 1,025 bytes"
+    with pytest.raises(DataError, match=words):
+        list(BeirFolder(tmp_path).passages())

@@ -319,3 +319,12 @@ def test_slow_tokenizer_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
     with pytest.raises(BackboneError, match=r"expected a fast tokenizer \(tokenizer.json\)"):
         Backbone.load(str(tmp_path))
+
+
+def test_a_device_that_is_not_there_and_an_empty_name_are_one_error(tmp_path):
+
+    with pytest.raises(BackboneError, match="expected an available device, got 'gpu7'"):
+        Backbone.load(str(save_tiny(tmp_path / "bert")), device="gpu7")
+    for name in ("", " "):
+        with pytest.raises(BackboneError, match="expected the name or the folder of a backbone"):
+            Backbone.load(name)

@@ -251,3 +251,21 @@ def test_information_retrieval_evaluator_scores_as_our_vectors_do(backbone):
     expected = evaluate(run, qrels, measures=("nDCG@10",)).measures["nDCG@10"]
     assert found["tiny_dot_ndcg@10"] == pytest.approx(expected, abs=1e-6)
     assert 0 < expected < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "onnx"}, "backend: expected torch, got 'onnx'"),
+        (
+            {"model_kwargs": {"attn_implementation": "x"}},
+            "expected dtype or backbone, got attn_imp",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(backbone, tmp_path, options, words):
+    from dptdr.model.sentence_transformer import TaskModule
+
+    save_task(tmp_path / "task", tuned(backbone, "tied"))
+    with pytest.raises(ConfigError, match=words):
+        TaskModule.load(str(tmp_path / "task"), **options)

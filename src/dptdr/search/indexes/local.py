@@ -13,7 +13,7 @@ from dptdr.io.ids import RowTable, stable_hashes
 from dptdr.io.lines import describe
 from dptdr.records import Document
 from dptdr.search.bm25 import HEADER, Bm25Index, stored_language
-from dptdr.search.exact import TopK
+from dptdr.search.exact import TopK, top_k_of_blocks
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import Options, check_options, options_of_version_1
 from dptdr.search.indexes.quantized import FULL, QUANTIZATIONS, QuantizedRows, Reduction
@@ -110,11 +110,8 @@ class LocalIndex:
     ) -> SearchResults:
         """Return the best passages; see :class:`dptdr.search.index.Index`."""
         scores, rows = self.search_rows(vectors, depth=depth, filters=filters)
-        ids = self.vectors.ids(rows.ravel()) if rows.size and (rows >= 0).all() else None
-        if ids is not None:
-            width = rows.shape[1]
-            return SearchResults(scores, [ids[at : at + width] for at in range(0, len(ids), width)])
-        return SearchResults(scores, [self.vectors.ids(row[row >= 0]) for row in rows])
+        ids, width = self.vectors.ids(rows.ravel()), rows.shape[1]
+        return SearchResults(scores, [ids[n * width : (n + 1) * width] for n in range(len(rows))])
 
     def search_rows(
         self,
@@ -123,9 +120,10 @@ class LocalIndex:
         depth: int,
         filters: Sequence[Filter] = (),
     ) -> TopK:
-        """Return scores and row numbers, best first, padded with row -1.
+        """Return scores and row numbers, best first.
 
-        Both have at most ``min(depth, count)`` columns.
+        Both have ``min(depth, count)`` columns. If an approximate search finds fewer passages for
+        a query, all are searched.
         """
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
         allowed = self.rows_where(filters) if filters else None
@@ -137,11 +135,21 @@ class LocalIndex:
         if allowed is not None and len(allowed) <= _EXACT_WHEN_ALLOWED:
             return exact_among(self.vectors, queries, allowed=allowed, depth=depth)
         if not self.rerank:
-            return self.rows.search(queries, depth=depth, allowed=allowed)
-        wanted = min(candidates, depth * self.rerank)
-        short = shorten(queries, self.reduction.dimensions or self.dim)
-        _, rows = self.rows.search(short, depth=wanted, allowed=allowed)
-        return rescore(self.vectors, queries, candidates=rows, depth=depth)
+            scores, rows = self.rows.search(queries, depth=depth, allowed=allowed)
+        else:
+            wanted = min(candidates, depth * self.rerank)
+            short = shorten(queries, self.reduction.dimensions or self.dim)
+            _, rows = self.rows.search(short, depth=wanted, allowed=allowed)
+            scores, rows = rescore(self.vectors, queries, candidates=rows, depth=depth)
+        # The lists or the part of the graph that were searched may hold fewer passages.
+        missing = np.flatnonzero(rows[:, -1] < 0)
+        if missing.size:
+            scores[missing], rows[missing] = (
+                top_k_of_blocks(queries[missing], self.vectors.blocks(), depth=depth)
+                if allowed is None
+                else exact_among(self.vectors, queries[missing], allowed=allowed, depth=depth)
+            )
+        return scores, rows
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Look up passages by id; see :class:`dptdr.search.index.Index`."""

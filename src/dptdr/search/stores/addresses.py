@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from dptdr.errors import VectorsError
+from dptdr.io.outputs import refuse_foreign
 from dptdr.search.index import Index
 from dptdr.search.indexes.options import Options
 from dptdr.search.vectors.folder import VectorFolder
@@ -43,6 +45,9 @@ def open_database(address: str, name: str) -> DatabaseIndex:
         return PostgresIndex(address, name)
     from dptdr.search.stores.qdrant import QdrantIndex
 
+    folder = address.removeprefix("qdrant:")
+    if folder != address and not Path(folder).is_dir():
+        raise VectorsError(f"{folder}: expected a Qdrant folder, got none")
     client = _qdrant(address)
     try:
         return QdrantIndex(client, name)
@@ -100,11 +105,19 @@ def _qdrant(address: str) -> Any:
             f"Qdrant needs the qdrant-client package ({error}); run `pip install 'dptdr[qdrant]'`"
         ) from None
     if address.startswith("qdrant:"):
+        folder = Path(address.removeprefix("qdrant:"))
+        refuse_foreign(folder, mark="meta.json")
         try:
-            return QdrantClient(path=address.removeprefix("qdrant:"))
+            return QdrantClient(path=str(folder))
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VectorsError(f"{address}: cannot open ({reason})") from None
+        # Of another meta.json; the client does not check it.
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise VectorsError(
+                f"{folder / 'meta.json'}: expected that of a Qdrant folder "
+                f"({type(error).__name__}: {error}); choose a different folder"
+            ) from None
     return QdrantClient(
         url=address, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False
     )

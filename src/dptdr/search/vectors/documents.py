@@ -13,10 +13,8 @@ from jaxtyping import Int64
 
 from dptdr.errors import DataError, VectorsError
 from dptdr.io.beir import BeirFolder, document_record
-from dptdr.io.lines import READ_FAULTS, describe, open_bytes
+from dptdr.io.lines import MAX_ID_BYTES, READ_FAULTS, describe, open_bytes
 from dptdr.records import Document, Passage
-
-MAX_ID_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,10 @@ _HTTP_TYPES = {
 _MAX_MESSAGE = 1000
 
 # The parent folders of an absolute path.
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks:)(?:[^/\s'\";,]+/)+(?=[^/\s])")
+_FOLDERS = re.compile(
+    r"(?<![\w.:/])/(?!v1/|tasks/NAME|tasks/[^/\s]+:(?:query|passage)\b|tasks:)"
+    r"(?:[^/\s'\";,]+/)+(?=[^/\s])"
+)
 
 
 def error_response(status: int, kind: str, message: str, *, scope: Scope) -> Response:

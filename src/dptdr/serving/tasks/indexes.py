@@ -16,19 +16,21 @@ class Indexes:
 
     Args:
         given: Pairs of task (empty for every matching task) and folder given at startup.
+        keys: Expected :func:`index_key` of each of them, if known.
         dim: Dimension of the backbone's vectors.
         probe: The backbone's probe.
         hybrid: Build BM25 in memory for indexes without one.
         folder: Resolves a name from a request to a folder, or raises an error.
 
     Raises:
-        VectorsError: If an index is damaged, or has a different dimension.
+        VectorsError: If an index is damaged, has a different dimension, or was replaced.
     """
 
     def __init__(
         self,
         given: Sequence[tuple[str, Path]] = (),
         *,
+        keys: Sequence[str] = (),
         dim: int,
         probe: Sequence[float] = (),
         hybrid: bool = False,
@@ -39,6 +41,13 @@ class Indexes:
         self.hybrid = hybrid
         self.folder = folder
         self.given = [self._open(path, task=task) for task, path in given]
+        for (_, path), key in zip(given, keys, strict=False):
+            # Hash after opening, so that the open index is the one that was given.
+            if index_key(path) != key:
+                raise VectorsError(
+                    f"{path}: replaced since the server started; restart the server, so that all "
+                    "workers search the same index"
+                )
         # Stays open as long as a version refers to it.
         self._added: weakref.WeakValueDictionary[IndexRecord, ServedIndex] = (
             weakref.WeakValueDictionary()

@@ -244,3 +244,22 @@ def test_options_reach_a_server_and_are_refused_where_they_have_no_effect(
     )
     load_qdrant(folder, client=client, name="n", options={"M": 9})
     assert [change["hnsw_config"].m for change in updated] == [9]
+
+
+def test_a_folder_of_another_kind_is_refused_and_none_is_created(encoder, tmp_path):
+    from dptdr.errors import OutputError
+    from dptdr.search.stores.addresses import load_database, open_database
+
+    folder = encode(encoder, [Document(Passage("a", "b"))], tmp_path / "v")
+    for name, content in (("data", "{}"), ("notes", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("meta.json" if content else "notes.txt")).write_text(content or "mine")
+        with pytest.raises((VectorsError, OutputError), match=f"{name}.*choose a"):
+            load_database(folder, address=f"qdrant:{tmp_path / name}", name="n")
+    with pytest.raises(VectorsError, match="none: expected a Qdrant folder, got none"):
+        open_database(f"qdrant:{tmp_path / 'none'}", "n")
+    assert not (tmp_path / "none").exists()
+    load_database(folder, address=f"qdrant:{tmp_path / 'new'}", name="n").close()
+    found = open_database(f"qdrant:{tmp_path / 'new'}", "n")
+    assert found.count == 1
+    found.close()

@@ -187,3 +187,15 @@ def test_an_index_that_no_task_can_search_is_refused_or_named_at_the_start(tmp_p
     else:
         with pytest.raises(WrongPrompt, match="index 'other': expected passage vectors of a"):
             runtime.load()
+
+
+def test_a_worker_that_starts_later_refuses_another_index_in_the_place_of_a_given_one(tmp_path):
+    from dptdr.errors import VectorsError
+    from dptdr.serving.startup import server_settings
+
+    server = WebServer(tmp_path)
+    with server_settings([tmp_path / "tasks" / "one"], indexes=[tmp_path / "one-index"]) as given:
+        shutil.rmtree(tmp_path / "one-index")
+        server.write_index(tmp_path / "one-index", server.encoder("one"), bm25=True)
+        with pytest.raises(VectorsError, match="one-index: replaced since the server started"):
+            type(server.runtime)(given).load()
