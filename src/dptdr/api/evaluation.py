@@ -187,7 +187,8 @@ def evaluate(
             workers=threads or core_count(),
             phase=phases(progress),
         )
-    if isinstance(system, dict) or (isinstance(system, Path | str) and Path(system).is_file()):
+    is_run = isinstance(system, dict) or (isinstance(system, Path | str) and Path(system).is_file())
+    if is_run:
         refuse_idle({"depth": depth, "threads": threads}, "with a run")
     if isinstance(system, dict):
         _check_run(system)
@@ -205,7 +206,14 @@ def evaluate(
             keep_identical=keep_identical,
             phase=phases(progress),
         )
-        report = measure(ranking, folder, split=split, qrels=judged, measures=measures, depth=depth)
+        report = measure(
+            ranking,
+            folder,
+            split=split,
+            qrels=judged,
+            measures=measures,
+            depth=None if is_run else depth,
+        )
     _write(run_out, ranking.run, name=ranking.system)
     return report
 

@@ -152,6 +152,11 @@ def command(
             return
         assert queries is not None
         if tune_on is not None:
+            if tune_on == split and id_prefix is None:
+                raise ConfigError(
+                    f"--tune-on {tune_on}: expected another split than the searched one, on which "
+                    "the tuned weight would look better than it is"
+                )
             typer.echo(_tune(opened, queries, tune_on), err=str(json) == "-")
         started = time.perf_counter()
         run = dptdr.retrieve(

@@ -14,6 +14,7 @@ from mteb.models import ModelMeta
 from mteb.types import PromptType
 from torch import Tensor
 
+from dptdr.errors import ConfigError
 from dptdr.integrations import as_encoder
 from dptdr.io.beir import BeirFolder
 from dptdr.model.encoder import Encoder
@@ -42,7 +43,11 @@ class MtebModel:
         self, inputs: Iterable[dict[str, Any]], *, prompt_type: PromptType | None = None, **_: Any
     ) -> Float[np.ndarray, "texts dim"]:
         """Encode texts; anything but queries is encoded as passages."""
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts = []
+        for batch in inputs:
+            if isinstance(batch["text"], str):
+                raise ConfigError("inputs: expected batches with lists of texts, got a single text")
+            texts += batch["text"]
         if prompt_type == PromptType.query:
             return self.encoder.encode_queries(texts)
         return self.encoder.encode_passages(texts)

@@ -225,7 +225,9 @@ class Encoder:
     def _encode(
         self, texts: Any, *, side: Side, on_progress: OnProgress | None
     ) -> Float[np.ndarray, "texts dim"]:
-        if not isinstance(texts, Iterable) or isinstance(texts, str | bytes | dict):
+        if not isinstance(texts, Iterable) or isinstance(
+            texts, str | bytes | dict | set | frozenset
+        ):
             raise ConfigError(
                 f"expected a list of texts, got {type(texts).__name__}; put a single text in a list"
             )

@@ -136,12 +136,13 @@ def measure(
     split: str,
     qrels: Qrels,
     measures: Sequence[str] = (),
-    depth: int,
+    depth: int | None,
 ) -> EvaluationReport:
     """Evaluate a ranking on the judgements of a split; queries without hits score 0.
 
     Args:
         measures: Measures in ir_measures notation; nDCG@10, RR@10 and R@100 by default.
+        depth: Passages ranked per query; ``None`` for a run made elsewhere.
     """
     evaluation = evaluate(ranking.run, qrels, measures=list(measures or DEFAULT_MEASURES))
     return EvaluationReport(

@@ -80,11 +80,15 @@ class Runtime:
             budget_bytes=settings.prompt_memory_mb * 1_000_000,
             indexes=indexes,
         )
-        if settings.tasks:
-            say(f"checking {len(settings.tasks)} tasks")
-        for name, bundle in settings.tasks:
-            registry.add(name, bundle, replace=True, reuse=True)
-        _check_used(registry, final=settings.tasks_folder is None and not registry.broken)
+        # A worker that replaces another one takes the tasks as they are now.
+        with registry.catalogue.once(settings.start) as first:
+            if first:
+                if settings.tasks:
+                    say(f"checking {len(settings.tasks)} tasks")
+                for name, bundle in settings.tasks:
+                    registry.add(name, bundle, replace=True, reuse=True)
+                final = settings.tasks_folder is None and not registry.broken
+                _check_used(registry, final=final)
         if settings.cross_encoder is not None:
             from dptdr.search.rerank import cross_encoder
 

@@ -105,6 +105,7 @@ class ServerSettings(ServerLimits):
         keys_file: API keys; ``None`` for an open server.
         open_administration: Allow changes to tasks without keys.
         hosts: Host names of an open server, besides IP addresses and ``localhost``.
+        start: Identifies a start of the server; its first worker adds the tasks.
         onnx: Folder written by ``dptdr export --int8``, to compute in 8 bits.
     """
 
@@ -119,4 +120,5 @@ class ServerSettings(ServerLimits):
     keys_file: Path | None = None
     open_administration: bool = True
     hosts: tuple[str, ...] = ()
+    start: str = ""
     onnx: Path | None = None

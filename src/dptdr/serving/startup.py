@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,6 +94,7 @@ def server_settings(
             state_folder=folder,
             tasks=tuple((name, path) for name, (_, path) in zip(names, named, strict=True)),
             indexes=tuple(searched),
+            start=uuid.uuid4().hex,
             index_keys=tuple(index_key(path) for _, path in searched),
             open_administration=host in _LOOPBACK,
             hosts=tuple(name.lower() for name in (host, *allowed_hosts)),

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -143,10 +144,13 @@ def test_no_index_says_how_to_make_one(tmp_path):
 def test_hybrid_search_tunes_its_weight_on_a_split(built, tmp_path):
     run("index", built / "v", "--out", tmp_path / "i", "--bm25")
     common = ["search", tmp_path / "i", "--backbone", "minilm", "--hybrid", "min-max"]
-    result = run(
-        *common, "--queries", built / "data", "--run-out", tmp_path / "run", "--tune-on", "test"
-    )
-    assert "tuned on test: nDCG@10 1.0000 (vectors alone 1.0000" in result.stdout
+    data = shutil.copytree(built / "data", tmp_path / "data")
+    shutil.copy(data / "qrels" / "test.tsv", data / "qrels" / "dev.tsv")
+    batch = [*common, "--queries", data, "--run-out", tmp_path / "run"]
+    result = run(*batch, "--tune-on", "dev")
+    assert "tuned on dev: nDCG@10 1.0000 (vectors alone 1.0000" in result.stdout
+    with pytest.raises(ConfigError, match="--tune-on test: expected another split than"):
+        run(*batch, "--tune-on", "test")
     assert "cat  Cats | A cat" in run(*common, "hunts mice", "-k", "1").stdout
     with pytest.raises(ConfigError, match="--tune-on has no effect without --queries"):
         run(*common, "text", "--tune-on", "dev")

@@ -5,6 +5,8 @@
     STATE/catalogue.json    names, versions, current and former defaults, indexes
     STATE/bundles/KEY/      a copy of each bundle, content-addressed and immutable
     STATE/lock              held while the catalogue changes
+    STATE/start             the start of the server whose tasks have been added
+    STATE/start.lock        held while they are added
 
 Bundles are copied, so that retraining a task in place does not affect served versions. Indexes are
 too large to copy: they stay in place, and hashes of their manifests are recorded.
@@ -144,6 +146,21 @@ class Catalogue:
                 self._write(tasks)
             for key in _keys(before) - _keys(tasks):
                 shutil.rmtree(self.bundle(key), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def once(self, start: str) -> Iterator[bool]:
+        """Yield whether this is the first worker of a start of the server; others wait for it.
+
+        Args:
+            start: Identifies the start; if empty, each worker is the first.
+        """
+        mark = self.folder / "start"
+        with (self.folder / "start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            first = not start or not mark.exists() or mark.read_text() != start
+            yield first
+            if first:
+                mark.write_text(start)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

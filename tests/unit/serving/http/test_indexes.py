@@ -199,3 +199,36 @@ def test_a_worker_that_starts_later_refuses_another_index_in_the_place_of_a_give
         server.write_index(tmp_path / "one-index", server.encoder("one"), bm25=True)
         with pytest.raises(VectorsError, match="one-index: replaced since the server started"):
             type(server.runtime)(given).load()
+
+
+def test_a_worker_that_replaces_another_takes_the_tasks_as_they_are(tmp_path):
+    from dptdr.serving.startup import server_settings
+
+    server = WebServer(tmp_path)
+    tasks = tmp_path / "tasks"
+    given = [f"{name}={tasks / bundle}" for name, bundle in (("a", "one"), ("b", "one"))]
+    with server_settings(
+        given, backbone=str(server.place), state_folder=tmp_path / "kept"
+    ) as first:
+        workers = [type(server.runtime)(first) for _ in range(2)]
+        workers[0].load()
+        workers[0].registry.remove("b")
+        shutil.rmtree(tasks / "one")
+        write_bundle(tasks / "one", server.backbone, seed=8)
+
+        workers[1].load()
+
+        for worker in workers:
+            assert set(worker.registry.tasks()) == {"a"}
+            assert set(worker.registry.tasks()["a"].versions) == {"1"}
+            worker.stop()
+    with server_settings(
+        given, backbone=str(server.place), state_folder=tmp_path / "kept"
+    ) as again:
+        later = type(server.runtime)(again)
+        later.load()
+        assert {name: t.record.default for name, t in later.registry.tasks().items()} == {
+            "a": "2",
+            "b": "1",
+        }
+        later.stop()
