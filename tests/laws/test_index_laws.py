@@ -34,6 +34,7 @@ def documents():
             "lang": "de" if row % 50 == 3 else "en",
             "tags": [f"t{tag}" for tag in sorted({row % 3, row % 7})],
             "a.b": row % 4,
+            "number": [1e-07, 1.5e300, 2.0, None][row % 4],
         }
         if row % 5 == 0:
             metadata |= {"with space": True, "ü": "x" if row % 10 else "y"}
@@ -53,6 +54,9 @@ FILTERS = st.sampled_from(
         [Filter("with space", ("true",))],
         [Filter("ü", ("y",)), Filter("tags", ("t0",))],
         [Filter("lang", ("de",)), Filter("a.b", ("9",))],
+        [Filter("number", ("1e-07", "2.0"))],
+        [Filter("number", ("0.0000001",))],
+        [Filter("number", ("null",))],
     ]
 )
 QUERIES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)

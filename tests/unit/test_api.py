@@ -648,3 +648,31 @@ def test_a_text_that_is_none_is_named_by_its_place(task):
         task._encode(["a", None], side="query", on_progress=None)
     with pytest.raises(ConfigError, match=r"texts\[0\]: expected a text, got "):
         task._encode([b"a"], side="passage", on_progress=None)
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_an_output_without_a_name_is_refused_by_every_stage(places, tmp_path, monkeypatch, out):
+    data, backbone, _ = places
+    monkeypatch.chdir(tmp_path)
+    for stage in (
+        lambda: dptdr.train(data, out=out, backbone=str(backbone)),
+        lambda: dptdr.pretrain(data, out=out, backbone=str(backbone)),
+        lambda: dptdr.mine(data, out=out),
+        lambda: dptdr.encode(data, str(backbone), out=out),
+    ):
+        with pytest.raises(DptdrError, match="expected a named output"):
+            stage()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_cannot_be_are_refused_before_a_run_begins(places, tmp_path):
+    data, backbone, _ = places
+    for wrong, words in (
+        ({"matryoshka": (999,)}, "matryoshka: expected dimensions between 1 and"),
+        ({"batch_size": 10**9}, "batch_size: expected .*at most 1000000"),
+        ({"negatives": ""}, "expected a path, got an empty text"),
+        ({"tensorboard": ""}, "expected a path, got an empty text"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            dptdr.train(data, out=tmp_path / "t", backbone=str(backbone), **wrong)
+        assert list(tmp_path.iterdir()) == []

@@ -61,7 +61,13 @@ def negatives_of_rows(folder: Path, data: AnyData) -> Path | None:
 
 
 def optional_path(path: AnyPath | None) -> Path | None:
-    """Convert a path to a ``Path``, passing through ``None``."""
+    """Convert a path to a ``Path``, passing through ``None``.
+
+    Raises:
+        ConfigError: If it is empty.
+    """
+    if path is not None and not str(path):
+        raise ConfigError("expected a path, got an empty text")
     return None if path is None else Path(path)
 
 

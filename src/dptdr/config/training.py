@@ -30,7 +30,10 @@ class TrainingConfig(OptimisationConfig):
         ),
     ] = None
     batch_size: Annotated[
-        int, Setting("Queries per step; larger batches have more in-batch negatives.", min=2)
+        int,
+        Setting(
+            "Queries per step; larger batches have more in-batch negatives.", min=2, max=1_000_000
+        ),
     ] = 32
     positives_per_query: Annotated[
         int, Setting("Positives drawn per query and step, if there are several.", min=1)
@@ -60,11 +63,11 @@ class TrainingConfig(OptimisationConfig):
     ] = ()
     max_query_tokens: Annotated[
         int | None,
-        Setting("Maximum query length in tokens in training; none: the backbone's limit.", min=1),
+        Setting("Maximum query length in tokens in training; none: the backbone's limit.", min=3),
     ] = 64
     max_passage_tokens: Annotated[
         int | None,
-        Setting("Maximum passage length in tokens in training; none: the backbone's limit.", min=1),
+        Setting("Maximum passage length in tokens in training; none: the backbone's limit.", min=3),
     ] = 96
     gradient_checkpointing: Annotated[
         bool,

@@ -59,13 +59,13 @@ def try_outputs(
                 f"{os.fsencode(path)!r}: expected a UTF-8 name; choose a different name, or set a "
                 "UTF-8 locale"
             ) from None
-        refuse_replacing([path], inputs)
-        if suffix is not None:
-            refuse_replacing([path.with_name(path.name + suffix)], inputs)
         if path.name in ("", ".."):
             raise OutputError(
                 f"expected a named output, got '{path}'; specify a file or folder name"
             )
+        refuse_replacing([path], inputs)
+        if suffix is not None:
+            refuse_replacing([path.with_name(path.name + suffix)], inputs)
         with writing(path):
             if not folders and path.is_file() and _is_artefact(path):
                 raise OutputError(

@@ -1,6 +1,7 @@
 """A file written in blocks that can be resumed after a kill."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -8,7 +9,7 @@ from typing import Any, BinaryIO
 from dptdr.errors import NegativesError
 from dptdr.io.atomic import read_json, write_json, writing
 
-FORMAT = 2
+FORMAT = 3
 
 
 class ResumableFile:
@@ -53,16 +54,14 @@ class ResumableFile:
         self._digest.update(content)
         self._length += len(content)
         self.blocks += 1
-        write_json(
-            self._state_path,
-            {
-                "format": FORMAT,
-                "blocks": self.blocks,
-                "bytes": self._length,
-                "sha256": self._digest.hexdigest(),
-                "extra": extra,
-            },
-        )
+        state = {
+            "format": FORMAT,
+            "blocks": self.blocks,
+            "bytes": self._length,
+            "sha256": self._digest.hexdigest(),
+            "extra": extra,
+        }
+        write_json(self._state_path, {**state, "checksum": _checksum(state)})
 
     def close(self) -> None:
         """Close the file, which can be resumed later."""
@@ -81,11 +80,12 @@ class ResumableFile:
                 f"{self._state_path}: expected a state of format {FORMAT}; use --overwrite to "
                 "start over"
             )
-        length, blocks = state.get("bytes"), state.get("blocks")
-        if type(length) is not int or type(blocks) is not int or min(length, blocks) < 0:
+        if state.pop("checksum", None) != _checksum(state):
             raise NegativesError(
-                f"{self._state_path}: expected byte and block counts; use --overwrite to start over"
+                f"{self._state_path}: damaged: its checksum does not match; use --overwrite to "
+                "start over"
             )
+        length, blocks = int(state["bytes"]), int(state["blocks"])
         left = length
         if self.path.is_file():
             with self.path.open("rb") as handle:
@@ -99,3 +99,7 @@ class ResumableFile:
             )
         self.blocks, self.extra = blocks, state.get("extra")
         return length
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptdr.errors import ConfigError
+from dptdr.io.atomic import writing
 from dptdr.io.beir import BeirFolder
 from dptdr.io.identical import is_own_passage, say_own
 from dptdr.io.resume import claim
@@ -65,6 +66,9 @@ def mine_folder(
         folder = BeirFolder(request.data)
         encoders: "Encoders" = {}
         inputs = _inputs(request, folder, encoders=encoders)
+        if overwrite:
+            with writing(work):
+                shutil.rmtree(work, ignore_errors=not work.exists())
         # Keep vectors and runs: they depend on their own inputs only and suit other settings too.
         if not output.begin(inputs, work=work / "mined", overwrite=overwrite):
             output.finish(_mine(request, folder, work=work, encoders=encoders, show=show))

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64
 
-from dptdr.errors import NegativesError
+from dptdr.errors import NegativesError, VectorsError
 from dptdr.mining.corpus import CorpusTable
 from dptdr.mining.runtable import RunTable
-from dptdr.search.rerank import check_head
+from dptdr.search.rerank import load_cross_encoder
 
 _BATCH_PAIRS = 64
 
@@ -145,8 +145,8 @@ class CrossEncoderTeacher:
     """A sentence-transformers cross-encoder with one output.
 
     Raises:
-        NegativesError: If sentence-transformers is not installed, the model cannot be loaded or has
-            more than one output, or its tokenizer belongs to another model.
+        NegativesError: If the model cannot be used; see
+            :func:`dptdr.search.rerank.load_cross_encoder`.
 
     Attributes:
         needs_texts: Always true.
@@ -156,36 +156,11 @@ class CrossEncoderTeacher:
 
     def __init__(self, name: str, *, device: str = "cpu") -> None:
         try:
-            from sentence_transformers import CrossEncoder
-        except ImportError:
-            raise NegativesError(
-                "a cross-encoder teacher needs sentence-transformers; install dptdr[crossencoder]"
-            ) from None
-        try:
-            self._model: Any = CrossEncoder(name, device=device)
-            check_head(self._model)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise NegativesError(
-                f"cannot load teacher '{name}' as a cross-encoder: {reason}"
-            ) from None
+            self._model: Any = load_cross_encoder(name, device=device)
+        except VectorsError as error:
+            raise NegativesError(f"teacher {error}") from None
         self.name = f"cross-encoder:{Path(name).name}"
-        self._check(name)
         self.fingerprint = _weights_fingerprint(self._model)
-
-    def _check(self, name: str) -> None:
-        outputs = int(self._model.config.num_labels)
-        if outputs != 1:
-            raise NegativesError(
-                f"teacher '{name}': expected a cross-encoder with one output, got {outputs}"
-            )
-        words = len(self._model.tokenizer)
-        known = int(self._model.model.get_input_embeddings().weight.shape[0])
-        if words > known:
-            raise NegativesError(
-                f"teacher '{name}': expected a tokenizer with at most {known} tokens, got {words}, "
-                "from another model; use a complete folder as it was saved"
-            )
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return one score per pair.

@@ -1,5 +1,6 @@
 """Build the heads of a run, and save them beside a backbone."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,9 @@ def head_tensors(heads: Heads) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_kept(path: Path, heads: Heads) -> None:
     """Write a head file."""
     tensors, form = head_tensors(heads)
-    safetensors.torch.save_file(tensors, path, metadata=form)
+    # safetensors writes several keys in random order.
+    metadata = {"form": json.dumps(form, sort_keys=True)}
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
 def read_kept(name: str) -> KeptHeads | None:
@@ -209,8 +212,10 @@ def read_head_file(path: Path) -> KeptHeads:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             form = dict(file.metadata() or {})
+            if "form" in form:
+                form = dict(json.loads(form["form"]))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise BackboneError(
             f"{path}: expected a safetensors file with saved heads: {error}; copy the backbone "
             "again, or remove the file to start with new heads"

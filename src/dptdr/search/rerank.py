@@ -67,39 +67,24 @@ def _rescored(
     scores = np.asarray(scorer(query.text, texts), dtype=np.float64).reshape(-1)
     if len(scores) != len(hits):
         raise VectorsError(
-            f"query '{query.id}': expected {len(hits)} scores from the scorer, got {len(scores)}"
+            f"query {query.text[:60]!r}: expected {len(hits)} scores, got {len(scores)}"
         )
     if np.isnan(scores).any():
         raise VectorsError(
-            f"query '{query.id}': the scorer returned NaN for passage "
+            f"query {query.text[:60]!r}: the scorer returned NaN for passage "
             f"'{hits[int(np.flatnonzero(np.isnan(scores))[0])].passage_id}'"
         )
     order = np.argsort(-scores, kind="stable")
     return [Hit(hits[place].passage_id, float(scores[place])) for place in order.tolist()]
 
 
-def check_head(model: Any) -> None:
-    """Reject a loaded cross-encoder whose checkpoint has no head: a random one would rank.
+def load_cross_encoder(name: str, *, device: str = "cpu") -> Any:
+    """Load a sentence-transformers cross-encoder with one output and complete weights.
 
     Raises:
-        ValueError: If it is not a sequence classifier.
-    """
-    found = getattr(model.model.config, "architectures", None) or []
-    if not any("ForSequenceClassification" in name for name in found):
-        raise ValueError(f"expected a sequence classifier, got {', '.join(found) or 'no head'}")
-
-
-def cross_encoder(
-    model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
-) -> Scorer:
-    """Load a cross-encoder as a scorer.
-
-    Args:
-        batch_size: Pairs per batch.
-        raw: Return logits, ignoring the activation in the model's config.
-
-    Raises:
-        VectorsError: If sentence-transformers is not installed or the model cannot be loaded.
+        VectorsError: If sentence-transformers is not installed; or the model is missing, damaged,
+            incomplete (a new, random head would rank) or has several outputs; or its tokenizer
+            belongs to another model.
     """
     try:
         from sentence_transformers import CrossEncoder
@@ -108,14 +93,43 @@ def cross_encoder(
             "cross-encoders need the package sentence-transformers; "
             "run `pip install 'dptdr[crossencoder]'`"
         ) from None
-    try:
-        loaded = CrossEncoder(model, device=device)
-        check_head(loaded)
-    except (OSError, ValueError) as error:
-        raise VectorsError(
-            f"'{model}' cannot be loaded as a cross-encoder ({str(error).splitlines()[0]})"
-        ) from None
+    from transformers import AutoModelForSequenceClassification
 
+    try:
+        _, info = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        loaded = CrossEncoder(name, device=device)
+    except Exception as error:
+        # A damaged file fails anywhere in transformers, with any error.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise VectorsError(f"'{name}' cannot be loaded as a cross-encoder ({reason})") from None
+    wrong = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    outputs = int(loaded.config.num_labels)
+    words = len(loaded.tokenizer)
+    known = int(loaded.model.get_input_embeddings().weight.shape[0])
+    fault = None
+    if wrong:
+        fault = f"expected a sequence classifier with all weights, got none for {wrong[0]}"
+    elif outputs != 1:
+        fault = f"expected one output, got {outputs}"
+    elif words > known:
+        fault = f"expected a tokenizer of at most {known} tokens, got {words}, of another model"
+    if fault is not None:
+        raise VectorsError(f"'{name}' cannot be used as a cross-encoder: {fault}")
+    return loaded
+
+
+def cross_encoder(
+    model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
+) -> Scorer:
+    """Load a cross-encoder as a scorer; see :func:`load_cross_encoder`.
+
+    Args:
+        batch_size: Pairs per batch.
+        raw: Return logits, ignoring the activation in the model's config.
+    """
+    loaded = load_cross_encoder(model, device=device)
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
     if raw:
         import torch

@@ -82,7 +82,7 @@ class RunFolder:
     def save_checkpoint(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Write a checkpoint with the trained parameters only."""
         with atomic_file(self.checkpoint_path(step)) as handle:
-            metadata = {CHECKSUM: tensor_checksum(state)}
+            metadata = {CHECKSUM: tensor_checksum(state, about=self._about(step))}
             handle.write(safetensors.torch.save(dict(state), metadata=metadata))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
@@ -95,7 +95,14 @@ class RunFolder:
         if not path.is_file():
             steps = ", ".join(map(str, self.checkpoint_steps())) or "none"
             raise TrainingError(f"{self.path}: no checkpoint for step {step}; available: {steps}")
-        return _read_tensors(path)
+        return _read_tensors(path, about=self._about(step), plain=True)
+
+    def _about(self, what: object) -> str:
+        """Identify a file of this run, so that none of another step or run is taken for it."""
+        began = self.began() or {}
+        # A probe differs a little between machines.
+        settings = {name: value for name, value in began.items() if name != "probe"}
+        return f"{what} of {_json_checksum(settings)}"
 
     def drop_checkpoint(self, step: int) -> None:
         """Remove a checkpoint, such as a large one from full fine-tuning."""
@@ -105,9 +112,11 @@ class RunFolder:
         """Write the resume state; the previous one remains until this is complete."""
         with atomic_folder(self.path / "last") as temporary:
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            metadata = {CHECKSUM: tensor_checksum(plain)}
+            about = self._about("last")
+            metadata = {CHECKSUM: tensor_checksum(plain, about=about)}
             safetensors.torch.save_file(plain, temporary / "state.safetensors", metadata=metadata)
-            write_json(temporary / "state.json", {**facts, CHECKSUM: _json_checksum(facts)})
+            checksum = _json_checksum({**facts, "about": about})
+            write_json(temporary / "state.json", {**facts, CHECKSUM: checksum})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Load the resume state, or ``None`` for a fresh run.
@@ -118,10 +127,11 @@ class RunFolder:
         last = self.path / "last"
         if not last.is_dir():
             return None
-        facts = _read_object(last / "state.json")
+        about = self._about("last")
+        facts = _read_object(last / "state.json", about=about)
         if facts.keys() != {"step", "history"}:
             raise TrainingError(f"{last / 'state.json'}: expected step and history; {_START_OVER}")
-        return _read_tensors(last / "state.safetensors"), facts
+        return _read_tensors(last / "state.safetensors", about=about), facts
 
     def log(self, record: Record) -> None:
         """Append one record to the log."""
@@ -188,9 +198,9 @@ class RunFolder:
         return history
 
 
-def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors with their names, dtypes and shapes."""
-    digest = hashlib.sha256()
+def tensor_checksum(tensors: Mapping[str, Tensor], *, about: str = "") -> str:
+    """Return the SHA-256 of tensors with their names, dtypes and shapes, and of a text."""
+    digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -198,21 +208,30 @@ def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors and compare its checksum; earlier versions wrote none."""
+def _read_tensors(path: Path, *, about: str, plain: bool = False) -> dict[str, Tensor]:
+    """Read a file of tensors and compare its checksum.
+
+    Args:
+        plain: Accept the file of an earlier version, without or with a checksum of the tensors.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise TrainingError(f"{path}: damaged ({error}); {_START_OVER}") from None
-    if metadata and metadata.get(CHECKSUM) != tensor_checksum(tensors):
-        raise TrainingError(f"{path}: damaged: its checksum does not match; {_START_OVER}")
+    said = metadata.get(CHECKSUM)
+    earlier = plain and (not metadata or said == tensor_checksum(tensors))
+    if not earlier and said != tensor_checksum(tensors, about=about):
+        raise TrainingError(
+            f"{path}: damaged, or of another step or run: its checksum does not match; "
+            f"{_START_OVER}"
+        )
     return tensors
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object and compare its checksum, if it has one."""
+def _read_object(path: Path, *, about: str | None = None) -> dict[str, Any]:
+    """Read a JSON object and compare its checksum; without ``about``, it may have none."""
     try:
         value = read_json(path)
     except DataError as error:
@@ -220,8 +239,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TrainingError(f"{path}: expected a JSON object; {_START_OVER}")
     said = value.pop(CHECKSUM, None)
-    if said not in (None, _json_checksum(value)):
-        raise TrainingError(f"{path}: damaged: its checksum does not match; {_START_OVER}")
+    checked = value if about is None else {**value, "about": about}
+    if said != _json_checksum(checked) and (said is not None or about is not None):
+        raise TrainingError(
+            f"{path}: damaged, or of another run: its checksum does not match; {_START_OVER}"
+        )
     return value
 
 

@@ -29,6 +29,7 @@ from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
 from dptdr.training.health import prompt_health
 from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
+from dptdr.training.losses import matryoshka_lengths
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
 from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
@@ -115,6 +116,10 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     """
     config = config.settled(len(data.groups))
     config.check()
+    try:
+        matryoshka_lengths(config.matryoshka, dim=backbone.dim)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     out = Path(out)
     tracked = {"method": method_name, **settings_of(method_config), **dataclasses.asdict(config)}
     with contextlib.ExitStack() as stack:

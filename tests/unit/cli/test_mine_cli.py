@@ -314,8 +314,8 @@ def test_runs_left_by_another_dtype_are_not_used(data, tmp_path, encoder):
 def test_a_damaged_cache_never_becomes_negatives(data, tmp_path, encoder, part):
     source = "bm25" if part.startswith("bm25") else "backbone:minilm"
     options = [data, "--source", source, "--cache", tmp_path / "cache"]
-    out = tmp_path / "1.jsonl"
-    if part == "hits":
+    out, hits = tmp_path / "1.jsonl", part == "hits"
+    if hits:
         run = tmp_path / "short.trec"
         run.write_text("q0 Q0 p1 1 1.0 x\n")
         stopped = ["--teacher", f"file:{run}", "--max-score", "0.1", "--out", out]
@@ -330,8 +330,13 @@ def test_a_damaged_cache_never_becomes_negatives(data, tmp_path, encoder, part):
     content[-3] ^= 0x40
     file.write_bytes(content)
 
-    refused = _invoke(*options, "--out", out, "--overwrite").exception
+    again = [*options, *stopped] if hits else [*options, "--out", out, "--overwrite"]
+    refused = _invoke(*again).exception
 
     assert isinstance(refused, DptdrError), refused
     assert re.search("SHA-256|checksum|damaged", str(refused))
     assert not out.exists()
+    if hits:
+        # The unfinished work is discarded, too.
+        assert _invoke(*options, "--out", out, "--overwrite").exit_code == 0
+        assert not folder.exists()

@@ -150,3 +150,10 @@ def test_broken_head_file_is_refused(tmp_path, plain):
 def test_early_layer_beyond_the_encoder_is_refused(plain):
     with pytest.raises(ConfigError, match=r"skip_from: expected a layer from 1 to 2 .* got 3"):
         build(plain, skip_from=3)
+
+
+def test_a_head_file_has_the_same_bytes_each_time(tmp_path, plain):
+    heads = build(plain, head_layers=1).heads
+    for number in range(6):
+        write_kept(tmp_path / str(number), heads)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(6)}) == 1

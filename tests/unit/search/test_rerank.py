@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def test_equal_scores_keep_the_old_order():
 @pytest.mark.parametrize(
     ("scorer", "top", "message"),
     [
-        (lambda query, texts: [1.0], 3, "query 'q': expected 3 scores from the scorer, got 1"),
+        (lambda query, texts: [1.0], 3, "expected 3 scores, got 1"),
         (lambda query, texts: [1.0, float("nan"), 2.0], 3, "returned NaN for passage 'b'"),
         (count_words, 0, "at least 1 hit to re-rank, got 0"),
     ],
@@ -95,5 +97,15 @@ def test_an_encoder_without_a_head_is_no_cross_encoder(tmp_path):
     pytest.importorskip("sentence_transformers")
     from helpers.tiny import save_tiny
 
-    with pytest.raises(VectorsError, match="expected a sequence classifier, got "):
+    with pytest.raises(VectorsError, match="expected a sequence classifier with all weights"):
         cross_encoder(str(save_tiny(tmp_path / "bert")))
+    # As a checkpoint that lost its head, which its config still names.
+    config = tmp_path / "bert" / "config.json"
+    named = json.loads(config.read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    config.write_text(json.dumps(named | {"num_labels": 1}))
+    with pytest.raises(VectorsError, match=r"all weights, got none for .*classifier"):
+        cross_encoder(str(tmp_path / "bert"))
+    weights = tmp_path / "bert" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(VectorsError, match="bert' cannot be loaded as a cross-encoder"):
+        cross_encoder(str(tmp_path / "bert"))

@@ -102,14 +102,51 @@ def test_files_of_earlier_versions_have_no_checksum_and_are_read(run, tmp_path):
 
     shutil.copytree(run, tmp_path / "task.training")
     folder = tmp_path / "task.training"
-    for name in ("run.json", "last/state.json"):
-        values = json.loads((folder / name).read_text())
-        del values["sha256"]
-        (folder / name).write_text(json.dumps(values))
-    for name in ("checkpoints/step-0000002.safetensors", "last/state.safetensors"):
-        safetensors.torch.save_file(TENSORS, folder / name)
+    values = json.loads((folder / "run.json").read_text())
+    del values["sha256"]
+    (folder / "run.json").write_text(json.dumps(values))
+    safetensors.torch.save_file(TENSORS, folder / "checkpoints" / "step-0000002.safetensors")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     (folder / "log.jsonl").write_text(
         "".join(json.dumps({k: v for k, v in line.items() if k != "crc"}) + "\n" for line in lines)
     )
     assert read(folder) == read(run)
+
+
+def test_a_file_of_another_step_or_run_is_not_taken_for_ones_own(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    folder = RunFolder(copy)
+    folder.save_checkpoint(3, {name: tensor + 1 for name, tensor in TENSORS.items()})
+    shutil.copy(folder.checkpoint_path(3), folder.checkpoint_path(2))
+    with pytest.raises(TrainingError, match="of another step or run"):
+        folder.load_checkpoint(2)
+
+    other = RunFolder(tmp_path / "other")
+    other.begin(IDENTITY | {"seed": 1})
+    shutil.copytree(run / "checkpoints", other.path / "checkpoints")
+    with pytest.raises(TrainingError, match="of another step or run"):
+        other.load_checkpoint(2)
+    other.save_state(TENSORS, FACTS)
+    for file in ("state.json", "state.safetensors"):
+        mixed = RunFolder(shutil.copytree(copy, tmp_path / file))
+        shutil.copy(other.path / "last" / file, mixed.path / "last" / file)
+        with pytest.raises(TrainingError, match=f"{file}: damaged, or of another"):
+            mixed.load_state()
+
+
+def test_the_probe_of_another_machine_does_not_make_another_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(IDENTITY | {"probe": [0.1, 0.2]})
+    folder.save_state(TENSORS, FACTS)
+    folder.begin(IDENTITY | {"probe": [0.1000001, 0.2]})
+    assert folder.load_state() is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 99}, {"step": "x"}, {"history": None}, {"history": []}]
+)
+def test_a_state_without_its_checksum_is_refused(run, tmp_path, change):
+    folder = RunFolder(shutil.copytree(run, tmp_path / "copy"))
+    (folder.path / "last" / "state.json").write_text(json.dumps(FACTS | change))
+    with pytest.raises(TrainingError, match="its checksum does not match"):
+        folder.load_state()

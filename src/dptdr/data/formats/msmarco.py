@@ -12,6 +12,7 @@ from dptdr.data.formats.source_data import (
     PUBLISHED,
     SourceData,
     UniqueIds,
+    UniqueTexts,
     find_file,
     need_folder,
     plain_name,
@@ -131,16 +132,18 @@ def read_top1000(source: Path) -> SourceData:
     counted: Counter[str] = Counter()
 
     def passages() -> Iterator[Passage]:
-        seen = UniqueIds()
+        seen = UniqueTexts()
         for number, (_, passage_id, _, text) in tab_rows(source, columns=columns):
             counted[plain_name(source)] += 1
-            if seen.add(checked_id(passage_id, path=source, number=number, field="passage id")):
+            checked_id(passage_id, path=source, number=number, field="passage id")
+            if seen.add(passage_id, text, path=source, line=number, what="passage"):
                 yield Passage(passage_id, text)
 
     def queries() -> Iterator[Query]:
-        seen = UniqueIds()
+        seen = UniqueTexts()
         for number, (query_id, _, query, _) in tab_rows(source, columns=columns):
-            if seen.add(checked_id(query_id, path=source, number=number, field="query id")):
+            checked_id(query_id, path=source, number=number, field="query id")
+            if seen.add(query_id, query, path=source, line=number, what="query"):
                 yield Query(query_id, query)
 
     def candidates(folder: Path) -> None:

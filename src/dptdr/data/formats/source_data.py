@@ -1,5 +1,6 @@
 """The results of readers: streams of records and their counts."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,32 @@ class SourceData:
     also: Callable[[Path], None] | None = None
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+
+
+class UniqueTexts:
+    """Ids and their texts, as hashes of 64 bits, to find an id with two texts."""
+
+    def __init__(self) -> None:
+        self._ids = UniqueIds()
+        self._texts: set[int] = set()
+
+    def add(self, record_id: str, text: str, *, path: Path, line: int, what: str) -> bool:
+        """Add an id and its text; return whether the id is new.
+
+        Args:
+            what: What the id names, for the message.
+
+        Raises:
+            DataError: If the id was added with another text.
+        """
+        content = f"{record_id}\0{text}".encode("utf-8", "surrogatepass")
+        key = hashlib.blake2b(content, digest_size=8)
+        size = len(self._texts)
+        self._texts.add(int.from_bytes(key.digest(), "big"))
+        new = self._ids.add(record_id)
+        if not new and len(self._texts) > size:
+            raise DataError(f"{what} '{record_id}' has another text before", path=path, line=line)
+        return new
 
 
 class UniqueIds:

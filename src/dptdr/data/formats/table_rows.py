@@ -229,6 +229,10 @@ def _batch_rows(batches: Iterator[Any], *, path: Path, kind: str) -> Iterator[Ro
     number = 0
     try:
         for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise DataError(f"expected distinct columns, got '{twice}' twice", path=path)
             for offset in range(0, batch.num_rows, _ROWS_PER_BATCH):
                 for values in batch.slice(offset, _ROWS_PER_BATCH).to_pylist():
                     number += 1

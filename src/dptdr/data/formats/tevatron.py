@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.data.formats.msmarco import write_lines
-from dptdr.data.formats.source_data import SourceData, UniqueIds, find_file, plain_name
+from dptdr.data.formats.source_data import (
+    SourceData,
+    UniqueIds,
+    UniqueTexts,
+    find_file,
+    plain_name,
+)
 from dptdr.data.training_files import read_records
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
@@ -105,7 +111,7 @@ def _corpus(path: Path, counted: Counter[str]) -> Iterator[Passage]:
 
 
 def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
-    seen = UniqueIds()
+    seen = UniqueTexts()
     for path in paths:
         for line, record in read_records(path):
             if _IDS[0] in record:
@@ -117,7 +123,8 @@ def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
                 )
             for side in _SIDES:
                 for passage in _side(record, side, path=path, line=line):
-                    if seen.add(passage.id):
+                    content = f"{passage.title}\0{passage.text}"
+                    if seen.add(passage.id, content, path=path, line=line, what="passage"):
                         yield passage
 
 

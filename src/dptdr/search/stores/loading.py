@@ -102,6 +102,26 @@ def check_upsert(
     return checked
 
 
+def check_ids(ids: object) -> None:
+    """Reject a single id, whose letters would be taken for ids."""
+    if isinstance(ids, str):
+        raise VectorsError(f"ids: expected a list, got the text '{ids[:60]}'; put it in a list")
+
+
+def check_reloaded(opened: Origin, now: Origin, *, name: str) -> None:
+    """Check that a collection loaded again has vectors of the same prompt and backbone.
+
+    Raises:
+        WrongPrompt: If it does not.
+    """
+    if (opened.passage_fingerprint, opened.dim) != (now.passage_fingerprint, now.dim):
+        raise WrongPrompt(
+            f"index '{name}': loaded again since it was opened, with vectors of '{now.encoder}' "
+            f"(passage fingerprint {now.passage_fingerprint}) instead of '{opened.encoder}' "
+            f"({opened.passage_fingerprint}); open it again with that encoder"
+        )
+
+
 def search_results(rankings: Sequence[Sequence[tuple[str, float]]]) -> SearchResults:
     """Combine the rankings of several queries, best first, into one result."""
     width = max(map(len, rankings), default=0)

@@ -12,9 +12,16 @@ from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import PGVECTOR_BOUNDS, Options, check_options
 from dptdr.search.indexes.recall import measure_recall
-from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
+from dptdr.search.stores.loading import (
+    check_ids,
+    check_reloaded,
+    check_upsert,
+    in_order,
+    load_folder,
+    search_results,
+)
 from dptdr.search.stores.postgres_session import Session
-from dptdr.search.vectors.documents import Filter
+from dptdr.search.vectors.documents import Filter, wanted_texts
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
@@ -23,6 +30,7 @@ BATCH_ROWS = 2000
 
 _MOST_INDEXED_DIM = 2000
 """Maximum dimension that pgvector can index in float32; larger vectors are indexed as halfvec."""
+_MAX_DIM = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,8 @@ class PostgresIndex:
     def count(self) -> int:
         """Number of passages."""
         query = "SELECT count(*) FROM dptdr.passages WHERE collection = %s"
-        found = self.session.run(lambda c: c.execute(query, [self.collection.number]).fetchone())
+        number = self._current().number
+        found = self.session.run(lambda c: c.execute(query, [number]).fetchone())
         return int(found[0])
 
     @property
@@ -96,6 +105,17 @@ class PostgresIndex:
             )
         return found[0]
 
+    def _current(self) -> Collection:
+        """Return the active collection, as it may have been loaded again.
+
+        Raises:
+            WrongPrompt: If its vectors are those of another prompt or backbone than at the start.
+        """
+        found = self._active()
+        check_reloaded(self.origin, found.origin, name=self.name)
+        self.collection = found
+        return found
+
     def search(
         self,
         vectors: Float[np.ndarray, "queries dim"],
@@ -110,20 +130,34 @@ class PostgresIndex:
         Raises:
             NoSuchField: If there are no hits because a filter names a field that no passage has.
         """
-        self.collection = self._active()
+        number = self._current().number
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
         statement, values = self._statement(filters, depth=depth)
 
         def work(connection: Any) -> list[list[tuple[str, float]]]:
+            def hits(query: np.ndarray) -> list[tuple[str, float]]:
+                parameters = {"query": query, **values}
+                found: list[tuple[str, float]] = connection.execute(
+                    statement, parameters, binary=True
+                ).fetchall()
+                return found
+
             # Filters may reject the first candidates: keep scanning until there are enough hits.
             connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(100, depth))}")
+            found = [hits(query) for query in queries]
+            # The scan of a graph ends after some number of candidates; a plain one misses none.
+            connection.execute("SET LOCAL enable_indexscan = off")
             return [
-                connection.execute(statement, {"query": query, **values}, binary=True).fetchall()
-                for query in queries
+                hits(query) if len(few) < depth else few
+                for query, few in zip(queries, found, strict=True)
             ]
 
         found = self.session.run(work)
+        few = any(len(hits) < depth for hits in found)
+        if few and self._active().number != number:
+            # It was exchanged, and its rows deleted, in the meantime.
+            return self.search(vectors, depth=depth, filters=filters)
         if queries.size and not any(found):
             for condition in filters:
                 self._check_field(condition.field)
@@ -143,11 +177,12 @@ class PostgresIndex:
         values: dict[str, object] = {}
         for place, condition in enumerate(filters):
             field, wanted = f"field{place}", f"values{place}"
-            values |= {field: condition.field, wanted: list(condition.values)}
+            values |= {field: condition.field, wanted: wanted_texts(condition.values)}
             conditions.append(
                 f"CASE jsonb_typeof(metadata -> %({field})s) WHEN 'array' THEN "
                 f"EXISTS (SELECT FROM jsonb_array_elements_text(metadata -> %({field})s) AS e "
-                f"WHERE e = ANY(%({wanted})s)) "
+                f"WHERE COALESCE(e, 'null') = ANY(%({wanted})s)) "
+                f"WHEN 'null' THEN 'null' = ANY(%({wanted})s) "
                 f"ELSE metadata ->> %({field})s = ANY(%({wanted})s) END"
             )
         distance = f"{here.vector} <#> %(query)s::{here.cast}"
@@ -163,7 +198,7 @@ class PostgresIndex:
             "SELECT id, title, text, metadata FROM dptdr.passages "
             "WHERE collection = %s AND id = ANY(%s)"
         )
-        number = self.collection.number
+        number = self._current().number
         rows = self.session.run(lambda c: c.execute(query, [number, list(ids)]).fetchall())
         found = (Document(Passage(row[0], row[2], row[1]), row[3]) for row in rows)
         return in_order(found, ids, name=self.name)
@@ -182,6 +217,7 @@ class PostgresIndex:
             VectorsError: If a vector is invalid, an id is duplicated, or the database is
                 unreachable.
         """
+        number = self._current().number
         checked = check_upsert(
             vectors,
             documents=documents,
@@ -189,27 +225,28 @@ class PostgresIndex:
             passage_fingerprint=passage_fingerprint,
             name=self.name,
         )
-        number = self.collection.number
         self.session.run(lambda c: copy_rows(c, number, documents=documents, vectors=checked))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages by id, ignoring unknown ids, and return the number deleted."""
+        check_ids(ids)
         query = "DELETE FROM dptdr.passages WHERE collection = %s AND id = ANY(%s)"
-        number = self.collection.number
+        number = self._current().number
         return int(self.session.run(lambda c: c.execute(query, [number, list(ids)]).rowcount))
 
     @property
     def recall(self) -> float | None:
         """Recall@10 measured after the load; None for collections of version 0.1.0."""
         query = "SELECT recall FROM dptdr.collections WHERE id = %s"
-        number = self.collection.number
+        number = self._current().number
         (found,) = self.session.run(lambda c: c.execute(query, [number]).fetchone())
         return None if found is None else float(found)
 
     def keep_recall(self, recall: float) -> None:
         """Store the measured recall with the active collection."""
         statement = "UPDATE dptdr.collections SET recall = %s WHERE id = %s"
-        self.session.run(lambda c: c.execute(statement, [recall, self.collection.number]))
+        number = self._current().number
+        self.session.run(lambda c: c.execute(statement, [recall, number]))
 
     def close(self) -> None:
         """Close the connection."""
@@ -240,6 +277,10 @@ def load_postgres(
             unreachable.
     """
     graph = _graph_options(options or {})
+    if folder.dim > _MAX_DIM:
+        raise VectorsError(
+            f"{folder.path}: pgvector indexes at most {_MAX_DIM:,} dimensions, got {folder.dim:,}"
+        )
     session = Session(dsn)
     try:
         target = _Loading(session, origin=folder.manifest.origin, name=name, graph=graph)

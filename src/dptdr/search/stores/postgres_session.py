@@ -5,6 +5,7 @@ refer to it by number. Each name has one active collection, so a new one can be 
 swapped in within one transaction.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -41,6 +42,14 @@ CREATE TABLE IF NOT EXISTS dptdr.passages (
     PRIMARY KEY (collection, id)
 );
 """
+
+
+_COMPLETE = """
+SELECT count(*) FROM information_schema.columns
+WHERE table_schema = 'dptdr'
+AND (table_name, column_name) IN (('collections', 'recall'), ('passages', 'vector'))
+"""
+"""Counts the columns that were created last."""
 
 
 def import_psycopg() -> Any:
@@ -100,7 +109,7 @@ class Session:
                 pause *= 2
             except self._psycopg.Error as error:
                 raise VectorsError(
-                    f"{self.where()}: rejected the operation ({_one_line(error)})"
+                    f"{self.where()}: rejected the operation ({self._said(error)})"
                 ) from None
         raise AssertionError("unreachable")
 
@@ -110,21 +119,30 @@ class Session:
 
             connection = self._psycopg.connect(self.dsn, autocommit=True, connect_timeout=10)
             connection.execute("SET client_min_messages = warning")
-            # Serialise schema creation: concurrent processes would collide in the catalogue.
-            with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(7305810)")
-                connection.execute(SCHEMA)
+            # A role that may only read cannot create anything.
+            if connection.execute(_COMPLETE).fetchone() != (2,):
+                # Serialise schema creation: concurrent processes would collide in the catalogue.
+                with connection.transaction():
+                    connection.execute("SELECT pg_advisory_xact_lock(7305810)")
+                    connection.execute(SCHEMA)
             register_vector(connection)
             self._connection = connection
         return self._connection
 
     def _advice(self, error: Exception) -> str:
         return (
-            f"no response after {_TRIES} tries ({_one_line(error)}); check that PostgreSQL is "
+            f"no response after {_TRIES} tries ({self._said(error)}); check that PostgreSQL is "
             "running and reachable, then retry: completed work is kept"
             if self._connection is None or self._connection.closed
-            else f"rejected the operation ({_one_line(error)}); completed work is kept"
+            else f"rejected the operation ({self._said(error)}); completed work is kept"
         )
+
+    def _said(self, error: Exception) -> str:
+        """Return an error's text on one line, without the password."""
+        text = " ".join(str(error).split())
+        for secret in re.findall(r"://[^/]*?:([^@]+)@", self.dsn):
+            text = text.replace(secret, "***")
+        return text[:300] or type(error).__name__
 
     def where(self) -> str:
         """Return host and database, without the password, for messages."""
@@ -139,7 +157,3 @@ class Session:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -20,8 +20,15 @@ from dptdr.errors import NoSuchField, VectorsError
 from dptdr.records import Document, Passage
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.indexes.options import QDRANT_BOUNDS, Options, check_options
-from dptdr.search.stores.loading import check_upsert, in_order, load_folder, search_results
-from dptdr.search.vectors.documents import Filter, plain_text
+from dptdr.search.stores.loading import (
+    check_ids,
+    check_reloaded,
+    check_upsert,
+    in_order,
+    load_folder,
+    search_results,
+)
+from dptdr.search.vectors.documents import Filter, plain_texts
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
@@ -71,7 +78,7 @@ class QdrantIndex:
     @property
     def count(self) -> int:
         """Number of passages."""
-        return int(_again(lambda: self.client.count(self.name, exact=True)).count)
+        return int(_again(lambda: self.client.count(self._current(), exact=True)).count)
 
     @property
     def dim(self) -> int:
@@ -82,6 +89,18 @@ class QdrantIndex:
     def origin(self) -> Origin:
         """Origin of the vectors."""
         return self._origin
+
+    def _current(self) -> str:
+        """Return the collection behind the alias, as it may have been loaded again.
+
+        Raises:
+            WrongPrompt: If its vectors are those of another prompt or backbone than at the start.
+        """
+        found = _aliased(self.client, self.name)
+        if found is None:
+            raise VectorsError(f"Qdrant: no index '{self.name}'; create it with load_qdrant")
+        check_reloaded(self._origin, Origin.from_json(found["origin"]), name=self.name)
+        return str(found["collection"])
 
     def search(
         self,
@@ -106,7 +125,7 @@ class QdrantIndex:
         ]
         if not requests:
             return search_results([])
-        answers = _again(lambda: self.client.query_batch_points(self.name, requests=requests))
+        answers = _again(lambda: self.client.query_batch_points(self._current(), requests=requests))
         found = [[(p.payload["id"], p.score) for p in answer.points] for answer in answers]
         if not any(found):
             for wanted in filters:
@@ -119,7 +138,7 @@ class QdrantIndex:
         empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(field)))
         points, _ = _again(
             lambda: self.client.scroll(
-                self.name, scroll_filter=models.Filter(must_not=[empty]), limit=1
+                self._current(), scroll_filter=models.Filter(must_not=[empty]), limit=1
             )
         )
         if not points:
@@ -128,7 +147,7 @@ class QdrantIndex:
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Look up passages by id; see :class:`dptdr.search.index.Index`."""
         points = _again(
-            lambda: self.client.retrieve(self.name, ids=[_point_id(name) for name in ids])
+            lambda: self.client.retrieve(self._current(), ids=[_point_id(name) for name in ids])
         )
         return in_order((_document(point.payload) for point in points), ids, name=self.name)
 
@@ -156,17 +175,20 @@ class QdrantIndex:
         )
         points = _points(documents, checked, fingerprint=passage_fingerprint)
         _again(self._mark_changed)
-        _again(lambda: self.client.upsert(self.name, points=points))
+        _again(lambda: self.client.upsert(self._current(), points=points))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages by id, ignoring unknown ids, and return the number deleted."""
+        check_ids(ids)
         points = [_point_id(name) for name in dict.fromkeys(ids)]
         if not points:
             return 0
-        there = _again(lambda: self.client.retrieve(self.name, ids=points, with_payload=False))
+        there = _again(
+            lambda: self.client.retrieve(self._current(), ids=points, with_payload=False)
+        )
         if there:
             _again(self._mark_changed)
-        _again(lambda: self.client.delete(self.name, points_selector=points))
+        _again(lambda: self.client.delete(self._current(), points_selector=points))
         return len(there)
 
     def _mark_changed(self) -> None:
@@ -358,7 +380,8 @@ def _points(documents: Iterable[Document], vectors: np.ndarray, *, fingerprint: 
 
 
 def _texts(value: object) -> list[str]:
-    return [plain_text(item) for item in (value if isinstance(value, list) else [value])]
+    items = value if isinstance(value, list) else [value]
+    return [form for item in items for form in plain_texts(item)]
 
 
 def _document(payload: dict[str, Any]) -> Document:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from dptdr.errors import DataError, VectorsError
 from dptdr.io.beir import BeirFolder, document_record
 from dptdr.io.lines import MAX_ID_BYTES, READ_FAULTS, describe, open_bytes
 from dptdr.records import Document, Passage
+
+_EXPONENT = re.compile(r"-?\d+(\.\d+)?[eE][+-]?\d{1,3}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,22 @@ class Filter(NamedTuple):
             return False
         value = metadata[self.field]
         held = value if isinstance(value, list) else [value]
-        return any(plain_text(item) in self.values for item in held)
+        return any(form in self.values for item in held for form in plain_texts(item))
+
+
+def plain_texts(value: object) -> list[str]:
+    """Return the filter values that a metadata value matches; numbers with and without exponent."""
+    text = plain_text(value)
+    return [text, *_without_exponent(text)] if isinstance(value, float) else [text]
+
+
+def wanted_texts(values: Sequence[str]) -> list[str]:
+    """Add the notation without exponent, which databases store, to the numbers of a filter."""
+    return [form for text in values for form in (text, *_without_exponent(text))]
+
+
+def _without_exponent(text: str) -> list[str]:
+    return [format(Decimal(text), "f")] if _EXPONENT.fullmatch(text) else []
 
 
 def plain_text(value: object) -> str:

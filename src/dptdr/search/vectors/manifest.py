@@ -72,8 +72,21 @@ class Origin:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Origin":
-        """Restore the result of :meth:`as_json`, as stored in databases."""
-        return cls(**{**values, "probe": tuple(values.get("probe", ()))})
+        """Restore the result of :meth:`as_json`, as stored in databases.
+
+        Raises:
+            VectorsError: If fields are missing, unknown or of another kind.
+        """
+        try:
+            made = cls(**{**values, "probe": tuple(values.get("probe", ()))})
+        except (TypeError, AttributeError) as error:
+            raise VectorsError(
+                f"database: expected the origin of vectors ({error}); it is damaged or from a "
+                "newer version, load the vectors again"
+            ) from None
+        if type(made.dim) is not int or not isinstance(made.passage_fingerprint, str):
+            raise VectorsError("database: damaged origin of vectors; load the vectors again")
+        return made
 
     def as_json(self) -> dict[str, Any]:
         """Convert to JSON values; float32 weights use the format of earlier versions."""

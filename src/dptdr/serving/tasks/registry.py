@@ -168,7 +168,7 @@ class TaskRegistry:
         same = _same(known, key) if reuse else None
         # If the copy is damaged, the bundle is copied again below.
         if same is not None and same in tasks[task].versions:
-            return self.resolve(f"{task}@{same}")
+            return self.set_default(task, same) if default else self.resolve(f"{task}@{same}")
         _free_version(known, task, version, replace=replace)
         manifest = self.verifier.verify(bundle)
         held = record = None

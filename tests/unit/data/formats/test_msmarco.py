@@ -182,6 +182,20 @@ def test_top1000_becomes_a_folder_with_its_candidates(tmp_path: Path):
         convert(str(tmp_path / "gone"), format="msmarco-top1000", out=tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("6\t0\tquery six\tOTHER", "line 2: passage '0' has another text before"),
+        ("5\t1\tOTHER\ttext 1", "line 2: query '5' has another text before"),
+    ],
+)
+def test_top1000_with_two_texts_of_one_id_is_refused(tmp_path: Path, line, words):
+    file = tmp_path / "top1000.dev"
+    file.write_text(f"5\t0\tquery five\ttext 0\n{line}\n")
+    with pytest.raises(DataError, match=words):
+        convert(str(file), format="msmarco-top1000", out=tmp_path / "out")
+
+
 def test_triples_of_ids_become_a_training_file(source: Path, tmp_path: Path):
     file = tmp_path / "qidpidtriples.train.full.2.tsv"
     file.write_text("10\t0\t1\n10\t0\t7\n11\t1\t0\n")

@@ -154,3 +154,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"folder.csv: expected a file, got a folder"):
         values(tmp_path / "folder.csv")
+
+
+def test_a_column_that_is_there_twice_is_refused_in_parquet_too(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = [arrow.array(["a"]), arrow.array(["b"]), arrow.array(["c"])]
+    table = arrow.Table.from_arrays(columns, names=["query", "positive", "positive"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="expected distinct columns, got 'positive' twice"):
+        list(table_rows(tmp_path / "t.parquet"))

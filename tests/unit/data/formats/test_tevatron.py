@@ -115,6 +115,19 @@ def test_a_corpus_with_an_id_twice_and_a_missing_file_are_refused(tmp_path: Path
         convert(str(tmp_path / "gone.jsonl"), format="tevatron", out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("titled", [False, True])
+def test_a_passage_with_two_texts_is_refused_where_it_comes_again(tmp_path, titled):
+    again = passage("0", "a") | ({"title": "other"} if titled else {"text": "b"})
+    records = [
+        {"query_id": f"q{n}", "query": f"q {n}", "positive_passages": [p], "negative_passages": []}
+        for n, p in enumerate([passage("0", "a"), passage("0", "a"), again])
+    ]
+    write(tmp_path / "train.jsonl", *records)
+    words = r"train.jsonl, line 3: passage '0' has another text before"
+    with pytest.raises(DataError, match=words):
+        convert(str(tmp_path / "train.jsonl"), format="tevatron", out=tmp_path / "out")
+
+
 PRESENT = {
     "query_id": "10",
     "query_text": "what is zero",

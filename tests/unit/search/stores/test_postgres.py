@@ -128,6 +128,8 @@ def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
         small.upsert(documents, vectors, passage_fingerprint=encoder.passage_fingerprint)
     assert small.count == 4
     assert set(best(small, encoder, "red apple")[:2]) == {"a", "c"}
+    with pytest.raises(VectorsError, match="ids: expected a list, got the text 'bc'"):
+        small.delete("bc")
     assert small.delete(["a", "unknown"]) == 1
     assert best(small, encoder, "red apple")[0] == "c"
     assert small.count == 3
@@ -261,3 +263,93 @@ def test_options_reach_the_graph_and_others_are_refused(dsn, make_encoder, tmp_p
     (found,) = index.session.run(lambda c: c.execute(query, [name]).fetchone())
     assert found == ["m=60", "ef_construction=120"]
     index.close()
+
+
+def test_an_open_index_follows_a_reload_but_never_mixes_two_prompts(dsn, make_encoder, tmp_path):
+    first, second = make_encoder(), make_encoder(prompt="p2")
+    index = load_postgres(encode(first, 5, tmp_path / "1"), dsn=dsn, name="reloaded")
+    load_postgres(encode(first, 9, tmp_path / "2"), dsn=dsn, name="reloaded").close()
+
+    assert index.count == 9
+    assert index.delete(["d1", "d8"]) == 2
+    assert index.count == 7
+    assert index.recall is not None
+
+    load_postgres(encode(second, 9, tmp_path / "3"), dsn=dsn, name="reloaded").close()
+    for use in (
+        lambda: best(index, first, "word1"),
+        lambda: index.delete(["d2"]),
+        lambda: index.documents(["d2"]),
+        lambda: index.count,
+    ):
+        with pytest.raises(WrongPrompt, match="loaded again since it was opened"):
+            use()
+    index.close()
+
+
+def test_a_rare_filter_finds_all_that_there_are(dsn, tmp_path, make_encoder):
+    import psycopg
+
+    documents = [
+        Document(Passage(f"d{n}", f"word{n} common"), {"lang": "de" if n % 100 == 7 else "en"})
+        for n in range(1500)
+    ]
+    encoder = make_encoder()
+    folder = encode_folder(
+        encoder,
+        documents,
+        out=tmp_path / "v",
+        source=Source(fingerprint="rare"),
+        settings=EncodeSettings(shard_size=500),
+    )
+    index = load_postgres(folder, dsn=dsn, name="rare")
+    # What pgvector does by itself after 20,000 candidates.
+    with psycopg.connect(dsn, autocommit=True) as other:
+        database = other.execute("SELECT current_database()").fetchone()[0]
+        other.execute(f'ALTER DATABASE "{database}" SET hnsw.max_scan_tuples = 50')
+    index.session.close()
+    try:
+        german = [Filter("lang", ("de",))]
+        query = Query("q", "common")
+        run = search_queries(index, encoder, queries=[query], depth=50, filters=german)
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute(f'ALTER DATABASE "{database}" RESET hnsw.max_scan_tuples')
+        index.close()
+    assert sorted(int(hit.passage_id[1:]) for hit in run["q"]) == list(range(7, 1500, 100))
+
+
+def test_null_and_small_numbers_are_filtered_as_elsewhere(dsn, make_encoder, tmp_path):
+    documents = [
+        Document(Passage("a", "word"), {"x": None}),
+        Document(Passage("b", "word"), {"x": ["y", None]}),
+        Document(Passage("c", "word"), {"x": 1e-07}),
+    ]
+    encoder = make_encoder()
+    folder = encode_folder(encoder, documents, out=tmp_path / "v", source=Source(fingerprint="n"))
+    index = load_postgres(folder, dsn=dsn, name="nulls")
+    assert sorted(best(index, encoder, "word", filters=[Filter("x", ("null",))])) == ["a", "b"]
+    for number in ("1e-07", "0.0000001"):
+        assert best(index, encoder, "word", filters=[Filter("x", (number,))]) == ["c"]
+    index.close()
+
+
+def test_a_role_that_may_only_read_searches_and_no_password_is_told(dsn, make_encoder, tmp_path):
+    import psycopg
+
+    encoder = make_encoder()
+    load_postgres(encode(encoder, 5, tmp_path / "v"), dsn=dsn, name="read").close()
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("DROP ROLE IF EXISTS reader")
+        owner.execute("CREATE ROLE reader LOGIN PASSWORD 'hush-hush'")
+        owner.execute("GRANT USAGE ON SCHEMA dptdr TO reader")
+        owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA dptdr TO reader")
+    parts = psycopg.conninfo.conninfo_to_dict(dsn) | {"user": "reader", "password": "hush-hush"}
+    reader = PostgresIndex(psycopg.conninfo.make_conninfo(**parts), "read")
+    assert best(reader, encoder, "word1 common")[0] == "d1"
+    with pytest.raises(VectorsError, match="permission denied"):
+        reader.delete(["d1"])
+    reader.close()
+    with pytest.raises(VectorsError) as told:
+        PostgresIndex("postgresql://u:hush-hush@[::bad/x", "read")
+    assert "hush" not in str(told.value)

@@ -74,6 +74,8 @@ def test_upsert_adds_and_replaces_and_delete_removes(small, encoder):
         small.upsert(documents, vectors, passage_fingerprint=encoder.passage_fingerprint)
     assert small.count == 4
     assert set(best(small, encoder, "red apple")[:2]) == {"a", "c"}
+    with pytest.raises(VectorsError, match="ids: expected a list, got the text 'bc'"):
+        small.delete("bc")
     assert small.delete(["a", "unknown"]) == 1
     assert small.count == 3
     assert [document.passage for document in small.documents(["b"])] == [
@@ -263,3 +265,24 @@ def test_a_folder_of_another_kind_is_refused_and_none_is_created(encoder, tmp_pa
     found = open_database(f"qdrant:{tmp_path / 'new'}", "n")
     assert found.count == 1
     found.close()
+
+
+def test_an_open_index_never_mixes_two_prompts(client, make_encoder, tmp_path):
+    first, second = make_encoder(), make_encoder(prompt="p2")
+    documents = [Document(Passage("a", "red apple")), Document(Passage("b", "blue sea"))]
+    index = load_qdrant(encode(first, documents, tmp_path / "1"), client=client, name="n")
+    load_qdrant(encode(second, documents, tmp_path / "2"), client=client, name="n")
+
+    for use in (
+        lambda: best(index, first, "red apple"),
+        lambda: index.delete(["a"]),
+        lambda: index.documents(["a"]),
+        lambda: index.upsert(
+            documents,
+            first.encode_passages(["x", "y"]),
+            passage_fingerprint=first.passage_fingerprint,
+        ),
+    ):
+        with pytest.raises(WrongPrompt, match="loaded again since it was opened"):
+            use()
+    assert best(QdrantIndex(client, "n"), second, "red apple")[0] == "a"

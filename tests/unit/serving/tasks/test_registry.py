@@ -360,3 +360,15 @@ def test_what_a_killed_server_was_copying_is_removed(registry, bundle):
     registry.add("medical", bundle("medical"))
 
     assert not left.exists()
+
+
+def test_a_bundle_that_is_given_again_is_the_default_again(registry, bundle):
+    first, second = bundle("one"), bundle("two", seed=2)
+    registry.add("t", first)
+    registry.add("t", second, replace=True, reuse=True)
+    assert registry.resolve("t").version == "2"
+
+    assert registry.add("t", first, replace=True, reuse=True).version == "1"
+
+    assert registry.resolve("t").version == "1"
+    assert registry.rollback("t").version == "2"
