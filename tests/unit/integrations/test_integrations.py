@@ -7,6 +7,7 @@ import pytest
 
 import dptdr
 from dptdr.config.methods import DeepPromptConfig
+from dptdr.errors import BackboneError, ConfigError
 from dptdr.model import Backbone, Encoder, Limits, MethodFactory, save_task
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
@@ -88,6 +89,26 @@ def test_haystack_pipeline_embeds_each_side_and_can_be_saved(task, monkeypatch):
         task.encode_passages(PASSAGES),
     )
     close(found["query"]["embedding"], task.encode_queries(["red boat"])[0])
+
+
+def test_haystack_embedders_take_a_path_and_name_a_missing_device(task, monkeypatch):
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+    pytest.importorskip("haystack", reason=REASON)
+    from dptdr.integrations.haystack import DptdrTextEmbedder
+
+    embedder = DptdrTextEmbedder(task.path)
+    assert embedder.to_dict()["init_parameters"]["task"] == str(task.path)
+    close(embedder.run("red boat")["embedding"], task.encode_queries(["red boat"])[0])
+    with pytest.raises(BackboneError, match="expected an available device, got 'gpu7'"):
+        DptdrTextEmbedder(task.path, device="gpu7").run("red boat")
+
+
+def test_mteb_refuses_a_text_where_a_batch_belongs(task):
+    pytest.importorskip("mteb", reason=REASON)
+    from dptdr.integrations.mteb import MtebModel
+
+    with pytest.raises(ConfigError, match="expected batches with lists of texts"):
+        MtebModel(task).encode([{"text": "boat"}], hf_split="test", hf_subset="default")
 
 
 def test_mteb_measures_what_evaluate_does(task, tmp_path):
