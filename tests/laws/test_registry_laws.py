@@ -26,6 +26,7 @@ class Model:
 
     versions: dict[str, str] = field(default_factory=dict)
     defaults: list[str] = field(default_factory=list)
+    ever: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,8 @@ class Catalogue(RuleBasedStateMachine):
         else:
             assert version.version not in known.versions
         known.versions[version.version] = bundle
+        # A client that asks for a version never gets another one's vectors.
+        assert known.ever.setdefault(version.version, bundle) == bundle
         if not known.defaults:
             known.defaults = [version.version]
         elif default and known.defaults[-1] != version.version:

@@ -42,6 +42,11 @@ class IndexRecord(NamedTuple):
     key: str
 
 
+def number_of(version: str) -> int:
+    """Return the number of a version that was named by counting, otherwise 0."""
+    return int(version) if version.isdigit() and len(version) < 10 else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
     """A task in the catalogue.
@@ -52,6 +57,7 @@ class TaskRecord:
         versions: Version to bundle key.
         added: Version to the time it was added, ISO 8601.
         indexes: Version to its own index, if any.
+        last: The highest number ever given to a version: a removed version's name is not reused.
     """
 
     default: str
@@ -59,6 +65,7 @@ class TaskRecord:
     versions: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, IndexRecord] = field(default_factory=dict)
+    last: int = 0
 
     def with_version(
         self, version: str, *, key: str, default: bool, index: IndexRecord | None
@@ -66,7 +73,10 @@ class TaskRecord:
         """Return a copy with an additional version."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         added = replace(
-            self, versions={**self.versions, version: key}, added={**self.added, version: now}
+            self,
+            versions={**self.versions, version: key},
+            added={**self.added, version: now},
+            last=max(self.last, number_of(version)),
         ).with_index(version, index)
         if not default or version == self.default:
             return added
@@ -240,6 +250,7 @@ def _record(name: str, value: Any) -> TaskRecord:
         and {value["default"], *history, *indexes} <= set(versions)
         and all(isinstance(text, str) for text in value["added"].values())
         and all(isinstance(text, str) for index in indexes.values() for text in index)
+        and type(value.get("last", 0)) is int
     )
     if not good:
         raise ValueError(f"an invalid record of task {name[:100]!r}")
@@ -249,4 +260,5 @@ def _record(name: str, value: Any) -> TaskRecord:
         versions=versions,
         added=value["added"],
         indexes=indexes,
+        last=value.get("last", 0),
     )

@@ -23,6 +23,7 @@ from dptdr.serving.tasks.catalogue import (
     IndexRecord,
     TaskRecord,
     bundle_key,
+    number_of,
 )
 from dptdr.serving.tasks.indexes import Indexes
 from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersion
@@ -185,6 +186,9 @@ class TaskRegistry:
             same = _same(known, key) if reuse else None
             if same is not None:
                 named = same
+                if default and known is not None and named != known.default:
+                    history = (*known.history, known.default)
+                    records[task] = known.with_default(named, history=history)
                 # Makes every worker open the new copy.
                 self.catalogue.file.touch()
             else:
@@ -393,7 +397,7 @@ def _free_version(
         raise TaskExists(f"task '{task}' already exists; replace it or choose a different name")
     versions = known.versions if known is not None else {}
     if version is None:
-        number = 1 + max((int(v) for v in versions if v.isdigit() and len(v) < 10), default=0)
+        number = 1 + max([0 if known is None else known.last, *map(number_of, versions)])
         while str(number) in versions:
             number += 1
         return str(number)
