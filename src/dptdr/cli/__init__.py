@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -10,6 +11,9 @@ def main() -> None:
     Expected errors print one line and exit with code 2, or their own code; interruption exits with
     130 and a closed pipe with 141, following shell conventions.
     """
+    # A stream that was closed before the start; messages to it go nowhere.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     try:
         from dptdr.cli.app import PipeClosed, Stopped, build_app
         from dptdr.errors import DptdrError

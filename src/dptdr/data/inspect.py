@@ -12,7 +12,7 @@ from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder, parse_passage, parse_query
 from dptdr.io.intarray import IntArray, as_numbers, int_array
 from dptdr.io.lines import raw_lines
-from dptdr.io.trec import is_qrels_header, parse_judgement
+from dptdr.io.trec import check_header, is_qrels_header, parse_judgement
 
 Severity: TypeAlias = Literal["error", "warning"]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -270,6 +270,13 @@ def _read_queries(folder: BeirFolder, ledger: _Ledger) -> _Texts:
     return texts
 
 
+def _read_header(line: bytes, file: Path, ledger: _Ledger) -> None:
+    try:
+        check_header(line, path=file)
+    except DataError as error:
+        ledger.broken(error, file)
+
+
 def _read_split(
     folder: BeirFolder, split: str, ledger: _Ledger, *, passages: _Texts, queries: _Texts
 ) -> SplitStats:
@@ -282,6 +289,7 @@ def _read_split(
     for number, line in raw_lines(file):
         ledger.advance(number, line)
         if number == 1 and is_qrels_header(line):
+            _read_header(line, file, ledger)
             continue
         if number == 1:
             ledger.add("no header", "warning", f"{name}:1: expected a header, got a judgement")

@@ -130,7 +130,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def recover_folder(path: Path) -> None:
     """Restore a folder that a killed :func:`atomic_folder` moved aside."""
     aside = path.parent / f".{path.name}.old"
-    if aside.exists() and not path.exists():
+    # A link is none of ours.
+    if aside.is_dir() and not aside.is_symlink() and not path.exists():
         aside.rename(path)
 
 

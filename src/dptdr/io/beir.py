@@ -5,6 +5,8 @@
 compressed (``corpus.jsonl.gz``). Hidden files are ignored. Ids must be unique.
 """
 
+import contextlib
+import glob
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from dptdr.errors import ConfigError, DataError
-from dptdr.io.atomic import atomic_folder, recover_folder, write_json
+from dptdr.io.atomic import atomic_folder, read_json, recover_folder, write_json
 from dptdr.io.ids import IdSet
 from dptdr.io.lines import describe, id_fault, id_field, parse_object, raw_lines, text_field
 from dptdr.io.outputs import refuse_extra
@@ -133,8 +135,14 @@ class BeirFolder:
 
 
 def _member(path: Path) -> Path:
-    """Return the plain file, or the compressed one if there is no plain one."""
+    """Return the plain file, or the compressed one if there is no plain one.
+
+    Raises:
+        DataError: If both exist.
+    """
     packed = path.with_name(path.name + ".gz")
+    if packed.is_file() and path.is_file():
+        raise DataError(f"expected one file, got {packed.name} beside it; remove one", path=path)
     return packed if packed.is_file() and not path.is_file() else path
 
 
@@ -300,7 +308,9 @@ def write_beir(
         if also is not None:
             also(folder)
         said = meta(counts) if callable(meta) else meta
-        write_json(folder / "meta.json", {**said, "counts": counts.as_json()})
+        files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+        facts = {**said, "counts": counts.as_json(), "written": files}
+        write_json(folder / "meta.json", facts)
     return counts
 
 
@@ -308,7 +318,7 @@ _WRITTEN = (
     *(CORPUS, f"{CORPUS}.gz", QUERIES, f"{QUERIES}.gz", f"{QRELS}/*.tsv", f"{QRELS}/*.tsv.gz"),
     *("meta.json", "negatives-*.jsonl", "answers/*", "candidates.trec", ".*"),
 )
-"""What data folders consist of, with what conversions add."""
+"""What data folders of earlier versions, which do not list their files, consist of."""
 
 
 def check_split(name: object) -> str:
@@ -331,7 +341,16 @@ def _refuse_foreign(path: Path) -> None:
             f"this folder contains other files and no {CORPUS}; choose a new or empty folder",
             path=path,
         )
-    refuse_extra(path, known=_WRITTEN)
+    known: Iterable[str] = _WRITTEN
+    with contextlib.suppress(DataError):
+        found = read_json(path / "meta.json")
+        if isinstance(found, dict) and isinstance(found.get("written"), list):
+            known = (
+                *(glob.escape(str(name)) for name in found["written"]),
+                "meta.json",
+                ".DS_Store",
+            )
+    refuse_extra(path, known=tuple(known))
 
 
 def _write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:

@@ -23,6 +23,14 @@ _ARTEFACTS = (
     "tokenizer.json",
     "modules.json",
 )
+OURS = (
+    *("task.json", "README.md", "modules.json", "config*.json", "*.safetensors"),
+    *("manifest.json", "plan.json", "shards/[0-9]*", "index.bin", "bm25/*.npy", "bm25/*.json"),
+    *("vectors/manifest.json", "vectors/plan.json", "vectors/shards/[0-9]*"),
+    *("pretraining.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.model", "sentence_bert_config.json", "[12]_*/config.json"),
+)
+"""Files of tasks, vectors, indexes and encoders."""
 _BINARY = (".npy", ".safetensors", ".onnx", ".faiss", ".bin", ".pt")
 
 
@@ -47,7 +55,8 @@ def try_outputs(
 
     Raises:
         OutputError: If an output would replace an input, a name is not UTF-8, a file exists
-            instead of a folder or vice versa, or the parent folder is not writable.
+            instead of a folder or vice versa, the path is a link, or the parent folder is not
+            writable.
     """
     for path in paths:
         if path is None or str(path) == "-":
@@ -67,6 +76,12 @@ def try_outputs(
         if suffix is not None:
             refuse_replacing([path.with_name(path.name + suffix)], inputs)
         with writing(path):
+            if path.is_symlink() and (folders or path.is_file() or not path.exists()):
+                raise OutputError(
+                    "expected a path that is not a link, which would be replaced; use its target, "
+                    f"{path.resolve()}",
+                    path=path,
+                )
             if not folders and path.is_file() and _is_artefact(path):
                 raise OutputError(
                     "expected an output that is not part of a task, data, vectors or an index; "

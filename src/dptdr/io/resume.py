@@ -20,7 +20,7 @@ from typing import Any
 from dptdr.errors import DataError, OutputError
 from dptdr.io.atomic import read_json, recover_folder, remove_leftovers, write_json, writing
 from dptdr.io.locks import locked
-from dptdr.io.outputs import exists, refuse_extra, refuse_foreign, try_outputs
+from dptdr.io.outputs import OURS, exists, refuse_extra, refuse_foreign, try_outputs
 from dptdr.io.probe import same_probe
 
 _WIDEST_VALUE = 60
@@ -121,17 +121,24 @@ class Output:
                 path=work,
             )
 
+    def refuse_loss(self) -> None:
+        """Reject overwriting a folder that has, or may have, files of somebody else.
+
+        Raises:
+            OutputError: If it has.
+        """
+        if exists(self.path) and self.path.is_dir():
+            self._replaced()
+
     def _replaced(self) -> dict[str, Any]:
         """Return the recorded files of a folder; reject one to which somebody has added files."""
         record = self._read() or {}
         # A run that was killed has not replaced them yet.
         files = record.get("files") or record.get("replaced")
         if not isinstance(files, dict):
-            raise OutputError(
-                f"its record {self._record.name} is missing, so files that somebody added could be "
-                "lost; move or delete the folder, or choose a different output",
-                path=self.path,
-            )
+            # A copy, or of an earlier version.
+            refuse_extra(self.path, known=OURS)
+            return dict(_sizes(self.path))
         refuse_extra(self.path, known={glob.escape(name) for name in files})
         return files
 

@@ -25,10 +25,38 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)
 """trec_eval compares scores in single precision."""
 
 
+_COLUMNS = {
+    "0": ("query-id", "qid", "query"),
+    "1": ("corpus-id", "passage-id", "doc-id", "document-id", "docid", "pid"),
+    "2": ("score", "grade", "relevance", "label", "rel"),
+}
+"""Names of the columns of qrels, in their order."""
+
+
 def is_qrels_header(line: bytes) -> bool:
     """Check whether the first line of a qrels file is a header."""
     fields = line.decode("utf-8", "replace").lower().split("\t")
-    return fields[-1].strip() == "score" or fields[0].strip().replace("_", "-") == "query-id"
+    names = [field.strip().replace("_", "-") for field in fields]
+    return "score" in (names[0], names[-1]) or "query-id" in names
+
+
+def check_header(line: bytes, *, path: Path) -> None:
+    """Reject a header whose columns are in another order: they are read by position.
+
+    Raises:
+        DataError: If query, passage and grade are not in this order.
+    """
+    fields = line.decode("utf-8", "replace").lower().strip().split("\t")
+    names = [field.strip().replace("_", "-") for field in fields]
+    kinds = [next((kind for kind, known in _COLUMNS.items() if n in known), "") for n in names]
+    known = [kind for kind in kinds if kind]
+    if known != sorted(known) or (kinds[0] or "0") != "0" or kinds[-1] not in ("", "2"):
+        raise DataError(
+            "expected columns in the order query-id, corpus-id, score, got "
+            f"{', '.join(names)[:100]}",
+            path=path,
+            line=1,
+        )
 
 
 def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:
@@ -68,6 +96,7 @@ def judgements(path: Path) -> Iterator[tuple[int, Judgement]]:
     any_judgement = False
     for number, line in raw_lines(path):
         if number == 1 and is_qrels_header(line):
+            check_header(line, path=path)
             continue
         any_judgement = True
         yield number, parse_judgement(line, path=path, number=number)

@@ -64,6 +64,7 @@ def test_a_written_folder_reads_back_the_same(tmp_path: Path):
     assert json.loads((folder.path / "meta.json").read_text()) == {
         "source": "here",
         "counts": {"passages": 3, "queries": 2, "judgements": {"train": 2, "test": 1}},
+        "written": ["corpus.jsonl", "qrels/test.tsv", "qrels/train.tsv", "queries.jsonl"],
     }
 
 
@@ -415,12 +416,18 @@ def test_a_data_set_is_not_replaced_with_what_somebody_put_beside_it(tmp_path):
     target = tmp_path / "data"
     parts = {"passages": [Passage("a", "x")], "queries": [], "qrels": {}, "meta": {}}
     write_beir(target, **parts)
+    write_beir(target, **parts)
+    for name in ("thesis.txt", "negatives-train.jsonl", "qrels/dev.tsv", ".n.made.json"):
+        (target / name).write_text("years of work")
+        with pytest.raises(OutputError, match=rf"files that would be lost \({name}\)"):
+            write_beir(target, **parts)
+        assert (target / name).read_text() == "years of work"
+        (target / name).unlink()
+    # Earlier versions did not list what they wrote.
+    (target / "meta.json").write_text("{}")
     (target / "negatives-train.jsonl").write_text("from a conversion")
     write_beir(target, **parts)
-    (target / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match=r"files that would be lost \(thesis.txt\)"):
-        write_beir(target, **parts)
-    assert (target / "thesis.txt").read_text() == "years of work"
+    assert not (target / "negatives-train.jsonl").exists()
 
 
 def test_an_id_too_long_for_vector_folders_is_refused_by_file_and_line(tmp_path):
@@ -432,3 +439,10 @@ def test_an_id_too_long_for_vector_folders_is_refused_by_file_and_line(tmp_path)
     words = r"corpus.jsonl, line 2.*expected an id of at most 1,024 bytes, got 1,025 bytes"
     with pytest.raises(DataError, match=words):
         list(BeirFolder(tmp_path).passages())
+
+
+def test_a_plain_file_beside_a_compressed_one_is_refused(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "one"}\n')
+    (tmp_path / "corpus.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected one file, got corpus.jsonl.gz beside it"):
+        BeirFolder(tmp_path)

@@ -30,3 +30,19 @@ def test_read_qrels_trec_with_blanks_or_tabs(tmp_path, text):
 def test_read_qrels_of_a_folder_says_so(tmp_path):
     with pytest.raises(DataError, match="expected a file, got a folder"):
         read_qrels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["corpus-id\tquery-id\tscore", "score\tquery-id\tcorpus-id", "query_id\tscore\tcorpus_id"],
+)
+def test_columns_in_another_order_are_refused(tmp_path, header):
+    (tmp_path / "q.tsv").write_text(f"{header}\na\tb\t1\n")
+    with pytest.raises(DataError, match=r"q.tsv, line 1: expected columns in the order query-id"):
+        read_qrels(tmp_path / "q.tsv")
+
+
+@pytest.mark.parametrize("header", ["qid\tpid\tlabel", "query-id\tfoo\tscore", "q\td\tscore"])
+def test_other_names_in_the_order_of_beir_are_read(tmp_path, header):
+    (tmp_path / "q.tsv").write_text(f"{header}\na\tb\t1\n".replace("qid\t", "query-id\t"))
+    assert read_qrels(tmp_path / "q.tsv") == {"a": {"b": 1}}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dptdr.errors import OutputError
-from dptdr.io.atomic import _HOST
+from dptdr.io.atomic import _HOST, recover_folder
 from dptdr.io.outputs import try_outputs
 from dptdr.io.resume import claim
 
@@ -261,12 +261,34 @@ def test_a_file_that_somebody_added_is_not_overwritten(tmp_path, added, killed):
     assert not overwrite({"a": 2})
 
 
-def test_a_folder_whose_record_is_missing_is_not_overwritten(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mark.json").write_text("{}")
+def test_a_folder_whose_record_is_missing_is_overwritten_if_all_is_ours(tmp_path):
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    for name in ("manifest.json", "shards/00000.npy", "shards/notes.txt"):
+        (out / name).write_text("{}")
     with (
-        pytest.raises(OutputError, match=r"out: its record .out.made.json is missing"),
-        claim(tmp_path / "out", mark="mark.json") as output,
+        pytest.raises(OutputError, match=r"would be lost \(shards/notes.txt\)"),
+        claim(out, mark="manifest.json") as output,
     ):
         output.begin({"a": 1}, overwrite=True)
-    assert (tmp_path / "out" / "mark.json").exists()
+    (out / "shards" / "notes.txt").unlink()
+    for _ in range(2):
+        with claim(out, mark="manifest.json") as output:
+            assert not output.begin({"a": 1}, overwrite=True)
+
+
+def test_an_output_that_is_a_link_is_refused_with_its_target(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "file").write_text("x")
+    for link, target, folders in (("a", "target", True), ("b", "file", False), ("c", "no", True)):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        with pytest.raises(OutputError, match=f"not a link.* use its target, .*{target}"):
+            try_outputs(tmp_path / link, folders=folders)
+        assert (tmp_path / link).is_symlink()
+
+
+def test_a_link_that_somebody_left_is_not_taken_for_a_folder_moved_aside(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.old").symlink_to(tmp_path / "elsewhere")
+    recover_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -58,7 +58,11 @@ def read_tevatron(source: Path) -> SourceData:
 
 
 def _text(record: Mapping[str, Any], name: str, *, path: Path, line: int) -> str:
-    if name not in record and _PRESENT.get(name) in record:
+    if _PRESENT.get(name) in record:
+        if name in record and record[name] != record[_PRESENT[name]]:
+            raise DataError(
+                f"expected either '{name}' or '{_PRESENT[name]}', got both", path=path, line=line
+            )
         name = _PRESENT[name]
     value = record.get(name)
     # Some files use numeric document ids.
@@ -77,7 +81,7 @@ def _passage(record: object, *, path: Path, line: int) -> Passage:
     return Passage(
         id=_text(record, "docid", path=path, line=line),
         text=_text(record, "text", path=path, line=line),
-        title=str(record.get("title") or ""),
+        title=_text(record, "title", path=path, line=line) if record.get("title") else "",
     )
 
 

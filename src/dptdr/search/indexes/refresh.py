@@ -10,8 +10,9 @@ from jaxtyping import Float
 
 from dptdr.errors import VectorsError
 from dptdr.io.probe import same_probe
+from dptdr.io.resume import claim
 from dptdr.search.indexes.building import BuildSettings, build_index, check_settings
-from dptdr.search.indexes.local import LocalIndex, open_index
+from dptdr.search.indexes.local import FORMAT, LocalIndex, open_index
 from dptdr.search.indexes.types import find_type
 from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import read_documents, source_of
@@ -23,7 +24,7 @@ from dptdr.search.vectors.encoding import (
     refuse_unrelated,
 )
 from dptdr.search.vectors.folder import VectorFolder
-from dptdr.search.vectors.manifest import Origin, origin_from_json, read_record
+from dptdr.search.vectors.manifest import MANIFEST, Origin, origin_from_json, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ def refresh_index(
         # Fail before spending hours on encoding.
         count = source.count or old_folder.count
         check_settings(settings, find_type(wanted), count=count, dim=old_folder.dim)
+    with claim(index, mark=MANIFEST, format=FORMAT) as output:
+        output.refuse_loss()
     counting = _CountingEncoder(encoder)
     folder: VectorFolder | None = old_folder
     unchanged = (before.passage_fingerprint, before.data_fingerprint, before.weights) == (
@@ -106,6 +109,9 @@ def refresh_index(
     )
     warning = None
     if rebuilt:
+        seed = read_record(index / MANIFEST).get("seed")
+        if settings.seed is None and wanted == old_index.index_type and type(seed) is int:
+            settings = replace(settings, seed=seed)
         old_index, choice = build_index(
             folder, out=index, index_type=wanted, settings=settings, overwrite=True
         )

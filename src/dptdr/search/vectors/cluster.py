@@ -25,7 +25,7 @@ from dptdr.search.vectors.encoding import (
     begin_folder,
     fill_folder,
     partial_path,
-    remove_folder,
+    replaced,
 )
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import FORMAT, MANIFEST, DType
@@ -81,9 +81,10 @@ def encode_on_ray(
     ray = _ray()
     if cluster.workers < 1:
         raise VectorsError(f"expected at least 1 worker, got {cluster.workers}")
-    with claim(out, mark=MANIFEST, format=FORMAT):
-        if overwrite:
-            remove_folder(out, settings=settings)
+    with (
+        claim(out, mark=MANIFEST, format=FORMAT),
+        replaced(out, settings=settings, overwrite=overwrite),
+    ):
         encoder = load_encoder()
         work = begin_folder(encoder, out=out, source=source, settings=settings)
         if work is None:

@@ -7,6 +7,7 @@ and several processes or machines can fill the same folder. Once every window ha
 manifest is written and the folder is renamed to ``OUT``.
 """
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,9 +110,10 @@ def encode_folder(
     settings = settings or EncodeSettings()
     out = Path(out)
     part = (settings.part, settings.parts)
-    with claim(out, mark=MANIFEST, format=FORMAT, part=part if settings.parts > 1 else None):
-        if overwrite:
-            remove_folder(out, settings=settings)
+    with (
+        claim(out, mark=MANIFEST, format=FORMAT, part=part if settings.parts > 1 else None),
+        replaced(out, settings=settings, overwrite=overwrite),
+    ):
         return fill_folder(
             encoder,
             passages,
@@ -123,23 +125,41 @@ def encode_folder(
         )
 
 
-def remove_folder(out: Path, *, settings: EncodeSettings) -> None:
-    """Delete a vector folder, complete or partial, so encoding can start over.
+@contextlib.contextmanager
+def replaced(out: Path, *, settings: EncodeSettings, overwrite: bool) -> Iterator[None]:
+    """Move a vector folder aside, so that encoding starts over; it comes back if that fails.
 
     Raises:
         VectorsError: If other parts may be using it.
+        OutputError: If it has files of somebody else.
     """
+    if not overwrite:
+        yield
+        return
     if settings.parts > 1:
         raise VectorsError(
             f"{out}: overwrite applies only to all parts at once, got one of {settings.parts}; "
             f"delete {out} and {partial_path(out)} instead"
         )
-    refuse_unrelated(partial_path(out))
+    work, aside = partial_path(out), _aside(out)
+    refuse_unrelated(work)
     _refuse_added(out)
-    for path in (out, partial_path(out)):
-        with writing(path):
-            if path.exists():
-                shutil.rmtree(path)
+    with writing(out):
+        shutil.rmtree(work, ignore_errors=not work.exists())
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            out.rename(aside)
+    try:
+        yield
+    finally:
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        elif aside.exists():
+            aside.rename(out)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
 
 
 def fill_folder(
@@ -254,7 +274,7 @@ class _Worker:
             refuse_doubles((document.passage.id for document in window), seen=self.ids)
             record = record_path(self.work, index)
             if record.is_file():
-                check_record(record, window, work=self.work)
+                check_record(record, window, work=self.work, encoder=self.encoder)
             elif index % self.settings.parts == self.settings.part:
                 encode_window(
                     self.encoder,
@@ -375,6 +395,8 @@ def _finish(work: Path, *, out: Path, origin: Origin) -> VectorFolder:
                 out.rename(aside)
             work.rename(out)
             shutil.rmtree(aside, ignore_errors=True)
+            # Of an overwriting run that was killed.
+            shutil.rmtree(_aside(out), ignore_errors=True)
     return VectorFolder(out)
 
 

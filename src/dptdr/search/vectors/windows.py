@@ -12,7 +12,7 @@ from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_file, sha256_file, write_json
 from dptdr.io.ids import IdSet
 from dptdr.records import Document
-from dptdr.search.retrieve import TextEncoder
+from dptdr.search.retrieve import TextEncoder, weights_of
 from dptdr.search.vectors.documents import pack_documents, pack_ids
 from dptdr.search.vectors.manifest import (
     SHARDS,
@@ -44,13 +44,21 @@ def record_path(work: Path, index: int) -> Path:
     return work / SHARDS / f"{index:05d}.json"
 
 
-def check_record(path: Path, window: Sequence[Document], *, work: Path) -> None:
-    """Reject a finished window whose passages differ or whose files are damaged.
+def check_record(
+    path: Path, window: Sequence[Document], *, work: Path, encoder: TextEncoder
+) -> None:
+    """Reject a finished window of another encoder or passages, or whose files are damaged.
 
     Raises:
-        VectorsError: If the passages differ, or a file does not match its checksum.
+        VectorsError: If encoder or passages differ, or a file does not match its checksum.
     """
-    shard = shard_from_json(read_record(path), path=path)
+    record = read_record(path)
+    shard = shard_from_json(record, path=path)
+    if record.get("encoder") != _made_by(encoder):
+        raise VectorsError(
+            f"{path}: expected vectors of '{encoder.name}', got those of another prompt, backbone "
+            f"or dtype; delete {path} to re-encode this shard"
+        )
     text, _ = pack_documents(window)
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
         raise VectorsError(
@@ -109,7 +117,12 @@ def encode_window(
         offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
     )
     # Must be last: a window counts as done once its record exists.
-    write_json(record_path(work, index), shard_as_json(shard))
+    record = shard_as_json(shard) | {"encoder": _made_by(encoder)}
+    write_json(record_path(work, index), record)
+
+
+def _made_by(encoder: TextEncoder) -> str:
+    return f"{encoder.passage_fingerprint} {weights_of(encoder)}"
 
 
 def _check_vectors(

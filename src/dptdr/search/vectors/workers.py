@@ -19,7 +19,7 @@ from dptdr.search.vectors.encoding import (
     EncodeSettings,
     encode_folder,
     partial_path,
-    remove_folder,
+    replaced,
 )
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import FORMAT, MANIFEST, SHARDS
@@ -63,14 +63,18 @@ def encode_in_processes(
         raise VectorsError(f"expected at least 1 process, got {processes}")
     if overwrite:
         with claim(out, mark=MANIFEST, format=FORMAT):
-            remove_folder(out, settings=settings)
+            # It is ours, and no other process uses it.
+            pass
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_use_threads,
-        initargs=(threads,),
-    ) as pool:
+    with (
+        replaced(out, settings=settings, overwrite=overwrite),
+        ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_use_threads,
+            initargs=(threads,),
+        ) as pool,
+    ):
         futures = [
             pool.submit(
                 _encode_share,

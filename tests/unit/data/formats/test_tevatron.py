@@ -128,6 +128,20 @@ def test_a_passage_with_two_texts_is_refused_where_it_comes_again(tmp_path, titl
         convert(str(tmp_path / "train.jsonl"), format="tevatron", out=tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"title": ["a"]}, "field 'title': expected a string, got a list"),
+        ({"document_text": "other"}, "expected either 'text' or 'document_text', got both"),
+    ],
+)
+def test_a_passage_that_says_two_things_is_refused(tmp_path, change, words):
+    record = {"query_id": "q", "query": "q", "positive_passages": [passage("0", "a") | change]}
+    write(tmp_path / "train.jsonl", record)
+    with pytest.raises(DataError, match=words):
+        convert(str(tmp_path / "train.jsonl"), format="tevatron", out=tmp_path / "out")
+
+
 PRESENT = {
     "query_id": "10",
     "query_text": "what is zero",

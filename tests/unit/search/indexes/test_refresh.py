@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dptdr.errors import VectorsError
+from dptdr.errors import OutputError, VectorsError
 from dptdr.records import Query
 from dptdr.search.index import search_queries
 from dptdr.search.indexes.building import BuildSettings, build_index
@@ -63,6 +63,24 @@ def test_only_changed_and_new_passages_are_encoded_and_gone_ones_leave(
     # Whoever had the old index open goes on with it.
     before = search_queries(old, encoder, queries=[Query("q", "word7 common")], depth=1)
     assert before["q"][0].passage_id == "d7"
+
+
+def test_what_would_be_lost_is_said_before_anything_is_encoded(built, make_encoder, tmp_path):
+    write_corpus(tmp_path / "data", {**built, "new": "fresh words"})
+    (tmp_path / "i" / "notes.txt").write_text("mine")
+    encoder = make_encoder()
+    with pytest.raises(OutputError, match=r"would be lost \(notes.txt\)"):
+        renew(encoder, tmp_path)
+    assert encoder.encoded == []
+
+
+def test_the_seed_of_the_index_is_kept(built, make_encoder, tmp_path):
+    settings = BuildSettings(seed=7)
+    renew(make_encoder(), tmp_path, index_type="ivf-sq", settings=settings)
+    write_corpus(tmp_path / "data", {**built, "new": "fresh words"})
+    renew(make_encoder(), tmp_path)
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert (manifest["index_type"], manifest["seed"]) == ("ivf-sq", 7)
 
 
 def test_another_prompt_encodes_everything_and_keeps_kind_options_and_precision(

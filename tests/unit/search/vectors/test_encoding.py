@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_a_stop_in_the_middle_loses_no_vector_and_repeats_no_finished_shard(make
 KILLED = """
     import os, signal, sys
     sys.path.insert(0, {here!r})
-    from conftest import HashEncoder
+    from helpers.encoders import HashEncoder
     from dptdr.search.vectors.documents import Source
     from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
     from pathlib import Path
@@ -123,7 +124,7 @@ KILLED = """
 
 
 def test_kill_minus_nine_loses_and_doubles_nothing(make_encoder, tmp_path):
-    here, out = str(Path(__file__).parents[1]), str(tmp_path / "v")
+    here, out = str(Path(__file__).parents[3]), str(tmp_path / "v")
     for operations in (23, 60):
         code = textwrap.dedent(KILLED).format(here=here, out=out, operations=operations)
         done = subprocess.run([sys.executable, "-c", code], check=False)
@@ -230,6 +231,43 @@ def test_a_folder_is_overwritten_only_when_told_and_only_as_a_whole(make_encoder
     folder = encode_folder(other, PASSAGES, settings=SMALL, **given)
     assert folder.manifest.origin.passage_fingerprint == "passage-b1-p2"
     assert len(other.encoded) == 23
+
+
+def test_shards_of_another_prompt_are_never_mixed_in(make_encoder, tmp_path):
+    for name, prompt, part in (("a", "p1", 0), ("b", "p2", 1)):
+        half = EncodeSettings(shard_size=5, part=part, parts=2)
+        encoder = make_encoder(prompt=prompt)
+        encode_folder(encoder, PASSAGES, out=tmp_path / name, source=SOURCE, settings=half)
+    # As machines are told to join their parts.
+    shutil.copytree(
+        tmp_path / "b.partial" / "shards", tmp_path / "a.partial" / "shards", dirs_exist_ok=True
+    )
+    with pytest.raises(VectorsError, match="got those of another prompt, backbone or dtype"):
+        encode_folder(make_encoder(), PASSAGES, out=tmp_path / "a", source=SOURCE, settings=SMALL)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("stops", [VectorsError, KeyboardInterrupt])
+def test_a_folder_comes_back_if_overwriting_it_fails(make_encoder, tmp_path, stops):
+    out = tmp_path / "v"
+    encode_folder(make_encoder(), PASSAGES, out=out, source=SOURCE, settings=SMALL)
+    before = folder_bytes(out)
+
+    def broken():
+        yield from PASSAGES[:7]
+        raise stops("no more")
+
+    with pytest.raises(stops):
+        encode_folder(
+            make_encoder(prompt="p2"),
+            broken(),
+            out=out,
+            source=SOURCE,
+            settings=SMALL,
+            overwrite=True,
+        )
+    assert folder_bytes(out) == before
+    assert not (tmp_path / ".v.replaced").exists()
 
 
 @pytest.mark.parametrize("file", ["00000.npy", "00000.ids.npy", "00000.jsonl"])
