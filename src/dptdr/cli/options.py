@@ -94,7 +94,7 @@ def _given(
         if value is None or value == []:
             continue
         if name in found:
-            raise ConfigError(f"{name}: given twice, the second time as '{option}'")
+            raise ConfigError(f"{name}: given twice, also as --{option.replace('_', '-')}")
         if option == _EVALUATIONS:
             found[name] = 0.0 if value <= 1 else 1.0 / value
         else:

@@ -308,8 +308,12 @@ def write_beir(
         if also is not None:
             also(folder)
         said = meta(counts) if callable(meta) else meta
-        files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
-        facts = {**said, "counts": counts.as_json(), "written": files}
+        files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+        facts = {
+            **said,
+            "counts": counts.as_json(),
+            "written": sorted(file.as_posix() for file in files),
+        }
         write_json(folder / "meta.json", facts)
     return counts
 

@@ -63,8 +63,10 @@ class Output:
         if work is not None and began is None:
             self.refuse_unrelated(work)
         there = exists(self.path)
-        record = None
+        record = replaced = None
         if overwrite:
+            # Before the unfinished work is deleted: a refusal changes nothing.
+            replaced = self._replaced()
             if work is not None:
                 with writing(work):
                     shutil.rmtree(work, ignore_errors=not work.exists())
@@ -88,8 +90,8 @@ class Output:
             self.result = record.get("result")
             return True
         # Settings recorded elsewhere are those of a run of ours, from before there were records.
-        known = overwrite or began is None
-        replaced = self._replaced() if there and known and self.path.is_dir() else None
+        if not overwrite and began is None:
+            replaced = self._replaced()
         facts = {"settings": self._settings, "files": None, "replaced": replaced}
         write_json(self._record, facts)
         return False
@@ -127,11 +129,16 @@ class Output:
         Raises:
             OutputError: If it has.
         """
-        if exists(self.path) and self.path.is_dir():
-            self._replaced()
+        self._replaced()
 
-    def _replaced(self) -> dict[str, Any]:
-        """Return the recorded files of a folder; reject one to which somebody has added files."""
+    def _replaced(self) -> dict[str, Any] | None:
+        """Return the files of the folder that will be replaced, if there is one.
+
+        Raises:
+            OutputError: If somebody has added files.
+        """
+        if not exists(self.path) or not self.path.is_dir():
+            return None
         record = self._read() or {}
         # A run that was killed has not replaced them yet.
         files = record.get("files") or record.get("replaced")

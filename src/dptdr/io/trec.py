@@ -25,18 +25,22 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)
 """trec_eval compares scores in single precision."""
 
 
-_COLUMNS = {
-    "0": ("query-id", "qid", "query"),
-    "1": ("corpus-id", "passage-id", "doc-id", "document-id", "docid", "pid"),
-    "2": ("score", "grade", "relevance", "label", "rel"),
-}
+_COLUMNS = (
+    ("query-id", "qid", "query"),
+    ("corpus-id", "passage-id", "doc-id", "document-id", "docid", "pid"),
+    ("score", "grade", "relevance", "label", "rel"),
+)
 """Names of the columns of qrels, in their order."""
+
+
+def _header_names(line: bytes) -> list[str]:
+    fields = line.decode("utf-8", "replace").lower().split("\t")
+    return [field.strip().replace("_", "-") for field in fields]
 
 
 def is_qrels_header(line: bytes) -> bool:
     """Check whether the first line of a qrels file is a header."""
-    fields = line.decode("utf-8", "replace").lower().split("\t")
-    names = [field.strip().replace("_", "-") for field in fields]
+    names = _header_names(line)
     return "score" in (names[0], names[-1]) or "query-id" in names
 
 
@@ -46,17 +50,17 @@ def check_header(line: bytes, *, path: Path) -> None:
     Raises:
         DataError: If query, passage and grade are not in this order.
     """
-    fields = line.decode("utf-8", "replace").lower().strip().split("\t")
-    names = [field.strip().replace("_", "-") for field in fields]
-    kinds = [next((kind for kind, known in _COLUMNS.items() if n in known), "") for n in names]
-    known = [kind for kind in kinds if kind]
-    if known != sorted(known) or (kinds[0] or "0") != "0" or kinds[-1] not in ("", "2"):
-        raise DataError(
-            "expected columns in the order query-id, corpus-id, score, got "
-            f"{', '.join(names)[:100]}",
-            path=path,
-            line=1,
-        )
+    names = _header_names(line)
+    # TREC's second column of four has no meaning.
+    places = (0, len(names) - 2, len(names) - 1)
+    for known, place in zip(_COLUMNS, places, strict=True):
+        if any(name in known and names.index(name) != place for name in names):
+            raise DataError(
+                "expected columns in the order query-id, corpus-id, score, got "
+                f"{', '.join(names)[:100]}",
+                path=path,
+                line=1,
+            )
 
 
 def parse_judgement(line: bytes, *, path: Path, number: int) -> Judgement:

@@ -96,6 +96,7 @@ def load_cross_encoder(name: str, *, device: str = "cpu") -> Any:
     from transformers import AutoModelForSequenceClassification
 
     try:
+        # CrossEncoder does not say which weights were missing.
         _, info = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True
         )

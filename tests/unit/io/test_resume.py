@@ -239,9 +239,9 @@ def test_trying_an_output_removes_what_a_killed_process_left_of_it(tmp_path):
 @pytest.mark.parametrize("added", ["thesis.txt", "parts/thesis.txt", "own/deep/thesis.txt"])
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_file_that_somebody_added_is_not_overwritten(tmp_path, added, killed):
-    def overwrite(settings):
+    def overwrite(settings, work=None):
         with claim(out, mark="mark.json") as output:
-            return output.begin(settings, overwrite=True)
+            return output.begin(settings, work=work, overwrite=True)
 
     out = tmp_path / "out"
     with claim(out, mark="mark.json") as output:
@@ -255,8 +255,13 @@ def test_a_file_that_somebody_added_is_not_overwritten(tmp_path, added, killed):
         assert not overwrite({"a": 3})
     (out / added).parent.mkdir(parents=True, exist_ok=True)
     (out / added).write_text("years of work")
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    (work / "half").write_text("hours of computing")
     with pytest.raises(OutputError, match=rf"files that would be lost \({added}\)"):
-        overwrite({"a": 2})
+        overwrite({"a": 2}, work=work)
+    # A refusal changes nothing.
+    assert (work / "half").exists()
     (out / added).unlink()
     assert not overwrite({"a": 2})
 

@@ -30,7 +30,7 @@ from dptdr.serving.tasks.prompt_cache import PromptCache, PromptFile, TaskVersio
 from dptdr.serving.tasks.validation import Verifier, deep_prompt_config
 
 BARE = "backbone"
-"""ServedTask name of the bare backbone."""
+"""Task name of the bare backbone."""
 
 _NEVER = (-1, -1, -1)
 
