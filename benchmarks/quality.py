@@ -326,7 +326,8 @@ def over_sets(sets: dict[str, dict[str, list[_lib.Record]]], *, title: str) -> l
     if longer:
         lines += ["", f"### Beside full fine-tuning of {REFERENCE_STEPS} steps{title}", ""]
         lines += [
-            "Time: steps times processor seconds of a step, as a share of full fine-tuning's."
+            "Time: steps times processor seconds of a step, as a share of full fine-tuning's, over "
+            "the sets whose two trainings ran on one kind of machine."
         ]
         head = ["method", "sets", "time", "mean", "full", "difference", "sets below, p < .05"]
         lines += ["", *_lib.table(head, longer)]
@@ -365,21 +366,21 @@ def best_settings(sets: dict[str, dict[str, list[_lib.Record]]], rows: Sequence[
 
 
 def equal_time(best: Best) -> list[list[str]]:
-    """Return a row for each family on the sets whose steps, and full fine-tuning's, have times."""
+    """Return a row for each family on the sets that full fine-tuning has too."""
     full = best.get(f"full, {REFERENCE_STEPS} steps", {})
     rows = []
     for name, own in best.items():
-        shared = [n for n in own if n in full and timed(own[n]) and timed(full[n])]
+        shared = [n for n in own if n in full]
         if name in UNTRAINED or own is full or not shared:
             continue
-        times = [timed(own[n]) / timed(full[n]) for n in shared]
+        times = [share for n in shared if (share := time_share(own[n], full[n])) is not None]
         below = [n for n in shared if significantly_below(own[n], full[n])]
         means = [statistics.fmean(mean_of(rows[n]) for n in shared) for rows in (own, full)]
         rows.append(
             [
                 name,
                 str(len(shared)),
-                f"{statistics.fmean(times):.2f}",
+                f"{statistics.fmean(times):.2f}" if times else "",
                 *(f"{mean:.4f}" for mean in means),
                 against({n: own[n] for n in shared}, full),
                 ", ".join(below) or "none",
@@ -388,10 +389,20 @@ def equal_time(best: Best) -> list[list[str]]:
     return rows
 
 
-def timed(records: Sequence[_lib.Record]) -> float:
-    """Return the seconds of a training, 0 if they are not known."""
-    seconds = [r.get("processor_seconds_per_step") or 0.0 for r in records]
-    return statistics.fmean(seconds) * records[0].get("steps", 0)
+def time_share(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> float | None:
+    """Return the time of a training as a share of another's, None if no machine ran both."""
+    for machine in dict.fromkeys(record["machine"] for record in own):
+        one, two = (
+            [
+                record["steps"] * record["processor_seconds_per_step"]
+                for record in records
+                if record["machine"] == machine and record.get("processor_seconds_per_step")
+            ]
+            for records in (own, other)
+        )
+        if one and two:
+            return statistics.fmean(one) / statistics.fmean(two)
+    return None
 
 
 def significantly_below(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> bool:
