@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.msmarco import drop_positives, write_lines
 from dptdr.data.formats.source_data import (
     SourceData,
     UniqueIds,
@@ -42,10 +42,12 @@ def read_tevatron(source: Path) -> SourceData:
         raise DataError("expected a Tevatron .jsonl file, or a folder of them", path=source)
     splits = {plain_name(path).removesuffix(".jsonl"): path for path in paths}
     counted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
 
     def also(folder: Path) -> None:
         for split, path in splits.items():
-            write_lines(folder / f"negatives-{split}.jsonl", _negatives(path))
+            records = (drop_positives(record, dropped) for record in _negatives(path))
+            write_lines(folder / f"negatives-{split}.jsonl", records)
 
     return SourceData(
         passages=_corpus(corpus, counted) if corpus else _inner_passages(paths),
@@ -53,6 +55,7 @@ def read_tevatron(source: Path) -> SourceData:
         qrels={split: grades for split, path in splits.items() if (grades := _qrels(path))},
         files=[*([corpus] if corpus else []), *paths],
         counted=counted,
+        dropped=dropped,
         also=also,
     )
 

@@ -181,3 +181,17 @@ def test_the_present_format_names_passages_of_a_corpus(tmp_path: Path):
 def test_the_present_format_alone_or_broken_is_refused(tmp_path: Path, record, message):
     with pytest.raises(DataError, match=message):
         convert(str(write(tmp_path / "train.jsonl", record)), out=tmp_path / "out")
+
+
+def test_a_negative_that_is_a_positive_is_dropped_and_counted(tmp_path: Path):
+    source = tmp_path / "source"
+    both = {"positive_document_ids": ["0", "4"], "negative_document_ids": [4, 5]}
+    write(source / "train.jsonl", PRESENT | both, PRESENT | both | {"query_id": "11"})
+    write(source / "corpus.jsonl", passage("0", "Zero."), passage("4", "4"), passage("5", "5"))
+
+    done = convert(str(source), out=tmp_path / "out")
+
+    assert done.dropped == {"negatives that are a positive": 2}
+    lines = (tmp_path / "out" / "negatives-train.jsonl").read_text().splitlines()
+    assert [[n["id"] for n in json.loads(line)["negatives"]] for line in lines] == [["5"], ["5"]]
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["dropped"] == done.dropped
