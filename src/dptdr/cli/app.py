@@ -3,6 +3,7 @@
 import functools
 import importlib
 import itertools
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,7 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
+                _check_working_folder()
                 _refuse_replacing(options)
                 command(*arguments, **options)
             except KeyboardInterrupt:
@@ -177,6 +179,18 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
                 raise ConfigError(with_flags(str(error), dict.fromkeys(options))) from None
 
     return run
+
+
+def _check_working_folder() -> None:
+    """Reject a deleted working folder, whose errors name neither the folder nor the reason."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise DataError(
+            "this folder, in which the command was started, no longer exists; change to another "
+            "one",
+            path=os.environ.get("PWD"),
+        ) from None
 
 
 def _refuse_replacing(options: dict[str, Any]) -> None:
