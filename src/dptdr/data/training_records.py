@@ -1,10 +1,10 @@
 """Convert records of each training format to training groups."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
@@ -14,6 +14,10 @@ from dptdr.records import Passage, TrainingGroup
 
 Format: TypeAlias = Literal["groups", "mined", "tevatron", "tevatron-ids", "dpr"]
 Decode: TypeAlias = Callable[[Sequence[int]], str]
+Negative = TypeVar("Negative")
+
+DROPPED = "negatives that are a positive"
+"""What :func:`without_positives` drops, for messages."""
 
 _MARKS: dict[Format, tuple[str, ...]] = {
     "tevatron": ("query", "positive_passages"),
@@ -122,10 +126,54 @@ def group_of_record(
     return group
 
 
+def without_positives(
+    negatives: Iterable[Negative],
+    positives: Iterable[object],
+    *,
+    names: Callable[[Any], Collection[Hashable]],
+) -> list[Negative]:
+    """Drop negatives that are also a positive of the same query, as mining does.
+
+    Args:
+        names: What identifies a passage: its id, its text, or both.
+    """
+    known = {name for item in positives for name in names(item)}
+    return [item for item in negatives if known.isdisjoint(names(item))]
+
+
+def count_dropped(record: Mapping[str, Any], *, format: Format) -> int:
+    """Count a record's negatives that :func:`group_of_record` drops, without looking up texts."""
+    sides = [record.get(name) for name in (_POSITIVES[format], _negatives_field(record, format))]
+    positives, negatives = (side if isinstance(side, list) else [] for side in sides)
+    return len(negatives) - len(without_positives(negatives, positives, names=_names))
+
+
+def _names(item: object) -> list[Hashable]:
+    """Return ids and texts of a passage in any format."""
+    if not isinstance(item, dict):
+        return [repr(item) if isinstance(item, list) else str(item)]
+    found: list[Hashable] = [str(item[name]) for name in _ID_FIELDS if item.get(name) is not None]
+    if isinstance(item.get("text"), str):
+        found.append(Passage("", item["text"], item.get("title") or "").content)
+    return found
+
+
+def _negatives_field(record: Mapping[str, Any], format: Format) -> str:
+    # As in DPR: hard negatives from BM25, or other negatives if there are none.
+    if format == "dpr":
+        return "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
+    return _POSITIVES[format].replace("positive", "negative")
+
+
 class _Item(NamedTuple):
     text: str
     id: str | None
     score: float | None
+
+    @property
+    def names(self) -> list[Hashable]:
+        """What identifies the passage."""
+        return [("text", self.text), *([] if self.id is None else [("id", self.id)])]
 
 
 def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
@@ -221,14 +269,12 @@ def _tevatron_ids(record: Mapping[str, Any], lookup: Lookup, place: Place) -> Tr
 
 def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
     del lookup
-    # As in DPR: hard negatives from BM25, or other negatives if there are none.
-    hard = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     sides = [
         [
             _foreign_item(item, name, place, id_fields=("passage_id", "psg_id"))
             for item in _list(record, name, place)
         ]
-        for name in ("positive_ctxs", hard)
+        for name in ("positive_ctxs", _negatives_field(record, "dpr"))
     ]
     return _group(None, _text(record, "question", place), sides[0], sides[1], place)
 
@@ -253,6 +299,7 @@ def _group(
     negatives: Sequence[_Item],
     place: Place,
 ) -> TrainingGroup:
+    negatives = without_positives(negatives, positives, names=lambda item: item.names)
     return TrainingGroup(
         query_id=str(place.row) if query_id is None else query_id,
         query=query,
@@ -308,6 +355,7 @@ _READERS: dict[Format, Callable[[Mapping[str, Any], Lookup, Place], TrainingGrou
     "tevatron-ids": _tevatron_ids,
     "dpr": _dpr,
 }
+_ID_FIELDS = ("id", "docid", "passage_id", "psg_id")
 _POSITIVES: dict[Format, str] = {
     "groups": "positives",
     "mined": "positives",

@@ -1,5 +1,6 @@
 """Training groups read from a file, excluding dev queries."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dptdr.data.training_files import GroupFile, read_records
+from dptdr.data.training_records import DROPPED, count_dropped
 from dptdr.errors import TrainingError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.ids import normalised
@@ -21,7 +23,8 @@ _POSITIVE_FIELDS = ("positives", "positive_passages", "positive_document_ids", "
 class FileGroups:
     """Groups from a training file: mined negatives, or dptdr's, Tevatron's or DPR's format.
 
-    Dev queries (which would leak answers) and queries without a positive are skipped and counted.
+    Dev queries (which would leak answers) and queries without a positive are skipped and counted,
+    and so are negatives that are also a positive of their query.
     The file is read through once, so malformed JSON is found before training starts; each group is
     then read on demand.
 
@@ -43,6 +46,7 @@ class FileGroups:
         self.format = self._file.format
         self.held_out = 0
         self.without_positive = 0
+        dropped = 0
         texts = {normalised(text) for text in held_out.values()}
         ids = set(held_out)
         if self.format in ("mined", "groups"):
@@ -61,12 +65,15 @@ class FileGroups:
                 self.without_positive += 1
             else:
                 rows.append(row)
+                dropped += count_dropped(record, format=self.format)
         self._rows: Int64[np.ndarray, " groups"] = as_numbers(rows)
         if not len(self._rows):
             raise TrainingError(
                 f"{path}: no training groups left; {self.held_out} belong to dev queries, "
                 f"{self.without_positive} have no positive"
             )
+        if dropped:
+            sys.stderr.write(f"{path}: dropped {dropped:,} {DROPPED}\n")
 
     def __len__(self) -> int:
         """Number of groups."""

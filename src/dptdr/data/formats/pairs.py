@@ -19,6 +19,7 @@ from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
 from dptdr.data.formats.source_data import SourceData
 from dptdr.data.formats.table_rows import Row, object_rows
 from dptdr.data.formats.writing import Conversion, Progress, Rules, write_source_data
+from dptdr.data.training_records import DROPPED
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
 from dptdr.io.trec import LARGEST_GRADE
@@ -222,7 +223,7 @@ class _Reading:
     def _finish(self, folder: Path) -> None:
         """Write the hard negatives and add notes."""
         source_data, store = self.source_data, self._store
-        self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
+        self._dropped[DROPPED] += store.drop_negatives_that_answer()
         for split in store:
             path = folder / f"negatives-{split}.jsonl"
             count = write_lines(path, map(_mined_record, store.negatives(split)))

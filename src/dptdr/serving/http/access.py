@@ -14,6 +14,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 from dptdr.serving.auth import Forbidden, Key, Scope, Unauthorized
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.runtime import Runtime
@@ -102,20 +103,11 @@ class _Request(Request):
     async def json(self) -> Any:
         body = await self.body()
         try:
-            return json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+            return json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError:
             raise HTTPException(400, "expected a JSON body in UTF-8") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise HTTPException(
-            400, f"expected each key of a JSON object once, got '{twice[:100]}' twice"
-        )
-    return found
+        except RepeatedKey as error:
+            raise HTTPException(400, str(error)) from None
 
 
 def _check_query(request: Request, *, known: Collection[str]) -> None:
