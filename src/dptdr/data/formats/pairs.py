@@ -150,6 +150,10 @@ class _Reading:
             return
         for column in columns.negatives:
             for text in _texts(row, column):
+                # Only positives get the row's title, so their ids cannot tell.
+                if text in positives:
+                    self._dropped[DROPPED] += 1
+                    continue
                 yield from self._negative(text, split, asked.id, number)
 
     def _negative(self, text: str, split: str, query_id: str, number: int) -> Iterator[Passage]:
