@@ -65,7 +65,7 @@ def table_rows(path: Path) -> Iterator[Row]:
 def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
     """Yield the rows of Python objects: dicts, tuples, a ``datasets.Dataset``, a pandas frame.
 
-    A tuple is query, positive, and any number of negatives; the fields of a named tuple are columns.
+    A tuple is query, positive, and any number of negatives; a named tuple's fields are columns.
 
     Args:
         where: What errors name before the row, where there are several such data.
@@ -73,8 +73,8 @@ def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
     Raises:
         DataError: If an object is neither a mapping nor a tuple of texts; names the row.
     """
-    for number, values in enumerate(_objects(data, where), 1):
-        row = Row({}, where, number)
+    for count, values in enumerate(_objects(data, where), 1):
+        row = Row({}, where, count)
         if isinstance(values, Mapping):
             yield row._replace(values=values)
         elif hasattr(values, "_fields"):
@@ -82,12 +82,12 @@ def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
         elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
             if len(values) < 2:
                 raise row.error(f"expected a query and a positive, got {len(values)} values")
-            for value in values:
-                if isinstance(value, Number):
-                    raise row.error(
-                        f"expected a tuple of strings, got {describe(value)} in it; for scores and "
-                        "labels use dicts, such as {'query': ..., 'positive': ..., 'score': ...}"
-                    )
+            number = next((value for value in values if isinstance(value, Number)), None)
+            if number is not None:
+                raise row.error(
+                    f"expected a tuple of strings, got {describe(number)} in it; for scores and "
+                    "labels use dicts, such as {'query': ..., 'positive': ..., 'score': ...}"
+                )
             names = _tuple_names(len(values))
             yield row._replace(values=dict(zip(names, values, strict=True)))
         else:
