@@ -74,9 +74,9 @@ def retrieve(
         folder = BeirFolder(place)
         if id_prefix is not None:
             refuse_idle({"split": split != "test"}, "with id_prefix")
-            queries = prefixed_queries(folder, id_prefix, limit=limit)
+            queries, judged = prefixed_queries(folder, id_prefix, limit=limit), {}
         else:
-            queries, _ = judged_queries(folder, split, limit=limit)
+            queries, judged = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
             refuse_idle({"device": device != "auto", "threads": threads}, "with an index")
             with phases(progress)("search"):
@@ -95,6 +95,7 @@ def retrieve(
                 depth=depth,
                 threads=threads or core_count(),
                 keep_identical=keep_identical,
+                qrels=judged,
                 phase=phases(progress),
             )
             run, name = ranking.run, ranking.system

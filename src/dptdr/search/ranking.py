@@ -88,9 +88,8 @@ def rank(
     """
     relevant = {p for grades in (qrels or {}).values() for p, grade in grades.items() if grade > 0}
     missing = set(relevant)
-    own = own_passages(queries, _crossed_off(missing, folder.passages()))
-    if keep_identical:
-        own = {}
+    passages = _crossed_off(missing, folder.passages())
+    own = own_passages(() if keep_identical else queries, passages, qrels=qrels)
     say_own(len(own))
     if missing:
         sys.stderr.write(
