@@ -23,7 +23,7 @@ from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import BeirFolder
 from dptdr.io.lines import describe
 from dptdr.io.outputs import try_outputs
-from dptdr.records import Run
+from dptdr.records import Qrels, Run
 from dptdr.search.retriever import Filters, SearchIndex
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ def retrieve(
     try_outputs(optional_path(out), inputs=[data])
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
+        judged: Qrels | None = None
         if id_prefix is not None:
             refuse_idle({"split": split != "test"}, "with id_prefix")
-            queries, judged = prefixed_queries(folder, id_prefix, limit=limit), {}
+            queries = prefixed_queries(folder, id_prefix, limit=limit)
         else:
             queries, judged = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
