@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from dptdr.data.tokens import TokenTexts
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.lines import describe
@@ -13,7 +14,6 @@ from dptdr.io.store import PassageStore, QueryStore
 from dptdr.records import Passage, TrainingGroup
 
 Format: TypeAlias = Literal["groups", "mined", "tevatron", "tevatron-ids", "dpr"]
-Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _MARKS: dict[Format, tuple[str, ...]] = {
     "tevatron": ("query", "positive_passages"),
@@ -40,9 +40,9 @@ class Place(NamedTuple):
 class Lookup:
     """Looks up texts by id or token ids; the folder is read only if a record refers to it."""
 
-    def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
+    def __init__(self, folder: BeirFolder | None, *, tokens: TokenTexts | None = None) -> None:
         self.folder = folder
-        self.decode = decode
+        self.tokens = tokens
         self.strings_are_ids = False
 
     @cached_property
@@ -60,16 +60,16 @@ class Lookup:
             raise LookupError
         return self.folder
 
-    def text_of(self, tokens: object, field: str, place: "Place") -> str | None:
+    def text_of(self, ids: object, field: str, place: "Place") -> str | None:
         """Decode a list of token ids; ``None`` if the value is something else."""
-        if not isinstance(tokens, list) or not tokens or not all(type(t) is int for t in tokens):
+        if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
             return None
-        if self.decode is None:
+        if self.tokens is None:
             raise place.error(
                 "contains token ids, which can be decoded only during training", field
             )
         try:
-            return self.decode(tokens)
+            return self.tokens.decode(ids)
         except (ValueError, IndexError, OverflowError, TypeError) as error:
             raise place.error(str(error), field) from None
 
