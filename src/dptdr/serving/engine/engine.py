@@ -332,20 +332,18 @@ class Engine:
                 request = work.request
                 request.vectors[work.place] = vector
                 request.left -= 1
-                if request.left == 0:
-                    self._finish(request)
-
-    def _finish(self, request: PendingRequest) -> None:
-        if not request.future.done() and request.future.set_running_or_notify_cancel():
-            request.future.set_result(
-                Encoded(
-                    vectors=request.vectors,
-                    tokens=request.tokens,
-                    waited_seconds=request.began - request.arrived,
-                    seconds=time.monotonic() - request.arrived,
-                )
-            )
-        self._close(request)
+                if request.left:
+                    continue
+                if not request.future.done() and request.future.set_running_or_notify_cancel():
+                    request.future.set_result(
+                        Encoded(
+                            vectors=request.vectors,
+                            tokens=request.tokens,
+                            waited_seconds=request.began - request.arrived,
+                            seconds=time.monotonic() - request.arrived,
+                        )
+                    )
+                self._close(request)
 
     def check(self, texts: Sequence[str], *, rows: int = 24) -> CheckReport:
         """Compare a random mixed batch with each row computed separately.

@@ -1,7 +1,9 @@
 """Request and response models."""
 
+import json
 from typing import Annotated, Any, Literal
 
+import fastapi
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -101,6 +103,29 @@ TextsField = Annotated[
         }
     ),
 ]
+
+
+class JsonRequest(fastapi.Request):
+    """A request whose JSON body must be UTF-8, with each key once."""
+
+    async def json(self) -> Any:
+        """Parse the body."""
+        body = await self.body()
+        try:
+            return json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+        except UnicodeDecodeError:
+            raise fastapi.HTTPException(400, "expected a JSON body in UTF-8") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise fastapi.HTTPException(
+            400, f"expected each key of a JSON object once, got '{twice[:100]}' twice"
+        )
+    return found
 
 
 class Request(BaseModel):
