@@ -100,7 +100,6 @@ class PretrainingRun:
             config,
             objectives=objectives,
             frozen=prompt is not None,
-            source=backbone.name,
         )
         temperature = config.temperature or (
             DEFAULT_TEMPERATURE if backbone.pooling.normalise else 1.0

@@ -84,7 +84,6 @@ def kl_terms(
     *,
     teacher: Float[Tensor, "queries passages"],
     scored: Bool[Tensor, "queries passages"],
-    teacher_temperature: float = 1.0,
 ) -> Float[Tensor, " queries"]:
     """Compute each query's KL divergence from the teacher's distribution over scored passages.
 
@@ -99,7 +98,7 @@ def kl_terms(
     # Rows without teacher scores get uniform ones, which keeps NaN out of the gradient.
     mask = torch.where(enough[:, None], scored, torch.ones_like(scored))
     lowest = torch.finfo(torch.float32).min
-    target = (teacher.float() / teacher_temperature).masked_fill(~mask, lowest)
+    target = teacher.float().masked_fill(~mask, lowest)
     student = scores.float().masked_fill(~mask, lowest)
     divergence = functional.kl_div(
         functional.log_softmax(student, dim=1),

@@ -30,7 +30,7 @@ def write_lines(path, *records):
 
 
 def load(folder, path, **settings):
-    from dptdr.training.train import load_data
+    from dptdr.training.preparation import load_data
 
     return load_data(folder, TrainingConfig(dev_passages=5, **settings), negatives=path)
 
