@@ -1,7 +1,6 @@
 """Masked-language heads, from the encoder's checkpoint or new."""
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from dptdr.model.pooling import transformer_folder
 Origin = Literal["checkpoint", "kept", "new"]
 """Origin of a head's weights: encoder checkpoint, earlier pretraining, or random."""
 
-Predict: TypeAlias = Callable[[Tensor], Tensor]
 
 _INITIAL_SCALE = 0.02
 

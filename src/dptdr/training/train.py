@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from dptdr.config.methods import MethodConfig, MethodName, settings_of
