@@ -194,7 +194,8 @@ def _rankings(
 ) -> Iterator[tuple[str, Any, Any]]:
     for query_id, group in groupby(iterate_run_lines(run), key=lambda item: item[1].query_id):
         numbered = list(group)
-        rows = _known_rows(numbered, run=run, corpus=corpus)
+        rows = corpus.rows_of([line.passage_id for _, line in numbered])
+        _check_rows(rows, numbered, run=run)
         order = sorted(
             range(len(numbered)), key=lambda at: (-numbered[at][1].score, numbered[at][1].rank)
         )
@@ -204,10 +205,10 @@ def _rankings(
         yield query_id, rows[order], scores
 
 
-def _known_rows(
-    numbered: Sequence[tuple[int, RunLine]], *, run: Path, corpus: CorpusTable
-) -> Int64[np.ndarray, " hits"]:
-    rows = corpus.rows_of([line.passage_id for _, line in numbered])
+def _check_rows(
+    rows: Int64[np.ndarray, " hits"], numbered: Sequence[tuple[int, RunLine]], *, run: Path
+) -> None:
+    """Reject passages that are unknown or listed twice for a query."""
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
         number, line = numbered[int(unknown[0])]
@@ -226,4 +227,3 @@ def _known_rows(
                     line=number,
                 )
             seen.add(line.passage_id)
-    return rows
