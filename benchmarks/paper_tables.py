@@ -98,6 +98,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
     more = dict(quality.setting(text) for text in arguments.set)
     # What quality.py calls by other names.
     arguments.queries, arguments.passages = quality.CAPS
+    arguments.stored = False
     encoder = Path(arguments.encoder).name
     for seed in arguments.seeds:
         for name in arguments.sets:

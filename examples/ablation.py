@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dptdr
-from common import Calls, mine_and_train, parser
+from common import Calls, mine_and_train, parser, run_script
 from dptdr.data.merge import cap_folder
 from dptdr.data.sample import SAMPLES, build_sample
 
@@ -148,4 +148,4 @@ def table(name: str, reports: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

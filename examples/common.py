@@ -1,11 +1,13 @@
-"""What the examples share: options, calls that are shown, and the paper's two rounds."""
+"""What the examples share: options, errors, calls that are shown, and the paper's two rounds."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import dptdr
+from dptdr.errors import DptdrError
 
 
 class Shown:
@@ -58,6 +60,23 @@ def shown(value: Any) -> str:
     return repr(str(value)) if isinstance(value, Path) else repr(value)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like those of the ``dptdr`` command."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with exit code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script; an expected error is one line and its exit code, without a traceback."""
+    try:
+        main()
+    except (DptdrError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(getattr(error, "exit_code", 2))
+
+
 def parser(text: str, *, out: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all examples have.
 
@@ -65,7 +84,7 @@ def parser(text: str, *, out: str) -> argparse.ArgumentParser:
         text: The script's docstring.
         out: Default folder for everything that is made.
     """
-    made = argparse.ArgumentParser(description=text.splitlines()[0])
+    made = Parser(description=text.splitlines()[0])
     made.add_argument("--out", type=Path, default=Path(out), help="folder for everything made")
     made.add_argument("--dry-run", action="store_true", help="print the calls, make none")
     made.add_argument("--device", default="auto", help="torch device")

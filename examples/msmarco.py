@@ -17,7 +17,7 @@ disk, 36 GB more while it mines. The authors report MRR@10 0.39052 and a hit rat
 from pathlib import Path
 
 import dptdr
-from common import Calls, mine_and_train, parser
+from common import Calls, mine_and_train, parser, run_script
 from dptdr.data.formats.conversion import convert
 
 # Refuse files whose counts are not the published ones.
@@ -109,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

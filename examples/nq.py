@@ -15,7 +15,7 @@ measured). DPR's own BM25 negatives are in data/negatives-train.jsonl after the 
 from pathlib import Path
 
 import dptdr
-from common import Calls, mine_and_train, parser
+from common import Calls, mine_and_train, parser, run_script
 from dptdr.data.formats.conversion import convert
 
 # Refuse files whose counts are not the published ones.
@@ -113,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

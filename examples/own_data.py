@@ -10,7 +10,7 @@ of the queries is held out to measure what tuning brings, a tenth to choose the 
 from pathlib import Path
 
 import dptdr
-from common import Calls, parser
+from common import Calls, parser, run_script
 from dptdr.data.formats.columns import TableSettings
 from dptdr.data.formats.conversion import convert
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,3 +166,22 @@ def test_dry_run_shows_the_calls_and_makes_none(name, monkeypatch, tmp_path, cap
     assert "train(" in out
     assert "prompt_length" in out or name == "own_data"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["own_data.py", "none.csv"], "error: none.csv: no such file or folder"),
+        (["msmarco.py", "--downloads", "none"], "error: none: expected a folder with collection"),
+        (["nq.py", "--downloads", "none"], "error: none: expected a folder with psgs_w100.tsv"),
+        (["ablation.py", "--data", "none"], "error: none/python-code: no such folder"),
+        (["own_data.py"], "error: the following arguments are required: pairs; see --help"),
+        (["ablation.py", "--steps", "x"], "error: argument --steps: invalid int value: 'x'"),
+    ],
+)
+def test_bad_input_is_one_line_without_a_traceback(tmp_path, words, line):
+    command = [sys.executable, EXAMPLES / words[0], *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1

@@ -609,6 +609,25 @@ def test_a_prompt_is_started_from_only_as_it_was_used(places, tmp_path, setting,
     assert getattr(done.method.config, setting) == held
 
 
+def test_a_start_gives_its_lengths_layers_and_sharing(places, tmp_path):
+    data, backbone, _ = places
+    settings = {"backbone": backbone, **QUICK, "max_steps": 1}
+    del settings["prompt_length"]
+    own = {"prompt_length": 3, "ffn_length": 5, "prompt_layers": 2, "sharing": "untied"}
+    start = tmp_path / "start"
+    dptdr.train(data, out=start, **settings, **own)
+
+    done = dptdr.train(data, out=tmp_path / "task", from_task=start, **settings)
+
+    found = done.method.config
+    assert {name: getattr(found, name) for name in own} == own
+    for name, wrong in (("prompt_length", 4), ("ffn_length", 0), ("prompt_layers", 1)):
+        words = f"^{name}: expected {own[name]}, as in the initial prompt, got {wrong}; omit it$"
+        with pytest.raises(ConfigError, match=words):
+            dptdr.train(data, out=tmp_path / "t", from_task=start, **settings, **{name: wrong})
+    assert not (tmp_path / "t").exists()
+
+
 def test_negatives_of_another_corpus_are_refused(places, tmp_path):
     data, backbone, _ = places
     mined = tmp_path / "negatives.jsonl"

@@ -204,6 +204,7 @@ def evaluate(
             depth=depth,
             threads=threads or core_count(),
             keep_identical=keep_identical,
+            qrels=judged,
             phase=phases(progress),
         )
         report = measure(

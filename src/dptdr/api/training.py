@@ -55,7 +55,8 @@ def train(
         backbone: Name or folder of the encoder, or a loaded encoder.
         method: ``deep-prompt``, ``shallow-prompt``, ``lora``, ``bitfit`` or ``full``.
         negatives: Mined negatives or training groups (JSON lines) that replace the train qrels.
-        from_task: Start from the prompt of this task.
+        from_task: Start from the prompt of this task, with its lengths, layers, sharing and
+            positions.
         min_grade: Minimum grade of a positive.
         overwrite: Delete any output at ``out`` and ``OUT.training`` and start over.
         device: Torch device; ``auto`` picks cuda, mps or cpu.
@@ -137,7 +138,7 @@ def pretrain(
         out: Folder of the backbone or task; checkpoints and log go to ``OUT.pretraining``.
         backbone: Name or folder of the encoder, or a loaded encoder.
         prompt_only: Freeze the backbone and train only a prompt.
-        from_task: With ``prompt_only``: start from the prompt of this task.
+        from_task: With ``prompt_only``: start from the prompt of this task, with its lengths.
         keep_head: Also save the heads, to continue pretraining later.
         force: With ``prompt_only``: write the prompt even if it is no better than the backbone on
             held-out pseudo-queries.
@@ -175,7 +176,9 @@ def pretrain(
         rows = None
         if from_task is not None:
             assert prompt is not None
-            rows = load_prompt_rows(Path(from_task), backbone=loaded, config=prompt)
+            prompt, rows = load_prompt_rows(
+                Path(from_task), backbone=loaded, config=prompt, given=settings
+            )
         watch = TrainingProgress(config.dev_measure) if progress else None
         with watch or nullcontext():
             return pretrain_folder(

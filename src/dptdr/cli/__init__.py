@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 
 def main() -> None:
@@ -30,13 +31,33 @@ def main() -> None:
         _end(130, "interrupted before anything began")
     except PipeClosed:
         # The reader has closed the pipe, so nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         sys.exit(141)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _end(2, f"error: {where}{error.strerror or error}")
+        where = error.filename or ("" if _takes_output() else "standard output")
+        _end(2, f"error: {f'{where}: ' if where else ''}{error.strerror or error}")
+
+
+def _takes_output() -> bool:
+    """Check whether standard output can be written, as errors do not name it."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+        return False
+    return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Write what is left in a stream's buffer, and all that follows, to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(code: int, line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
     sys.exit(code)

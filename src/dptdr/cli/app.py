@@ -3,6 +3,7 @@
 import functools
 import importlib
 import itertools
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,8 @@ def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: st
 
 
 _RESUMABLE = ("train", "pretrain", "mine", "encode", "index", "quickstart")
+_RESUMABLE_WITHOUT_OVERWRITE = ("train", "pretrain", "mine")
+"""Commands that leave unfinished work beside the old output; the others restore the old vectors."""
 
 
 class Stopped(Exception):
@@ -163,13 +166,13 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
+                _check_working_folder()
                 _refuse_replacing(options)
                 command(*arguments, **options)
             except KeyboardInterrupt:
                 phase = current_phase()
-                kept = "completed work is kept, rerun the command to resume"
-                advice = kept if name in _RESUMABLE else "rerun the command to start again"
                 where = f" ({phase})" if phase else ""
+                advice = _advice(name, overwrite=bool(options.get("overwrite")))
                 raise Stopped(f"dptdr {name}{where}; {advice}") from None
             except BrokenPipeError:
                 raise PipeClosed from None
@@ -177,6 +180,26 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
                 raise ConfigError(with_flags(str(error), dict.fromkeys(options))) from None
 
     return run
+
+
+def _advice(name: str, *, overwrite: bool) -> str:
+    """Say how to go on after an interruption."""
+    if name not in (_RESUMABLE_WITHOUT_OVERWRITE if overwrite else _RESUMABLE):
+        return "rerun the command to start again"
+    how = " without --overwrite" if overwrite else ""
+    return f"completed work is kept, rerun the command{how} to resume"
+
+
+def _check_working_folder() -> None:
+    """Reject a deleted working folder, whose errors name neither the folder nor the reason."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise DataError(
+            "this folder, in which the command was started, no longer exists; change to another "
+            "one",
+            path=os.environ.get("PWD"),
+        ) from None
 
 
 def _refuse_replacing(options: dict[str, Any]) -> None:

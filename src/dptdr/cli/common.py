@@ -74,6 +74,8 @@ def write_result(json: Path | None, result: Any, *, said: str) -> None:
     """
     if json is not None and str(json) == "-":
         options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
+        # Such as grades.
+        options |= orjson.OPT_NON_STR_KEYS
         typer.echo(orjson.dumps(result, option=options).decode())
         typer.echo(said, err=True)
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dptdr.cli.common import BatchSize, Device, Dtype, Json, Overwrite, Threads, start, write_result
+from dptdr.cli.common import BatchSize, Device, Dtype, Json, Threads, start, write_result
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
 
@@ -64,7 +64,14 @@ def command(
     device: Device = "auto",
     weights: Dtype = "float32",
     threads: Threads = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Delete OUT and any unfinished work, and start over. If interrupted, the old OUT "
+            "is restored, and the same command starts over again.",
+        ),
+    ] = False,
     json: Json = None,
 ) -> None:
     """Encode a corpus into a vector folder.

@@ -44,7 +44,10 @@ def command(
         typer.Option(help="Mined negatives or training groups (JSON lines), see `dptdr mine`."),
     ] = None,
     from_task: Annotated[
-        Path | None, typer.Option(help="Start from the prompt of this task bundle.")
+        Path | None,
+        typer.Option(
+            help="Start from the prompt of this task bundle, with its lengths and sharing."
+        ),
     ] = None,
     min_grade: Annotated[int, typer.Option(min=1, help="Minimum grade of a positive.")] = 1,
     overwrite: Overwrite = False,

@@ -1,10 +1,10 @@
 """Convert records of each training format to training groups."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from dptdr.data.tokens import TokenTexts
 from dptdr.errors import DataError
@@ -14,6 +14,10 @@ from dptdr.io.store import PassageStore, QueryStore
 from dptdr.records import Passage, TrainingGroup
 
 Format: TypeAlias = Literal["groups", "mined", "tevatron", "tevatron-ids", "dpr"]
+Negative = TypeVar("Negative")
+
+DROPPED = "negatives that are a positive"
+"""What :func:`without_positives` drops, for messages."""
 
 _MARKS: dict[Format, tuple[str, ...]] = {
     "tevatron": ("query", "positive_passages"),
@@ -43,7 +47,7 @@ class Lookup:
     def __init__(self, folder: BeirFolder | None, *, tokens: TokenTexts | None = None) -> None:
         self.folder = folder
         self.tokens = tokens
-        self.strings_are_ids = False
+        self.strings_are: Literal["ids", "texts"] | None = None
 
     @cached_property
     def passages(self) -> PassageStore:
@@ -77,14 +81,34 @@ class Lookup:
         """Decide whether strings in the file are texts or ids.
 
         In mined negatives they are ids. In groups they are ids if a folder is given and contains
-        all positives of the first record as ids; otherwise they are texts.
+        one of the first record's strings as an id; otherwise they are texts.
         """
-        positives = record.get("positives")
         if format == "mined":
-            self.strings_are_ids = True
-        elif format == "groups" and self.folder is not None and isinstance(positives, list):
-            strings = [item for item in positives if isinstance(item, str)]
-            self.strings_are_ids = bool(strings) and all(item in self.passages for item in strings)
+            self.strings_are = "ids"
+        elif self.folder is None:
+            self.strings_are = "texts"
+        elif format == "groups":
+            sides = [record.get(name) for name in ("positives", "negatives")]
+            items = [item for side in sides if isinstance(side, list) for item in side]
+            strings = [item for item in items if isinstance(item, str)]
+            if strings:
+                known = any(item in self.passages for item in strings)
+                self.strings_are = "ids" if known else "texts"
+
+    def item_of(self, string: str, field: str, place: "Place") -> "_Item":
+        """Return the passage that a string in a group refers to."""
+        if self.strings_are == "ids":
+            return _Item(_content(string, field, self, place), string, None)
+        if self.strings_are is None:
+            raise place.error(
+                f"expected an object with 'text' or 'id', as in the first record, got '{string}'",
+                field,
+            )
+        if self.folder is not None and string in self.passages:
+            raise place.error(
+                f"expected a text, as in the first record, got the passage id '{string}'", field
+            )
+        return _Item(string, None, None)
 
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
@@ -122,10 +146,54 @@ def group_of_record(
     return group
 
 
+def without_positives(
+    negatives: Iterable[Negative],
+    positives: Iterable[object],
+    *,
+    names: Callable[[Any], Collection[Hashable]],
+) -> list[Negative]:
+    """Drop negatives that are also a positive of the same query, as mining does.
+
+    Args:
+        names: What identifies a passage: its id, its text, or both.
+    """
+    known = {name for item in positives for name in names(item)}
+    return [item for item in negatives if known.isdisjoint(names(item))]
+
+
+def count_dropped(record: Mapping[str, Any], *, format: Format) -> int:
+    """Count a record's negatives that :func:`group_of_record` drops, without looking up texts."""
+    sides = [record.get(name) for name in (_POSITIVES[format], _negatives_field(record, format))]
+    positives, negatives = (side if isinstance(side, list) else [] for side in sides)
+    return len(negatives) - len(without_positives(negatives, positives, names=_names))
+
+
+def _names(item: object) -> list[Hashable]:
+    """Return ids and texts of a passage in any format."""
+    if not isinstance(item, dict):
+        return [repr(item) if isinstance(item, list) else str(item)]
+    found: list[Hashable] = [str(item[name]) for name in _ID_FIELDS if item.get(name) is not None]
+    if isinstance(item.get("text"), str):
+        found.append(Passage("", item["text"], item.get("title") or "").content)
+    return found
+
+
+def _negatives_field(record: Mapping[str, Any], format: Format) -> str:
+    # As in DPR: hard negatives from BM25, or other negatives if there are none.
+    if format == "dpr":
+        return "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
+    return _POSITIVES[format].replace("positive", "negative")
+
+
 class _Item(NamedTuple):
     text: str
     id: str | None
     score: float | None
+
+    @property
+    def names(self) -> list[Hashable]:
+        """What identifies the passage."""
+        return [("text", self.text), *([] if self.id is None else [("id", self.id)])]
 
 
 def _own(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
@@ -164,9 +232,7 @@ def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Plac
 
 def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
     if isinstance(item, str):
-        if not lookup.strings_are_ids:
-            return _Item(item, None, None)
-        return _Item(_content(item, field, lookup, place), item, None)
+        return lookup.item_of(item, field, place)
     if (tokens := lookup.text_of(item, field, place)) is not None:
         return _Item(tokens, None, None)
     if not isinstance(item, dict):
@@ -221,14 +287,12 @@ def _tevatron_ids(record: Mapping[str, Any], lookup: Lookup, place: Place) -> Tr
 
 def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGroup:
     del lookup
-    # As in DPR: hard negatives from BM25, or other negatives if there are none.
-    hard = "hard_negative_ctxs" if record.get("hard_negative_ctxs") else "negative_ctxs"
     sides = [
         [
             _foreign_item(item, name, place, id_fields=("passage_id", "psg_id"))
             for item in _list(record, name, place)
         ]
-        for name in ("positive_ctxs", hard)
+        for name in ("positive_ctxs", _negatives_field(record, "dpr"))
     ]
     return _group(None, _text(record, "question", place), sides[0], sides[1], place)
 
@@ -253,6 +317,7 @@ def _group(
     negatives: Sequence[_Item],
     place: Place,
 ) -> TrainingGroup:
+    negatives = without_positives(negatives, positives, names=lambda item: item.names)
     return TrainingGroup(
         query_id=str(place.row) if query_id is None else query_id,
         query=query,
@@ -308,6 +373,7 @@ _READERS: dict[Format, Callable[[Mapping[str, Any], Lookup, Place], TrainingGrou
     "tevatron-ids": _tevatron_ids,
     "dpr": _dpr,
 }
+_ID_FIELDS = ("id", "docid", "passage_id", "psg_id")
 _POSITIVES: dict[Format, str] = {
     "groups": "positives",
     "mined": "positives",

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from dptdr.errors import DataError, OutputError
+from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 
 
 @contextlib.contextmanager
@@ -208,7 +209,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: If the file is missing, not regular, or not valid JSON.
+        DataError: If the file is missing, not regular, not valid JSON, or has a key twice.
     """
     data = read_regular(path)
     try:
@@ -216,9 +217,11 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 text, {error.reason}", path=path) from None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise DataError(f"expected JSON, {error.msg}", path=path, line=error.lineno) from None
+    except RepeatedKey as error:
+        raise DataError(str(error), path=path) from None
     except (ValueError, RecursionError) as error:
         # The parser fails on thousands of digits or nested brackets.
         raise DataError(f"expected valid JSON, but parsing failed: {error}", path=path) from None

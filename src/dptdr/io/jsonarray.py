@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dptdr.errors import DataError
+from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 from dptdr.io.lines import READ_FAULTS, open_bytes
 
 _CHUNK_BYTES = 1 << 20
@@ -61,7 +62,7 @@ class _Reader:
         self.path = path
         self.handle = handle
         self.decoder = codecs.getincrementaldecoder("utf-8")()
-        self.json = json.JSONDecoder()
+        self.json = json.JSONDecoder(object_pairs_hook=unique_keys)
         self.text = ""
         self.at = 0
         self.byte = 0
@@ -100,6 +101,8 @@ class _Reader:
                 else:
                     reason = f"expected JSON, {error.msg}"
                 raise self.fault(reason, min(error.pos, len(self.text))) from None
+            except RepeatedKey as error:
+                raise self.fault(str(error), self.at) from None
             except (ValueError, RecursionError) as error:
                 # The parser fails on thousands of digits or nested brackets.
                 raise self.fault(

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from dptdr.errors import DataError
+from dptdr.io.jsonkeys import check_keys
 
 LARGEST_INTEGER = 2**31 - 1
 MAX_COUNT = 2**48
@@ -109,7 +110,7 @@ def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
     """Parse a line as a JSON object.
 
     Raises:
-        DataError: If the line is not UTF-8, not JSON, or not an object.
+        DataError: If the line is not UTF-8, not JSON, not an object, or has a key twice.
     """
     try:
         value = orjson.loads(line)
@@ -125,6 +126,10 @@ def parse_object(line: bytes, *, path: Path, number: int) -> dict[str, Any]:
         raise DataError(
             f"expected a JSON object in one line, got {describe(value)}", path=path, line=number
         )
+    try:
+        check_keys(line, value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(str(error), path=path, line=number) from None
     return value
 
 

@@ -1,7 +1,7 @@
 """Task bundles: folders with trained weights, settings, fingerprints and measures."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -304,38 +304,49 @@ def load_task(path: Path, *, backbone: Backbone | None = None, device: str = "cp
     return Encoder(backbone, method=method, limits=Limits(**manifest.limits), name=manifest.name)
 
 
+_OF_START = ("prompt_length", "ffn_length", "prompt_layers", "sharing", "position")
+"""Settings that a task shares with the prompt that it starts from."""
+
+
 def load_prompt_rows(
-    path: Path, *, backbone: Backbone, config: DeepPromptConfig
-) -> dict[str, Tensor]:
+    path: Path, *, backbone: Backbone, config: DeepPromptConfig, given: Collection[str]
+) -> tuple[DeepPromptConfig, dict[str, Tensor]]:
     """Load a deep-prompt task's rows, to initialise another task on the same backbone.
 
     Args:
         config: Settings of the other task, whose prompt must be used in the same way. A tied prompt
             can start any task.
+        given: Names of the settings that were asked for; lengths, layers, sharing and positions
+            that were not are those of the saved prompt.
 
     Returns:
-        The saved tensors by name: attention rows, ``[layers, 2, heads, prompt, head_dim]``, under
-        the prompt's name, and feed-forward rows beside them.
+        The settings of the other task, and the saved tensors by name: attention rows,
+        ``[layers, 2, heads, prompt, head_dim]``, under the prompt's name, and feed-forward rows
+        beside them.
 
     Raises:
         BundleError: If the bundle is malformed or is not a deep prompt.
-        ConfigError: If positions or sharing differ.
+        ConfigError: If lengths, layers, positions or sharing differ from what was asked for.
         WrongBackbone: If the task was trained on another backbone.
     """
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.method != "deep-prompt":
         raise BundleError(f"{path}: expected a deep prompt to start from, got '{manifest.method}'")
-    for setting in ("position", "sharing"):
-        held = manifest.settings.get(setting, getattr(DeepPromptConfig(), setting))
-        wanted = getattr(config, setting)
-        if wanted != held and (setting, held) != ("sharing", "tied"):
-            raise ConfigError(
-                f"{setting}: expected '{held}', as in the initial prompt, got '{wanted}'; use "
-                f"--{setting} {held}"
-            )
     _check_backbone(path, manifest, backbone)
-    return read_state(path, manifest)
+    _, saved = _config(manifest)
+    assert isinstance(saved, DeepPromptConfig)
+    saved = replace(saved, prompt_layers=saved.prompt_layers or backbone.geometry.layers)
+    taken = {}
+    for setting in _OF_START:
+        held, wanted = getattr(saved, setting), getattr(config, setting)
+        if setting not in given or wanted is None:
+            taken[setting] = held
+        elif wanted != held and (setting, held) != ("sharing", "tied"):
+            raise ConfigError(
+                f"{setting}: expected {held!r}, as in the initial prompt, got {wanted!r}; omit it"
+            )
+    return replace(config, **taken), read_state(path, manifest)
 
 
 def _check_backbone(path: Path, manifest: TaskManifest, backbone: Backbone) -> None:

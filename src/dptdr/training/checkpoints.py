@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dptdr.errors import DataError, TrainingError
 from dptdr.io.atomic import atomic_file, atomic_folder, read_json, write_json, writing
+from dptdr.io.jsonkeys import unique_keys
 
 Record: TypeAlias = Mapping[str, Any]
 """One log record, with a ``step`` and a ``kind``: step, dev, bare or health."""
@@ -169,7 +170,7 @@ class RunFolder:
             if not line.endswith(b"}"):
                 continue  # Truncated when the process was killed.
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=unique_keys)
                 crc = record.pop("crc", None)
                 found[(str(record["kind"]), int(record["step"]))] = record
             except (ValueError, RecursionError, LookupError, TypeError, AttributeError):

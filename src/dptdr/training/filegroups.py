@@ -1,11 +1,13 @@
 """Training groups read from a file, excluding dev queries."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dptdr.data.tokens import TokenTexts
 from dptdr.data.training_files import GroupFile, read_records
+from dptdr.data.training_records import DROPPED, count_dropped
 from dptdr.errors import TrainingError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.identical import own_passages
@@ -18,7 +20,8 @@ _POSITIVE_FIELDS = ("positives", "positive_passages", "positive_document_ids", "
 class FileGroups(GroupFile):
     """Groups from a training file: mined negatives, or dptdr's, Tevatron's or DPR's format.
 
-    Dev queries (which would leak answers) and queries without a positive are skipped and counted.
+    Dev queries (which would leak answers) and queries without a positive are skipped and counted,
+    and so are negatives that are also a positive of their query.
     The file is read through once, so malformed JSON is found before training starts; each group is
     then read on demand.
 
@@ -43,6 +46,7 @@ class FileGroups(GroupFile):
         super().__init__(path, folder=folder, tokens=tokens)
         self.held_out = 0
         self.without_positive = 0
+        dropped = 0
         texts = {normalised(text) for text in held_out.values()}
         ids = set(held_out)
         # Ids in foreign files are arbitrary.
@@ -64,12 +68,15 @@ class FileGroups(GroupFile):
                 self.without_positive += 1
             else:
                 rows.append(row)
+                dropped += count_dropped(record, format=self.format)
         self.rows = as_numbers(rows)
         if not len(self):
             raise TrainingError(
                 f"{path}: no training groups left; {self.held_out} belong to dev queries, "
                 f"{self.without_positive} have no positive"
             )
+        if dropped:
+            sys.stderr.write(f"{path}: dropped {dropped:,} {DROPPED}\n")
 
 
 def _first_is_tokens(path: Path) -> bool:

@@ -48,7 +48,10 @@ def train_folder(
     rows = None
     if from_task is not None:
         assert isinstance(request.method_config, DeepPromptConfig)
-        rows = load_prompt_rows(from_task, backbone=backbone, config=request.method_config)
+        method_config, rows = load_prompt_rows(
+            from_task, backbone=backbone, config=request.method_config, given=request.given
+        )
+        request = request._replace(method_config=method_config)
     data = load_data(
         folder,
         request.config,

@@ -53,6 +53,25 @@ def test_a_command_ends_with_one_line_and_its_code(monkeypatch, capsys, command,
     assert said.splitlines()[-1].startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("name", "overwrite", "advice"),
+    [
+        ("train", False, "completed work is kept, rerun the command to resume"),
+        ("train", True, "completed work is kept, rerun the command without --overwrite to resume"),
+        ("encode", False, "completed work is kept, rerun the command to resume"),
+        ("encode", True, "rerun the command to start again"),
+        ("search", False, "rerun the command to start again"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(monkeypatch, name, overwrite, advice):
+    def command(overwrite):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "current_phase", lambda: "")
+    with pytest.raises(app.Stopped, match=f"dptdr {name}; {advice}$"):
+        app._ending(command, name=name)(overwrite=overwrite)
+
+
 def test_a_closed_pipe_ends_with_141(monkeypatch, capsys):
     def closed():
         raise BrokenPipeError(32, "Broken pipe")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dptdr.data.training_files import GroupFile
+from dptdr.data.training_records import count_dropped
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.records import Passage, Query, TrainingGroup
@@ -143,6 +144,22 @@ def test_strings_stay_texts_if_the_folder_does_not_hold_them(tmp_path: Path, fol
     path = write_lines(tmp_path / "g.jsonl", {"query": "a", "positives": ["0 is a text"]})
 
     assert read(path, folder)[0].positives == ("0 is a text",)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"positives": ["gone"], "negatives": ["1"]}], "line 1, .*'gone' is not in the data"),
+        ([{"positives": ["a text"]}, {"positives": ["1"]}], "line 2, .* the passage id '1'"),
+        ([{"positives": [{"text": "x"}]}, {"positives": ["1"]}], "line 2, .* an object with"),
+    ],
+)
+def test_ids_are_never_taken_for_texts(tmp_path: Path, folder: BeirFolder, records, message):
+    path = tmp_path / "groups.jsonl"
+    path.write_text("".join(json.dumps({"query": "q", **record}) + "\n" for record in records))
+
+    with pytest.raises(DataError, match=message):
+        list(GroupFile(path, folder=folder))
 
 
 def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder: BeirFolder):
@@ -285,3 +302,42 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
     assert path.stat().st_size > 10_000_000
     assert held < 300_000
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"query": "a", "positives": ["0"], "negatives": ["1", "0"]},
+        {"query": "a", "positives": ["0"], "negatives": [{"id": "1"}, {"id": "0"}]},
+        {"query": "a", "positives": ["text"], "negatives": ["other", "text"]},
+        {"query_id": "q", "positives": ["0"], "negatives": [{"id": "1"}, {"id": "0"}]},
+        TEVATRON
+        | {"negative_passages": [{"docid": "5", "text": "x"}, TEVATRON["positive_passages"][0]]},
+        {
+            "query_text": "a",
+            "positive_document_ids": [0],
+            "negative_document_ids": ["1", "0"],
+        },
+        DPR | {"hard_negative_ctxs": [*DPR["hard_negative_ctxs"], *DPR["positive_ctxs"]]},
+        DPR
+        | {
+            "hard_negative_ctxs": [],
+            "negative_ctxs": [*DPR["negative_ctxs"], *DPR["positive_ctxs"]],
+        },
+    ],
+)
+def test_a_negative_that_is_a_positive_is_dropped_in_every_format(tmp_path, folder, record):
+    path = write_lines(tmp_path / "t.jsonl", record)
+
+    (group,) = read(path, folder)
+
+    assert len(group.negatives) == 1
+    assert not {*group.negatives} & {*group.positives}
+    assert count_dropped(record, format=GroupFile(path, folder=folder).format) == 1
+
+
+def test_a_positive_that_is_a_negative_under_another_id_is_dropped(tmp_path):
+    again = TEVATRON["positive_passages"][0] | {"docid": "99"}
+    path = write_lines(tmp_path / "t.jsonl", TEVATRON | {"negative_passages": [again]})
+    (group,) = read(path)
+    assert (group.negatives, group.negative_ids) == ((), ())

@@ -217,13 +217,17 @@ def test_wrong_backbone_is_refused_with_both_fingerprints(backbone, tmp_path):
 def test_prompt_rows_start_another_task(backbone, tmp_path):
     save_task(tmp_path / "task", tuned(backbone))
     config = DeepPromptConfig(prompt_length=3, sharing="untied", initialisation="task")
-    rows = bundle_module.load_prompt_rows(tmp_path / "task", backbone=backbone, config=config)
+    config, rows = bundle_module.load_prompt_rows(
+        tmp_path / "task", backbone=backbone, config=config, given=["sharing"]
+    )
     method = MethodFactory(rows=rows).build("deep-prompt", backbone, config, seed=0)
     for side in ("query", "passage"):
         torch.testing.assert_close(method.state()[side], rows["shared"])
     save_task(tmp_path / "lora", tuned(backbone, "lora"))
     with pytest.raises(BundleError, match="expected a deep prompt to start from, got 'lora'"):
-        bundle_module.load_prompt_rows(tmp_path / "lora", backbone=backbone, config=config)
+        bundle_module.load_prompt_rows(
+            tmp_path / "lora", backbone=backbone, config=config, given=()
+        )
 
 
 def edit(path, **changes):

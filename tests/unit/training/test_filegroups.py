@@ -199,3 +199,12 @@ def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, t
     far = write_lines(tmp_path / "far.jsonl", {"query": [10**6], "positives": [[1]]})
     with pytest.raises(DataError, match=r"of this encoder's tokenizer, 0 to .*, got 1000000"):
         FileGroups(far, folder=folder, held_out={}, tokens=TokenTexts(tiny_bert.tokenizer))
+
+
+def test_negatives_that_are_a_positive_are_dropped_and_counted_once_for_the_file(
+    tmp_path, folder, capsys
+):
+    path = write_lines(tmp_path / "mined.jsonl", mined("q1", ["p5", "p1"]), mined("q2"))
+    groups = groups_of(load(folder, path))
+    assert [group.negative_ids for group in groups] == [(), ("p5",)]
+    assert "mined.jsonl: dropped 1 negatives that are a positive\n" in capsys.readouterr().err

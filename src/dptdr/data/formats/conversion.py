@@ -80,15 +80,22 @@ def convert(
 
 def _convert_triples(source: Path, *, out: Path, rules: Rules) -> Conversion:
     counted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     groups = 0
     with atomic_file(out) as handle:
-        for record in read_triples(source, counted=counted):
+        for record in read_triples(source, counted=counted, dropped=dropped):
             groups += 1
             rules.tell(counted.total(), PUBLISHED.get(plain_name(source), 0))
             handle.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         source_data = SourceData(
             passages=(), queries=(), qrels={}, counted=counted, expected=PUBLISHED
         )
-        done = Conversion(out=out, read_as=TRIPLES, groups=groups, checks=checks(source_data))
+        done = Conversion(
+            out=out,
+            read_as=TRIPLES,
+            groups=groups,
+            dropped={reason: count for reason, count in dropped.items() if count},
+            checks=checks(source_data),
+        )
         rules.refuse(done)
     return done

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.msmarco import drop_positives, write_lines
 from dptdr.data.formats.source_data import (
     PUBLISHED,
     SourceData,
@@ -47,12 +47,14 @@ def read_dpr(source: Path) -> SourceData:
     if wikipedia is None and not training:
         raise DataError(f"expected {_LAYOUT}, got no passages", path=source)
     counted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     contexts = (passage for _, path in training for passage in _context_passages(path))
     files = [*([wikipedia] if wikipedia else []), *(path for _, path in training + questions)]
 
     def also(folder: Path) -> None:
         for split, path in training:
-            write_lines(folder / f"negatives-{split}.jsonl", _negatives(path, split))
+            records = (drop_positives(record, dropped) for record in _negatives(path, split))
+            write_lines(folder / f"negatives-{split}.jsonl", records)
         if questions:
             (folder / "answers").mkdir()
         for _, path in questions:
@@ -64,6 +66,7 @@ def read_dpr(source: Path) -> SourceData:
         qrels={split: _qrels(path, split) for split, path in training},
         files=files,
         counted=counted,
+        dropped=dropped,
         expected=PUBLISHED,
         also=also,
         notes=[]

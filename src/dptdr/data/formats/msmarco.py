@@ -18,6 +18,7 @@ from dptdr.data.formats.source_data import (
     plain_name,
 )
 from dptdr.data.formats.tables import check_width, checked_id, tab_rows
+from dptdr.data.training_records import DROPPED, without_positives
 from dptdr.errors import DataError
 from dptdr.io.lines import decode_line, raw_lines
 from dptdr.io.trec import gather_qrels, judgements
@@ -166,11 +167,16 @@ def read_top1000(source: Path) -> SourceData:
     )
 
 
-def read_triples(source: Path, *, counted: Counter[str]) -> Iterator[dict[str, Any]]:
+def read_triples(
+    source: Path, *, counted: Counter[str], dropped: Counter[str]
+) -> Iterator[dict[str, Any]]:
     """Yield training records from a file of (query, positive, negative) ids or texts.
 
     Consecutive lines with the same query and positive become one record, in the format ``mined``
     (ids) or ``groups`` (texts).
+
+    Args:
+        dropped: Receives the number of negatives that are the positive.
 
     Raises:
         DataError: If the file is missing or a line is malformed.
@@ -187,11 +193,11 @@ def read_triples(source: Path, *, counted: Counter[str]) -> Iterator[dict[str, A
         counted[plain_name(source)] += 1
         if current != (query, positive):
             if current is not None:
-                yield _triple(current, negatives, of_ids=of_ids)
+                yield drop_positives(_triple(current, negatives, of_ids=of_ids), dropped)
             current, negatives = (query, positive), []
         negatives.append(negative)
     if current is not None:
-        yield _triple(current, negatives, of_ids=of_ids)
+        yield drop_positives(_triple(current, negatives, of_ids=of_ids), dropped)
 
 
 def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dict[str, Any]:
@@ -203,6 +209,17 @@ def _triple(pair: tuple[str, str], negatives: list[str], *, of_ids: bool) -> dic
         "positives": [positive],
         "negatives": [{"id": negative, "sources": {"triples": {}}} for negative in negatives],
     }
+
+
+def drop_positives(record: dict[str, Any], dropped: Counter[str]) -> dict[str, Any]:
+    """Drop negatives that are also a positive of the record, and count them."""
+
+    def names(item: Any) -> tuple[str]:
+        return (item["id"] if isinstance(item, dict) else item,)
+
+    kept = without_positives(record["negatives"], record["positives"], names=names)
+    dropped[DROPPED] += len(record["negatives"]) - len(kept)
+    return {**record, "negatives": kept}
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:

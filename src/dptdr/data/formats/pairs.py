@@ -19,6 +19,7 @@ from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
 from dptdr.data.formats.source_data import SourceData
 from dptdr.data.formats.table_rows import Row, object_rows
 from dptdr.data.formats.writing import Conversion, Rules, write_source_data
+from dptdr.data.training_records import DROPPED
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
 from dptdr.io.trec import LARGEST_GRADE
@@ -146,7 +147,11 @@ class _Reading:
         if number is None:
             return
         for column in columns.negatives:
-            for text in _texts(row, column):
+            texts = _texts(row, column)
+            # Only positives get the row's title, so their ids cannot tell.
+            kept = [text for text in texts if text not in positives]
+            self._dropped[DROPPED] += len(texts) - len(kept)
+            for text in kept:
                 yield from self._negative(text, split, asked.id, number)
 
     def _negative(self, text: str, split: str, query_id: str, number: int) -> Iterator[Passage]:
@@ -220,7 +225,7 @@ class _Reading:
     def _finish(self, folder: Path) -> None:
         """Write the hard negatives and add notes."""
         source_data, store = self.source_data, self._store
-        self._dropped["negatives that are a positive"] += store.drop_negatives_that_answer()
+        self._dropped[DROPPED] += store.drop_negatives_that_answer()
         for split in store:
             path = folder / f"negatives-{split}.jsonl"
             count = write_lines(path, map(_mined_record, store.negatives(split)))

@@ -70,14 +70,23 @@ class UniqueTexts:
         Raises:
             DataError: If the id was added with another text.
         """
-        content = f"{record_id}\0{text}".encode("utf-8", "surrogatepass")
-        key = hashlib.blake2b(content, digest_size=8)
         size = len(self._texts)
-        self._texts.add(int.from_bytes(key.digest(), "big"))
+        self._texts.add(_content_key(record_id, text))
         new = self._ids.add(record_id)
         if not new and len(self._texts) > size:
             raise DataError(f"{what} '{record_id}' has another text before", path=path, line=line)
         return new
+
+    def contradicts(self, record_id: str, *texts: str) -> bool:
+        """Check whether the id was added, but with none of these texts."""
+        return record_id in self._ids and not any(
+            _content_key(record_id, text) in self._texts for text in texts
+        )
+
+
+def _content_key(record_id: str, text: str) -> int:
+    content = f"{record_id}\0{text}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 class UniqueIds:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.formats.msmarco import write_lines
+from dptdr.data.formats.msmarco import drop_positives, write_lines
 from dptdr.data.formats.source_data import (
     SourceData,
     UniqueIds,
@@ -28,11 +28,12 @@ def read_tevatron(source: Path) -> SourceData:
     """Read a Tevatron file, or a folder of Tevatron files.
 
     Files are named after splits. In a folder, ``corpus.jsonl`` (``docid``, ``title``, ``text``, or
-    ``document_text`` in the current format) contains the passages; without it, passages are
-    collected from the groups. Negatives are written to ``negatives-SPLIT.jsonl``.
+    ``document_text`` in the current format) contains the passages, and those embedded in groups
+    must have the same text; without it, passages are collected from the groups. Negatives are
+    written to ``negatives-SPLIT.jsonl``.
 
     Raises:
-        DataError: If the file does not exist or a record is malformed.
+        DataError: If the file does not exist, a record is malformed, or a passage has two texts.
     """
     corpus = find_file(source, "corpus.jsonl") if source.is_dir() else None
     paths = sorted(source.glob("*.jsonl")) + sorted(source.glob("*.jsonl.gz"))
@@ -42,17 +43,20 @@ def read_tevatron(source: Path) -> SourceData:
         raise DataError("expected a Tevatron .jsonl file, or a folder of them", path=source)
     splits = {plain_name(path).removesuffix(".jsonl"): path for path in paths}
     counted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
 
     def also(folder: Path) -> None:
         for split, path in splits.items():
-            write_lines(folder / f"negatives-{split}.jsonl", _negatives(path))
+            records = (drop_positives(record, dropped) for record in _negatives(path))
+            write_lines(folder / f"negatives-{split}.jsonl", records)
 
     return SourceData(
-        passages=_corpus(corpus, counted) if corpus else _inner_passages(paths),
+        passages=_corpus(corpus, paths, counted) if corpus else _inner_passages(paths),
         queries=_queries(paths, counted),
         qrels={split: grades for split, path in splits.items() if (grades := _qrels(path))},
         files=[*([corpus] if corpus else []), *paths],
         counted=counted,
+        dropped=dropped,
         also=also,
     )
 
@@ -104,12 +108,25 @@ def _ids(record: Mapping[str, Any], side: int, *, path: Path, line: int) -> list
     return [str(item) for item in value]
 
 
-def _corpus(path: Path, counted: Counter[str]) -> Iterator[Passage]:
-    seen = UniqueIds()
+def _corpus(path: Path, groups: list[Path], counted: Counter[str]) -> Iterator[Passage]:
+    seen, embedded = UniqueIds(), UniqueTexts()
+    for place, line, passage in _embedded(groups):
+        embedded.add(passage.id, _content(passage), path=place, line=line, what="passage")
     for line, record in read_records(path):
         passage = _passage(record, path=path, line=line)
         if not seen.add(passage.id):
             raise DataError(f"duplicate passage id '{passage.id}'", path=path, line=line)
+        # Groups may omit titles.
+        if embedded.contradicts(passage.id, _content(passage), _content(passage, title="")):
+            other, number = next(
+                (place, number) for place, number, p in _embedded(groups) if p.id == passage.id
+            )
+            raise DataError(
+                f"passage '{passage.id}' has another text in {other}, line {number}; correct one "
+                "of them",
+                path=path,
+                line=line,
+            )
         counted[plain_name(path)] += 1
         yield passage
 
@@ -125,11 +142,26 @@ def _inner_passages(paths: list[Path]) -> Iterator[Passage]:
                     line=line,
                     field=_IDS[0],
                 )
-            for side in _SIDES:
-                for passage in _side(record, side, path=path, line=line):
-                    content = f"{passage.title}\0{passage.text}"
-                    if seen.add(passage.id, content, path=path, line=line, what="passage"):
-                        yield passage
+            for passage in _passages_in(record, path=path, line=line):
+                if seen.add(passage.id, _content(passage), path=path, line=line, what="passage"):
+                    yield passage
+
+
+def _embedded(paths: list[Path]) -> Iterator[tuple[Path, int, Passage]]:
+    """Yield the passages embedded in groups, with file and line."""
+    for path in paths:
+        for line, record in read_records(path):
+            for passage in _passages_in(record, path=path, line=line):
+                yield path, line, passage
+
+
+def _passages_in(record: Mapping[str, Any], *, path: Path, line: int) -> Iterator[Passage]:
+    for side in _SIDES:
+        yield from _side(record, side, path=path, line=line)
+
+
+def _content(passage: Passage, *, title: str | None = None) -> str:
+    return f"{passage.title if title is None else title}\0{passage.text}"
 
 
 def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:

@@ -98,12 +98,20 @@ class PostgresIndex:
         return self.collection.origin
 
     def _active(self) -> Collection:
-        found = find_collection(self.session, self.name, active=True)
-        if found is None:
+        row = _find_row(self.session, self.name, active=True)
+        if row is None:
             raise VectorsError(
                 f"{self.session.where()}: no index '{self.name}'; create it with load_postgres"
             )
-        return found[0]
+        number, dim, stored, _ = row
+        where = f"{self.session.where()}, index '{self.name}'"
+        origin = Origin.from_json(stored, where=where)
+        if dim != origin.dim:
+            raise VectorsError(
+                f"{where}: expected vectors of dimension {origin.dim}, as their origin says, got "
+                f"{dim}; load the vectors again"
+            )
+        return Collection(number=number, dim=dim, origin=origin)
 
     def _current(self) -> Collection:
         """Return the active collection, as it may have been loaded again.
@@ -321,10 +329,11 @@ class _Loading:
 
     def begin(self) -> int:
         """Find or create the incomplete collection for these vectors; drop any others."""
-        found = find_collection(self.session, self.name, active=False)
-        if found is not None and found[0].origin == self.origin:
-            self.collection, loaded = found
-            return loaded
+        found = _find_row(self.session, self.name, active=False)
+        # A damaged record is dropped like one of other vectors.
+        if found is not None and found[1:3] == (self.origin.dim, self.origin.as_json()):
+            self.collection = replace(self.collection, number=found[0])
+            return found[3]
 
         def work(connection: Any) -> int:
             from psycopg.types.json import Jsonb
@@ -394,8 +403,8 @@ class _Loading:
         self.session.run(drop)
 
 
-def find_collection(session: Session, name: str, *, active: bool) -> tuple[Collection, int] | None:
-    """Return the newest collection with a name and its number of loaded rows, or None.
+def _find_row(session: Session, name: str, *, active: bool) -> tuple[int, int, Any, int] | None:
+    """Return the newest collection with a name as stored: number, dimension, origin, loaded rows.
 
     Args:
         active: Look for the serving collection rather than one being loaded.
@@ -404,10 +413,10 @@ def find_collection(session: Session, name: str, *, active: bool) -> tuple[Colle
         "SELECT id, dim, origin, loaded FROM dptdr.collections WHERE name = %s AND active = %s "
         "ORDER BY id DESC LIMIT 1"
     )
-    row = session.run(lambda c: c.execute(query, [name, active]).fetchone())
-    if row is None:
-        return None
-    return Collection(number=row[0], dim=row[1], origin=Origin.from_json(row[2])), int(row[3])
+    found: tuple[int, int, Any, int] | None = session.run(
+        lambda c: c.execute(query, [name, active]).fetchone()
+    )
+    return found
 
 
 def copy_rows(

@@ -5,12 +5,14 @@ origin. Its metadata records the origin and the number of loaded rows. The name 
 for the serving collection, so a new one can be swapped in atomically.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,12 +75,16 @@ class QdrantIndex:
         info = _again(lambda: _aliased(client, name))
         if info is None:
             raise VectorsError(f"Qdrant: no index '{name}'; create it with load_qdrant")
-        self._origin = Origin.from_json(info["origin"])
+        self._origin = Origin.from_json(info["origin"], where=self._where)
+
+    @property
+    def _where(self) -> str:
+        return f"Qdrant, index '{self.name}'"
 
     @property
     def count(self) -> int:
         """Number of passages."""
-        return int(_again(lambda: self.client.count(self._current(), exact=True)).count)
+        return int(self._read(lambda name: self.client.count(name, exact=True)).count)
 
     @property
     def dim(self) -> int:
@@ -99,8 +105,20 @@ class QdrantIndex:
         found = _aliased(self.client, self.name)
         if found is None:
             raise VectorsError(f"Qdrant: no index '{self.name}'; create it with load_qdrant")
-        check_reloaded(self._origin, Origin.from_json(found["origin"]), name=self.name)
+        now = Origin.from_json(found["origin"], where=self._where)
+        check_reloaded(self._origin, now, name=self.name)
         return str(found["collection"])
+
+    def _read(self, work: Callable[[str], Result]) -> Result:
+        """Run a request, and again if the collection was exchanged and deleted in the meantime."""
+        while True:
+            collection = _again(self._current)
+            try:
+                return _again(partial(work, collection))
+            # Local mode raises a ValueError for a collection that is not there.
+            except (VectorsError, ValueError):
+                if _again(self._current) == collection:
+                    raise
 
     def search(
         self,
@@ -125,8 +143,9 @@ class QdrantIndex:
         ]
         if not requests:
             return search_results([])
-        answers = _again(lambda: self.client.query_batch_points(self._current(), requests=requests))
-        found = [[(p.payload["id"], p.score) for p in answer.points] for answer in answers]
+        answers = self._read(lambda name: self.client.query_batch_points(name, requests=requests))
+        with self._payloads():
+            found = [[(p.payload["id"], p.score) for p in answer.points] for answer in answers]
         if not any(found):
             for wanted in filters:
                 self._check_field(wanted.field)
@@ -136,20 +155,31 @@ class QdrantIndex:
         """Reject a metadata field that no passage has."""
         models = _models()
         empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(field)))
-        points, _ = _again(
-            lambda: self.client.scroll(
-                self._current(), scroll_filter=models.Filter(must_not=[empty]), limit=1
+        points, _ = self._read(
+            lambda name: self.client.scroll(
+                name, scroll_filter=models.Filter(must_not=[empty]), limit=1
             )
         )
         if not points:
             raise NoSuchField(f"no passage has the metadata field '{field}'")
 
+    @contextlib.contextmanager
+    def _payloads(self) -> Iterator[None]:
+        """Convert errors of reading damaged points."""
+        try:
+            yield
+        except (KeyError, TypeError) as error:
+            raise VectorsError(
+                f"{self._where}: the payload of a point is damaged ({type(error).__name__}: "
+                f"{error}); load the vectors again"
+            ) from None
+
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Look up passages by id; see :class:`dptdr.search.index.Index`."""
-        points = _again(
-            lambda: self.client.retrieve(self._current(), ids=[_point_id(name) for name in ids])
-        )
-        return in_order((_document(point.payload) for point in points), ids, name=self.name)
+        wanted = [_point_id(name) for name in ids]
+        points = self._read(lambda name: self.client.retrieve(name, ids=wanted))
+        with self._payloads():
+            return in_order((_document(point.payload) for point in points), ids, name=self.name)
 
     def upsert(
         self,
@@ -233,7 +263,9 @@ def load_qdrant(
         bounds=QDRANT_BOUNDS,
     )
     target = _Loading(client, origin=folder.manifest.origin, name=name, graph=graph)
-    if not target.serves():
+    if target.serves():
+        target.apply_options()
+    else:
         load_folder(folder, target, batch_rows=batch_rows, on_progress=on_progress)
     return QdrantIndex(client, name)
 
@@ -253,10 +285,11 @@ class _Loading:
         self.origin = origin
         self.name = name
         self.before = _again(lambda: _aliased(client, name))
-        # A collection that was changed since it was loaded is replaced by one of the other name.
+        # A collection that was changed since it was loaded, or whose record is damaged, is replaced
+        # by one of the other name.
         self.collection = f"{name}-{_number(origin)}"
         serving = self.before or {}
-        if serving.get("changed") and serving["collection"] == self.collection:
+        if not self.serves() and serving.get("collection") == self.collection:
             self.collection += "-again"
         self.hnsw = None
         if graph:
@@ -265,14 +298,20 @@ class _Loading:
             )
 
     def serves(self) -> bool:
-        """Check whether the alias already points to these vectors; if so, apply the options."""
+        """Check whether the alias already points to these vectors."""
         before = self.before
-        if before is None or before["origin"] != self.origin.as_json() or before.get("changed"):
-            return False
-        self.collection = before["collection"]
+        return (
+            before is not None
+            and before["origin"] == self.origin.as_json()
+            and not before.get("changed")
+        )
+
+    def apply_options(self) -> None:
+        """Apply the options to the collection that serves."""
+        assert self.before is not None
+        collection = self.before["collection"]
         if self.hnsw is not None:
-            _again(lambda: self.client.update_collection(self.collection, hnsw_config=self.hnsw))
-        return True
+            _again(lambda: self.client.update_collection(collection, hnsw_config=self.hnsw))
 
     def begin(self) -> int:
         """Find or create the collection; return the number of rows already loaded."""
@@ -284,7 +323,8 @@ class _Loading:
             if self.hnsw is not None:
                 client.update_collection(self.collection, hnsw_config=self.hnsw)
             metadata = client.get_collection(self.collection).config.metadata or {}
-            return int(metadata.get("loaded", 0))
+            loaded = metadata.get("loaded")
+            return loaded if type(loaded) is int else 0
         client.create_collection(
             self.collection,
             vectors_config=models.VectorParams(size=self.origin.dim, distance=models.Distance.DOT),

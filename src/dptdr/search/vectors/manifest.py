@@ -71,22 +71,26 @@ class Origin:
     """Probe of the backbone (see :mod:`dptdr.io.probe`); empty in earlier versions."""
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Origin":
+    def from_json(cls, values: object, *, where: str) -> "Origin":
         """Restore the result of :meth:`as_json`, as stored in databases.
+
+        Args:
+            where: Database and index, for messages.
 
         Raises:
             VectorsError: If fields are missing, unknown or of another kind.
         """
-        try:
-            made = cls(**{**values, "probe": tuple(values.get("probe", ()))})
-        except (TypeError, AttributeError) as error:
+        if not isinstance(values, dict):
             raise VectorsError(
-                f"database: expected the origin of vectors ({error}); it is damaged or from a "
-                "newer version, load the vectors again"
-            ) from None
-        if type(made.dim) is not int or not isinstance(made.passage_fingerprint, str):
-            raise VectorsError("database: damaged origin of vectors; load the vectors again")
-        return made
+                f"{where}: expected the origin of the vectors as an object, got "
+                f"{describe(values)}; load the vectors again"
+            )
+        if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
+            raise VectorsError(
+                f"{where}, field '{unknown[0]}': not known to this version of dptdr; upgrade it, "
+                "or load the vectors again"
+            )
+        return _origin_of(values, path=Path(where))
 
     def as_json(self) -> dict[str, Any]:
         """Convert to JSON values; float32 weights use the format of earlier versions."""
@@ -207,6 +211,10 @@ def origin_from_json(record: Mapping[str, Any], *, path: Path) -> Origin:
         VectorsError: If the format, version or a field is invalid.
     """
     check_format(record, path=path, expected=FORMAT, version=FORMAT_VERSION)
+    return _origin_of(record, path=path)
+
+
+def _origin_of(record: Mapping[str, Any], *, path: Path) -> Origin:
     dtype = record.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise VectorsError(

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 from dptdr.search.hybrid import Fusion
 
 SideName = Literal["query", "passage", "document", "search_query", "search_document"]
@@ -112,20 +113,11 @@ class JsonRequest(fastapi.Request):
         """Parse the body."""
         body = await self.body()
         try:
-            return json.loads(body.decode("utf-8"), object_pairs_hook=_object)
+            return json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError:
             raise fastapi.HTTPException(400, "expected a JSON body in UTF-8") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise fastapi.HTTPException(
-            400, f"expected each key of a JSON object once, got '{twice[:100]}' twice"
-        )
-    return found
+        except RepeatedKey as error:
+            raise fastapi.HTTPException(400, str(error)) from None
 
 
 class Request(BaseModel):

@@ -181,3 +181,15 @@ def test_a_folder_without_passages_and_two_data_sets_at_once_are_refused(
         (source / name).unlink()
     with pytest.raises(DataError, match=r"expected psgs_w100.tsv"):
         convert(str(source), format="dpr", out=tmp_path / "out")
+
+
+def test_a_hard_negative_that_is_a_positive_is_dropped_and_counted(source: Path, tmp_path: Path):
+    records = training()
+    records[0]["hard_negative_ctxs"].append(records[0]["positive_ctxs"][0])
+    (source / "biencoder-nq-train.json").write_text(json.dumps(records))
+
+    done = convert(str(source), format="dpr", out=tmp_path / "out")
+
+    assert done.dropped == {"negatives that are a positive": 1}
+    record = json.loads((tmp_path / "out" / "negatives-train.jsonl").read_text())
+    assert [negative["id"] for negative in record["negatives"]] == ["9", "0"]

@@ -238,3 +238,14 @@ def test_an_unknown_format_names_those_there_are(source: Path, tmp_path: Path):
         DataError, match="expected a format among table, documents, beir, dpr, msmarco, "
     ):
         convert(str(source), format="csv", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("line", ["10\t0\t{}\n", "what\tyes\t{}\n"])
+def test_triples_whose_negative_is_the_positive_are_dropped_and_counted(tmp_path: Path, line):
+    file = tmp_path / "triples.tsv"
+    file.write_text(line.format("7") + line.format(line.split("\t")[1]))
+
+    done = convert(str(file), format="msmarco-triples", out=tmp_path / "triples.jsonl")
+
+    assert done.dropped == {"negatives that are a positive": 1}
+    assert len(json.loads((tmp_path / "triples.jsonl").read_text())["negatives"]) == 1

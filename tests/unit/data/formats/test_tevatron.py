@@ -106,10 +106,10 @@ def test_a_broken_record_is_named_and_nothing_is_written(
 
 
 def test_a_corpus_with_an_id_twice_and_a_missing_file_are_refused(tmp_path: Path):
-    write(tmp_path / "s" / "corpus.jsonl", passage("0", "a"), passage("0", "b"))
+    write(tmp_path / "s" / "corpus.jsonl", passage("8", "a"), passage("8", "b"))
     write(tmp_path / "s" / "train.jsonl", TRAIN[0])
 
-    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: duplicate passage id '0'"):
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: duplicate passage id '8'"):
         convert(str(tmp_path / "s"), format="tevatron", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"expected a Tevatron \.jsonl file"):
         convert(str(tmp_path / "gone.jsonl"), format="tevatron", out=tmp_path / "out")
@@ -181,3 +181,38 @@ def test_the_present_format_names_passages_of_a_corpus(tmp_path: Path):
 def test_the_present_format_alone_or_broken_is_refused(tmp_path: Path, record, message):
     with pytest.raises(DataError, match=message):
         convert(str(write(tmp_path / "train.jsonl", record)), out=tmp_path / "out")
+
+
+def test_a_negative_that_is_a_positive_is_dropped_and_counted(tmp_path: Path):
+    source = tmp_path / "source"
+    both = {"positive_document_ids": ["0", "4"], "negative_document_ids": [4, 5]}
+    write(source / "train.jsonl", PRESENT | both, PRESENT | both | {"query_id": "11"})
+    write(source / "corpus.jsonl", passage("0", "Zero."), passage("4", "4"), passage("5", "5"))
+
+    done = convert(str(source), out=tmp_path / "out")
+
+    assert done.dropped == {"negatives that are a positive": 2}
+    lines = (tmp_path / "out" / "negatives-train.jsonl").read_text().splitlines()
+    assert [[n["id"] for n in json.loads(line)["negatives"]] for line in lines] == [["5"], ["5"]]
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["dropped"] == done.dropped
+
+
+@pytest.mark.parametrize("change", [{"text": "Other."}, {"title": "Other"}])
+def test_a_text_in_a_group_that_contradicts_the_corpus_is_refused(tmp_path: Path, change):
+    source = tmp_path / "source"
+    write(source / "train.jsonl", TRAIN[1], TRAIN[0])
+    corpus = [
+        passage("0", "Zero\u2028text\ttab.", "Zero"),
+        passage("4", "Four."),
+        passage("5", "Five."),
+    ]
+    write(source / "corpus.jsonl", *corpus)
+    convert(str(source), format="tevatron", out=tmp_path / "out")
+    # A group without titles says nothing else.
+    write(source / "corpus.jsonl", *corpus[:2], corpus[2] | {"title": "Five"})
+    convert(str(source), format="tevatron", out=tmp_path / "out")
+
+    write(source / "corpus.jsonl", *corpus[1:], corpus[0] | change)
+    words = r"corpus.jsonl, line 3: passage '0' has another text in .*train.jsonl, line 2; correct"
+    with pytest.raises(DataError, match=words):
+        convert(str(source), format="tevatron", out=tmp_path / "out")

@@ -353,3 +353,98 @@ def test_a_role_that_may_only_read_searches_and_no_password_is_told(dsn, make_en
     with pytest.raises(VectorsError) as told:
         PostgresIndex("postgresql://u:hush-hush@[::bad/x", "read")
     assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("dim", "change", "words"),
+    [
+        (16, [1], "expected the origin of the vectors as an object, got a list"),
+        (16, {"passage_fingerprint": 7}, "field 'passage_fingerprint': expected a string, got the"),
+        (16, {"shard_size": None}, "field 'shard_size': expected an integer of at least 1, got nu"),
+        (16, {"later": 1}, "field 'later': not known to this version of dptdr"),
+        (8, {}, "expected vectors of dimension 16, as their origin says, got 8"),
+    ],
+)
+def test_a_damaged_origin_is_one_error_and_loading_again_repairs_it(
+    dsn, make_encoder, tmp_path, dim, change, words
+):
+    from psycopg.types.json import Jsonb
+
+    encoder = make_encoder()
+    folder = encode(encoder, 12, tmp_path / "v")
+    index = load_postgres(folder, dsn=dsn, name="damaged")
+    origin = change if isinstance(change, list) else index.origin.as_json() | change
+    damage = "UPDATE dptdr.collections SET origin = %s, dim = %s WHERE name = 'damaged'"
+    index.session.run(lambda c: c.execute(damage, [Jsonb(origin), dim]))
+
+    for use in (lambda: PostgresIndex(dsn, "damaged"), lambda: index.count):
+        with pytest.raises(VectorsError) as caught:
+            use()
+        assert "index 'damaged'" in str(caught.value)
+        assert words in str(caught.value)
+
+    load_postgres(folder, dsn=dsn, name="damaged").close()
+    assert best(index, encoder, "word3 common")[0] == "d3"
+    index.close()
+
+
+def test_a_damaged_record_of_unfinished_work_is_started_over(dsn, make_encoder, tmp_path):
+    encoder = make_encoder()
+    folder = encode(encoder, 30, tmp_path / "v")
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_postgres(folder, dsn=dsn, name="half", batch_rows=10, on_progress=stop)
+    other = load_postgres(encode(encoder, 3, tmp_path / "o"), dsn=dsn, name="other")
+    damage = "UPDATE dptdr.collections SET origin = '{}' WHERE name = 'half'"
+    other.session.run(lambda c: c.execute(damage))
+    other.close()
+    index = load_postgres(folder, dsn=dsn, name="half")
+    assert index.count == 30
+    index.close()
+
+
+@pytest.mark.parametrize("dim", [2001, 4000])
+def test_wide_vectors_are_indexed_in_half_precision(dsn, make_encoder, tmp_path, dim):
+    encoder = make_encoder(dim=dim)
+    index = load_postgres(encode(encoder, 12, tmp_path / "v"), dsn=dsn, name="wide-half")
+    query = "SELECT indexdef FROM pg_indexes WHERE indexname = %s"
+    name = f"passages_hnsw_{index.collection.number}"
+    (made,) = index.session.run(lambda c: c.execute(query, [name]).fetchone())
+    assert f"halfvec({dim})" in made
+    assert best(index, encoder, "word3 common")[0] == "d3"
+    assert index.recall == 1.0
+    index.close()
+
+
+def test_vectors_wider_than_an_index_may_be_are_refused_by_name(dsn, make_encoder, tmp_path):
+    folder = encode(make_encoder(dim=4001), 2, tmp_path / "v")
+    words = r"/v: pgvector indexes at most 4,000 dimensions, got 4,001"
+    with pytest.raises(VectorsError, match=words):
+        load_postgres(folder, dsn=dsn, name="too-wide")
+    with pytest.raises(VectorsError, match="no index 'too-wide'"):
+        PostgresIndex(dsn, "too-wide")
+
+
+def test_a_collection_that_is_exchanged_while_it_is_searched_is_searched_again(
+    dsn, make_encoder, tmp_path, monkeypatch
+):
+    encoder = make_encoder()
+    index = load_postgres(encode(encoder, 5, tmp_path / "1"), dsn=dsn, name="exchanged")
+    second = encode(encoder, 9, tmp_path / "2")
+    real, calls = index._statement, []
+
+    def exchanged(*arguments, **options):
+        calls.append(index.collection.number)
+        if len(calls) == 1:
+            statement = real(*arguments, **options)
+            load_postgres(second, dsn=dsn, name="exchanged").close()
+            return statement
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(index, "_statement", exchanged)
+    assert best(index, encoder, "word8 common")[0] == "d8"
+    assert len(set(calls)) == 2
+    index.close()

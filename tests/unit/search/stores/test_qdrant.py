@@ -286,3 +286,59 @@ def test_an_open_index_never_mixes_two_prompts(client, make_encoder, tmp_path):
         with pytest.raises(WrongPrompt, match="loaded again since it was opened"):
             use()
     assert best(QdrantIndex(client, "n"), second, "red apple")[0] == "a"
+
+
+DAMAGE = [
+    ([1], "expected the origin of the vectors as an object, got a list"),
+    ({"dim": "8"}, "field 'dim': expected an integer of at least 1, got the text '8'"),
+    ({"dtype": 7}, "field 'dtype': expected float32 or float16, got the number 7"),
+    ({"encoder": None}, "field 'encoder': expected a string, got null"),
+    ({"probe": ["x"]}, "field 'probe': expected finite numbers"),
+    ({"later": 1}, "field 'later': not known to this version of dptdr"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), DAMAGE)
+def test_a_damaged_origin_is_one_error_and_loading_again_repairs_it(
+    client, encoder, tmp_path, change, words
+):
+    folder = encode(encoder, passages(12), tmp_path / "v")
+    index = load_qdrant(folder, client=client, name="n")
+    origin = change if isinstance(change, list) else index.origin.as_json() | change
+    client.update_collection(index._current(), metadata={"origin": origin, "loaded": "many"})
+
+    for use in (lambda: QdrantIndex(client, "n"), lambda: best(index, encoder, "word3 common")):
+        with pytest.raises(VectorsError) as caught:
+            use()
+        assert str(caught.value).startswith("Qdrant, index 'n'")
+        assert words in str(caught.value)
+
+    repaired = load_qdrant(folder, client=client, name="n")
+    assert best(repaired, encoder, "word3 common")[0] == "d3"
+    assert repaired.count == 12
+
+
+def test_a_damaged_point_is_one_error(client, encoder, tmp_path):
+    index = load_qdrant(encode(encoder, passages(3), tmp_path / "v"), client=client, name="n")
+    client.delete_payload("n", keys=["id"], points=qdrant_client.models.Filter())
+    for use in (lambda: best(index, encoder, "word1 common"), lambda: index.documents(["d1"])):
+        with pytest.raises(VectorsError, match="index 'n': the payload of a point is damaged"):
+            use()
+
+
+def test_a_collection_that_is_exchanged_while_it_is_searched_is_searched_again(
+    client, encoder, tmp_path, monkeypatch
+):
+    index = load_qdrant(encode(encoder, passages(5), tmp_path / "1"), client=client, name="n")
+    second = encode(encoder, passages(9), tmp_path / "2")
+    real, calls = client.query_batch_points, []
+
+    def exchanged(name, **options):
+        calls.append(name)
+        if len(calls) == 1:
+            load_qdrant(second, client=client, name="n")
+        return real(name, **options)
+
+    monkeypatch.setattr(client, "query_batch_points", exchanged)
+    assert best(index, encoder, "word8 common")[0] == "d8"
+    assert len(set(calls)) == 2

@@ -36,6 +36,17 @@ def test_a_request_without_a_task_never_gets_the_bare_encoder(web):
     same(bare, web.bare.encode_queries(["a dog"]))
 
 
+def test_paths_that_name_a_task_or_a_side_are_suggested_and_work(web):
+    said = message(web.client.post("/embed", json={"inputs": "a dog"}))
+    assert said.endswith("for the bare encoder, or use the path /tasks/NAME/...")
+    said = message(web.client.post("/tasks/two/embed", json={"inputs": "a dog"}))
+    assert "task 'two' encodes queries and passages differently" in said
+    assert said.endswith("or use the paths /tasks/two:query and /tasks/two:passage")
+    for side in ("query", "passage"):
+        reply = web.client.post(f"/tasks/two:{side}/embed", json={"inputs": "a dog"})
+        assert reply.status_code == 200
+
+
 def test_a_request_without_a_task_means_the_only_one(tmp_path):
     only = (("one", tmp_path / "tasks" / "one"),)
     with WebServer.start(tmp_path, tasks=only, indexes=()) as web:
