@@ -95,10 +95,8 @@ class Lookup:
                 known = any(item in self.passages for item in strings)
                 self.strings_are = "ids" if known else "texts"
 
-    def item_of(self, string: str, field: str, place: "Place") -> "_Item":
-        """Return the passage that a string in a group refers to."""
-        if self.strings_are == "ids":
-            return _Item(_content(string, field, self, place), string, None)
+    def check_text(self, string: str, field: str, place: "Place") -> None:
+        """Reject a string that may not be a text."""
         if self.strings_are is None:
             raise place.error(
                 f"expected an object with 'text' or 'id', as in the first record, got '{string}'",
@@ -108,7 +106,6 @@ class Lookup:
             raise place.error(
                 f"expected a text, as in the first record, got the passage id '{string}'", field
             )
-        return _Item(string, None, None)
 
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
@@ -232,7 +229,10 @@ def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Plac
 
 def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
     if isinstance(item, str):
-        return lookup.item_of(item, field, place)
+        if lookup.strings_are == "ids":
+            return _Item(_content(item, field, lookup, place), item, None)
+        lookup.check_text(item, field, place)
+        return _Item(item, None, None)
     if (tokens := lookup.text_of(item, field, place)) is not None:
         return _Item(tokens, None, None)
     if not isinstance(item, dict):

@@ -1,9 +1,8 @@
-"""Losses as pure functions of vectors and masks.
+"""Losses as pure functions of scores and masks.
 
-``query_vectors`` is ``[queries, dim]``; ``passage_vectors`` is ``[passages, dim]``, each passage
-once. ``positive`` is ``[queries, passages]``, true for a query's positives. ``ignored`` is
-``[queries, passages]``, true for passages excluded from a query's loss: other known positives and
-duplicate passages.
+``scores`` are the dot products of queries and passages, each passage once, in float32. ``positive``
+is ``[queries, passages]``, true for a query's positives. ``ignored`` is ``[queries, passages]``,
+true for passages excluded from a query's loss: other known positives and duplicate passages.
 """
 
 from collections.abc import Sequence
@@ -40,16 +39,6 @@ def contrastive_terms(
     losses = torch.logaddexp(scores, rest) - scores
     losses = losses.masked_fill(~positive, 0.0)
     return losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)
-
-
-def similarity(
-    query_vectors: Float[Tensor, "queries dim"],
-    passage_vectors: Float[Tensor, "passages dim"],
-    *,
-    temperature: float | Tensor,
-) -> Float[Tensor, "queries passages"]:
-    """Compute dot products divided by the temperature, in float32 for any input dtype."""
-    return query_vectors.float() @ passage_vectors.float().T / temperature
 
 
 def margin_mse_terms(
