@@ -22,7 +22,8 @@ import _lib
 from dptdr.evaluation import evaluate
 from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Query
-from dptdr.search.vectors.compression import compress
+from dptdr.search.exact import top_k_of_blocks
+from dptdr.search.vectors.compression import compress, shorten
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import encode_folder
 from dptdr.search.vectors.folder import VectorFolder
@@ -97,9 +98,12 @@ def measured(
 ) -> dict[str, Any]:
     compression, share, factor = way
     small = compress(full, compression=compression, dim=round(full.shape[1] * share))
-    scores, rows = small.search(
-        query_vectors, depth=10, full=full if factor else None, factor=factor or 4
-    )
+    cut = shorten(query_vectors, small.dim)
+    scores, rows = top_k_of_blocks(cut, small.blocks(), depth=10 * (factor or 1))
+    if factor:
+        scores = np.stack([full[r] @ query for query, r in zip(query_vectors, rows, strict=True)])
+        order = np.lexsort((rows, -scores), axis=1)[:, :10]
+        scores, rows = (np.take_along_axis(found, order, axis=1) for found in (scores, rows))
     run = {
         query.id: [Hit(ids[row], score) for row, score in zip(r.tolist(), s.tolist(), strict=True)]
         for query, r, s in zip(queries, rows, scores, strict=True)

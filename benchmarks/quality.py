@@ -157,7 +157,8 @@ def tuned(
     from dptdr.config.methods import config_from
     from dptdr.config.training import TrainingConfig
     from dptdr.model import Backbone, Encoder, load_task
-    from dptdr.training.train import load_data, train_task
+    from dptdr.training.preparation import load_data
+    from dptdr.training.train import train_task
 
     # A fresh one for each cell: full fine-tuning and BitFit change it.
     backbone = Backbone.load(arguments.encoder, device=arguments.device)

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dptdr.errors import BackboneError, DptdrError, UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, LAYERS_ATTRIBUTE, prompted_attention, prompted_mask
 from dptdr.model.backbone import Backbone
-from dptdr.model.packing import PromptRows
+from dptdr.model.packing import PackedPass, PromptRows
 from dptdr.model.prompt_rows import PromptCall
 from dptdr.serving.forward import BatchRow, Forward, probe_rows
 
@@ -72,7 +72,7 @@ class FlexForward(Forward):
                 f"backbone '{backbone.name}': its attention does not ask the registry, so it "
                 "cannot run through FlexAttention; use the padded layout"
             )
-        self._first_position = self.find_first_position()
+        self._packed_pass = PackedPass(backbone)
         register()
         backbone.model.set_attn_implementation(NAME)
         parameter: Tensor = next(backbone.model.parameters())
@@ -88,15 +88,16 @@ class FlexForward(Forward):
             lengths = [len(row.ids) for row in rows]
             total = _filled(sum(lengths))
             device = self.backbone.device
-            call = make_call(lengths, [row.prompt for row in rows], total=total, device=device)
+            prompts = [row.prompt for row in rows]
+            call = make_call(lengths, prompts, total=total, device=device)
             ids = [i for row in rows for i in row.ids]
-            positions = [p for row in rows for p in self.positions(row)]
+            positions = self._packed_pass.positions(lengths, prompts).tolist()
             filling = total - len(ids)
             inputs: dict[str, Any] = {
                 "input_ids": torch.tensor([ids + [ids[0]] * filling], device=device),
                 "position_ids": torch.tensor([positions + [positions[0]] * filling], device=device),
             }
-            if self.takes_types:
+            if self._packed_pass.takes_types:
                 inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
             states = self.backbone.injection(call, **inputs).last_hidden_state[0]
             return self._pooled(states[: len(ids)].float(), lengths)

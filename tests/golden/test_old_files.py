@@ -103,7 +103,8 @@ def test_a_task_is_not_replaced_by_a_training_that_does_not_know_its_settings(
     from dptdr.config.methods import config_from
     from dptdr.config.training import TrainingConfig
     from dptdr.io.beir import BeirFolder
-    from dptdr.training.train import load_data, train_task
+    from dptdr.training.preparation import load_data
+    from dptdr.training.train import train_task
 
     shutil.copytree(OLD / "task", tmp_path / "task")
     name, method = config_from("deep-prompt", {"prompt_length": 2})

@@ -138,7 +138,6 @@ def made_objective(data, source, *, prompt=None, world=None, objectives=OBJECTIV
         config,
         objectives=objectives,
         frozen=prompt is not None,
-        source=str(source),
     )
     return PretrainingObjective(
         method,

@@ -19,7 +19,8 @@ from dptdr.config.training import TrainingConfig
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.training.distributed import joined
-from dptdr.training.train import load_data, train_task
+from dptdr.training.preparation import load_data
+from dptdr.training.train import train_task
 
 
 def train(settings, out, **options):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptdr.data.formats.conversion import convert
-from dptdr.data.training_files import GroupFile, read_groups
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import DataError
 from dptdr.io import jsonarray
 from dptdr.io.beir import BeirFolder, write_beir
@@ -104,7 +104,7 @@ def test_groups_by_row_are_groups_in_order(groups):
         file = GroupFile(path)
 
         found = [file[row] for row in reversed(range(len(file)))][::-1]
-        assert found == list(read_groups(path))
+        assert found == list(file)
         assert [group.query for group in found] == [group["query"] for group in groups]
         assert [list(group.positives) for group in found] == [g["positives"] for g in groups]
 

@@ -23,7 +23,8 @@ CONFIG = TrainingConfig(
 def trained(tmp_path_factory):
     from dptdr.model import Backbone
     from dptdr.model.fingerprints import hash_tensors
-    from dptdr.training.train import load_data, train_task
+    from dptdr.training.preparation import load_data
+    from dptdr.training.train import train_task
 
     folder = tmp_path_factory.mktemp("learning")
     build_sample("python-code", out=folder / "data", seed=0)
@@ -62,7 +63,7 @@ def test_frozen_weights_are_byte_identical_after_training(trained):
 def test_the_bundle_on_disk_makes_the_vectors_that_were_measured(trained):
     from dptdr.model import load_task
     from dptdr.training.checkpoint_selection import dev_measures
-    from dptdr.training.train import load_data
+    from dptdr.training.preparation import load_data
 
     result, _, _ = trained
     out = result.run_folder.parent / "task"

@@ -15,12 +15,15 @@ The first record determines the format:
 ===================  ==============================================================================
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptdr.data.training_records import Decode, Format, Lookup, Place, group_of_record, recognise
+import numpy as np
+from jaxtyping import Int64
+
+from dptdr.data.tokens import TokenTexts
+from dptdr.data.training_records import Format, Lookup, Place, group_of_record, recognise
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.intarray import as_numbers, int_array
@@ -38,7 +41,7 @@ class GroupFile:
 
     Args:
         folder: The data folder that ids refer to; required only for files with ids.
-        decode: Decodes token ids; required only for files with token ids.
+        tokens: Decodes token ids; required only for files with token ids.
 
     Raises:
         DataError: If the file is missing, empty or in an unknown format, or contains ids and no
@@ -46,7 +49,11 @@ class GroupFile:
     """
 
     def __init__(
-        self, path: Path | str, *, folder: BeirFolder | None = None, decode: Decode | None = None
+        self,
+        path: Path | str,
+        *,
+        folder: BeirFolder | None = None,
+        tokens: TokenTexts | None = None,
     ) -> None:
         self.path = Path(path)
         self._spans = _array_spans(self.path) if is_json_array(self.path) else line_spans(self.path)
@@ -54,23 +61,28 @@ class GroupFile:
             raise DataError("the file contains no training groups", path=self.path)
         first = self._record(0)
         self.format: Format = recognise(first, place=self._place(0))
-        self._lookup = Lookup(folder, decode=decode)
+        self._lookup = Lookup(folder, tokens=tokens)
         self._lookup.decide(first, format=self.format)
+        self.rows: Sequence[int] | Int64[np.ndarray, " groups"] = range(len(self._spans))
+        """Index in the file of each group."""
+        self.own: Mapping[str, str] = {}
+        """Own passages of queries that are also in the corpus."""
         # Fail now rather than during training if the file needs a folder.
         group_of_record(first, format=self.format, lookup=self._lookup, place=self._place(0))
 
     def __len__(self) -> int:
         """Number of groups."""
-        return len(self._spans)
+        return len(self.rows)
 
     def __getitem__(self, item: int) -> TrainingGroup:
         """Return a group, or raise a DataError if it is malformed."""
         if not 0 <= item < len(self):
             raise IndexError(f"expected a row from 0 to {len(self) - 1}, got {item}")
-        place = self._place(item)
-        return group_of_record(
-            self._record(item), format=self.format, lookup=self._lookup, place=place
+        row = int(self.rows[item])
+        group = group_of_record(
+            self._record(row), format=self.format, lookup=self._lookup, place=self._place(row)
         )
+        return group._replace(own_passage=self.own.get(group.query_id, ""))
 
     def __iter__(self) -> Iterator[TrainingGroup]:
         """Yield all groups in file order."""
@@ -87,23 +99,6 @@ class GroupFile:
             raise DataError(
                 error.reason, path=self.path, line=self._spans.line_number(row)
             ) from None
-
-
-def read_groups(path: Path | str, *, folder: BeirFolder | None = None) -> Iterator[TrainingGroup]:
-    """Yield the groups of a training file in order; the file may be compressed.
-
-    Raises:
-        DataError: If the file is missing, malformed or in an unknown format.
-    """
-    path = Path(path)
-    format: Format | None = None
-    lookup = Lookup(folder)
-    for row, (number, record) in enumerate(read_records(path)):
-        place = Place(path=path, row=row, line=partial(int, number))
-        if format is None:
-            format = recognise(record, place=place)
-            lookup.decide(record, format=format)
-        yield group_of_record(record, format=format, lookup=lookup, place=place)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

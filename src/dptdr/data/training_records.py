@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+from dptdr.data.tokens import TokenTexts
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder
 from dptdr.io.lines import describe
@@ -13,7 +14,6 @@ from dptdr.io.store import PassageStore, QueryStore
 from dptdr.records import Passage, TrainingGroup
 
 Format: TypeAlias = Literal["groups", "mined", "tevatron", "tevatron-ids", "dpr"]
-Decode: TypeAlias = Callable[[Sequence[int]], str]
 Negative = TypeVar("Negative")
 
 DROPPED = "negatives that are a positive"
@@ -44,9 +44,9 @@ class Place(NamedTuple):
 class Lookup:
     """Looks up texts by id or token ids; the folder is read only if a record refers to it."""
 
-    def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
+    def __init__(self, folder: BeirFolder | None, *, tokens: TokenTexts | None = None) -> None:
         self.folder = folder
-        self.decode = decode
+        self.tokens = tokens
         self.strings_are: Literal["ids", "texts"] | None = None
 
     @cached_property
@@ -64,16 +64,16 @@ class Lookup:
             raise LookupError
         return self.folder
 
-    def text_of(self, tokens: object, field: str, place: "Place") -> str | None:
+    def text_of(self, ids: object, field: str, place: "Place") -> str | None:
         """Decode a list of token ids; ``None`` if the value is something else."""
-        if not isinstance(tokens, list) or not tokens or not all(type(t) is int for t in tokens):
+        if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
             return None
-        if self.decode is None:
+        if self.tokens is None:
             raise place.error(
                 "contains token ids, which can be decoded only during training", field
             )
         try:
-            return self.decode(tokens)
+            return self.tokens.decode(ids)
         except (ValueError, IndexError, OverflowError, TypeError) as error:
             raise place.error(str(error), field) from None
 
@@ -95,10 +95,8 @@ class Lookup:
                 known = any(item in self.passages for item in strings)
                 self.strings_are = "ids" if known else "texts"
 
-    def item_of(self, string: str, field: str, place: "Place") -> "_Item":
-        """Return the passage that a string in a group refers to."""
-        if self.strings_are == "ids":
-            return _Item(_content(string, field, self, place), string, None)
+    def check_text(self, string: str, field: str, place: "Place") -> None:
+        """Reject a string that may not be a text."""
         if self.strings_are is None:
             raise place.error(
                 f"expected an object with 'text' or 'id', as in the first record, got '{string}'",
@@ -108,7 +106,6 @@ class Lookup:
             raise place.error(
                 f"expected a text, as in the first record, got the passage id '{string}'", field
             )
-        return _Item(string, None, None)
 
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
@@ -232,7 +229,10 @@ def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Plac
 
 def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
     if isinstance(item, str):
-        return lookup.item_of(item, field, place)
+        if lookup.strings_are == "ids":
+            return _Item(_content(item, field, lookup, place), item, None)
+        lookup.check_text(item, field, place)
+        return _Item(item, None, None)
     if (tokens := lookup.text_of(item, field, place)) is not None:
         return _Item(tokens, None, None)
     if not isinstance(item, dict):

@@ -10,6 +10,9 @@ from dptdr.evaluation.measures import DEFAULT_MEASURES
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.evaluation.significance import PairedTest, holm, paired_test
 
+_CHANGES = 5
+"""Queries to list with the largest gains, and with the largest losses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
@@ -63,13 +66,11 @@ def compare_reports(
     *,
     measures: Sequence[str] | None = None,
     seed: int = 0,
-    changes: int = 5,
 ) -> Comparison:
     """Compare systems to the first one with paired tests.
 
     Args:
         measures: Measures to compare; by default all that the reports share.
-        changes: Number of queries to list with the largest gains, and with the largest losses.
 
     Raises:
         EvaluationError: If there are fewer than two reports, their data, splits, judgements,
@@ -109,7 +110,7 @@ def compare_reports(
         means={report.system: {m: report.measures[m] for m in shared} for report in named},
         contrasts=tuple(contrasts),
         largest_changes={
-            other.system: _largest_changes(other, baseline, measure=shared[0], count=changes)
+            other.system: _largest_changes(other, baseline, measure=shared[0])
             for other in named[1:]
         },
     )
@@ -191,10 +192,10 @@ def _shared_measures(
 
 
 def _largest_changes(
-    other: EvaluationReport, baseline: EvaluationReport, *, measure: str, count: int
+    other: EvaluationReport, baseline: EvaluationReport, *, measure: str
 ) -> dict[str, list[dict[str, Any]]]:
     entries = query_differences(other.per_query[measure], baseline.per_query[measure])
     listed = [{"query": entry.query_id, "value": entry.a, "baseline": entry.b} for entry in entries]
     gained = [item for item, entry in zip(listed, entries, strict=True) if entry.difference > 0]
     lost = [item for item, entry in zip(listed, entries, strict=True) if entry.difference < 0]
-    return {"gained": gained[:count], "lost": lost[::-1][:count]}
+    return {"gained": gained[:_CHANGES], "lost": lost[::-1][:_CHANGES]}

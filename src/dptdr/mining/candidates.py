@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt64
 
 from dptdr.mining.corpus import CorpusTable
-from dptdr.mining.runtable import Ranking
+from dptdr.mining.runtable import RunTable
 from dptdr.mining.settings import Sampling, SourceSettings
 
 
@@ -18,6 +18,14 @@ class Provenance(NamedTuple):
 
     rank: int
     score: float
+
+
+class Choice(NamedTuple):
+    """A candidate selected as a negative: hash of its text, corpus row, provenance."""
+
+    text: int
+    row: int
+    sources: dict[str, Provenance]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +85,11 @@ class Candidates:
                     wanted[text] = None
         return list(wanted)
 
-    def chosen(self, num_negatives: Mapping[str, int]) -> list[int]:
+    def chosen(self, num_negatives: Mapping[str, int]) -> list["Choice"]:
         """Return the union of all sources' negatives.
 
         Returns:
-            Texts by best rank over all sources; ties by corpus row.
+            Negatives by best rank over all sources; ties by corpus row.
         """
         taken: set[int] = set()
         for source, hits in self.sources.items():
@@ -89,7 +97,8 @@ class Candidates:
             if self.dropped:
                 order = [text for text in order if text not in self.dropped]
             taken.update(order[: num_negatives[source]])
-        return sorted(taken, key=lambda text: (self._best_place(text), self.row_of(text)))
+        found = [Choice(text, self.row_of(text), self.sources_of(text)) for text in taken]
+        return sorted(found, key=lambda one: (min(e.rank for e in one.sources.values()), one.row))
 
     def row_of(self, text: int) -> int:
         """Return a text's corpus row, the first of those ranked."""
@@ -104,15 +113,12 @@ class Candidates:
                 found[source] = Provenance(place + 1, hits.scores[place])
         return found
 
-    def _best_place(self, text: int) -> int:
-        return min(hits.places[text] for hits in self.sources.values() if text in hits.places)
-
 
 def find_candidates(
     query_id: str,
     *,
     positives: Sequence[int] | Int64[np.ndarray, " positives"],
-    rankings: Mapping[str, Ranking],
+    runs: Mapping[str, RunTable],
     sources: Sequence[SourceSettings],
     corpus: CorpusTable,
     seed: int,
@@ -122,7 +128,7 @@ def find_candidates(
 
     Args:
         query_id: The query; with the seed, determines every random draw.
-        rankings: Source name to ranking; sources without the query are omitted.
+        runs: Source name to run; sources without the query have no candidates.
         sources: Settings of the sources.
         seed: Sampling seed.
 
@@ -133,7 +139,7 @@ def find_candidates(
     positive_texts = corpus.text_hashes[np.asarray(positives, dtype=np.int64)]
     found: dict[str, SourceHits] = {}
     for source in sources:
-        ranking = rankings.get(source.name)
+        ranking = runs[source.name].ranking(query_id, depth=source.range_max)
         if ranking is None:
             continue
         texts = corpus.text_hashes[ranking.rows]

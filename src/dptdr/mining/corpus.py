@@ -34,7 +34,7 @@ class CorpusTable:
         self.ids = ids
         self.text_hashes = text_hashes
         self.characters = characters
-        self._rows = rows
+        self.by_id = rows
 
     @classmethod
     def build(
@@ -74,11 +74,7 @@ class CorpusTable:
 
     def rows_of(self, passage_ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
         """Return the row of each passage id, or -1 if unknown."""
-        return self.rows_of_hashes(stable_hashes(passage_ids))
-
-    def rows_of_hashes(self, wanted: UInt64[np.ndarray, " ids"]) -> Int64[np.ndarray, " ids"]:
-        """Look up rows by the :func:`dptdr.io.ids.stable_hash` of their ids; -1 if unknown."""
-        return self._rows.first_rows(wanted)
+        return self.by_id.first_rows(stable_hashes(passage_ids))
 
 
 class JudgementTable:
@@ -114,7 +110,7 @@ class JudgementTable:
         same_pair = np.all([column[order][1:] == column[order][:-1] for column in hashes], axis=0)
         return cls(
             RowTable(hashes[0]),
-            rows=corpus.rows_of_hashes(hashes[1]),
+            rows=corpus.by_id.first_rows(hashes[1]),
             grades=found,
             conflicting=bool((same_pair & (np.diff(found[order]) != 0)).any()),
         )

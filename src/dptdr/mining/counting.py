@@ -1,12 +1,12 @@
 """The state of a query being mined, and its contribution to the statistics."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dptdr.io.ids import stable_hash
-from dptdr.mining.candidates import Candidates, Provenance
+from dptdr.mining.candidates import Candidates, Choice
 from dptdr.mining.corpus import CorpusTable, JudgementTable
 from dptdr.mining.false_negatives import reference_score
 from dptdr.mining.records import rounded
@@ -49,6 +49,13 @@ class MiningInputs:
     runs: Mapping[str, RunTable]
     own: Collection[str] = ()
     teacher: Teacher | None = None
+
+    def blocks(self, size: int, *, skip: int = 0) -> Iterator[list[Query]]:
+        """Yield the judged queries in blocks, without the first ``skip`` blocks."""
+        judged = (q for q in self.queries() if self.judgements.of(q.id) is not None)
+        left = itertools.islice(judged, skip * size, None)
+        while block := list(itertools.islice(left, size)):
+            yield block
 
 
 @dataclass(kw_only=True)
@@ -100,9 +107,8 @@ def count_dropped(
 
 def count_negative(
     work: QueryState,
-    text: int,
+    negative: Choice,
     *,
-    found: Mapping[str, Provenance],
     length: int,
     reference: float,
     statistics: Statistics,
@@ -112,9 +118,9 @@ def count_negative(
     Args:
         reference: The teacher's score of the positive; ignored without a teacher.
     """
-    candidates = work.candidates
+    candidates, found = work.candidates, negative.sources
     statistics.negatives += 1
-    key = stable_hash(f"{work.query.id}\t{text}")
+    key = stable_hash(f"{work.query.id}\t{negative.text}")
     for name, entry in found.items():
         counts = statistics.sources[name]
         counts.negatives += 1
@@ -130,6 +136,6 @@ def count_negative(
         pair = f"{one}|{other}"
         statistics.overlap[pair] = statistics.overlap.get(pair, 0) + 1
     statistics.negative_characters.offer_hashed(key, lambda: length)
-    score = candidates.scores.get(text)
+    score = candidates.scores.get(negative.text)
     if score is not None:
         statistics.teacher.offer_hashed(key, lambda: [rounded(score), rounded(reference)])

@@ -4,7 +4,7 @@ Memory holds one block of queries, and the id and hash tables of corpus and judg
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,9 +55,13 @@ def mine(
             else Statistics(sources={source.name: SourceCounts() for source in settings.sources})
         )
         total = inputs.judgements.queries
-        for block in _blocks(inputs, size=settings.block_queries, skip=file.blocks):
-            content = _mine_block(block, inputs, settings=settings, statistics=statistics)
-            file.append_block(content, extra=statistics.as_json())
+        for block in inputs.blocks(settings.block_queries, skip=file.blocks):
+            begun = (_begin(q, inputs, settings=settings, statistics=statistics) for q in block)
+            works = [work for work in begun if work is not None]
+            if inputs.teacher is not None:
+                _score(works, inputs, settings=settings, statistics=statistics)
+            lines = [_finish(w, inputs, settings=settings, statistics=statistics) for w in works]
+            file.append_block(b"".join(lines), extra=statistics.as_json())
             if on_progress is not None:
                 on_progress(min(file.blocks * settings.block_queries, total), total)
         if statistics.negatives == 0:
@@ -92,31 +96,6 @@ def _check_runs(inputs: MiningInputs) -> None:
             )
 
 
-def _blocks(inputs: MiningInputs, *, size: int, skip: int) -> Iterator[list[Query]]:
-    judged = (q for q in inputs.queries() if inputs.judgements.of(q.id) is not None)
-    left = itertools.islice(judged, skip * size, None)
-    while block := list(itertools.islice(left, size)):
-        yield block
-
-
-def _mine_block(
-    block: Sequence[Query],
-    inputs: MiningInputs,
-    *,
-    settings: MiningSettings,
-    statistics: Statistics,
-) -> bytes:
-    works = [
-        work
-        for query in block
-        if (work := _begin(query, inputs, settings=settings, statistics=statistics)) is not None
-    ]
-    if inputs.teacher is not None:
-        _score(works, inputs, settings=settings, statistics=statistics)
-    lines = [_finish(work, inputs, settings=settings, statistics=statistics) for work in works]
-    return b"".join(lines)
-
-
 def _begin(
     query: Query, inputs: MiningInputs, *, settings: MiningSettings, statistics: Statistics
 ) -> QueryState | None:
@@ -129,25 +108,20 @@ def _begin(
         statistics.without_positive += 1
         return None
     statistics.queries += 1
-    rankings = {}
-    for source in settings.sources:
-        ranking = inputs.runs[source.name].ranking(query.id, depth=source.range_max)
-        if ranking is not None:
-            rankings[source.name] = ranking
     candidates = find_candidates(
         query.id,
         positives=positives,
         banned=inputs.corpus.rows_of([query.id] if query.id in inputs.own else []),
-        rankings=rankings,
+        runs=inputs.runs,
         sources=settings.sources,
         corpus=inputs.corpus,
         seed=settings.seed,
     )
-    for name in rankings:
+    for name, hits in candidates.sources.items():
         counts = statistics.sources[name]
         counts.queries += 1
-        counts.candidates += len(candidates.sources[name].order)
-        counts.blocked += candidates.sources[name].blocked
+        counts.candidates += len(hits.order)
+        counts.blocked += hits.blocked
     return QueryState(query=query, positives=positives, candidates=candidates, positive_scores=[])
 
 
@@ -191,28 +165,19 @@ def _finish(
     texts = settings.output == "tevatron"
     negatives: list[Negative] = []
     reference = work.reference(settings) if work.positive_scores else 0.0
-    for text in candidates.chosen(
+    for choice in candidates.chosen(
         {source.name: source.num_negatives for source in settings.sources}
     ):
-        row = candidates.row_of(text)
-        found = candidates.sources_of(text)
-        score = candidates.scores.get(text)
         negatives.append(
             Negative(
-                id=corpus.ids[row],
-                sources=found,
-                teacher=score,
-                passage=inputs.passages.at(row) if texts else None,
+                id=corpus.ids[choice.row],
+                sources=choice.sources,
+                teacher=candidates.scores.get(choice.text),
+                passage=inputs.passages.at(choice.row) if texts else None,
             )
         )
-        count_negative(
-            work,
-            text,
-            found=found,
-            length=int(corpus.characters[row]),
-            reference=reference,
-            statistics=statistics,
-        )
+        length = int(corpus.characters[choice.row])
+        count_negative(work, choice, length=length, reference=reference, statistics=statistics)
     if not negatives:
         statistics.without_negative_example = statistics.without_negative_example or work.query.id
         statistics.without_negative += 1

@@ -1,6 +1,5 @@
 """Precision and recall of false-negative filtering against graded judgements."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +72,7 @@ def measure_removal(inputs: MiningInputs, settings: MiningSettings) -> RemovalQu
     if inputs.teacher is None:
         raise NegativesError("expected a teacher to measure filtering with, got none")
     quality = RemovalQuality()
-    judged = (q for q in inputs.queries() if inputs.judgements.of(q.id) is not None)
-    while block := list(itertools.islice(judged, settings.block_queries)):
+    for block in inputs.blocks(settings.block_queries):
         _measure_block(block, inputs, settings=settings, quality=quality)
     if quality.queries == 0:
         raise NegativesError(
@@ -124,15 +122,10 @@ def _judged_candidates(
     if not len(rows) or grades.max() < settings.min_grade:
         return None
     known = int(rows[int(np.argmax(grades))])
-    rankings = {}
-    for source in settings.sources:
-        ranking = inputs.runs[source.name].ranking(query.id, depth=source.range_max)
-        if ranking is not None:
-            rankings[source.name] = ranking
     candidates = find_candidates(
         query.id,
         positives=[known],
-        rankings=rankings,
+        runs=inputs.runs,
         sources=settings.sources,
         corpus=inputs.corpus,
         seed=settings.seed,

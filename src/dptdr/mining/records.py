@@ -40,23 +40,25 @@ def format_record(mined: MinedQuery, *, output: OutputFormat) -> bytes:
         The UTF-8 line with its newline; empty in Tevatron's format for a query without negatives,
         which its trainer requires.
     """
-    if output == "tevatron" and not mined.negatives:
-        return b""
-    value = _own(mined) if output == "dptdr" else _tevatron(mined)
+    value: dict[str, Any] = {"query_id": mined.query_id}
+    if output == "dptdr":
+        value["positives"] = list(mined.positives)
+        if mined.positive_teacher:
+            value["positive_teacher"] = [rounded(score) for score in mined.positive_teacher]
+        value["negatives"] = [_own_negative(negative) for negative in mined.negatives]
+    else:
+        negatives = [n.passage for n in mined.negatives if n.passage is not None]
+        if not negatives:
+            return b""
+        value["query"] = mined.query
+        value["positive_passages"] = [_text(passage) for passage in mined.positive_passages]
+        value["negative_passages"] = [_text(passage) for passage in negatives]
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def rounded(score: float) -> float:
     """Round a score to six significant digits."""
     return float(f"{score:.6g}")
-
-
-def _own(mined: MinedQuery) -> dict[str, Any]:
-    value: dict[str, Any] = {"query_id": mined.query_id, "positives": list(mined.positives)}
-    if mined.positive_teacher:
-        value["positive_teacher"] = [rounded(score) for score in mined.positive_teacher]
-    value["negatives"] = [_own_negative(negative) for negative in mined.negatives]
-    return value
 
 
 def _own_negative(negative: Negative) -> dict[str, Any]:
@@ -70,17 +72,6 @@ def _own_negative(negative: Negative) -> dict[str, Any]:
     if negative.teacher is not None:
         value["teacher"] = rounded(negative.teacher)
     return value
-
-
-def _tevatron(mined: MinedQuery) -> dict[str, Any]:
-    return {
-        "query_id": mined.query_id,
-        "query": mined.query,
-        "positive_passages": [_text(passage) for passage in mined.positive_passages],
-        "negative_passages": [
-            _text(negative.passage) for negative in mined.negatives if negative.passage is not None
-        ],
-    }
 
 
 def _text(passage: Passage) -> dict[str, str]:

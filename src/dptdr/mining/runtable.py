@@ -198,7 +198,8 @@ def _rankings(
     for query_id, group in groupby(iterate_run_lines(run), key=lambda item: item[1].query_id):
         (scattered if query_id in seen else seen).add(query_id)
         numbered = list(group)
-        rows = _known_rows(numbered, run=run, corpus=corpus)
+        rows = corpus.rows_of([line.passage_id for _, line in numbered])
+        _check_rows(rows, numbered, run=run)
         order = sorted(
             range(len(numbered)), key=lambda at: (-numbered[at][1].score, numbered[at][1].rank)
         )
@@ -214,10 +215,10 @@ def _rankings(
             _refuse_repeated(list(group), run=run)
 
 
-def _known_rows(
-    numbered: Sequence[tuple[int, RunLine]], *, run: Path, corpus: CorpusTable
-) -> Int64[np.ndarray, " hits"]:
-    rows = corpus.rows_of([line.passage_id for _, line in numbered])
+def _check_rows(
+    rows: Int64[np.ndarray, " hits"], numbered: Sequence[tuple[int, RunLine]], *, run: Path
+) -> None:
+    """Reject passages that are unknown or listed twice for a query."""
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
         number, line = numbered[int(unknown[0])]
@@ -228,7 +229,6 @@ def _known_rows(
         )
     if len(np.unique(rows)) < len(rows):
         _refuse_repeated(numbered, run=run)
-    return rows
 
 
 def _refuse_repeated(numbered: Sequence[tuple[int, RunLine]], *, run: Path) -> None:

@@ -232,11 +232,10 @@ class Backbone:
             BackboneError: If shifted positions exceed the encoder's limit.
         """
         inputs: dict[str, Tensor] = {"attention_mask": tokens.mask}
-        mask = tokens.mask
         if prefix_embeddings is None:
             inputs["input_ids"] = tokens.ids
         else:
-            mask = self._prefixed(inputs, tokens, prefix_embeddings)
+            self._prefix(inputs, tokens, prefix_embeddings)
         if position_shift:
             inputs["position_ids"] = self.shifted_positions(tokens, shift=position_shift)
         call = PromptCall(
@@ -249,11 +248,11 @@ class Backbone:
         states = output.last_hidden_state
         if prefix_embeddings is not None:
             states = states[:, prefix_embeddings.shape[0] :]
-        return pool_states(states, mask, pooling=self.pooling)
+        return pool_states(states, tokens.mask, pooling=self.pooling)
 
-    def _prefixed(
+    def _prefix(
         self, inputs: dict[str, Tensor], tokens: Tokens, rows: Float[Tensor, "prompt dim"]
-    ) -> Int[Tensor, "texts tokens"]:
+    ) -> None:
         """Replace token ids by embeddings, with the shallow prompt prepended."""
         words = self.model.get_input_embeddings()(tokens.ids)
         texts = words.shape[0]
@@ -262,7 +261,6 @@ class Backbone:
         )
         ones = tokens.mask.new_ones(texts, rows.shape[0])
         inputs["attention_mask"] = torch.cat([ones, tokens.mask], dim=1)
-        return tokens.mask
 
     def shifted_positions(self, tokens: Tokens, *, shift: int) -> Int[Tensor, "texts tokens"]:
         """Return token positions shifted by ``shift``, numbered as the encoder numbers them.

@@ -4,17 +4,19 @@ Token-wise operations (projections, feed-forward, norms) process one matrix of r
 regardless of task and length. Only attention splits the row into texts and adds each text's prompt.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from dptdr.errors import UnsupportedBackbone
 from dptdr.model.attention import KEYWORD, layer_of, prompted_attention, prompted_mask
+from dptdr.model.backbone import Backbone, Tokens
 from dptdr.model.prompt_rows import Activation, AttentionRows, FeedForwardRows, PromptCall
 
 NAME = "dptdr-packed"
@@ -116,6 +118,82 @@ class PackedCall(PromptCall):
             )
             output[0, start:stop].addmm_(active, rows.values[place, 0])
         return output
+
+
+class PackedPass:
+    """Encodes batches as one long row; the backbone's attention must be :data:`NAME`.
+
+    Raises:
+        BackboneError: If the encoder does not accept position ids.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
+        one = torch.ones(1, 1, dtype=torch.long)
+        self._first_position = int(backbone.shifted_positions(Tokens(one, one), shift=0)[0, 0])
+
+    def vectors(
+        self,
+        ids: Sequence[Sequence[int]],
+        prompts: Sequence[PromptRows | None],
+        *,
+        merge: bool | None = None,
+    ) -> Float[Tensor, "texts dim"]:
+        """Encode each text with its prompt into one float32 vector; call in inference mode.
+
+        Args:
+            ids: Token ids of each text, at least one per text. Keep texts of equal length adjacent,
+                so that they share one attention call.
+            prompts: Prompt of each text; texts of the same task must be adjacent.
+            merge: Passed to :func:`plan`.
+
+        Raises:
+            BackboneError: If a shifted text exceeds the encoder's positions.
+        """
+        lengths = [len(row) for row in ids]
+        runs, groups = plan(lengths, prompts, merge=merge)
+        spans = feed_forward_spans(lengths, prompts)
+        device = self.backbone.device
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[number for row in ids for number in row]], device=device),
+            "position_ids": self.positions(lengths, prompts).unsqueeze(0).to(device),
+        }
+        if self.takes_types:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
+        return self._pool(output.last_hidden_state[0].float(), runs)
+
+    def positions(
+        self, lengths: Sequence[int], prompts: Sequence[PromptRows | None]
+    ) -> Int[Tensor, " tokens"]:
+        """Return the position ids of the long row.
+
+        Raises:
+            BackboneError: If a shifted text exceeds the encoder's positions.
+        """
+        shifts = [0 if prompt is None else prompt.shift for prompt in prompts]
+        for shift in set(shifts) - {0}:
+            longest = max(n for n, own in zip(lengths, shifts, strict=True) if own == shift)
+            # Raises an error if the longest shifted text does not fit.
+            last = torch.ones(1, longest, dtype=torch.long)
+            self.backbone.shifted_positions(Tokens(last, last), shift=shift)
+        starts = [self._first_position + shift for shift in shifts]
+        return torch.cat([torch.arange(at, at + n) for at, n in zip(starts, lengths, strict=True)])
+
+    def _pool(
+        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+    ) -> Float[Tensor, "texts dim"]:
+        pooling = self.backbone.pooling
+        parts = []
+        for run in runs:
+            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+            if pooling.pool == "mean":
+                parts.append(block.mean(dim=1))
+            else:
+                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+        vectors = torch.cat(parts)
+        return functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
 
 
 def feed_forward_spans(

@@ -6,9 +6,7 @@ padded ones; if they differ, encoding stays padded.
 """
 
 import contextlib
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,10 +14,10 @@ from torch import Tensor
 
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
-from dptdr.model.backbone import Backbone, Tokens
+from dptdr.model.backbone import Backbone
 from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
-from dptdr.model.packing import PackedCall, PromptRows, Run
+from dptdr.model.packing import PackedPass, PromptRows
 
 _TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
@@ -43,10 +41,7 @@ class Unpadded:
         if reason:
             raise DptdrError(f"cannot pack backbone '{backbone.name}': {reason}")
         self.backbone = backbone
-        self._takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
-        one = torch.ones(1, 1, dtype=torch.long)
-        first = backbone.shifted_positions(Tokens(one, one), shift=0)
-        self._first_position = int(first[0, 0])
+        self._pass = PackedPass(backbone)
         before = backbone.model.config._attn_implementation
         packing.register()
         backbone.model.set_attn_implementation(packing.NAME)
@@ -68,38 +63,7 @@ class Unpadded:
         Raises:
             BackboneError: If a shifted text exceeds the encoder's positions.
         """
-        lengths = [len(row) for row in ids]
-        shift = 0 if prompt is None else prompt.shift
-        if shift:
-            # Raises an error if the longest shifted text does not fit.
-            last = torch.ones(1, max(lengths), dtype=torch.long)
-            self.backbone.shifted_positions(Tokens(last, last), shift=shift)
-        prompts = [prompt] * len(ids)
-        runs, groups = packing.plan(lengths, prompts, merge=False)
-        spans = packing.feed_forward_spans(lengths, prompts)
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([[number for row in ids for number in row]]),
-            "position_ids": (positions + self._first_position + shift).unsqueeze(0),
-        }
-        if self._takes_types:
-            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
-        return self._pool(output.last_hidden_state[0].float(), runs)
-
-    def _pool(
-        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
-    ) -> Float[Tensor, "texts dim"]:
-        pooling = self.backbone.pooling
-        parts = []
-        for run in runs:
-            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
-            if pooling.pool == "mean":
-                parts.append(block.mean(dim=1))
-            else:
-                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
-        vectors = torch.cat(parts)
-        return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
+        return self._pass.vectors(ids, [prompt] * len(ids), merge=False)
 
     def _differs(self) -> str:
         """Describe how packed vectors differ from padded ones; empty if they agree."""

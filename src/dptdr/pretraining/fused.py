@@ -30,7 +30,8 @@ from dptdr.training.checkpoint_selection import training_limits
 from dptdr.training.groups import DevSet
 from dptdr.training.loop import Clock, ProgressCallback
 from dptdr.training.objective import Batch, ContrastiveObjective
-from dptdr.training.train import TrainingData, TrainingResult, train_task
+from dptdr.training.preparation import TrainingData
+from dptdr.training.train import TrainingResult, train_task
 
 _POOL = 50_000
 """Maximum size of the passage pool."""

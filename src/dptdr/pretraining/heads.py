@@ -1,7 +1,6 @@
 """Masked-language heads, from the encoder's checkpoint or new."""
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from dptdr.model.pooling import transformer_folder
 Origin = Literal["checkpoint", "kept", "new"]
 """Origin of a head's weights: encoder checkpoint, earlier pretraining, or random."""
 
-Predict: TypeAlias = Callable[[Tensor], Tensor]
 
 _INITIAL_SCALE = 0.02
 
@@ -116,22 +114,18 @@ class _GivenStates(nn.Module):
         return self._encoder[0].get_input_embeddings()
 
 
-def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead | None, bool]:
+def own_head(backbone: Backbone) -> tuple[OwnHead | None, bool]:
     """Load the architecture's own head, and report whether the checkpoint has its weights.
 
     The head is ``None`` if transformers has none for the architecture.
-
-    Args:
-        backbone: The encoder to be trained.
-        source: Folder or name the encoder was loaded from; its own name by default.
 
     Raises:
         BackboneError: If the checkpoint's head has the wrong shape.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
-    folder = resolve(source or backbone.name)
-    place = str(transformer_folder(folder)) if folder is not None else source or backbone.name
+    folder = resolve(backbone.name)
+    place = backbone.name if folder is None else str(transformer_folder(folder))
     with quiet_transformers():
         try:
             # The folder was checked when loading the backbone: only the architecture can fail.
@@ -153,7 +147,7 @@ def own_head(backbone: Backbone, *, source: str | None = None) -> tuple[OwnHead 
     )
     if wrong:
         raise BackboneError(
-            f"backbone '{source or backbone.name}': the masked-language head in its checkpoint has "
+            f"backbone '{backbone.name}': the masked-language head in its checkpoint has "
             f"the wrong shape ({'; '.join(wrong[:3])}), from another encoder or vocabulary; save "
             "encoder and head together, or the encoder alone"
         )

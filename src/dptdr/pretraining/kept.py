@@ -51,10 +51,10 @@ class KeptHeads:
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
 
-def has_mlm_head(backbone: Backbone, *, source: str | None = None) -> bool:
+def has_mlm_head(backbone: Backbone) -> bool:
     """Check whether the encoder comes with a masked-language head."""
-    kept = read_kept(source or backbone.name)
-    return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone, source=source)[1]
+    kept = read_kept(backbone.name)
+    return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone)[1]
 
 
 def build_heads(
@@ -63,7 +63,6 @@ def build_heads(
     *,
     objectives: Sequence[ObjectiveName],
     frozen: bool,
-    source: str | None = None,
 ) -> BuiltHeads:
     """Build the heads required by the objectives.
 
@@ -72,7 +71,6 @@ def build_heads(
         config: Shape of the Condenser head, and the seed.
         objectives: Parts of the loss.
         frozen: Freeze the heads after their warm-up, for training a prompt only.
-        source: Folder or name the encoder was loaded from; its own name by default.
 
     Raises:
         BackboneError: If saved heads do not match the encoder.
@@ -80,8 +78,8 @@ def build_heads(
     """
     if not {"mlm", "condenser"} & set(objectives):
         return BuiltHeads(heads=Heads(), mlm=None, condenser=None)
-    kept = read_kept(source or backbone.name)
-    mlm, mlm_origin = _mlm_head(backbone, kept, seed=config.seed, source=source)
+    kept = read_kept(backbone.name)
+    mlm, mlm_origin = _mlm_head(backbone, kept, seed=config.seed)
     condenser: CondenserHead | None = None
     condenser_origin: Origin | None = None
     if "condenser" in objectives:
@@ -105,10 +103,8 @@ def build_heads(
     return BuiltHeads(heads=heads, mlm=mlm_origin, condenser=condenser_origin)
 
 
-def _mlm_head(
-    backbone: Backbone, kept: KeptHeads | None, *, seed: int, source: str | None
-) -> tuple[MlmHead, Origin]:
-    own, complete = own_head(backbone, source=source)
+def _mlm_head(backbone: Backbone, kept: KeptHeads | None, *, seed: int) -> tuple[MlmHead, Origin]:
+    own, complete = own_head(backbone)
     if kept is not None and "mlm_kind" in kept.form:
         head: MlmHead
         if kept.form["mlm_kind"] == "own" and own is not None:

@@ -135,7 +135,7 @@ class PretrainingObjective:
         documents = self._documents(step, stream=TRAIN)
         texts = [text for document in documents for text in document.texts]
         chunks = self.micro_batches(texts)
-        current = _Pass(self, documents=documents, texts=texts, chunks=chunks)
+        current = _Pass(self, documents=documents, chunks=chunks)
         loss = current.backward()
         self.world.sum_gradients(self.parameters().values())
         if self._on_parts is not None:
@@ -173,13 +173,7 @@ class PretrainingObjective:
         documents = self.reader.read(rows, step=0, stream=DEV)
         texts = [text for document in documents for text in document.texts]
         chunks = self.micro_batches(texts)
-        current = _Pass(
-            self,
-            documents=documents,
-            texts=texts,
-            chunks=chunks,
-            world=ProcessGroup(),
-        )
+        current = _Pass(self, documents=documents, chunks=chunks, world=ProcessGroup())
         self._bare = bare
         try:
             loss, ranks = current.measure()
@@ -306,7 +300,6 @@ class _Pass:
         objective: PretrainingObjective,
         *,
         documents: Sequence[SampledDocument],
-        texts: Sequence[Text],
         chunks: list[SpanMicroBatch],
         world: ProcessGroup | None = None,
     ) -> None:

@@ -100,7 +100,6 @@ class PretrainingRun:
             config,
             objectives=objectives,
             frozen=prompt is not None,
-            source=backbone.name,
         )
         temperature = config.temperature or (
             DEFAULT_TEMPERATURE if backbone.pooling.normalise else 1.0
@@ -181,7 +180,7 @@ class PretrainingRun:
         self._warm_up(note=note)
         set_training_mode(self.method)
         if self.world.is_first and not log_records(self.folder, "bare"):
-            measures = self._measure(bare=True)
+            measures = self.evaluate(bare=True)
             self.folder.log({"kind": "bare", "step": 0, **measures})
 
     def _warm_up(self, *, note: Note | None) -> None:
@@ -241,11 +240,8 @@ class PretrainingRun:
         heads = {n: p.detach().cpu().contiguous() for n, p in self.built.heads.trained.items()}
         return {**self.method.state(), **heads}
 
-    def evaluate(self) -> dict[str, float]:
-        """Evaluate the current parameters on the held-out documents."""
-        return self._measure(bare=False)
-
-    def _measure(self, *, bare: bool) -> dict[str, float]:
+    def evaluate(self, *, bare: bool = False) -> dict[str, float]:
+        """Evaluate the current parameters, or the bare encoder, on the held-out documents."""
         self.method.module.eval()
         try:
             return self.objective.measure(bare=bare)

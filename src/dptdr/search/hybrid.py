@@ -11,6 +11,7 @@ from dptdr.records import Hit, Qrels, Run
 
 Fusion: TypeAlias = Literal["rrf", "min-max", "z-score"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
+_RRF = 60
 
 
 class Tuned(NamedTuple):
@@ -30,11 +31,10 @@ def fuse(
     fusion: Fusion = "rrf",
     weights: Sequence[float] | None = None,
     depth: int = 1000,
-    constant: int = 60,
 ) -> Run:
     """Fuse several runs into one.
 
-    ``rrf`` sums ``weight / (constant + rank)`` and ignores scores. The other methods normalise the
+    ``rrf`` sums ``weight / (60 + rank)`` and ignores scores. The other methods normalise the
     scores of each query and sum ``weight * score``: ``min-max`` scales them to [0, 1], ``z-score``
     to mean 0 and standard deviation 1. A passage missing from a run gets that run's lowest
     normalised score.
@@ -62,7 +62,7 @@ def fuse(
         names = dict.fromkeys(hit.passage_id for hits in rankings for hit in hits)
         for hits, share in zip(rankings, shares, strict=True):
             if fusion == "rrf":
-                points = {hit.passage_id: 1 / (constant + r) for r, hit in enumerate(hits, start=1)}
+                points = {hit.passage_id: 1 / (_RRF + r) for r, hit in enumerate(hits, start=1)}
                 missing = 0.0
             else:
                 points = _scaled(hits, fusion)

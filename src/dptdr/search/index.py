@@ -1,6 +1,6 @@
 """The protocol shared by all indexes, and text search on top of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -107,7 +107,6 @@ def search_queries(
     queries: Sequence[Query],
     depth: int,
     filters: Sequence[Filter] = (),
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Encode queries and search an index with them.
 
@@ -129,8 +128,6 @@ def search_queries(
             if query.id in run:
                 raise VectorsError(f"duplicate query id '{query.id}'")
             run[query.id] = [Hit(*pair) for pair in zip(ids, scores, strict=False)]
-        if on_progress is not None:
-            on_progress(start + len(some), len(queries))
     return run
 
 

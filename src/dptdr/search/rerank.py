@@ -19,7 +19,6 @@ def rerank(
     contents: Callable[[Sequence[str]], Sequence[str]],
     scorer: Scorer,
     top: int = 100,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Rescore the best hits of each query; the rest follow in their original order.
 
@@ -37,9 +36,10 @@ def rerank(
     """
     if top < 1:
         raise VectorsError(f"top: expected at least 1 hit to re-rank, got {top}")
-    asked = [query for query in queries if query.id in run]
     ranked: Run = {}
-    for number, query in enumerate(asked, start=1):
+    for query in queries:
+        if query.id not in run:
+            continue
         hits = list(run[query.id])
         first, rest = hits[:top], hits[top:]
         ranked[query.id] = _rescored(query, first, contents=contents, scorer=scorer)
@@ -49,8 +49,6 @@ def rerank(
             ranked[query.id] += [
                 Hit(hit.passage_id, lowest - place) for place, hit in enumerate(rest, start=1)
             ]
-        if on_progress is not None:
-            on_progress(number, len(asked))
     return ranked
 
 
@@ -121,17 +119,14 @@ def load_cross_encoder(name: str, *, device: str = "cpu") -> Any:
     return loaded
 
 
-def cross_encoder(
-    model: str, *, device: str = "cpu", batch_size: int = 32, raw: bool = False
-) -> Scorer:
+def cross_encoder(model: str, *, device: str = "cpu", raw: bool = False) -> Scorer:
     """Load a cross-encoder as a scorer; see :func:`load_cross_encoder`.
 
     Args:
-        batch_size: Pairs per batch.
         raw: Return logits, ignoring the activation in the model's config.
     """
     loaded = load_cross_encoder(model, device=device)
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
+    options: dict[str, Any] = {"batch_size": 32, "show_progress_bar": False}
     if raw:
         import torch
 

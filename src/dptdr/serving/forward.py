@@ -1,7 +1,6 @@
 """Forward pass over token-id rows, each with the prompt of its own task."""
 
 import contextlib
-import inspect
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
-from dptdr.model.backbone import Backbone, Side, Tokens
+from dptdr.model.backbone import Backbone, Side
 from dptdr.model.initialisation import own_units
 from dptdr.model.kernels import order_weights
-from dptdr.model.packing import PackedCall, PromptRows, Run
+from dptdr.model.packing import PackedPass, PromptRows
 from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows
 from dptdr.model.unpadded import cannot_pack
 
@@ -55,8 +54,7 @@ class Forward:
         self.backbone = backbone
         self.tolerance = TOLERANCE
         self.ordered = ordered and order_weights(backbone)
-        self.takes_types = "token_type_ids" in inspect.signature(backbone.model.forward).parameters
-        self._first_position = 0
+        self._pass: PackedPass | None = None
         self._tokenizer_lock = threading.Lock()
         self.layout: Layout = "padded"
         reason = "requested" if layout == "padded" else self._try_packing()
@@ -149,62 +147,11 @@ class Forward:
     ) -> Float[Tensor, "texts dim"]:
         order = sorted(range(len(rows)), key=lambda i: (id(rows[i].prompt), len(rows[i].ids)))
         chosen = [rows[i] for i in order]
-        lengths = [len(row.ids) for row in chosen]
-        prompts = [row.prompt for row in chosen]
-        runs, groups = packing.plan(lengths, prompts, merge=merge)
-        spans = packing.feed_forward_spans(lengths, prompts)
-        device = self.backbone.device
-        ids = torch.tensor([i for row in chosen for i in row.ids], device=device)
-        positions = torch.tensor([p for row in chosen for p in self.positions(row)], device=device)
-        inputs: dict[str, Any] = {
-            "input_ids": ids.unsqueeze(0),
-            "position_ids": positions.unsqueeze(0),
-        }
-        if self.takes_types:
-            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
-        made = self._pool(output.last_hidden_state[0].float(), runs)
+        ids, prompts = [row.ids for row in chosen], [row.prompt for row in chosen]
+        assert self._pass is not None
+        made = self._pass.vectors(ids, prompts, merge=merge)
         vectors = torch.empty_like(made)
-        vectors[torch.tensor(order, device=device)] = made
-        return vectors
-
-    def positions(self, row: BatchRow) -> range:
-        """Return the position ids of a row in a packed batch.
-
-        Raises:
-            BackboneError: If the shifted text exceeds the encoder's maximum length.
-        """
-        shift = 0 if row.prompt is None else row.prompt.shift
-        if shift:
-            # Raises if the shifted text is too long.
-            last = torch.ones(1, len(row.ids), dtype=torch.long)
-            self.backbone.shifted_positions(Tokens(last, last), shift=shift)
-        first = self._first_position + shift
-        return range(first, first + len(row.ids))
-
-    def find_first_position(self) -> int:
-        """Return the position id that the encoder assigns to the first token.
-
-        Raises:
-            BackboneError: If the encoder does not accept position ids.
-        """
-        one = torch.ones(1, 1, dtype=torch.long)
-        return int(self.backbone.shifted_positions(Tokens(one, one), shift=0)[0, 0])
-
-    def _pool(
-        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
-    ) -> Float[Tensor, "texts dim"]:
-        pooling = self.backbone.pooling
-        parts = []
-        for run in runs:
-            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
-            if pooling.pool == "mean":
-                parts.append(block.mean(dim=1))
-            else:
-                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
-        vectors = torch.cat(parts)
-        if pooling.normalise:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        vectors[torch.tensor(order, device=made.device)] = made
         return vectors
 
     def _padded(self, rows: Sequence[BatchRow]) -> Float[Tensor, "texts dim"]:
@@ -228,7 +175,7 @@ class Forward:
         if reason:
             return reason
         try:
-            self._first_position = self.find_first_position()
+            self._pass = PackedPass(backbone)
         except DptdrError as error:
             return str(error)
         packing.register()

@@ -5,28 +5,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
+from dptdr.data.tokens import TokenTexts
 from dptdr.data.training_files import GroupFile, read_records
 from dptdr.data.training_records import DROPPED, count_dropped
 from dptdr.errors import TrainingError
 from dptdr.io.beir import BeirFolder
+from dptdr.io.identical import own_passages
 from dptdr.io.ids import normalised
 from dptdr.io.intarray import as_numbers, int_array
-from dptdr.records import TrainingGroup
-from dptdr.training.tokens import TokenTexts
+from dptdr.records import Qrels
 
 _POSITIVE_FIELDS = ("positives", "positive_passages", "positive_document_ids", "positive_ctxs")
 
 
-class FileGroups:
+class FileGroups(GroupFile):
     """Groups from a training file: mined negatives, or dptdr's, Tevatron's or DPR's format.
 
     Dev queries (which would leak answers) and queries without a positive are skipped and counted,
     and so are negatives that are also a positive of their query.
     The file is read through once, so malformed JSON is found before training starts; each group is
     then read on demand.
+
+    Args:
+        held_out: Ids and texts of the dev queries.
+        qrels: Judgements that no query may have of a passage with its own id; see
+            :func:`dptdr.io.identical.check_not_judged`.
+        keep_identical: Allow a query that is also a passage as its own negative.
 
     Raises:
         DataError: If the file is missing or malformed; names file, line and field.
@@ -40,16 +44,19 @@ class FileGroups:
         folder: BeirFolder,
         held_out: Mapping[str, str],
         tokens: TokenTexts | None = None,
+        qrels: Qrels | None = None,
+        keep_identical: bool = False,
     ) -> None:
-        decode = None if tokens is None else tokens.decode
-        self._file = GroupFile(path, folder=folder, decode=decode)
-        self.format = self._file.format
+        super().__init__(path, folder=folder, tokens=tokens)
         self.held_out = 0
         self.without_positive = 0
         dropped = 0
         texts = {normalised(text) for text in held_out.values()}
         ids = set(held_out)
+        # Ids in foreign files are arbitrary.
         if self.format in ("mined", "groups"):
+            if not keep_identical:
+                self.own = own_passages(folder.queries(), folder.passages(), qrels=qrels)
             # The same text may have a second id in the folder.
             ids |= {query.id for query in folder.queries() if normalised(query.text) in texts}
         rows = int_array()
@@ -66,22 +73,14 @@ class FileGroups:
             else:
                 rows.append(row)
                 dropped += count_dropped(record, format=self.format)
-        self._rows: Int64[np.ndarray, " groups"] = as_numbers(rows)
-        if not len(self._rows):
+        self.rows = as_numbers(rows)
+        if not len(self):
             raise TrainingError(
                 f"{path}: no training groups left; {self.held_out} belong to dev queries, "
                 f"{self.without_positive} have no positive"
             )
         if dropped:
             sys.stderr.write(f"{path}: dropped {dropped:,} {DROPPED}\n")
-
-    def __len__(self) -> int:
-        """Number of groups."""
-        return len(self._rows)
-
-    def __getitem__(self, item: int) -> TrainingGroup:
-        """Read one group; a DataError names file, line and field if it is malformed."""
-        return self._file[int(self._rows[item])]
 
 
 def _first_is_tokens(path: Path) -> bool:

@@ -28,6 +28,7 @@ class QrelsGroups:
 
     Args:
         qrels: Judgements; passages with grade ``min_grade`` or higher are positives.
+        own: Own passages of queries that are also in the corpus.
 
     Raises:
         TrainingError: If no query has a positive.
@@ -39,8 +40,10 @@ class QrelsGroups:
         queries: Mapping[str, str],
         passages: Mapping[str, str],
         qrels: Qrels,
+        own: Mapping[str, str],
         min_grade: int = 1,
     ) -> None:
+        self.own = own
         by_text: dict[str, tuple[str, dict[str, None]]] = {}
         self.without_positive = 0
         for query_id in sorted(qrels):
@@ -62,6 +65,7 @@ class QrelsGroups:
                 query=text,
                 positives=tuple(passages[p] for p in positives),
                 positive_ids=tuple(positives),
+                own_passage=own.get(query_id, ""),
             )
             for text, (query_id, positives) in by_text.items()
         ]
@@ -73,23 +77,6 @@ class QrelsGroups:
     def __getitem__(self, item: int) -> TrainingGroup:
         """Return one group."""
         return self._groups[item]
-
-
-class OwnPassages:
-    """Wrap groups, recording the own passage of queries that are also in the corpus."""
-
-    def __init__(self, groups: Groups, own: Mapping[str, str]) -> None:
-        self._groups = groups
-        self._own = own
-
-    def __len__(self) -> int:
-        """Number of groups."""
-        return len(self._groups)
-
-    def __getitem__(self, item: int) -> TrainingGroup:
-        """Return one group."""
-        group = self._groups[item]
-        return group._replace(own_passage=self._own.get(group.query_id, ""))
 
 
 def sample_texts(groups: Groups, count: int, *, seed: int) -> tuple[list[str], list[str]]:

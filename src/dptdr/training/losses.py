@@ -1,9 +1,8 @@
-"""Losses as pure functions of vectors and masks.
+"""Losses as pure functions of scores and masks.
 
-``query_vectors`` is ``[queries, dim]``; ``passage_vectors`` is ``[passages, dim]``, each passage
-once. ``positive`` is ``[queries, passages]``, true for a query's positives. ``ignored`` is
-``[queries, passages]``, true for passages excluded from a query's loss: other known positives and
-duplicate passages.
+``scores`` are the dot products of queries and passages, each passage once, in float32. ``positive``
+is ``[queries, passages]``, true for a query's positives. ``ignored`` is ``[queries, passages]``,
+true for passages excluded from a query's loss: other known positives and duplicate passages.
 """
 
 from collections.abc import Sequence
@@ -42,16 +41,6 @@ def contrastive_terms(
     return losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)
 
 
-def similarity(
-    query_vectors: Float[Tensor, "queries dim"],
-    passage_vectors: Float[Tensor, "passages dim"],
-    *,
-    temperature: float | Tensor,
-) -> Float[Tensor, "queries passages"]:
-    """Compute dot products divided by the temperature, in float32 for any input dtype."""
-    return query_vectors.float() @ passage_vectors.float().T / temperature
-
-
 def margin_mse_terms(
     scores: Float[Tensor, "queries passages"],
     *,
@@ -84,7 +73,6 @@ def kl_terms(
     *,
     teacher: Float[Tensor, "queries passages"],
     scored: Bool[Tensor, "queries passages"],
-    teacher_temperature: float = 1.0,
 ) -> Float[Tensor, " queries"]:
     """Compute each query's KL divergence from the teacher's distribution over scored passages.
 
@@ -99,7 +87,7 @@ def kl_terms(
     # Rows without teacher scores get uniform ones, which keeps NaN out of the gradient.
     mask = torch.where(enough[:, None], scored, torch.ones_like(scored))
     lowest = torch.finfo(torch.float32).min
-    target = (teacher.float() / teacher_temperature).masked_fill(~mask, lowest)
+    target = teacher.float().masked_fill(~mask, lowest)
     student = scores.float().masked_fill(~mask, lowest)
     divergence = functional.kl_div(
         functional.log_softmax(student, dim=1),

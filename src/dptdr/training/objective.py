@@ -288,7 +288,7 @@ class ContrastiveObjective:
                     losses.cut_vectors(queries, length=length, normalise=normalise),
                     losses.cut_vectors(passages, length=length, normalise=normalise),
                 )
-            scores = losses.similarity(*sides, temperature=1.0)
+            scores = sides[0] @ sides[1].T
             total = total + self._terms(scores, masks).sum()
         # Each rank sums over its own queries; gradients are summed over ranks.
         return total / (self.config.batch_size * len(self.lengths))

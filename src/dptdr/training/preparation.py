@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.config.training import TrainingConfig
+from dptdr.data.tokens import TokenTexts
 from dptdr.errors import ConfigError, DataError, TrainingError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder
@@ -17,14 +18,12 @@ from dptdr.training.filegroups import FileGroups
 from dptdr.training.groups import (
     DevSet,
     Groups,
-    OwnPassages,
     QrelsGroups,
     draw_dev_ids,
     held_out_split,
     load_texts,
     sample_texts,
 )
-from dptdr.training.tokens import TokenTexts
 
 _INITIALISATION_TEXTS = 128
 _GROUPS_LOOKED_AT = 64
@@ -46,7 +45,6 @@ def load_data(
     config: TrainingConfig,
     *,
     negatives: Path | None = None,
-    groups: Groups | None = None,
     tokens: TokenTexts | None = None,
     min_grade: int = 1,
 ) -> TrainingData:
@@ -55,7 +53,6 @@ def load_data(
     Args:
         negatives: Training file used instead of the train qrels: mined negatives, groups, or a file
             in Tevatron's or DPR's format. Its dev queries are skipped.
-        groups: Groups used instead of the train qrels, already without dev queries.
         tokens: Decodes training files of token ids.
         min_grade: Minimum grade of a positive in the train qrels.
 
@@ -64,52 +61,52 @@ def load_data(
         DataError: If a file is missing or malformed.
         TrainingError: If there are no queries to train on or to select by.
     """
-    from_qrels = negatives is None and groups is None
-    train, judged = _judgements(folder, config, needs_train=from_qrels)
+    train, judged = _judgements(folder, config, needs_train=negatives is None)
+    if negatives is not None:
+        train = {}
     dev, corpus_ids = _drawn_dev(folder, judged, config)
-    positives = _positives(train, min_grade=min_grade) if from_qrels else set()
+    positives = _positives(train, min_grade=min_grade)
     queries, passages = load_texts(
-        folder,
-        query_ids={*(train if from_qrels else ()), *judged},
-        passage_ids=positives | corpus_ids,
+        folder, query_ids={*train, *judged}, passage_ids=positives | corpus_ids
     )
-    made: Groups
+    groups: FileGroups | QrelsGroups
     facts: dict[str, Any] = {"data": folder.name, "data_fingerprint": folder.fingerprint()}
-    if groups is not None:
-        made = groups
-    elif negatives is not None:
-        held_out = {q: queries[q] for q in judged}
+    if negatives is not None:
         _check_mined_on(negatives, folder)
-        made = FileGroups(negatives, folder=folder, held_out=held_out, tokens=tokens)
-        facts |= _file_facts(negatives, made)
-        _say_without_negatives(negatives, made, config)
+        groups = FileGroups(
+            negatives,
+            folder=folder,
+            held_out={q: queries[q] for q in judged},
+            tokens=tokens,
+            qrels=judged,
+            keep_identical=config.keep_identical,
+        )
+        facts |= _file_facts(negatives, groups)
+        _say_without_negatives(negatives, groups, config)
     else:
-        made = QrelsGroups(
+        keep = config.keep_identical
+        groups = QrelsGroups(
             queries=queries,
             passages={p: passages[p].content for p in positives},
             qrels=_without_dev_texts(train, judged, queries),
+            own={}
+            if keep
+            else own_passages(folder.queries(), folder.passages(), qrels=train | judged),
             min_grade=min_grade,
         )
-        facts["train_queries_without_positive"] = made.without_positive
+        facts["train_queries_without_positive"] = groups.without_positive
     if config.distillation != "none":
-        _check_teacher(made, config)
-    # Ids in foreign files are arbitrary.
-    foreign = isinstance(made, FileGroups) and made.format not in ("mined", "groups")
-    own = {}
-    if not config.keep_identical and not foreign:
-        own = own_passages(folder.queries(), folder.passages(), qrels=train | judged)
-    say_own(len(own))
-    if own:
-        made = OwnPassages(made, own)
-    query_texts, passage_texts = sample_texts(made, _INITIALISATION_TEXTS, seed=config.seed)
+        _check_teacher(groups, config)
+    say_own(len(groups.own))
+    query_texts, passage_texts = sample_texts(groups, _INITIALISATION_TEXTS, seed=config.seed)
     return TrainingData(
-        groups=made,
+        groups=groups,
         dev=_dev_set(dev, queries, [passages[p] for p in sorted(corpus_ids)], config),
         query_texts=query_texts,
         passage_texts=passage_texts,
         facts={
             **facts,
-            "train_queries": len(made),
+            "train_queries": len(groups),
             "dev_queries": len(dev),
             "dev_passages": len(corpus_ids),
             "dev_split": "dev" if folder.has_split("dev") else "held out from train",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from dptdr.config.methods import MethodConfig, MethodName, settings_of
@@ -22,7 +21,6 @@ from dptdr.training.checkpoint_selection import (
     bare_measures,
     dev_measures,
     save_as_task,
-    select_again,
     training_limits,
 )
 from dptdr.training.checkpoints import RunFolder
@@ -31,19 +29,8 @@ from dptdr.training.health import prompt_health
 from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
 from dptdr.training.losses import matryoshka_lengths
 from dptdr.training.objective import ContrastiveObjective
-from dptdr.training.preparation import TrainingData, load_data
+from dptdr.training.preparation import TrainingData
 from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
-
-__all__ = [
-    "TrainingData",
-    "TrainingResult",
-    "dev_measures",
-    "load_data",
-    "measured_scale",
-    "select_again",
-    "set_threads",
-    "train_task",
-]
 
 Accept: TypeAlias = Callable[[Mapping[str, float], Mapping[str, float]], None]
 
@@ -285,9 +272,3 @@ def log_health(
     )
     if health:
         folder.log({"kind": "health", "step": step, **health})
-
-
-def set_threads(threads: int) -> None:
-    """Set torch's number of threads; 0 keeps its default."""
-    if threads:
-        torch.set_num_threads(threads)

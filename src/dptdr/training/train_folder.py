@@ -7,12 +7,12 @@ from pathlib import Path
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.config.requests import TrainingRequest
 from dptdr.config.training import DEFAULT_STEPS, MAX_EPOCHS
+from dptdr.data.tokens import TokenTexts
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
 from dptdr.model.bundle import load_prompt_rows
 from dptdr.training.loop import ProgressCallback
 from dptdr.training.preparation import load_data
-from dptdr.training.tokens import TokenTexts
 from dptdr.training.tracking import UNTRACKED, Tracking
 from dptdr.training.train import TrainingResult, train_task
 
@@ -56,7 +56,7 @@ def train_folder(
         folder,
         request.config,
         negatives=negatives,
-        tokens=TokenTexts(backbone),
+        tokens=TokenTexts(backbone.tokenizer),
         min_grade=min_grade,
     )
     request = for_few_queries(request, queries=len(data.groups), from_task=rows is not None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dptdr.data.training_files import GroupFile, read_groups
+from dptdr.data.training_files import GroupFile
 from dptdr.data.training_records import count_dropped
 from dptdr.errors import DataError
 from dptdr.io.beir import BeirFolder, write_beir
@@ -49,17 +49,14 @@ def folder(tmp_path: Path) -> BeirFolder:
     return BeirFolder(tmp_path / "data")
 
 
-def both(path: Path, folder: BeirFolder | None = None) -> list[TrainingGroup]:
-    """Read by row and as a stream; the two must agree."""
-    by_row = list(GroupFile(path, folder=folder))
-    assert list(read_groups(path, folder=folder)) == by_row
-    return by_row
+def read(path: Path, folder: BeirFolder | None = None) -> list[TrainingGroup]:
+    return list(GroupFile(path, folder=folder))
 
 
 def test_tevatron_lines_are_read_as_they_are(tmp_path: Path):
     path = write_lines(tmp_path / "train.jsonl", TEVATRON, {**TEVATRON, "query_id": 18})
 
-    first, second = both(path)
+    first, second = read(path)
 
     assert GroupFile(path).format == "tevatron"
     assert first == TrainingGroup(
@@ -81,7 +78,7 @@ def test_a_dpr_array_is_read_as_it_is_with_hard_negatives_first_choice(
     path = tmp_path / "biencoder.json"
     path.write_text(json.dumps([DPR, easy], indent=indent))
 
-    first, second = both(path)
+    first, second = read(path)
 
     assert GroupFile(path).format == "dpr"
     assert first == TrainingGroup(
@@ -101,7 +98,7 @@ def test_dpr_lines_with_the_other_name_of_the_id_are_read(tmp_path: Path):
     context = {"title": "T", "text": "x", "psg_id": 4}
     path = write_lines(tmp_path / "t.jsonl", {"question": "w", "positive_ctxs": [context]})
 
-    assert both(path)[0].positive_ids == ("4",)
+    assert read(path)[0].positive_ids == ("4",)
 
 
 def test_groups_of_texts_need_no_folder(tmp_path: Path):
@@ -121,7 +118,7 @@ def test_groups_of_texts_need_no_folder(tmp_path: Path):
     )
 
     assert GroupFile(path).format == "groups"
-    assert both(path) == [
+    assert read(path) == [
         TrainingGroup("0", "a", ("p", "p2"), ("n",)),
         TrainingGroup("x", "b", ("T p",), ("n", "m"), ("7",), ("8", "9"), (2.0,), (-0.5, 0.0)),
         TrainingGroup("2", "c", ("p",)),
@@ -137,7 +134,7 @@ def test_strings_are_ids_if_the_folder_holds_those_of_the_first_record(
         {"query": "b", "positives": [{"id": "1", "score": 1.5}], "negatives": [{"text": "own"}]},
     )
 
-    assert both(path, folder) == [
+    assert read(path, folder) == [
         TrainingGroup("0", "a", ("Title zero",), ("one", "two"), ("0",), ("1", "2")),
         TrainingGroup("1", "b", ("one",), ("own",), ("1",), (), (1.5,), ()),
     ]
@@ -146,7 +143,7 @@ def test_strings_are_ids_if_the_folder_holds_those_of_the_first_record(
 def test_strings_stay_texts_if_the_folder_does_not_hold_them(tmp_path: Path, folder: BeirFolder):
     path = write_lines(tmp_path / "g.jsonl", {"query": "a", "positives": ["0 is a text"]})
 
-    assert both(path, folder)[0].positives == ("0 is a text",)
+    assert read(path, folder)[0].positives == ("0 is a text",)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_ids_are_never_taken_for_texts(tmp_path: Path, folder: BeirFolder, recor
     path.write_text("".join(json.dumps({"query": "q", **record}) + "\n" for record in records))
 
     with pytest.raises(DataError, match=message):
-        list(read_groups(path, folder=folder))
+        list(GroupFile(path, folder=folder))
 
 
 def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder: BeirFolder):
@@ -178,7 +175,7 @@ def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder
     path = write_lines(tmp_path / "negatives.jsonl", mined)
 
     assert GroupFile(path, folder=folder).format == "mined"
-    assert both(path, folder) == [
+    assert read(path, folder) == [
         TrainingGroup(
             query_id="q",
             query="the query",
@@ -239,14 +236,11 @@ def test_a_broken_group_is_named_with_file_line_and_field(
     groups = GroupFile(path)
 
     assert groups[0].query == "a"
-    with pytest.raises(DataError) as by_row:
+    with pytest.raises(DataError) as broken:
         groups[1]
-    with pytest.raises(DataError) as streamed:
-        list(read_groups(path))
 
-    assert str(by_row.value).startswith(f"{path}, line 3")
-    assert expected in str(by_row.value)
-    assert str(streamed.value) == str(by_row.value)
+    assert str(broken.value).startswith(f"{path}, line 3")
+    assert expected in str(broken.value)
 
 
 def test_unknown_ids_are_named(tmp_path: Path, folder: BeirFolder):
@@ -281,7 +275,6 @@ def test_what_cannot_be_a_training_file_is_refused_when_opened(tmp_path: Path):
         GroupFile(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match="no such file"):
         GroupFile(tmp_path / "gone.jsonl")
-    assert [group.query_id for group in read_groups(packed)] == ["17"]
     assert GroupFile(packed)[0].query_id == "17"
 
 
@@ -336,7 +329,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
 def test_a_negative_that_is_a_positive_is_dropped_in_every_format(tmp_path, folder, record):
     path = write_lines(tmp_path / "t.jsonl", record)
 
-    (group,) = both(path, folder)
+    (group,) = read(path, folder)
 
     assert len(group.negatives) == 1
     assert not {*group.negatives} & {*group.positives}
@@ -346,5 +339,5 @@ def test_a_negative_that_is_a_positive_is_dropped_in_every_format(tmp_path, fold
 def test_a_positive_that_is_a_negative_under_another_id_is_dropped(tmp_path):
     again = TEVATRON["positive_passages"][0] | {"docid": "99"}
     path = write_lines(tmp_path / "t.jsonl", TEVATRON | {"negative_passages": [again]})
-    (group,) = both(path)
+    (group,) = read(path)
     assert (group.negatives, group.negative_ids) == ((), ())

@@ -21,13 +21,11 @@ def index(make_encoder, tmp_path):
 
 
 def test_searching_an_exact_index_equals_retrieval_in_memory(index, encoder):
-    seen = []
     run = search_queries(
         index,
         encoder,
         queries=QUERIES,
         depth=8,
-        on_progress=lambda done, total: seen.append((done, total)),
     )
     expected = retrieve(encoder, queries=QUERIES, passages=PASSAGES, depth=8)
     assert list(run) == list(expected)
@@ -36,7 +34,6 @@ def test_searching_an_exact_index_equals_retrieval_in_memory(index, encoder):
         assert [hit.passage_id for hit in run[name]] == [hit.passage_id for hit in hits]
         scores = [hit.score for hit in hits]
         assert [hit.score for hit in run[name]] == pytest.approx(scores, abs=1e-6)
-    assert seen == [(2, 2)]
 
 
 def test_another_prompt_is_refused_with_both_fingerprints_and_what_to_do(index, make_encoder):

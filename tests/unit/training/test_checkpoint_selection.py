@@ -20,7 +20,8 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    from dptdr.training.train import load_data, train_task
+    from dptdr.training.preparation import load_data
+    from dptdr.training.train import train_task
 
     folder = tmp_path_factory.mktemp("runs")
     data = load_data(BeirFolder(tiny_data(folder / "data")), CONFIG)

@@ -30,7 +30,7 @@ def write_lines(path, *records):
 
 
 def load(folder, path, **settings):
-    from dptdr.training.train import load_data
+    from dptdr.training.preparation import load_data
 
     return load_data(folder, TrainingConfig(dev_passages=5, **settings), negatives=path)
 
@@ -171,14 +171,14 @@ def test_scores_of_the_file_reach_the_groups(tmp_path, folder):
 def test_rows_are_held_as_numbers_not_as_texts(tmp_path, folder):
     path = write_lines(tmp_path / "mined.jsonl", *[mined("q1")] * 50)
     data = load(folder, path)
-    assert isinstance(data.groups._rows, np.ndarray)
-    assert data.groups._rows.nbytes == 50 * 8
+    assert isinstance(data.groups.rows, np.ndarray)
+    assert data.groups.rows.nbytes == 50 * 8
 
 
 def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, tmp_path, tiny_bert):
     """The authors' files: query and passages as lists of ids."""
+    from dptdr.data.tokens import TokenTexts
     from dptdr.training.filegroups import FileGroups
-    from dptdr.training.tokens import TokenTexts
 
     def ids(text):
         return tiny_bert.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -188,7 +188,7 @@ def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, t
         return {"query": ids(query), "positives": [ids("the red boat")], "negatives": negatives}
 
     path = write_lines(tmp_path / "t.jsonl", record("the old train"), record("a dog"))
-    tokens = TokenTexts(tiny_bert)
+    tokens = TokenTexts(tiny_bert.tokenizer)
     groups = FileGroups(path, folder=folder, held_out={"q": "A dog"}, tokens=tokens)
     assert (groups.held_out, len(groups)) == (1, 1)
     group = groups[0]
@@ -198,7 +198,7 @@ def test_token_ids_are_texts_of_the_encoders_tokenizer_and_of_no_other(folder, t
         FileGroups(path, folder=folder, held_out={})
     far = write_lines(tmp_path / "far.jsonl", {"query": [10**6], "positives": [[1]]})
     with pytest.raises(DataError, match=r"of this encoder's tokenizer, 0 to .*, got 1000000"):
-        FileGroups(far, folder=folder, held_out={}, tokens=TokenTexts(tiny_bert))
+        FileGroups(far, folder=folder, held_out={}, tokens=TokenTexts(tiny_bert.tokenizer))
 
 
 def test_negatives_that_are_a_positive_are_dropped_and_counted_once_for_the_file(

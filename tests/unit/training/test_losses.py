@@ -51,13 +51,6 @@ def test_margin_mse_without_a_taught_positive_is_zero():
     assert terms.tolist() == [0.0]
 
 
-def test_similarity_of_bfloat16_vectors_is_taken_in_float32():
-    vectors = torch.randn(4, 8).bfloat16()
-    made = losses.similarity(vectors, vectors, temperature=0.05)
-    assert made.dtype == torch.float32
-    assert torch.allclose(made, vectors.float() @ vectors.float().T / 0.05)
-
-
 def test_matryoshka_lengths_begin_with_the_full_one():
     assert losses.matryoshka_lengths((8, 16, 8), dim=32) == [32, 16, 8]
 

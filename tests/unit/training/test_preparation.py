@@ -8,7 +8,7 @@ from helpers.tasks import tiny_data
 
 
 def load(path, **settings):
-    from dptdr.training.train import load_data
+    from dptdr.training.preparation import load_data
 
     return load_data(BeirFolder(path), TrainingConfig(**settings))
 
@@ -136,7 +136,7 @@ def test_a_query_that_is_a_passage_is_no_negative_of_its_own(tmp_path, capsys):
 
 @pytest.mark.parametrize("negatives", ["[]", '["dog"]'])
 def test_a_training_file_without_negatives_is_said(tmp_path, capsys, negatives):
-    from dptdr.training.train import load_data
+    from dptdr.training.preparation import load_data
 
     folder = BeirFolder(tiny_data(tmp_path / "data"))
     file = tmp_path / "groups.jsonl"

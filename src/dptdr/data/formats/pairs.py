@@ -18,7 +18,7 @@ from dptdr.data.formats.msmarco import write_lines
 from dptdr.data.formats.pairstore import NegativesOfQuery, PairStore, text_id
 from dptdr.data.formats.source_data import SourceData
 from dptdr.data.formats.table_rows import Row, object_rows
-from dptdr.data.formats.writing import Conversion, Progress, Rules, write_source_data
+from dptdr.data.formats.writing import Conversion, Rules, write_source_data
 from dptdr.data.training_records import DROPPED
 from dptdr.errors import DataError
 from dptdr.io.lines import describe
@@ -35,7 +35,6 @@ def folder_from_records(
     *,
     out: Path | str,
     settings: TableSettings = _DEFAULT_SETTINGS,
-    on_progress: Progress | None = None,
 ) -> Conversion:
     """Write pairs, triplets, scored pairs or clicks as a data folder, atomically.
 
@@ -55,8 +54,7 @@ def folder_from_records(
     else:
         splits = [(settings.split or "train", object_rows(rows))]
     source_data = pairs_data(splits, settings=settings, source="Python objects")
-    rules = Rules(on_progress=on_progress)
-    return write_source_data(source_data, format="records", out=Path(out), rules=rules)
+    return write_source_data(source_data, format="records", out=Path(out), rules=Rules())
 
 
 def pairs_data(

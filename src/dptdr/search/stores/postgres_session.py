@@ -78,7 +78,6 @@ class Session:
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self.reconnections = 0
         self._psycopg = import_psycopg()
         self._connection: Any = None
 
@@ -104,7 +103,6 @@ class Session:
                 if not broken or attempt == _TRIES:
                     raise VectorsError(f"{self.where()}: {self._advice(error)}") from None
                 self.close()
-                self.reconnections += 1
                 time.sleep(pause)
                 pause *= 2
             except self._psycopg.Error as error:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from dptdr.errors import VectorsError
-from dptdr.search.exact import BLOCK_ROWS, TopK, top_k_of_blocks
+from dptdr.search.exact import BLOCK_ROWS
 
 Compression: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 COMPRESSIONS: tuple[str, ...] = get_args(Compression)
@@ -111,35 +111,6 @@ class CompressedVectors:
                 yield start, codes.astype(np.float32) * self.scales[some, None]
             else:
                 yield start, codes
-
-    def search(
-        self,
-        queries: Float[np.ndarray, "queries full_dim"],
-        *,
-        depth: int,
-        full: Float[np.ndarray, "passages full_dim"] | None = None,
-        factor: int = 4,
-    ) -> TopK:
-        """Return the best rows, optionally rescored with the full vectors.
-
-        Args:
-            queries: Full query vectors; truncated to ``dim``, but not quantized.
-            full: Full vectors, typically memory-mapped, to rescore the best ``factor * depth``
-                candidates.
-        """
-        cut = shorten(queries, self.dim)
-        if full is None:
-            return top_k_of_blocks(cut, self.blocks(), depth=depth)
-        _, candidates = top_k_of_blocks(cut, self.blocks(), depth=depth * factor)
-        scores = np.stack(
-            [
-                np.asarray(full[rows], dtype=np.float32) @ query
-                for query, rows in zip(queries, candidates, strict=True)
-            ]
-        )
-        order = np.lexsort((candidates, -scores), axis=1)[:, :depth]
-        best = np.take_along_axis(candidates, order, axis=1)
-        return np.take_along_axis(scores, order, axis=1), best
 
 
 def compress(

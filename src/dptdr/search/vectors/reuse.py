@@ -32,7 +32,6 @@ class KnownVectors:
             if not fits or origin.dim != encoder.dim or origin.dtype not in (dtype, "float32"):
                 self.folder = None
         self.dim = encoder.dim
-        self.taken = 0
         self._keys = np.empty((0, 2), dtype=np.uint64)
         self._rows = np.empty(0, dtype=np.int64)
         if self.folder is not None:
@@ -52,7 +51,6 @@ class KnownVectors:
         same = (self._keys[places] == keys).all(axis=1)
         if same.any():
             vectors[same] = self.folder.gather(self._rows[places[same]])
-            self.taken += int(same.sum())
         return vectors
 
 

@@ -35,7 +35,6 @@ def encode_in_processes(
     source: Source,
     settings: EncodeSettings,
     processes: int,
-    reuse: Path | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VectorFolder | None:
@@ -88,7 +87,6 @@ def encode_in_processes(
                     part=settings.part * processes + share,
                     parts=settings.parts * processes,
                 ),
-                reuse=reuse,
             )
             for share in range(processes)
         ]
@@ -131,7 +129,6 @@ def _encode_share(
     out: Path,
     source: Source,
     settings: EncodeSettings,
-    reuse: Path | None,
 ) -> bool:
     """Encode one process's share; return whether it finished the folder."""
     try:
@@ -141,7 +138,6 @@ def _encode_share(
             out=out,
             source=source,
             settings=settings,
-            reuse=None if reuse is None else VectorFolder(reuse),
         )
     except DptdrError as error:
         # Exceptions with extra fields cannot be pickled between processes.

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +27,8 @@ from dptdr.serving.engine.requests import (
     Draining,
     Encoded,
     EngineSettings,
-    PendingRequest,
     RequestTimeout,
     TooManyTokens,
-    Work,
 )
 from dptdr.serving.engine.selfcheck import compare, mixture
 from dptdr.serving.forward import BatchRow
@@ -39,6 +37,46 @@ from dptdr.serving.tasks.registry import TaskRegistry
 
 _PREPARED_AT_ONCE = 64
 """Maximum requests tokenized in one call."""
+
+_CHARACTERS_PER_TOKEN = 3
+
+
+class PendingRequest:
+    """A request in progress."""
+
+    def __init__(
+        self,
+        texts: list[str],
+        *,
+        number: int,
+        version: TaskVersion,
+        side: Side,
+        timeout_seconds: float,
+        keep_end: bool,
+    ) -> None:
+        self.texts = texts
+        self.number = number
+        self.version = version
+        self.side: Side = side
+        self.arrived = time.monotonic()
+        self.deadline = self.arrived + timeout_seconds
+        self.began = self.arrived
+        self.left = len(texts)
+        limit = version.limits.of(side)
+        # Requests with the same truncation are tokenized together.
+        self.cut: tuple[Side, int, bool] = (side, limit, keep_end)
+        self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
+        self.tokens: list[int] = []
+        self.vectors = np.empty((0, 0), dtype=np.float32)
+        self.future: Future[Encoded] = Future()
+
+
+class Work(NamedTuple):
+    """A queued text and the index of its vector in the request."""
+
+    request: PendingRequest
+    place: int
+    ids: list[int]
 
 
 class Engine:
@@ -332,20 +370,18 @@ class Engine:
                 request = work.request
                 request.vectors[work.place] = vector
                 request.left -= 1
-                if request.left == 0:
-                    self._finish(request)
-
-    def _finish(self, request: PendingRequest) -> None:
-        if not request.future.done() and request.future.set_running_or_notify_cancel():
-            request.future.set_result(
-                Encoded(
-                    vectors=request.vectors,
-                    tokens=request.tokens,
-                    waited_seconds=request.began - request.arrived,
-                    seconds=time.monotonic() - request.arrived,
-                )
-            )
-        self._close(request)
+                if request.left:
+                    continue
+                if not request.future.done() and request.future.set_running_or_notify_cancel():
+                    request.future.set_result(
+                        Encoded(
+                            vectors=request.vectors,
+                            tokens=request.tokens,
+                            waited_seconds=request.began - request.arrived,
+                            seconds=time.monotonic() - request.arrived,
+                        )
+                    )
+                self._close(request)
 
     def check(self, texts: Sequence[str], *, rows: int = 24) -> CheckReport:
         """Compare a random mixed batch with each row computed separately.

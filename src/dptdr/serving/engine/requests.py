@@ -1,7 +1,5 @@
-"""Requests, results and reports of the engine."""
+"""Settings, results, reports and errors of the engine."""
 
-import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,11 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dptdr.errors import ServingError
-from dptdr.model.backbone import Side
 from dptdr.serving.engine.batching import BatchLimits
-from dptdr.serving.tasks.prompt_cache import TaskVersion
-
-_CHARACTERS_PER_TOKEN = 3
 
 
 class Draining(ServingError):
@@ -81,41 +75,3 @@ class EngineSettings:
     request_tokens: int = 300_000
     threads: int = 0
     check_every: int = 500
-
-
-class PendingRequest:
-    """A request in progress."""
-
-    def __init__(
-        self,
-        texts: list[str],
-        *,
-        number: int,
-        version: TaskVersion,
-        side: Side,
-        timeout_seconds: float,
-        keep_end: bool,
-    ) -> None:
-        self.texts = texts
-        self.number = number
-        self.version = version
-        self.side: Side = side
-        self.arrived = time.monotonic()
-        self.deadline = self.arrived + timeout_seconds
-        self.began = self.arrived
-        self.left = len(texts)
-        limit = version.limits.of(side)
-        # Requests with the same truncation are tokenized together.
-        self.cut: tuple[Side, int, bool] = (side, limit, keep_end)
-        self.estimate = sum(min(limit, 2 + len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
-        self.tokens: list[int] = []
-        self.vectors = np.empty((0, 0), dtype=np.float32)
-        self.future: Future[Encoded] = Future()
-
-
-class Work(NamedTuple):
-    """A queued text and the index of its vector in the request."""
-
-    request: PendingRequest
-    place: int
-    ids: list[int]

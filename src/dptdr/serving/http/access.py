@@ -5,17 +5,16 @@ The check runs before the body is read. Tasks named in the body are checked by t
 """
 
 import ipaddress
-import json
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 from dptdr.serving.auth import Forbidden, Key, Scope, Unauthorized
+from dptdr.serving.http import schemas
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.runtime import Runtime
 
@@ -91,23 +90,10 @@ class GuardedRoute(APIRoute):
             if runtime.loaded and not runtime.registry.is_current:
                 # Loading another worker's changes takes time; do not block other requests.
                 await run_in_threadpool(runtime.registry.refresh)
-            response: Response = await handle(_Request(request.scope, request.receive))
+            response: Response = await handle(schemas.JsonRequest(request.scope, request.receive))
             return response
 
         return guarded
-
-
-class _Request(Request):
-    """A request whose JSON body must be UTF-8, with each key once."""
-
-    async def json(self) -> Any:
-        body = await self.body()
-        try:
-            return json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys)
-        except UnicodeDecodeError:
-            raise HTTPException(400, "expected a JSON body in UTF-8") from None
-        except RepeatedKey as error:
-            raise HTTPException(400, str(error)) from None
 
 
 def _check_query(request: Request, *, known: Collection[str]) -> None:

@@ -1,10 +1,12 @@
-"""Embedding routes compatible with OpenAI and text-embeddings-inference.
+"""From texts to vectors: embedding routes compatible with OpenAI and text-embeddings-inference.
 
 Each route is also available under ``/tasks/{task}``, where the path selects the task (and, with
 ``:query`` or ``:passage``, the side), for clients that cannot choose a model.
 """
 
+import asyncio
 import base64
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +15,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from jaxtyping import Float
 from starlette.concurrency import run_in_threadpool
 
+from dptdr.serving.engine.requests import Encoded
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, runtime_of
-from dptdr.serving.http.dependencies import (
-    Asked,
-    asked,
-    checked_texts,
-    encode,
-    normalised,
-    shortened,
-)
-from dptdr.serving.http.errors import Invalid
+from dptdr.serving.http.dependencies import Asked, asked
+from dptdr.serving.http.errors import ClientDisconnected, Invalid
 from dptdr.serving.http.responses import json_response, reply_of
+from dptdr.serving.tasks.prompt_cache import TaskVersion
+from dptdr.serving.tasks.registry import BARE
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -152,3 +150,120 @@ def _refuse_long(request: Request, texts: list[str], what: Asked) -> None:
                 f"text {number}: expected at most {limit} tokens with truncate=false, got "
                 f"{len(encoding.ids):,}; split the text, or set truncate=true"
             )
+
+
+def checked_texts(request: Request, given: schemas.Texts) -> list[str]:
+    """Validate the texts of a request, decoding token ids.
+
+    Raises:
+        Invalid: If there are too many texts, or one is too long or not valid Unicode.
+    """
+    settings = runtime_of(request).settings
+    rows: list[Any] = given if isinstance(given, list) else [given]
+    if rows and isinstance(rows[0], int):
+        rows = [rows]
+    if not rows or len(rows) > settings.max_texts:
+        raise Invalid(f"expected 1 to {settings.max_texts:,} texts, got {len(rows):,}")
+    texts = rows if isinstance(rows[0], str) else _decoded(request, rows)
+    for number, text in enumerate(texts):
+        if len(text) > settings.max_text_characters:
+            raise Invalid(
+                f"text {number}: expected at most {settings.max_text_characters:,} characters, "
+                f"got {len(text):,}; split it into passages"
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Invalid(f"text {number}: expected valid Unicode, got a lone surrogate") from None
+    request.scope["dptdr_facts"]["texts"] = len(texts)
+    return texts
+
+
+def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
+    """Decode token ids, as sent by OpenAI clients.
+
+    Raises:
+        Invalid: If the ids do not match this tokenizer.
+    """
+    texts = runtime_of(request).registry.forward.decode(rows)
+    if texts is None:
+        raise Invalid(
+            "these token ids do not match this encoder's tokenizer; send text instead (for "
+            "LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False)"
+        )
+    return texts
+
+
+async def encode(
+    request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
+) -> Encoded:
+    """Encode texts, stopping early if the client disconnects.
+
+    Args:
+        request: The request, whose body has been read.
+        keep_end: Truncate long texts at the start instead of the end.
+
+    Raises:
+        DptdrError: If the queue is full, the request times out or a text cannot be encoded.
+        ClientDisconnected: If the client disconnects.
+    """
+    runtime = runtime_of(request)
+    future = runtime.engine.submit(
+        texts,
+        version=what.version,
+        side=what.side,
+        timeout_seconds=runtime.settings.timeout_seconds,
+        keep_end=keep_end,
+    )
+    answer: asyncio.Future[Encoded] = asyncio.wrap_future(future)
+    gone = asyncio.create_task(_disconnected(request))
+    both: set[asyncio.Future[Any]] = {answer, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            raise ClientDisconnected("the client disconnected")
+        encoded = answer.result()
+    finally:
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+    runtime.metrics.saw_answer(what.version.task, encoded)
+    request.scope["dptdr_facts"]["tokens"] = sum(encoded.tokens)
+    return encoded
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def shortened(
+    vectors: Float[np.ndarray, "texts dim"], *, version: TaskVersion, dimensions: int | None
+) -> Float[np.ndarray, "texts dimensions"]:
+    """Truncate vectors to their leading dimensions and normalise them, if the task supports it.
+
+    Raises:
+        Invalid: If the task was not trained for this dimension.
+    """
+    full = vectors.shape[1]
+    if dimensions is None or dimensions == full:
+        return vectors
+    trained = version.manifest.training.get("matryoshka") if version.manifest else None
+    allowed = sorted(trained or [])
+    if dimensions not in allowed:
+        name = "the bare backbone" if version.task == BARE else f"task '{version.name}'"
+        raise Invalid(
+            f"dimensions: {name} supports {full}"
+            + (f" and {allowed}" if allowed else "")
+            + f", got {dimensions}; train with --matryoshka for shorter vectors"
+        )
+    return normalised(vectors[:, :dimensions])
+
+
+def normalised(vectors: Float[np.ndarray, "texts dim"]) -> Float[np.ndarray, "texts dim"]:
+    """Normalise vectors to unit length."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+    return scaled.astype(np.float32)

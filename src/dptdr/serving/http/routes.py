@@ -17,7 +17,8 @@ from dptdr.serving.engine.batching import QueueFull
 from dptdr.serving.engine.requests import Draining
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
-from dptdr.serving.http.dependencies import SIDES, asked, checked_texts, encode
+from dptdr.serving.http.dependencies import SIDES, asked
+from dptdr.serving.http.embedding import checked_texts, encode
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.http.responses import json_response, reply_of
 from dptdr.serving.runtime import Runtime

@@ -1,7 +1,9 @@
 """Request and response models."""
 
+import json
 from typing import Annotated, Any, Literal
 
+import fastapi
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -13,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dptdr.io.jsonkeys import RepeatedKey, unique_keys
 from dptdr.search.hybrid import Fusion
 
 SideName = Literal["query", "passage", "document", "search_query", "search_document"]
@@ -101,6 +104,20 @@ TextsField = Annotated[
         }
     ),
 ]
+
+
+class JsonRequest(fastapi.Request):
+    """A request whose JSON body must be UTF-8, with each key once."""
+
+    async def json(self) -> Any:
+        """Parse the body."""
+        body = await self.body()
+        try:
+            return json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys)
+        except UnicodeDecodeError:
+            raise fastapi.HTTPException(400, "expected a JSON body in UTF-8") from None
+        except RepeatedKey as error:
+            raise fastapi.HTTPException(400, str(error)) from None
 
 
 class Request(BaseModel):

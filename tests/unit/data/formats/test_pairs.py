@@ -7,7 +7,7 @@ import pytest
 from dptdr.data.formats.columns import TableSettings
 from dptdr.data.formats.pairs import folder_from_records
 from dptdr.data.formats.pairstore import text_id
-from dptdr.data.training_files import read_groups
+from dptdr.data.training_files import GroupFile
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.beir import BeirFolder
 
@@ -50,7 +50,7 @@ def test_negatives_become_a_training_file_without_what_answers_the_query(tmp_pat
     done = folder_from_records(rows, out=tmp_path / "data")
 
     folder = BeirFolder(tmp_path / "data")
-    groups = list(read_groups(tmp_path / "data" / "negatives-train.jsonl", folder=folder))
+    groups = list(GroupFile(tmp_path / "data" / "negatives-train.jsonl", folder=folder))
     assert [(group.query, group.positives, group.negatives) for group in groups] == [
         ("a", ("p1", "p2"), ("n1",)),
         ("b", ("p3",), ("n1",)),

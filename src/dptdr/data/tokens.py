@@ -1,8 +1,7 @@
 """Decode training files of token ids with the encoder's own tokenizer."""
 
 from collections.abc import Sequence
-
-from dptdr.model import Backbone
+from typing import Any
 
 _MIN_EQUAL = 0.9
 """Minimum share of a text's tokens that must survive re-tokenization."""
@@ -12,11 +11,11 @@ class TokenTexts:
     """Decodes token ids to texts.
 
     Args:
-        backbone: The encoder whose tokenizer produced the ids.
+        tokenizer: The Hugging Face tokenizer that produced the ids.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._tokenizer = backbone.tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._checked = False
 
     def decode(self, ids: Sequence[int]) -> str:
