@@ -14,6 +14,7 @@ import numpy as np
 
 from dptdr.errors import ConfigError
 from dptdr.io.lines import LARGEST_INTEGER
+from dptdr.io.processes import check_guarded
 
 MAX_SEED = 2**32 - 1
 
@@ -40,6 +41,7 @@ def checked(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        check_guarded()
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             annotation = annotations().get(name, Any)

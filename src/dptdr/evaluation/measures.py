@@ -19,7 +19,7 @@ class Evaluation:
     """Measures of a run.
 
     Attributes:
-        measures: Measure name to mean over all judged queries.
+        measures: Measure name to mean over all judged queries, or to the sum of a count.
         per_query: Measure name to query id to value.
         queries: Number of judged queries, the denominator of every mean.
         unanswered: Judged queries missing from the run; each counts 0.
@@ -112,9 +112,13 @@ def evaluate(
     for metric in ir_measures.iter_calc(list(values), qrels, scores):
         values[metric.measure][metric.query_id] = float(metric.value)
     per_query = {name: dict(values[measure]) for name, measure in objects.items()}
-    means = {name: sum(values.values()) / len(qrels) for name, values in per_query.items()}
+    totals = {name: sum(values.values()) for name, values in per_query.items()}
     return Evaluation(
-        measures=means,
+        measures={
+            # Counts, such as NumRet, are summed.
+            name: total if _is_sum(objects[name]) else total / len(qrels)
+            for name, total in totals.items()
+        },
         per_query=per_query,
         queries=len(qrels),
         unanswered=len(qrels) - len(ranked),
@@ -122,6 +126,12 @@ def evaluate(
             hit.passage_id in qrels[query_id] for query_id, hits in ranked.items() for hit in hits
         ),
     )
+
+
+def _is_sum(measure: Any) -> bool:
+    from ir_measures.measures.base import SumAgg
+
+    return isinstance(measure.aggregator(), SumAgg)
 
 
 def _check_judgements(qrels: Qrels) -> None:

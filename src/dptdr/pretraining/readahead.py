@@ -7,6 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from dptdr.errors import TrainingError
+from dptdr.io.processes import DIED
 from dptdr.pretraining.document_sampling import Reader, SampledDocument
 
 # Prefetched batches per worker, enough to keep all workers busy.
@@ -72,8 +73,8 @@ class ReadAhead:
             return self._waiting.popleft()[1].result()
         except BrokenProcessPool:
             raise TrainingError(
-                f"step {step + 1}: a prefetch worker died, perhaps out of memory; use fewer "
-                "readers, and rerun to resume"
+                f"step {step + 1}: a prefetch worker died ({DIED}); use fewer readers if memory is "
+                "low, and rerun to resume"
             ) from None
 
     def close(self) -> None:

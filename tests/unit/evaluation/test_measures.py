@@ -88,3 +88,11 @@ def test_measures_that_crash_the_programs_behind_them_are_refused(name):
 def test_evaluate_without_measures_is_refused():
     with pytest.raises(EvaluationError, match="expected at least one measure"):
         evaluate(RUN, QRELS, measures=[])
+
+
+def test_counts_are_summed_over_queries():
+    run = {"a": [Hit("p", 2.0), Hit("r", 1.0)], "b": [Hit("p", 1.0)]}
+
+    found = evaluate(run, {"a": {"p": 1}, "b": {"p": 1, "x": 1}}, measures=["NumRet", "P@1"])
+
+    assert found.measures == {"NumRet": 3.0, "P@1": 1.0}

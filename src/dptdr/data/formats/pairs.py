@@ -142,16 +142,13 @@ class _Reading:
             if number is None:
                 number = self._store.add_query(asked)
             self._judge((split, number, passage.id), grade, columns, row)
+            self._keep_from_negatives(number, passage, grade)
             if self._store.add_passage(passage.id):
                 yield passage
         if number is None:
             return
         for column in columns.negatives:
-            texts = _texts(row, column)
-            # Only positives get the row's title, so their ids cannot tell.
-            kept = [text for text in texts if text not in positives]
-            self._dropped[DROPPED] += len(texts) - len(kept)
-            for text in kept:
+            for text in _texts(row, column):
                 yield from self._negative(text, split, asked.id, number)
 
     def _negative(self, text: str, split: str, query_id: str, number: int) -> Iterator[Passage]:
@@ -164,6 +161,11 @@ class _Reading:
         self._store.add_negative(split, number, passage.id)
         if self._store.add_passage(passage.id):
             yield passage
+
+    def _keep_from_negatives(self, number: int, passage: Passage, grade: int) -> None:
+        # Negatives have no title, so the id of a positive with a title is another.
+        if passage.title and grade > 0:
+            self._store.add_answer(number, text_id(passage.text))
 
     def _judge(self, pair: tuple[str, int, str], grade: int, columns: Columns, row: Row) -> None:
         before = self._store.add_pair(*pair, grade)

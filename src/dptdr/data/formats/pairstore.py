@@ -19,6 +19,9 @@ CREATE TABLE pairs (
     split TEXT, query INTEGER, passage INTEGER, number INTEGER, grade INTEGER,
     PRIMARY KEY (query, passage, split)
 ) WITHOUT ROWID;
+CREATE TABLE answers (
+    query INTEGER, passage INTEGER, PRIMARY KEY (query, passage)
+) WITHOUT ROWID;
 CREATE TABLE negatives (
     split TEXT, query INTEGER, passage INTEGER, number INTEGER,
     PRIMARY KEY (query, passage, split)
@@ -97,11 +100,17 @@ class PairStore(Mapping[str, Iterator[Judgement]]):
         values = (split, query, _key(passage_id), self._number)
         self._insert("INSERT OR IGNORE INTO negatives VALUES (?, ?, ?, ?)", *values)
 
+    def add_answer(self, query: int, passage_id: str) -> None:
+        """Add a positive under another id, which is no negative either."""
+        self._insert("INSERT OR IGNORE INTO answers VALUES (?, ?)", query, _key(passage_id))
+
     def drop_negatives_that_answer(self) -> int:
         """Delete negatives that are also positives of the same query; return their number."""
         return self._database.execute(
             "DELETE FROM negatives WHERE EXISTS (SELECT 1 FROM pairs WHERE grade > 0"
             " AND pairs.query = negatives.query AND pairs.passage = negatives.passage)"
+            " OR EXISTS (SELECT 1 FROM answers"
+            " WHERE answers.query = negatives.query AND answers.passage = negatives.passage)"
         ).rowcount
 
     def queries(self) -> Iterator[Query]:

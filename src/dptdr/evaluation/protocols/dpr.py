@@ -11,7 +11,8 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
@@ -25,6 +26,7 @@ from dptdr.errors import DataError, EvaluationError
 from dptdr.evaluation.protocols.answers import Answer, Matching, contains_answer, prepare_answer
 from dptdr.io.beir import parse_query
 from dptdr.io.lines import READ_FAULTS, open_bytes, raw_lines
+from dptdr.io.processes import DIED
 from dptdr.records import Run
 
 CUTOFFS = (5, 20, 100)
@@ -299,16 +301,24 @@ def _match_in_worker(texts: Sequence[str], rows: Sequence[Sequence[int]]) -> lis
     return _match_block(texts, rows=rows, answers=_worker_answers[0])
 
 
+@contextmanager
 def _pool(
     answers: Sequence[Sequence[Answer]], *, workers: int
-) -> nullcontext[None] | ProcessPoolExecutor:
+) -> Iterator[ProcessPoolExecutor | None]:
     if workers == 1:
-        return nullcontext()
+        yield None
+        return
     # Spawn, since forking a process with threads (torch, BLAS) may deadlock.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
+    with ProcessPoolExecutor(
         max_workers=workers, mp_context=context, initializer=_start_worker, initargs=(answers,)
-    )
+    ) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise EvaluationError(
+                f"a process that matches answers died ({DIED}); use fewer threads if memory is low"
+            ) from None
 
 
 def _accuracy(

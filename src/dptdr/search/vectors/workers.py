@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dptdr.errors import DptdrError, VectorsError
+from dptdr.io.processes import DIED
 from dptdr.io.resume import claim
 from dptdr.records import Document, Passage
 from dptdr.search.retrieve import TextEncoder
@@ -95,7 +96,7 @@ def encode_in_processes(
             finished = [future.result() for future in futures]
         except BrokenProcessPool:
             raise VectorsError(
-                "an encoding process died (killed or out of memory); completed windows are kept, "
+                f"an encoding process died ({DIED}); completed windows are kept, "
                 "rerun to resume, with fewer processes if memory is low"
             ) from None
         finally:

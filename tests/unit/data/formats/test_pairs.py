@@ -163,7 +163,8 @@ def test_named_tuples_are_read_by_name(tmp_path):
 
 
 def test_negatives_with_the_text_of_a_titled_positive_are_dropped(tmp_path):
-    rows = [{"query": "a", "positive": "b", "title": "T", "negative": text} for text in ("b", "c")]
+    rows = [{"query": "a", "positive": "b", "title": "T", "negative": text} for text in ("d", "c")]
+    rows.append({"query": "a", "positive": "d", "title": "T", "negative": "c"})
 
     done = folder_from_records(rows, out=tmp_path / "data")
 
