@@ -30,7 +30,7 @@ from dptdr.io.atomic import read_json
 from dptdr.records import Passage
 from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.indexes.local import GRAPH, LocalIndex
+from dptdr.search.indexes.local import INDEX_FILE, LocalIndex
 from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import Source, read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
@@ -217,7 +217,7 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
     for name, times in zip(("", "library_"), singles, strict=True):
         record[f"{name}latency_ms_median"] = statistics.median(times)
         record[f"{name}latency_ms_p95"] = sorted(times)[int(len(times) * 0.95)]
-    file = index.path / GRAPH
+    file = index.path / INDEX_FILE
     record["bytes_in_memory"] = file.stat().st_size if file.is_file() else 0
     record["bytes_of_vectors_on_disk"] = index.count * index.dim * 4
     return record

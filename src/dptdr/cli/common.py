@@ -37,7 +37,7 @@ KeepIdentical = Annotated[
 ]
 
 
-def refuse_idle(
+def reject_unused_options(
     context: typer.Context,
     *,
     without: Mapping[str, Sequence[str]] | None = None,

@@ -13,7 +13,7 @@ from dptdr.cli.common import (
     Overwrite,
     Threads,
     load_encoder,
-    refuse_idle,
+    reject_unused_options,
     start,
     write_result,
 )
@@ -117,7 +117,7 @@ def command(
 ) -> None:
     """Build an index over a vector folder, or refresh one with --refresh."""
     try_outputs(json)
-    refuse_idle(
+    reject_unused_options(
         context,
         without={
             "refresh": ("data", "task", "backbone", "device"),
@@ -186,9 +186,9 @@ def _facts(index: "SearchIndex", *, where: str, seconds: float) -> dict[str, Any
     }
     if index.choice is None:
         return facts
-    from dptdr.search.indexes.local import GRAPH
+    from dptdr.search.indexes.local import INDEX_FILE
 
-    file = Path(where) / GRAPH
+    file = Path(where) / INDEX_FILE
     size = file.stat().st_size if file.is_file() else 0
     return facts | {
         "reason": index.choice.reason,

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Dtype, Json, Overwrite, Threads, refuse_idle, write_result
+from dptdr.cli.common import (
+    Device,
+    Dtype,
+    Json,
+    Overwrite,
+    Threads,
+    reject_unused_options,
+    write_result,
+)
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
 
@@ -107,7 +115,7 @@ def command(
     """
     try_outputs(json)
     try_outputs(report, folders=True)
-    refuse_idle(context, without={"teacher": ("positive_score", "judged_split")})
+    reject_unused_options(context, without={"teacher": ("positive_score", "judged_split")})
     if percent is not None:
         if relative_margin is not None:
             raise ConfigError("--relative-margin: expected it alone, got --percent as well")

@@ -140,7 +140,7 @@ def check_counts(**counts: int | None) -> None:
             raise ConfigError(f"{name}: expected at most {LARGEST_INTEGER:,}, got {count:,}")
 
 
-def refuse_idle(given: Mapping[str, object], why: str) -> None:
+def reject_unused_arguments(given: Mapping[str, object], why: str) -> None:
     """Reject options that were given but have no effect.
 
     Args:

@@ -99,18 +99,18 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoConfig:
+class EmptyConfig:
     """Empty settings, for BitFit and full fine-tuning."""
 
 
-MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
+MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | EmptyConfig
 
 DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
     "deep-prompt": DeepPromptConfig,
     "shallow-prompt": ShallowPromptConfig,
     "lora": LoraConfig,
-    "bitfit": NoConfig,
-    "full": NoConfig,
+    "bitfit": EmptyConfig,
+    "full": EmptyConfig,
 }
 
 

@@ -46,7 +46,7 @@ def without_own(
     }
 
 
-def say_own(count: int) -> None:
+def report_own_passages(count: int) -> None:
     """Report on standard error if queries were excluded from their own results."""
     if count:
         sys.stderr.write(

@@ -17,9 +17,9 @@ from torch import Tensor
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
 from dptdr.model.backbone import Backbone, Tokens
-from dptdr.model.initialisation import own_units
+from dptdr.model.initialisation import initial_feed_forward_rows
 from dptdr.model.kernels import order_weights
-from dptdr.model.packing import PackedCall, PromptRows, Run
+from dptdr.model.packing import EqualLengthBlock, PackedCall, PromptRows
 
 _TOLERANCE = 2e-5
 _PROBE_TOKENS = 300
@@ -39,7 +39,7 @@ class Unpadded:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        reason = cannot_pack(backbone)
+        reason = why_not_packable(backbone)
         if reason:
             raise DptdrError(f"cannot pack backbone '{backbone.name}': {reason}")
         self.backbone = backbone
@@ -75,7 +75,7 @@ class Unpadded:
             last = torch.ones(1, max(lengths), dtype=torch.long)
             self.backbone.shifted_positions(Tokens(last, last), shift=shift)
         prompts = [prompt] * len(ids)
-        runs, groups = packing.plan(lengths, prompts, merge=False)
+        blocks, groups = packing.plan(lengths, prompts, merge=False)
         spans = packing.feed_forward_spans(lengths, prompts)
         positions = torch.cat([torch.arange(length) for length in lengths])
         inputs: dict[str, Any] = {
@@ -84,25 +84,25 @@ class Unpadded:
         }
         if self._takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
-        return self._pool(output.last_hidden_state[0].float(), runs)
+        output = self.backbone.injection(PackedCall(blocks, groups, spans), **inputs)
+        return self._pool(output.last_hidden_state[0].float(), blocks)
 
     def _pool(
-        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+        self, states: Float[Tensor, "tokens dim"], blocks: tuple[EqualLengthBlock, ...]
     ) -> Float[Tensor, "texts dim"]:
         pooling = self.backbone.pooling
         parts = []
-        for run in runs:
-            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+        for block in blocks:
+            part = states[block.start : block.stop].unflatten(0, (block.texts, block.tokens))
             if pooling.pool == "mean":
-                parts.append(block.mean(dim=1))
+                parts.append(part.mean(dim=1))
             else:
-                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+                parts.append(part[:, 0 if pooling.pool == "cls" else -1])
         vectors = torch.cat(parts)
         return torch.nn.functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
 
     def _differs(self) -> str:
-        """Describe how packed vectors differ from padded ones; empty if they agree."""
+        """Return how packed vectors differ from padded ones, or an empty string if they agree."""
         ids, prompts = _probe(self.backbone)
         worst = 0.0
         try:
@@ -124,8 +124,8 @@ class Unpadded:
         )
 
 
-def cannot_pack(backbone: Backbone) -> str:
-    """Explain why a backbone cannot be packed; empty if it can."""
+def why_not_packable(backbone: Backbone) -> str:
+    """Return why batches for a backbone cannot be packed, or an empty string if they can."""
     config = backbone.model.config
     if backbone.injection.route != "registry":
         return "it does not use the transformers attention registry"
@@ -147,7 +147,7 @@ def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]
     prompt = PromptRows(*torch.randn(shape, generator=generator))
     prompts = [None, prompt]
     with contextlib.suppress(UnsupportedBackbone):
-        rows = own_units(backbone, ffn_length=2, seed=0)
+        rows = initial_feed_forward_rows(backbone, ffn_length=2, seed=0)
         prompts.append(prompt._replace(feed_forward=rows._replace(values=rows.keys)))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])

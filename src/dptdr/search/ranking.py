@@ -10,7 +10,7 @@ from dptdr.evaluation import DEFAULT_MEASURES, evaluate, read_run
 from dptdr.evaluation.measures import parse_measures
 from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import own_passages, say_own, without_own
+from dptdr.io.identical import own_passages, report_own_passages, without_own
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.retrieve import TextEncoder, retrieve
@@ -82,7 +82,7 @@ def rank(
         keep_identical: Let a query that is also a passage retrieve itself.
     """
     own = {} if keep_identical else own_passages(queries, folder.passages())
-    say_own(len(own))
+    report_own_passages(len(own))
     ranking = _rank(
         system, folder, queries=queries, depth=depth + bool(own), threads=threads, phase=phase
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.initialisation import own_units
+from dptdr.model.initialisation import initial_feed_forward_rows
 from dptdr.model.kernels import order_weights
-from dptdr.model.packing import PackedCall, PromptRows, Run
+from dptdr.model.packing import EqualLengthBlock, PackedCall, PromptRows
 from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows
-from dptdr.model.unpadded import cannot_pack
+from dptdr.model.unpadded import why_not_packable
 
 Layout = Literal["packed", "padded"]
 
@@ -151,7 +151,7 @@ class Forward:
         chosen = [rows[i] for i in order]
         lengths = [len(row.ids) for row in chosen]
         prompts = [row.prompt for row in chosen]
-        runs, groups = packing.plan(lengths, prompts, merge=merge)
+        blocks, groups = packing.plan(lengths, prompts, merge=merge)
         spans = packing.feed_forward_spans(lengths, prompts)
         device = self.backbone.device
         ids = torch.tensor([i for row in chosen for i in row.ids], device=device)
@@ -162,8 +162,8 @@ class Forward:
         }
         if self.takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
-        made = self._pool(output.last_hidden_state[0].float(), runs)
+        output = self.backbone.injection(PackedCall(blocks, groups, spans), **inputs)
+        made = self._pool(output.last_hidden_state[0].float(), blocks)
         vectors = torch.empty_like(made)
         vectors[torch.tensor(order, device=device)] = made
         return vectors
@@ -192,16 +192,16 @@ class Forward:
         return int(self.backbone.shifted_positions(Tokens(one, one), shift=0)[0, 0])
 
     def _pool(
-        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+        self, states: Float[Tensor, "tokens dim"], blocks: tuple[EqualLengthBlock, ...]
     ) -> Float[Tensor, "texts dim"]:
         pooling = self.backbone.pooling
         parts = []
-        for run in runs:
-            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+        for block in blocks:
+            part = states[block.start : block.stop].unflatten(0, (block.texts, block.tokens))
             if pooling.pool == "mean":
-                parts.append(block.mean(dim=1))
+                parts.append(part.mean(dim=1))
             else:
-                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+                parts.append(part[:, 0 if pooling.pool == "cls" else -1])
         vectors = torch.cat(parts)
         if pooling.normalise:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
@@ -224,7 +224,7 @@ class Forward:
     def _try_packing(self) -> str:
         """Switch to the packed layout if vectors match padding; return the reason if not."""
         backbone = self.backbone
-        reason = cannot_pack(backbone)
+        reason = why_not_packable(backbone)
         if reason:
             return reason
         try:
@@ -304,7 +304,7 @@ def probe_rows(backbone: Backbone) -> list[BatchRow]:
         prompts.append(PromptRows(keys, values))
     # If supported, the first task also gets feed-forward rows.
     with contextlib.suppress(UnsupportedBackbone):
-        units = own_units(backbone, ffn_length=2, seed=0)
+        units = initial_feed_forward_rows(backbone, ffn_length=2, seed=0)
         units = FeedForwardRows(*(x.to(backbone.device, kind) for x in units))
         prompts[1] = prompts[1]._replace(feed_forward=units._replace(values=units.keys))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)

@@ -10,7 +10,7 @@ from dptdr.config.training import TrainingConfig
 from dptdr.errors import ConfigError, DataError, TrainingError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import own_passages, say_own
+from dptdr.io.identical import own_passages, report_own_passages
 from dptdr.io.resume import recorded_result
 from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
@@ -98,7 +98,7 @@ def load_data(
     own = {}
     if not config.keep_identical and not foreign:
         own = own_passages(folder.queries(), folder.passages())
-    say_own(len(own))
+    report_own_passages(len(own))
     if own:
         made = OwnPassages(made, own)
     query_texts, passage_texts = sample_texts(made, _INITIALISATION_TEXTS, seed=config.seed)

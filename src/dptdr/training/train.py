@@ -26,7 +26,12 @@ from dptdr.training.checkpoint_selection import (
     training_limits,
 )
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
+from dptdr.training.distributed import (
+    ProcessGroup,
+    claim_shared_output,
+    local_device,
+    process_group,
+)
 from dptdr.training.health import prompt_health
 from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
 from dptdr.training.losses import matryoshka_lengths
@@ -123,13 +128,13 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     out = Path(out)
     tracked = {"method": method_name, **settings_of(method_config), **dataclasses.asdict(config)}
     with contextlib.ExitStack() as stack:
-        world = stack.enter_context(joined(backbone.device.type))
+        world = stack.enter_context(process_group(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one query per process ({world.size}), got "
                 f"{config.batch_size}"
             )
-        output = stack.enter_context(claimed(out, mark=TASK_FILE, world=world))
+        output = stack.enter_context(claim_shared_output(out, mark=TASK_FILE, world=world))
         backbone.model.to(local_device(backbone.device))
         factory = MethodFactory(
             query_texts=data.query_texts, passage_texts=data.passage_texts, rows=start_rows

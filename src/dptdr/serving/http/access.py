@@ -179,10 +179,10 @@ def reach(request: Request, name: str) -> str:
     return task
 
 
-def foreign(
+def cross_site_reason(
     method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
 ) -> str:
-    """Return why an open server rejects a cross-site request, or None.
+    """Return why an open server rejects a cross-site request, or an empty string if it does not.
 
     An unknown host name may be a DNS-rebinding attack; an IP address cannot be.
     """
