@@ -183,7 +183,7 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
 
 
 def _advice(name: str, *, overwrite: bool) -> str:
-    """Say how to go on after an interruption."""
+    """Return advice on how to continue after an interruption."""
     if name not in (_RESUMABLE_WITHOUT_OVERWRITE if overwrite else _RESUMABLE):
         return "rerun the command to start again"
     how = " without --overwrite" if overwrite else ""

@@ -173,7 +173,7 @@ def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
 
 
 class _Named(type):
-    """Stands for a class that is not imported; its instances are known by name."""
+    """Represents a class that is not imported; its instances are recognised by name."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return cls.__name__ in {kind.__name__ for kind in type(value).__mro__}

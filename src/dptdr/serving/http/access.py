@@ -111,7 +111,10 @@ class _Request(Request):
 
 
 def _check_query(request: Request, *, known: Collection[str]) -> None:
-    """Reject unknown or repeated query parameters, which would change something else."""
+    """Reject unknown or repeated query parameters.
+
+    A misspelled ``version``, for example, would otherwise make the request act on something else.
+    """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         if name not in known or names.count(name) > 1:
