@@ -57,8 +57,8 @@ def build_index(
         encoder: Encodes the passages, and the queries of later searches.
         out: The index folder, or the index's name in ``database``.
         vectors: Folder for the vectors of ``data``; ``OUT.vectors`` by default.
-        index_type: ``auto`` (the default) chooses by corpus size and memory; or ``exact``,
-            ``hnsw``, ``hnsw-sq``, ``ivf-sq``, ``ivf-pq``, ``rabitq``.
+        index_type: ``auto`` (the default) chooses by corpus size and memory; or a type by name,
+            such as ``exact`` or ``hnsw``; ``dptdr.search.indexes.types.INDEX_TYPES`` has all.
         options: Options of the type, such as ``{"M": 48, "ef_search": 200}``.
         dimensions: Search only the first dimensions, then rescore the best hits in full.
         quantize: Search ``float16``, ``int8`` or ``binary`` vectors exactly, then rescore the best

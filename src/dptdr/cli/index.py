@@ -19,6 +19,7 @@ from dptdr.cli.common import (
 )
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
+from dptdr.search.indexes.types import INDEX_TYPES
 
 if TYPE_CHECKING:
     from dptdr.search.retriever import SearchIndex
@@ -39,8 +40,8 @@ def command(
     index_type: Annotated[
         str | None,
         typer.Option(
-            help="auto (by count and free memory; says why), exact, hnsw, hnsw-sq, ivf-sq, ivf-pq "
-            "or rabitq. Default: auto, or with --refresh the old index's type."
+            help=f"auto (by count and free memory; says why), {', '.join(INDEX_TYPES)}. "
+            "Default: auto, or with --refresh the old index's type."
         ),
     ] = None,
     bm25: Annotated[
