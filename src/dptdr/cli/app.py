@@ -90,7 +90,9 @@ class Command(TyperCommand):
             if parameter.param_type_name == "argument":
                 heading = "Arguments"
             if record is not None:
-                panels.setdefault(heading or "Options", []).append(record)
+                # Derived options show their range after the default only.
+                words = (record[0].replace(" range>", ">"), record[1])
+                panels.setdefault(heading or "Options", []).append(words)
         # Machine options come last.
         panels |= {_MACHINE: panels.pop(_MACHINE, [])}
         for panel, records in panels.items():

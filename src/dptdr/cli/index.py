@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dptdr.search.retriever import SearchIndex
 
 PANELS = {
-    "Options of a type": ("m", "ef_construction", "ef_search", "nlist", "nprobe", "seed"),
-    "Renewing": ("refresh", "data", "task", "backbone"),
+    "Index type options": ("m", "ef_construction", "ef_search", "nlist", "nprobe", "seed"),
+    "Refreshing an index": ("refresh", "data", "task", "backbone"),
     "Databases": ("database", "name"),
 }
 
@@ -81,11 +81,14 @@ def command(
     ] = None,
     nlist: Annotated[
         int | None,
-        typer.Option(help="Inverted lists. Default: 4 times the square root of the passages."),
+        typer.Option(
+            help="Inverted lists. Default: 4 times the square root of the passages, at most "
+            "passages / 39."
+        ),
     ] = None,
     nprobe: Annotated[
         int | None,
-        typer.Option(help="Inverted lists probed per query. Default: a twelfth, at least 8."),
+        typer.Option(help="Inverted lists probed per query. Default: nlist / 12, at least 8."),
     ] = None,
     seed: Annotated[
         int | None,

@@ -68,13 +68,14 @@ def command(
     ] = None,
     absolute_margin: Annotated[
         float | None,
-        typer.Option(help="Drop candidates that score above the positive's score minus this."),
+        typer.Option(metavar="MARGIN", help="Drop candidates scoring above positive - MARGIN."),
     ] = None,
     relative_margin: Annotated[
         float | None,
         typer.Option(
-            help="Drop candidates that score above the positive's score times 1 minus this: with "
-            "0.05 above 95 % of it."
+            metavar="MARGIN",
+            help="Drop candidates scoring above positive x (1 - MARGIN); 0.05 keeps only those at "
+            "or below 95 %.",
         ),
     ] = None,
     percent: Annotated[float | None, typer.Option(hidden=True)] = None,

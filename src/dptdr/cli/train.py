@@ -22,9 +22,10 @@ PANELS = {"Training": ("min_grade",)}
     {
         TrainingConfig: "Training",
         DeepPromptConfig: "Deep prompt",
-        ShallowPromptConfig: "Deep prompt",
+        ShallowPromptConfig: "Shallow prompt",
         LoraConfig: "LoRA",
     },
+    shared="Several methods",
     first=("max_steps", "num_epochs", "batch_size", "learning_rate", "prompt_length", "seed"),
 )
 def command(
@@ -37,7 +38,7 @@ def command(
         str, typer.Option(help="Frozen encoder: 'minilm', a folder, or a Hugging Face name.")
     ] = "minilm",
     method: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(METHOD_NAMES)}]", help="Tuning method.")
+        str, typer.Option(metavar=f"<{'|'.join(METHOD_NAMES)}>", help="Tuning method.")
     ] = "deep-prompt",
     negatives: Annotated[
         Path | None,
