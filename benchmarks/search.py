@@ -1,15 +1,15 @@
-"""Measure every kind of index against exact search, and against raw faiss.
+"""Measure every index type against exact search, and against faiss itself.
 
     python benchmarks/search.py run --data DATA [DATA ...] --rows 10000 100000 --work FOLDER
     python benchmarks/search.py table
 
-Real passages of several data sets are encoded once (resumable) and joined; where more rows are
-asked for, they are repeated with noise. Queries are other such rows with noise of their own, so
-that none is its own answer. Raw libraries are measured in the same run, in turns with ours, with
-the same parameters, on the same vectors, for the same answers: where our kind scores candidates
-again on the full vectors, so does the raw one, by the lines that a user of the library would write.
-Each pair of rows and kind is one record of results/search.jsonl; one that is there is not measured
-again, so the command can be stopped and started at will.
+Real passages of several data sets are encoded once (resumable) and concatenated; for more rows,
+they are repeated with noise. Queries are such rows with other noise, so that none is its own
+answer. faiss itself is measured in the same run, in turns with our index, with the same parameters,
+vectors and answers: where our index type rescores candidates with the full vectors, so does the
+code around faiss, as a user of the library would write it. Each pair of row count and type is one
+record of results/search.jsonl; existing records are not measured again, so the command can be
+interrupted.
 """
 
 import argparse
