@@ -144,7 +144,9 @@ def build_app() -> typer.Typer:
 
 
 def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: str) -> None:
-    app.command(name, cls=Command, context_settings=_SETTINGS)(_ending(command, name=whole))
+    app.command(name, cls=Command, context_settings=_SETTINGS)(
+        _with_exit_codes(command, name=whole)
+    )
 
 
 _RESUMABLE = ("train", "pretrain", "mine", "encode", "index", "quickstart")
@@ -160,7 +162,7 @@ class PipeClosed(Exception):
     """The reader of the output closed the pipe."""
 
 
-def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
+def _with_exit_codes(command: Callable[..., None], *, name: str) -> Callable[..., None]:
     """Make a command exit following shell conventions, which typer does not."""
 
     @functools.wraps(command)

@@ -168,7 +168,7 @@ def command(
         vectors, out=out or str(name), database=database, overwrite=overwrite, **settings
     ) as index:
         facts = _facts(index, where=str(out or name), seconds=time.perf_counter() - started)
-    write_result(json, facts, said=_said(facts))
+    write_result(json, facts, said=_message(facts))
 
 
 def _bytes(gigabytes: float | None) -> int | None:
@@ -201,7 +201,7 @@ def _facts(index: "SearchIndex", *, where: str, seconds: float) -> dict[str, Any
     }
 
 
-def _said(facts: dict[str, Any]) -> str:
+def _message(facts: dict[str, Any]) -> str:
     line = f"{facts['index']}: {facts['index_type']} over {facts['passages']:,} passages"
     line += f" ({facts['reason']})" if "reason" in facts else ""
     if facts["recall@10"] is not None:

@@ -95,7 +95,7 @@ def command(
         **settings,
     )
     if result is not None:
-        write_result(json, _summary(result), said="\n".join(_said(result, keep_head=keep_head)))
+        write_result(json, _summary(result), said="\n".join(_messages(result, keep_head=keep_head)))
 
 
 def _summary(result: "PretrainingResult") -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _summary(result: "PretrainingResult") -> dict[str, Any]:
     }
 
 
-def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
+def _messages(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
     fused = result.objectives == FUSED
     lines = [f"{result.documents:,} pseudo-queries" if fused else _head_line(result)]
     first, last = result.losses

@@ -91,7 +91,7 @@ def command(
     )
     if task.result is None:
         return
-    write_result(json, _summary(task), said=_said(task))
+    write_result(json, _summary(task), said=_message(task))
     if report is not None:
         from dptdr.training.report import write_report
 
@@ -112,7 +112,7 @@ def _summary(task: "Task") -> dict[str, Any]:
     }
 
 
-def _said(task: "Task") -> str:
+def _message(task: "Task") -> str:
     result = task.result
     assert result is not None
     measure = str(result.manifest.training["dev_measure"])

@@ -168,15 +168,15 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             began=None if began is None else began | also,
             overwrite=overwrite,
         ):
-            return _found(out, output.result, work=work) if world.is_first else None
+            return _result_of(out, output.result, work=work) if world.is_first else None
         kept = run.train(keep_all=prompt is not None, progress=progress, note=note, clock=clock)
         if kept is None:
             return None
         output.finish(kept)
-        return _found(out, kept, work=work)
+        return _result_of(out, kept, work=work)
 
 
-def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
+def _result_of(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
     """Return a finished run's result from its record."""
     first, last = kept["losses"]
     changed = {

@@ -89,7 +89,7 @@ class PretrainingRun:
         """Build and validate all parts."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
         documents = Documents(folder, config)
-        config = config.settled(len(documents.store))
+        config = config.with_steps(len(documents.store))
         masks = bool({"mlm", "condenser"} & set(objectives))
         # Do the cheap checks before copying the encoder.
         reader = Reader(backbone, documents, config, masks=masks)

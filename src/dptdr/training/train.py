@@ -37,7 +37,7 @@ from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, 
 from dptdr.training.losses import matryoshka_lengths
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData, load_data
-from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
+from dptdr.training.tracking import UNTRACKED, Tracking, tracker_writer
 
 __all__ = [
     "TrainingData",
@@ -119,7 +119,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             or it cannot be written.
         TrainingError: If the loss is not finite.
     """
-    config = config.settled(len(data.groups))
+    config = config.with_steps(len(data.groups))
     config.check()
     try:
         matryoshka_lengths(config.matryoshka, dim=backbone.dim)
@@ -159,8 +159,8 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),
         }
         if output.begin(identity, work=work, began=RunFolder(work).began(), overwrite=overwrite):
-            return _found(out, output.result, work=work) if world.is_first else None
-        mirror = mirrored(tracking, world=world, name=out.name, settings=tracked)
+            return _result_of(out, output.result, work=work) if world.is_first else None
+        mirror = tracker_writer(tracking, world=world, name=out.name, settings=tracked)
         folder = RunFolder(work, mirror=stack.enter_context(mirror))
         if world.is_first:
             folder.begin(identity)
@@ -184,10 +184,10 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             output.finish(kept)
         # Wait, so that every rank can load the bundle afterwards.
         world.barrier()
-        return _found(out, kept, work=work) if world.is_first else None
+        return _result_of(out, kept, work=work) if world.is_first else None
 
 
-def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
+def _result_of(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
     """Return a finished run's result from its bundle and record."""
     return TrainingResult(
         manifest=read_manifest(out),

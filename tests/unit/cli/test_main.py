@@ -77,7 +77,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, name, overwrite, advice)
 
     monkeypatch.setattr(app, "current_phase", lambda: "")
     with pytest.raises(app.Stopped, match=f"dptdr {name}; {advice}$"):
-        app._ending(command, name=name)(overwrite=overwrite)
+        app._with_exit_codes(command, name=name)(overwrite=overwrite)
 
 
 def test_a_closed_pipe_ends_with_141(monkeypatch, capsys):

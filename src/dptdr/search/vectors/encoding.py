@@ -283,7 +283,7 @@ class _Worker:
                     work=self.work,
                     dtype=self.settings.dtype,
                     known=self.known,
-                    on_progress=_shifted(on_progress, done=done, total=total),
+                    on_progress=_corpus_progress(on_progress, done=done, total=total),
                 )
             done += len(documents)
             count = index + 1
@@ -300,7 +300,7 @@ def _in_shards(documents: Iterator[Document], size: int) -> Iterator[list[Docume
         yield shard
 
 
-def _shifted(
+def _corpus_progress(
     on_progress: Callable[[int, int], None] | None, *, done: int, total: int
 ) -> Callable[[int, int], None]:
     """Return a shard's progress callback that reports counts for the whole corpus."""
