@@ -23,7 +23,7 @@ test: install
 		--numprocesses auto --dist worksteal --durations 25
 
 learning: install
-	$(BIN)/python -m pytest -m learning --timeout 1800
+	$(BIN)/python -m pytest -m learning --timeout 7200
 
 check: install
 	$(BIN)/ruff check .

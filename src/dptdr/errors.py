@@ -16,7 +16,7 @@
     |   |-- NoSuchField         a filter names a metadata field that no passage has
     |   `-- WrongPrompt         the vectors come from a different prompt or backbone
     |-- TrainingError           training cannot start or continue
-    |   `-- NoGain              a prompt trained without labels is no better; exit code 3
+    |   `-- NoGain              a prompt trained without labels is worse; exit code 3
     `-- ServingError            the server rejects a task or a request
 
     A message says what was expected, what was found, and what to do about it where that is not
@@ -124,7 +124,7 @@ class TrainingError(DptdrError):
 
 
 class NoGain(TrainingError):
-    """A prompt trained without labels is no better than the backbone."""
+    """A prompt trained without labels is worse than the backbone."""
 
     exit_code = 3
 

@@ -23,7 +23,7 @@ from dptdr.evaluation.report import EvaluationReport
 from dptdr.io.beir import BeirFolder
 from dptdr.io.lines import describe
 from dptdr.io.outputs import try_outputs
-from dptdr.records import Run
+from dptdr.records import Qrels, Run
 from dptdr.search.retriever import Filters, SearchIndex
 
 if TYPE_CHECKING:
@@ -72,11 +72,12 @@ def retrieve(
     try_outputs(optional_path(out), inputs=[data])
     with data_folder(data, split=split) as place:
         folder = BeirFolder(place)
+        judged: Qrels | None = None
         if id_prefix is not None:
             reject_unused_arguments({"split": split != "test"}, "with id_prefix")
             queries = prefixed_queries(folder, id_prefix, limit=limit)
         else:
-            queries, _ = judged_queries(folder, split, limit=limit)
+            queries, judged = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
             reject_unused_arguments(
                 {"device": device != "auto", "threads": threads}, "with an index"
@@ -97,6 +98,7 @@ def retrieve(
                 depth=depth,
                 threads=threads or core_count(),
                 keep_identical=keep_identical,
+                qrels=judged,
                 phase=phases(progress),
             )
             run, name = ranking.run, ranking.system
@@ -206,6 +208,7 @@ def evaluate(
             depth=depth,
             threads=threads or core_count(),
             keep_identical=keep_identical,
+            qrels=judged,
             phase=phases(progress),
         )
         report = measure(

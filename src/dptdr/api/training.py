@@ -142,7 +142,7 @@ def pretrain(
         prompt_only: Freeze the backbone and train only a prompt.
         from_task: With ``prompt_only``: start from the prompt of this task, with its lengths.
         keep_head: Also save the heads, to continue pretraining later.
-        force: With ``prompt_only``: write the prompt even if it is no better than the backbone on
+        force: With ``prompt_only``: write the prompt even if it is worse than the backbone on
             held-out pseudo-queries.
         overwrite: Delete any output at ``out`` and ``OUT.pretraining`` and start over.
         device: Torch device; ``auto`` picks cuda, mps or cpu.
@@ -156,7 +156,7 @@ def pretrain(
         ``None`` in all but the first process of ``torchrun``.
 
     Raises:
-        NoGain: If a prompt trained on the fused ranking is no better than the backbone.
+        NoGain: If a prompt trained on the fused ranking is worse than the backbone.
     """
     config, prompt = pretraining_request(
         settings,

@@ -59,8 +59,8 @@ def command(
         bool,
         typer.Option(
             "--force",
-            help="With --prompt-only: write the prompt even if held-out pseudo-queries find it no "
-            "better than the backbone (otherwise exit code 3).",
+            help="With --prompt-only: write the prompt even if it is worse than the backbone on "
+            "held-out pseudo-queries (otherwise exit code 3).",
         ),
     ] = False,
     from_task: Annotated[

@@ -47,7 +47,7 @@ class Lookup:
     def __init__(self, folder: BeirFolder | None, *, decode: Decode | None = None) -> None:
         self.folder = folder
         self.decode = decode
-        self.strings_are_ids = False
+        self.strings_are: Literal["ids", "texts"] | None = None
 
     @cached_property
     def passages(self) -> PassageStore:
@@ -81,14 +81,34 @@ class Lookup:
         """Decide whether strings in the file are texts or ids.
 
         In mined negatives they are ids. In groups they are ids if a folder is given and contains
-        all positives of the first record as ids; otherwise they are texts.
+        one of the first record's strings as an id; otherwise they are texts.
         """
-        positives = record.get("positives")
         if format == "mined":
-            self.strings_are_ids = True
-        elif format == "groups" and self.folder is not None and isinstance(positives, list):
-            strings = [item for item in positives if isinstance(item, str)]
-            self.strings_are_ids = bool(strings) and all(item in self.passages for item in strings)
+            self.strings_are = "ids"
+        elif self.folder is None:
+            self.strings_are = "texts"
+        elif format == "groups":
+            sides = [record.get(name) for name in ("positives", "negatives")]
+            items = [item for side in sides if isinstance(side, list) for item in side]
+            strings = [item for item in items if isinstance(item, str)]
+            if strings:
+                known = any(item in self.passages for item in strings)
+                self.strings_are = "ids" if known else "texts"
+
+    def item_of(self, string: str, field: str, place: "Place") -> "_Item":
+        """Return the passage that a string in a group refers to."""
+        if self.strings_are == "ids":
+            return _Item(_content(string, field, self, place), string, None)
+        if self.strings_are is None:
+            raise place.error(
+                f"expected an object with 'text' or 'id', as in the first record, got '{string}'",
+                field,
+            )
+        if self.folder is not None and string in self.passages:
+            raise place.error(
+                f"expected a text, as in the first record, got the passage id '{string}'", field
+            )
+        return _Item(string, None, None)
 
 
 def recognise(record: Mapping[str, Any], *, place: Place) -> Format:
@@ -212,9 +232,7 @@ def _with_teacher(record: Mapping[str, Any], positives: list[_Item], place: Plac
 
 def _own_item(item: object, field: str, lookup: Lookup, place: Place) -> _Item:
     if isinstance(item, str):
-        if not lookup.strings_are_ids:
-            return _Item(item, None, None)
-        return _Item(_content(item, field, lookup, place), item, None)
+        return lookup.item_of(item, field, place)
     if (tokens := lookup.text_of(item, field, place)) is not None:
         return _Item(tokens, None, None)
     if not isinstance(item, dict):

@@ -144,6 +144,12 @@ def _check_comparable(first: EvaluationReport, other: EvaluationReport) -> None:
             f"'{first.system}' and '{other.system}' were evaluated with different judgements of "
             f"'{first.data}'; re-evaluate both on the same folder"
         )
+    contents = [report.details.get("data_fingerprint") for report in (first, other)]
+    if None not in contents and contents[0] != contents[1]:
+        raise EvaluationError(
+            f"'{first.system}' and '{other.system}' were evaluated on different contents of "
+            f"'{first.data}' (passages, queries or qrels); re-evaluate both on the same folder"
+        )
 
 
 def _shared_measures(

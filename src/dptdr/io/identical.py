@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from dptdr.errors import DataError
 from dptdr.io.ids import normalised
-from dptdr.records import Hit, Passage, Query, Run
+from dptdr.records import Hit, Passage, Qrels, Query, Run
 
 
 def is_own_passage(query: Query, passage: Passage) -> bool:
@@ -21,14 +22,40 @@ def is_own_passage(query: Query, passage: Passage) -> bool:
     return text in (normalised(passage.text), normalised(passage.content))
 
 
-def own_passages(queries: Iterable[Query], passages: Iterable[Passage]) -> dict[str, str]:
-    """Find the queries that are also passages of the corpus, which is read once."""
+def own_passages(
+    queries: Iterable[Query], passages: Iterable[Passage], *, qrels: Qrels | None = None
+) -> dict[str, str]:
+    """Find the queries that are also passages of the corpus, which is read once.
+
+    Args:
+        qrels: Judgements of the queries, if known.
+
+    Raises:
+        DataError: See :func:`check_not_judged`.
+    """
     by_id = {query.id: query for query in queries}
-    return {
-        passage.id: passage.content
-        for passage in passages
-        if (query := by_id.get(passage.id)) is not None and is_own_passage(query, passage)
-    }
+    own = {}
+    for passage in passages:
+        query = by_id.get(passage.id)
+        if query is not None and is_own_passage(query, passage):
+            check_not_judged(query, passage, (qrels or {}).get(query.id, {}).get(passage.id, 0))
+            own[passage.id] = passage.content
+    return own
+
+
+def check_not_judged(query: Query, passage: Passage, grade: int) -> None:
+    """Refuse to exclude a passage that answers the query and only happens to have its id.
+
+    Raises:
+        DataError: If the passage has another text and is judged relevant.
+    """
+    same = normalised(query.text) in (normalised(passage.text), normalised(passage.content))
+    if grade > 0 and not same:
+        raise DataError(
+            f"query '{query.id}' has the id of a passage with another text that is relevant to it, "
+            "so they would be taken for one document; give them different ids, or use "
+            "--keep-identical"
+        )
 
 
 def without_own(

@@ -192,9 +192,10 @@ def check_same(began: Mapping[str, Any], now: Mapping[str, Any], *, path: Path) 
     """
     old, new = _flat(_plain(began)), _flat(_plain(now))
     differences = [
-        f"{key}: was {_shown(old, key)}, is {_shown(new, key)}"
+        f"{key}: was {was}, is {becomes}"
         for key in sorted(old.keys() | new.keys())
         if not _same(key, old.get(key), new.get(key))
+        for was, becomes in [_shown(old, new, key)]
     ]
     if differences:
         raise OutputError(
@@ -234,11 +235,19 @@ def _flat(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "absent"
-    text = repr(values[key])
-    return text if len(text) <= _WIDEST_VALUE else f"{text[: _WIDEST_VALUE - 3]}..."
+def _shown(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> list[str]:
+    """Shorten two different values, so that the difference is visible."""
+    texts = [repr(values[key]) if key in values else "absent" for values in (old, new)]
+    pairs = enumerate(zip(*texts, strict=False))
+    common = next((at for at, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = 0 if common < _WIDEST_VALUE - 10 else common - 10
+    return [_cut(text, start) for text in texts]
+
+
+def _cut(text: str, start: int) -> str:
+    begin = "..." if start else ""
+    rest = text[start:]
+    return begin + (rest if len(rest) <= _WIDEST_VALUE else f"{rest[: _WIDEST_VALUE - 3]}...")
 
 
 def _sizes(path: Path) -> dict[str, int]:

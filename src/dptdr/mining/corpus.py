@@ -90,7 +90,9 @@ class JudgementTable:
         *,
         rows: Int64[np.ndarray, " judgements"],
         grades: Int[np.ndarray, " judgements"],
+        conflicting: bool = False,
     ) -> None:
+        self.conflicting = conflicting
         self._table = queries
         self._rows = rows
         self._grades = grades
@@ -106,10 +108,15 @@ class JudgementTable:
             queries.append(stable_hash(query_id))
             passages.append(stable_hash(passage_id))
             grades.append(grade)
+        hashes = [np.array(column, dtype=np.uint64) for column in (queries, passages)]
+        found = np.array(grades, dtype=np.int64)
+        order = np.lexsort((found, *hashes))
+        same_pair = np.all([column[order][1:] == column[order][:-1] for column in hashes], axis=0)
         return cls(
-            RowTable(np.array(queries, dtype=np.uint64)),
-            rows=corpus.rows_of_hashes(np.array(passages, dtype=np.uint64)),
-            grades=np.array(grades, dtype=np.int64),
+            RowTable(hashes[0]),
+            rows=corpus.rows_of_hashes(hashes[1]),
+            grades=found,
+            conflicting=bool((same_pair & (np.diff(found[order]) != 0)).any()),
         )
 
     def query_hashes(self) -> UInt64[np.ndarray, " queries"]:

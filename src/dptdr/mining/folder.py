@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import is_own_passage, report_own_passages
+from dptdr.io.identical import check_not_judged, is_own_passage, report_own_passages
 from dptdr.io.resume import claim
 from dptdr.io.store import PassageStore
 from dptdr.mining.counting import MiningInputs
@@ -168,6 +168,9 @@ def _own(folder: BeirFolder, context: MiningContext, passages: PassageStore) -> 
     for query in folder.queries():
         row = int(context.corpus.rows_of([query.id])[0])
         if row >= 0 and is_own_passage(query, passages.at(row)):
+            rows, grades = context.judgements.of(query.id) or ((), ())
+            grade = max((int(g) for r, g in zip(rows, grades, strict=True) if r == row), default=0)
+            check_not_judged(query, passages.at(row), grade)
             found.add(query.id)
     return frozenset(found)
 

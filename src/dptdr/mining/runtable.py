@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, UInt64
 
-from dptdr.errors import DataError, NegativesError
+from dptdr.errors import DataError
 from dptdr.io.atomic import atomic_file, read_json, sha256_file, write_json
 from dptdr.io.ids import RowTable, stable_hash
 from dptdr.io.trec import RunLine, iterate_run_lines
@@ -84,7 +84,7 @@ class RunTable:
             depth: Maximum number of hits.
 
         Raises:
-            NegativesError: If the run lists a passage twice for the query.
+            DataError: If the run lists a passage twice for the query.
         """
         # A query may have several spans, as its lines need not be contiguous in a run file.
         spans = self._queries.rows(query_id)
@@ -99,9 +99,10 @@ class RunTable:
         if len(spans) > 1:
             hits = hits[np.argsort(-hits["score"], kind="stable")]
             if len(np.unique(hits["row"])) < len(hits):
-                raise NegativesError(
-                    f"{self.path.name}: query '{query_id}' lists a passage twice; expected "
-                    "distinct passages per query"
+                raise DataError(
+                    f"the run table is damaged (query '{query_id}' lists a passage twice); "
+                    "remove it",
+                    path=self.path,
                 )
         return Ranking(hits["row"][:depth].astype(np.int64), np.array(hits["score"][:depth]))
 
@@ -192,7 +193,10 @@ def import_run(
 def _rankings(
     run: Path, *, corpus: CorpusTable, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, Any, Any]]:
+    seen: set[str] = set()
+    scattered: set[str] = set()
     for query_id, group in groupby(iterate_run_lines(run), key=lambda item: item[1].query_id):
+        (scattered if query_id in seen else seen).add(query_id)
         numbered = list(group)
         rows = _known_rows(numbered, run=run, corpus=corpus)
         order = sorted(
@@ -202,6 +206,12 @@ def _rankings(
         if on_progress is not None:
             on_progress(numbered[-1][0], numbered[-1][0])
         yield query_id, rows[order], scores
+    if scattered:
+        lines = [item for item in iterate_run_lines(run) if item[1].query_id in scattered]
+        for _, group in groupby(
+            sorted(lines, key=lambda item: item[1].query_id), key=lambda item: item[1].query_id
+        ):
+            _refuse_repeated(list(group), run=run)
 
 
 def _known_rows(
@@ -217,13 +227,18 @@ def _known_rows(
             line=number,
         )
     if len(np.unique(rows)) < len(rows):
-        seen: set[str] = set()
-        for number, line in numbered:
-            if line.passage_id in seen:
-                raise DataError(
-                    f"query '{line.query_id}' lists passage '{line.passage_id}' a second time",
-                    path=run,
-                    line=number,
-                )
-            seen.add(line.passage_id)
+        _refuse_repeated(numbered, run=run)
     return rows
+
+
+def _refuse_repeated(numbered: Sequence[tuple[int, RunLine]], *, run: Path) -> None:
+    """Reject a passage that a query lists twice."""
+    seen: set[str] = set()
+    for number, line in numbered:
+        if line.passage_id in seen:
+            raise DataError(
+                f"query '{line.query_id}' lists passage '{line.passage_id}' a second time",
+                path=run,
+                line=number,
+            )
+        seen.add(line.passage_id)

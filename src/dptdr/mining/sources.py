@@ -264,13 +264,17 @@ def open_context(
         with show("read the corpus") as on_progress:
             corpus = CorpusTable.build(folder.passages(), on_progress=on_progress)
     triples = (judgement for _, judgement in judgements(folder.qrels_path(split)))
+    table = JudgementTable.build(triples, corpus=corpus)
+    if table.conflicting:
+        # The table has hashes only; this names the line.
+        folder.qrels(split)
     return MiningContext(
         folder=folder,
         split=split,
         fingerprint=folder.fingerprint(),
         corpus_fingerprint=sha256_file(folder.corpus_path),
         corpus=corpus,
-        judgements=JudgementTable.build(triples, corpus=corpus),
+        judgements=table,
         work=work,
         cache=cache,
         machine=machine,

@@ -98,7 +98,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             whole encoder.
         start_rows: Another task's prompt rows to start from.
         keep_head: Save the heads beside the backbone, so that pretraining can continue.
-        force: Write a prompt even if the fused objective has not improved it.
+        force: Write a prompt even if the fused objective has made it worse.
         overwrite: Start over, discarding ``OUT.pretraining``; an existing result remains until the
             new one is complete.
         progress: Called after every step.
@@ -111,7 +111,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
     Raises:
         BackboneError: If the encoder does not support the objectives.
         ConfigError: If a setting is invalid, or the corpus is too small.
-        NoGain: If the objective is fused and the prompt is no better than the backbone.
+        NoGain: If the objective is fused and the prompt is worse than the backbone.
         OutputError: If the existing result or run has other settings, another process is using it,
             or it cannot be written.
         TrainingError: If the loss is not finite.

@@ -1,6 +1,7 @@
 """Rank passages for the judged queries of a split with an encoder, BM25 or an existing run."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -11,7 +12,7 @@ from dptdr.evaluation.measures import parse_measures
 from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
 from dptdr.io.beir import BeirFolder
 from dptdr.io.identical import own_passages, report_own_passages, without_own
-from dptdr.records import Qrels, Query, Run
+from dptdr.records import Passage, Qrels, Query, Run
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.retrieve import TextEncoder, retrieve
 from dptdr.search.words import AUTO
@@ -72,23 +73,41 @@ def rank(
     depth: int,
     threads: int = 1,
     keep_identical: bool = False,
+    qrels: Qrels | None = None,
     phase: Phase,
 ) -> SystemRun:
     """Rank the folder's passages for each query.
+
+    Says so on standard error if relevant passages are not in the folder: no system can find them.
 
     Args:
         system: An encoder, ``bm25`` or ``bm25:LANGUAGE``, a run, or the path of a run file.
         threads: Threads for BM25.
         keep_identical: Let a query that is also a passage retrieve itself.
+        qrels: Judgements of the queries.
     """
-    own = {} if keep_identical else own_passages(queries, folder.passages())
+    relevant = {p for grades in (qrels or {}).values() for p, grade in grades.items() if grade > 0}
+    missing = set(relevant)
+    passages = _crossed_off(missing, folder.passages())
+    own = own_passages(() if keep_identical else queries, passages, qrels=qrels)
     report_own_passages(len(own))
+    if missing:
+        sys.stderr.write(
+            f"{len(missing):,} of {len(relevant):,} relevant passages are not in the corpus, such "
+            f"as '{min(missing)}'; they count as not found\n"
+        )
     ranking = _rank(
         system, folder, queries=queries, depth=depth + bool(own), threads=threads, phase=phase
     )
     finished = isinstance(system, Path | dict)
     kept = without_own(ranking.run, own, depth=None if finished else depth)
     return ranking._replace(run=kept)
+
+
+def _crossed_off(missing: set[str], passages: Iterable[Passage]) -> Iterator[Passage]:
+    for passage in passages:
+        missing.discard(passage.id)
+        yield passage
 
 
 def _rank(

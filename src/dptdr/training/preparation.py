@@ -97,7 +97,7 @@ def load_data(
     foreign = isinstance(made, FileGroups) and made.format not in ("mined", "groups")
     own = {}
     if not config.keep_identical and not foreign:
-        own = own_passages(folder.queries(), folder.passages())
+        own = own_passages(folder.queries(), folder.passages(), qrels=train | judged)
     report_own_passages(len(own))
     if own:
         made = OwnPassages(made, own)

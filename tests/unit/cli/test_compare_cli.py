@@ -21,6 +21,7 @@ def _report(path, system, values, **changes):
         "measures": {"nDCG@10": sum(values) / len(values)},
         "per_query": {"nDCG@10": per_query},
         "queries": len(values),
+        "details": {"data_fingerprint": "d"},
     }
     EvaluationReport(**{**fields, **changes}).write(path)
     return path
@@ -62,6 +63,10 @@ def test_compare_prints_and_writes_differences_with_p_values(tmp_path):
         ({"split": "dev"}, "the same split, got 'test' for 'a' and 'dev' for 'b'"),
         ({"protocol": "nq"}, "the same protocol, got"),
         ({"judgements_fingerprint": "k"}, "evaluated with different judgements of 'animals'"),
+        (
+            {"details": {"data_fingerprint": "k"}},
+            "evaluated on different contents of 'animals'",
+        ),
         ({"measures": {"P@1": 1.0}}, "the reports have no measure in common"),
         (
             {"per_query": {"nDCG@10": {"q00": 0.0, "q77": 1.0}}},

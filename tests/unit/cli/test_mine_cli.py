@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -340,3 +341,17 @@ def test_a_damaged_cache_never_becomes_negatives(data, tmp_path, encoder, part):
         # The unfinished work is discarded, too.
         assert _invoke(*options, "--out", out, "--overwrite").exit_code == 0
         assert not folder.exists()
+
+
+def test_mine_names_judgements_with_conflicting_grades(data, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(data, folder)
+    qrels = folder / "qrels" / "train.tsv"
+    query, passage, grade = qrels.read_text().splitlines()[1].split("\t")
+    with qrels.open("a") as handle:
+        handle.write(f"{query}\t{passage}\t{int(grade) + 1}\n")
+
+    error = _invoke(folder, "--source", "bm25", "--out", tmp_path / "n").exception
+
+    assert "conflicting grades" in str(error)
+    assert f"line {len(qrels.read_text().splitlines())}" in str(error)

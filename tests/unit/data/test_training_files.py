@@ -149,6 +149,22 @@ def test_strings_stay_texts_if_the_folder_does_not_hold_them(tmp_path: Path, fol
     assert both(path, folder)[0].positives == ("0 is a text",)
 
 
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"positives": ["gone"], "negatives": ["1"]}], "line 1, .*'gone' is not in the data"),
+        ([{"positives": ["a text"]}, {"positives": ["1"]}], "line 2, .* the passage id '1'"),
+        ([{"positives": [{"text": "x"}]}, {"positives": ["1"]}], "line 2, .* an object with"),
+    ],
+)
+def test_ids_are_never_taken_for_texts(tmp_path: Path, folder: BeirFolder, records, message):
+    path = tmp_path / "groups.jsonl"
+    path.write_text("".join(json.dumps({"query": "q", **record}) + "\n" for record in records))
+
+    with pytest.raises(DataError, match=message):
+        list(read_groups(path, folder=folder))
+
+
 def test_mined_negatives_take_their_texts_from_the_folder(tmp_path: Path, folder: BeirFolder):
     mined = {
         "query_id": "q",

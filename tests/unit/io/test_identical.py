@@ -2,6 +2,7 @@
 
 import pytest
 
+from dptdr.errors import DataError
 from dptdr.io.identical import is_own_passage, own_passages, without_own
 from dptdr.records import Hit, Passage, Query
 
@@ -32,3 +33,14 @@ def test_without_own_drops_the_query_itself_and_fills_the_depth():
         "a": [Hit("b", 2.0), Hit("c", 1.0)],
         "b": [Hit("b", 2.0), Hit("a", 1.0)],
     }
+
+
+def test_an_answer_with_the_id_of_its_question_is_refused():
+    query, answer = Query("faq-1", "How?"), Passage("faq-1", "So.")
+
+    with pytest.raises(DataError, match=r"query 'faq-1' has the id .*--keep-identical"):
+        own_passages([query], [answer], qrels={"faq-1": {"faq-1": 1}})
+
+    assert own_passages([query], [answer], qrels={"faq-1": {"faq-1": 0}}) == {"faq-1": "So."}
+    copy = Passage("faq-1", "how?")
+    assert own_passages([query], [copy], qrels={"faq-1": {"faq-1": 1}}) == {"faq-1": "how?"}

@@ -12,7 +12,7 @@ import pytest
 from dptdr.errors import OutputError
 from dptdr.io.atomic import _HOST, recover_folder
 from dptdr.io.outputs import try_outputs
-from dptdr.io.resume import claim
+from dptdr.io.resume import check_same, claim
 
 SETTINGS = {"steps": 4, "data": {"name": "a", "queries": 5}}
 
@@ -297,3 +297,13 @@ def test_a_link_that_somebody_left_is_not_taken_for_a_folder_moved_aside(tmp_pat
     (tmp_path / ".out.old").symlink_to(tmp_path / "elsewhere")
     recover_folder(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_long_settings_that_differ_at_their_end_are_shown_where_they_differ(tmp_path):
+    begun = {"ids": ["x"] * 50 + [1]}
+
+    with pytest.raises(OutputError) as caught:
+        check_same(begun, {"ids": ["x"] * 50 + [2]}, path=tmp_path)
+
+    assert "1]" in str(caught.value)
+    assert "2]" in str(caught.value)

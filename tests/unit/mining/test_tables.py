@@ -58,6 +58,15 @@ def test_corpus_without_passages_is_refused():
         CorpusTable.build([])
 
 
+@pytest.mark.parametrize(
+    ("last", "conflicting"), [(("q", "b", 0), True), (("q", "b", 1), False), (("r", "b", 0), False)]
+)
+def test_judgements_say_whether_grades_conflict(corpus, last, conflicting):
+    triples = [("q", "b", 1), ("q", "d", 2), last]
+
+    assert JudgementTable.build(triples, corpus=corpus).conflicting == conflicting
+
+
 def test_judgements_are_found_by_query_in_their_order(corpus):
     table = JudgementTable.build(
         [("q2", "b", 1), ("q1", "d", 2), ("q2", "gone", 1), ("q2", "0", 0)], corpus=corpus
@@ -124,12 +133,12 @@ def test_import_run_names_file_and_line_of_what_is_wrong(tmp_path, corpus, text,
     assert "run.trec" in str(caught.value)
 
 
-def test_ranking_refuses_a_passage_that_stands_twice_far_apart(tmp_path, corpus):
+def test_import_run_names_the_line_of_a_passage_that_is_listed_again_far_away(tmp_path, corpus):
     run = tmp_path / "run.trec"
     run.write_text("q Q0 b 1 2 t\nr Q0 b 1 1 t\nq Q0 b 2 1 t\n")
-    table = import_run(tmp_path / "table", run=run, corpus=corpus, fingerprint="f")
-    with pytest.raises(NegativesError, match="query 'q' lists a passage twice"):
-        table.ranking("q", depth=5)
+    for _ in range(2):
+        with pytest.raises(DataError, match="line 3: query 'q' lists passage 'b' a sec"):
+            import_run(tmp_path / "table", run=run, corpus=corpus, fingerprint="f")
 
 
 def test_sampling_by_score_prefers_high_scores_and_by_uniform_none():

@@ -82,9 +82,18 @@ def test_a_prompt_that_gains_is_written_and_starts_a_task(corpus, tmp_path, plai
     assert made(corpus, tmp_path / "start", plain).best_step == 1
 
 
-def test_a_prompt_that_is_no_better_is_refused_unless_forced(corpus, tmp_path, plain, measures):
-    measures(0.5, 0.4, 0.5)
-    with pytest.raises(NoGain, match=r"not written.*0\.5000 -> 0\.5000\).*--force") as refused:
+def test_a_prompt_that_is_worse_by_less_than_noise_is_written_and_said(
+    corpus, tmp_path, plain, measures, capsys
+):
+    measures(0.5, 0.4, 0.491)
+    made(corpus, tmp_path / "start", plain)
+    assert "the prompt is no better than the backbone on held-out" in capsys.readouterr().err
+    assert (tmp_path / "start" / "task.json").is_file()
+
+
+def test_a_prompt_that_is_worse_is_refused_unless_forced(corpus, tmp_path, plain, measures):
+    measures(0.5, 0.4, 0.489)
+    with pytest.raises(NoGain, match=r"not written.*0\.5000 -> 0\.4890\).*--force") as refused:
         made(corpus, tmp_path / "start", plain)
     assert refused.value.exit_code == 3
     assert not (tmp_path / "start").exists()

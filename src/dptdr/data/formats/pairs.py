@@ -149,7 +149,11 @@ class _Reading:
         if number is None:
             return
         for column in columns.negatives:
-            for text in _texts(row, column):
+            texts = _texts(row, column)
+            # Only positives get the row's title, so their ids cannot tell.
+            kept = [text for text in texts if text not in positives]
+            self._dropped[DROPPED] += len(texts) - len(kept)
+            for text in kept:
                 yield from self._negative(text, split, asked.id, number)
 
     def _negative(self, text: str, split: str, query_id: str, number: int) -> Iterator[Passage]:

@@ -8,6 +8,7 @@ files are streamed.
 import csv
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +65,7 @@ def table_rows(path: Path) -> Iterator[Row]:
 def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
     """Yield the rows of Python objects: dicts, tuples, a ``datasets.Dataset``, a pandas frame.
 
-    A tuple is query, positive, and any number of negatives.
+    A tuple is query, positive, and any number of negatives; a named tuple's fields are columns.
 
     Args:
         where: What errors name before the row, where there are several such data.
@@ -72,13 +73,21 @@ def object_rows(data: object, *, where: str | None = None) -> Iterator[Row]:
     Raises:
         DataError: If an object is neither a mapping nor a tuple of texts; names the row.
     """
-    for number, values in enumerate(_objects(data, where), 1):
-        row = Row({}, where, number)
+    for count, values in enumerate(_objects(data, where), 1):
+        row = Row({}, where, count)
         if isinstance(values, Mapping):
             yield row._replace(values=values)
+        elif hasattr(values, "_fields"):
+            yield row._replace(values=dict(zip(values._fields, values, strict=True)))
         elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
             if len(values) < 2:
                 raise row.error(f"expected a query and a positive, got {len(values)} values")
+            number = next((value for value in values if isinstance(value, Number)), None)
+            if number is not None:
+                raise row.error(
+                    f"expected a tuple of strings, got {describe(number)} in it; for scores and "
+                    "labels use dicts, such as {'query': ..., 'positive': ..., 'score': ...}"
+                )
             names = _tuple_names(len(values))
             yield row._replace(values=dict(zip(names, values, strict=True)))
         else:
@@ -128,6 +137,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         if not names:
             names = _header(fields, path=path, line=start)
             continue
+        if delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
+            # Rows from a stray quotation mark to the next one, read as one field.
+            raise _csv_error(csv.Error("unexpected end of data"), path=path, start=start, end=start)
         if len(fields) != len(names):
             raise DataError(
                 f"expected {len(names)} fields ({', '.join(names)}), got {len(fields)}",

@@ -113,6 +113,10 @@ OBJECTS = {
         {"train": ROWS, "dev": [*ROWS, ("q", ["a"])]},
         "^split 'dev', row 4, field 'pos.*list",
     ),
+    "score in a tuple": (
+        [("q", "a", 1.0)],
+        "^row 1: expected a tuple of strings, got the number 1",
+    ),
     "bytes": ([("q", b"a")], "^row 1, field 'positive': .* a value of type bytes"),
     "surrogate": ([("q", "\ud800")], "^row 1, field 'positive': cannot encode as UTF-8"),
     "other columns": ([{"query": "q"}], "^row 1: expected a column positive"),

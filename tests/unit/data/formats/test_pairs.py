@@ -154,6 +154,24 @@ def test_columns_of_other_names_are_named(tmp_path):
     )
 
 
+def test_named_tuples_are_read_by_name(tmp_path):
+    frame = pd.DataFrame({"positive": ["p", "r"], "query": ["a", "b"]})
+
+    folder_from_records(frame.itertuples(), out=tmp_path / "data")
+
+    assert texts(tmp_path / "data") == {"a": {"p": 1}, "b": {"r": 1}}
+
+
+def test_negatives_with_the_text_of_a_titled_positive_are_dropped(tmp_path):
+    rows = [{"query": "a", "positive": "b", "title": "T", "negative": text} for text in ("b", "c")]
+
+    done = folder_from_records(rows, out=tmp_path / "data")
+
+    assert done.dropped["negatives that are a positive"] == 1
+    (line,) = (tmp_path / "data" / "negatives-train.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["negatives"]) == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
