@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-# Many tests start Python again; each start would compile the package anew.
+# Many tests start Python again; without bytecode files, each start would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install quickstart test learning bench check docs clean
@@ -31,8 +31,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# On the sample task, so that no other data is needed; each benchmark's --help tells more, and how to
-# run it on real data. Together they take an hour or more on two cores.
+# On the sample task, so that no other data is needed; each benchmark's --help says how to run it on
+# real data. Together they take an hour or more on two cores.
 bench: install
 	test -d bench/data || $(BIN)/dptdr data sample python-code --out bench/data
 	$(BIN)/python benchmarks/quality.py run --sets python-code python-api \

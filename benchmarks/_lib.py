@@ -55,7 +55,7 @@ def commit() -> str:
 
 
 def here() -> Record:
-    """Return what tells where and with what a record was made."""
+    """Return the commit and the machine that a record was made with."""
     return {"commit": commit(), "cpu": processor(), "cores": os.cpu_count()}
 
 
@@ -286,12 +286,12 @@ def origin(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def kept_words(path: Path, heading: str = "## ") -> list[str]:
-    """Return a page's lines before its first heading: words that are written there."""
+    """Return a page's lines before its first heading, which are written by hand."""
     return path.read_text(encoding="utf-8").partition(f"\n{heading}")[0].rstrip("\n").split("\n")
 
 
 def kept_section(path: Path, heading: str, *, until: str = "") -> list[str]:
-    """Return a page's lines from a heading on, or up to its table: words that are written there."""
+    """Return a page's lines from a heading on, or up to its table, which are written by hand."""
     _, found, rest = path.read_text(encoding="utf-8").partition(f"\n{heading}\n")
     text = rest.partition(f"\n{until}")[0] if until else rest
     return [heading, *text.rstrip("\n").split("\n")] if found else []

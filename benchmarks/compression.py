@@ -1,12 +1,12 @@
-"""Show what smaller vectors cost in quality: bytes a vector against nDCG@10, as table and plot.
+"""Show what smaller vectors cost in quality: bytes per vector against nDCG@10, as table and plot.
 
     python benchmarks/compression.py run --data DATA [DATA ...] --work FOLDER [--task TASK]
     python benchmarks/compression.py table
 
 The whole corpus of each data set is encoded once (into the work folder, resumable) and compressed
-in every way; the same test queries are searched exactly in what is stored, and where said again on
-the full vectors for the best 40. With ``--task`` the vectors are those of a tuned task, such as one
-trained with ``--matryoshka``. Records stand in results/compression.jsonl, the plot in
+in every way. The same test queries are searched exactly in the compressed vectors; where a row says
+so, the best 40 hits are rescored with the full vectors. ``--task`` uses the vectors of a tuned
+task, such as one trained with ``--matryoshka``. Writes results/compression.jsonl and
 docs/images/compression.png.
 """
 

@@ -3,11 +3,11 @@
     python benchmarks/encoding.py run --data DATA --passages 500 --work FOLDER
     python benchmarks/encoding.py table
 
-Both read the same texts with the same weights, number type, token limit and number of threads, in
-turns within one run; each round gives ratios. Ours is what ``dptdr encode`` does and includes
-writing vectors, ids, texts and checksums to disk. Measured as well: the same with a deep prompt of
-16 rows, and by the padded encoder that training uses. Reported too: the largest difference between
-the two systems' vectors. One record for each data set in results/encoding.jsonl.
+Both read the same texts with the same weights, dtype, token limit and number of threads, in turns
+within one run; each round gives ratios. Ours is ``dptdr encode`` and includes writing vectors, ids,
+texts and checksums to disk. Also measured: the same with a deep prompt of 16 rows, the padded
+encoder that training uses, and the largest difference between the two systems' vectors. Each data
+set is one record of results/encoding.jsonl.
 """
 
 import argparse

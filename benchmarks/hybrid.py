@@ -1,11 +1,11 @@
-"""Show what BM25 beside the vectors brings, its weight tuned on queries that are not reported.
+"""Measure the gain of fusing BM25 with vectors, its weight tuned on queries that are not reported.
 
     python benchmarks/hybrid.py run --data DATA [DATA ...] --work FOLDER
     python benchmarks/hybrid.py table
 
-Vectors of the bare backbone over the whole corpus (encoded once into the work folder). Every way of
-fusion gets its weight on queries of the train split and is reported on test queries, with a paired
-test against the vectors alone. Records stand in results/hybrid.jsonl.
+The vectors are those of the bare backbone over the whole corpus (encoded once into the work
+folder). The weight of each fusion method is tuned on queries of the train split; results are on
+test queries, with a paired test against the vectors alone. Writes results/hybrid.jsonl.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Mining: time and memory as corpora and query sets grow, and beside sentence-transformers.
+"""Mining: time and memory by corpus and query count, compared with sentence-transformers.
 
 ::
 
@@ -6,13 +6,13 @@
     python benchmarks/mining.py peer --data tldr --passages 2000 --queries 500
     python benchmarks/mining.py table
 
-`peer` needs the package `datasets`, which sentence-transformers' mining works on. `build` writes
-the synthetic corpora alone, so that only mining is left to measure. The records of removal are from
-`dptdr mine --judged-split`, bound by bound.
+`peer` needs the package `datasets`, which sentence-transformers' mining uses. `build` only writes
+the synthetic corpora, so that the other commands measure only mining. The records of false-negative
+removal come from `dptdr mine --judged-split`, one for each bound.
 
-Corpora of a wanted size are a real one's texts repeated, each with a number word of its own, so
-that no two passages are the same text. Every measurement is a process of its own: its time and its
-peak memory are its own. Results stand in results/mining.jsonl, the table in results/mining.md.
+A corpus of a given size repeats the texts of a real one, each with a different number word, so that
+no two passages are equal. Every measurement runs in its own process, for its own time and peak
+memory. Writes results/mining.jsonl; the table is in results/mining.md.
 """
 
 import argparse

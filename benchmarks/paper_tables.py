@@ -5,13 +5,13 @@ r"""The paper's ablation on real data, results/paper-tables.md: tuning, pretrain
     python benchmarks/paper_tables.py page
 
 FT trains the whole encoder; "DPT, paper" a deep prompt of attention rows on the frozen one, DPT the
-default prompt. RIP pretrains the encoder on the set's own passages before. UNM trains with one
-mined negative a query, from BM25 and the DPT retriever, without what that retriever scores above
-95 % of the positive. ``raw`` is a small BERT that knows masked words alone
+default prompt. RIP first pretrains the encoder on the set's own passages. UNM trains with one mined
+negative per query, from BM25 and the DPT retriever, except those that this retriever scores above
+95 % of the positive. ``raw`` is a small BERT trained only on masked words
 (benchmarks/pretraining.py).
 
-A cell is an encoder, a set, a row and a seed. It gives one line of results/paper-tables.jsonl; a
-cell that has its line is not run again, and what it needs is made once and kept in ``--work``.
+A cell is an encoder, a set, a row and a seed, and one line of results/paper-tables.jsonl. Cells
+with a line are not run again; encoders and negatives are made once and kept in ``--work``.
 """
 
 import argparse

@@ -1,21 +1,21 @@
-"""Make the encoders that studies of intermediate pretraining compare.
+"""Train the encoders that studies of intermediate pretraining compare.
 
     python benchmarks/pretraining.py encoders mlm rip --sets tldr scifact
 
-``encoders`` makes the encoders that are compared, a raw language model and pretrained ones:
+``encoders`` trains a raw language model and pretrained encoders:
 
 * ``corpora``: the passages of all data sets and of both sample tasks, in one folder.
-* ``mlm``: a BERT of 4 layers and 256 numbers per token with MiniLM's vocabulary, from scratch, by
-  masked words alone, on the corpora.
+* ``mlm``: a BERT of 4 layers and 256 dimensions with MiniLM's vocabulary, trained from scratch on
+  the corpora with masked words only.
 * ``rip``: intermediate pretraining of ``mlm``, all three objectives, on a set's own passages.
-* ``more``: ``mlm`` trained on by masked words on a set's own passages, for as many steps: what more
-  training alone would have done.
+* ``more``: ``mlm`` trained on a set's own passages for as many further steps with masked words
+  only, as a control.
 * ``mlm-prompt``: span contrast for a prompt alone on ``mlm``.
-* ``minilm-rip``: intermediate pretraining of MiniLM as it is shipped, on a set's own passages.
+* ``minilm-rip``: intermediate pretraining of the released MiniLM, on a set's own passages.
 * ``minilm-prompt``: span contrast for a prompt alone on MiniLM.
 
-All but the first two are made for each set, as ``NAME-SET``. A run that was stopped goes on; what
-is complete is not made again. Weights stay in ``--work``; what was measured goes to
+All but the first two are trained for each set, as ``NAME-SET``. Stopped runs are resumed, complete
+ones are not repeated. Weights stay in ``--work``; measurements go to
 ``results/pretraining.jsonl``.
 """
 

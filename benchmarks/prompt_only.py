@@ -1,4 +1,4 @@
-r"""What prompts pretrained without labels bring: results/prompt-only.jsonl, the page from it.
+r"""Measure the gain of prompts pretrained without labels: results/prompt-only.jsonl and its page.
 
     python benchmarks/prompt_only.py run --sets scifact tldr --max-tokens 64
     python benchmarks/prompt_only.py run --sets tldr --set anchor=0 --set ffn_learning_rate=4e-4
@@ -8,8 +8,8 @@ Zero-shot nDCG@10 on queries of the dev split (the train split where there is no
 pretraining does not see, over a capped corpus, which it does see: the bare encoder, BM25, both
 fused, pseudo-relevance feedback (half of the mean vector of the best three passages, added to the
 query's; Li et al. 2021, arXiv 2108.11044), and the prompt. ``--set`` takes a setting of ``dptdr
-pretrain``. A cell that has its line is not run again, and a pretraining that was stopped goes on.
-Prompts that the product would refuse are measured as well, and marked.
+pretrain``. Cells with a line are not run again; stopped pretraining is resumed. Prompts that
+``dptdr pretrain`` would not write are measured too, and marked.
 """
 
 import argparse

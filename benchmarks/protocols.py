@@ -1,9 +1,9 @@
-"""How fast Natural Questions' answer matching is: passages a minute, file to accuracy.
+"""How fast Natural Questions' answer matching is: passages per minute, from file to accuracy.
 
-Passages of 100 words are cut from real text in DPR's layout (``psgs_w100.tsv``), every one named by
-a run of 100 passages a question, and half of the questions get an answer that stands in one of
-their passages. What is timed is what ``dptdr evaluate --protocol nq`` does after it has read the
-run: reading the passage file, matching in several processes, the measures::
+Passages of 100 words are cut from real text in DPR's layout (``psgs_w100.tsv``), each listed by
+a run with 100 passages per question. Half of the questions get an answer that occurs in one of
+their passages. What is timed is what ``dptdr evaluate --protocol nq`` does after reading the run:
+reading the passage file, matching in several processes, and computing the measures::
 
     python benchmarks/protocols.py --data FOLDER --work WORK --passages 1000000 --workers 1 2
 

@@ -1,7 +1,7 @@
 r"""Quality of tuning methods on real tasks: cells in results/quality.jsonl, the page from them.
 
-A cell is a data set, a method with its settings, and a seed. It gives one line; a cell that has its
-line is not run again, and a training that was stopped goes on. Several processes may run at once::
+A cell is a data set, a method with its settings, and a seed, and one line of the file. Cells with a
+line are not run again; stopped training is resumed. Several processes may run at once::
 
     python benchmarks/quality.py run --sets tldr medquad --method deep-prompt \
         --set prompt_length=32 --set learning_rate=0.1 --steps 150 --seeds 0 1 2

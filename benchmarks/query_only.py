@@ -4,10 +4,9 @@
     python benchmarks/query_only.py cost --data DATA --work FOLDER
     python benchmarks/query_only.py table
 
-Quality: the cells of benchmarks/quality.py with that setting, beside the tied prompts with all else
-equal. Cost: a corpus encoded and indexed once by the bare backbone for
-ten query-only tasks, against once for each of ten tied ones, all of it really done. The cost record
-is in results/query-only.jsonl.
+Quality: the cells of benchmarks/quality.py with that setting, against tied prompts with otherwise
+equal settings. Cost: a corpus is encoded and indexed once by the bare backbone for ten query-only
+tasks, and ten times for ten tied ones. The cost record is in results/query-only.jsonl.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/scale.py --tokens msmarco=DATA wikipedia=DATA
 
 Reads results/encoding.jsonl and results/search.jsonl. ``--tokens`` measures the mean tokens of
-passages like those of a corpus; they are kept in results/scale.jsonl.
+passages like those of a corpus and stores them in results/scale.jsonl.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CORPORA = [
 
 
 def measure_tokens(pairs: list[str]) -> None:
-    """Measure passages that stand for a corpus: tokens, and bytes of text with its id."""
+    """Measure passages that represent a corpus: tokens, and bytes of text with its id."""
     from dptdr.model import Backbone
     from dptdr.search.vectors.documents import pack_documents
 
@@ -50,7 +50,7 @@ def measure_tokens(pairs: list[str]) -> None:
 
 
 def tokens_per_second(records: list[dict[str, Any]], system: str, tokens: float) -> float:
-    """Return tokens a second of one core at a mean length, between the measured lengths."""
+    """Return tokens per second per core at a mean length, interpolated between measured ones."""
     points = sorted((r["mean_tokens"], r["per_second"][system] * r["mean_tokens"]) for r in records)
     if tokens <= points[0][0]:
         return points[0][1]
@@ -61,7 +61,7 @@ def tokens_per_second(records: list[dict[str, Any]], system: str, tokens: float)
 
 
 def build_core_seconds(record: dict[str, Any], count: int) -> float:
-    """Return core-seconds to build: graphs n log n; lists n to the 1.5 (lists grow as root n)."""
+    """Return core-seconds to build: n log n for graphs, n^1.5 for inverted lists."""
     rows, seconds = record["rows"], record["build_seconds"] * record["threads"]
     if record["kind"].startswith(("ivf", "rabitq")):
         return seconds * (count / rows) ** 1.5
@@ -102,11 +102,11 @@ def page(args: argparse.Namespace) -> list[str]:
         sizes = [size(count * each) for each in (dim * 4, dim * 2, text["text_bytes"])]
         times = [duration(seconds), duration(seconds / 64), f"{seconds / 3600 * args.price:,.1f}"]
         rows.append([name, f"{count:,}", f"{text['mean_tokens']:.0f}", *times, *sizes])
-    head = ["corpus", "passages", "tokens, mean", "core-time", "on 64 cores", "money"]
+    head = ["corpus", "passages", "mean tokens", "CPU time", "on 64 cores", "cost"]
     lines += _lib.table([*head, "vectors, float32", "float16", "texts and ids"], rows)
     lines += [
         "",
-        "Mean tokens and bytes of text are those of "
+        "Mean tokens and bytes of text were measured on "
         + " and ".join(
             f"{t['passages']:,} passages of {t['data']} ({name})" for name, t in texts.items()
         )
@@ -114,8 +114,8 @@ def page(args: argparse.Namespace) -> list[str]:
         "",
         "## Memory of an index",
         "",
-        "Bytes a passage as measured at the largest size of each kind; the full vectors stay on "
-        "disk and are read for re-ranking.",
+        "Bytes per passage, measured at the largest size tested for each type. The full vectors "
+        "stay on disk and are read for re-ranking.",
         "",
     ]
     rows = []
@@ -125,30 +125,30 @@ def page(args: argparse.Namespace) -> list[str]:
         at = f"{r['rows']:,}" + "".join(f", {option}" for option in r["options"])
         rows.append([r["kind"], at, f"{each:,.0f}", *cells])
     corpora = [name for name, _, _ in CORPORA]
-    lines += _lib.table(["kind", "measured at", "bytes a passage", *corpora], rows)
+    lines += _lib.table(["index type", "measured at", "bytes per passage", *corpora], rows)
     lines += [
         "",
         "## Building and searching",
         "",
-        "Core-time of building: graphs as n log n at least, kinds with lists as n to the 1.5 ("
-        "4 root n lists, and every passage is compared with all of them). `exact` needs none; "
-        "its time a query grows with n.",
+        "CPU time to build: at least n log n for graphs; n^1.5 for inverted lists, because each "
+        "passage is compared with all 4√n centroids. `exact` has no build step; its query time "
+        "grows linearly with n.",
         "",
     ]
     rows = []
     for r in measured:
         if r["kind"] == "exact":
             each = 1 / r["queries_per_second"] / r["rows"] * r["threads"]
-            cells = [f"{count * each:,.2f} s a query" for _, count, _ in CORPORA]
+            cells = [f"{count * each:,.2f} s per query" for _, count, _ in CORPORA]
         else:
             cells = [duration(build_core_seconds(r, count)) for _, count, _ in CORPORA]
         rows.append([r["kind"], *cells])
-    lines += _lib.table(["kind", *corpora], rows)
-    lines += ["", *paper_runs(), "", *_lib.kept_section(PAGE, "## What follows")]
+    lines += _lib.table(["index type", *corpora], rows)
+    lines += ["", *paper_runs(), "", *_lib.kept_section(PAGE, "## Recommendations")]
     return lines
 
 
-# RoBERTa-large, and an H100's limit for dense bfloat16 products (its data sheet).
+# RoBERTa-large, and an H100's peak rate for dense bfloat16 (its data sheet).
 LARGE = {
     "vocab_size": 50_265,
     "hidden_size": 1024,
@@ -157,28 +157,28 @@ LARGE = {
     "intermediate_size": 4096,
 }
 LIMIT, SHARE = 989e12, 0.4
-# Forward passes that a step is worth: GradCache encodes twice, and a frozen encoder's backward pass
-# (counted: 1.02) makes no gradients of weights (with them: 2.0).
+# Cost of a step in forward passes: GradCache encodes twice, and a frozen encoder's backward pass
+# (counted: 1.02) computes no weight gradients (with them: 2.0).
 PASSES = {"pretrain": 4.0, "train": 3.02, "encode": 1.0}
-# Texts and mean tokens of what examples/msmarco.py and examples/nq.py do on the card.
+# Texts and mean tokens of the GPU stages of examples/msmarco.py and examples/nq.py.
 RUNS: dict[str, list[tuple[str, str, float, float]]] = {
     "examples/msmarco.py": [
         ("pretrain, 8,600 steps of 2,048", "pretrain", 8_600 * 2_048 * 2, 80),
         ("train twice, 78,584 steps of 64 queries", "train", 2 * 78_584 * 64, 8),
-        ("their 30 passages a query", "train", 2 * 78_584 * 64 * 30, 82),
+        ("their 30 passages per query", "train", 2 * 78_584 * 64 * 30, 82),
         ("encode the passages twice", "encode", 2 * 8_841_823, 82),
     ],
     "examples/nq.py": [
         ("pretrain, 10,000 steps of 2,048", "pretrain", 10_000 * 2_048 * 2, 80),
         ("train twice, 27,600 steps of 128 questions", "train", 2 * 27_600 * 128, 11),
-        ("their 2 passages a question", "train", 2 * 27_600 * 128 * 2, 108),
+        ("their 2 passages per question", "train", 2 * 27_600 * 128 * 2, 108),
         ("encode the passages twice", "encode", 2 * 21_015_324, 108),
     ],
 }
 
 
 def paper_runs() -> list[str]:
-    """Return hours and memory of the paper's runs, from counted operations."""
+    """Return GPU hours and memory of the paper's runs, from counted operations."""
     each = {tokens: counted(tokens)[0] for tokens in (8, 11, 80, 82, 108)}
     rows = []
     for script, stages in RUNS.items():
@@ -189,28 +189,27 @@ def paper_runs() -> list[str]:
             rows.append([f"`{script}`", stage, f"{work / 1e18:,.2f}", f"{hours[-1]:,.1f}", ""])
             rows[-1][-1] = f"{hours[-1] / 8:,.1f}"
         whole = sum(hours)
-        rows.append(
-            [f"`{script}`", "**together**", "", f"**{whole:,.0f}**", f"**{whole / 8:,.1f}**"]
-        )
+        rows.append([f"`{script}`", "**total**", "", f"**{whole:,.0f}**", f"**{whole / 8:,.1f}**"])
     frozen, whole = (counted(tokens, n=n, train=train)[1] for tokens, n, train in CHUNKS)
     return [
         "## The paper's runs",
         "",
-        "Hours of the card for RoBERTa-large, from the products of its forward pass as torch "
-        f"counts them, at {SHARE * 100:.0f} % of an H100's {LIMIT / 1e12:.0f} TFLOP/s. **The "
-        "share is an assumption: no H100 was at hand.** On eight cards the work is taken to divide "
-        "evenly. The heads of pretraining, BM25, reading and writing come on top.",
+        "GPU hours for RoBERTa-large, from FLOPs counted by torch, at "
+        f"{SHARE * 100:.0f} % of an H100's {LIMIT / 1e12:.0f} TFLOP/s. **This utilisation is an "
+        "assumption, not a measurement.** We assume linear scaling over eight GPUs. Pretraining "
+        "heads, BM25 and I/O are not included.",
         "",
-        *_lib.table(["script", "stage", "EFLOP", "hours on one", "on eight"], rows),
+        *_lib.table(["script", "stage", "EFLOP", "hours on one GPU", "on eight"], rows),
         "",
-        f"A chunk of 128 passages of 128 tokens keeps {frozen / 1e9:.1f} GB of activations while "
-        f"a prompt is trained, one of 64 spans of 80 tokens {whole / 1e9:.1f} GB while the encoder "
-        "is pretrained (bfloat16, counted on shapes alone; autocast's copies come on top). Weights "
-        "and AdamW's state take 1.4 GB for a prompt and 5.7 GB for the whole encoder.",
+        "Activation memory in bfloat16, computed from tensor shapes: training a prompt needs "
+        f"{frozen / 1e9:.1f} GB for a chunk of 128 passages of 128 tokens; pretraining the encoder "
+        f"needs {whole / 1e9:.1f} GB for a chunk of 64 spans of 80 tokens. Autocast's copies are "
+        "not included. Weights and AdamW's state take 1.4 GB for a prompt and 5.7 GB for the whole "
+        "encoder.",
         "",
-        "Each script runs its stages on one card. On eight, `--dry-run` prints the calls; give "
-        "their settings to `torchrun --nproc-per-node 8 -m dptdr pretrain` and `... -m dptdr "
-        "train`, which share each batch, and run the script again: it goes on from there.",
+        "Each script runs its stages on one GPU. To use eight, print the calls with `--dry-run`, "
+        "pass their settings to `torchrun --nproc-per-node 8 -m dptdr pretrain` and `... -m dptdr "
+        "train`, which split each batch, then rerun the script, which continues from there.",
     ]
 
 
@@ -219,7 +218,7 @@ CHUNKS = ((128, 128, False), (80, 64, True))
 
 @functools.cache
 def large_encoder() -> Any:
-    """Return RoBERTa-large without numbers in it."""
+    """Return RoBERTa-large on the meta device, without weights."""
     import torch
     import transformers
 
@@ -229,7 +228,7 @@ def large_encoder() -> Any:
 
 
 def counted(tokens: int, *, n: int = 64, train: bool = False) -> tuple[float, int]:
-    """Return products a token of a forward pass, and the bytes that it keeps; no weights needed."""
+    """Return the FLOPs per token of a forward pass, and the bytes that it keeps."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -254,7 +253,7 @@ def counted(tokens: int, *, n: int = 64, train: bool = False) -> tuple[float, in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", nargs="*", default=[], help="NAME=BEIR folder")
-    parser.add_argument("--price", type=float, default=0.04, help="money for a core-hour")
+    parser.add_argument("--price", type=float, default=0.04, help="cost of a core-hour")
     args = parser.parse_args()
     if args.tokens:
         measure_tokens(args.tokens)

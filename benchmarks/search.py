@@ -1,15 +1,15 @@
-"""Measure every kind of index against exact search, and against raw faiss.
+"""Measure every index type against exact search, and against faiss itself.
 
     python benchmarks/search.py run --data DATA [DATA ...] --rows 10000 100000 --work FOLDER
     python benchmarks/search.py table
 
-Real passages of several data sets are encoded once (resumable) and joined; where more rows are
-asked for, they are repeated with noise. Queries are other such rows with noise of their own, so
-that none is its own answer. Raw libraries are measured in the same run, in turns with ours, with
-the same parameters, on the same vectors, for the same answers: where our kind scores candidates
-again on the full vectors, so does the raw one, by the lines that a user of the library would write.
-Each pair of rows and kind is one record of results/search.jsonl; one that is there is not measured
-again, so the command can be stopped and started at will.
+Real passages of several data sets are encoded once (resumable) and concatenated; for more rows,
+they are repeated with noise. Queries are such rows with other noise, so that none is its own
+answer. faiss itself is measured in the same run, in turns with our index, with the same parameters,
+vectors and answers: where our index type rescores candidates with the full vectors, so does the
+code around faiss, as a user of the library would write it. Each pair of row count and type is one
+record of results/search.jsonl; existing records are not measured again, so the command can be
+interrupted.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from dptdr.io.atomic import read_json
 from dptdr.records import Passage
 from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.building import BuildSettings, build_index
-from dptdr.search.indexes.local import GRAPH, LocalIndex
+from dptdr.search.indexes.local import INDEX_FILE, LocalIndex
 from dptdr.search.indexes.types import INDEX_TYPES
 from dptdr.search.vectors.documents import Source, read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
@@ -217,7 +217,7 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
     for name, times in zip(("", "library_"), singles, strict=True):
         record[f"{name}latency_ms_median"] = statistics.median(times)
         record[f"{name}latency_ms_p95"] = sorted(times)[int(len(times) * 0.95)]
-    file = index.path / GRAPH
+    file = index.path / INDEX_FILE
     record["bytes_in_memory"] = file.stat().st_size if file.is_file() else 0
     record["bytes_of_vectors_on_disk"] = index.count * index.dim * 4
     return record

@@ -1,18 +1,18 @@
-"""Figures of the server: speed, mixtures of tasks, memory, time to add a task.
+"""Measure the server: speed, mixtures of tasks, memory, time to add a task.
 
     python benchmarks/serving.py prepare --data MEDQUAD TLDR --work WORK
     python benchmarks/serving.py run peers prompts tasks lora memory backends joining --work WORK
     python benchmarks/serving.py run int8 --work WORK --data TLDR --task BUNDLE
     python benchmarks/serving.py page
 
-``prepare`` takes texts out of BEIR folders and converts the encoder for the peers; each part of
-``run`` writes one record of ``results/serving.jsonl``; ``page`` makes ``results/serving.md`` of
-them (and of ``serving_soak.py``'s). Each part is a ratio between systems that take turns inside one
-run, so that a busy machine slows all of them alike. Times are processor seconds of a whole process
-(tokenising included); wall clock ratios are beside them.
+``prepare`` takes texts from BEIR folders and converts the encoder for the peers; each part of
+``run`` writes one record of ``results/serving.jsonl``; ``page`` generates ``results/serving.md``
+from them (and from ``serving_soak.py``'s). Each part compares systems that take turns within one
+run, so that a busy machine slows all of them alike. Times are CPU seconds of a whole process,
+including tokenising; wall clock ratios are given too.
 
-Peers need packages that do not go together, so each may have another Python (``--peer-python``) and
-runs in a process of its own: ``serving.py peer SYSTEM WORK THREADS TEXTS``. Each line on its
+Peers need packages that conflict, so each may have another Python (``--peer-python``) and runs in
+its own process: ``serving.py peer SYSTEM WORK THREADS TEXTS``. Each line on its
 standard input is ``run`` or ``vectors FILE``; each answer is one line of JSON.
 """
 

@@ -1,4 +1,4 @@
-"""The results page of the server's benchmarks, made of what each part wrote."""
+"""The results page of the server's benchmarks, generated from each part's records."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -396,7 +396,9 @@ def server(folder: Path, *, worker_count: int, log: Path) -> Any:
     """Give a running server: process and address."""
     tasks = [f"s{n}={folder / f'b{n}'}" for n in range(6)] + [f"searched={folder / 'b6'}"]
     with log.open("w") as out:
-        options = f"--port 0 --threads 1 --workers {worker_count} --check-every 20 --timeout 120"
+        options = (
+            f"--port 0 --threads 1 --workers {worker_count} --self-check-interval 20 --timeout 120"
+        )
         options += " --receive-timeout 5"
         process = subprocess.Popen(
             [

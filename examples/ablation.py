@@ -1,13 +1,13 @@
-"""The paper's ablation in small: what each half of the method adds, on data that is at hand.
+"""The paper's ablation in small: what each half of the method adds, on small data.
 
     python examples/ablation.py --dry-run
-    python examples/ablation.py                       on Python's own texts, no download
+    python examples/ablation.py                       Python's own texts, no download
     python examples/ablation.py --data DIR --sets scifact nq-oracle
 
-FT trains the whole encoder, DPT a deep prompt on the frozen one. RIP pretrains the encoder on
-the corpus's bare texts first, UNM trains with negatives of BM25 and of the DPT retriever; DPTDR is
-all of it. The sizes are small on purpose: with more time raise ``--passages``, ``--queries`` and
-``--steps``.
+FT trains the whole encoder, DPT a deep prompt on the frozen one. RIP first pretrains the encoder on
+the corpus's unlabelled texts, UNM trains with negatives from BM25 and the DPT retriever; DPTDR does
+all of it. The sizes are small on purpose: if you have more time, raise ``--passages``,
+``--queries`` and ``--steps``.
 """
 
 from pathlib import Path

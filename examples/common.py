@@ -1,4 +1,4 @@
-"""What the examples share: options, errors, calls that are shown, and the paper's two rounds."""
+"""Shared by the examples: options, errors, printing of calls, and the paper's two rounds."""
 
 import argparse
 import sys

@@ -1,7 +1,7 @@
 """MS MARCO passage ranking as the paper runs it: from the official files to the official measures.
 
-    python examples/msmarco.py --dry-run     the calls with all settings
-    python examples/msmarco.py               makes them; run it again after a stop, it goes on
+    python examples/msmarco.py --dry-run     print the calls with all settings
+    python examples/msmarco.py               run them; rerun to resume
 
 Expects in ``--downloads`` the official collection.tsv, queries.train.tsv, qrels.train.tsv,
 queries.dev.small.tsv and qrels.dev.small.tsv (each may be .gz; no other split, so that checkpoints
@@ -9,8 +9,8 @@ are chosen on held-out training queries and dev.small stays untouched), and RoBE
 folder or in the local cache of Hugging Face. The collection has no titles; RocketQA's with titles
 is another corpus, and results over it are not comparable.
 
-One H100 would take about 38 hours, eight of them 5 (computed, not run: docs/scale.md), and 30 GB of
-disk, 36 GB more while it mines. The authors report MRR@10 0.39052 and a hit rate at 1,000 of
+It would take about 38 hours on one H100, or 5 on eight (computed, not run: docs/scale.md), and 30
+GB of disk, plus 36 GB while mining. The authors report MRR@10 0.39052 and a hit rate at 1,000 of
 0.98869.
 """
 

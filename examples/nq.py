@@ -1,15 +1,15 @@
 """Natural Questions as the paper runs it: 21 million passages, top-k accuracy by answer match.
 
-    python examples/nq.py --dry-run     the calls with all settings
-    python examples/nq.py               makes them; run it again after a stop, it goes on
+    python examples/nq.py --dry-run     print the calls with all settings
+    python examples/nq.py               run them; rerun to resume
 
 Expects in ``--downloads`` DPR's psgs_w100.tsv, biencoder-nq-train.json, biencoder-nq-dev.json and
 nq-test.qa.csv (each may be .gz), and RoBERTa-large in a folder or in the local cache of Hugging
 Face.
 
-One H100 would take about 10 hours (computed, not run: docs/scale.md), and 74 GB of
-disk, 86 GB more while it mines. BM25 over so many passages needs some 30 GB of memory (not
-measured). DPR's own BM25 negatives are in data/negatives-train.jsonl after the conversion.
+It would take about 10 hours on one H100 (computed, not run: docs/scale.md), and 74 GB of disk, plus
+86 GB while mining. BM25 over so many passages needs about 30 GB of memory (not measured). DPR's own
+BM25 negatives are in data/negatives-train.jsonl after the conversion.
 """
 
 from pathlib import Path

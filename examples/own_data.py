@@ -4,7 +4,7 @@
 
 PAIRS is a CSV, TSV, JSON-lines or Parquet file with a column of questions (``query``, ``question``
 or ``anchor``) and one of texts that answer them (``positive``, ``answer`` or ``passage``). A fifth
-of the queries is held out to measure what tuning brings, a tenth to choose the checkpoint.
+of the queries is held out to measure the gain from tuning, and a tenth to choose the checkpoint.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
 """A mixed batch through one fused kernel: FlexAttention, for accelerators.
 
-The batch is one long row, as in :mod:`dptdr.model.packing`, but attention is a single call:
-before the tokens stand the prompt rows of all tasks of the batch, each task's once. A block mask
-says that a token sees the tokens of its own text and the rows of its own task; blocks in which
-nobody sees anything are never computed, and no prompt is copied per text.
+The batch is one long row, as in :mod:`dptdr.model.packing`, but attention is a single call: the
+prompt rows of all tasks of the batch come before the tokens, each task's once. A block mask lets a
+token attend to the tokens of its own text and the rows of its own task; fully masked blocks are
+never computed, and no prompt is copied per text.
 
-On a processor the same call runs without the compiler, as the reference of what the kernel does.
+On a CPU the same call runs without the compiler, as a reference for the kernel.
 """
 
 import warnings
@@ -224,7 +224,7 @@ def flex_packed_attention(
         UnsupportedBackbone: If a flex call meets an attention that needs more than the mask says.
 
     Source:
-        Dong et al., *Flex Attention*, arXiv 2412.05496. Differs: keys of prompts stand before
+        Dong et al., *Flex Attention*, arXiv 2412.05496. Differs: keys of prompts come before
         those of the tokens, once per task.
     """
     call = options.get(KEYWORD)

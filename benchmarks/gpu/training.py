@@ -205,7 +205,7 @@ def step_flops(shape: Shape, load: Load, *, prompt: int) -> float:
 
     Each text is encoded once without and once with a graph (the last chunk once only, which is
     left out here), and once backwards, to the inputs of the products alone. Attention's backward
-    has five products where its forward has two; one of these makes the scores anew.
+    has five products where its forward has two; one of these recomputes the scores.
     """
     texts = ((load.queries, load.query_tokens), (load.queries * load.passages, load.passage_tokens))
     linear = attention = 0.0

@@ -19,8 +19,8 @@
     |   `-- NoGain              a prompt trained without labels is worse; exit code 3
     `-- ServingError            the server rejects a task or a request
 
-    Every message says what was expected, what it got, and what to do about it. Programming errors
-    raise ``ValueError`` and ``TypeError``.
+    A message says what was expected, what was found, and what to do about it where that is not
+    obvious. Programming errors raise ``ValueError`` and ``TypeError``.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     known = set(sys.modules)
     yield importlib.import_module
-    # Their names are common words, which other tests shall not meet.
+    # Their names are common words: other tests must not import them by mistake.
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
             del sys.modules[name]

@@ -1,6 +1,6 @@
 """Golden values of the losses.
 
-made_by: Python's math module alone; each value stands beside its formula, with
+made_by: Python's math module alone; each value is given beside its formula, with
 lse(x...) = log(exp(x) + ...). The larger cases are compared with float64 loops over single cells.
 """
 

@@ -1,6 +1,6 @@
 """Golden values of the official protocols.
 
-made_by: hand, from the published rules; each value stands beside its arithmetic.
+made_by: hand, from the published rules; each value is given beside its arithmetic.
 """
 
 from pathlib import Path
@@ -83,8 +83,14 @@ def test_msmarco_goes_by_rank_whatever_the_order_of_lines_also_in_trec_files(tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1\ta\t1\n1\tb\t1\n", "line 2: query '1' has rank 1 twice, for 'a' and 'b'"),
-        ("1\ta\t1\n1\ta\t2\n", "line 2: query '1' ranks passage 'a' a second time"),
+        (
+            "1\ta\t1\n1\tb\t1\n",
+            "line 2: query '1' has rank 1 twice, for 'a' and 'b'; number",
+        ),
+        (
+            "1\ta\t1\n1\ta\t2\n",
+            "line 2: query '1' ranks passage 'a' a second time; keep its best",
+        ),
         ("1\ta\t0\n", "line 1, field 'rank': expected a rank from 1 to 1000, got 0"),
         ("1\ta\t1001\n", "line 1, field 'rank': expected a rank from 1 to 1000, got 1001"),
         ("1\ta\tfirst\n", "line 1, field 'rank': expected a whole number, got 'first'"),
@@ -246,7 +252,7 @@ def test_nq_finds_query_ids_by_text_and_prefers_those_of_the_run(tmp_path):
     [
         ({"7": [Hit("1", 1.0)]}, "1 of the run's 1 queries are not questions, such as '7'"),
         ({"0": [Hit("nine", 1.0)]}, r"1 of the run's 1 passages are not in the passage file"),
-        ({"0": [Hit("1", 1.0), Hit("1", 0.5)]}, "query '0' lists a passage twice"),
+        ({"0": [Hit("1", 1.0), Hit("1", 0.5)]}, "query '0' lists a passage twice; list it once"),
         ({"0": []}, "expected passages for at least one question"),
     ],
 )

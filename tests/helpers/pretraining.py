@@ -17,13 +17,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from dptdr.config.methods import DeepPromptConfig, NoConfig
+from dptdr.config.methods import DeepPromptConfig, EmptyConfig
 from dptdr.config.pretraining import OBJECTIVE_NAMES, PretrainingConfig
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, MethodFactory
 from dptdr.pretraining.document_sampling import Documents, Reader
-from dptdr.pretraining.kept import build_heads
 from dptdr.pretraining.objective import PretrainingObjective
+from dptdr.pretraining.saved_heads import build_heads
 from dptdr.records import Passage
 from helpers.tasks import WORDS
 from helpers.tiny import tiny_model, tiny_tokenizer
@@ -129,7 +129,7 @@ def made_objective(data, source, *, prompt=None, world=None, objectives=OBJECTIV
     masks = bool({"mlm", "condenser"} & set(objectives))
     factory = MethodFactory(query_texts=WORDS[:8], passage_texts=WORDS[8:16])
     if prompt is None:
-        method = factory.build("full", backbone, NoConfig(), seed=0)
+        method = factory.build("full", backbone, EmptyConfig(), seed=0)
     else:
         method = factory.build("deep-prompt", backbone, DeepPromptConfig(**prompt), seed=0)
         method.module.train()
@@ -186,10 +186,10 @@ def several(settings):
     """Be one of several processes: leave the gradient of each case."""
     from safetensors.torch import save_file
 
-    from dptdr.training.distributed import joined
+    from dptdr.training.distributed import process_group
 
     torch.set_num_threads(1)
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         found = {}
         for name, case in CASES.items():
             made = made_objective(settings["data"], settings["lm"], world=world, **case)

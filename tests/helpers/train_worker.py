@@ -18,7 +18,7 @@ from dptdr.config.methods import config_from
 from dptdr.config.training import TrainingConfig
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone
-from dptdr.training.distributed import joined
+from dptdr.training.distributed import process_group
 from dptdr.training.preparation import load_data
 from dptdr.training.train import train_task
 
@@ -99,7 +99,7 @@ def several(settings):
 
     torch.set_num_threads(1)
     out = Path(settings["out"])
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         found = {}
         for name in METHODS:
             method = made_method(name)

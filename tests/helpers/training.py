@@ -5,8 +5,8 @@ import torch
 
 from dptdr.config.methods import (
     DeepPromptConfig,
+    EmptyConfig,
     LoraConfig,
-    NoConfig,
     ShallowPromptConfig,
 )
 from dptdr.config.training import TrainingConfig
@@ -20,8 +20,8 @@ METHODS = {
     "deep-prompt": DeepPromptConfig(prompt_length=3, dropout=0.3),
     "shallow-prompt": ShallowPromptConfig(prompt_length=3),
     "lora": LoraConfig(rank=2),
-    "bitfit": NoConfig(),
-    "full": NoConfig(),
+    "bitfit": EmptyConfig(),
+    "full": EmptyConfig(),
 }
 
 

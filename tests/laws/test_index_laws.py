@@ -133,7 +133,7 @@ def test_a_search_returns_as_many_as_there_are_and_only_what_the_filters_keep(
     if kind in ("exact", "qdrant"):
         expected = best(text, rows)[: len(ids)]
         np.testing.assert_allclose(scores, [hit.score for hit in expected], atol=1e-5)
-        # Passages with the same words tie, and then any of them may stand at the cut.
+        # Passages with the same words tie, and then any of them may be at the cut.
         clear = {hit.passage_id for hit in expected if hit.score > scores[-1] + 1e-5}
         assert clear <= set(ids)
 

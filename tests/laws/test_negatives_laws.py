@@ -171,7 +171,7 @@ def test_no_judged_positive_nor_copy_of_one_is_ever_a_negative_and_no_text_stand
                 windows[name].range_min <= entry["rank"] <= windows[name].range_max
                 for name, entry in item["sources"].items()
             ) or any(
-                # A copy may stand in the window while its best rank stands above it.
+                # A copy may rank in the window while its best rank is above it.
                 normalised(corpus[row]) == normalised(corpus[int(item["id"][1:])])
                 for name in item["sources"]
                 for row in runs[name][record["query_id"]]

@@ -15,7 +15,7 @@ PLACES = st.sampled_from(["notes.txt", "parts/notes.txt", "deep/er/notes.txt", "
 
 
 class _Killed(BaseException):
-    """Stands for a process that dies."""
+    """Simulates a process that dies."""
 
 
 class Outputs(RuleBasedStateMachine):

@@ -176,7 +176,7 @@ def test_two_workers_stay_right_and_small_whatever_clients_and_administrators_do
     options = [
         "--workers",
         "2",
-        "--check-every",
+        "--self-check-interval",
         "50",
         "--receive-timeout",
         "2",

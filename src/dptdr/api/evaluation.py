@@ -16,7 +16,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError, EvaluationError
 from dptdr.evaluation.compare import Comparison, compare_reports
 from dptdr.evaluation.report import EvaluationReport
@@ -74,12 +74,14 @@ def retrieve(
         folder = BeirFolder(place)
         judged: Qrels | None = None
         if id_prefix is not None:
-            refuse_idle({"split": split != "test"}, "with id_prefix")
+            reject_unused_arguments({"split": split != "test"}, "with id_prefix")
             queries = prefixed_queries(folder, id_prefix, limit=limit)
         else:
             queries, judged = judged_queries(folder, split, limit=limit)
         if isinstance(system, SearchIndex):
-            refuse_idle({"device": device != "auto", "threads": threads}, "with an index")
+            reject_unused_arguments(
+                {"device": device != "auto", "threads": threads}, "with an index"
+            )
             with phases(progress)("search"):
                 run = system.run(
                     queries, depth=depth, filters=filters or (), keep_identical=keep_identical
@@ -173,9 +175,9 @@ def evaluate(
         "strict": strict,
     }
     if protocol is not None:
-        refuse_idle(of_ranking, f"with {protocol=}")
+        reject_unused_arguments(of_ranking, f"with {protocol=}")
     if protocol != "nq":
-        refuse_idle(of_answers, f"with {protocol=}")
+        reject_unused_arguments(of_answers, f"with {protocol=}")
     try_outputs(optional_path(run_out), inputs=[data, system])
     if protocol is not None:
         return _by_protocol(
@@ -191,7 +193,7 @@ def evaluate(
         )
     is_run = isinstance(system, dict) or (isinstance(system, Path | str) and Path(system).is_file())
     if is_run:
-        refuse_idle({"depth": depth, "threads": threads}, "with a run")
+        reject_unused_arguments({"depth": depth, "threads": threads}, "with a run")
     if isinstance(system, dict):
         _check_run(system)
     depth = depth or needed_depth(measures)
@@ -255,13 +257,13 @@ def _system(
 ) -> "Encoder | Path | Run | str":
     of_encoder = {"device": device != "auto", "dtype": dtype != "float32", "batch_size": batch_size}
     if isinstance(given, str) and given.partition(":")[0] == "bm25":
-        refuse_idle(of_encoder, "with BM25")
+        reject_unused_arguments(of_encoder, "with BM25")
         return given
     if isinstance(given, dict):
-        refuse_idle(of_encoder, "with a run")
+        reject_unused_arguments(of_encoder, "with a run")
         return given
     if isinstance(given, Path | str) and Path(given).is_file():
-        refuse_idle(of_encoder, "with a run")
+        reject_unused_arguments(of_encoder, "with a run")
         return Path(given)
     from dptdr.api.task import loaded
 

@@ -8,7 +8,7 @@ from typing import Any
 from dptdr.api.encoding import encode
 from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_device
 from dptdr.api.task import AnyEncoder, Encoder, loaded
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
 from dptdr.search.index import check_encoder
@@ -57,8 +57,8 @@ def build_index(
         encoder: Encodes the passages, and the queries of later searches.
         out: The index folder, or the index's name in ``database``.
         vectors: Folder for the vectors of ``data``; ``OUT.vectors`` by default.
-        index_type: ``auto`` (the default) chooses by corpus size and memory; or ``exact``,
-            ``hnsw``, ``hnsw-sq``, ``ivf-sq``, ``ivf-pq``, ``rabitq``.
+        index_type: ``auto`` (the default) chooses by corpus size and memory; or a type by name,
+            such as ``exact`` or ``hnsw``; ``dptdr.search.indexes.types.INDEX_TYPES`` has all.
         options: Options of the type, such as ``{"M": 48, "ef_search": 200}``.
         dimensions: Search only the first dimensions, then rescore the best hits in full.
         quantize: Search ``float16``, ``int8`` or ``binary`` vectors exactly, then rescore the best
@@ -95,8 +95,8 @@ def build_index(
     else:
         _refuse_beside_database(index_type=index_type, overwrite=overwrite, settings=settings)
     is_vectors = isinstance(data, Path | str) and (Path(data) / MANIFEST).is_file()
-    refuse_idle({"device": device != "auto" and encoder is None}, "without an encoder")
-    refuse_idle({"vectors": is_vectors and vectors is not None}, "with a vector folder")
+    reject_unused_arguments({"device": device != "auto" and encoder is None}, "without an encoder")
+    reject_unused_arguments({"vectors": is_vectors and vectors is not None}, "with a vector folder")
     asker = None if encoder is None else loaded(encoder, device=device, fast=True)
     if is_vectors:
         folder = Path(str(data))
@@ -158,7 +158,7 @@ def _refuse_beside_database(
         "memory_bytes": settings.memory_bytes,
         **{name: True for name in settings.options if name not in _DATABASE_OPTIONS},
     }
-    refuse_idle(given, "with a database")
+    reject_unused_arguments(given, "with a database")
 
 
 @checked
@@ -242,7 +242,7 @@ def open_index(
             The index, which must be closed if it is in a database.
     """
     check_counts(rerank_top=rerank_top)
-    refuse_idle(
+    reject_unused_arguments(
         {"device": device != "auto" and encoder is None and rerank is None}, "without an encoder"
     )
     if rerank == "":

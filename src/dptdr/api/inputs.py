@@ -109,10 +109,10 @@ def core_count() -> int:
 
 def phases(progress: object) -> Phase:
     """Return a context manager that shows the progress of phases, if enabled."""
-    return progress_bar if progress else _silent
+    return progress_bar if progress else _without_progress
 
 
 @contextlib.contextmanager
-def _silent(what: str) -> Iterator[Callable[[int, int], None]]:
+def _without_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     del what
     yield lambda done, total: None

@@ -13,7 +13,7 @@ from dptdr.api.inputs import (
     phases,
     resolve_device,
 )
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.io.outputs import try_outputs
 from dptdr.mining.settings import (
     FilteringSettings,
@@ -107,9 +107,9 @@ def mine(
     kinds = {source.kind for source in parsed} | {(teacher or "").partition(":")[0]}
     if not kinds & {"task", "backbone"}:
         without = "without an encoder among sources and teacher"
-        refuse_idle({"dtype": dtype != "float32"}, without)
+        reject_unused_arguments({"dtype": dtype != "float32"}, without)
     if kinds <= {"run", "file", ""}:
-        refuse_idle({"cache": cache}, "with runs only")
+        reject_unused_arguments({"cache": cache}, "with runs only")
     read = [data, *(source.value for source in parsed), (teacher or "").partition(":")[2]]
     try_outputs(Path(out), inputs=read, suffix=".partial")
     try_outputs(optional_path(cache), folders=True, inputs=read)

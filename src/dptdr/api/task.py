@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dptdr.api.inputs import AnyPath, resolve_device
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError
 from dptdr.model import Backbone, Encoder, TaskManifest, load_encoder, load_task, read_manifest
 from dptdr.model.hub import push_task, task_folder
@@ -154,7 +154,7 @@ def _refuse_reload(loaded: Backbone, *, device: str, dtype: str = "float32") -> 
     """Reject options that have no effect on a loaded encoder."""
     own = str(loaded.device)
     idle = {"dtype": dtype != "float32", "device": device not in ("auto", own, own.split(":")[0])}
-    refuse_idle(idle, _LOADED)
+    reject_unused_arguments(idle, _LOADED)
 
 
 def load_backbone(given: AnyPath | Backbone, *, device: str) -> Backbone:
@@ -183,7 +183,7 @@ def loaded(
     """
     check_counts(batch_size=batch_size)
     if not isinstance(given, Path | str):
-        refuse_idle({"backbone": backbone is not None}, _LOADED)
+        reject_unused_arguments({"backbone": backbone is not None}, _LOADED)
         if (device, dtype) != ("auto", "float32"):
             _refuse_reload(given.backbone, device=device, dtype=dtype)
         encoder = given

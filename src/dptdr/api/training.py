@@ -14,7 +14,7 @@ from dptdr.api.inputs import (
     phases,
     set_threads,
 )
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.config.requests import pretraining_request, training_request
 from dptdr.io.beir import BeirFolder
 from dptdr.io.outputs import try_outputs
@@ -80,7 +80,9 @@ def train(
         negatives=negatives is not None or not isinstance(data, Path | str),
     )
     if negatives is not None:
-        refuse_idle({"min_grade": min_grade != 1}, "with negatives, whose file lists positives")
+        reject_unused_arguments(
+            {"min_grade": min_grade != 1}, "with negatives, whose file lists positives"
+        )
     try_outputs(
         Path(out),
         optional_path(tensorboard),

@@ -90,7 +90,9 @@ class Command(TyperCommand):
             if parameter.param_type_name == "argument":
                 heading = "Arguments"
             if record is not None:
-                panels.setdefault(heading or "Options", []).append(record)
+                # Derived options show their range after the default only.
+                words = (record[0].replace(" range>", ">"), record[1])
+                panels.setdefault(heading or "Options", []).append(words)
         # Machine options come last.
         panels |= {_MACHINE: panels.pop(_MACHINE, [])}
         for panel, records in panels.items():
@@ -142,7 +144,9 @@ def build_app() -> typer.Typer:
 
 
 def _add(app: typer.Typer, name: str, command: Callable[..., None], *, whole: str) -> None:
-    app.command(name, cls=Command, context_settings=_SETTINGS)(_ending(command, name=whole))
+    app.command(name, cls=Command, context_settings=_SETTINGS)(
+        _with_exit_codes(command, name=whole)
+    )
 
 
 _RESUMABLE = ("train", "pretrain", "mine", "encode", "index", "quickstart")
@@ -158,7 +162,7 @@ class PipeClosed(Exception):
     """The reader of the output closed the pipe."""
 
 
-def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
+def _with_exit_codes(command: Callable[..., None], *, name: str) -> Callable[..., None]:
     """Make a command exit following shell conventions, which typer does not."""
 
     @functools.wraps(command)
@@ -183,7 +187,7 @@ def _ending(command: Callable[..., None], *, name: str) -> Callable[..., None]:
 
 
 def _advice(name: str, *, overwrite: bool) -> str:
-    """Say how to go on after an interruption."""
+    """Return advice on how to continue after an interruption."""
     if name not in (_RESUMABLE_WITHOUT_OVERWRITE if overwrite else _RESUMABLE):
         return "rerun the command to start again"
     how = " without --overwrite" if overwrite else ""

@@ -18,7 +18,7 @@ Device = Annotated[
 Dtype = Annotated[
     str, typer.Option(help="Dtype of the backbone's weights: float32, bfloat16 or float16.")
 ]
-Threads = Annotated[int | None, typer.Option(min=0, help="CPU threads. Default: one per core.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: one per core.")]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Maximum texts per batch. Default: by their lengths."),
@@ -37,7 +37,7 @@ KeepIdentical = Annotated[
 ]
 
 
-def refuse_idle(
+def reject_unused_options(
     context: typer.Context,
     *,
     without: Mapping[str, Sequence[str]] | None = None,

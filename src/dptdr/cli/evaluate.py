@@ -13,7 +13,7 @@ from dptdr.cli.common import (
     KeepIdentical,
     Threads,
     load_encoder,
-    refuse_idle,
+    reject_unused_options,
     write_result,
 )
 from dptdr.errors import ConfigError
@@ -102,7 +102,7 @@ def command(
     Queries without hits score 0.
     """
     try_outputs(json, run_out)
-    refuse_idle(
+    reject_unused_options(
         context,
         without={
             "bm25": ("language",),
@@ -115,7 +115,9 @@ def command(
         },
     )
     if protocol == "msmarco":
-        refuse_idle(context, beside={"protocol": ("passages", "queries", "matching", "strict")})
+        reject_unused_options(
+            context, beside={"protocol": ("passages", "queries", "matching", "strict")}
+        )
     system: Any
     if protocol is not None:
         _refuse_with_protocol(data=data, task=task, backbone=backbone, bm25=bm25)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dptdr.cli.common import Json, refuse_idle, write_result
+from dptdr.cli.common import Json, reject_unused_options, write_result
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
 
@@ -41,7 +41,9 @@ def command(
     with torch on random batches, and the 8-bit graph also by retrieval quality on --data. With
     --fold, the graph contains a single task.
     """
-    refuse_idle(context, without={"data": ("split",)}, beside={"fold": ("int8", "data", "split")})
+    reject_unused_options(
+        context, without={"data": ("split",)}, beside={"fold": ("int8", "data", "split")}
+    )
     try_outputs(json, inputs=[task, backbone, data])
     try_outputs(out, folders=True, inputs=[task, backbone, data])
     if fold:

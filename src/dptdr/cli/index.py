@@ -13,19 +13,20 @@ from dptdr.cli.common import (
     Overwrite,
     Threads,
     load_encoder,
-    refuse_idle,
+    reject_unused_options,
     start,
     write_result,
 )
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
+from dptdr.search.indexes.types import INDEX_TYPES
 
 if TYPE_CHECKING:
     from dptdr.search.retriever import SearchIndex
 
 PANELS = {
-    "Options of a type": ("m", "ef_construction", "ef_search", "nlist", "nprobe", "seed"),
-    "Renewing": ("refresh", "data", "task", "backbone"),
+    "Index type options": ("m", "ef_construction", "ef_search", "nlist", "nprobe", "seed"),
+    "Refreshing an index": ("refresh", "data", "task", "backbone"),
     "Databases": ("database", "name"),
 }
 
@@ -39,8 +40,8 @@ def command(
     index_type: Annotated[
         str | None,
         typer.Option(
-            help="auto (by count and free memory; says why), exact, hnsw, hnsw-sq, ivf-sq, ivf-pq "
-            "or rabitq. Default: auto, or with --refresh the old index's type."
+            help=f"auto (by count and free memory; says why), {', '.join(INDEX_TYPES)}. "
+            "Default: auto, or with --refresh the old index's type."
         ),
     ] = None,
     bm25: Annotated[
@@ -80,11 +81,14 @@ def command(
     ] = None,
     nlist: Annotated[
         int | None,
-        typer.Option(help="Inverted lists. Default: 4 times the square root of the passages."),
+        typer.Option(
+            help="Inverted lists. Default: 4 times the square root of the passages, at most "
+            "passages / 39."
+        ),
     ] = None,
     nprobe: Annotated[
         int | None,
-        typer.Option(help="Inverted lists probed per query. Default: a twelfth, at least 8."),
+        typer.Option(help="Inverted lists probed per query. Default: nlist / 12, at least 8."),
     ] = None,
     seed: Annotated[
         int | None,
@@ -117,7 +121,7 @@ def command(
 ) -> None:
     """Build an index over a vector folder, or refresh one with --refresh."""
     try_outputs(json)
-    refuse_idle(
+    reject_unused_options(
         context,
         without={
             "refresh": ("data", "task", "backbone", "device"),
@@ -164,7 +168,7 @@ def command(
         vectors, out=out or str(name), database=database, overwrite=overwrite, **settings
     ) as index:
         facts = _facts(index, where=str(out or name), seconds=time.perf_counter() - started)
-    write_result(json, facts, said=_said(facts))
+    write_result(json, facts, said=_message(facts))
 
 
 def _bytes(gigabytes: float | None) -> int | None:
@@ -186,9 +190,9 @@ def _facts(index: "SearchIndex", *, where: str, seconds: float) -> dict[str, Any
     }
     if index.choice is None:
         return facts
-    from dptdr.search.indexes.local import GRAPH
+    from dptdr.search.indexes.local import INDEX_FILE
 
-    file = Path(where) / GRAPH
+    file = Path(where) / INDEX_FILE
     size = file.stat().st_size if file.is_file() else 0
     return facts | {
         "reason": index.choice.reason,
@@ -197,7 +201,7 @@ def _facts(index: "SearchIndex", *, where: str, seconds: float) -> dict[str, Any
     }
 
 
-def _said(facts: dict[str, Any]) -> str:
+def _message(facts: dict[str, Any]) -> str:
     line = f"{facts['index']}: {facts['index_type']} over {facts['passages']:,} passages"
     line += f" ({facts['reason']})" if "reason" in facts else ""
     if facts["recall@10"] is not None:

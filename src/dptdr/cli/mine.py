@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from dptdr.cli.common import Device, Dtype, Json, Overwrite, Threads, refuse_idle, write_result
+from dptdr.cli.common import (
+    Device,
+    Dtype,
+    Json,
+    Overwrite,
+    Threads,
+    reject_unused_options,
+    write_result,
+)
 from dptdr.errors import ConfigError
 from dptdr.io.outputs import try_outputs
 
@@ -60,13 +68,14 @@ def command(
     ] = None,
     absolute_margin: Annotated[
         float | None,
-        typer.Option(help="Drop candidates that score above the positive's score minus this."),
+        typer.Option(metavar="MARGIN", help="Drop candidates scoring above positive - MARGIN."),
     ] = None,
     relative_margin: Annotated[
         float | None,
         typer.Option(
-            help="Drop candidates that score above the positive's score times 1 minus this: with "
-            "0.05 above 95 % of it."
+            metavar="MARGIN",
+            help="Drop candidates scoring above positive x (1 - MARGIN); 0.05 keeps only those at "
+            "or below 95 %.",
         ),
     ] = None,
     percent: Annotated[float | None, typer.Option(hidden=True)] = None,
@@ -107,7 +116,7 @@ def command(
     """
     try_outputs(json)
     try_outputs(report, folders=True)
-    refuse_idle(context, without={"teacher": ("positive_score", "judged_split")})
+    reject_unused_options(context, without={"teacher": ("positive_score", "judged_split")})
     if percent is not None:
         if relative_margin is not None:
             raise ConfigError("--relative-margin: expected it alone, got --percent as well")

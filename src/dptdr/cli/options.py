@@ -18,7 +18,7 @@ _EVALUATIONS = "evaluations"
 
 
 def settings(
-    panels: dict[type, str], *, first: Sequence[str] = ()
+    panels: dict[type, str], *, first: Sequence[str] = (), shared: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add an option to a command for each field of the config classes.
 
@@ -28,11 +28,14 @@ def settings(
     Args:
         panels: Config class to the heading of its options in the help.
         first: Fields listed above all headings.
+        shared: Heading of options that several classes have; by default that of the first class.
     """
     fields: dict[str, tuple[Declared, str]] = {}
     for config, panel in panels.items():
         for name, field in declared(config).items():
-            fields.setdefault(name, (field, MAIN if name in first else panel))
+            first_field, _ = fields.get(name, (field, panel))
+            heading = shared if shared and name in fields else panel
+            fields[name] = (first_field, MAIN if name in first else heading)
     fields = {name: fields[name] for name in [*first, *fields]}
     added = _options(fields)
 
@@ -105,10 +108,9 @@ def _given(
 def _option(field: Declared, name: str, *, panel: str | None) -> Any:
     """Build the annotation of an option; former names are hidden."""
     flag = "--" + name.replace("_", "-")
-    default = field.default
-    shown = "" if default in (None, (), False) else f" [default: {default}]"
+    notes = "; ".join(filter(None, (_default_note(field, name), field.setting.range_note)))
     details: dict[str, Any] = {
-        "help": field.setting.help + shown,
+        "help": field.setting.help + (f"  [{notes}]" if notes else ""),
         "hidden": panel is None,
         "rich_help_panel": panel,
         "show_default": False,
@@ -119,13 +121,27 @@ def _option(field: Declared, name: str, *, panel: str | None) -> Any:
         return Annotated[list[int] | None, typer.Option(flag, **details)]
     if field.choices:
         return Annotated[
-            str | None, typer.Option(flag, metavar=f"[{'|'.join(field.choices)}]", **details)
+            str | None, typer.Option(flag, metavar=f"<{'|'.join(field.choices)}>", **details)
         ]
     if field.optional:
         # Parse as a string, because "none" is also a value.
-        metavar = "INTEGER" if field.type is int else "FLOAT"
-        return Annotated[str | None, typer.Option(flag, metavar=metavar, **details)]
+        return Annotated[
+            str | None, typer.Option(flag, metavar=f"<{field.type.__name__}>", **details)
+        ]
     return Annotated[field.type | None, typer.Option(flag, **details)]
+
+
+def _default_note(field: Declared, name: str) -> str:
+    """Return the note on the default, or an empty string if the help text states it."""
+    default = field.default
+    if "efault: " in field.setting.help or (field.choices and not default):
+        return ""
+    if field.type is bool:
+        shown = f"{'' if default else 'no-'}{name.replace('_', '-')}"
+    else:
+        # An option without a value of its own accepts the word "none".
+        shown = "none" if default in (None, ()) else str(default)
+    return f"default: {shown}"
 
 
 def _value(field: Declared, value: Any, *, option: str) -> Any:

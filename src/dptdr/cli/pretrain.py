@@ -8,11 +8,22 @@ import typer
 from dptdr.cli.common import Device, Json, Overwrite, Threads, write_result
 from dptdr.cli.options import settings as options_of
 from dptdr.config.methods import DeepPromptConfig, settings_of
-from dptdr.config.pretraining import DEV_MEASURES, FUSED, FUSED_MEASURE, PretrainingConfig
+from dptdr.config.pretraining import (
+    DEV_MEASURES,
+    FUSED,
+    FUSED_MEASURE,
+    PretrainingConfig,
+    fused_defaults,
+)
 from dptdr.io.outputs import try_outputs
 
 if TYPE_CHECKING:
     from dptdr.pretraining.pretrain import PretrainingResult
+
+_FUSED_DEFAULTS = ", ".join(
+    f"--{name.replace('_', '-')} {'none' if value is None else value}"
+    for name, value in fused_defaults({}).items()
+)
 
 
 @options_of(
@@ -36,7 +47,8 @@ def command(
         bool,
         typer.Option(
             "--prompt-only",
-            help="Freeze the backbone and train a deep prompt alone: no second backbone to deploy.",
+            help="Freeze the backbone and train a deep prompt alone: no second backbone to deploy. "
+            f"Defaults with --objectives fused: --prompt-length 0, {_FUSED_DEFAULTS}.",
         ),
     ] = False,
     keep_head: Annotated[
@@ -83,7 +95,7 @@ def command(
         **settings,
     )
     if result is not None:
-        write_result(json, _summary(result), said="\n".join(_said(result, keep_head=keep_head)))
+        write_result(json, _summary(result), said="\n".join(_messages(result, keep_head=keep_head)))
 
 
 def _summary(result: "PretrainingResult") -> dict[str, Any]:
@@ -111,7 +123,7 @@ def _summary(result: "PretrainingResult") -> dict[str, Any]:
     }
 
 
-def _said(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
+def _messages(result: "PretrainingResult", *, keep_head: bool) -> list[str]:
     fused = result.objectives == FUSED
     lines = [f"{result.documents:,} pseudo-queries" if fused else _head_line(result)]
     first, last = result.losses

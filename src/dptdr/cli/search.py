@@ -11,7 +11,7 @@ from dptdr.cli.common import (
     Json,
     KeepIdentical,
     load_encoder,
-    refuse_idle,
+    reject_unused_options,
     start,
     write_result,
 )
@@ -109,7 +109,7 @@ def command(
     The index must have been built with the same prompt and backbone.
     """
     try_outputs(json, run_out)
-    refuse_idle(
+    reject_unused_options(
         context,
         without={
             "queries": ("split", "id_prefix", "keep_identical", "run_out", "tune_on"),
@@ -121,7 +121,7 @@ def command(
     if verify:
         alone = text is None and queries is None
         if alone:
-            refuse_idle(context, beside={"verify": _SEARCHING})
+            reject_unused_options(context, beside={"verify": _SEARCHING})
         typer.echo(_verified(index, database))
         if alone:
             return

@@ -37,7 +37,7 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free port.")
     ] = 8000,
     tasks_folder: Annotated[
         Path | None, typer.Option(help="Folder with the bundles and indexes that requests may add.")
@@ -59,8 +59,8 @@ def command(
     onnx: Annotated[
         Path | None,
         typer.Option(
-            help="Folder from `dptdr export --int8`: compute in 8 bits with ONNX Runtime; "
-            "what that costs in nDCG@10 is in its export.json."
+            help="Folder from `dptdr export --int8`: run the int8 model with ONNX Runtime; "
+            "export.json records the loss in nDCG@10."
         ),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", hidden=True, help="Implied by --onnx.")] = False,

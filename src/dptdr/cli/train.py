@@ -22,9 +22,10 @@ PANELS = {"Training": ("min_grade",)}
     {
         TrainingConfig: "Training",
         DeepPromptConfig: "Deep prompt",
-        ShallowPromptConfig: "Deep prompt",
+        ShallowPromptConfig: "Shallow prompt",
         LoraConfig: "LoRA",
     },
+    shared="Several methods",
     first=("max_steps", "num_epochs", "batch_size", "learning_rate", "prompt_length", "seed"),
 )
 def command(
@@ -37,7 +38,7 @@ def command(
         str, typer.Option(help="Frozen encoder: 'minilm', a folder, or a Hugging Face name.")
     ] = "minilm",
     method: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(METHOD_NAMES)}]", help="Tuning method.")
+        str, typer.Option(metavar=f"<{'|'.join(METHOD_NAMES)}>", help="Tuning method.")
     ] = "deep-prompt",
     negatives: Annotated[
         Path | None,
@@ -90,7 +91,7 @@ def command(
     )
     if task.result is None:
         return
-    write_result(json, _summary(task), said=_said(task))
+    write_result(json, _summary(task), said=_message(task))
     if report is not None:
         from dptdr.training.report import write_report
 
@@ -111,7 +112,7 @@ def _summary(task: "Task") -> dict[str, Any]:
     }
 
 
-def _said(task: "Task") -> str:
+def _message(task: "Task") -> str:
     result = task.result
     assert result is not None
     measure = str(result.manifest.training["dev_measure"])

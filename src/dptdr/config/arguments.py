@@ -142,7 +142,7 @@ def check_counts(**counts: int | None) -> None:
             raise ConfigError(f"{name}: expected at most {LARGEST_INTEGER:,}, got {count:,}")
 
 
-def refuse_idle(given: Mapping[str, object], why: str) -> None:
+def reject_unused_arguments(given: Mapping[str, object], why: str) -> None:
     """Reject options that were given but have no effect.
 
     Args:
@@ -175,7 +175,7 @@ def _resolved(annotation: Any, function: Callable[..., Any]) -> Any:
 
 
 class _Named(type):
-    """Stands for a class that is not imported; its instances are known by name."""
+    """Represents a class that is not imported; its instances are recognised by name."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return cls.__name__ in {kind.__name__ for kind in type(value).__mro__}

@@ -34,15 +34,16 @@ class DeepPromptConfig:
         int | None,
         Setting(
             "Number of upper layers with rows; the backward pass stops below them. Default: all. "
-            "Tasks with fewer cannot be served.",
+            "A task with rows in only some layers cannot be served.",
             min=1,
         ),
     ] = None
     sharing: Annotated[
         Sharing,
         Setting(
-            "tied: queries and passages share a prompt; untied: each side has its own; query-only: "
-            "passages are encoded by the bare backbone, so that tasks can share an index."
+            "For deep and shallow prompts. tied: queries and passages share a prompt; untied: each "
+            "side has its own; query-only: passages are encoded by the bare backbone, so that "
+            "tasks can share an index."
         ),
     ] = "tied"
     initialisation: Annotated[
@@ -55,7 +56,8 @@ class DeepPromptConfig:
     dropout: Annotated[
         float,
         Setting(
-            "Dropout probability of prompt entries (or of LoRA's inputs) in training.",
+            "For deep prompts and LoRA: dropout probability of prompt entries, or of LoRA's "
+            "inputs, in training.",
             was=("prompt_dropout",),
         ),
     ] = 0.0
@@ -93,24 +95,24 @@ class LoraConfig:
         ),
     ] = "attention"
     alpha: Annotated[
-        int, Setting("LoRA's updates are scaled by alpha / rank. Default: twice --rank, if given.")
+        int, Setting("LoRA's updates are scaled by alpha / rank. Default: twice --rank.")
     ] = 16
     dropout: Annotated[float, Setting("Dropout before the update in training.")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoConfig:
+class EmptyConfig:
     """Empty settings, for BitFit and full fine-tuning."""
 
 
-MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | NoConfig
+MethodConfig: TypeAlias = DeepPromptConfig | ShallowPromptConfig | LoraConfig | EmptyConfig
 
 DEFAULT_CONFIGS: dict[MethodName, type[MethodConfig]] = {
     "deep-prompt": DeepPromptConfig,
     "shallow-prompt": ShallowPromptConfig,
     "lora": LoraConfig,
-    "bitfit": NoConfig,
-    "full": NoConfig,
+    "bitfit": EmptyConfig,
+    "full": EmptyConfig,
 }
 
 

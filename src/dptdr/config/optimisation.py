@@ -83,7 +83,9 @@ class OptimisationConfig:
     ] = None
     patience: Annotated[
         int | None,
-        Setting("Stop after this many evaluations without improvement.", min=1),
+        Setting(
+            "Stop after this many evaluations without improvement; none: train all steps.", min=1
+        ),
     ] = None
     dev_measure: Annotated[str, Setting("Measure for selecting the checkpoint.")] = "nDCG@10"
     seed: Annotated[int, Setting("Random seed.", min=0, max=MAX_SEED)] = 0

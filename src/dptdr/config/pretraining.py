@@ -181,7 +181,7 @@ class PretrainingConfig(OptimisationConfig):
             )
         return found
 
-    def settled(self, documents: int) -> "PretrainingConfig":
+    def with_steps(self, documents: int) -> "PretrainingConfig":
         """Fill in the number of steps for a given number of documents."""
         if self.max_steps is not None:
             return self

@@ -32,6 +32,18 @@ class Setting:
     was: tuple[str, ...] = ()
     given_as: str | None = None
 
+    @property
+    def range_note(self) -> str:
+        """The bounds for a help text, such as ``x>=1``; empty without bounds."""
+        low = f"{self.min:.10g}<=" if self.min is not None else ""
+        low = f"{self.above:.10g}<" if self.above is not None else low
+        high = f"<={self.max:.10g}" if self.max is not None else ""
+        high = f"<{self.below:.10g}" if self.below is not None else high
+        if low and not high:
+            number, sign = low.rstrip("<="), ">=" if low.endswith("=") else ">"
+            return f"x{sign}{number}"
+        return f"{low}x{high}" if high else ""
+
     def fault(self, value: Any) -> str | None:
         """Describe the expected bounds, or return ``None`` if the number is within them."""
         # Comparisons with NaN are false, which rejects it.

@@ -91,7 +91,7 @@ class TrainingConfig(OptimisationConfig):
         bool, Setting("Allow a query that is also a passage to be its own answer or negative.")
     ] = False
 
-    def settled(self, queries: int) -> "TrainingConfig":
+    def with_steps(self, queries: int) -> "TrainingConfig":
         """Resolve ``max_steps``: as set, from ``num_epochs``, or the default, capped by epochs.
 
         Args:

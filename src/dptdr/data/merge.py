@@ -36,7 +36,7 @@ def join_folders(sources: Sequence[Path], *, out: Path) -> BeirCounts:
         out,
         passages=_each(folders, _named_documents),
         queries=_each(folders, _named_queries),
-        qrels=_united(folders),
+        qrels=_merged_qrels(folders),
         meta={
             "joined": [
                 {"name": folder.name, "fingerprint": folder.fingerprint()} for folder in folders
@@ -61,16 +61,16 @@ def _named_queries(folder: BeirFolder) -> Iterator[Query]:
     return (query._replace(id=f"{folder.name}:{query.id}") for query in folder.queries())
 
 
-def _united(folders: Sequence[BeirFolder]) -> dict[str, Qrels]:
-    united: dict[str, Qrels] = {}
+def _merged_qrels(folders: Sequence[BeirFolder]) -> dict[str, Qrels]:
+    merged: dict[str, Qrels] = {}
     for folder in folders:
         for split in folder.splits():
-            into = united.setdefault(split, {})
+            into = merged.setdefault(split, {})
             for query_id, grades in folder.qrels(split).items():
                 into[f"{folder.name}:{query_id}"] = {
                     f"{folder.name}:{passage_id}": grade for passage_id, grade in grades.items()
                 }
-    return united
+    return merged
 
 
 def cap_folder(

@@ -46,7 +46,7 @@ def capped_test(
     }
     order = sorted(judged)
     random.Random(f"queries {seed}").shuffle(order)
-    kept, needed = _fitting(order[:test_queries], judged, passages=passages)
+    kept, needed = _first_that_fit(order[:test_queries], judged, passages=passages)
     if not kept:
         raise DataError(
             f"no queries of split '{split}' fit: none has a positive, or the first one has more "
@@ -78,7 +78,9 @@ def capped_test(
     )
 
 
-def _fitting(order: Sequence[str], judged: Qrels, *, passages: int) -> tuple[set[str], set[str]]:
+def _first_that_fit(
+    order: Sequence[str], judged: Qrels, *, passages: int
+) -> tuple[set[str], set[str]]:
     """Return the queries that fit and their judged passages."""
     kept: set[str] = set()
     needed: set[str] = set()

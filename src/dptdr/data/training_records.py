@@ -298,7 +298,11 @@ def _dpr(record: Mapping[str, Any], lookup: Lookup, place: Place) -> TrainingGro
 
 
 def _foreign_item(item: object, field: str, place: Place, *, id_fields: Sequence[str]) -> _Item:
-    """Read a passage object; its ``score`` is ignored, because it is not a teacher's."""
+    """Read a passage object of another project's file (Tevatron or DPR).
+
+    Its ``score`` is ignored, because it is that of the retriever that found the passage, not a
+    teacher's.
+    """
     if not isinstance(item, dict):
         raise place.error(f"expected objects, got {describe(item)}", field)
     if not isinstance(item.get("text"), str):

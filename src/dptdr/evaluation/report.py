@@ -64,7 +64,8 @@ class EvaluationReport:
         """Read a report.
 
         Raises:
-            DataError: If the file is missing, not JSON, or lacks a field; names file and field.
+            DataError: If the file is missing, not JSON, has another format, or lacks a field or has
+                an invalid one; names file and field.
         """
         value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:

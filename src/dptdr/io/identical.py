@@ -73,8 +73,8 @@ def without_own(
     }
 
 
-def say_own(count: int) -> None:
-    """Report on standard error if queries were excluded from their own results."""
+def report_own_passages(count: int) -> None:
+    """Report on standard error how many queries are excluded from their own results, if any."""
     if count:
         sys.stderr.write(
             f"{count:,} queries are also passages with the same id, and are excluded from their "

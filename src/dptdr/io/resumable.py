@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from dptdr.errors import NegativesError
 from dptdr.io.atomic import read_json, write_json, writing
+from dptdr.io.lines import describe
 
 FORMAT = 3
 
@@ -76,9 +77,10 @@ class ResumableFile:
     def _recover(self) -> int:
         state = read_json(self._state_path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
+            found = state.get("format") if isinstance(state, dict) else describe(state)
             raise NegativesError(
-                f"{self._state_path}: expected a state of format {FORMAT}; use --overwrite to "
-                "start over"
+                f"{self._state_path}: unsupported resume file (expected format {FORMAT}, got "
+                f"{found}); use --overwrite to start over"
             )
         if state.pop("checksum", None) != _checksum(state):
             raise NegativesError(

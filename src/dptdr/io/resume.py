@@ -219,7 +219,7 @@ def say_complete(path: Path) -> None:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Round-trip settings through JSON."""
+    """Return settings as they will read back from JSON, to compare them with recorded ones."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return plain
 

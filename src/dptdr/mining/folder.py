@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import check_not_judged, is_own_passage, say_own
+from dptdr.io.identical import check_not_judged, is_own_passage, report_own_passages
 from dptdr.io.resume import claim
 from dptdr.io.store import PassageStore
 from dptdr.mining.counting import MiningInputs
@@ -127,7 +127,7 @@ def _mine(
     teacher = context.teacher(request.teacher) if request.teacher is not None else None
     passages = PassageStore(folder)
     own = frozenset() if request.keep_identical else _own(folder, context, passages)
-    say_own(len(own))
+    report_own_passages(len(own))
 
     def inputs_of(opened: MiningContext) -> MiningInputs:
         return MiningInputs(

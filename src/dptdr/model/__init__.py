@@ -3,10 +3,10 @@
 from dptdr.config.methods import (
     METHOD_NAMES,
     DeepPromptConfig,
+    EmptyConfig,
     LoraConfig,
     MethodConfig,
     MethodName,
-    NoConfig,
     ShallowPromptConfig,
     config_from,
 )
@@ -34,6 +34,7 @@ __all__ = [
     "Backbone",
     "DeepPrompt",
     "DeepPromptConfig",
+    "EmptyConfig",
     "Encoder",
     "Geometry",
     "Injection",
@@ -43,7 +44,6 @@ __all__ = [
     "MethodConfig",
     "MethodFactory",
     "MethodName",
-    "NoConfig",
     "Pooling",
     "PromptCall",
     "ShallowPromptConfig",

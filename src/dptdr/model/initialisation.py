@@ -51,7 +51,7 @@ def token_rows(
     return torch.cat(parts, dim=3)
 
 
-def own_units(backbone: Backbone, *, ffn_length: int, seed: int) -> FeedForwardRows:
+def initial_feed_forward_rows(backbone: Backbone, *, ffn_length: int, seed: int) -> FeedForwardRows:
     """Initialise feed-forward rows from each layer's own units, with zero values.
 
     Args:

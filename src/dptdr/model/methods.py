@@ -18,7 +18,7 @@ from dptdr.config.methods import (
 )
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side, Tokens
-from dptdr.model.initialisation import own_units, token_rows
+from dptdr.model.initialisation import initial_feed_forward_rows, token_rows
 from dptdr.model.injection import Geometry
 from dptdr.model.prompt import DeepPrompt, prompts_in, random_rows, saved_rows
 from dptdr.model.prompt_rows import FeedForwardObserver, FeedForwardRows, Observer
@@ -27,7 +27,7 @@ from dptdr.model.weights import (
     WeightsMethod,
     biases,
     lora_parameters,
-    reached,
+    parameters_affecting_vectors,
 )
 
 BUDGET_SHARE = 0.02
@@ -261,7 +261,11 @@ def _initial_rows(
     if rows is not None:
         return _rows_of_task(backbone, config, name=name, rows=rows)
     ffn_length = config.ffn_length or 0
-    feed_forward = own_units(backbone, ffn_length=ffn_length, seed=seed) if ffn_length else None
+    feed_forward = (
+        initial_feed_forward_rows(backbone, ffn_length=ffn_length, seed=seed)
+        if ffn_length
+        else None
+    )
     length, layers = config.prompt_length, prompt_geometry(backbone, config).layers
     if feed_forward is not None:
         feed_forward = FeedForwardRows(*(part[-layers:] for part in feed_forward))
@@ -349,5 +353,5 @@ class MethodFactory:
             return WeightsMethod(
                 backbone, config, name=name, choose=lora_parameters(backbone, config, seed=seed)
             )
-        choose = biases if name == "bitfit" else reached
+        choose = biases if name == "bitfit" else parameters_affecting_vectors
         return WeightsMethod(backbone, config, name=name, choose=choose)

@@ -58,7 +58,7 @@ class PromptRows(NamedTuple):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Run(NamedTuple):
+class EqualLengthBlock(NamedTuple):
     """Adjacent texts of equal length; ``prompt`` rows are prepended to each text's own."""
 
     start: int
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """End of the run within the long row."""
+        """End of the block within the long row."""
         return self.start + self.texts * self.tokens
 
 
@@ -88,13 +88,16 @@ class PackedCall(PromptCall):
         spans: Parts of the row with feed-forward prompt rows.
     """
 
-    __slots__ = ("groups", "runs", "spans")
+    __slots__ = ("blocks", "groups", "spans")
 
     def __init__(
-        self, runs: tuple[Run, ...], groups: tuple[Group, ...], spans: tuple[Group, ...] = ()
+        self,
+        blocks: tuple[EqualLengthBlock, ...],
+        groups: tuple[Group, ...],
+        spans: tuple[Group, ...] = (),
     ) -> None:
         super().__init__()
-        self.runs = runs
+        self.blocks = blocks
         self.groups = groups
         self.spans = spans
 
@@ -152,7 +155,7 @@ class PackedPass:
             BackboneError: If a shifted text exceeds the encoder's positions.
         """
         lengths = [len(row) for row in ids]
-        runs, groups = plan(lengths, prompts, merge=merge)
+        blocks, groups = plan(lengths, prompts, merge=merge)
         spans = feed_forward_spans(lengths, prompts)
         device = self.backbone.device
         inputs: dict[str, Any] = {
@@ -161,8 +164,8 @@ class PackedPass:
         }
         if self.takes_types:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        output = self.backbone.injection(PackedCall(runs, groups, spans), **inputs)
-        return self._pool(output.last_hidden_state[0].float(), runs)
+        output = self.backbone.injection(PackedCall(blocks, groups, spans), **inputs)
+        return self._pool(output.last_hidden_state[0].float(), blocks)
 
     def positions(
         self, lengths: Sequence[int], prompts: Sequence[PromptRows | None]
@@ -182,12 +185,12 @@ class PackedPass:
         return torch.cat([torch.arange(at, at + n) for at, n in zip(starts, lengths, strict=True)])
 
     def _pool(
-        self, states: Float[Tensor, "tokens dim"], runs: tuple[Run, ...]
+        self, states: Float[Tensor, "tokens dim"], blocks: tuple[EqualLengthBlock, ...]
     ) -> Float[Tensor, "texts dim"]:
         pooling = self.backbone.pooling
         parts = []
-        for run in runs:
-            block = states[run.start : run.stop].unflatten(0, (run.texts, run.tokens))
+        for block in blocks:
+            block = states[block.start : block.stop].unflatten(0, (block.texts, block.tokens))
             if pooling.pool == "mean":
                 parts.append(block.mean(dim=1))
             else:
@@ -223,7 +226,7 @@ def feed_forward_spans(
 
 def plan(
     lengths: Sequence[int], prompts: Sequence[PromptRows | None], *, merge: bool | None = None
-) -> tuple[tuple[Run, ...], tuple[Group, ...]]:
+) -> tuple[tuple[EqualLengthBlock, ...], tuple[Group, ...]]:
     """Decide how adjacent texts attend to their prompts.
 
     Joining copies the prompt for every text; merging adds one attention call per task and blends
@@ -234,7 +237,7 @@ def plan(
         prompts: Prompt of each text; texts of the same task must be adjacent.
         merge: Force merging (true) or joining (false); chosen automatically by default.
     """
-    runs: list[Run] = []
+    blocks: list[EqualLengthBlock] = []
     groups: list[Group] = []
     first = start = 0
     while first < len(lengths):
@@ -256,10 +259,10 @@ def plan(
             texts = 1
             while first + texts < last and lengths[first + texts] == lengths[first]:
                 texts += 1
-            runs.append(Run(start, texts, lengths[first], None if apart else prompt))
+            blocks.append(EqualLengthBlock(start, texts, lengths[first], None if apart else prompt))
             start += texts * lengths[first]
             first += texts
-    return tuple(runs), tuple(groups)
+    return tuple(blocks), tuple(groups)
 
 
 def packed_attention(
@@ -274,7 +277,7 @@ def packed_attention(
 
     Args:
         query: Token queries; ``texts`` is 1 for a :class:`PackedCall`.
-        attention_mask: Ignored for packed calls, whose runs define what each token sees.
+        attention_mask: Ignored for packed calls, whose blocks define what each token sees.
         options: As transformers passes them, with the call under ``dptdr_prompt``.
 
     Raises:
@@ -311,14 +314,14 @@ def attend(
     """
     outputs: list[Tensor] = []
     sums: list[Tensor] = []
-    for run in call.runs:
-        shape = (run.texts, run.tokens)
-        cut = slice(run.start, run.stop)
+    for block in call.blocks:
+        shape = (block.texts, block.tokens)
+        cut = slice(block.start, block.stop)
         keys, values = key[cut].unflatten(0, shape), value[cut].unflatten(0, shape)
-        if run.prompt is not None and (place := call.place(run.prompt.keys, layer)) >= 0:
-            shared = (run.texts, -1, -1, -1)
-            keys = torch.cat([run.prompt.keys[place].expand(shared), keys], dim=1)
-            values = torch.cat([run.prompt.values[place].expand(shared), values], dim=1)
+        if block.prompt is not None and (place := call.place(block.prompt.keys, layer)) >= 0:
+            shared = (block.texts, -1, -1, -1)
+            keys = torch.cat([block.prompt.keys[place].expand(shared), keys], dim=1)
+            values = torch.cat([block.prompt.values[place].expand(shared), values], dim=1)
         made, total = _attention(
             query[cut].unflatten(0, shape), keys, values, scale=scale, sums=bool(call.groups)
         )

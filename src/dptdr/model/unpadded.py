@@ -15,7 +15,7 @@ from torch import Tensor
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
 from dptdr.model.backbone import Backbone
-from dptdr.model.initialisation import own_units
+from dptdr.model.initialisation import initial_feed_forward_rows
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedPass, PromptRows
 
@@ -37,7 +37,7 @@ class Unpadded:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        reason = cannot_pack(backbone)
+        reason = why_not_packable(backbone)
         if reason:
             raise DptdrError(f"cannot pack backbone '{backbone.name}': {reason}")
         self.backbone = backbone
@@ -66,7 +66,7 @@ class Unpadded:
         return self._pass.vectors(ids, [prompt] * len(ids), merge=False)
 
     def _differs(self) -> str:
-        """Describe how packed vectors differ from padded ones; empty if they agree."""
+        """Return how packed vectors differ from padded ones, or an empty string if they agree."""
         ids, prompts = _probe(self.backbone)
         worst = 0.0
         try:
@@ -88,8 +88,8 @@ class Unpadded:
         )
 
 
-def cannot_pack(backbone: Backbone) -> str:
-    """Explain why a backbone cannot be packed; empty if it can."""
+def why_not_packable(backbone: Backbone) -> str:
+    """Return why batches for a backbone cannot be packed, or an empty string if they can."""
     config = backbone.model.config
     if backbone.injection.route != "registry":
         return "it does not use the transformers attention registry"
@@ -111,7 +111,7 @@ def _probe(backbone: Backbone) -> tuple[list[list[int]], list[PromptRows | None]
     prompt = PromptRows(*torch.randn(shape, generator=generator))
     prompts = [None, prompt]
     with contextlib.suppress(UnsupportedBackbone):
-        rows = own_units(backbone, ffn_length=2, seed=0)
+        rows = initial_feed_forward_rows(backbone, ffn_length=2, seed=0)
         prompts.append(prompt._replace(feed_forward=rows._replace(values=rows.keys)))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)
     vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])

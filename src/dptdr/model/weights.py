@@ -150,9 +150,9 @@ def lora_parameters(
 
 def biases(model: nn.Module) -> list[str]:
     """Return the names of all biases that affect the vectors."""
-    return [name for name in reached(model) if name.endswith("bias")]
+    return [name for name in parameters_affecting_vectors(model) if name.endswith("bias")]
 
 
-def reached(model: nn.Module) -> list[str]:
+def parameters_affecting_vectors(model: nn.Module) -> list[str]:
     """Return the names of all parameters that affect the vectors; a pooler does not."""
     return [n for n, _ in model.named_parameters() if not n.startswith("pooler.")]

@@ -93,7 +93,7 @@ class Documents:
         return [self.store.at(row) for row in rows]
 
 
-class Wording(NamedTuple):
+class TextFormat(NamedTuple):
     """The parts of an encoder needed for reading texts in worker processes, without weights."""
 
     name: str
@@ -102,7 +102,7 @@ class Wording(NamedTuple):
     vocabulary: int
 
     @classmethod
-    def of(cls, backbone: Backbone) -> "Wording":
+    def of(cls, backbone: Backbone) -> "TextFormat":
         """Extract these parts from an encoder."""
         vocabulary = int(backbone.model.get_input_embeddings().weight.shape[0])
         return cls(backbone.name, backbone.tokenizer, backbone.pooling, vocabulary)
@@ -123,14 +123,14 @@ class Reader:
     def __init__(
         self, backbone: Backbone, documents: Documents, config: PretrainingConfig, *, masks: bool
     ) -> None:
-        self.wording = Wording.of(backbone)
+        self.text_format = TextFormat.of(backbone)
         self.documents = documents
         self.config = config
         self.masks = masks
-        self.words = _words(self.wording, needed=masks)
-        self.frames = {side: _frame(self.wording, side) for side in SIDES}
+        self.words = _words(self.text_format, needed=masks)
+        self.frames = {side: _frame(self.text_format, side) for side in SIDES}
         frame = self.frames[SIDES[0]]
-        self.empty = [*frame.before, *frame.after] or [self.wording.tokenizer.eos_token_id or 0]
+        self.empty = [*frame.before, *frame.after] or [self.text_format.tokenizer.eos_token_id or 0]
         around = max(len(frame.before) + len(frame.after) for frame in self.frames.values())
         room = backbone.pooling.max_tokens - around
         if config.span_tokens > room:
@@ -149,7 +149,7 @@ class Reader:
             stream: Random stream for this use of the documents.
         """
         passages = self.documents.passages(rows)
-        encoded = self.wording.tokenizer(
+        encoded = self.text_format.tokenizer(
             [passage.content for passage in passages],
             add_special_tokens=False,
             truncation=False,
@@ -205,7 +205,7 @@ class Reader:
             starts=starts,
             maskable=self.words.maskable(ids),
             share=self.config.mlm_probability,
-            mask_id=int(self.wording.tokenizer.mask_token_id),
+            mask_id=int(self.text_format.tokenizer.mask_token_id),
             ordinary=self.words.ordinary,
             generator=generator,
         )
@@ -234,25 +234,28 @@ class Reader:
         return False
 
 
-def _words(wording: Wording, *, needed: bool) -> Words | None:
+def _words(text_format: TextFormat, *, needed: bool) -> Words | None:
     """Return the tokenizer's word rules, or ``None`` if spans are not masked."""
-    if needed and wording.tokenizer.mask_token_id is None:
+    if needed and text_format.tokenizer.mask_token_id is None:
         raise BackboneError(
-            f"backbone '{wording.name}': objectives mlm and condenser need a tokenizer with a mask "
-            "token; use --objectives contrastive, or another encoder"
+            f"backbone '{text_format.name}': objectives mlm and condenser need a tokenizer with a "
+            "mask token; use --objectives contrastive, or another encoder"
         )
     try:
-        return Words(wording.tokenizer, vocabulary=wording.vocabulary)
+        return Words(text_format.tokenizer, vocabulary=text_format.vocabulary)
     except BackboneError:
         if needed:
             raise
         return None
 
 
-def _frame(wording: Wording, side: Side) -> Frame:
+def _frame(text_format: TextFormat, side: Side) -> Frame:
     """Find the tokens that the tokenizer adds around a text."""
-    prefix = {"query": wording.pooling.query_prefix, "passage": wording.pooling.passage_prefix}
-    tokenizer = wording.tokenizer
+    prefix = {
+        "query": text_format.pooling.query_prefix,
+        "passage": text_format.pooling.passage_prefix,
+    }
+    tokenizer = text_format.tokenizer
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = list(tokenizer("a")["input_ids"])
     at = next(n for n in range(len(full)) if full[n : n + len(bare)] == bare)

@@ -242,7 +242,7 @@ def _data(
     places = np.random.default_rng([34, config.seed]).permutation(len(pool)).tolist()
     held_out = min(config.dev_documents, len(pool) // 10)
     dev_rows, train_rows = places[:held_out], places[held_out:]
-    wanted = training.batch_size * training.settled(len(train_rows)).steps
+    wanted = training.batch_size * training.with_steps(len(train_rows)).steps
     queries = pseudo_queries(pool, rows=train_rows, count=wanted, seed=config.seed)
     dev = pseudo_queries(pool, rows=dev_rows, count=held_out, seed=config.seed)
     if len(queries) < training.batch_size or not dev:

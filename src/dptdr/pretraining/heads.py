@@ -98,7 +98,7 @@ class OwnHead(MlmHead):
 
 
 class _GivenStates(nn.Module):
-    """Stands in for a masked-language model's encoder and returns given states."""
+    """Replaces a masked-language model's encoder and returns given states."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()

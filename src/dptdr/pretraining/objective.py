@@ -30,7 +30,7 @@ from dptdr.pretraining.losses import sibling_ranks, span_loss
 from dptdr.pretraining.readahead import ReadAhead
 from dptdr.training import sampling
 from dptdr.training.distributed import ProcessGroup
-from dptdr.training.gradcache import cached_backward, whole_backward
+from dptdr.training.gradcache import backward_at_once, backward_in_chunks
 from dptdr.training.objective import StepStats
 
 # Texts are encoded in chunks of about this many tokens; gradients are unaffected.
@@ -329,7 +329,7 @@ class _Pass:
             constants = [self.encode(chunk) for chunk in self.fixed]
         size = self.objective.config.mini_batch_size
         texts = sum(len(chunk.texts) for chunk in self.chunks)
-        run = cached_backward if size is not None and size < texts else whole_backward
+        run = backward_in_chunks if size is not None and size < texts else backward_at_once
         run(
             self.encode,
             self.chunks,

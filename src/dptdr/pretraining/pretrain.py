@@ -24,7 +24,7 @@ from dptdr.pretraining.fused import pretrain_fused
 from dptdr.pretraining.run import Note, PretrainingRun, log_records
 from dptdr.pretraining.saving import FACTS_FILE, refuse_source
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import claimed, joined, local_device
+from dptdr.training.distributed import claim_shared_output, local_device, process_group
 from dptdr.training.loop import Clock, ProgressCallback
 from dptdr.training.train import TrainingResult
 
@@ -141,13 +141,13 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
         return None if made is None else _of_fused(out, made, config=config)
     mark = FACTS_FILE if prompt is None else TASK_FILE
     with contextlib.ExitStack() as stack:
-        world = stack.enter_context(joined(backbone.device.type))
+        world = stack.enter_context(process_group(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one document per process ({world.size}), "
                 f"got {config.batch_size}"
             )
-        output = stack.enter_context(claimed(out, mark=mark, world=world))
+        output = stack.enter_context(claim_shared_output(out, mark=mark, world=world))
         backbone.model.to(local_device(backbone.device))
         run = PretrainingRun.prepare(
             folder,
@@ -168,15 +168,15 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
             began=None if began is None else began | also,
             overwrite=overwrite,
         ):
-            return _found(out, output.result, work=work) if world.is_first else None
+            return _result_of(out, output.result, work=work) if world.is_first else None
         kept = run.train(keep_all=prompt is not None, progress=progress, note=note, clock=clock)
         if kept is None:
             return None
         output.finish(kept)
-        return _found(out, kept, work=work)
+        return _result_of(out, kept, work=work)
 
 
-def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
+def _result_of(out: Path, kept: Mapping[str, Any], *, work: Path) -> PretrainingResult:
     """Return a finished run's result from its record."""
     first, last = kept["losses"]
     changed = {

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from dptdr.config.methods import DeepPromptConfig, NoConfig, settings_of
+from dptdr.config.methods import DeepPromptConfig, EmptyConfig, settings_of
 from dptdr.config.pretraining import (
     DEFAULT_TEMPERATURE,
     FUSED,
@@ -21,7 +21,8 @@ from dptdr.io.atomic import atomic_file, sha256_file
 from dptdr.io.beir import BeirFolder
 from dptdr.model import Backbone, Encoder, Method, MethodFactory, save_task
 from dptdr.pretraining.document_sampling import Documents, Reader
-from dptdr.pretraining.kept import (
+from dptdr.pretraining.objective import PretrainingObjective
+from dptdr.pretraining.saved_heads import (
     BuiltHeads,
     build_heads,
     copy_into,
@@ -29,7 +30,6 @@ from dptdr.pretraining.kept import (
     head_tensors,
     read_head_file,
 )
-from dptdr.pretraining.objective import PretrainingObjective
 from dptdr.pretraining.saving import save_backbone
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.distributed import ProcessGroup
@@ -89,7 +89,7 @@ class PretrainingRun:
         """Build and validate all parts."""
         objectives = chosen_objectives(config, backbone, prompt_only=prompt is not None)
         documents = Documents(folder, config)
-        config = config.settled(len(documents.store))
+        config = config.with_steps(len(documents.store))
         masks = bool({"mlm", "condenser"} & set(objectives))
         # Do the cheap checks before copying the encoder.
         reader = Reader(backbone, documents, config, masks=masks)
@@ -227,13 +227,13 @@ class PretrainingRun:
             handle.write(safetensors.torch.save(tensors, metadata=form))
 
     def _load_heads(self, path: Path) -> None:
-        kept = read_head_file(path)
+        saved = read_head_file(path)
         heads = self.built.heads
         if heads.mlm is not None:
-            copy_into(heads.mlm.own_parameters(), kept.part("mlm"), path=path)
+            copy_into(heads.mlm.own_parameters(), saved.part("mlm"), path=path)
         if heads.condenser is not None:
             own = dict(heads.condenser.named_parameters())
-            copy_into(own, kept.part("condenser"), path=path)
+            copy_into(own, saved.part("condenser"), path=path)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors for a checkpoint."""
@@ -368,7 +368,7 @@ def _method(
     rows: Mapping[str, Tensor] | None,
 ) -> Method:
     if prompt is None:
-        return MethodFactory().build("full", backbone, NoConfig(), seed=config.seed)
+        return MethodFactory().build("full", backbone, EmptyConfig(), seed=config.seed)
     some = [int(row) for row in documents.train[:_INITIALISATION_TEXTS]]
     texts = [passage.content for passage in documents.passages(some)]
     factory = MethodFactory(query_texts=texts, passage_texts=texts, rows=rows)

@@ -9,8 +9,8 @@ from dptdr.io.atomic import atomic_folder, write_json
 from dptdr.model import Backbone
 from dptdr.model.backbone import resolve
 from dptdr.model.injection import quiet_transformers
-from dptdr.pretraining.kept import HEAD_FILE, write_kept
 from dptdr.pretraining.objective import Heads
+from dptdr.pretraining.saved_heads import HEAD_FILE, write_saved_heads
 
 FACTS_FILE = "pretraining.json"
 
@@ -49,7 +49,7 @@ def save_backbone(
             backbone.tokenizer.save_pretrained(folder)
         _write_modules(folder, backbone)
         if heads is not None:
-            write_kept(folder / HEAD_FILE, heads)
+            write_saved_heads(folder / HEAD_FILE, heads)
         write_json(folder / FACTS_FILE, dict(facts))
 
 

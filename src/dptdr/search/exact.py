@@ -112,7 +112,11 @@ def _cut(scores: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _nan_message(queries: np.ndarray, vectors: np.ndarray, *, first_row: int) -> str:
-    """Identify the vector that made a score NaN."""
+    """Return an error message for NaN scores.
+
+    It names the first query or passage vector with non-finite values, or blames overflow if all are
+    finite.
+    """
     for what, array, offset in (("query", queries, 0), ("passage", vectors, first_row)):
         broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(broken):

@@ -126,7 +126,7 @@ def search_queries(
         found = index.search(vectors, depth=depth, filters=filters)
         for query, ids, scores in zip(some, found.ids, found.scores.tolist(), strict=True):
             if query.id in run:
-                raise VectorsError(f"duplicate query id '{query.id}'")
+                raise VectorsError(f"duplicate query id '{query.id}'; pass each query once")
             run[query.id] = [Hit(*pair) for pair in zip(ids, scores, strict=False)]
     return run
 

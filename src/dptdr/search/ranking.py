@@ -11,7 +11,7 @@ from dptdr.evaluation import DEFAULT_MEASURES, evaluate, read_run
 from dptdr.evaluation.measures import parse_measures
 from dptdr.evaluation.report import EvaluationReport, judgements_fingerprint
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import own_passages, say_own, without_own
+from dptdr.io.identical import own_passages, report_own_passages, without_own
 from dptdr.records import Passage, Qrels, Query, Run
 from dptdr.search.bm25 import K1, B, Bm25Index
 from dptdr.search.retrieve import TextEncoder, retrieve
@@ -90,7 +90,7 @@ def rank(
     missing = set(relevant)
     passages = _crossed_off(missing, folder.passages())
     own = own_passages(() if keep_identical else queries, passages, qrels=qrels)
-    say_own(len(own))
+    report_own_passages(len(own))
     if missing:
         sys.stderr.write(
             f"{len(missing):,} of {len(relevant):,} relevant passages are not in the corpus, such "

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from dptdr.config.arguments import check_counts, checked, refuse_idle
+from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError, VectorsError
-from dptdr.io.identical import is_own_passage, say_own, without_own
+from dptdr.io.identical import is_own_passage, report_own_passages, without_own
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
@@ -68,8 +68,12 @@ class SearchIndex:
     ) -> None:
         if not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight: expected a number from 0 to 1, got {dense_weight}")
-        refuse_idle({"dense_weight": hybrid is None and dense_weight != 0.5}, "without hybrid")
-        refuse_idle({"rerank_top": scorer is None and rerank_top != 50}, "without a cross-encoder")
+        reject_unused_arguments(
+            {"dense_weight": hybrid is None and dense_weight != 0.5}, "without hybrid"
+        )
+        reject_unused_arguments(
+            {"rerank_top": scorer is None and rerank_top != 50}, "without a cross-encoder"
+        )
         self.index = index
         self.encoder = encoder
         self.choice = choice
@@ -152,7 +156,7 @@ class SearchIndex:
             )
         if not keep_identical:
             own = self._own(queries, run)
-            say_own(len(own))
+            report_own_passages(len(own))
             run = without_own(run, own, depth=wanted - 1)
         if self._scorer is not None:
             run = rerank(

@@ -12,11 +12,11 @@ from torch import Tensor
 from dptdr.errors import DptdrError, UnsupportedBackbone
 from dptdr.model import packing
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.initialisation import own_units
+from dptdr.model.initialisation import initial_feed_forward_rows
 from dptdr.model.kernels import order_weights
 from dptdr.model.packing import PackedPass, PromptRows
 from dptdr.model.prompt_rows import AttentionRows, FeedForwardRows
-from dptdr.model.unpadded import cannot_pack
+from dptdr.model.unpadded import why_not_packable
 
 Layout = Literal["packed", "padded"]
 
@@ -171,7 +171,7 @@ class Forward:
     def _try_packing(self) -> str:
         """Switch to the packed layout if vectors match padding; return the reason if not."""
         backbone = self.backbone
-        reason = cannot_pack(backbone)
+        reason = why_not_packable(backbone)
         if reason:
             return reason
         try:
@@ -251,7 +251,7 @@ def probe_rows(backbone: Backbone) -> list[BatchRow]:
         prompts.append(PromptRows(keys, values))
     # If supported, the first task also gets feed-forward rows.
     with contextlib.suppress(UnsupportedBackbone):
-        units = own_units(backbone, ffn_length=2, seed=0)
+        units = initial_feed_forward_rows(backbone, ffn_length=2, seed=0)
         units = FeedForwardRows(*(x.to(backbone.device, kind) for x in units))
         prompts[1] = prompts[1]._replace(feed_forward=units._replace(values=units.keys))
     longest = min(_PROBE_TOKENS, backbone.pooling.max_tokens)

@@ -65,16 +65,22 @@ class ServerLimits:
     drain_seconds: Annotated[
         float,
         Setting(
-            "Seconds to keep serving after a stop signal, with /health at 503.",
+            "Seconds to keep serving after a stop signal, with /health at 503; 0: refuse new "
+            "requests at once.",
             min=0,
-            given_as="drain",
+            was=("drain",),
         ),
     ] = 0.0
     stop_seconds: Annotated[
         float, Setting("Seconds to finish accepted requests when stopping.", above=0)
     ] = 30.0
     check_every: Annotated[
-        int, Setting("Batches between self-checks of one row; 0: never.", min=0)
+        int,
+        Setting(
+            "Batches between self-checks of one row; 0: never.",
+            min=0,
+            given_as="self_check_interval",
+        ),
     ] = 500
     layout: Annotated[
         Literal["packed", "padded"] | None,

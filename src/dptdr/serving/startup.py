@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dptdr.config.arguments import refuse_idle
+from dptdr.config.arguments import reject_unused_arguments
 from dptdr.config.settings import from_values
 from dptdr.errors import ConfigError
 from dptdr.io.atomic import writing
@@ -63,7 +63,9 @@ def server_settings(
     served = set(ServerSettings.__dataclass_fields__) - set(ServerLimits.__dataclass_fields__)
     limits = {name: settings.pop(name) for name in settings.keys() - served}
     checked = asdict(from_values(ServerLimits, limits, what="server settings"))
-    _refuse_idle(settings, limits, checked, indexes=bool(indexes), hosts=bool(allowed_hosts))
+    _reject_unused_settings(
+        settings, limits, checked, indexes=bool(indexes), hosts=bool(allowed_hosts)
+    )
     for name in _PLACES.keys() & {name for name, path in settings.items() if path is not None}:
         settings[name] = Path(settings[name])
         if not settings[name].exists():
@@ -103,7 +105,7 @@ def server_settings(
         )
 
 
-def _refuse_idle(
+def _reject_unused_settings(
     settings: Mapping[str, Any],
     limits: Mapping[str, Any],
     checked: Mapping[str, Any],
@@ -114,14 +116,16 @@ def _refuse_idle(
     """Reject settings that have no effect beside the others."""
     keys = settings.get("keys_file") is not None
     if settings.get("onnx") is not None:
-        refuse_idle({"layout": checked["layout"]}, "with onnx")
+        reject_unused_arguments({"layout": checked["layout"]}, "with onnx")
     if keys:
-        refuse_idle({"allowed_hosts": hosts}, "with keys, which any host may use")
+        reject_unused_arguments({"allowed_hosts": hosts}, "with keys, which any host may use")
     if not indexes and settings.get("tasks_folder") is None:
-        refuse_idle({"hybrid": settings.get("hybrid")}, "without an index")
+        reject_unused_arguments({"hybrid": settings.get("hybrid")}, "without an index")
     # A key may have a rate of its own.
     if not (checked["requests_per_second"] or checked["task_requests_per_second"] or keys):
-        refuse_idle({"burst_requests": "burst_requests" in limits}, "without a rate limit")
+        reject_unused_arguments(
+            {"burst_requests": "burst_requests" in limits}, "without a rate limit"
+        )
 
 
 def _named(given: str) -> tuple[str, Path]:

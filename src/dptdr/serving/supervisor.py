@@ -31,7 +31,7 @@ class _Worker:
     message: str | None = None
 
     def read_reports(self) -> None:
-        """Record whether the worker has loaded, or why it could not."""
+        """Read the worker's startup report: it loaded, or an error message."""
         # A pipe for each worker: one that is killed while it reports would keep a queue's lock.
         with contextlib.suppress(EOFError, OSError):
             while self.reports.poll():

@@ -183,7 +183,7 @@ class SharedOutput:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOutput]:
+def claim_shared_output(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOutput]:
     """Claim an output for all ranks; see :func:`dptdr.io.resume.claim`.
 
     Args:
@@ -199,7 +199,7 @@ def claimed(path: Path, *, mark: str, world: ProcessGroup) -> Iterator[SharedOut
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[ProcessGroup]:
+def process_group(device: str) -> Iterator[ProcessGroup]:
     """Join the process group started by ``torchrun``, if any.
 
     Args:

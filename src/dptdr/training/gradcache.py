@@ -30,7 +30,7 @@ def is_finite(loss: Tensor) -> bool:
     return bool(torch.isfinite(loss))
 
 
-def whole_backward(
+def backward_at_once(
     encode: Callable[[Chunk], Float[Tensor, "texts dim"]],
     chunks: Sequence[Chunk],
     loss_of: Callable[[list[Tensor]], Tensor],
@@ -54,14 +54,14 @@ def whole_backward(
     return loss.detach()
 
 
-def cached_backward(
+def backward_in_chunks(
     encode: Callable[[Chunk], Float[Tensor, "texts dim"]],
     chunks: Sequence[Chunk],
     loss_of: Callable[[list[Tensor]], Tensor],
     *,
     proceed: Proceed = is_finite,
 ) -> Tensor:
-    """Like :func:`whole_backward`, but keep the activations of one chunk at a time.
+    """Like :func:`backward_at_once`, but keep the activations of one chunk at a time.
 
     Every chunk but the last is encoded twice: first without a graph, to get all vectors and the
     loss's gradient with respect to them, then with a graph and the same random state, to
@@ -70,7 +70,7 @@ def cached_backward(
     Args:
         encode: Encodes a chunk; called twice for each chunk but the last.
         loss_of: Computes the loss from all vectors, one tensor per chunk.
-        proceed: As for :func:`whole_backward`.
+        proceed: As for :func:`backward_at_once`.
 
     Returns:
         The detached loss; gradients accumulate on the parameters.

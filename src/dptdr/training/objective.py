@@ -16,7 +16,7 @@ from dptdr.model.encoder import batch_sizes, length_sorted_batches
 from dptdr.training import losses, sampling
 from dptdr.training.distributed import ProcessGroup
 from dptdr.training.frozen import FrozenLinears
-from dptdr.training.gradcache import cached_backward, whole_backward
+from dptdr.training.gradcache import backward_at_once, backward_in_chunks
 from dptdr.training.groups import Groups
 from dptdr.training.masks import Example, InBatchCandidates, Masks, text_hash
 
@@ -155,9 +155,9 @@ class ContrastiveObjective:
 
         size = self.config.mini_batch_size
         run = (
-            cached_backward
+            backward_in_chunks
             if size is not None and size < sum(len(p.rows) for p in trained)
-            else whole_backward
+            else backward_at_once
         )
         run(
             self._encode,

@@ -11,7 +11,7 @@ from dptdr.data.tokens import TokenTexts
 from dptdr.errors import ConfigError, DataError, TrainingError
 from dptdr.io.atomic import sha256_file
 from dptdr.io.beir import BeirFolder
-from dptdr.io.identical import own_passages, say_own
+from dptdr.io.identical import own_passages, report_own_passages
 from dptdr.io.resume import recorded_result
 from dptdr.records import Passage, Qrels, Query
 from dptdr.training.filegroups import FileGroups
@@ -97,7 +97,7 @@ def load_data(
         facts["train_queries_without_positive"] = groups.without_positive
     if config.distillation != "none":
         _check_teacher(groups, config)
-    say_own(len(groups.own))
+    report_own_passages(len(groups.own))
     query_texts, passage_texts = sample_texts(groups, _INITIALISATION_TEXTS, seed=config.seed)
     return TrainingData(
         groups=groups,

@@ -44,7 +44,7 @@ _LEFT_OUT = ("kind", "step", "attention_mass", "layer_gradient_norms")
 
 
 @contextlib.contextmanager
-def mirrored(
+def tracker_writer(
     tracking: Tracking,
     *,
     world: ProcessGroup,

@@ -24,13 +24,18 @@ from dptdr.training.checkpoint_selection import (
     training_limits,
 )
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.distributed import ProcessGroup, claimed, joined, local_device
+from dptdr.training.distributed import (
+    ProcessGroup,
+    claim_shared_output,
+    local_device,
+    process_group,
+)
 from dptdr.training.health import prompt_health
 from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
 from dptdr.training.losses import matryoshka_lengths
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData
-from dptdr.training.tracking import UNTRACKED, Tracking, mirrored
+from dptdr.training.tracking import UNTRACKED, Tracking, tracker_writer
 
 Accept: TypeAlias = Callable[[Mapping[str, float], Mapping[str, float]], None]
 
@@ -101,7 +106,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             or it cannot be written.
         TrainingError: If the loss is not finite.
     """
-    config = config.settled(len(data.groups))
+    config = config.with_steps(len(data.groups))
     config.check()
     try:
         matryoshka_lengths(config.matryoshka, dim=backbone.dim)
@@ -110,13 +115,13 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
     out = Path(out)
     tracked = {"method": method_name, **settings_of(method_config), **dataclasses.asdict(config)}
     with contextlib.ExitStack() as stack:
-        world = stack.enter_context(joined(backbone.device.type))
+        world = stack.enter_context(process_group(backbone.device.type))
         if config.batch_size < world.size:
             raise ConfigError(
                 f"batch_size: expected at least one query per process ({world.size}), got "
                 f"{config.batch_size}"
             )
-        output = stack.enter_context(claimed(out, mark=TASK_FILE, world=world))
+        output = stack.enter_context(claim_shared_output(out, mark=TASK_FILE, world=world))
         backbone.model.to(local_device(backbone.device))
         factory = MethodFactory(
             query_texts=data.query_texts, passage_texts=data.passage_texts, rows=start_rows
@@ -141,8 +146,8 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),
         }
         if output.begin(identity, work=work, began=RunFolder(work).began(), overwrite=overwrite):
-            return _found(out, output.result, work=work) if world.is_first else None
-        mirror = mirrored(tracking, world=world, name=out.name, settings=tracked)
+            return _result_of(out, output.result, work=work) if world.is_first else None
+        mirror = tracker_writer(tracking, world=world, name=out.name, settings=tracked)
         folder = RunFolder(work, mirror=stack.enter_context(mirror))
         if world.is_first:
             folder.begin(identity)
@@ -166,10 +171,10 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             output.finish(kept)
         # Wait, so that every rank can load the bundle afterwards.
         world.barrier()
-        return _found(out, kept, work=work) if world.is_first else None
+        return _result_of(out, kept, work=work) if world.is_first else None
 
 
-def _found(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
+def _result_of(out: Path, kept: Mapping[str, Any], *, work: Path) -> TrainingResult:
     """Return a finished run's result from its bundle and record."""
     return TrainingResult(
         manifest=read_manifest(out),

@@ -88,7 +88,7 @@ def for_few_queries(
     are kept.
     """
     config, method = request.config, request.method_config
-    settled = config.settled(queries)
+    settled = config.with_steps(queries)
     asked = config.max_steps is not None or config.num_epochs is not None
     if asked or settled.steps >= DEFAULT_STEPS:
         return request._replace(config=settled)

@@ -1,11 +1,19 @@
+import re
 import sys
 import types
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from dptdr.cli import app, main
+from dptdr.cli.app import build_app
+from dptdr.cli.options import settings as options_of
+from dptdr.config.settings import Setting
 from dptdr.errors import ConfigError
 from dptdr.io.progress import progress
+from dptdr.serving.settings import ServerLimits
 
 
 def called(monkeypatch, capsys, command):
@@ -69,7 +77,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, name, overwrite, advice)
 
     monkeypatch.setattr(app, "current_phase", lambda: "")
     with pytest.raises(app.Stopped, match=f"dptdr {name}; {advice}$"):
-        app._ending(command, name=name)(overwrite=overwrite)
+        app._with_exit_codes(command, name=name)(overwrite=overwrite)
 
 
 def test_a_closed_pipe_ends_with_141(monkeypatch, capsys):
@@ -89,3 +97,51 @@ def test_settings_are_named_as_options_but_never_inside_paths():
     assert said == "training settings: --batch-size: expected 2; --json: bad"
     assert with_flags("t5/r.json: expected a report", options) == "t5/r.json: expected a report"
     assert with_flags("my json: expected a report", options) == "my json: expected a report"
+
+
+def test_help_gives_every_derived_option_its_default_and_range_once():
+    def words(command):
+        shown = CliRunner().invoke(build_app(), [command, "--help"], terminal_width=200)
+        return " ".join(shown.output.split())
+
+    train, serve = words("train"), words("serve")
+    assert "Random seed. [default: 0; 0<=x<=4294967295]" in train
+    assert "without improvement; none: train all steps. [default: none; x>=1]" in train
+    assert "[default: no-keep-identical]" in train
+    assert "Default: twice --rank. Machine" in train
+    assert "per key and worker; 0: no limit. [default: 0.0; x>=0]" in serve
+    assert "INTEGER" not in train + serve
+    assert "--check-every" not in serve
+
+
+def test_options_of_several_methods_have_a_heading_of_their_own():
+    shown = CliRunner().invoke(build_app(), ["train", "--help"]).output
+    shared = shown.partition("\nSeveral methods:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^  (--\S+)", shared, re.MULTILINE) == ["--sharing", "--dropout"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "note"),
+    [
+        (Setting(""), ""),
+        (Setting("", min=1), "x>=1"),
+        (Setting("", above=0), "x>0"),
+        (Setting("", max=5), "x<=5"),
+        (Setting("", above=0, below=1), "0<x<1"),
+        (Setting("", min=0, max=1), "0<=x<=1"),
+    ],
+)
+def test_the_range_of_a_setting_is_written_as_click_writes_ranges(setting, note):
+    assert setting.range_note == note
+
+
+def test_the_former_options_of_serve_still_set_the_limits():
+    @options_of({ServerLimits: "Limits"})
+    def command(settings: dict[str, Any]):
+        raise typer.Exit(int(settings == {"check_every": 7, "drain_seconds": 2.5}))
+
+    made = typer.Typer()
+    made.command()(command)
+    for flags in (["--check-every", "--drain"], ["--self-check-interval", "--drain-seconds"]):
+        words = [flags[0], "7", flags[1], "2.5"]
+        assert CliRunner().invoke(made, words).exit_code == 1

@@ -153,5 +153,5 @@ def test_serve_help_needs_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    for option in ("--index", "--workers", "--keys", "--tasks-folder", "--drain"):
+    for option in ("--index", "--workers", "--keys", "--tasks-folder", "--drain-seconds"):
         assert option in ended.stdout

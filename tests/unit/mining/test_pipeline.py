@@ -54,7 +54,7 @@ def test_mine_unites_sources_and_keeps_ranks_and_scores_of_each(world, source, t
     assert (bm25.candidates, bm25.blocked, bm25.negatives, bm25.alone) == (2, 1, 2, 0)
     assert (own.candidates, own.blocked, own.negatives, own.alone) == (3, 1, 3, 1)
     assert own.ranks[:2] == [0, 3]
-    # The copy at BM25's rank 1 stands for the positive: nothing is above it.
+    # The copy at BM25's rank 1 counts as the positive: nothing is above it.
     assert (bm25.with_positive, bm25.above_positive) == (2, 0)
 
 

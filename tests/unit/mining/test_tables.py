@@ -18,7 +18,7 @@ def corpus():
             Passage("b", "same text", title="B"),
             Passage("é", "", title="Only a title"),
             Passage("d", "ﬁnal"),
-            Passage("0", "an id that stands twice"),
+            Passage("0", "an id that occurs twice"),
         ]
     )
 

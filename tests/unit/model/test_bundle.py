@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import dptdr
 from dptdr.config.methods import (
     DeepPromptConfig,
+    EmptyConfig,
     LoraConfig,
-    NoConfig,
     ShallowPromptConfig,
 )
 from dptdr.errors import BundleError, OutputError, WrongBackbone
@@ -63,8 +63,8 @@ CASES = {
         ShallowPromptConfig(prompt_length=3, sharing="untied"),
     ),
     "lora": ("lora", LoraConfig(rank=2)),
-    "bitfit": ("bitfit", NoConfig()),
-    "full": ("full", NoConfig()),
+    "bitfit": ("bitfit", EmptyConfig()),
+    "full": ("full", EmptyConfig()),
 }
 
 

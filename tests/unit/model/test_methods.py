@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dptdr.config.methods import DeepPromptConfig, LoraConfig, NoConfig, ShallowPromptConfig
+from dptdr.config.methods import DeepPromptConfig, EmptyConfig, LoraConfig, ShallowPromptConfig
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model import DeepPrompt, Method, MethodFactory
 from dptdr.model.prompt import random_rows
@@ -14,8 +14,8 @@ CONFIGS = {
     "deep-prompt": DeepPromptConfig(prompt_length=3),
     "shallow-prompt": ShallowPromptConfig(prompt_length=3),
     "lora": LoraConfig(rank=2),
-    "bitfit": NoConfig(),
-    "full": NoConfig(),
+    "bitfit": EmptyConfig(),
+    "full": EmptyConfig(),
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dptdr.config.methods import DeepPromptConfig, LoraConfig, NoConfig, ShallowPromptConfig
+from dptdr.config.methods import DeepPromptConfig, EmptyConfig, LoraConfig, ShallowPromptConfig
 from dptdr.errors import DptdrError
 from dptdr.model import Encoder, MethodFactory
 from dptdr.model.kernels import OrderedLinear
@@ -48,7 +48,7 @@ def test_vectors_of_deep_prompts_do_not_change(architecture, settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [("lora", LoraConfig()), ("full", NoConfig()), ("bitfit", NoConfig())]
+    ("name", "config"), [("lora", LoraConfig()), ("full", EmptyConfig()), ("bitfit", EmptyConfig())]
 )
 def test_vectors_of_trained_weights_do_not_change(name, config):
     padded, unpadded = (tuned(tiny_backbone("bert"), name, config) for _ in range(2))

@@ -40,7 +40,7 @@ def test_broken_line_of_the_corpus_is_named(tmp_path):
 
 def test_masked_and_true_tokens_are_those_of_one_cut(corpus):
     made = reader(corpus, short_span_ratio=0.5)
-    tokenizer = made.wording.tokenizer
+    tokenizer = made.text_format.tokenizer
     rows = [int(row) for row in made.documents.train[:40]]
     passages = made.documents.passages(rows)
     for passage, document in zip(passages, made.read(rows, step=3), strict=True):
@@ -104,7 +104,7 @@ def test_prefixes_stand_before_the_text_and_are_not_masked(corpus):
         pooling=Pooling(max_tokens=64, query_prefix="who what ", passage_prefix="the "),
     )
     made = reader(corpus, backbone)
-    tokenizer = made.wording.tokenizer
+    tokenizer = made.text_format.tokenizer
     before = {"query": tokenizer("who what")["input_ids"][:-1], "passage": tokenizer("the")[
         "input_ids"][:-1]}  # fmt: skip
     for document in made.read([0, 1, 2, 3, 4, 5], step=0):

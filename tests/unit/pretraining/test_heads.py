@@ -6,7 +6,12 @@ from safetensors.torch import load_file, save_file
 from dptdr.errors import BackboneError, ConfigError
 from dptdr.model import Backbone, PromptCall
 from dptdr.pretraining.heads import CondenserHead, TiedHead, head_count, own_head
-from dptdr.pretraining.kept import HEAD_FILE, build_heads, read_kept, write_kept
+from dptdr.pretraining.saved_heads import (
+    HEAD_FILE,
+    build_heads,
+    read_saved_heads,
+    write_saved_heads,
+)
 from helpers.pretraining import save_lm, small_config
 from helpers.tiny import save_tiny, tiny_backbone, token_batch
 
@@ -108,7 +113,7 @@ def test_kept_heads_are_found_again(tmp_path, plain):
     with torch.no_grad():
         for parameter in built.heads.trained.values():
             parameter.add_(0.5)
-    write_kept(folder / HEAD_FILE, built.heads)
+    write_saved_heads(folder / HEAD_FILE, built.heads)
     again = build(folder)
     assert (again.mlm, again.condenser) == ("kept", "kept")
     assert again.heads.new == {}
@@ -122,8 +127,8 @@ def test_kept_own_head_is_found_again(tmp_path, lm, plain):
     built = build(lm)
     assert built.mlm == "checkpoint"
     folder = shutil.copytree(plain, tmp_path / "bert")
-    write_kept(folder / HEAD_FILE, built.heads)
-    assert read_kept(str(folder)).form == {"mlm_kind": "own"}
+    write_saved_heads(folder / HEAD_FILE, built.heads)
+    assert read_saved_heads(str(folder)).form == {"mlm_kind": "own"}
     again = build(folder)
     assert again.mlm == "kept"
     assert again.heads.mlm.kind == "own"
@@ -133,7 +138,7 @@ def test_kept_heads_of_another_shape_are_refused(tmp_path, plain):
     import shutil
 
     folder = shutil.copytree(plain, tmp_path / "bert")
-    write_kept(folder / HEAD_FILE, build(folder, head_layers=1).heads)
+    write_saved_heads(folder / HEAD_FILE, build(folder, head_layers=1).heads)
     with pytest.raises(BackboneError, match=r"saved heads have a different shape .*--head-layers"):
         build(folder, head_layers=2)
 
@@ -155,5 +160,5 @@ def test_early_layer_beyond_the_encoder_is_refused(plain):
 def test_a_head_file_has_the_same_bytes_each_time(tmp_path, plain):
     heads = build(plain, head_layers=1).heads
     for number in range(6):
-        write_kept(tmp_path / str(number), heads)
+        write_saved_heads(tmp_path / str(number), heads)
     assert len({(tmp_path / str(number)).read_bytes() for number in range(6)}) == 1

@@ -40,7 +40,7 @@ def prefixed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def copies(tmp_path_factory):
-    """A corpus in which a third of the documents stand twice, and many are too short for two."""
+    """A corpus in which a third of the documents occur twice, and many are too short for two."""
     path = topic_corpus(tmp_path_factory.mktemp("once") / "d", documents=30, least=1, most=40)
     passages = list(BeirFolder(path).passages())
     twice = [*passages, *(Passage(f"again-{p.id}", p.text) for p in passages[::3])]

@@ -9,9 +9,9 @@ from dptdr.errors import BackboneError, ConfigError, OutputError, TrainingError
 from dptdr.io.beir import BeirFolder, write_beir
 from dptdr.model import Backbone, Encoder, Pooling, load_task
 from dptdr.pretraining import objective as room
-from dptdr.pretraining.kept import HEAD_FILE
 from dptdr.pretraining.pretrain import pretrain
 from dptdr.pretraining.run import chosen_objectives
+from dptdr.pretraining.saved_heads import HEAD_FILE
 from dptdr.pretraining.saving import save_backbone
 from dptdr.records import Passage
 from helpers.pretraining import small_config

@@ -58,5 +58,5 @@ def test_a_query_only_task_searches_the_bare_backbones_vectors(index, make_encod
 
 
 def test_doubled_query_ids_are_refused(index, encoder):
-    with pytest.raises(VectorsError, match="duplicate query id 'q1'"):
+    with pytest.raises(VectorsError, match="duplicate query id 'q1'; pass each query once"):
         search_queries(index, encoder, queries=[QUERIES[0]] * 2, depth=1)

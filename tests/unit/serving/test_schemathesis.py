@@ -17,7 +17,7 @@ PROGRAM = Path(sys.executable).with_name("schemathesis")
 )
 def test_every_reply_is_as_the_document_says(tmp_path):
     pytest.importorskip("fastapi")
-    # What a task was trained for (dimensions) and what a limit allows cannot stand in a schema.
+    # A schema cannot express what a task was trained for (dimensions) and what a limit allows.
     options = "--max-examples=4 --exclude-checks=positive_data_acceptance --seed=1 --no-color"
     with WebServer.start(tmp_path) as web, web.listening() as address:
         ended = subprocess.run(

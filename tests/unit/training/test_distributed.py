@@ -135,7 +135,7 @@ def test_fewer_queries_than_processes_are_refused(monkeypatch, tmp_path):
     def three(device):
         yield ProcessGroup(rank=0, size=3)
 
-    monkeypatch.setattr(module, "joined", three)
+    monkeypatch.setattr(module, "process_group", three)
     settings = SETTINGS | {
         "data": str(tiny_data(tmp_path / "data")),
         "backbone": str(save_tiny(tmp_path / "bert")),

@@ -50,7 +50,7 @@ def test_chunked_gradient_in_float32_is_the_whole_gradient(monkeypatch, name):
     assert relative_error(found, other_chunks) < ROUNDING
     from dptdr.training import objective
 
-    monkeypatch.setattr(objective, "cached_backward", objective.whole_backward)
+    monkeypatch.setattr(objective, "backward_in_chunks", objective.backward_at_once)
     _, same_chunks = gradients(method, GROUPS, mini_batch_size=3)
     assert relative_error(found, same_chunks) < 1e-6
 
@@ -109,7 +109,7 @@ def test_chunked_gradient_on_other_encoders_is_the_whole_gradient(float64, archi
 
 def test_lora_dropout_is_repeated_in_the_second_pass():
     from dptdr.config.training import TrainingConfig
-    from dptdr.training.gradcache import cached_backward, whole_backward
+    from dptdr.training.gradcache import backward_at_once, backward_in_chunks
     from dptdr.training.objective import ContrastiveObjective
 
     method = made_method("lora", config=LoraConfig(rank=2, dropout=0.5))
@@ -119,7 +119,7 @@ def test_lora_dropout_is_repeated_in_the_second_pass():
     batch = objective.collect([(0, item) for item in range(len(GROUPS))])
     pieces = objective.micro_batches(batch)
     found = []
-    for run in (whole_backward, cached_backward):
+    for run in (backward_at_once, backward_in_chunks):
         for parameter in method.trained().values():
             parameter.grad = None
         torch.manual_seed(11)
@@ -129,7 +129,7 @@ def test_lora_dropout_is_repeated_in_the_second_pass():
     torch.manual_seed(12)
     for parameter in method.trained().values():
         parameter.grad = None
-    whole_backward(objective._encode, pieces, lambda v: objective._loss(batch, pieces, v))
+    backward_at_once(objective._encode, pieces, lambda v: objective._loss(batch, pieces, v))
     other = torch.cat([p.grad.reshape(-1) for p in method.trained().values()]).double()
     assert relative_error(other, found[0]) > 1e-2  # Dropout was at work.
 

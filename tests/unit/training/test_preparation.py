@@ -107,12 +107,12 @@ def test_the_same_seed_draws_the_same_dev_set(tmp_path):
 
 def test_few_queries_take_fewer_steps():
     config = TrainingConfig(batch_size=32)
-    assert config.settled(33).steps == 21
-    assert config.settled(240).steps == 150
-    assert config.settled(100_000).steps == 150
-    assert config.settled(1).steps == 1
-    assert TrainingConfig(batch_size=32, num_epochs=1.5).settled(64).steps == 3
-    assert TrainingConfig(max_steps=500).settled(1).steps == 500
+    assert config.with_steps(33).steps == 21
+    assert config.with_steps(240).steps == 150
+    assert config.with_steps(100_000).steps == 150
+    assert config.with_steps(1).steps == 1
+    assert TrainingConfig(batch_size=32, num_epochs=1.5).with_steps(64).steps == 3
+    assert TrainingConfig(max_steps=500).with_steps(1).steps == 500
 
 
 def test_a_query_that_is_a_passage_is_no_negative_of_its_own(tmp_path, capsys):

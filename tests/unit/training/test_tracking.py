@@ -23,9 +23,9 @@ def test_log_lines_become_tensorboard_scalars(tmp_path):
         reason="the extra 'watch' is not installed",
     )
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
-    with mirrored(Tracking(tensorboard=tmp_path), world=ProcessGroup()) as write:
+    with tracker_writer(Tracking(tensorboard=tmp_path), world=ProcessGroup()) as write:
         for record in RECORDS:
             write(record)
     events = event_accumulator.EventAccumulator(str(tmp_path))
@@ -43,7 +43,7 @@ def test_log_lines_become_tensorboard_scalars(tmp_path):
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
     calls = []
     fake = types.ModuleType(name)
@@ -53,7 +53,7 @@ def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, fake)
 
     settings = {"batch_size": 4}
-    with mirrored(
+    with tracker_writer(
         Tracking(tracker=name), world=ProcessGroup(), name="faq", settings=settings
     ) as write:
         write(RECORDS[0])
@@ -69,7 +69,7 @@ def test_wandb_and_trackio_get_settings_values_and_the_end(monkeypatch, name):
 
 def test_mlflow_gets_names_that_it_takes(monkeypatch):
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
     calls = []
 
@@ -86,7 +86,7 @@ def test_mlflow_gets_names_that_it_takes(monkeypatch):
     fake.log_metrics = lambda values, *, step: calls.append((step, values))
     monkeypatch.setitem(sys.modules, "mlflow", fake)
 
-    with mirrored(
+    with tracker_writer(
         Tracking(tracker="mlflow"), world=ProcessGroup(), name="faq", settings={"a": 1}
     ) as write:
         write(RECORDS[2])
@@ -100,12 +100,12 @@ def test_mlflow_gets_names_that_it_takes(monkeypatch):
 def test_mlflow_itself_takes_the_values(monkeypatch, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: only a stand-in is")
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'runs'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    with mirrored(
+    with tracker_writer(
         Tracking(tracker="mlflow"), world=ProcessGroup(), name="faq", settings={"a": 1}
     ) as write:
         for record in RECORDS:
@@ -118,12 +118,12 @@ def test_mlflow_itself_takes_the_values(monkeypatch, tmp_path):
 
 def test_other_processes_and_runs_without_a_tracker_write_nothing(tmp_path):
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
-    with mirrored(Tracking(), world=ProcessGroup()) as write:
+    with tracker_writer(Tracking(), world=ProcessGroup()) as write:
         assert write is None
     both = Tracking(tensorboard=tmp_path / "tb", tracker="wandb")
-    with mirrored(both, world=ProcessGroup(rank=1, size=2)) as write:
+    with tracker_writer(both, world=ProcessGroup(rank=1, size=2)) as write:
         assert write is None
     assert not (tmp_path / "tb").exists()
 
@@ -138,7 +138,7 @@ def test_other_processes_and_runs_without_a_tracker_write_nothing(tmp_path):
 )
 def test_a_missing_or_unknown_tracker_is_named(monkeypatch, options, message):
     from dptdr.training.distributed import ProcessGroup
-    from dptdr.training.tracking import Tracking, mirrored
+    from dptdr.training.tracking import Tracking, tracker_writer
 
     def refuse(name):
         raise ImportError(name)
@@ -146,6 +146,6 @@ def test_a_missing_or_unknown_tracker_is_named(monkeypatch, options, message):
     monkeypatch.setattr(importlib, "import_module", refuse)
     with (
         pytest.raises(ConfigError, match=message),
-        mirrored(Tracking(**options), world=ProcessGroup()),
+        tracker_writer(Tracking(**options), world=ProcessGroup()),
     ):
         pass

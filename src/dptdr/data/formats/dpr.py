@@ -94,7 +94,9 @@ def _wikipedia(path: Path, counted: Counter[str]) -> Iterator[Passage]:
             continue
         checked_id(passage_id, path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(f"duplicate passage id '{passage_id}'", path=path, line=number)
+            raise DataError(
+                f"duplicate passage id '{passage_id}'; delete one of them", path=path, line=number
+            )
         counted[plain_name(path)] += 1
         yield Passage(id=passage_id, text=text, title=title)
 

@@ -81,7 +81,9 @@ def _passages(path: Path, counted: Counter[str]) -> Iterator[Passage]:
         check_width(fields, columns=columns, path=path, number=number)
         passage_id = checked_id(fields[0], path=path, number=number, field="id")
         if not seen.add(passage_id):
-            raise DataError(f"duplicate passage id '{passage_id}'", path=path, line=number)
+            raise DataError(
+                f"duplicate passage id '{passage_id}'; delete one of them", path=path, line=number
+            )
         counted[plain_name(path)] += 1
         title = fields[1] if len(columns) == 3 else ""
         yield Passage(id=passage_id, text=fields[-1], title=title)
@@ -95,7 +97,9 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
         for number, (query_id, text) in tab_rows(path, columns=("id", "text")):
             checked_id(query_id, path=path, number=number, field="id")
             if not in_file.add(query_id):
-                raise DataError(f"duplicate query id '{query_id}'", path=path, line=number)
+                raise DataError(
+                    f"duplicate query id '{query_id}'; delete one of them", path=path, line=number
+                )
             counted[plain_name(path)] += 1
             known = seen.setdefault(query_id, hash(text))
             if known != hash(text):

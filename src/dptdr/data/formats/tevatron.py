@@ -115,7 +115,9 @@ def _corpus(path: Path, groups: list[Path], counted: Counter[str]) -> Iterator[P
     for line, record in read_records(path):
         passage = _passage(record, path=path, line=line)
         if not seen.add(passage.id):
-            raise DataError(f"duplicate passage id '{passage.id}'", path=path, line=line)
+            raise DataError(
+                f"duplicate passage id '{passage.id}'; delete one of them", path=path, line=line
+            )
         # Groups may omit titles.
         if embedded.contradicts(passage.id, _content(passage), _content(passage, title="")):
             other, number = next(
@@ -170,7 +172,9 @@ def _queries(paths: list[Path], counted: Counter[str]) -> Iterator[Query]:
         for line, record in read_records(path):
             query_id = _text(record, "query_id", path=path, line=line)
             if not seen.add(query_id):
-                raise DataError(f"duplicate query id '{query_id}'", path=path, line=line)
+                raise DataError(
+                    f"duplicate query id '{query_id}'; delete one of them", path=path, line=line
+                )
             counted[plain_name(path)] += 1
             yield Query(query_id, _text(record, "query", path=path, line=line))
 

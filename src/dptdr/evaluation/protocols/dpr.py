@@ -242,7 +242,7 @@ def _wanted_passages(
     wanted: dict[str, list[tuple[int, int]]] = {}
     for query_id, hits in run.items():
         if len({hit.passage_id for hit in hits}) != len(hits):
-            raise EvaluationError(f"query '{query_id}' lists a passage twice")
+            raise EvaluationError(f"query '{query_id}' lists a passage twice; list it once")
         for rank, hit in enumerate(hits[: CUTOFFS[-1]]):
             wanted.setdefault(hit.passage_id, []).append((rows[query_id], rank))
     if not wanted:

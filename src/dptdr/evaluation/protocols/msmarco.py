@@ -77,13 +77,14 @@ def read_ranks(path: Path) -> dict[str, dict[int, str]]:
         if rank in by_rank:
             raise DataError(
                 f"query '{query_id}' has rank {rank} twice, for '{by_rank[rank]}' and "
-                f"'{passage_id}'",
+                f"'{passage_id}'; number the ranks of a query from 1, each once",
                 path=path,
                 line=number,
             )
         if passage_id in passages:
             raise DataError(
-                f"query '{query_id}' ranks passage '{passage_id}' a second time",
+                f"query '{query_id}' ranks passage '{passage_id}' a second time; keep its best "
+                "rank",
                 path=path,
                 line=number,
             )

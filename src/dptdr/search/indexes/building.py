@@ -15,7 +15,7 @@ from dptdr.search.bm25 import HEADER, Bm25Index
 from dptdr.search.indexes.local import (
     FORMAT,
     FORMAT_VERSION,
-    GRAPH,
+    INDEX_FILE,
     LEXICAL,
     VECTORS,
     LocalIndex,
@@ -111,7 +111,7 @@ def build_index(
                 auto=index_type == "auto",
                 on_progress=on_progress,
             )
-            rows.save(temporary / GRAPH)
+            rows.save(temporary / INDEX_FILE)
             seconds = time.perf_counter() - started
             _link_folder(folder.path, temporary / VECTORS)
             if settings.bm25:
@@ -232,9 +232,9 @@ def _manifest(
     if find_type(choice.index_type).seeded:
         made["seed"] = _seed(settings)
     origin = folder.manifest.origin
-    file, graph = None, index / GRAPH
-    if graph.is_file():
-        file = {"name": GRAPH, "bytes": graph.stat().st_size, "sha256": sha256_file(graph)}
+    file, stored = None, index / INDEX_FILE
+    if stored.is_file():
+        file = {"name": INDEX_FILE, "bytes": stored.stat().st_size, "sha256": sha256_file(stored)}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

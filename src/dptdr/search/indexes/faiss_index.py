@@ -35,9 +35,10 @@ class FaissSettings:
     ef_search: int = 96
     """Candidate list size while searching the graph; raised to the depth if smaller."""
     nlist: int | None = None
-    """Number of inverted lists; by default 4 times the square root of the passage count."""
+    """Number of inverted lists; by default 4 times the square root of the passage count, at most a
+    39th of it."""
     nprobe: int | None = None
-    """Inverted lists probed per query; by default a twelfth of them, at least 8."""
+    """Inverted lists probed per query; by default ``nlist / 12``, at least 8."""
     seed: int = 1234
     """Seed for the training sample, the clusters and the random rotation."""
     threads: int = 0

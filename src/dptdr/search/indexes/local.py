@@ -35,7 +35,7 @@ from dptdr.search.vectors.manifest import (
 FORMAT = "dptdr-index"
 FORMAT_VERSION = 2
 VECTORS = "vectors"
-GRAPH = "index.bin"
+INDEX_FILE = "index.bin"
 LEXICAL = "bm25"
 
 _TRIES = 5
@@ -281,7 +281,7 @@ def _open(path: Path, *, verify: bool) -> LocalIndex:
         )
     reduction = _reduction(record, index_type, path=manifest_path, dim=vectors.dim)
     if index_type.name != "exact" or reduction != FULL:
-        _check_file(path / GRAPH, record.get("file"), manifest=manifest_path, verify=verify)
+        _check_file(path / INDEX_FILE, record.get("file"), manifest=manifest_path, verify=verify)
     rows = _load_rows(path, index_type, options=options, vectors=vectors, reduction=reduction)
     recall, words = record.get("recall@10"), record.get("bm25_sha256")
     if recall is not None and (type(recall) not in (int, float) or not 0 <= recall <= 1):
@@ -382,11 +382,13 @@ def _load_rows(
     if index_type.name == "exact":
         if reduction == FULL:
             return ExactRows(vectors)
-        return QuantizedRows.load(path / GRAPH, reduction, count=vectors.count, dim=vectors.dim)
+        return QuantizedRows.load(
+            path / INDEX_FILE, reduction, count=vectors.count, dim=vectors.dim
+        )
     from dptdr.search.indexes.faiss_index import FaissRows, FaissSettings
 
     return FaissRows.load(
-        path / GRAPH,
+        path / INDEX_FILE,
         index_type.name,
         settings=FaissSettings(**options),
         count=vectors.count,

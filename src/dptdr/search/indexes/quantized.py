@@ -73,7 +73,7 @@ class QuantizedRows:
             compress(block, compression=form, dim=dim, middle=middle)
             for _, block in folder.blocks()
         ]
-        return cls(CompressedVectors.joined(blocks))
+        return cls(CompressedVectors.concatenate(blocks))
 
     @classmethod
     def load(cls, path: Path, reduction: Reduction, *, count: int, dim: int) -> "QuantizedRows":

@@ -33,11 +33,10 @@ class IndexType(NamedTuple):
     """How to raise the recall."""
     more_exact: str | None = None
     """Type that ``auto`` tries next if the recall is low; near-duplicates degrade graphs."""
-
-    @property
-    def seeded(self) -> bool:
-        """Whether the seed has an effect."""
-        return self.options == LIST_OPTIONS
+    seeded: bool = False
+    """Whether the seed has an effect."""
+    automatic: bool = True
+    """Whether ``auto`` may choose it by its memory; of those that fit, it takes the first."""
 
 
 def _graph(count: int) -> int:
@@ -56,6 +55,8 @@ INDEX_TYPES: dict[str, IndexType] = {
             description="exhaustive search, memory-mapped",
             memory_bytes=lambda n, d: 0,
             advice="use a different quantize setting, or none",
+            # Chosen for small corpora, whatever the memory.
+            automatic=False,
         ),
         IndexType(
             name="hnsw",
@@ -80,6 +81,7 @@ INDEX_TYPES: dict[str, IndexType] = {
             memory_bytes=lambda n, d: n * (d + 8),
             rerank=2,
             options=LIST_OPTIONS,
+            seeded=True,
             advice=_LIST_ADVICE,
             more_exact="exact",
         ),
@@ -89,8 +91,11 @@ INDEX_TYPES: dict[str, IndexType] = {
             memory_bytes=lambda n, d: n * (pq_parts(d) + 8),
             rerank=10,
             options=LIST_OPTIONS,
+            seeded=True,
             # Each code is one of 256 centroids, which need at least as many training passages.
             min_count=256,
+            # rabitq has about the same size and recall, and is faster (results/search.md).
+            automatic=False,
             advice=_LIST_ADVICE,
             more_exact="ivf-sq",
         ),
@@ -100,12 +105,16 @@ INDEX_TYPES: dict[str, IndexType] = {
             memory_bytes=lambda n, d: n * (d // 8 + 16),
             rerank=10,
             options=LIST_OPTIONS,
+            seeded=True,
             advice=_LIST_ADVICE,
             more_exact="exact",
         ),
     )
 }
-"""All local index types. Types with ``rerank`` read full vectors of candidates from disk."""
+"""All local index types, those that ``auto`` may choose in the order of falling memory.
+
+Types with ``rerank`` read full vectors of candidates from disk.
+"""
 
 _REMOVED = {"usearch": "0.1.0"}
 """Removed index types and the last version that reads them."""
@@ -139,8 +148,9 @@ def choose_type(count: int, dim: int, *, memory_bytes: int) -> Choice:
             f"exact search is fast for up to {EXACT_LIMIT:,} passages, and there are {count:,}",
         )
     too_large: list[str] = []
-    for name in ("hnsw", "hnsw-sq", "ivf-sq", "rabitq"):
-        needed = INDEX_TYPES[name].memory_bytes(count, dim)
+    candidates = [found for found in INDEX_TYPES.values() if found.automatic]
+    for found in candidates:
+        name, needed = found.name, found.memory_bytes(count, dim)
         if needed <= memory_bytes:
             reason = (
                 f"{count:,} passages with {dim} dimensions need {_size(needed)} as {name}, out of "
@@ -151,8 +161,8 @@ def choose_type(count: int, dim: int, *, memory_bytes: int) -> Choice:
             return Choice(name, reason)
         too_large.append(f"{name} {_size(needed)}")
     return Choice(
-        "rabitq",
-        f"the smallest type, but it exceeds the {_size(memory_bytes)} available "
+        candidates[-1].name,
+        f"the smallest type that auto chooses, but it exceeds the {_size(memory_bytes)} available "
         f"({', '.join(too_large)}): expect swapping, or distribute the corpus over machines",
     )
 

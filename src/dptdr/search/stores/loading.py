@@ -97,7 +97,7 @@ def check_upsert(
         raise VectorsError(f"expected {len(documents)} vectors, got {len(vectors)}")
     ids = [document.passage.id for document in documents]
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
-        raise VectorsError(f"duplicate passage id '{twice[0]}'")
+        raise VectorsError(f"duplicate passage id '{twice[0]}'; pass each passage once")
     checked: np.ndarray = check_query_vectors(vectors, dim=origin.dim, depth=1)
     return checked
 

@@ -107,7 +107,7 @@ class Session:
                 pause *= 2
             except self._psycopg.Error as error:
                 raise VectorsError(
-                    f"{self.where()}: rejected the operation ({self._said(error)})"
+                    f"{self.where()}: rejected the operation ({self._message(error)})"
                 ) from None
         raise AssertionError("unreachable")
 
@@ -129,13 +129,13 @@ class Session:
 
     def _advice(self, error: Exception) -> str:
         return (
-            f"no response after {_TRIES} tries ({self._said(error)}); check that PostgreSQL is "
+            f"no response after {_TRIES} tries ({self._message(error)}); check that PostgreSQL is "
             "running and reachable, then retry: completed work is kept"
             if self._connection is None or self._connection.closed
-            else f"rejected the operation ({self._said(error)}); completed work is kept"
+            else f"rejected the operation ({self._message(error)}); completed work is kept"
         )
 
-    def _said(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         """Return an error's text on one line, without the password."""
         text = " ".join(str(error).split())
         for secret in re.findall(r"://[^/]*?:([^@]+)@", self.dsn):

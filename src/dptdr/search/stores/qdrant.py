@@ -56,10 +56,11 @@ def _models() -> Any:
 
 
 class QdrantIndex:
-    """The Qdrant collection behind an alias.
+    """An index stored in a Qdrant collection.
 
     Args:
         client: A connected ``qdrant_client.QdrantClient``.
+        name: The collection's alias, which moves to a new collection when the index is rebuilt.
 
     Raises:
         VectorsError: If Qdrant is unreachable or has no such index.

@@ -1,8 +1,8 @@
-"""Encode on a Ray cluster (optional extra ``cluster``), one window at a time.
+"""Encode on a Ray cluster (optional extra ``cluster``), one shard at a time.
 
-A window is a byte range of the corpus file. A worker reads it, encodes it and writes its files and
+A shard is a byte range of the corpus file. A worker reads it, encodes it and writes its files and
 then its record to the unfinished folder, so data and output must be on storage shared by all
-machines under the same path. If a worker dies, a replacement repeats its window; because windows
+machines under the same path. If a worker dies, a replacement repeats its shard; because shards
 are written atomically, nothing is lost or duplicated.
 """
 
@@ -30,7 +30,7 @@ from dptdr.search.vectors.encoding import (
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import FORMAT, MANIFEST, DType
 from dptdr.search.vectors.reuse import KnownVectors
-from dptdr.search.vectors.windows import encode_window, record_path, refuse_doubles
+from dptdr.search.vectors.shards import encode_shard, record_path, refuse_doubles
 
 _KNOCK_SECONDS = 10
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -89,11 +89,11 @@ def encode_on_ray(
         work = begin_folder(encoder, out=out, source=source, settings=settings)
         if work is None:
             return VectorFolder(out)
-        windows = list(corpus_windows(data, settings.shard_size))
-        missing = [window for window in windows if not record_path(work, window.number).is_file()]
+        shards = list(shard_ranges(data, settings.shard_size))
+        missing = [shard for shard in shards if not record_path(work, shard.number).is_file()]
         if missing:
             _connect(ray, cluster)
-            done = len(windows) - len(missing)
+            done = len(shards) - len(missing)
             for row in _encoded(ray, missing, load_encoder, data, work, settings.dtype, cluster):
                 if row["error"]:
                     raise getattr(errors, row["kind"])(row["error"])
@@ -102,10 +102,10 @@ def encode_on_ray(
                     on_progress(
                         min(done * settings.shard_size, source.count or 0), source.count or 0
                     )
-        unseen = [window for window in windows if not record_path(work, window.number).is_file()]
+        unseen = [shard for shard in shards if not record_path(work, shard.number).is_file()]
         if unseen:
             raise VectorsError(
-                f"{work}: {len(unseen)} windows written by workers are not visible here; put "
+                f"{work}: {len(unseen)} shards written by workers are not visible here; put "
                 "--out on storage shared by all machines under the same path"
             )
         # Checks every record against the passages and moves the folder into place.
@@ -149,11 +149,11 @@ def _connect(ray: Any, cluster: Cluster) -> None:
         ) from None
 
 
-class Window(NamedTuple):
-    """Position of a window in the corpus file."""
+class ShardRange(NamedTuple):
+    """Position of a shard in the corpus file."""
 
     number: int
-    """Index of the window, from 0."""
+    """Index of the shard, from 0."""
     start: int
     """Byte offset of the start."""
     end: int
@@ -173,8 +173,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
-def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
-    """Yield the windows of a corpus in file order, rejecting duplicate ids.
+def shard_ranges(data: Path, shard_size: int) -> Iterator[ShardRange]:
+    """Yield the shards of a corpus in file order, rejecting duplicate ids.
 
     Raises:
         DataError: If a line is malformed.
@@ -191,11 +191,11 @@ def corpus_windows(data: Path, shard_size: int) -> Iterator[Window]:
             held += [document.passage.id for document in _parsed(line, path=path, first=at)]
             if len(held) == shard_size:
                 refuse_doubles(held, seen=seen)
-                yield Window(number, start, end, first)
+                yield ShardRange(number, start, end, first)
                 held, number, start, first = [], number + 1, end, at + 1
     if held:
         refuse_doubles(held, seen=seen)
-        yield Window(number, start, end, first)
+        yield ShardRange(number, start, end, first)
     elif number == 0:
         raise VectorsError(f"{path}: expected at least one passage, got an empty corpus")
 
@@ -212,8 +212,8 @@ def _parsed(text: bytes, *, path: Path, first: int) -> list[Document]:
     return found
 
 
-class WindowWorker:
-    """A cluster worker, which loads the encoder once and encodes windows."""
+class ShardWorker:
+    """A cluster worker, which loads the encoder once and encodes shards."""
 
     def __init__(
         self, load_encoder: Callable[[], TextEncoder], data: Path, work: Path, dtype: DType
@@ -224,14 +224,14 @@ class WindowWorker:
         self.dtype = dtype
         self.known = KnownVectors(None, encoder=self.encoder, dtype=dtype)
 
-    def __call__(self, window: dict[str, int]) -> dict[str, Any]:
-        """Encode and write one window."""
-        here = Window(**{name: int(window[name]) for name in Window._fields})
+    def __call__(self, shard: dict[str, int]) -> dict[str, Any]:
+        """Encode and write one shard."""
+        here = ShardRange(**{name: int(shard[name]) for name in ShardRange._fields})
         try:
             with open_bytes(self.path) as handle:
                 handle.seek(here.start)
                 text = handle.read(here.end - here.start)
-            encode_window(
+            encode_shard(
                 self.encoder,
                 _parsed(text, path=self.path, first=here.line),
                 index=here.number,
@@ -246,19 +246,19 @@ class WindowWorker:
 
 def _encoded(
     ray: Any,
-    windows: list[Window],
+    shards: list[ShardRange],
     load_encoder: Callable[[], TextEncoder],
     data: Path,
     work: Path,
     dtype: DType,
     cluster: Cluster,
 ) -> Iterator[Any]:
-    """Yield once per window written by a worker."""
+    """Yield once per shard written by a worker."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    rows = [window._asdict() for window in windows]
+    rows = [shard._asdict() for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        WindowWorker,
+        ShardWorker,
         fn_constructor_args=(load_encoder, data, work, dtype),
         compute=ray.data.ActorPoolStrategy(size=cluster.workers),
         num_cpus=cluster.cpus,
@@ -270,5 +270,5 @@ def _encoded(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise VectorsError(
             f"a worker failed ({lines[-1][:300] if lines else type(error).__name__}); completed "
-            "windows are kept, rerun the command to resume"
+            "shards are kept, rerun the command to resume"
         ) from None

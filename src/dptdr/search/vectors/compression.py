@@ -38,7 +38,7 @@ class CompressedVectors:
         return len(self.codes)
 
     @classmethod
-    def joined(cls, parts: Sequence["CompressedVectors"]) -> "CompressedVectors":
+    def concatenate(cls, parts: Sequence["CompressedVectors"]) -> "CompressedVectors":
         """Concatenate parts with the same compression."""
         first = parts[0]
         return cls(

@@ -1,9 +1,9 @@
 """Encode a corpus into a vector folder: streaming, resumable and parallel.
 
-The corpus is split into windows of ``shard_size`` consecutive passages. Work happens in
+The corpus is split into shards of ``shard_size`` consecutive passages. Work happens in
 ``OUT.partial``, which contains ``plan.json`` (the origin of the vectors) and the files of each
-finished window. A window's record is written last, so a window with a record is always complete,
-and several processes or machines can fill the same folder. Once every window has a record, the
+finished shard. A shard's record is written last, so a shard with a record is always complete,
+and several processes or machines can fill the same folder. Once every shard has a record, the
 manifest is written and the folder is renamed to ``OUT``.
 """
 
@@ -41,7 +41,7 @@ from dptdr.search.vectors.manifest import (
     shard_from_json,
 )
 from dptdr.search.vectors.reuse import KnownVectors
-from dptdr.search.vectors.windows import check_record, encode_window, record_path, refuse_doubles
+from dptdr.search.vectors.shards import check_record, encode_shard, record_path, refuse_doubles
 
 SHARD_SIZE = 16_384
 PLAN = "plan.json"
@@ -57,7 +57,7 @@ class EncodeSettings:
     part: int = 0
     """Index of the part to encode, from 0."""
     parts: int = 1
-    """Number of parts; part p encodes windows p, p + parts, and so on."""
+    """Number of parts; part p encodes shards p, p + parts, and so on."""
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -88,7 +88,7 @@ def encode_folder(
 ) -> VectorFolder | None:
     """Encode passages into a vector folder, resuming an interrupted call.
 
-    Uses memory for one window of texts and vectors, plus 8 bytes per passage.
+    Uses memory for one shard of texts and vectors, plus 8 bytes per passage.
 
     Args:
         passages: The corpus, read once.
@@ -249,7 +249,7 @@ def encode_data(
 
 
 class _Worker:
-    """Encodes the missing windows of one part."""
+    """Encodes the missing shards of one part."""
 
     def __init__(
         self, encoder: TextEncoder, *, work: Path, settings: EncodeSettings, known: KnownVectors
@@ -267,25 +267,25 @@ class _Worker:
         total: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> bool:
-        """Encode this part's missing windows; return whether all windows of the corpus are done."""
+        """Encode this part's missing shards; return whether all shards of the corpus are done."""
         done = count = 0
-        windows = _windows(as_documents(passages), self.settings.shard_size)
-        for index, window in enumerate(windows):
-            refuse_doubles((document.passage.id for document in window), seen=self.ids)
+        shards = _in_shards(as_documents(passages), self.settings.shard_size)
+        for index, documents in enumerate(shards):
+            refuse_doubles((document.passage.id for document in documents), seen=self.ids)
             record = record_path(self.work, index)
             if record.is_file():
-                check_record(record, window, work=self.work, encoder=self.encoder)
+                check_record(record, documents, work=self.work, encoder=self.encoder)
             elif index % self.settings.parts == self.settings.part:
-                encode_window(
+                encode_shard(
                     self.encoder,
-                    window,
+                    documents,
                     index=index,
                     work=self.work,
                     dtype=self.settings.dtype,
                     known=self.known,
-                    on_progress=_shifted(on_progress, done=done, total=total),
+                    on_progress=_corpus_progress(on_progress, done=done, total=total),
                 )
-            done += len(window)
+            done += len(documents)
             count = index + 1
             if on_progress is not None:
                 on_progress(done, total)
@@ -295,15 +295,15 @@ class _Worker:
         return all(record_path(self.work, index).is_file() for index in range(count))
 
 
-def _windows(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    while window := list(itertools.islice(documents, size)):
-        yield window
+def _in_shards(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
+    while shard := list(itertools.islice(documents, size)):
+        yield shard
 
 
-def _shifted(
+def _corpus_progress(
     on_progress: Callable[[int, int], None] | None, *, done: int, total: int
 ) -> Callable[[int, int], None]:
-    """Return a window's progress callback that reports counts for the whole corpus."""
+    """Return a shard's progress callback that reports counts for the whole corpus."""
 
     def report(inside: int, _: int) -> None:
         if on_progress is not None:

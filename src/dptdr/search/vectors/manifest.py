@@ -31,10 +31,10 @@ class StoredFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One window of consecutive passages with their vectors, ids and texts."""
+    """One shard of consecutive passages with their vectors, ids and texts."""
 
     index: int
-    """Index of the window, from 0."""
+    """Index of the shard, from 0."""
     rows: int
     """Number of passages."""
     vectors: StoredFile

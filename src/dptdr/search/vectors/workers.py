@@ -41,7 +41,7 @@ def encode_in_processes(
 ) -> VectorFolder | None:
     """Encode a corpus with several processes; the result is byte-identical to that of one.
 
-    Each process loads its own encoder, reads the whole corpus and encodes its share of the windows
+    Each process loads its own encoder, reads the whole corpus and encodes its share of the shards
     on its share of the cores. (Some matrix libraries round differently depending on the number of
     threads, in which case the last bits of the vectors may differ.)
 
@@ -56,7 +56,7 @@ def encode_in_processes(
         The complete folder, or None if parts of other machines are missing.
 
     Raises:
-        VectorsError: If a process died; completed windows are kept.
+        VectorsError: If a process died; completed shards are kept.
         DptdrError: If a process raised it.
     """
     if processes < 1:
@@ -96,7 +96,7 @@ def encode_in_processes(
             finished = [future.result() for future in futures]
         except BrokenProcessPool:
             raise VectorsError(
-                f"an encoding process died ({DIED}); completed windows are kept, "
+                f"an encoding process died ({DIED}); completed shards are kept, "
                 "rerun to resume, with fewer processes if memory is low"
             ) from None
         finally:

@@ -97,7 +97,10 @@ class GuardedRoute(APIRoute):
 
 
 def _check_query(request: Request, *, known: Collection[str]) -> None:
-    """Reject unknown or repeated query parameters, which would change something else."""
+    """Reject unknown or repeated query parameters.
+
+    A misspelled ``version``, for example, would otherwise make the request act on something else.
+    """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         if name not in known or names.count(name) > 1:
@@ -165,10 +168,10 @@ def reach(request: Request, name: str) -> str:
     return task
 
 
-def foreign(
+def cross_site_reason(
     method: str, headers: Collection[tuple[bytes, bytes]], *, hosts: Collection[str]
 ) -> str:
-    """Return why an open server rejects a cross-site request, or None.
+    """Return why an open server rejects a cross-site request, or an empty string if it does not.
 
     An unknown host name may be a DNS-rebinding attack; an IP address cannot be.
     """

@@ -11,7 +11,7 @@ from dptdr.serving.tasks.prompt_cache import TaskVersion
 from dptdr.serving.tasks.registry import BARE
 
 
-class Asked(NamedTuple):
+class ResolvedTask(NamedTuple):
     """The task version and side of a request."""
 
     version: TaskVersion
@@ -28,7 +28,7 @@ SIDES: dict[str, Side] = {
 """Client names for the two sides."""
 
 
-def asked(request: Request, model: str | None, *, side: str | None = None) -> Asked:
+def resolve_task(request: Request, model: str | None, *, side: str | None = None) -> ResolvedTask:
     """Resolve the task and side of a request, and apply the task's rate limit.
 
     With a task in the path, ``model`` may be any name that is not another task's, because some
@@ -61,7 +61,7 @@ def asked(request: Request, model: str | None, *, side: str | None = None) -> As
         what=f"clients of task '{task}'",
     )
     request.scope["dptdr_facts"].update(task=version.name, side=meant)
-    return Asked(version, meant)
+    return ResolvedTask(version, meant)
 
 
 def _split(model: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from dptdr.serving.engine.requests import Encoded
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, runtime_of
-from dptdr.serving.http.dependencies import Asked, asked
+from dptdr.serving.http.dependencies import ResolvedTask, resolve_task
 from dptdr.serving.http.errors import ClientDisconnected, Invalid
 from dptdr.serving.http.responses import json_response, reply_of
 from dptdr.serving.tasks.prompt_cache import TaskVersion
@@ -28,7 +28,7 @@ router = APIRouter(route_class=GuardedRoute)
 
 
 def _named(task: schemas.TaskName) -> None:
-    """Declare the task path parameter, which :func:`asked` reads."""
+    """Declare the task path parameter, which :func:`resolve_task` reads."""
     del task
 
 
@@ -49,7 +49,7 @@ def _post(path: str, model: Any) -> Callable[[Any], Any]:
 async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
     """Encode texts (OpenAI)."""
     texts = checked_texts(request, body.input)
-    what = asked(request, body.model, side=body.input_type)
+    what = resolve_task(request, body.model, side=body.input_type)
     encoded = await encode(request, what, texts)
     vectors: Any = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
     if body.encoding_format == "base64":
@@ -109,7 +109,7 @@ async def similarity(body: schemas.SimilarityRequest, request: Request) -> Respo
 async def tokenize(body: schemas.TokenizeRequest, request: Request) -> Response:
     """Tokenize texts without truncation."""
     texts = checked_texts(request, body.inputs)
-    what = asked(request, body.task, side=body.prompt_name)
+    what = resolve_task(request, body.task, side=body.prompt_name)
     forward = runtime_of(request).registry.forward
     found = await run_in_threadpool(
         forward.tokens, texts, side=what.side, special=body.add_special_tokens
@@ -133,7 +133,7 @@ def _tokens(encoding: Any) -> list[dict[str, Any]]:
 
 async def _vectors(request: Request, body: schemas.EmbedRequest) -> Float[np.ndarray, "texts dim"]:
     texts = checked_texts(request, body.inputs)
-    what = asked(request, body.task, side=body.prompt_name)
+    what = resolve_task(request, body.task, side=body.prompt_name)
     if not body.truncate:
         await run_in_threadpool(_refuse_long, request, texts, what)
     keep_end = body.truncation_direction.lower() == "left"
@@ -141,7 +141,7 @@ async def _vectors(request: Request, body: schemas.EmbedRequest) -> Float[np.nda
     return shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
 
 
-def _refuse_long(request: Request, texts: list[str], what: Asked) -> None:
+def _refuse_long(request: Request, texts: list[str], what: ResolvedTask) -> None:
     forward = runtime_of(request).registry.forward
     limit = min(what.version.limits.of(what.side), forward.backbone.pooling.max_tokens)
     for number, encoding in enumerate(forward.tokens(texts, side=what.side)):
@@ -195,7 +195,7 @@ def _decoded(request: Request, rows: list[list[int]]) -> list[str]:
 
 
 async def encode(
-    request: Request, what: Asked, texts: list[str], *, keep_end: bool = False
+    request: Request, what: ResolvedTask, texts: list[str], *, keep_end: bool = False
 ) -> Encoded:
     """Encode texts, stopping early if the client disconnects.
 

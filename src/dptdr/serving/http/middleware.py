@@ -14,7 +14,7 @@ import structlog
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dptdr.serving.http.access import foreign
+from dptdr.serving.http.access import cross_site_reason
 from dptdr.serving.http.errors import error_response
 from dptdr.serving.metrics import Metrics
 
@@ -124,9 +124,9 @@ class RequestMiddleware:
         if {b"content-length", b"transfer-encoding"} <= headers.keys():
             return 400, "unreadable", "expected Content-Length or Transfer-Encoding, got both"
         if self.hosts is not None:
-            why = foreign(scope["method"], scope["headers"], hosts=self.hosts)
+            why = cross_site_reason(scope["method"], scope["headers"], hosts=self.hosts)
             if why:
-                return 403, "foreign", why
+                return 403, "cross_site", why
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self.max_body_bytes:
             return 413, "too_large", self._too_large()

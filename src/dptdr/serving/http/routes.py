@@ -17,7 +17,7 @@ from dptdr.serving.engine.batching import QueueFull
 from dptdr.serving.engine.requests import Draining
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
-from dptdr.serving.http.dependencies import SIDES, asked
+from dptdr.serving.http.dependencies import SIDES, resolve_task
 from dptdr.serving.http.embedding import checked_texts, encode
 from dptdr.serving.http.errors import Invalid
 from dptdr.serving.http.responses import json_response, reply_of
@@ -165,7 +165,7 @@ async def search(body: schemas.SearchRequest, request: Request) -> Response:
         filters = [Filter.parse(condition) for condition in body.filters]
     except VectorsError as error:
         raise Invalid(f"filters: {error}") from None
-    what = asked(request, body.task, side="query")
+    what = resolve_task(request, body.task, side="query")
     # Query vector and index come from the same version, even if it is replaced meanwhile.
     served = runtime.registry.indexes.find(what.version, shared=key_of(request).reaches_all)
     began = time.perf_counter()

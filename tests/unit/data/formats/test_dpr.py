@@ -133,7 +133,11 @@ def test_without_wikipedia_the_contexts_are_the_corpus(source: Path, tmp_path: P
     [
         ("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"open\tT\n', "line 2: expected quoted fields"),
         ("psgs_w100.tsv", "id\ttext\ttitle\n1\ttext\n", "line 2: expected 3 tab-separated fields"),
-        ("psgs_w100.tsv", "1\tx\ty\n1\tx\ty\n", "line 2: duplicate passage id '1'"),
+        (
+            "psgs_w100.tsv",
+            "1\tx\ty\n1\tx\ty\n",
+            "line 2: duplicate passage id '1'; delete one",
+        ),
         (
             "nq-test.qa.csv",
             "no answers\n",

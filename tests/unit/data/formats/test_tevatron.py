@@ -78,7 +78,7 @@ def test_a_folder_with_a_corpus_and_queries_without_passages_is_read(tmp_path: P
     [
         ({"query": "x"}, "train.jsonl, line 3, field 'query_id': expected a string, got null"),
         ({"query_id": "1"}, "line 3, field 'query': expected a string, got null"),
-        ({"query_id": "10", "query": "x"}, "line 3: duplicate query id '10'"),
+        ({"query_id": "10", "query": "x"}, "line 3: duplicate query id '10'; delete one"),
         (
             {"query_id": "1", "query": "x", "positive_passages": [{"docid": "1"}]},
             "line 3, field 'text': expected a string, got null",
@@ -109,7 +109,9 @@ def test_a_corpus_with_an_id_twice_and_a_missing_file_are_refused(tmp_path: Path
     write(tmp_path / "s" / "corpus.jsonl", passage("8", "a"), passage("8", "b"))
     write(tmp_path / "s" / "train.jsonl", TRAIN[0])
 
-    with pytest.raises(DataError, match=r"corpus.jsonl, line 2: duplicate passage id '8'"):
+    with pytest.raises(
+        DataError, match=r"corpus.jsonl, line 2: duplicate passage id '8'; delete one"
+    ):
         convert(str(tmp_path / "s"), format="tevatron", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"expected a Tevatron \.jsonl file"):
         convert(str(tmp_path / "gone.jsonl"), format="tevatron", out=tmp_path / "out")

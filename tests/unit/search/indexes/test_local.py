@@ -258,7 +258,7 @@ def test_the_same_index_again_is_complete_and_another_one_is_refused(
 
 
 def test_faiss_that_cannot_write_leaves_nothing(table_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dptdr.search.indexes.building.GRAPH", "no/such/folder/index.bin")
+    monkeypatch.setattr("dptdr.search.indexes.building.INDEX_FILE", "no/such/folder/index.bin")
     with pytest.raises((OutputError, VectorsError), match=r"cannot write the index"):
         build_index(table_folder, out=tmp_path / "i", index_type="hnsw")
     assert list(tmp_path.iterdir()) == []

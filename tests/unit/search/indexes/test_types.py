@@ -3,6 +3,7 @@ import pytest
 from dptdr.errors import VectorsError
 from dptdr.search.indexes.types import (
     INDEX_TYPES,
+    IndexType,
     available_memory,
     choose_type,
     find_type,
@@ -25,6 +26,18 @@ def test_auto_takes_the_first_kind_that_fits_and_says_why(count, memory, kind, r
     choice = choose_type(count, 384, memory_bytes=memory)
     assert choice.index_type == kind
     assert reason in choice.reason
+
+
+def test_auto_knows_a_type_from_its_entry_alone(monkeypatch):
+    codes = IndexType("codes", "one byte each", memory_bytes=lambda n, d: n)
+    monkeypatch.setitem(INDEX_TYPES, "codes", codes)
+    assert choose_type(1_000_000, 384, memory_bytes=10**7).index_type == "codes"
+    assert choose_type(1_000_000, 384, memory_bytes=10**8).index_type == "rabitq"
+
+
+def test_the_types_for_auto_take_less_and_less_memory():
+    sizes = [t.memory_bytes(10**6, 384) for t in INDEX_TYPES.values() if t.automatic]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_an_unknown_kind_lists_the_known_ones():

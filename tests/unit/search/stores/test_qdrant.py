@@ -103,7 +103,7 @@ def test_what_was_changed_is_loaded_again(small, client, encoder, tmp_path):
         assert [document.passage.id for document in small.documents(["a", "b", "c"])] == list("abc")
         assert small.count == 3
         assert len(client.get_collections().collections) == 1
-    with pytest.raises(VectorsError, match="duplicate passage id 'x'"):
+    with pytest.raises(VectorsError, match="duplicate passage id 'x'; pass each passage once"):
         small.upsert(
             [Document(Passage("x", "one")), Document(Passage("x", "two"))],
             encoder.encode_passages(["one", "two"]),

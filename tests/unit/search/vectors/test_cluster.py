@@ -13,10 +13,10 @@ import pytest
 from dptdr.errors import DataError, VectorsError
 from dptdr.search.vectors.cluster import (
     Cluster,
-    Window,
-    WindowWorker,
-    corpus_windows,
+    ShardRange,
+    ShardWorker,
     encode_on_ray,
+    shard_ranges,
 )
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import EncodeSettings, begin_folder, encode_folder
@@ -93,7 +93,7 @@ def helpers(tmp_path, monkeypatch):
 @pytest.fixture
 def data(tmp_path):
     lines = [json.dumps({"_id": f"d{n}", "title": "", "text": f"text {n}"}) for n in range(33)]
-    # A byte order mark, blank lines and other line endings must not shift the windows.
+    # A byte order mark, blank lines and other line endings must not shift the shards.
     lines[5] += "\r\n\n  "
     folder = tmp_path / "data"
     folder.mkdir()
@@ -136,22 +136,18 @@ def test_two_ray_workers_one_killed_write_the_bytes_of_one_process(helpers, data
     assert log.with_suffix(".died").exists()
 
 
-def test_windows_cover_the_corpus_and_workers_write_what_one_process_writes(
-    helpers, data, tmp_path
-):
-    windows = list(corpus_windows(data, 4))
-    assert [window.number for window in windows] == list(range(9))
-    assert [window.line for window in windows[:3]] == [1, 5, 11]
-    assert windows[0].start == 0
-    assert all(a.end == b.start for a, b in itertools.pairwise(windows))
-    assert windows[-1].end == (data / "corpus.jsonl").stat().st_size
+def test_shards_cover_the_corpus_and_workers_write_what_one_process_writes(helpers, data, tmp_path):
+    shards = list(shard_ranges(data, 4))
+    assert [shard.number for shard in shards] == list(range(9))
+    assert [shard.line for shard in shards[:3]] == [1, 5, 11]
+    assert shards[0].start == 0
+    assert all(a.end == b.start for a, b in itertools.pairwise(shards))
+    assert shards[-1].end == (data / "corpus.jsonl").stat().st_size
     work = begin_folder(
         helpers.Double(), out=tmp_path / "v", source=source_of(data), settings=SMALL
     )
-    worker = WindowWorker(helpers.Double, data, work, "float32")
-    assert [worker(window._asdict())["number"] for window in reversed(windows)] == list(range(9))[
-        ::-1
-    ]
+    worker = ShardWorker(helpers.Double, data, work, "float32")
+    assert [worker(shard._asdict())["number"] for shard in reversed(shards)] == list(range(9))[::-1]
     made = whole(helpers, data, tmp_path / "v")
     assert contents(made.path) == contents(whole(helpers, data, tmp_path / "w").path)
 
@@ -160,17 +156,17 @@ def test_a_doubled_id_is_refused_before_any_worker_starts(data):
     path = data / "corpus.jsonl"
     path.write_bytes(path.read_bytes() + b'\n{"_id": "d7", "title": "", "text": "again"}')
     with pytest.raises(VectorsError, match="duplicate passage id 'd7'"):
-        list(corpus_windows(data, 4))
+        list(shard_ranges(data, 4))
 
 
 def test_a_broken_line_names_file_and_line(helpers, data, tmp_path):
     path = data / "corpus.jsonl"
     path.write_bytes(path.read_bytes() + b"\n{broken")
     with pytest.raises(DataError, match=r"corpus.jsonl, line 36: expected a JSON object"):
-        list(corpus_windows(data, 4))
-    worker = WindowWorker(helpers.Double, data, tmp_path, "float32")
+        list(shard_ranges(data, 4))
+    worker = ShardWorker(helpers.Double, data, tmp_path, "float32")
     size = path.stat().st_size
-    row = worker(Window(8, size - 7, size, 36)._asdict())
+    row = worker(ShardRange(8, size - 7, size, 36)._asdict())
     assert row["kind"] == "DataError"
     assert "corpus.jsonl, line 36: expected a JSON object" in row["error"]
 
@@ -178,21 +174,21 @@ def test_a_broken_line_names_file_and_line(helpers, data, tmp_path):
 def test_an_empty_corpus_is_refused(data):
     (data / "corpus.jsonl").write_bytes(b"\n\n")
     with pytest.raises(VectorsError, match=r"corpus.jsonl: expected at least one passage"):
-        list(corpus_windows(data, 4))
+        list(shard_ranges(data, 4))
 
 
 @needs_ray
 @pytest.mark.parametrize("seen_here", [True, False])
 def test_what_went_wrong_at_a_worker_arrives(helpers, data, tmp_path, monkeypatch, seen_here):
-    def encoded(ray, windows, load_encoder, data, work, dtype, cluster):
-        worker = WindowWorker(helpers.Nan if seen_here else helpers.Double, data, work, dtype)
+    def encoded(ray, shards, load_encoder, data, work, dtype, cluster):
+        worker = ShardWorker(helpers.Nan if seen_here else helpers.Double, data, work, dtype)
         if not seen_here:
             worker.work = tmp_path / "elsewhere"
-        yield from (worker(window._asdict()) for window in windows)
+        yield from (worker(shard._asdict()) for shard in shards)
 
     monkeypatch.setattr("dptdr.search.vectors.cluster._encoded", encoded)
     monkeypatch.setattr("dptdr.search.vectors.cluster._connect", lambda ray, cluster: None)
-    expected = "passage 'd0' contains NaN" if seen_here else "9 windows .*not visible here"
+    expected = "passage 'd0' contains NaN" if seen_here else "9 shards .*not visible here"
     with pytest.raises(VectorsError, match=expected):
         encode_on_ray(
             helpers.Double,

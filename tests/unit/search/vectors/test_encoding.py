@@ -366,7 +366,7 @@ def test_an_empty_corpus_is_refused(encoder, tmp_path):
 
 
 def test_a_full_disk_keeps_what_was_finished(make_encoder, tmp_path, monkeypatch):
-    import dptdr.search.vectors.windows as module
+    import dptdr.search.vectors.shards as module
 
     real = module.atomic_file
     calls = []

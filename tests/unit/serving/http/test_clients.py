@@ -116,7 +116,7 @@ def test_token_ids_are_decoded_where_they_are_this_encoders(web):
         reply = web.client.post("/v1/embeddings", json={"model": "one", "input": given})
         made = np.array([item["embedding"] for item in reply.json()["data"]])
         same(made, web.encoder("one").encode_passages(texts))
-    # Special tokens stand where this encoder puts them, and nowhere else.
+    # Special tokens may occur only where this encoder puts them.
     inside = [*ids[0][:2], 0, *ids[0][2:]]
     for foreign in ([[791, 100257]], [[0, 0, 0]], [inside]):
         body = {"model": "one", "input": foreign}

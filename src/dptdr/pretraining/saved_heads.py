@@ -38,7 +38,7 @@ class BuiltHeads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptHeads:
+class SavedHeads:
     """Contents of a head file: tensors by name, and the heads' settings."""
 
     path: Path
@@ -53,8 +53,8 @@ class KeptHeads:
 
 def has_mlm_head(backbone: Backbone) -> bool:
     """Check whether the encoder comes with a masked-language head."""
-    kept = read_kept(backbone.name)
-    return (kept is not None and "mlm_kind" in kept.form) or own_head(backbone)[1]
+    saved = read_saved_heads(backbone.name)
+    return (saved is not None and "mlm_kind" in saved.form) or own_head(backbone)[1]
 
 
 def build_heads(
@@ -78,12 +78,12 @@ def build_heads(
     """
     if not {"mlm", "condenser"} & set(objectives):
         return BuiltHeads(heads=Heads(), mlm=None, condenser=None)
-    kept = read_kept(backbone.name)
-    mlm, mlm_origin = _mlm_head(backbone, kept, seed=config.seed)
+    saved = read_saved_heads(backbone.name)
+    mlm, mlm_origin = _mlm_head(backbone, saved, seed=config.seed)
     condenser: CondenserHead | None = None
     condenser_origin: Origin | None = None
     if "condenser" in objectives:
-        condenser, condenser_origin = _condenser(backbone, kept, config)
+        condenser, condenser_origin = _condenser(backbone, saved, config)
     trained: dict[str, nn.Parameter] = {}
     new: dict[str, nn.Parameter] = {}
     parts: list[tuple[str, dict[str, nn.Parameter], Origin | None]] = [
@@ -103,15 +103,15 @@ def build_heads(
     return BuiltHeads(heads=heads, mlm=mlm_origin, condenser=condenser_origin)
 
 
-def _mlm_head(backbone: Backbone, kept: KeptHeads | None, *, seed: int) -> tuple[MlmHead, Origin]:
+def _mlm_head(backbone: Backbone, saved: SavedHeads | None, *, seed: int) -> tuple[MlmHead, Origin]:
     own, complete = own_head(backbone)
-    if kept is not None and "mlm_kind" in kept.form:
+    if saved is not None and "mlm_kind" in saved.form:
         head: MlmHead
-        if kept.form["mlm_kind"] == "own" and own is not None:
+        if saved.form["mlm_kind"] == "own" and own is not None:
             head = own
         else:
             head = TiedHead(backbone, seed=seed).to(backbone.device)
-        copy_into(head.own_parameters(), kept.part("mlm"), path=kept.path)
+        copy_into(head.own_parameters(), saved.part("mlm"), path=saved.path)
         return head, "kept"
     if own is not None and complete:
         return own, "checkpoint"
@@ -119,7 +119,7 @@ def _mlm_head(backbone: Backbone, kept: KeptHeads | None, *, seed: int) -> tuple
 
 
 def _condenser(
-    backbone: Backbone, kept: KeptHeads | None, config: PretrainingConfig
+    backbone: Backbone, saved: SavedHeads | None, config: PretrainingConfig
 ) -> tuple[CondenserHead, Origin]:
     layers = backbone.geometry.layers
     if config.skip_from is not None and config.skip_from >= layers:
@@ -134,8 +134,8 @@ def _condenser(
         layers=config.head_layers,
         seed=config.seed + 1,
     ).to(backbone.device)
-    if kept is not None and kept.part("condenser"):
-        copy_into(dict(head.named_parameters()), kept.part("condenser"), path=kept.path)
+    if saved is not None and saved.part("condenser"):
+        copy_into(dict(head.named_parameters()), saved.part("condenser"), path=saved.path)
         return head, "kept"
     return head, "new"
 
@@ -179,7 +179,7 @@ def head_tensors(heads: Heads) -> tuple[dict[str, Tensor], dict[str, str]]:
     return plain, form | {CHECKSUM: tensor_checksum(plain)}
 
 
-def write_kept(path: Path, heads: Heads) -> None:
+def write_saved_heads(path: Path, heads: Heads) -> None:
     """Write a head file."""
     tensors, form = head_tensors(heads)
     # safetensors writes several keys in random order.
@@ -187,7 +187,7 @@ def write_kept(path: Path, heads: Heads) -> None:
     safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
-def read_kept(name: str) -> KeptHeads | None:
+def read_saved_heads(name: str) -> SavedHeads | None:
     """Read the heads saved by an earlier pretraining, if any.
 
     Raises:
@@ -199,7 +199,7 @@ def read_kept(name: str) -> KeptHeads | None:
     return read_head_file(folder / HEAD_FILE)
 
 
-def read_head_file(path: Path) -> KeptHeads:
+def read_head_file(path: Path) -> SavedHeads:
     """Read a head file.
 
     Raises:
@@ -221,4 +221,4 @@ def read_head_file(path: Path) -> KeptHeads:
             f"{path}: the heads are damaged: their checksum does not match; copy the backbone "
             "again, or remove the file to start with new heads"
         )
-    return KeptHeads(path=path, tensors=tensors, form=form)
+    return SavedHeads(path=path, tensors=tensors, form=form)

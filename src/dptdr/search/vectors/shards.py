@@ -1,4 +1,4 @@
-"""Encode one window of a corpus and write it atomically."""
+"""Encode one shard of a corpus and write it atomically."""
 
 import hashlib
 import io
@@ -40,14 +40,14 @@ def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
 
 
 def record_path(work: Path, index: int) -> Path:
-    """Return the path of a window's record, whose existence marks the window as done."""
+    """Return the path of the record file that marks a shard as finished."""
     return work / SHARDS / f"{index:05d}.json"
 
 
 def check_record(
-    path: Path, window: Sequence[Document], *, work: Path, encoder: TextEncoder
+    path: Path, documents: Sequence[Document], *, work: Path, encoder: TextEncoder
 ) -> None:
-    """Reject a finished window of another encoder or passages, or whose files are damaged.
+    """Reject a finished shard of another encoder or passages, or whose files are damaged.
 
     Raises:
         VectorsError: If encoder or passages differ, or a file does not match its checksum.
@@ -59,7 +59,7 @@ def check_record(
             f"{path}: expected vectors of '{encoder.name}', got those of another prompt, backbone "
             f"or dtype; delete {path} to re-encode this shard"
         )
-    text, _ = pack_documents(window)
+    text, _ = pack_documents(documents)
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
         raise VectorsError(
             f"{path}: expected the passages of shard {shard.index}, got different ones; "
@@ -71,9 +71,9 @@ def check_record(
             raise VectorsError(f"{file}: missing or damaged; delete {path} to re-encode this shard")
 
 
-def encode_window(
+def encode_shard(
     encoder: TextEncoder,
-    window: Sequence[Document],
+    documents: Sequence[Document],
     *,
     index: int,
     work: Path,
@@ -81,42 +81,42 @@ def encode_window(
     known: KnownVectors,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Encode one window and write its files, then its record.
+    """Encode one shard and write its files, then its record.
 
     Args:
-        index: Index of the window in the corpus, from 0.
+        index: Index of the shard in the corpus, from 0.
 
     Raises:
         VectorsError: If a vector contains NaN, has the wrong dimension, or overflows the dtype.
     """
-    contents = [document.passage.content for document in window]
+    contents = [document.passage.content for document in documents]
     vectors = known.take(contents)
     missing = np.flatnonzero(np.isnan(vectors[:, 0]))
     if len(missing):
         fresh = encoder.encode_passages(
             [contents[row] for row in missing.tolist()], on_progress=on_progress
         )
-        _check_vectors(fresh, [window[row] for row in missing.tolist()], encoder=encoder)
+        _check_vectors(fresh, [documents[row] for row in missing.tolist()], encoder=encoder)
         vectors[missing] = fresh
     with np.errstate(over="ignore"):
         stored = vectors.astype(dtype)
     if not np.isfinite(stored).all():
         row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
         raise VectorsError(
-            f"the vector of passage '{window[row].passage.id}' overflows {dtype}; use float32"
+            f"the vector of passage '{documents[row].passage.id}' overflows {dtype}; use float32"
         )
-    text, offsets = pack_documents(window)
-    ids = pack_ids([document.passage.id for document in window])
+    text, offsets = pack_documents(documents)
+    ids = pack_ids([document.passage.id for document in documents])
     name, folder = f"{index:05d}", work / SHARDS
     shard = Shard(
         index=index,
-        rows=len(window),
+        rows=len(documents),
         vectors=_write(folder / f"{name}.npy", _npy(stored)),
         ids=_write(folder / f"{name}.ids.npy", _npy(ids)),
         documents=_write(folder / f"{name}.jsonl", text),
         offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
     )
-    # Must be last: a window counts as done once its record exists.
+    # Must be last: a shard counts as done once its record exists.
     record = shard_as_json(shard) | {"encoder": _made_by(encoder)}
     write_json(record_path(work, index), record)
 
@@ -126,17 +126,20 @@ def _made_by(encoder: TextEncoder) -> str:
 
 
 def _check_vectors(
-    vectors: Float32[np.ndarray, "texts dim"], window: Sequence[Document], *, encoder: TextEncoder
+    vectors: Float32[np.ndarray, "texts dim"],
+    documents: Sequence[Document],
+    *,
+    encoder: TextEncoder,
 ) -> None:
-    if vectors.shape != (len(window), encoder.dim):
+    if vectors.shape != (len(documents), encoder.dim):
         raise VectorsError(
-            f"expected {len(window)} vectors of dimension {encoder.dim} from "
+            f"expected {len(documents)} vectors of dimension {encoder.dim} from "
             f"'{encoder.name}', got an array of shape {vectors.shape}"
         )
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise VectorsError(
-            f"the vector of passage '{window[int(broken[0])].passage.id}' contains NaN or "
+            f"the vector of passage '{documents[int(broken[0])].passage.id}' contains NaN or "
             f"infinity; the prompt or backbone of '{encoder.name}' is broken, retrain it"
         )
 
