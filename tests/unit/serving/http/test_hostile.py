@@ -118,6 +118,7 @@ def test_nested_json_is_unreadable(client):
 def test_an_open_server_refuses_other_sites_pages(client, headers, status):
     reply = client.post("/v1/tasks/none/rollback", headers=headers)
     message(reply, status)
+    assert reply.json()["error"]["type"] == ("cross_site" if status == 403 else "unknown_task")
     if headers.keys() == {"host"}:
         assert client.get("/health", headers=headers).status_code == (403 if status == 403 else 200)
 
