@@ -2,8 +2,9 @@
 
 import os
 import sys
+from io import TextIOBase
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def _takes_output() -> bool:
     return True
 
 
-def _discard(stream: TextIO) -> None:
+def _discard(stream: TextIOBase | IO[str]) -> None:
     """Write what is left in a stream's buffer, and all that follows, to nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

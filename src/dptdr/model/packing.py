@@ -190,11 +190,11 @@ class PackedPass:
         pooling = self.backbone.pooling
         parts = []
         for block in blocks:
-            block = states[block.start : block.stop].unflatten(0, (block.texts, block.tokens))
+            part = states[block.start : block.stop].unflatten(0, (block.texts, block.tokens))
             if pooling.pool == "mean":
-                parts.append(block.mean(dim=1))
+                parts.append(part.mean(dim=1))
             else:
-                parts.append(block[:, 0 if pooling.pool == "cls" else -1])
+                parts.append(part[:, 0 if pooling.pool == "cls" else -1])
         vectors = torch.cat(parts)
         return functional.normalize(vectors, dim=-1) if pooling.normalise else vectors
 

@@ -137,9 +137,6 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         if not names:
             names = _header(fields, path=path, line=start)
             continue
-        if delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
-            # Rows from a stray quotation mark to the next one, read as one field.
-            raise _csv_error(csv.Error("unexpected end of data"), path=path, start=start, end=start)
         if len(fields) != len(names):
             raise DataError(
                 f"expected {len(names)} fields ({', '.join(names)}), got {len(fields)}",
