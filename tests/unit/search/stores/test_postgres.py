@@ -428,23 +428,94 @@ def test_vectors_wider_than_an_index_may_be_are_refused_by_name(dsn, make_encode
         PostgresIndex(dsn, "too-wide")
 
 
-def test_a_collection_that_is_exchanged_while_it_is_searched_is_searched_again(
-    dsn, make_encoder, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("use", "answer", "count"),
+    [
+        (lambda index, encoder: index.count, 5, 9),
+        (lambda index, encoder: index.recall, 1.0, 9),
+        (lambda index, encoder: index.documents(["d4"])[0].passage.text, "word4 common", 9),
+        (lambda index, encoder: best(index, encoder, "word4 common")[0], "d4", 9),
+        # What is written is written to what serves afterwards.
+        (lambda index, encoder: index.delete(["d4", "d8"]), 2, 7),
+        (lambda index, encoder: add(index, encoder, "new"), None, 10),
+        (lambda index, encoder: (index.keep_recall(0.5), index.recall)[1], 0.5, 9),
+    ],
+    ids=["count", "recall", "documents", "search", "delete", "upsert", "keep_recall"],
+)
+def test_what_is_asked_while_the_collection_is_exchanged_concerns_one_collection(
+    dsn, make_encoder, tmp_path, monkeypatch, use, answer, count
 ):
+    import dptdr.search.stores.postgres as module
+
     encoder = make_encoder()
     index = load_postgres(encode(encoder, 5, tmp_path / "1"), dsn=dsn, name="exchanged")
     second = encode(encoder, 9, tmp_path / "2")
-    real, calls = index._statement, []
+    real = module._find_row
 
     def exchanged(*arguments, **options):
-        calls.append(index.collection.number)
-        if len(calls) == 1:
-            statement = real(*arguments, **options)
-            load_postgres(second, dsn=dsn, name="exchanged").close()
-            return statement
-        return real(*arguments, **options)
+        found = real(*arguments, **options)
+        monkeypatch.setattr(module, "_find_row", real)
+        load_postgres(second, dsn=dsn, name="exchanged").close()
+        return found
 
-    monkeypatch.setattr(index, "_statement", exchanged)
-    assert best(index, encoder, "word8 common")[0] == "d8"
-    assert len(set(calls)) == 2
+    monkeypatch.setattr(module, "_find_row", exchanged)
+    assert use(index, encoder) == answer
+    assert index.count == count
+    index.close()
+
+
+def add(index, encoder, text):
+    document = Document(Passage(text, text))
+    vectors = encoder.encode_passages([text])
+    index.upsert([document], vectors, passage_fingerprint=encoder.passage_fingerprint)
+
+
+def test_a_second_load_of_a_name_says_that_the_first_is_in_progress(
+    dsn, make_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dptdr.search.stores.postgres._LOCK_PAUSE_SECONDS", 0.001)
+    encoder = make_encoder()
+    first, second = encode(encoder, 30, tmp_path / "1"), encode(encoder, 9, tmp_path / "2")
+
+    def load_another(done, total):
+        del done, total
+        with pytest.raises(VectorsError, match="another load of index 'twice' is in progress"):
+            load_postgres(second, dsn=dsn, name="twice")
+        load_postgres(second, dsn=dsn, name="not-twice").close()
+
+    index = load_postgres(first, dsn=dsn, name="twice", batch_rows=10, on_progress=load_another)
+    assert index.count == 30
+    load_postgres(second, dsn=dsn, name="twice").close()
+    assert index.count == 9
+    index.close()
+
+
+def test_a_load_whose_collection_was_removed_while_it_was_away_replaces_nothing(
+    dsn, make_encoder, tmp_path
+):
+    import psycopg
+
+    encoder = make_encoder()
+    first, second = encode(encoder, 30, tmp_path / "1"), encode(encoder, 9, tmp_path / "2")
+
+    def load_another(done, total):
+        if done == total:
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            load_postgres(second, dsn=dsn, name="away").close()
+
+    with pytest.raises(VectorsError, match="another load of index 'away' has removed what this"):
+        load_postgres(first, dsn=dsn, name="away", batch_rows=10, on_progress=load_another)
+    index = PostgresIndex(dsn, "away")
+    assert index.count == 9
+    graphs = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'passages_hnsw_%'"
+    held = "SELECT count(*) FROM dptdr.collections WHERE active"
+    load_postgres(second, dsn=dsn, name="away").close()
+    # The graph that the first one built for nothing is dropped.
+    assert index.session.run(lambda c: c.execute(graphs).fetchone()) == index.session.run(
+        lambda c: c.execute(held).fetchone()
+    )
     index.close()
