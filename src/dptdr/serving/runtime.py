@@ -85,10 +85,10 @@ class Runtime:
             if first:
                 if settings.tasks:
                     say(f"checking {len(settings.tasks)} tasks")
-                for name, bundle in settings.tasks:
-                    registry.add(name, bundle, replace=True, reuse=True)
+                kept = [registry.add_given(name, bundle) for name, bundle in settings.tasks]
+                sys.stderr.writelines(f"{line}\n" for line in kept if line)
                 final = settings.tasks_folder is None and not registry.broken
-                _check_used(registry, final=final)
+                _check_used(registry, final=final and not any(kept))
         if settings.cross_encoder is not None:
             from dptdr.search.rerank import cross_encoder
 
