@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
@@ -38,3 +41,56 @@ def test_a_server_without_a_tasks_folder_starts_after_a_task_with_an_index_was_r
         again.load()
         again.stop()
         assert again.registry.tasks().keys() == {"two"}
+
+
+@pytest.mark.parametrize("name", ["\u6f22" * 100, "\xe9" * 200])
+@pytest.mark.parametrize("field", ["bundle", "index"])
+def test_a_name_too_long_for_the_file_system_is_one_error_that_names_the_field(
+    tmp_path, name, field
+):
+    with WebServer.start(tmp_path) as server:
+        body = {"bundle": "fresh", "index": "one-index", field: name}
+        requests = [("POST", "/v1/tasks", body | {"task": "new"}), ("PUT", "/v1/tasks/one", body)]
+        if field == "index":
+            requests.append(("POST", "/v1/indexes", {"task": "one", "index": name}))
+        for method, path, sent in requests:
+            reply = server.client.request(method, path, json=sent)
+            assert reply.status_code == 409
+            message = reply.json()["error"]["message"]
+            assert message == f"{field} '{name[:100]}': cannot be opened (File name too long)"
+
+
+@pytest.mark.parametrize("name", ["\u6f22" * 100, "a\0b", "\ud800", "../x", "gone"])
+def test_a_name_in_the_catalogue_that_cannot_be_opened_stops_nothing(tmp_path, name):
+    with WebServer.start(tmp_path) as server:
+        file = tmp_path / "state" / "catalogue.json"
+        values = json.loads(file.read_text())
+        values["tasks"]["one"]["indexes"] = {"1": [name, "x"]}
+        file.write_text(json.dumps(values))
+
+        again = Runtime(server.runtime.settings)
+        again.load()
+        again.stop()
+        assert again.registry.tasks().keys() == {"one", "two"}
+        for task in ("one", "two:query"):
+            reply = server.client.post("/v1/embeddings", json={"model": task, "input": "a"})
+            assert reply.status_code == 200
+        assert server.client.get("/v1/tasks").json()["broken"].keys() == {"one@1, index"}
+
+
+def test_an_index_that_is_back_is_searched_again(tmp_path, monkeypatch):
+    with WebServer.start(tmp_path) as server:
+        client, place = server.client, tmp_path / "tasks" / "one-index"
+        server.write_index(place, server.encoder("one"))
+        assert client.post("/v1/indexes", json={"task": "one", "index": "one-index"}).is_success
+        shutil.move(place, tmp_path / "away")
+        later = Runtime(server.runtime.settings)
+        later.load()
+        later.stop()
+        registry = later.registry
+        assert registry.resolve("one").index is None
+        shutil.move(tmp_path / "away", place)
+        assert registry.resolve("one").index is None
+        monkeypatch.setattr(registry, "_retry_at", 0.0)
+        assert registry.resolve("one").index is not None
+        assert registry.broken == {}

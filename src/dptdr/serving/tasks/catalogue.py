@@ -140,7 +140,7 @@ class Catalogue:
         """Return a value that changes with the catalogue; cheap enough for every request."""
         try:
             stat = self.file.stat()
-        except FileNotFoundError:
+        except OSError:
             return (0, 0, 0)
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 

@@ -6,6 +6,7 @@ partial update. Everything is verified before it becomes visible.
 
 import itertools
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ BARE = "backbone"
 """Task name of the bare backbone."""
 
 _NEVER = (-1, -1, -1)
+_RETRY_SECONDS = 10.0
 
 
 class UnknownTask(ServingError):
@@ -93,6 +95,7 @@ class TaskRegistry:
         )
         self._tasks: Mapping[str, ServedTask] = {}
         self._seen = _NEVER
+        self._retry_at = 0.0
         self._lock = threading.RLock()
         self.broken: dict[str, str] = {}
         self.unreadable = ""
@@ -305,20 +308,26 @@ class TaskRegistry:
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing has changed since the last :meth:`refresh`; costs one ``stat``."""
-        return self.catalogue.signature() == self._seen
+        """Whether there is nothing to :meth:`refresh`; costs one ``stat``."""
+        return self._is_current()
+
+    def _is_current(self) -> bool:
+        # What could not be read, such as a missing index, may be back.
+        due = self.broken and time.monotonic() >= self._retry_at
+        return not due and self.catalogue.signature() == self._seen
 
     def refresh(self) -> None:
-        """Load changes made by other workers."""
-        if self.is_current:
+        """Load changes made by other workers, and try again what could not be read."""
+        if self._is_current():
             return
         with self._lock:
-            signature = self.catalogue.signature()
-            if signature == self._seen:
+            if self._is_current():
                 return
+            signature = self.catalogue.signature()
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
             try:
                 records = self.catalogue.read()
-            except ServingError as error:
+            except (ServingError, OSError) as error:
                 if self._seen == _NEVER:
                     raise
                 # Keep serving what is in memory.
@@ -351,7 +360,7 @@ class TaskRegistry:
                 if found is None or found.file is None or found.file.key != key:
                     found = self._open(name, version, record)
                 versions[version] = self._with_index(found, record.indexes.get(version))
-            except (BundleError, ServingError) as error:
+            except (DptdrError, OSError, ValueError) as error:
                 # A damaged copy must not affect other tasks.
                 self.broken[f"{name}@{version}"] = str(error)
         return versions
@@ -363,7 +372,7 @@ class TaskRegistry:
             served = self.indexes.check(
                 record, version=version.name, fingerprint=version.fingerprints["passage"]
             )
-        except DptdrError as error:
+        except (DptdrError, OSError, ValueError) as error:
             self.broken[f"{version.name}, index"] = str(error)
             return replace(version, index=None, index_error=str(error))
         return replace(version, index=served, index_error="")
