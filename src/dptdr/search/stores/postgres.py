@@ -22,7 +22,7 @@ from dptdr.search.stores.loading import (
     search_results,
 )
 from dptdr.search.stores.postgres_session import Session
-from dptdr.search.vectors.documents import Filter, wanted_texts
+from dptdr.search.vectors.documents import Filter, wanted_numbers, wanted_values
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
@@ -193,14 +193,22 @@ class PostgresIndex:
         conditions = [f"collection = {here.number:d}"]
         values: dict[str, object] = {}
         for place, condition in enumerate(filters):
-            field, wanted = f"field{place}", f"values{place}"
-            values |= {field: condition.field, wanted: wanted_texts(condition.values)}
+            field, texts = f"field{place}", f"texts{place}"
+            numbers, others = f"numbers{place}", f"others{place}"
+            values |= {
+                field: condition.field,
+                texts: list(condition.values),
+                numbers: wanted_numbers(condition.values),
+                others: wanted_values(condition.values),
+            }
+            held = f"metadata -> %({field})s"
             conditions.append(
-                f"CASE jsonb_typeof(metadata -> %({field})s) WHEN 'array' THEN "
-                f"EXISTS (SELECT FROM jsonb_array_elements_text(metadata -> %({field})s) AS e "
-                f"WHERE COALESCE(e, 'null') = ANY(%({wanted})s)) "
-                f"WHEN 'null' THEN 'null' = ANY(%({wanted})s) "
-                f"ELSE metadata ->> %({field})s = ANY(%({wanted})s) END"
+                f"metadata ? %({field})s AND EXISTS (SELECT FROM jsonb_array_elements("
+                f"CASE jsonb_typeof({held}) WHEN 'array' THEN {held} "
+                f"ELSE jsonb_build_array({held}) END) AS e WHERE CASE jsonb_typeof(e) "
+                f"WHEN 'string' THEN e #>> '{{}}' = ANY(%({texts})s) "
+                f"WHEN 'number' THEN e #>> '{{}}' = ANY(%({numbers})s) "
+                f"ELSE e = ANY(%({others})s::jsonb[]) END)"
             )
         distance = f"{here.vector} <#> %(query)s::{here.cast}"
         statement = (

@@ -433,7 +433,7 @@ def _points(documents: Iterable[Document], vectors: np.ndarray, *, fingerprint: 
                 "text": passage.text,
                 "metadata": dict(metadata),
                 # Filters compare strings: numbers and booleans in their JSON form.
-                "filter": {field: _texts(value) for field, value in metadata.items()},
+                "filter": {_unquoted(field): _texts(value) for field, value in metadata.items()},
                 "passage_fingerprint": fingerprint,
             },
         )
@@ -453,9 +453,12 @@ def _document(payload: dict[str, Any]) -> Document:
 
 def _key(field: str) -> str:
     """Return the path of a metadata field in the payload, quoted as it may contain dots."""
-    if '"' in field:
-        raise NoSuchField(f"Qdrant cannot filter by a field with a quotation mark, got '{field}'")
-    return f'filter."{field}"'
+    return f'filter."{_unquoted(field)}"'
+
+
+def _unquoted(field: str) -> str:
+    """Replace quotation marks, which no quoted path can have, by a code point of no character."""
+    return field.replace('"', "\ufffe")
 
 
 def _condition(filters: Sequence[Filter]) -> Any:

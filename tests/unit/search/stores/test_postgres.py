@@ -319,19 +319,59 @@ def test_a_rare_filter_finds_all_that_there_are(dsn, tmp_path, make_encoder):
     assert sorted(int(hit.passage_id[1:]) for hit in run["q"]) == list(range(7, 1500, 100))
 
 
-def test_null_and_small_numbers_are_filtered_as_elsewhere(dsn, make_encoder, tmp_path):
+FILTERED = [
+    *(None, ["y", None], True, 7, 7.0, 1.50, "7", "null", "True"),
+    *(0, 0.0, -0.0, 1e-07, 1.5e-07, 1e22, 1e16, 123456789.125, [1e22, "z"]),
+    *({"\xe9": [1, "\u6f22"]}, [["\xe9"]], {"b": 1, "aa": None}, {}, [], [[]]),
+    *('{"\xe9": 1}', "\xe9", '["\\u00e9"]'),
+]
+WANTED = [
+    *("null", "y", "true", "True", "7", "7.0", "1.5", "1.50", "0", "-0", "0.0", "-0.0", "00"),
+    *("1e-07", "1e-7", "0.0000001", "1.5e-7", "1.5e-07", "0.00000015", "1e22", "1e+22"),
+    *("10000000000000000000000", "10000000000000000.0", "1e+16", "123456789.125", "z"),
+    *('{"\\u00e9": [1, "\\u6f22"]}', '{"\xe9": [1, "\u6f22"]}', '["\\u00e9"]', '["\xe9"]'),
+    *('{"aa": null, "b": 1}', '{"b": 1, "aa": null}', "{}", "[]", "[[]]", '"7"', '{"\xe9": 1}'),
+    *("", "\xe9", "[1", "NaN", "9" * 5000, '{"a": "\\u0000"}', '["\\ud800"]'),
+]
+
+
+def test_filters_find_what_they_find_elsewhere(dsn, make_encoder, tmp_path):
     documents = [
-        Document(Passage("a", "word"), {"x": None}),
-        Document(Passage("b", "word"), {"x": ["y", None]}),
-        Document(Passage("c", "word"), {"x": 1e-07}),
+        Document(Passage(f"d{n}", "word"), {"x": value}) for n, value in enumerate(FILTERED)
     ]
     encoder = make_encoder()
-    folder = encode_folder(encoder, documents, out=tmp_path / "v", source=Source(fingerprint="n"))
-    index = load_postgres(folder, dsn=dsn, name="nulls")
-    assert sorted(best(index, encoder, "word", filters=[Filter("x", ("null",))])) == ["a", "b"]
-    for number in ("1e-07", "0.0000001"):
-        assert best(index, encoder, "word", filters=[Filter("x", (number,))]) == ["c"]
+    folder = encode_folder(
+        encoder,
+        [*documents, Document(Passage("without", "word"))],
+        out=tmp_path / "v",
+        source=Source(fingerprint="n"),
+    )
+    index = load_postgres(folder, dsn=dsn, name="filtered")
+    query = encoder.encode_queries(["word"])
+    for text in WANTED:
+        condition = Filter("x", (text, "nothing"))
+        found = index.search(query, depth=10**20, filters=[condition]).ids[0]
+        expected = [d.passage.id for d in documents if condition.keeps(d.metadata)]
+        assert sorted(found) == sorted(expected), text
     index.close()
+
+
+@pytest.mark.parametrize("use", ["upsert", "documents", "delete", "filter"])
+def test_what_is_not_unicode_is_one_error(small, encoder, use):
+    bad = "x\ud800"
+    uses = {
+        "upsert": lambda: small.upsert(
+            [Document(Passage("x", bad))],
+            encoder.encode_passages(["x"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        ),
+        "documents": lambda: small.documents([bad]),
+        "delete": lambda: small.delete([bad]),
+        "filter": lambda: best(small, encoder, "red", filters=[Filter("year", (bad,))]),
+    }
+    with pytest.raises(VectorsError, match="expected valid Unicode, got a lone surrogate"):
+        uses[use]()
+    assert small.count == 3
 
 
 def test_a_role_that_may_only_read_searches_and_no_password_is_told(dsn, make_encoder, tmp_path):

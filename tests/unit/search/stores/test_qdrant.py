@@ -132,14 +132,32 @@ def test_what_somebody_else_made_is_left_alone(client, encoder, tmp_path, taken)
 
 
 def test_fields_with_dots_and_spaces_are_filtered_as_elsewhere(client, make_encoder, tmp_path):
-    names = ["a.b", "with space", "list[]", "ü"]
+    names = ["a.b", "with space", "list[]", "ü", 'a"b', '"', 'a"."b']
     documents = [Document(Passage(f"p{n}", "word"), {name: "x"}) for n, name in enumerate(names)]
     encoder = make_encoder()
     index = load_qdrant(encode(encoder, documents, tmp_path / "v"), client=client, name="f")
     for number, name in enumerate(names):
         assert best(index, encoder, "word", filters=[Filter(name, ("x",))]) == [f"p{number}"]
-    with pytest.raises(NoSuchField, match="quotation mark"):
-        best(index, encoder, "word", filters=[Filter('a"b', ("x",))])
+    assert index.documents(["p4"])[0].metadata == {'a"b': "x"}
+    with pytest.raises(NoSuchField, match="no passage has the metadata field"):
+        best(index, encoder, "word", filters=[Filter('a"c', ("x",))])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Document(Passage("x", "a\ud800")),
+        Document(Passage("x\ud800", "a")),
+        Document(Passage("x", "a"), {"k": ["\ud800"]}),
+    ],
+)
+def test_what_is_not_unicode_is_refused_by_name(small, encoder, document):
+    with pytest.raises(VectorsError, match=r"passage 'x.*expected valid Unicode, got a lone surr"):
+        small.upsert(
+            [document],
+            encoder.encode_passages(["a"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        )
 
 
 def test_vectors_of_another_prompt_are_refused(small, make_encoder):
