@@ -1,7 +1,9 @@
 """Whatever workers add, replace, roll back and remove, and when they die, all see one catalogue."""
 
 import contextlib
+import itertools
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,6 +19,7 @@ from helpers.tiny import tiny_backbone
 
 TASKS = st.sampled_from(["law", "medical"])
 BUNDLES = st.sampled_from(["one", "two", "three"])
+VERSIONS = st.sampled_from(["v", "2"])
 WORKERS = st.integers(0, 1)
 
 
@@ -26,7 +29,6 @@ class Model:
 
     versions: dict[str, str] = field(default_factory=dict)
     defaults: list[str] = field(default_factory=list)
-    ever: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,8 @@ class Catalogue(RuleBasedStateMachine):
         shutil.rmtree(self.folder / "state", ignore_errors=True)
         self.workers = [self.started(), self.started()]
         self.tasks = {}
+        # The bundle of each version that a task ever had, whether or not it was removed.
+        self.ever = defaultdict(dict)
 
     def started(self):
         from dptdr.serving.tasks.registry import TaskRegistry
@@ -60,7 +64,7 @@ class Catalogue(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, task=TASKS, bundle=BUNDLES, default=st.booleans(), reuse=st.booleans())
     def add(self, worker, task, bundle, default, reuse):
-        known = self.tasks.setdefault(task, Model())
+        known = self.tasks.get(task, Model())
         there = [v for v, held in known.versions.items() if held == bundle] if reuse else []
         version = self.workers[worker].add(
             task, self.folder / bundle, replace=True, default=default, reuse=reuse
@@ -68,14 +72,46 @@ class Catalogue(RuleBasedStateMachine):
         if there:
             assert version.version in there
         else:
-            assert version.version not in known.versions
-        known.versions[version.version] = bundle
+            assert version.version not in self.ever[task]
+        self.now_has(task, version.version, bundle, default=default)
+
+    @rule(worker=WORKERS, task=TASKS, bundle=BUNDLES, default=st.booleans(), version=VERSIONS)
+    def add_by_name(self, worker, task, bundle, default, version):
+        def add():
+            self.workers[worker].add(
+                task, self.folder / bundle, version=version, replace=True, default=default
+            )
+
+        there = task in self.tasks and version in self.tasks[task].versions
+        if there or self.ever[task].get(version, bundle) != bundle:
+            with pytest.raises(ServingError, match=r"already exists|was another bundle"):
+                add()
+        else:
+            add()
+            self.now_has(task, version, bundle, default=default)
+
+    @rule(worker=WORKERS, task=TASKS, bundle=BUNDLES)
+    def start_with(self, worker, task, bundle):
+        new = bundle not in self.ever[task].values()
+        before = {} if task not in self.tasks else self.tasks[task].versions
+        kept = self.workers[worker].add_given(task, self.folder / bundle)
+        if new:
+            (version,) = self.workers[worker].tasks()[task].versions.keys() - before.keys()
+            assert version not in self.ever[task]
+            self.now_has(task, version, bundle, default=True)
+        known = self.tasks.get(task)
+        served = known is not None and known.versions[known.defaults[-1]] == bundle
+        assert served == (not kept)
+
+    def now_has(self, task, version, bundle, *, default):
+        known = self.tasks.setdefault(task, Model())
+        known.versions[version] = bundle
         # A client that asks for a version never gets another one's vectors.
-        assert known.ever.setdefault(version.version, bundle) == bundle
+        assert self.ever[task].setdefault(version, bundle) == bundle
         if not known.defaults:
-            known.defaults = [version.version]
-        elif default and known.defaults[-1] != version.version:
-            known.defaults.append(version.version)
+            known.defaults = [version]
+        elif default and known.defaults[-1] != version:
+            known.defaults.append(version)
 
     @rule(worker=WORKERS, task=TASKS)
     def roll_back(self, worker, task):
@@ -104,7 +140,8 @@ class Catalogue(RuleBasedStateMachine):
         else:
             self.workers[worker].remove(task, version=version)
             del known.versions[version]
-            known.defaults = [held for held in known.defaults if held != version]
+            left = [held for held in known.defaults if held != version]
+            known.defaults = [held for held, _ in itertools.groupby(left)]
 
     @rule(worker=WORKERS)
     def replace_a_worker(self, worker):
@@ -122,6 +159,7 @@ class Catalogue(RuleBasedStateMachine):
             for name, known in self.tasks.items():
                 assert served[name].versions.keys() == known.versions.keys()
                 assert registry.resolve(name).version == known.defaults[-1]
+                assert list(served[name].record.history) == known.defaults[:-1]
                 for version, bundle in known.versions.items():
                     held = registry.resolve(f"{name}@{version}")
                     assert held.file.key == self.keys[bundle]

@@ -85,10 +85,10 @@ class Runtime:
             if first:
                 if settings.tasks:
                     say(f"checking {len(settings.tasks)} tasks")
-                for name, bundle in settings.tasks:
-                    registry.add(name, bundle, replace=True, reuse=True)
+                kept = [registry.add_given(name, bundle) for name, bundle in settings.tasks]
+                sys.stderr.writelines(f"{line}\n" for line in kept if line)
                 final = settings.tasks_folder is None and not registry.broken
-                _check_used(registry, final=final)
+                _check_used(registry, final=final and not any(kept))
         if settings.cross_encoder is not None:
             from dptdr.search.rerank import cross_encoder
 
@@ -194,14 +194,22 @@ def allowed_folder(name: str, *, folder: Path | None, what: str) -> Path:
         what: ``bundle`` or ``index``, for messages.
 
     Raises:
-        ServingError: If there is no tasks folder, or the name points outside it.
+        ServingError: If there is no tasks folder, or the name points outside it or cannot be read.
     """
     if folder is None:
         raise ServingError(
             "this server does not accept new tasks; start it with --tasks-folder to allow "
             "bundles and indexes from one folder"
         )
-    root = folder.resolve()
+    try:
+        return _inside(name, folder.resolve(), what=what)
+    # A name may be too long for the file system, or hold a lone surrogate.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not valid Unicode"
+        raise ServingError(f"{what} {name[:100]!r}: cannot be opened ({reason})") from None
+
+
+def _inside(name: str, root: Path, *, what: str) -> Path:
     plain = name and name not in (".", "..") and "\0" not in name
     if not plain or "/" in name or "\\" in name or (root / name).resolve().parent != root:
         raise ServingError(

@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 
+import httpx
 import pytest
 
 pytest.importorskip("fastapi")
@@ -66,6 +67,31 @@ def test_a_key_reaches_its_tasks_only(web, header):
     # Whether a task exists is not told to those who may not touch it.
     hidden = post(web, "/v1/embeddings", ASK | {"model": "none"}, "reader", header)
     assert kind(hidden) == (403, "not_allowed")
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+def test_a_key_may_have_letters_of_any_kind(tmp_path, coding):
+    file = tmp_path / "letters.toml"
+    digest = hashlib.sha256("schlüssel".encode()).hexdigest()
+    file.write_text(f'[[key]]\nname = "k"\nsha256 = "{digest}"\nscopes = ["use"]\n')
+    with WebServer.start(tmp_path, keys_file=file) as server:
+        secret = "schlüssel".encode(coding)
+        for headers in ({"X-API-Key": secret}, {"Authorization": b"Bearer " + secret}):
+            assert server.client.get("/info", headers=headers).status_code == 200
+        assert server.client.get("/info", headers={"X-API-Key": b"\xff"}).status_code == 401
+
+
+def test_an_empty_bearer_does_not_hide_the_other_header(web):
+    for bearer in ("Bearer", "Bearer "):
+        headers = {"Authorization": bearer, "X-API-Key": "operator"}
+        assert web.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_head_answers_as_get_without_a_body(web):
+    with web.listening() as address:
+        for path, status in (("/health", 200), ("/", 200), ("/info", 401), ("/v1/search", 405)):
+            reply = httpx.head(address + path)
+            assert (reply.status_code, reply.content) == (status, b"")
 
 
 def test_lists_show_what_the_key_reaches(web):

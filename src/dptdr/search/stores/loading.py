@@ -1,5 +1,6 @@
 """Load a vector folder into a database."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from dptdr.errors import VectorsError, WrongPrompt
+from dptdr.io.beir import document_record
 from dptdr.records import Document
 from dptdr.search.index import SearchResults, check_query_vectors
 from dptdr.search.vectors.folder import VectorFolder
@@ -84,8 +86,8 @@ def check_upsert(
 
     Raises:
         WrongPrompt: If the indexed vectors come from a different prompt or backbone.
-        VectorsError: If the count or dimension is wrong, an id is duplicated, or a vector contains
-            NaN.
+        VectorsError: If the count or dimension is wrong, an id is duplicated, a vector contains
+            NaN, or a document is not valid Unicode.
     """
     if passage_fingerprint != origin.passage_fingerprint:
         raise WrongPrompt(
@@ -98,6 +100,13 @@ def check_upsert(
     ids = [document.passage.id for document in documents]
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise VectorsError(f"duplicate passage id '{twice[0]}'; pass each passage once")
+    for document in documents:
+        try:
+            json.dumps(document_record(document), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise VectorsError(
+                f"passage {document.passage.id!r}: expected valid Unicode, got a lone surrogate"
+            ) from None
     checked: np.ndarray = check_query_vectors(vectors, dim=origin.dim, depth=1)
     return checked
 

@@ -1,8 +1,9 @@
 """An index in PostgreSQL with pgvector (optional extra ``postgres``)."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -21,7 +22,7 @@ from dptdr.search.stores.loading import (
     search_results,
 )
 from dptdr.search.stores.postgres_session import Session
-from dptdr.search.vectors.documents import Filter, wanted_texts
+from dptdr.search.vectors.documents import Filter, wanted_numbers, wanted_values
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import Origin
 
@@ -31,6 +32,19 @@ BATCH_ROWS = 2000
 _MOST_INDEXED_DIM = 2000
 """Maximum dimension that pgvector can index in float32; larger vectors are indexed as halfvec."""
 _MAX_DIM = 4000
+_MOST_ROWS = 2**62
+_LOCK_TRIES = 20
+_LOCK_PAUSE_SECONDS = 0.1
+
+_DROP_INACTIVE = "DELETE FROM dptdr.collections WHERE name = %s AND NOT active"
+_GRAPHS_OF_NOTHING = r"""
+SELECT indexname FROM pg_indexes
+WHERE schemaname = 'dptdr' AND indexname ~ '^passages_hnsw_\d+$'
+AND NOT EXISTS (SELECT FROM dptdr.collections WHERE indexname = 'passages_hnsw_' || id)
+"""
+"""Finds the graphs of collections that are gone."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +85,36 @@ class PostgresIndex:
     index_type = "postgres"
 
     def __init__(self, dsn: str, name: str) -> None:
-        self.session = Session(dsn)
+        self.session = Session(dsn, snapshots=True)
         self.name = name
         try:
-            self.collection = self._active()
+            self.collection = self.session.run(self._active)
         except BaseException:
             self.session.close()
             raise
+
+    def _run(self, work: Callable[[Any, int], Result]) -> Result:
+        """Run a transaction, given the number of the active collection.
+
+        Both are of one snapshot, so that the collection is not exchanged in between.
+
+        Raises:
+            WrongPrompt: If its vectors are those of another prompt or backbone than at the start.
+        """
+
+        def both(connection: Any) -> Result:
+            found = self._active(connection)
+            check_reloaded(self.origin, found.origin, name=self.name)
+            self.collection = found
+            return work(connection, found.number)
+
+        return self.session.run(both)
 
     @property
     def count(self) -> int:
         """Number of passages."""
         query = "SELECT count(*) FROM dptdr.passages WHERE collection = %s"
-        number = self._current().number
-        found = self.session.run(lambda c: c.execute(query, [number]).fetchone())
-        return int(found[0])
+        return int(self._run(lambda c, number: c.execute(query, [number]).fetchone()[0]))
 
     @property
     def dim(self) -> int:
@@ -97,8 +126,8 @@ class PostgresIndex:
         """Origin of the vectors."""
         return self.collection.origin
 
-    def _active(self) -> Collection:
-        row = _find_row(self.session, self.name, active=True)
+    def _active(self, connection: Any) -> Collection:
+        row = _find_row(connection, self.name, active=True)
         if row is None:
             raise VectorsError(
                 f"{self.session.where()}: no index '{self.name}'; create it with load_postgres"
@@ -112,17 +141,6 @@ class PostgresIndex:
                 f"{dim}; load the vectors again"
             )
         return Collection(number=number, dim=dim, origin=origin)
-
-    def _current(self) -> Collection:
-        """Return the active collection, as it may have been loaded again.
-
-        Raises:
-            WrongPrompt: If its vectors are those of another prompt or backbone than at the start.
-        """
-        found = self._active()
-        check_reloaded(self.origin, found.origin, name=self.name)
-        self.collection = found
-        return found
 
     def search(
         self,
@@ -138,11 +156,13 @@ class PostgresIndex:
         Raises:
             NoSuchField: If there are no hits because a filter names a field that no passage has.
         """
-        number = self._current().number
         queries = check_query_vectors(vectors, dim=self.dim, depth=depth)
-        statement, values = self._statement(filters, depth=depth)
+        # Larger numbers are none of PostgreSQL's.
+        depth = min(depth, _MOST_ROWS)
 
-        def work(connection: Any) -> list[list[tuple[str, float]]]:
+        def work(connection: Any, number: int) -> list[list[tuple[str, float]]]:
+            statement, values = self._statement(filters, depth=depth)
+
             def hits(query: np.ndarray) -> list[tuple[str, float]]:
                 parameters = {"query": query, **values}
                 found: list[tuple[str, float]] = connection.execute(
@@ -156,27 +176,16 @@ class PostgresIndex:
             found = [hits(query) for query in queries]
             # The scan of a graph ends after some number of candidates; a plain one misses none.
             connection.execute("SET LOCAL enable_indexscan = off")
-            return [
+            found = [
                 hits(query) if len(few) < depth else few
                 for query, few in zip(queries, found, strict=True)
             ]
+            if queries.size and not any(found):
+                for condition in filters:
+                    _check_field(connection, number, condition.field)
+            return found
 
-        found = self.session.run(work)
-        few = any(len(hits) < depth for hits in found)
-        if few and self._active().number != number:
-            # It was exchanged, and its rows deleted, in the meantime.
-            return self.search(vectors, depth=depth, filters=filters)
-        if queries.size and not any(found):
-            for condition in filters:
-                self._check_field(condition.field)
-        return search_results(found)
-
-    def _check_field(self, field: str) -> None:
-        """Reject a metadata field that no passage has."""
-        query = "SELECT FROM dptdr.passages WHERE collection = %s AND metadata ? %s LIMIT 1"
-        values = [self.collection.number, field]
-        if not self.session.run(lambda c: c.execute(query, values).fetchall()):
-            raise NoSuchField(f"no passage has the metadata field '{field}'")
+        return search_results(self._run(work))
 
     def _statement(self, filters: Sequence[Filter], *, depth: int) -> tuple[str, dict[str, object]]:
         """Build the SQL of a search and its parameters."""
@@ -184,14 +193,22 @@ class PostgresIndex:
         conditions = [f"collection = {here.number:d}"]
         values: dict[str, object] = {}
         for place, condition in enumerate(filters):
-            field, wanted = f"field{place}", f"values{place}"
-            values |= {field: condition.field, wanted: wanted_texts(condition.values)}
+            field, texts = f"field{place}", f"texts{place}"
+            numbers, others = f"numbers{place}", f"others{place}"
+            values |= {
+                field: condition.field,
+                texts: list(condition.values),
+                numbers: wanted_numbers(condition.values),
+                others: wanted_values(condition.values),
+            }
+            held = f"metadata -> %({field})s"
             conditions.append(
-                f"CASE jsonb_typeof(metadata -> %({field})s) WHEN 'array' THEN "
-                f"EXISTS (SELECT FROM jsonb_array_elements_text(metadata -> %({field})s) AS e "
-                f"WHERE COALESCE(e, 'null') = ANY(%({wanted})s)) "
-                f"WHEN 'null' THEN 'null' = ANY(%({wanted})s) "
-                f"ELSE metadata ->> %({field})s = ANY(%({wanted})s) END"
+                f"metadata ? %({field})s AND EXISTS (SELECT FROM jsonb_array_elements("
+                f"CASE jsonb_typeof({held}) WHEN 'array' THEN {held} "
+                f"ELSE jsonb_build_array({held}) END) AS e WHERE CASE jsonb_typeof(e) "
+                f"WHEN 'string' THEN e #>> '{{}}' = ANY(%({texts})s) "
+                f"WHEN 'number' THEN e #>> '{{}}' = ANY(%({numbers})s) "
+                f"ELSE e = ANY(%({others})s::jsonb[]) END)"
             )
         distance = f"{here.vector} <#> %(query)s::{here.cast}"
         statement = (
@@ -206,8 +223,7 @@ class PostgresIndex:
             "SELECT id, title, text, metadata FROM dptdr.passages "
             "WHERE collection = %s AND id = ANY(%s)"
         )
-        number = self._current().number
-        rows = self.session.run(lambda c: c.execute(query, [number, list(ids)]).fetchall())
+        rows = self._run(lambda c, number: c.execute(query, [number, list(ids)]).fetchall())
         found = (Document(Passage(row[0], row[2], row[1]), row[3]) for row in rows)
         return in_order(found, ids, name=self.name)
 
@@ -225,36 +241,36 @@ class PostgresIndex:
             VectorsError: If a vector is invalid, an id is duplicated, or the database is
                 unreachable.
         """
-        number = self._current().number
-        checked = check_upsert(
-            vectors,
-            documents=documents,
-            origin=self.origin,
-            passage_fingerprint=passage_fingerprint,
-            name=self.name,
-        )
-        self.session.run(lambda c: copy_rows(c, number, documents=documents, vectors=checked))
+
+        def work(connection: Any, number: int) -> None:
+            checked = check_upsert(
+                vectors,
+                documents=documents,
+                origin=self.origin,
+                passage_fingerprint=passage_fingerprint,
+                name=self.name,
+            )
+            copy_rows(connection, number, documents=documents, vectors=checked)
+
+        self._run(work)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages by id, ignoring unknown ids, and return the number deleted."""
         check_ids(ids)
         query = "DELETE FROM dptdr.passages WHERE collection = %s AND id = ANY(%s)"
-        number = self._current().number
-        return int(self.session.run(lambda c: c.execute(query, [number, list(ids)]).rowcount))
+        return int(self._run(lambda c, number: c.execute(query, [number, list(ids)]).rowcount))
 
     @property
     def recall(self) -> float | None:
         """Recall@10 measured after the load; None for collections of version 0.1.0."""
         query = "SELECT recall FROM dptdr.collections WHERE id = %s"
-        number = self._current().number
-        (found,) = self.session.run(lambda c: c.execute(query, [number]).fetchone())
+        found = self._run(lambda c, number: c.execute(query, [number]).fetchone()[0])
         return None if found is None else float(found)
 
     def keep_recall(self, recall: float) -> None:
         """Store the measured recall with the active collection."""
         statement = "UPDATE dptdr.collections SET recall = %s WHERE id = %s"
-        number = self._current().number
-        self.session.run(lambda c: c.execute(statement, [recall, number]))
+        self._run(lambda c, number: c.execute(statement, [recall, number]))
 
     def close(self) -> None:
         """Close the connection."""
@@ -274,15 +290,15 @@ def load_postgres(
 
     Each batch is committed together with the count of loaded rows, so an interrupted load neither
     loses nor duplicates rows; call again to resume. Any previously active collection serves until
-    the new one is complete, and is then deleted.
+    the new one is complete, and is then deleted. A lock keeps other loads of the name away.
 
     Args:
         dsn: Connection URI.
         options: ``M`` and ``ef_construction`` of the graph; 16 and 100 by default.
 
     Raises:
-        VectorsError: If an option has no effect, the vectors are damaged or the database is
-            unreachable.
+        VectorsError: If an option has no effect, the vectors are damaged, another load of that
+            name is in progress, or the database is unreachable.
     """
     graph = _graph_options(options or {})
     if folder.dim > _MAX_DIM:
@@ -293,12 +309,12 @@ def load_postgres(
     try:
         target = _Loading(session, origin=folder.manifest.origin, name=name, graph=graph)
         load_folder(folder, target, batch_rows=batch_rows, on_progress=on_progress)
+        index = PostgresIndex(dsn, name)
+        # Half precision keeps 11 significant bits.
+        tolerance = 1e-5 if index.dim <= _MOST_INDEXED_DIM else 2e-3
+        index.keep_recall(round(measure_recall(index, folder, tolerance=tolerance), 4))
     finally:
         session.close()
-    index = PostgresIndex(dsn, name)
-    # Half precision keeps 11 significant bits.
-    tolerance = 1e-5 if index.dim <= _MOST_INDEXED_DIM else 2e-3
-    index.keep_recall(round(measure_recall(index, folder, tolerance=tolerance), 4))
     return index
 
 
@@ -327,29 +343,55 @@ class _Loading:
         self.graph = graph
         self.collection = Collection(number=0, dim=origin.dim, origin=origin)
 
+    def _run(self, work: Callable[[Any], Result]) -> Result:
+        """Run a transaction, holding the lock of the name from the first one to the last."""
+
+        def locked(connection: Any) -> Result:
+            self._lock(connection)
+            return work(connection)
+
+        return self.session.run(locked)
+
+    def _lock(self, connection: Any) -> None:
+        # The session holds it until its connection ends, and may take it any number of times.
+        lock = "SELECT pg_try_advisory_lock(hashtextextended(%s, 7305811))"
+        for _ in range(_LOCK_TRIES):
+            if connection.execute(lock, [self.name]).fetchone()[0]:
+                return
+            # This load's connection that broke may still hold it.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = %s AND pid <> pg_backend_pid()",
+                [self.session.label],
+            )
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        raise VectorsError(
+            f"{self.session.where()}: another load of index '{self.name}' is in progress; wait "
+            "until it ends, then load again"
+        )
+
     def begin(self) -> int:
         """Find or create the incomplete collection for these vectors; drop any others."""
-        found = _find_row(self.session, self.name, active=False)
-        # A damaged record is dropped like one of other vectors.
-        if found is not None and found[1:3] == (self.origin.dim, self.origin.as_json()):
-            self.collection = replace(self.collection, number=found[0])
-            return found[3]
 
-        def work(connection: Any) -> int:
+        def work(connection: Any) -> tuple[int, int]:
             from psycopg.types.json import Jsonb
 
-            drop = "DELETE FROM dptdr.collections WHERE name = %s AND NOT active"
-            connection.execute(drop, [self.name])
+            found = _find_row(connection, self.name, active=False)
             origin = self.origin
+            # A damaged record is dropped like one of other vectors.
+            if found is not None and found[1:3] == (origin.dim, origin.as_json()):
+                return found[0], found[3]
+            connection.execute(_DROP_INACTIVE, [self.name])
             row = connection.execute(
                 "INSERT INTO dptdr.collections (name, dim, passage_fingerprint, origin) "
                 "VALUES (%s, %s, %s, %s) RETURNING id",
                 [self.name, origin.dim, origin.passage_fingerprint, Jsonb(origin.as_json())],
             ).fetchone()
-            return int(row[0])
+            return row[0], 0
 
-        self.collection = replace(self.collection, number=self.session.run(work))
-        return 0
+        number, loaded = self._run(work)
+        self.collection = replace(self.collection, number=number)
+        return loaded
 
     def send(
         self,
@@ -359,14 +401,25 @@ class _Loading:
         loaded: int,
     ) -> None:
         """Load rows and update their count in one transaction."""
-        number = self.collection.number
 
         def work(connection: Any) -> None:
-            copy_rows(connection, number, documents=documents, vectors=vectors)
-            statement = "UPDATE dptdr.collections SET loaded = %s WHERE id = %s"
-            connection.execute(statement, [loaded, number])
+            self._set(connection, "loaded", loaded)
+            copy_rows(connection, self.collection.number, documents=documents, vectors=vectors)
 
-        self.session.run(work)
+        self._run(work)
+
+    def _set(self, connection: Any, column: str, value: object) -> None:
+        """Change the collection's record.
+
+        Raises:
+            VectorsError: If another load has removed it while this one had no connection.
+        """
+        statement = f"UPDATE dptdr.collections SET {column} = %s WHERE id = %s"
+        if connection.execute(statement, [value, self.collection.number]).rowcount != 1:
+            raise VectorsError(
+                f"{self.session.where()}: another load of index '{self.name}' has removed what "
+                "this one had loaded; load again"
+            )
 
     def activate(self) -> None:
         """Build the graph, then activate the collection."""
@@ -384,26 +437,28 @@ class _Loading:
                 f"WHERE collection = {number:d}"
             )
 
-        def flip(connection: Any) -> list[tuple[int]]:
-            old = "SELECT id FROM dptdr.collections WHERE name = %s AND active AND id <> %s"
-            before: list[tuple[int]] = connection.execute(old, [self.name, number]).fetchall()
-            for (other,) in before:
-                connection.execute("DELETE FROM dptdr.collections WHERE id = %s", [other])
-            activate = "UPDATE dptdr.collections SET active = true WHERE id = %s"
-            connection.execute(activate, [number])
-            return before
-
-        self.session.run(build)
-        replaced = self.session.run(flip)
+        def flip(connection: Any) -> None:
+            old = "UPDATE dptdr.collections SET active = false WHERE name = %s AND id <> %s"
+            connection.execute(old, [self.name, number])
+            self._set(connection, "active", "true")
+            connection.execute(_DROP_INACTIVE, [self.name])
 
         def drop(connection: Any) -> None:
-            for (other,) in replaced:
-                connection.execute(f"DROP INDEX IF EXISTS dptdr.passages_hnsw_{other:d}")
+            for (graph,) in connection.execute(_GRAPHS_OF_NOTHING).fetchall():
+                connection.execute(f"DROP INDEX IF EXISTS dptdr.{graph}")
 
-        self.session.run(drop)
+        for step in (build, flip, drop):
+            self._run(step)
 
 
-def _find_row(session: Session, name: str, *, active: bool) -> tuple[int, int, Any, int] | None:
+def _check_field(connection: Any, number: int, field: str) -> None:
+    """Reject a metadata field that no passage has."""
+    query = "SELECT FROM dptdr.passages WHERE collection = %s AND metadata ? %s LIMIT 1"
+    if not connection.execute(query, [number, field]).fetchall():
+        raise NoSuchField(f"no passage has the metadata field '{field}'")
+
+
+def _find_row(connection: Any, name: str, *, active: bool) -> tuple[int, int, Any, int] | None:
     """Return the newest collection with a name as stored: number, dimension, origin, loaded rows.
 
     Args:
@@ -413,9 +468,7 @@ def _find_row(session: Session, name: str, *, active: bool) -> tuple[int, int, A
         "SELECT id, dim, origin, loaded FROM dptdr.collections WHERE name = %s AND active = %s "
         "ORDER BY id DESC LIMIT 1"
     )
-    found: tuple[int, int, Any, int] | None = session.run(
-        lambda c: c.execute(query, [name, active]).fetchone()
-    )
+    found: tuple[int, int, Any, int] | None = connection.execute(query, [name, active]).fetchone()
     return found
 
 

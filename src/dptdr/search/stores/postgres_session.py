@@ -7,6 +7,7 @@ swapped in within one transaction.
 
 import re
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,11 +75,23 @@ class Session:
 
     Args:
         dsn: Connection URI, such as ``postgresql://user@host/name``.
+        snapshots: Let each transaction see the database as it was at its first statement, and run
+            it again if that conflicts with what others wrote since.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, snapshots: bool = False) -> None:
         self.dsn = dsn
+        self.snapshots = snapshots
+        # Tells a loader which other connections are its own broken ones.
+        self.label = f"dptdr-{uuid.uuid4().hex}"
+        self.reconnections = 0
         self._psycopg = import_psycopg()
+        errors = self._psycopg.errors
+        self._conflicts = (
+            errors.SerializationFailure,
+            errors.DeadlockDetected,
+            errors.ForeignKeyViolation,
+        )
         self._connection: Any = None
 
     def run(self, work: Callable[[Any], Result]) -> Result:
@@ -97,6 +110,9 @@ class Session:
                 connection = self._connect()
                 with connection.transaction():
                     return work(connection)
+            except self._conflicts as error:
+                if not self.snapshots or attempt == _TRIES:
+                    raise self._rejected(error) from None
             except self._psycopg.OperationalError as error:
                 # Disk full and out of memory are operational errors too, on a working connection.
                 broken = self._connection is None or self._connection.closed
@@ -106,16 +122,26 @@ class Session:
                 time.sleep(pause)
                 pause *= 2
             except self._psycopg.Error as error:
+                raise self._rejected(error) from None
+            except UnicodeEncodeError:
                 raise VectorsError(
-                    f"{self.where()}: rejected the operation ({self._message(error)})"
+                    f"{self.where()}: expected valid Unicode, got a lone surrogate"
                 ) from None
         raise AssertionError("unreachable")
+
+    def _rejected(self, error: Exception) -> VectorsError:
+        return VectorsError(f"{self.where()}: rejected the operation ({self._message(error)})")
 
     def _connect(self) -> Any:
         if self._connection is None or self._connection.closed:
             from pgvector.psycopg import register_vector
 
-            connection = self._psycopg.connect(self.dsn, autocommit=True, connect_timeout=10)
+            connection = self._psycopg.connect(
+                self.dsn,
+                autocommit=True,
+                connect_timeout=10,
+                application_name=None if self.snapshots else self.label,
+            )
             connection.execute("SET client_min_messages = warning")
             # A role that may only read cannot create anything.
             if connection.execute(_COMPLETE).fetchone() != (2,):
@@ -124,6 +150,8 @@ class Session:
                     connection.execute("SELECT pg_advisory_xact_lock(7305810)")
                     connection.execute(SCHEMA)
             register_vector(connection)
+            if self.snapshots:
+                connection.isolation_level = self._psycopg.IsolationLevel.REPEATABLE_READ
             self._connection = connection
         return self._connection
 

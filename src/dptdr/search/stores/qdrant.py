@@ -85,7 +85,7 @@ class QdrantIndex:
     @property
     def count(self) -> int:
         """Number of passages."""
-        return int(self._read(lambda name: self.client.count(name, exact=True)).count)
+        return int(self._run(lambda name: self.client.count(name, exact=True)).count)
 
     @property
     def dim(self) -> int:
@@ -110,7 +110,7 @@ class QdrantIndex:
         check_reloaded(self._origin, now, name=self.name)
         return str(found["collection"])
 
-    def _read(self, work: Callable[[str], Result]) -> Result:
+    def _run(self, work: Callable[[str], Result]) -> Result:
         """Run a request, and again if the collection was exchanged and deleted in the meantime."""
         while True:
             collection = _again(self._current)
@@ -144,7 +144,7 @@ class QdrantIndex:
         ]
         if not requests:
             return search_results([])
-        answers = self._read(lambda name: self.client.query_batch_points(name, requests=requests))
+        answers = self._run(lambda name: self.client.query_batch_points(name, requests=requests))
         with self._payloads():
             found = [[(p.payload["id"], p.score) for p in answer.points] for answer in answers]
         if not any(found):
@@ -156,7 +156,7 @@ class QdrantIndex:
         """Reject a metadata field that no passage has."""
         models = _models()
         empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(field)))
-        points, _ = self._read(
+        points, _ = self._run(
             lambda name: self.client.scroll(
                 name, scroll_filter=models.Filter(must_not=[empty]), limit=1
             )
@@ -178,7 +178,7 @@ class QdrantIndex:
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Look up passages by id; see :class:`dptdr.search.index.Index`."""
         wanted = [_point_id(name) for name in ids]
-        points = self._read(lambda name: self.client.retrieve(name, ids=wanted))
+        points = self._run(lambda name: self.client.retrieve(name, ids=wanted))
         with self._payloads():
             return in_order((_document(point.payload) for point in points), ids, name=self.name)
 
@@ -205,8 +205,12 @@ class QdrantIndex:
             name=self.name,
         )
         points = _points(documents, checked, fingerprint=passage_fingerprint)
-        _again(self._mark_changed)
-        _again(lambda: self.client.upsert(self._current(), points=points))
+
+        def work(collection: str) -> None:
+            self._mark_changed(collection)
+            self.client.upsert(collection, points=points)
+
+        self._run(work)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete passages by id, ignoring unknown ids, and return the number deleted."""
@@ -214,20 +218,22 @@ class QdrantIndex:
         points = [_point_id(name) for name in dict.fromkeys(ids)]
         if not points:
             return 0
-        there = _again(
-            lambda: self.client.retrieve(self._current(), ids=points, with_payload=False)
-        )
-        if there:
-            _again(self._mark_changed)
-        _again(lambda: self.client.delete(self._current(), points_selector=points))
-        return len(there)
 
-    def _mark_changed(self) -> None:
+        def work(collection: str) -> int:
+            there = self.client.retrieve(collection, ids=points, with_payload=False)
+            if there:
+                self._mark_changed(collection)
+                # Sent again by itself, as nothing would be there the second time.
+                _again(lambda: self.client.delete(collection, points_selector=points))
+            return len(there)
+
+        return self._run(work)
+
+    def _mark_changed(self, collection: str) -> None:
         """Record that the collection is no longer what was loaded, so that a load replaces it."""
-        found = _aliased(self.client, self.name)
-        if found is not None and not found.get("changed"):
-            collection = found.pop("collection")
-            self.client.update_collection(collection, metadata=found | {"changed": True})
+        metadata = self.client.get_collection(collection).config.metadata or {}
+        if not metadata.get("changed"):
+            self.client.update_collection(collection, metadata=metadata | {"changed": True})
 
     def close(self) -> None:
         """Close the client."""
@@ -247,7 +253,8 @@ def load_qdrant(
 
     Point ids are derived from passage ids, so resending a batch is harmless; the number of loaded
     rows is recorded after each batch, so that an interrupted load can resume. Any previous
-    collection serves until the new one is complete, and is then deleted.
+    collection serves until the new one is complete, and is then deleted. Qdrant has no locks: of
+    two loads of one name, the one that ends last serves.
 
     Args:
         client: A connected ``qdrant_client.QdrantClient``.
@@ -353,13 +360,14 @@ class _Loading:
         client, models = self.client, _models()
         alias = models.CreateAlias(collection_name=self.collection, alias_name=self.name)
         operations: list[Any] = [models.CreateAliasOperation(create_alias=alias)]
-        before = self.before
+        # Another load may have activated its own collection since this one began.
+        before = _again(lambda: _aliased(client, self.name))
         if before is not None:
             gone = models.DeleteAlias(alias_name=self.name)
             operations.insert(0, models.DeleteAliasOperation(delete_alias=gone))
         # One request for both, so that the alias always resolves.
         _again(lambda: client.update_collection_aliases(change_aliases_operations=operations))
-        if before is not None:
+        if before is not None and before["collection"] != self.collection:
             _again(lambda: client.delete_collection(before["collection"]))
 
 
@@ -369,25 +377,39 @@ def _aliased(client: Any, name: str) -> dict[str, Any] | None:
     Raises:
         VectorsError: If the name is invalid, or taken by a collection that is not ours.
     """
+    from qdrant_client.http.exceptions import UnexpectedResponse
+
     if not _NAME.fullmatch(name):
         raise VectorsError(
             f"Qdrant: expected an index name of 1 to 200 characters without "
             f'< > : " / \\ | ? * or control characters, got {name[:300]!r}'
         )
-    for alias in client.get_aliases().aliases:
-        if alias.alias_name == name:
-            metadata = client.get_collection(alias.collection_name).config.metadata or {}
-            if "origin" not in metadata:
-                raise VectorsError(
-                    f"Qdrant: '{name}' is the alias of a collection that dptdr did not create; "
-                    "choose a different name"
-                )
-            return {"collection": alias.collection_name, **metadata}
+    while (collection := _target(client, name)) is not None:
+        try:
+            metadata = client.get_collection(collection).config.metadata or {}
+        # Local mode raises a ValueError.
+        except (UnexpectedResponse, ValueError):
+            if _target(client, name) == collection:
+                raise
+            # It was exchanged, and deleted, in the meantime.
+            continue
+        if "origin" not in metadata:
+            raise VectorsError(
+                f"Qdrant: '{name}' is the alias of a collection that dptdr did not create; "
+                "choose a different name"
+            )
+        return {"collection": collection, **metadata}
     if client.collection_exists(name):
         raise VectorsError(
             f"Qdrant: '{name}' is a collection that dptdr did not create; choose a different name"
         )
     return None
+
+
+def _target(client: Any, name: str) -> str | None:
+    """Return the collection that an alias points to, if any."""
+    aliases = client.get_aliases().aliases
+    return next((found.collection_name for found in aliases if found.alias_name == name), None)
 
 
 def _number(origin: Origin) -> str:
@@ -412,7 +434,7 @@ def _points(documents: Iterable[Document], vectors: np.ndarray, *, fingerprint: 
                 "text": passage.text,
                 "metadata": dict(metadata),
                 # Filters compare strings: numbers and booleans in their JSON form.
-                "filter": {field: _texts(value) for field, value in metadata.items()},
+                "filter": {_unquoted(field): _texts(value) for field, value in metadata.items()},
                 "passage_fingerprint": fingerprint,
             },
         )
@@ -432,9 +454,12 @@ def _document(payload: dict[str, Any]) -> Document:
 
 def _key(field: str) -> str:
     """Return the path of a metadata field in the payload, quoted as it may contain dots."""
-    if '"' in field:
-        raise NoSuchField(f"Qdrant cannot filter by a field with a quotation mark, got '{field}'")
-    return f'filter."{field}"'
+    return f'filter."{_unquoted(field)}"'
+
+
+def _unquoted(field: str) -> str:
+    """Replace quotation marks, which no quoted path can have, by a code point of no character."""
+    return field.replace('"', "\ufffe")
 
 
 def _condition(filters: Sequence[Filter]) -> Any:

@@ -150,12 +150,43 @@ class Filter(NamedTuple):
 def plain_texts(value: object) -> list[str]:
     """Return the filter values that a metadata value matches; numbers with and without exponent."""
     text = plain_text(value)
-    return [text, *_without_exponent(text)] if isinstance(value, float) else [text]
+    if not isinstance(value, float):
+        return [text]
+    # Databases do not keep the sign of zero.
+    return ["0.0", "-0.0"] if value == 0 else [text, *_without_exponent(text)]
 
 
-def wanted_texts(values: Sequence[str]) -> list[str]:
-    """Add the notation without exponent, which databases store, to the numbers of a filter."""
-    return [form for text in values for form in (text, *_without_exponent(text))]
+def wanted_numbers(values: Sequence[str]) -> list[str]:
+    """Return the notations in which databases store the numbers that match a filter."""
+    return [form for text in values for form in (_stored_number(text),) if form]
+
+
+def _stored_number(text: str) -> str:
+    """Return a number without exponent or sign of zero, or nothing for text that is no number."""
+    try:
+        value = json.loads(text)
+        # Any other notation matches nothing elsewhere.
+        if type(value) in (int, float) and text in plain_texts(value):
+            return "0.0" if value == 0 and type(value) is float else format(Decimal(text), "f")
+    except (ValueError, RecursionError):
+        pass
+    return ""
+
+
+def wanted_values(values: Sequence[str]) -> list[str]:
+    """Return the filter values that are other JSON than strings and numbers, as JSON."""
+    return [text for text in values if _is_other(text)]
+
+
+def _is_other(text: str) -> bool:
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    other = value is None or isinstance(value, (bool, list, dict))
+    # PostgreSQL cannot store NUL, nor be asked for it.
+    return other and plain_text(value) == text and "\\u0000" not in text
 
 
 def _without_exponent(text: str) -> list[str]:

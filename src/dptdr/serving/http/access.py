@@ -146,8 +146,13 @@ def admit(request: Request, needs: Access) -> None:
 
 def _secret(request: Request) -> str | None:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    given = secret.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
-    return given or None
+    bearer = secret.strip() if kind.lower() == "bearer" else ""
+    given = bearer or request.headers.get("x-api-key", "")
+    try:
+        # Headers are read as Latin-1, but most clients send UTF-8.
+        return given.encode("latin-1").decode("utf-8") or None
+    except UnicodeError:
+        return given
 
 
 def key_of(request: Request) -> Key:

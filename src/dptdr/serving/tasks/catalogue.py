@@ -2,7 +2,7 @@
 
 ::
 
-    STATE/catalogue.json    names, versions, current and former defaults, indexes
+    STATE/catalogue.json    names, versions, current and former defaults, indexes, removed names
     STATE/bundles/KEY/      a copy of each bundle, content-addressed and immutable
     STATE/lock              held while the catalogue changes
     STATE/start             the start of the server whose tasks have been added
@@ -15,9 +15,10 @@ too large to copy: they stay in place, and hashes of their manifests are recorde
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,9 @@ VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _MAX_HISTORY = 20
+_MAX_REMOVED_VERSIONS = 100
+"""Removed versions that are remembered for each task."""
+_MAX_REMOVED_TASKS = 1000
 
 
 class IndexRecord(NamedTuple):
@@ -49,7 +53,7 @@ def number_of(version: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """A task in the catalogue.
+    """A task in the catalogue, or what is remembered of a removed one, which has no versions.
 
     Args:
         default: The default version.
@@ -57,27 +61,33 @@ class TaskRecord:
         versions: Version to bundle key.
         added: Version to the time it was added, ISO 8601.
         indexes: Version to its own index, if any.
-        last: The highest number ever given to a version: a removed version's name is not reused.
+        last: The highest number ever given to a version.
+        removed: Removed version to bundle key, oldest first: a client that asks for a version by
+            name never gets another one's vectors.
     """
 
-    default: str
+    default: str = ""
     history: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, IndexRecord] = field(default_factory=dict)
     last: int = 0
+    removed: dict[str, str] = field(default_factory=dict)
 
     def with_version(
         self, version: str, *, key: str, default: bool, index: IndexRecord | None
     ) -> "TaskRecord":
-        """Return a copy with an additional version."""
+        """Return a copy with an additional version; the first one is the default."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         added = replace(
             self,
             versions={**self.versions, version: key},
             added={**self.added, version: now},
             last=max(self.last, number_of(version)),
+            removed={v: held for v, held in self.removed.items() if v != version},
         ).with_index(version, index)
+        if not self.versions:
+            return replace(added, default=version)
         if not default or version == self.default:
             return added
         return added.with_default(version, history=(*self.history, self.default))
@@ -91,13 +101,28 @@ class TaskRecord:
         return self if index is None else replace(self, indexes={**self.indexes, version: index})
 
     def without(self, version: str) -> "TaskRecord":
-        """Return a copy without a version."""
+        """Return a copy without a version, which is not the default."""
         parts: dict[str, Any] = {
             name: {v: value for v, value in getattr(self, name).items() if v != version}
             for name in ("versions", "added", "indexes")
         }
-        history = tuple(v for v in self.history if v != version)
-        return replace(self, history=history, **parts)
+        history = _history([v for v in self.history if v != version], default=self.default)
+        removed = _newest({**self.removed, version: self.versions[version]})
+        return replace(self, history=history, removed=removed, **parts)
+
+    def emptied(self) -> "TaskRecord":
+        """Return what is remembered of the task after its removal."""
+        return TaskRecord(last=self.last, removed=_newest({**self.removed, **self.versions}))
+
+
+def _newest(removed: dict[str, str]) -> dict[str, str]:
+    return dict(list(removed.items())[-_MAX_REMOVED_VERSIONS:])
+
+
+def _history(former: Sequence[str], *, default: str) -> tuple[str, ...]:
+    """Drop former defaults that a rollback would not change."""
+    line = [version for version, _ in itertools.groupby([*former, default])]
+    return tuple(line[:-1])
 
 
 class Catalogue:
@@ -115,12 +140,12 @@ class Catalogue:
         """Return a value that changes with the catalogue; cheap enough for every request."""
         try:
             stat = self.file.stat()
-        except FileNotFoundError:
+        except OSError:
             return (0, 0, 0)
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def read(self) -> dict[str, TaskRecord]:
-        """Read all tasks.
+        """Read all tasks, and what is remembered of removed ones.
 
         Raises:
             ServingError: If the file is missing or damaged.
@@ -135,7 +160,10 @@ class Catalogue:
             if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
                 found = values.get("format_version") if isinstance(values, dict) else None
                 raise ValueError(f"expected format_version {FORMAT_VERSION}, got {describe(found)}")
-            return {name: _record(name, value) for name, value in values["tasks"].items()}
+            gone = values.get("removed", [])
+            return {name: _removed(name, value) for name, value in gone} | {
+                name: _record(name, value) for name, value in values["tasks"].items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
             raise ServingError(
                 f"{self.file}: damaged task catalogue ({str(error)[:200]}); delete the state "
@@ -186,9 +214,23 @@ class Catalogue:
             yield
 
     def _write(self, tasks: Mapping[str, TaskRecord]) -> None:
-        values = {name: asdict(record) for name, record in tasks.items()}
+        # As pairs, because the keys of objects are sorted.
+        records = {
+            name: asdict(record) | {"removed": [*record.removed.items()]}
+            for name, record in tasks.items()
+        }
+        gone = [
+            [name, {key: records[name][key] for key in ("removed", "last")}]
+            for name, record in tasks.items()
+            if not record.versions
+        ]
+        values = {
+            "format_version": FORMAT_VERSION,
+            "tasks": {name: records[name] for name, record in tasks.items() if record.versions},
+            "removed": gone[-_MAX_REMOVED_TASKS:],
+        }
         # Not indented, which would dominate the time with a thousand tasks.
-        write_json(self.file, {"format_version": FORMAT_VERSION, "tasks": values}, indent=None)
+        write_json(self.file, values, indent=None)
 
     def bundle(self, key: str) -> Path:
         """Return the path of a bundle's copy."""
@@ -250,15 +292,29 @@ def _record(name: str, value: Any) -> TaskRecord:
         and {value["default"], *history, *indexes} <= set(versions)
         and all(isinstance(text, str) for text in value["added"].values())
         and all(isinstance(text, str) for index in indexes.values() for text in index)
-        and type(value.get("last", 0)) is int
     )
     if not good:
         raise ValueError(f"an invalid record of task {name[:100]!r}")
-    return TaskRecord(
+    return replace(
+        _removed(name, value),
         default=value["default"],
-        history=tuple(history),
+        history=_history(history, default=value["default"]),
         versions=versions,
         added=value["added"],
         indexes=indexes,
-        last=value.get("last", 0),
     )
+
+
+def _removed(name: str, value: Any) -> TaskRecord:
+    """Parse what is remembered of a removed task; raises as :func:`_record`."""
+    # Catalogues of earlier versions have neither.
+    removed, last = dict(value.get("removed", [])), value.get("last", 0)
+    good = (
+        NAME.fullmatch(name)
+        and all(VERSION.fullmatch(version) for version in removed)
+        and all(_KEY.fullmatch(key) for key in removed.values())
+        and type(last) is int
+    )
+    if not good:
+        raise ValueError(f"an invalid record of the removed versions of task {name[:100]!r}")
+    return TaskRecord(last=last, removed=removed)

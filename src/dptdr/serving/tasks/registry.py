@@ -6,6 +6,7 @@ partial update. Everything is verified before it becomes visible.
 
 import itertools
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ BARE = "backbone"
 """Task name of the bare backbone."""
 
 _NEVER = (-1, -1, -1)
+_RETRY_SECONDS = 10.0
 
 
 class UnknownTask(ServingError):
@@ -93,6 +95,7 @@ class TaskRegistry:
         )
         self._tasks: Mapping[str, ServedTask] = {}
         self._seen = _NEVER
+        self._retry_at = 0.0
         self._lock = threading.RLock()
         self.broken: dict[str, str] = {}
         self.unreadable = ""
@@ -165,12 +168,12 @@ class TaskRegistry:
         check_names(task, version)
         key = bundle_key(bundle)
         tasks = self.tasks()
-        known = tasks[task].record if task in tasks else None
+        known = self.catalogue.read().get(task)
         same = _same(known, key) if reuse else None
         # If the copy is damaged, the bundle is copied again below.
-        if same is not None and same in tasks[task].versions:
+        if same is not None and task in tasks and same in tasks[task].versions:
             return self.set_default(task, same) if default else self.resolve(f"{task}@{same}")
-        _free_version(known, task, version, replace=replace)
+        _free_version(known, task, version, key=key, replace=replace)
         manifest = self.verifier.verify(bundle)
         held = record = None
         if index is not None:
@@ -192,13 +195,43 @@ class TaskRegistry:
                 # Makes every worker open the new copy.
                 self.catalogue.file.touch()
             else:
-                named = _free_version(known, task, version, replace=replace)
-                records[task] = (known or TaskRecord(default=named)).with_version(
-                    named, key=key, default=default or known is None, index=record
+                named = _free_version(known, task, version, key=key, replace=replace)
+                records[task] = (known or TaskRecord()).with_version(
+                    named, key=key, default=default, index=record
                 )
         added = self.resolve(f"{task}@{named}")
         del held
         return added
+
+    def add_given(self, task: str, bundle: Path) -> str:
+        """Add a bundle given at the start as the default, unless the task ever had it.
+
+        Otherwise, what was changed at run time is kept; only a damaged copy is replaced.
+
+        Returns:
+            What is kept instead of the bundle as the default, for the user; else empty.
+
+        Raises:
+            DptdrError: As :meth:`add`.
+        """
+        check_names(task, None)
+        key = bundle_key(bundle)
+        known = self.catalogue.read().get(task, TaskRecord())
+        if key not in {*known.versions.values(), *known.removed.values()}:
+            self.add(task, bundle, replace=True)
+            return ""
+        if not known.versions:
+            return (
+                f"task '{task}' was removed; add it with POST /v1/tasks, or start with another "
+                "state folder, to serve it again"
+            )
+        kept = f"task '{task}': the state's default version {known.default} is kept; the bundle "
+        if _same(known, key) is None:
+            return kept + "given was removed"
+        self.add(task, bundle, default=False, replace=True, reuse=True)
+        if known.versions[known.default] == key:
+            return ""
+        return kept + f"given is version {_same(known, key)}"
 
     def set_index(self, task: str, index: str, *, version: str | None = None) -> TaskVersion:
         """Switch a version (by default the current one) to a different index.
@@ -233,6 +266,8 @@ class TaskRegistry:
             known = _known(records, task, version)
             if version is None or len(known.versions) == 1:
                 del records[task]
+                # At the end, as the newest.
+                records[task] = known.emptied()
             elif version == known.default:
                 raise ServingError(
                     f"'{task}@{version}' is the default; make another version the default first, "
@@ -273,20 +308,26 @@ class TaskRegistry:
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing has changed since the last :meth:`refresh`; costs one ``stat``."""
-        return self.catalogue.signature() == self._seen
+        """Whether there is nothing to :meth:`refresh`; costs one ``stat``."""
+        return self._is_current()
+
+    def _is_current(self) -> bool:
+        # What could not be read, such as a missing index, may be back.
+        due = self.broken and time.monotonic() >= self._retry_at
+        return not due and self.catalogue.signature() == self._seen
 
     def refresh(self) -> None:
-        """Load changes made by other workers."""
-        if self.is_current:
+        """Load changes made by other workers, and try again what could not be read."""
+        if self._is_current():
             return
         with self._lock:
-            signature = self.catalogue.signature()
-            if signature == self._seen:
+            if self._is_current():
                 return
+            signature = self.catalogue.signature()
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
             try:
                 records = self.catalogue.read()
-            except ServingError as error:
+            except (ServingError, OSError) as error:
                 if self._seen == _NEVER:
                     raise
                 # Keep serving what is in memory.
@@ -297,6 +338,8 @@ class TaskRegistry:
             self.broken = {}
             tasks: dict[str, ServedTask] = {}
             for name, record in records.items():
+                if not record.versions:
+                    continue
                 known = self._tasks.get(name)
                 if known is not None and known.record == record and known.is_whole:
                     tasks[name] = known
@@ -317,7 +360,7 @@ class TaskRegistry:
                 if found is None or found.file is None or found.file.key != key:
                     found = self._open(name, version, record)
                 versions[version] = self._with_index(found, record.indexes.get(version))
-            except (BundleError, ServingError) as error:
+            except (DptdrError, OSError, ValueError) as error:
                 # A damaged copy must not affect other tasks.
                 self.broken[f"{name}@{version}"] = str(error)
         return versions
@@ -329,7 +372,7 @@ class TaskRegistry:
             served = self.indexes.check(
                 record, version=version.name, fingerprint=version.fingerprints["passage"]
             )
-        except DptdrError as error:
+        except (DptdrError, OSError, ValueError) as error:
             self.broken[f"{version.name}, index"] = str(error)
             return replace(version, index=None, index_error=str(error))
         return replace(version, index=served, index_error="")
@@ -386,29 +429,36 @@ def _same(known: TaskRecord | None, key: str) -> str | None:
 
 
 def _free_version(
-    known: TaskRecord | None, task: str, version: str | None, *, replace: bool
+    known: TaskRecord | None, task: str, version: str | None, *, key: str, replace: bool
 ) -> str:
     """Choose the new version's name.
 
     Raises:
-        TaskExists: If the task may not be replaced, or the version exists.
+        TaskExists: If the task may not be replaced, the version exists, or it was another
+            bundle before it was removed.
     """
-    if known is not None and not replace:
+    record = known or TaskRecord()
+    if record.versions and not replace:
         raise TaskExists(f"task '{task}' already exists; replace it or choose a different name")
-    versions = known.versions if known is not None else {}
     if version is None:
-        number = 1 + max([0 if known is None else known.last, *map(number_of, versions)])
-        while str(number) in versions:
+        taken = {*record.versions, *record.removed}
+        number = 1 + max([record.last, *map(number_of, taken)])
+        while str(number) in taken:
             number += 1
         return str(number)
-    if version in versions:
+    if version in record.versions:
         raise TaskExists(f"'{task}@{version}' already exists; versions are immutable")
+    if record.removed.get(version, key) != key:
+        raise TaskExists(
+            f"'{task}@{version}' was another bundle before it was removed, and clients may still "
+            "ask for that; choose a different name"
+        )
     return version
 
 
 def _known(records: Mapping[str, TaskRecord], task: str, version: str | None) -> TaskRecord:
     record = records.get(task)
-    if record is None:
+    if record is None or not record.versions:
         raise UnknownTask(f"unknown task '{task[:100]}'; see /v1/tasks")
     if version is not None and version not in record.versions:
         raise _no_version(task, version, record)

@@ -319,19 +319,59 @@ def test_a_rare_filter_finds_all_that_there_are(dsn, tmp_path, make_encoder):
     assert sorted(int(hit.passage_id[1:]) for hit in run["q"]) == list(range(7, 1500, 100))
 
 
-def test_null_and_small_numbers_are_filtered_as_elsewhere(dsn, make_encoder, tmp_path):
+FILTERED = [
+    *(None, ["y", None], True, 7, 7.0, 1.50, "7", "null", "True"),
+    *(0, 0.0, -0.0, 1e-07, 1.5e-07, 1e22, 1e16, 123456789.125, [1e22, "z"]),
+    *({"\xe9": [1, "\u6f22"]}, [["\xe9"]], {"b": 1, "aa": None}, {}, [], [[]]),
+    *('{"\xe9": 1}', "\xe9", '["\\u00e9"]'),
+]
+WANTED = [
+    *("null", "y", "true", "True", "7", "7.0", "1.5", "1.50", "0", "-0", "0.0", "-0.0", "00"),
+    *("1e-07", "1e-7", "0.0000001", "1.5e-7", "1.5e-07", "0.00000015", "1e22", "1e+22"),
+    *("10000000000000000000000", "10000000000000000.0", "1e+16", "123456789.125", "z"),
+    *('{"\\u00e9": [1, "\\u6f22"]}', '{"\xe9": [1, "\u6f22"]}', '["\\u00e9"]', '["\xe9"]'),
+    *('{"aa": null, "b": 1}', '{"b": 1, "aa": null}', "{}", "[]", "[[]]", '"7"', '{"\xe9": 1}'),
+    *("", "\xe9", "[1", "NaN", "9" * 5000, '{"a": "\\u0000"}', '["\\ud800"]'),
+]
+
+
+def test_filters_find_what_they_find_elsewhere(dsn, make_encoder, tmp_path):
     documents = [
-        Document(Passage("a", "word"), {"x": None}),
-        Document(Passage("b", "word"), {"x": ["y", None]}),
-        Document(Passage("c", "word"), {"x": 1e-07}),
+        Document(Passage(f"d{n}", "word"), {"x": value}) for n, value in enumerate(FILTERED)
     ]
     encoder = make_encoder()
-    folder = encode_folder(encoder, documents, out=tmp_path / "v", source=Source(fingerprint="n"))
-    index = load_postgres(folder, dsn=dsn, name="nulls")
-    assert sorted(best(index, encoder, "word", filters=[Filter("x", ("null",))])) == ["a", "b"]
-    for number in ("1e-07", "0.0000001"):
-        assert best(index, encoder, "word", filters=[Filter("x", (number,))]) == ["c"]
+    folder = encode_folder(
+        encoder,
+        [*documents, Document(Passage("without", "word"))],
+        out=tmp_path / "v",
+        source=Source(fingerprint="n"),
+    )
+    index = load_postgres(folder, dsn=dsn, name="filtered")
+    query = encoder.encode_queries(["word"])
+    for text in WANTED:
+        condition = Filter("x", (text, "nothing"))
+        found = index.search(query, depth=10**20, filters=[condition]).ids[0]
+        expected = [d.passage.id for d in documents if condition.keeps(d.metadata)]
+        assert sorted(found) == sorted(expected), text
     index.close()
+
+
+@pytest.mark.parametrize("use", ["upsert", "documents", "delete", "filter"])
+def test_what_is_not_unicode_is_one_error(small, encoder, use):
+    bad = "x\ud800"
+    uses = {
+        "upsert": lambda: small.upsert(
+            [Document(Passage("x", bad))],
+            encoder.encode_passages(["x"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        ),
+        "documents": lambda: small.documents([bad]),
+        "delete": lambda: small.delete([bad]),
+        "filter": lambda: best(small, encoder, "red", filters=[Filter("year", (bad,))]),
+    }
+    with pytest.raises(VectorsError, match="expected valid Unicode, got a lone surrogate"):
+        uses[use]()
+    assert small.count == 3
 
 
 def test_a_role_that_may_only_read_searches_and_no_password_is_told(dsn, make_encoder, tmp_path):
@@ -428,23 +468,94 @@ def test_vectors_wider_than_an_index_may_be_are_refused_by_name(dsn, make_encode
         PostgresIndex(dsn, "too-wide")
 
 
-def test_a_collection_that_is_exchanged_while_it_is_searched_is_searched_again(
-    dsn, make_encoder, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("use", "answer", "count"),
+    [
+        (lambda index, encoder: index.count, 5, 9),
+        (lambda index, encoder: index.recall, 1.0, 9),
+        (lambda index, encoder: index.documents(["d4"])[0].passage.text, "word4 common", 9),
+        (lambda index, encoder: best(index, encoder, "word4 common")[0], "d4", 9),
+        # What is written is written to what serves afterwards.
+        (lambda index, encoder: index.delete(["d4", "d8"]), 2, 7),
+        (lambda index, encoder: add(index, encoder, "new"), None, 10),
+        (lambda index, encoder: (index.keep_recall(0.5), index.recall)[1], 0.5, 9),
+    ],
+    ids=["count", "recall", "documents", "search", "delete", "upsert", "keep_recall"],
+)
+def test_what_is_asked_while_the_collection_is_exchanged_concerns_one_collection(
+    dsn, make_encoder, tmp_path, monkeypatch, use, answer, count
 ):
+    import dptdr.search.stores.postgres as module
+
     encoder = make_encoder()
     index = load_postgres(encode(encoder, 5, tmp_path / "1"), dsn=dsn, name="exchanged")
     second = encode(encoder, 9, tmp_path / "2")
-    real, calls = index._statement, []
+    real = module._find_row
 
     def exchanged(*arguments, **options):
-        calls.append(index.collection.number)
-        if len(calls) == 1:
-            statement = real(*arguments, **options)
-            load_postgres(second, dsn=dsn, name="exchanged").close()
-            return statement
-        return real(*arguments, **options)
+        found = real(*arguments, **options)
+        monkeypatch.setattr(module, "_find_row", real)
+        load_postgres(second, dsn=dsn, name="exchanged").close()
+        return found
 
-    monkeypatch.setattr(index, "_statement", exchanged)
-    assert best(index, encoder, "word8 common")[0] == "d8"
-    assert len(set(calls)) == 2
+    monkeypatch.setattr(module, "_find_row", exchanged)
+    assert use(index, encoder) == answer
+    assert index.count == count
+    index.close()
+
+
+def add(index, encoder, text):
+    document = Document(Passage(text, text))
+    vectors = encoder.encode_passages([text])
+    index.upsert([document], vectors, passage_fingerprint=encoder.passage_fingerprint)
+
+
+def test_a_second_load_of_a_name_says_that_the_first_is_in_progress(
+    dsn, make_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dptdr.search.stores.postgres._LOCK_PAUSE_SECONDS", 0.001)
+    encoder = make_encoder()
+    first, second = encode(encoder, 30, tmp_path / "1"), encode(encoder, 9, tmp_path / "2")
+
+    def load_another(done, total):
+        del done, total
+        with pytest.raises(VectorsError, match="another load of index 'twice' is in progress"):
+            load_postgres(second, dsn=dsn, name="twice")
+        load_postgres(second, dsn=dsn, name="not-twice").close()
+
+    index = load_postgres(first, dsn=dsn, name="twice", batch_rows=10, on_progress=load_another)
+    assert index.count == 30
+    load_postgres(second, dsn=dsn, name="twice").close()
+    assert index.count == 9
+    index.close()
+
+
+def test_a_load_whose_collection_was_removed_while_it_was_away_replaces_nothing(
+    dsn, make_encoder, tmp_path
+):
+    import psycopg
+
+    encoder = make_encoder()
+    first, second = encode(encoder, 30, tmp_path / "1"), encode(encoder, 9, tmp_path / "2")
+
+    def load_another(done, total):
+        if done == total:
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            load_postgres(second, dsn=dsn, name="away").close()
+
+    with pytest.raises(VectorsError, match="another load of index 'away' has removed what this"):
+        load_postgres(first, dsn=dsn, name="away", batch_rows=10, on_progress=load_another)
+    index = PostgresIndex(dsn, "away")
+    assert index.count == 9
+    graphs = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'passages_hnsw_%'"
+    held = "SELECT count(*) FROM dptdr.collections WHERE active"
+    load_postgres(second, dsn=dsn, name="away").close()
+    # The graph that the first one built for nothing is dropped.
+    assert index.session.run(lambda c: c.execute(graphs).fetchone()) == index.session.run(
+        lambda c: c.execute(held).fetchone()
+    )
     index.close()

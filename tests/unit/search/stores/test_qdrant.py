@@ -132,14 +132,32 @@ def test_what_somebody_else_made_is_left_alone(client, encoder, tmp_path, taken)
 
 
 def test_fields_with_dots_and_spaces_are_filtered_as_elsewhere(client, make_encoder, tmp_path):
-    names = ["a.b", "with space", "list[]", "ü"]
+    names = ["a.b", "with space", "list[]", "ü", 'a"b', '"', 'a"."b']
     documents = [Document(Passage(f"p{n}", "word"), {name: "x"}) for n, name in enumerate(names)]
     encoder = make_encoder()
     index = load_qdrant(encode(encoder, documents, tmp_path / "v"), client=client, name="f")
     for number, name in enumerate(names):
         assert best(index, encoder, "word", filters=[Filter(name, ("x",))]) == [f"p{number}"]
-    with pytest.raises(NoSuchField, match="quotation mark"):
-        best(index, encoder, "word", filters=[Filter('a"b', ("x",))])
+    assert index.documents(["p4"])[0].metadata == {'a"b': "x"}
+    with pytest.raises(NoSuchField, match="no passage has the metadata field"):
+        best(index, encoder, "word", filters=[Filter('a"c', ("x",))])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Document(Passage("x", "a\ud800")),
+        Document(Passage("x\ud800", "a")),
+        Document(Passage("x", "a"), {"k": ["\ud800"]}),
+    ],
+)
+def test_what_is_not_unicode_is_refused_by_name(small, encoder, document):
+    with pytest.raises(VectorsError, match=r"passage 'x.*expected valid Unicode, got a lone surr"):
+        small.upsert(
+            [document],
+            encoder.encode_passages(["a"]),
+            passage_fingerprint=encoder.passage_fingerprint,
+        )
 
 
 def test_vectors_of_another_prompt_are_refused(small, make_encoder):
@@ -342,3 +360,59 @@ def test_a_collection_that_is_exchanged_while_it_is_searched_is_searched_again(
     monkeypatch.setattr(client, "query_batch_points", exchanged)
     assert best(index, encoder, "word8 common")[0] == "d8"
     assert len(set(calls)) == 2
+
+
+@pytest.mark.parametrize(
+    ("use", "answer", "count"),
+    [
+        (lambda index, encoder: index.count, 9, 9),
+        (lambda index, encoder: index.documents(["d4"])[0].passage.text, "word4 common", 9),
+        (lambda index, encoder: best(index, encoder, "word8 common")[0], "d8", 9),
+        (lambda index, encoder: index.delete(["d4", "d8"]), 2, 7),
+        (lambda index, encoder: add(index, encoder, "new"), None, 10),
+    ],
+    ids=["count", "documents", "search", "delete", "upsert"],
+)
+@pytest.mark.parametrize("after", ["get_aliases", "get_collection"])
+def test_what_is_asked_while_the_collection_is_exchanged_is_asked_again(
+    client, encoder, tmp_path, monkeypatch, use, answer, count, after
+):
+    index = load_qdrant(encode(encoder, passages(5), tmp_path / "1"), client=client, name="n")
+    second = encode(encoder, passages(9), tmp_path / "2")
+    real = getattr(client, after)
+
+    def exchanged(*arguments):
+        found = real(*arguments)
+        monkeypatch.setattr(client, after, real)
+        load_qdrant(second, client=client, name="n")
+        return found
+
+    monkeypatch.setattr(client, after, exchanged)
+    assert use(index, encoder) == answer
+    assert index.count == count
+
+
+def add(index, encoder, text):
+    vectors = encoder.encode_passages([text])
+    index.upsert(
+        [Document(Passage(text, text))], vectors, passage_fingerprint=encoder.passage_fingerprint
+    )
+
+
+@pytest.mark.parametrize("sizes", [(30, 9), (30, 30)])
+def test_of_two_loads_the_one_that_ends_last_serves_and_nothing_is_left(
+    client, encoder, tmp_path, sizes
+):
+    load_qdrant(encode(encoder, passages(5), tmp_path / "0"), client=client, name="n")
+    first, second = (
+        encode(encoder, passages(size), tmp_path / str(place))
+        for place, size in enumerate(sizes, start=1)
+    )
+
+    def load_another(done, total):
+        if done == total:
+            load_qdrant(second, client=client, name="n")
+
+    index = load_qdrant(first, client=client, name="n", on_progress=load_another)
+    assert index.count == 30
+    assert len(client.get_collections().collections) == 1

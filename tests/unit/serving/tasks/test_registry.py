@@ -314,7 +314,7 @@ def test_a_damaged_copy_is_made_again_from_its_bundle(served, tmp_path, bundle, 
     with pytest.raises(UnknownTask, match="copy of 'medical@1' is damaged; add its bundle again"):
         again.resolve("medical")
     if repair == "restart":
-        assert again.add("medical", source, replace=True, reuse=True).version == "1"
+        assert again.add_given("medical", source) == ""
     else:
         again.add("medical", source, version="b", replace=True)
 
@@ -362,13 +362,87 @@ def test_what_a_killed_server_was_copying_is_removed(registry, bundle):
     assert not left.exists()
 
 
-def test_a_bundle_that_is_given_again_is_the_default_again(registry, bundle):
+def test_a_bundle_given_at_the_start_is_the_default_once(registry, bundle):
+    first, second = bundle("one"), bundle("two", seed=2)
+    assert registry.add_given("t", first) == ""
+    assert registry.add_given("t", second) == ""
+    assert registry.resolve("t").version == "2"
+    assert registry.add_given("t", second) == ""
+
+    kept = "task 't': the state's default version 2 is kept; the bundle given is version 1"
+    assert registry.add_given("t", first) == kept
+    assert registry.resolve("t").version == "2"
+    registry.rollback("t")
+    assert registry.add_given("t", second) == kept.translate({49: 50, 50: 49})
+    assert registry.resolve("t").version == "1"
+    registry.remove("t", version="2")
+    kept = "task 't': the state's default version 1 is kept; the bundle given was removed"
+    assert registry.add_given("t", second) == kept
+    registry.remove("t")
+    for path in (first, second):
+        assert registry.add_given("t", path).startswith("task 't' was removed; add it with POST")
+    assert registry.tasks() == {}
+
+    # A bundle that was trained again is another one.
+    assert registry.add_given("t", bundle("one", seed=3)) == ""
+    assert registry.resolve("t").version == "3"
+
+
+def test_the_name_of_a_removed_version_is_not_given_to_another_bundle(registry, bundle):
     first, second = bundle("one"), bundle("two", seed=2)
     registry.add("t", first)
-    registry.add("t", second, replace=True, reuse=True)
-    assert registry.resolve("t").version == "2"
+    registry.add("t", second, version="v", replace=True, default=False)
+    registry.add("t", second, replace=True, default=False)
+    for version in ("v", "2"):
+        registry.remove("t", version=version)
+        with pytest.raises(TaskExists, match=f"'t@{version}' was another bundle before it was re"):
+            registry.add("t", first, version=version, replace=True)
+    registry.remove("t")
+    for version, path in (("v", first), ("1", second), ("2", first)):
+        with pytest.raises(TaskExists, match="was another bundle"):
+            registry.add("t", path, version=version)
+    with pytest.raises(UnknownTask, match="unknown task 't'"):
+        registry.set_default("t", "1")
+    assert registry.add("t", first).version == "3"
+    # The same bundle makes the same vectors.
+    assert registry.add("t", second, version="v", replace=True).version == "v"
 
-    assert registry.add("t", first, replace=True, reuse=True).version == "1"
 
-    assert registry.resolve("t").version == "1"
-    assert registry.rollback("t").version == "2"
+def test_what_is_remembered_of_removed_versions_and_tasks_is_bounded(registry, bundle, monkeypatch):
+    monkeypatch.setattr("dptdr.serving.tasks.catalogue._MAX_REMOVED_VERSIONS", 2)
+    monkeypatch.setattr("dptdr.serving.tasks.catalogue._MAX_REMOVED_TASKS", 2)
+    path = bundle("one")
+    for name in ("a", "b", "c"):
+        registry.add(name, path)
+        for version in ("u", "v", "w"):
+            registry.add(name, path, version=version, replace=True, default=False)
+            registry.remove(name, version=version)
+        assert list(registry.catalogue.read()[name].removed) == ["v", "w"]
+        registry.remove(name)
+    remembered = registry.catalogue.read()
+    assert {name: list(record.removed) for name, record in remembered.items()} == {
+        "b": ["w", "1"],
+        "c": ["w", "1"],
+    }
+
+
+def test_a_rollback_that_would_change_nothing_is_refused(registry, bundle):
+    registry.add("t", bundle("one"))
+    registry.add("t", bundle("two", seed=2), replace=True)
+    registry.set_default("t", "1")
+    registry.remove("t", version="2")
+
+    assert registry.tasks()["t"].record.history == ()
+    with pytest.raises(ServingError, match="has no earlier default than '1' to roll back to"):
+        registry.rollback("t")
+
+
+def test_the_history_of_an_older_catalogue_is_read_without_repeats(registry, bundle):
+    registry.add("t", bundle("one"))
+    values = json.loads(registry.catalogue.file.read_text())
+    values["tasks"]["t"]["history"] = ["1", "1"]
+    del values["removed"], values["tasks"]["t"]["removed"]
+    registry.catalogue.file.write_text(json.dumps(values))
+
+    with pytest.raises(ServingError, match="has no earlier default"):
+        registry.rollback("t")
