@@ -13,7 +13,7 @@ def reference_score(scores: Sequence[float], *, which: PositiveScore) -> float:
 
 
 def removal_reason(score: float, *, positive: float, settings: FilteringSettings) -> str | None:
-    """Return the first bound that a candidate exceeds, or ``None``.
+    """Return the name of the first filter that removes a candidate, or ``None`` if it is kept.
 
     Source:
         The two margins: Moreira et al., NV-Retriever (2024), section 3. Differs: bounds can be

@@ -157,9 +157,8 @@ def copy_into(
             if wanted.get(name) != found.get(name)
         )
         raise BackboneError(
-            f"{path}: the saved heads have a different shape ({'; '.join(different[:3])}); "
-            "pretrain with their original settings (--head-layers), or remove the file to start "
-            "with new heads"
+            f"{path}: the saved heads do not match ({'; '.join(different[:3])}); use the settings "
+            "they were trained with (--head-layers), or delete the file to start with new heads"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

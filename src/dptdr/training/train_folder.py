@@ -36,10 +36,12 @@ def train_folder(
     progress: ProgressCallback | None = None,
     tracking: Tracking = UNTRACKED,
 ) -> TrainingResult | None:
-    """Train a task on a data folder, as requested.
+    """Train a task on a data folder with the settings of a request.
 
     Args:
-        overwrite: Start over, discarding ``out`` and ``OUT.training``.
+        from_task: Bundle whose prompt is the starting point.
+        min_grade: Lowest grade of a relevant passage.
+        overwrite: First delete ``out`` and its working folder ``<out>.training``.
 
     Returns:
         The result on rank 0, ``None`` on other ranks.

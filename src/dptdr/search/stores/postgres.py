@@ -332,7 +332,10 @@ def _graph_options(options: Options) -> dict[str, int]:
 
 
 class _Loading:
-    """The target of :func:`dptdr.search.stores.loading.load_folder`."""
+    """Loads vectors into a new collection, then makes it the active one.
+
+    It is the target of :func:`dptdr.search.stores.loading.load_folder`.
+    """
 
     def __init__(
         self, session: Session, *, origin: Origin, name: str, graph: dict[str, int]

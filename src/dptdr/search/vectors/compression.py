@@ -120,13 +120,13 @@ def compress(
     dim: int | None = None,
     middle: Float[np.ndarray, " dim"] | None = None,
 ) -> CompressedVectors:
-    """Quantize vectors.
+    """Truncate and quantize vectors.
 
     Args:
         compression: ``float16`` halves the size; ``int8`` quarters it, with one scale per vector;
             ``binary`` keeps one bit per dimension, set above the threshold.
-        dim: Keep this many leading dimensions and renormalise; works well only with encoders
-            trained for it (Matryoshka).
+        dim: Keep this many leading dimensions and rescale each vector to its length before; works
+            well only with encoders trained for it (Matryoshka).
         middle: For ``binary``, the threshold of each dimension; by default the mean over these
             vectors.
 

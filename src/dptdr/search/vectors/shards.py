@@ -56,8 +56,8 @@ def check_record(
     shard = shard_from_json(record, path=path)
     if record.get("encoder") != _made_by(encoder):
         raise VectorsError(
-            f"{path}: expected vectors of '{encoder.name}', got those of another prompt, backbone "
-            f"or dtype; delete {path} to re-encode this shard"
+            f"{path}: this shard was encoded with a different prompt, backbone or dtype than "
+            f"'{encoder.name}'; delete this file to re-encode the shard"
         )
     text, _ = pack_documents(documents)
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:

@@ -64,7 +64,7 @@ class Waiting(NamedTuple):
         tokens: Length in tokens.
         request: The request it belongs to; requests are cancelled as a whole.
         arrived: Arrival time in seconds.
-        deadline: Time in seconds after which the text expires.
+        deadline: Time, on the same clock, at which the text expires.
         request_tokens: Total tokens in the request.
         payload: The caller's data.
     """

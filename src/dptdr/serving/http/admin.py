@@ -107,7 +107,7 @@ async def set_default(task: str, body: schemas.DefaultVersion, request: Request)
 
 @router.post("/self-check", responses=reply_of(schemas.SelfCheck))
 async def self_check(request: Request) -> Response:
-    """Compare a random batch of all tasks with each row computed separately."""
+    """Compare a random batch of up to 24 tasks with the same texts encoded one by one."""
     report = await run_in_threadpool(runtime_of(request).engine.check, CHECK_TEXTS)
     return json_response(report._asdict())
 

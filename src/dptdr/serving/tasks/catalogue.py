@@ -187,10 +187,12 @@ class Catalogue:
 
     @contextlib.contextmanager
     def once(self, start: str) -> Iterator[bool]:
-        """Yield whether this is the first worker of a start of the server; others wait for it.
+        """Hold a lock and yield whether this is the first worker since the server was launched.
+
+        The other workers wait until it has finished.
 
         Args:
-            start: Identifies the start; if empty, each worker is the first.
+            start: Identifies the launch; if empty, every worker counts as the first.
         """
         mark = self.folder / "start"
         with (self.folder / "start.lock").open("w") as lock:

@@ -53,8 +53,8 @@ class ServedTask:
     versions: Mapping[str, TaskVersion] = field(default_factory=dict)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all versions are undamaged."""
+    def is_healthy(self) -> bool:
+        """Whether every version, and its index if it has one, could be opened."""
         versions = self.versions.values()
         return len(versions) == len(self.record.versions) and not any(
             version.index_error for version in versions
@@ -341,7 +341,7 @@ class TaskRegistry:
                 if not record.versions:
                     continue
                 known = self._tasks.get(name)
-                if known is not None and known.record == record and known.is_whole:
+                if known is not None and known.record == record and known.is_healthy:
                     tasks[name] = known
                 else:
                     tasks[name] = ServedTask(record=record, versions=self._versions(name, record))

@@ -170,4 +170,4 @@ def _as_bundle_error(bundle: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, safetensors.SafetensorError, RuntimeError, TypeError) as error:
-        raise BundleError(f"{bundle}: {error}") from None
+        raise BundleError(f"{bundle}: cannot load this bundle ({error})") from None
