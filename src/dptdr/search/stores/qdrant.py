@@ -286,7 +286,10 @@ def _is_local(client: Any) -> bool:
 
 
 class _Loading:
-    """The target of :func:`dptdr.search.stores.loading.load_folder`."""
+    """Loads vectors into a new collection, then points the alias to it.
+
+    It is the target of :func:`dptdr.search.stores.loading.load_folder`.
+    """
 
     def __init__(self, client: Any, *, origin: Origin, name: str, graph: dict[str, int]) -> None:
         self.client = client
@@ -328,11 +331,14 @@ class _Loading:
     def _begin(self) -> int:
         client, models = self.client, _models()
         if client.collection_exists(self.collection):
-            if self.hnsw is not None:
-                client.update_collection(self.collection, hnsw_config=self.hnsw)
             metadata = client.get_collection(self.collection).config.metadata or {}
-            loaded = metadata.get("loaded")
-            return loaded if type(loaded) is int else 0
+            if not metadata.get("changed"):
+                if self.hnsw is not None:
+                    client.update_collection(self.collection, hnsw_config=self.hnsw)
+                loaded = metadata.get("loaded")
+                return loaded if type(loaded) is int else 0
+            # It served until a load of other vectors was interrupted before it deleted this one.
+            client.delete_collection(self.collection)
         client.create_collection(
             self.collection,
             vectors_config=models.VectorParams(size=self.origin.dim, distance=models.Distance.DOT),

@@ -416,3 +416,24 @@ def test_of_two_loads_the_one_that_ends_last_serves_and_nothing_is_left(
     index = load_qdrant(first, client=client, name="n", on_progress=load_another)
     assert index.count == 30
     assert len(client.get_collections().collections) == 1
+
+
+def test_a_changed_collection_that_an_interrupted_load_left_is_not_taken_as_loaded(
+    client, encoder, tmp_path, monkeypatch
+):
+    first = encode(encoder, passages(5), tmp_path / "1")
+    second = encode(encoder, passages(9), tmp_path / "2")
+    load_qdrant(first, client=client, name="n").delete(["d1"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(client, "delete_collection", interrupted)
+        load_qdrant(second, client=client, name="n")
+    assert QdrantIndex(client, "n").count == 9
+
+    again = load_qdrant(first, client=client, name="n")
+
+    assert again.count == 5
+    assert best(again, encoder, "word1 common")[0] == "d1"
+
+
+def interrupted(*_arguments):
+    raise KeyboardInterrupt
