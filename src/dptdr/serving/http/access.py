@@ -132,7 +132,8 @@ def admit(request: Request, needs: Access) -> None:
     request.scope["dptdr_facts"]["key"] = key.name
     request.scope["dptdr_access"] = (key, needs.scope)
     runtime.rates.take(
-        ("key", key.name),
+        # Not by name, which keys with other limits may share.
+        ("key", key),
         per_second=per_second if key.requests_per_second is None else key.requests_per_second,
         what=f"key '{key.name}'",
     )
