@@ -21,7 +21,14 @@ from dptdr.io.ids import IdTable
 from dptdr.io.lines import describe
 from dptdr.io.npy import map_array, refuse_link
 from dptdr.records import Hit, Passage, Query, Run
-from dptdr.search.words import AUTO, check_language, detect_language, languages, tokenizer
+from dptdr.search.words import (
+    AUTO,
+    check_language,
+    detect_language,
+    languages,
+    tokenizer,
+    with_plain_letters,
+)
 
 K1, B = 0.9, 0.4
 FORMAT = 2
@@ -108,6 +115,7 @@ class Bm25Index:
                 if words is None:
                     language = detect_language(texts) if language == AUTO else language
                     words = tokenizer(language)
+                texts = with_plain_letters(texts, language)
                 tokens = list(words.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
                 postings = _count_postings(tokens, first_passage=len(ids))
                 postings.tofile(spool)
@@ -210,7 +218,7 @@ class Bm25Index:
         if depth < 1 or threads < 1:
             raise ValueError(f"expected depth and threads of at least 1, got {depth}, {threads}")
         # Tokenize before any thread starts: the tokenizer's cache is not thread-safe.
-        texts = [query.text for query in queries]
+        texts = with_plain_letters((query.text for query in queries), self.language)
         tokens = list(
             self._tokenizer.streaming_tokenize(texts, update_vocab=False, allow_empty=False)
         )

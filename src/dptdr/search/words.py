@@ -5,8 +5,9 @@ bm25s. Languages without a list keep their frequent words, to which BM25 gives l
 """
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import regex
@@ -50,7 +51,7 @@ def detect_language(texts: Sequence[str]) -> str:
 
     Only languages with a stop-word list can be detected.
     """
-    lower = (text.lower() for text in texts[:_DETECTED_TEXTS])
+    lower = (text.lower() for text in with_plain_letters(texts[:_DETECTED_TEXTS], "english"))
     # The tokenizer drops single letters.
     words = Counter(word for text in lower for word in text.split() if len(word) > 1)
     found = {name: words.keys() & set(_stop_words(name)) for name in _STOP_WORDS}
@@ -61,8 +62,19 @@ def detect_language(texts: Sequence[str]) -> str:
     return best if clear and len(found[best]) >= _MIN_FOUND else "english"
 
 
+def with_plain_letters(texts: Iterable[str], language: str) -> list[str]:
+    """Compose accents (Unicode NFC), and lowercase Turkish capitals, which Python does not know.
+
+    Text from PDF files and macOS is often decomposed, and would not match what is typed.
+    """
+    plain = [unicodedata.normalize("NFC", text) for text in texts]
+    if language == "turkish":
+        return [text.replace("İ", "i").replace("I", "ı") for text in plain]
+    return plain
+
+
 def tokenizer(language: str) -> Any:
-    """Return a bm25s tokenizer for a language."""
+    """Return a bm25s tokenizer for a language, whose texts come from `with_plain_letters`."""
     import Stemmer
 
     splitter: str | Callable[[str], list[str]] = r"(?u)\b\w\w+\b"

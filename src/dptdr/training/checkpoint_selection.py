@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dptdr.config.methods import config_from
-from dptdr.errors import WrongBackbone
+from dptdr.errors import TrainingError, WrongBackbone
 from dptdr.evaluation import evaluate
 from dptdr.model import Backbone, Encoder, Limits, Method, MethodFactory, TaskManifest, save_task
 from dptdr.search.retrieve import retrieve
@@ -41,22 +41,29 @@ def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[st
 
 
 def select_again(run_folder: Path, *, measure: str) -> int:
-    """Return the best checkpoint of a finished run by another measure.
+    """Return the best kept checkpoint of a finished run by another measure.
 
     Args:
         run_folder: ``TASK.training`` of the run.
         measure: A measure computed during training or by :func:`measure_again`.
 
     Raises:
-        TrainingError: If the run lacks the measure.
+        TrainingError: If the run lacks the measure, or has kept no checkpoint.
     """
-    return best_step(RunFolder(run_folder).dev_history(), measure=measure)
+    folder = RunFolder(run_folder)
+    history = folder.dev_history()
+    kept = {step: history[step] for step in folder.checkpoint_steps() if step in history}
+    if not kept:
+        raise TrainingError(f"{run_folder}: no checkpoint has been kept")
+    return best_step(kept, measure=measure)
 
 
 def measure_again(
     run_folder: Path, dev: DevSet, *, backbone: Backbone, measures: Sequence[str]
 ) -> dict[int, dict[str, float]]:
     """Compute additional dev measures for all kept checkpoints and append them to the log.
+
+    Full fine-tuning and BitFit keep only their best checkpoint.
 
     Args:
         run_folder: ``TASK.training`` of the run.
@@ -76,7 +83,7 @@ def measure_again(
         taken = _measures(encoder, dev, names=measures)
         history[step] = history.get(step, {}) | taken
         folder.log({"kind": "dev", "step": step, **history[step]})
-    return history
+    return {step: history[step] for step in folder.checkpoint_steps()}
 
 
 def write_bundle(

@@ -121,3 +121,20 @@ def test_the_language_is_stored_with_an_index_and_kept(german, tmp_path, encoder
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"data.csc.index.npy: .*sha256: expected .*, got"):
         renewed.verify()
+
+
+@pytest.mark.parametrize(
+    ("language", "passage", "query"),
+    [
+        ("german", "Die Ku\u0308nste im Su\u0308den", "K\u00fcnste"),
+        ("german", "Die K\u00fcnste im S\u00fcden", "Ku\u0308nste"),
+        ("turkish", "\u0130STANBUL kalabal\u0131k", "istanbul"),
+        ("turkish", "BEYAZ I\u015eIK", "\u0131\u015f\u0131k"),
+    ],
+)
+def test_words_match_however_their_letters_are_written(language, passage, query):
+    index = Bm25Index.build(
+        [Passage("other", "etwas ganz anderes"), Passage("p", passage)], language=language
+    )
+
+    assert [hit.passage_id for hit in index.search([Query("q", query)], depth=1)["q"]] == ["p"]

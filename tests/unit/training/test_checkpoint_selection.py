@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -164,3 +165,23 @@ def test_ranks_are_searched_as_deep_as_the_measure_asks(runs, monkeypatch):
         selection.measure_again(folder, data.dev, backbone=tiny_backbone("bert"), measures=names)
     (folder / "log.jsonl").write_bytes(log)
     assert sorted(set(depths)) == [100, 250]
+
+
+def test_selection_leaves_out_steps_whose_checkpoint_was_not_kept(runs, tmp_path):
+    from dptdr.training.checkpoint_selection import measure_again, select_again
+    from dptdr.training.checkpoints import RunFolder
+
+    data, made = runs
+    run = tmp_path / "run"
+    shutil.copytree(made["lora"].run_folder, run)
+    kept = made["lora"].best_step
+    for step in set(made["lora"].history) - {kept}:
+        RunFolder(run).drop_checkpoint(step)
+
+    history = measure_again(run, data.dev, backbone=tiny_backbone("bert"), measures=["R@7"])
+
+    assert list(history) == [kept]
+    assert select_again(run, measure="R@7") == kept
+    RunFolder(run).drop_checkpoint(kept)
+    with pytest.raises(TrainingError, match="no checkpoint has been kept"):
+        select_again(run, measure="R@7")
