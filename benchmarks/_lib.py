@@ -13,6 +13,7 @@ import random
 import statistics
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,51 @@ def commands(
         sub.add_argument("--json", type=Path, default=results, help="where the records are")
         sub.set_defaults(call=call)
     return parser, subparsers.choices[name]
+
+
+def obey(parser: argparse.ArgumentParser) -> None:
+    """Read the command line, and call what it asks for."""
+    options = parser.parse_args()
+    options.call(options)
+
+
+def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """Add options, each by its default value, or by a pair of the default and its help.
+
+    The default says the type. A type in its place makes an option that must be given; a list takes
+    several values.
+    """
+    for name, given in options.items():
+        default, text = given if isinstance(given, tuple) else (given, None)
+        several = isinstance(default, list)
+        first = default[0] if several else default
+        more: Record = {"type": type(first), "default": default}
+        if isinstance(first, type):
+            more = {"type": first, "required": True}
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, nargs="+" if several else None, help=text, **more)
+
+
+MACHINE: Record = {
+    "encoder": ("minilm", "name or folder of the backbone"),
+    "device": "cpu",
+    "threads": 1,
+    "data": (SHARED_DATA, "where data sets are"),
+}
+"""Options of what trains on data sets by their names, and where."""
+
+VECTORS: Record = {
+    "data": ([Path], "BEIR folders"),
+    "backbone": "minilm",
+    "threads": (1, "torch threads"),
+    "work": (Path, "folder for the vectors"),
+}
+"""Options of what searches in vectors of whole corpora, which are encoded once."""
+
+
+def temporary(name: str) -> Path:
+    """Return a benchmark's own folder of what may be lost."""
+    return Path(tempfile.gettempdir()) / f"dptdr-{name}"
 
 
 def resident(field: str = "VmRSS", *, reset: bool = False) -> float:

@@ -196,16 +196,10 @@ def plot(records: list[dict[str, Any]], sets: list[tuple[str, str]], path: Path)
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--task", type=Path, help="tuned task instead of the bare backbone")
-    sub.add_argument("--name", default="task", help="what to call the task")
-    sub.add_argument("--queries", type=int, default=500, help="test queries of each data set")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"queries": (500, "test queries of each data set"), "seed": 0}
+    _lib.add_options(sub, name=("task", "what to call the task"), **counts, **_lib.VECTORS)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -150,15 +150,11 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
-    sub.add_argument("--model", default="minilm")
-    sub.add_argument("--passages", type=int, default=500)
-    sub.add_argument("--rounds", type=int, default=5, help="rounds, after one to warm up")
-    sub.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"passages": 500, "rounds": (5, "rounds, after one to warm up")}
+    one = {"data": (Path, "BEIR folder"), "model": "minilm"}
+    _lib.add_options(sub, **one, **counts, batch_size=(32, "of sentence-transformers"))
+    _lib.add_options(sub, threads=_lib.VECTORS["threads"], work=_lib.VECTORS["work"])
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

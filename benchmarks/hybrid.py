@@ -148,14 +148,9 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
-    sub.add_argument("--queries", type=int, default=500, help="queries of each split at most")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"queries": (500, "queries of each split at most"), "seed": 0}
+    _lib.add_options(sub, **counts, **_lib.VECTORS)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

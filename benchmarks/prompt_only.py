@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -222,17 +221,9 @@ def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--sets", nargs="+", required=True, help="names of data sets")
     sub.add_argument("--set", action="append", default=[], help="key=value of dptdr pretrain")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--queries", type=int, default=300)
-    sub.add_argument("--passages", type=int, default=2500)
-    sub.add_argument("--max-tokens", type=int, default=80)
-    sub.add_argument("--encoder", default="minilm", help="name or folder of the backbone")
-    sub.add_argument("--device", default="cpu")
-    sub.add_argument("--threads", type=int, default=1)
-    sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA, help="where data sets are")
-    sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-prompt-only")
-    args = parser.parse_args()
-    args.call(args)
+    _lib.add_options(sub, seed=0, queries=300, passages=2500, max_tokens=80)
+    _lib.add_options(sub, **_lib.MACHINE, work=_lib.temporary("prompt-only"))
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,22 +42,13 @@ def main() -> None:
     run.add_argument("--sets", nargs="+", required=True, help="names of data sets")
     run.add_argument("--method", nargs="+", required=True, choices=METHODS)
     run.add_argument("--set", action="append", default=[], help="key=value of training or method")
-    run.add_argument("--seeds", nargs="+", type=int, default=[0])
-    run.add_argument("--steps", type=int, default=150)
-    run.add_argument("--queries", type=int, default=CAPS[0], help="most test queries")
-    run.add_argument(
-        "--passages", type=int, default=CAPS[1], help="most passages, judged ones first"
-    )
-    run.add_argument("--encoder", default="minilm", help="name or folder of the backbone")
+    _lib.add_options(run, seeds=[0], steps=150, queries=(CAPS[0], "most test queries"))
+    _lib.add_options(run, passages=(CAPS[1], "most passages, judged ones first"))
+    _lib.add_options(run, **_lib.MACHINE, work=_lib.temporary("quality"))
     run.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    run.add_argument("--device", default="cpu")
-    run.add_argument("--threads", type=int, default=1)
     run.add_argument("--stored", action="store_true", help="also measure rows of 16 bits")
-    run.add_argument("--data", type=Path, default=_lib.SHARED_DATA, help="where data sets are")
-    run.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
-    run.add_argument("--out", type=Path, default=DATA_FILE)
-    page = commands.add_parser("page", help="write the page")
-    page.add_argument("--out", type=Path, default=DATA_FILE)
+    for sub in (run, commands.add_parser("page", help="write the page")):
+        _lib.add_options(sub, out=DATA_FILE)
     arguments = parser.parse_args()
     if arguments.command == "run":
         run_cells(arguments)

@@ -168,13 +168,9 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=cost, table=table, results=RESULTS, name="cost")
-    sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
-    sub.add_argument("--passages", type=int, default=1000)
-    sub.add_argument("--tasks", type=int, default=10)
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--work", type=Path, required=True, help="folder to make and remove")
-    args = parser.parse_args()
-    args.call(args)
+    _lib.add_options(sub, data=(Path, "BEIR folder"), passages=1000, tasks=10)
+    _lib.add_options(sub, threads=_lib.VECTORS["threads"], work=(Path, "folder to make and remove"))
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -338,18 +338,13 @@ def origin(r: dict[str, Any]) -> str:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
-    sub.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
     sub.add_argument("--kinds", nargs="+", default=list(INDEX_TYPES), choices=list(INDEX_TYPES))
-    sub.add_argument("--queries", type=int, default=1000)
-    sub.add_argument("--rounds", type=int, default=5, help="timed rounds of each pair")
-    sub.add_argument("--threads", type=int, default=1, help="of building and searching")
     sub.add_argument("--option", nargs="*", default=[], help="name=number, as of dptdr index")
-    sub.add_argument("--seed", type=int, default=7)
-    sub.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"rows": ([10_000], "passages"), "queries": 1000, "seed": 7}
+    own = {"threads": (1, "of building and searching"), "rounds": (5, "timed rounds of each pair")}
+    work = {"work": (Path, "folder for vectors and indexes")}
+    _lib.add_options(sub, **_lib.VECTORS | counts | own | work)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -428,12 +428,9 @@ def server(folder: Path, *, worker_count: int, log: Path) -> Any:
 def main() -> None:
     """Run, report, and say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kill-every-seconds", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=6.0, help="requests for vectors per second")
-    parser.add_argument("--texts", type=int, default=60, help="different texts that are asked")
+    _lib.add_options(parser, minutes=30.0, clients=4, workers=2, kill_every_seconds=60.0)
+    _lib.add_options(parser, rate=(6.0, "requests for vectors per second"))
+    _lib.add_options(parser, texts=(60, "different texts that are asked"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

@@ -17,7 +17,6 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _encoders
@@ -147,8 +146,7 @@ def main() -> None:
     """Measure both shapes on a GPU, or try everything in small on the processor."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--try", dest="small", action="store_true", help="tiny, on the processor")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "serving.jsonl")
+    _lib.add_options(parser, rounds=7, out=_lib.RESULTS / "serving.jsonl")
     options = parser.parse_args()
     if options.small:
         torch.set_num_threads(1)
