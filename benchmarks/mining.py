@@ -252,11 +252,9 @@ def _mine_there(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     import datasets.arrow_dataset
     import sentence_transformers
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
     from dptdr.io.beir import BeirFolder
-    from dptdr.model.backbone import resolve
 
     # Its hash of the table fails with some releases of pyarrow; nothing here depends on it.
     datasets.arrow_dataset.generate_fingerprint = lambda dataset: os.urandom(8).hex()
@@ -274,7 +272,7 @@ def _mine_there(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     mined = mine_hard_negatives(
         dataset,
-        SentenceTransformer(str(resolve("minilm")), device="cpu"),
+        _lib.sentence_transformer(),
         corpus=list(texts.values()),
         range_max=DEPTH,
         relative_margin=1 - PERCENT / 100,

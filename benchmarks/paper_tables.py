@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import _lib
 import pretraining
 import quality
@@ -228,20 +226,18 @@ def comparisons(records: list[_lib.Record]) -> list[str]:
     found = systems(records)
     rows = []
     for one, other in COMPARISONS:
-        cells, weighted = [], []
+        cells, pairs = [], []
         for name in names:
             pair = [found.get(row, {}).get(name, []) for row in (one, other)]
             seeds = {r["seed"] for r in pair[0]} & {r["seed"] for r in pair[1]}
             a, b = ([r for r in side if r["seed"] in seeds] for side in pair)
             cells.append(_lib.difference(a, b))
             if a:
-                apart = np.array(_lib.mean_per_query(a)) - np.array(_lib.mean_per_query(b))
-                weighted.append(apart / apart.size)
-        if not weighted:
+                pairs.append((a, b))
+        if not pairs:
             continue
-        whole = np.concatenate(weighted) / len(weighted)
-        p = _lib.p_text(_lib.weighted_p(whole))
-        mean = f"{whole.sum():+.4f}, p {p} ({len(weighted)} sets)"
+        whole, p = _lib.over_sets(pairs)
+        mean = f"{whole:+.4f}, p {p} ({len(pairs)} sets)"
         rows.append([f"{one} - {other}", *cells, mean])
     return _lib.table(["difference", *names, "mean"], rows)
 

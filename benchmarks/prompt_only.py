@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import _lib
 
 RESULTS = _lib.RESULTS / "prompt-only.jsonl"
@@ -200,18 +198,8 @@ def over_sets(records: list[_lib.Record]) -> list[str]:
     for name, own in systems.items():
         pairs = [(record, bare[_lib.key_of(record, CELL)]) for record in own]
         means = [statistics.fmean(r[MEASURE] for r in side) for side in zip(*pairs, strict=True)]
-        # All sets weigh alike.
-        apart = [
-            np.subtract(*(_lib.mean_per_query([r]) for r in pair)) / pair[0]["queries"]
-            for pair in pairs
-        ]
-        p = _lib.p_text(_lib.weighted_p(np.concatenate(apart) / len(apart)))
-        tests = [_lib.paired([one], [other]) for one, other in pairs]
-        worse = [
-            record["set"]
-            for record, test in zip(own, tests, strict=True)
-            if test.mean_difference < 0 and test.p_randomisation < 0.05
-        ]
+        _, p = _lib.over_sets([([one], [other]) for one, other in pairs])
+        worse = [one["set"] for one, other in pairs if _lib.below([one], [other])]
         values = [*(f"{mean:.4f}" for mean in means), f"{means[0] - means[1]:+.4f}, p {p}"]
         rows.append([name, str(len(own)), *values, ", ".join(worse) or "none"])
     return _lib.table(["system", "sets", "mean", "bare", "difference", "worse, p < .05"], rows)

@@ -365,7 +365,7 @@ def equal_time(best: Best) -> list[list[str]]:
         if name in UNTRAINED or own is full or not shared:
             continue
         times = [share for n in shared if (share := time_share(own[n], full[n])) is not None]
-        below = [n for n in shared if significantly_below(own[n], full[n])]
+        below = [n for n in shared if _lib.below(own[n], full[n])]
         means = [statistics.fmean(mean_of(rows[n]) for n in shared) for rows in (own, full)]
         rows.append(
             [
@@ -394,12 +394,6 @@ def time_share(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> floa
         if one and two:
             return statistics.fmean(one) / statistics.fmean(two)
     return None
-
-
-def significantly_below(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> bool:
-    """Say whether a paired test finds a system worse."""
-    test = _lib.paired(own, other)
-    return bool(test.mean_difference < 0 and test.p_randomisation < 0.05)
 
 
 def best_rows(best: Best, names: Sequence[str]) -> list[list[str]]:
@@ -441,21 +435,12 @@ def chosen(systems: dict[str, list[_lib.Record]], name: str) -> list[_lib.Record
 
 def against(own: dict[str, list[_lib.Record]], other: dict[str, list[_lib.Record]]) -> str:
     """Return the mean difference over the sets that both have, each with the same weight."""
-    import numpy as np
-
     shared = [n for n in own if n in other and own[n][0]["query_ids"] == other[n][0]["query_ids"]]
     if not shared:
         return ""
-    weighted = [
-        (np.array(_lib.mean_per_query(own[n])) - np.array(_lib.mean_per_query(other[n])))
-        / own[n][0]["queries"]
-        / len(shared)
-        for n in shared
-    ]
-    differences = np.concatenate(weighted)
-    p = _lib.weighted_p(differences)
+    difference, p = _lib.over_sets([(own[n], other[n]) for n in shared])
     sets = "" if len(shared) == len(own) else f" ({len(shared)} sets)"
-    return f"{differences.sum():+.4f}, p {_lib.p_text(p)}{sets}"
+    return f"{difference:+.4f}, p {p}{sets}"
 
 
 def mean_of(records: Sequence[_lib.Record]) -> float:

@@ -60,13 +60,11 @@ def cost(args: argparse.Namespace) -> None:
 
 def tuned(sharing: str, *, seed: int) -> Any:
     """Return an encoder with a random prompt: what it costs does not depend on its numbers."""
-    from dptdr.config.methods import DeepPromptConfig
-    from dptdr.model import Backbone, Encoder, MethodFactory
+    from dptdr.model import Backbone
 
-    backbone = Backbone.load("minilm")
-    config = DeepPromptConfig(prompt_length=PROMPT_LENGTH, initialisation="random", sharing=sharing)
-    method = MethodFactory().build("deep-prompt", backbone, config, seed=seed)
-    encoder = Encoder(backbone, method=method, name=f"{sharing}-{seed}")
+    prompt = {"prompt_length": PROMPT_LENGTH, "sharing": sharing}
+    name = f"{sharing}-{seed}"
+    encoder = _lib.prompted(Backbone.load("minilm"), seed=seed, name=name, **prompt)
     encoder.eval()
     return encoder
 

@@ -67,10 +67,8 @@ class Truth:
     def __init__(self, folder: Path, *, bundles: int, texts: list[str]) -> None:
         import torch
 
-        from dptdr.config.methods import DeepPromptConfig
         from dptdr.model import Backbone, Encoder
         from dptdr.model.bundle import save_task
-        from dptdr.model.methods import DeepPromptMethod
 
         torch.set_num_threads(1)
         backbone = Backbone.load("minilm")
@@ -78,13 +76,8 @@ class Truth:
         self.vectors: dict[str, dict[str, np.ndarray]] = {}
         kinds = ["tied", "untied", "query-only"]
         for number in range(bundles):
-            config = DeepPromptConfig(
-                prompt_length=4 + 9 * (number % 5),
-                sharing=kinds[number % 3],
-                initialisation="random",
-                random_scale=0.4,
-            )
-            encoder = Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=number))
+            rows = {"prompt_length": 4 + 9 * (number % 5), "random_scale": 0.4}
+            encoder = _lib.prompted(backbone, seed=number, sharing=kinds[number % 3], **rows)
             save_task(folder / f"b{number}", encoder)
             self._know(f"b{number}", encoder)
             for _, indexes in (held for held in SEARCHED.values() if held[0] == f"b{number}"):
