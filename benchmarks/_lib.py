@@ -13,6 +13,7 @@ import random
 import statistics
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,51 @@ def commands(
         sub.add_argument("--json", type=Path, default=results, help="where the records are")
         sub.set_defaults(call=call)
     return parser, subparsers.choices[name]
+
+
+def obey(parser: argparse.ArgumentParser) -> None:
+    """Read the command line, and call what it asks for."""
+    options = parser.parse_args()
+    options.call(options)
+
+
+def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """Add options, each by its default value, or by a pair of the default and its help.
+
+    The default says the type. A type in its place makes an option that must be given; a list takes
+    several values.
+    """
+    for name, given in options.items():
+        default, text = given if isinstance(given, tuple) else (given, None)
+        several = isinstance(default, list)
+        first = default[0] if several else default
+        more: Record = {"type": type(first), "default": default}
+        if isinstance(first, type):
+            more = {"type": first, "required": True}
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, nargs="+" if several else None, help=text, **more)
+
+
+MACHINE: Record = {
+    "encoder": ("minilm", "name or folder of the backbone"),
+    "device": "cpu",
+    "threads": 1,
+    "data": (SHARED_DATA, "where data sets are"),
+}
+"""Options of what trains on data sets by their names, and where."""
+
+VECTORS: Record = {
+    "data": ([Path], "BEIR folders"),
+    "backbone": "minilm",
+    "threads": (1, "torch threads"),
+    "work": (Path, "folder for the vectors"),
+}
+"""Options of what searches in vectors of whole corpora, which are encoded once."""
+
+
+def temporary(name: str) -> Path:
+    """Return a benchmark's own folder of what may be lost."""
+    return Path(tempfile.gettempdir()) / f"dptdr-{name}"
 
 
 def resident(field: str = "VmRSS", *, reset: bool = False) -> float:
@@ -167,6 +213,65 @@ def data_folder(name: str, *, data: Path, work: Path) -> Path:
     return folder
 
 
+# --- vectors of whole corpora
+
+
+def vectors_of(data: Path, *, out: Path, load: Callable[[], Any]) -> Any:
+    """Return the vector folder of a BEIR folder's passages, encoded if it is not complete."""
+    from dptdr.search.vectors.documents import read_documents, source_of
+    from dptdr.search.vectors.encoding import encode_folder
+    from dptdr.search.vectors.folder import VectorFolder
+
+    if not (out / "manifest.json").is_file():
+        encode_folder(load(), read_documents(data), out=out, source=source_of(data))
+    return VectorFolder(out)
+
+
+def sampled(folder: Any, judged: Mapping[str, Any], count: int, *, seed: str) -> tuple[Any, Any]:
+    """Return queries of a BEIR folder that are judged, at most so many, and their judgements."""
+    chosen = sorted(judged)
+    random.Random(seed).shuffle(chosen)
+    kept = set(chosen[:count])
+    queries = [query for query in folder.queries() if query.id in kept]
+    return queries, {query.id: judged[query.id] for query in queries}
+
+
+# --- systems in memory
+
+
+def sentence_transformer(model: str = "minilm") -> Any:
+    """Return an encoder, by name or folder, in sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    from dptdr.model.backbone import resolve
+
+    return SentenceTransformer(str(resolve(model) or model), device="cpu")
+
+
+def prompted(backbone: Any, *, seed: int, name: str | None = None, **settings: Any) -> Any:
+    """Return an encoder with a deep prompt of random rows: as costly as a trained one."""
+    from dptdr.config.methods import DeepPromptConfig
+    from dptdr.model import Encoder
+    from dptdr.model.methods import DeepPromptMethod
+
+    config = DeepPromptConfig(initialisation="random", **settings)
+    return Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=seed), name=name)
+
+
+def random_prompts(backbone: Any, count: int, *, prompt: int, seed: int) -> list[Any]:
+    """Return prompts of random rows, as the server's registry keeps them."""
+    import torch
+
+    from dptdr.model.packing import PromptRows
+
+    geometry, generator = backbone.geometry, torch.Generator().manual_seed(seed)
+    like = next(backbone.model.parameters())
+    shape = (2, geometry.layers, prompt, geometry.heads, geometry.head_dim)
+    return [
+        PromptRows(*(0.3 * torch.randn(shape, generator=generator)).to(like)) for _ in range(count)
+    ]
+
+
 # --- systems that take turns
 
 
@@ -251,13 +356,24 @@ def difference(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
     return f"{test.mean_difference:+.4f}, p {p_text(test.p_randomisation)}"
 
 
-def weighted_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p of a sum of weighted paired differences under random signs."""
+def over_sets(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> tuple[float, str]:
+    """Return the mean difference over sets, all of the same weight, and its p-value.
+
+    Each set has a pair of systems, each some records; p is two-sided, under random signs.
+    """
     import numpy as np
 
     from dptdr.evaluation.significance import randomisation_p
 
-    return randomisation_p(np.asarray(differences), permutations=20_000, seed=0)
+    apart = [np.subtract(*map(mean_per_query, pair)) for pair in pairs]
+    whole = np.concatenate([each / each.size / len(pairs) for each in apart])
+    return whole.sum(), p_text(randomisation_p(whole, permutations=20_000, seed=0))
+
+
+def below(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a paired test finds a system worse."""
+    test = paired(own, other)
+    return bool(test.mean_difference < 0 and test.p_randomisation < 0.05)
 
 
 def p_text(p: float) -> str:
@@ -281,8 +397,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def origin(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the section that says where the numbers were made."""
-    made = {f"commit {r['commit']}, {r['machine']}" for r in records if "commit" in r}
-    return ["", "## Origin", "", *(f"- {line}" for line in sorted(made))]
+    return origins(f"commit {r['commit']}, {r['machine']}" for r in records if "commit" in r)
+
+
+def origins(lines: Iterable[str]) -> list[str]:
+    """Return that section from its lines, each once."""
+    return ["", "## Origin", "", *(f"- {line}" for line in sorted(set(lines)))]
+
+
+def made_with(record: Mapping[str, Any]) -> str:
+    """Return what ``here`` put into a record, as a text."""
+    return f"commit {record['commit']}, {record['cpu']}, {record['cores']} cores"
 
 
 def kept_words(path: Path, heading: str = "## ") -> list[str]:

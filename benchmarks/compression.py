@@ -12,7 +12,6 @@ docs/images/compression.png.
 
 import argparse
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,6 @@ from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Query
 from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.vectors.compression import compress, shorten
-from dptdr.search.vectors.documents import read_documents, source_of
-from dptdr.search.vectors.encoding import encode_folder
-from dptdr.search.vectors.folder import VectorFolder
 
 RESULTS = _lib.RESULTS / "compression.jsonl"
 PLOT = _lib.ROOT / "docs" / "images" / "compression.png"
@@ -51,11 +47,10 @@ def run(args: argparse.Namespace) -> None:
     for data in args.data:
         kind = f"-{args.name}" if args.task else ""
         out = args.work / f"vectors-{data.name}{kind}"
-        if not (out / "manifest.json").is_file():
-            encode_folder(encoder, read_documents(data), out=out, source=source_of(data))
-        folder = VectorFolder(out)
+        folder = _lib.vectors_of(data, out=out, load=lambda: encoder)
         full = np.concatenate([block for _, block in folder.blocks()])
-        queries, qrels = sampled(data, args.queries, seed=args.seed)
+        beir, seed = BeirFolder(data), f"compression {args.seed}"
+        queries, qrels = _lib.sampled(beir, beir.qrels("test"), args.queries, seed=seed)
         query_vectors = encoder.encode_queries([query.text for query in queries])
         ids = list(folder.all_ids())
         common = {
@@ -74,17 +69,6 @@ def run(args: argparse.Namespace) -> None:
         _lib.put_records(args.json, records, ("data", "encoder"))
         print(json.dumps([(label(r), round(r["nDCG@10"], 4)) for r in records]), flush=True)
     table(args)
-
-
-def sampled(data: Path, count: int, *, seed: int) -> tuple[list[Query], Any]:
-    """Return judged test queries, at most so many, the same for the same seed."""
-    folder = BeirFolder(data)
-    judged = folder.qrels("test")
-    chosen = sorted(judged)
-    random.Random(f"compression {seed}").shuffle(chosen)
-    kept = set(chosen[:count])
-    queries = [query for query in folder.queries() if query.id in kept]
-    return queries, {query.id: judged[query.id] for query in queries}
 
 
 def measured(
@@ -138,15 +122,12 @@ def table(args: argparse.Namespace) -> None:
         rows.append([way, f"{found[sets[0]]['bytes']:,.0f}", *cells])
     names = [f"{data}, {name}" for data, name in sets]
     lines += _lib.table(["vectors", "bytes each", *names], rows)
-    origins = sorted(
-        {
-            f"{r['data']}: {r['passages']:,} passages, {r['queries']} test queries, seed "
-            f"{r['seed']}, commit {r['commit']}, {r['cpu']}, {r['cores']} cores"
-            for r in records
-        }
+    lines += ["", f"![Bytes against nDCG@10](../docs/images/{PLOT.name})"]
+    lines += _lib.origins(
+        f"{r['data']}: {r['passages']:,} passages, {r['queries']} test queries, seed {r['seed']}, "
+        + _lib.made_with(r)
+        for r in records
     )
-    plotted = f"![Bytes against nDCG@10](../docs/images/{PLOT.name})"
-    lines += ["", plotted, "", "## Origin", "", *(f"- {text}" for text in origins)]
     _lib.write_page(args.json.with_suffix(".md"), lines)
     plot(records, sets, getattr(args, "plot", PLOT))
 
@@ -196,16 +177,10 @@ def plot(records: list[dict[str, Any]], sets: list[tuple[str, str]], path: Path)
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
     sub.add_argument("--task", type=Path, help="tuned task instead of the bare backbone")
-    sub.add_argument("--name", default="task", help="what to call the task")
-    sub.add_argument("--queries", type=int, default=500, help="test queries of each data set")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"queries": (500, "test queries of each data set"), "seed": 0}
+    _lib.add_options(sub, name=("task", "what to call the task"), **counts, **_lib.VECTORS)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

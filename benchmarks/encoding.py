@@ -31,25 +31,11 @@ RESULTS = _lib.RESULTS / "encoding.jsonl"
 SYSTEMS = ("sentence-transformers", "dptdr", "dptdr, prompt of 16", "dptdr, padded")
 
 
-def load_peer(model: str, *, max_tokens: int) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    from dptdr.model.backbone import resolve
-
-    peer = SentenceTransformer(str(resolve(model) or model), device="cpu")
-    peer.max_seq_length = max_tokens
-    return peer
-
-
 def load_ours(model: str) -> dict[str, Any]:
-    from dptdr.config.methods import DeepPromptConfig
-    from dptdr.model import Backbone, Encoder, MethodFactory
+    from dptdr.model import Backbone, Encoder
 
     padded, plain = Encoder(Backbone.load(model)), Encoder(Backbone.load(model))
-    prompted = Backbone.load(model)
-    config = DeepPromptConfig(prompt_length=16, initialisation="random")
-    method = MethodFactory().build("deep-prompt", prompted, config, seed=0)
-    tuned = Encoder(prompted, method=method, name="prompt")
+    tuned = _lib.prompted(Backbone.load(model), seed=0, name="prompt", prompt_length=16)
     for encoder in (plain, tuned):
         reason = encoder.eval()
         assert not reason, reason
@@ -76,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     documents = list(itertools.islice(read_documents(args.data), args.passages))
     encoders = load_ours(args.model)
     plain = encoders["dptdr"]
-    peer = load_peer(args.model, max_tokens=plain.limits.max_passage_tokens)
+    peer = _lib.sentence_transformer(args.model)
+    peer.max_seq_length = plain.limits.max_passage_tokens
     ids = plain.backbone.tokenize([d.passage.content for d in documents], side="passage")
     seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     difference = 0.0
@@ -137,28 +124,21 @@ def table(args: argparse.Namespace) -> None:
             ],
         ),
     ]
-    origins = sorted(
-        {
-            f"commit {r['commit']}, {r['cpu']}, {r['cores']} cores of which {r['threads']} used, "
-            f"{r['rounds']} rounds after one to warm up, `{r['model']}`"
-            for r in records
-        }
+    lines += _lib.origins(
+        f"{_lib.made_with(r)} of which {r['threads']} used, {r['rounds']} rounds after one to warm "
+        f"up, `{r['model']}`"
+        for r in records
     )
-    lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
     _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
-    sub.add_argument("--model", default="minilm")
-    sub.add_argument("--passages", type=int, default=500)
-    sub.add_argument("--rounds", type=int, default=5, help="rounds, after one to warm up")
-    sub.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"passages": 500, "rounds": (5, "rounds, after one to warm up")}
+    one = {"data": (Path, "BEIR folder"), "model": "minilm"}
+    _lib.add_options(sub, **one, **counts, batch_size=(32, "of sentence-transformers"))
+    _lib.add_options(sub, threads=_lib.VECTORS["threads"], work=_lib.VECTORS["work"])
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

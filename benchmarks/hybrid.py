@@ -10,8 +10,6 @@ test queries, with a paired test against the vectors alone. Writes results/hybri
 
 import argparse
 import json
-import random
-from pathlib import Path
 from typing import Any
 
 import _lib
@@ -20,8 +18,6 @@ from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Qrels, Query, Run
 from dptdr.search.exact import top_k_of_blocks
 from dptdr.search.hybrid import FUSIONS, fuse, tune_weights
-from dptdr.search.vectors.documents import read_documents, source_of
-from dptdr.search.vectors.encoding import encode_folder
 from dptdr.search.vectors.folder import VectorFolder
 
 RESULTS = _lib.RESULTS / "hybrid.jsonl"
@@ -39,14 +35,14 @@ def run(args: argparse.Namespace) -> None:
     encoder.eval()
     for data in args.data:
         out = args.work / f"vectors-{data.name}"
-        if not (out / "manifest.json").is_file():
-            encode_folder(encoder, read_documents(data), out=out, source=source_of(data))
-        folder = VectorFolder(out)
+        folder = _lib.vectors_of(data, out=out, load=lambda: encoder)
         words = Bm25Index.build(document.passage for document in folder.all_documents())
         runs: dict[str, tuple[Run, Run]] = {}
         judged: dict[str, Qrels] = {}
         for split in ("train", "test"):
-            queries, judged[split] = sampled(data, split, args.queries, seed=args.seed)
+            beir, seed = BeirFolder(data), f"hybrid {split} {args.seed}"
+            positive = {name: g for name, g in beir.qrels(split).items() if max(g.values()) > 0}
+            queries, judged[split] = _lib.sampled(beir, positive, args.queries, seed=seed)
             dense = searched(folder, encoder, queries)
             runs[split] = (dense, words.search(queries, depth=DEPTH))
         record = {
@@ -62,17 +58,6 @@ def run(args: argparse.Namespace) -> None:
         _lib.put_records(args.json, [record], ("data",))
         print(json.dumps(record), flush=True)
     table(args)
-
-
-def sampled(data: Path, split: str, count: int, *, seed: int) -> tuple[list[Query], Qrels]:
-    """Return queries of a split with a positive, at most so many."""
-    folder = BeirFolder(data)
-    judged = {name: g for name, g in folder.qrels(split).items() if max(g.values()) > 0}
-    chosen = sorted(judged)
-    random.Random(f"hybrid {split} {seed}").shuffle(chosen)
-    kept = set(chosen[:count])
-    queries = [query for query in folder.queries() if query.id in kept]
-    return queries, {query.id: judged[query.id] for query in queries}
 
 
 def searched(folder: VectorFolder, encoder: Any, queries: list[Query]) -> Run:
@@ -120,27 +105,22 @@ def one(name: str, weight: float, run: Run, qrels: Qrels, *, base: Any) -> dict[
 def table(args: argparse.Namespace) -> None:
     """Write the page beside the records."""
     records = _lib.read_records(args.json)
-    lines = [
-        *_lib.kept_words(RESULTS.with_suffix(".md"), "| "),
-        "",
-        f"| system | {' | '.join(r['data'] for r in records)} |",
-        f"| --- | {' | '.join('---' for _ in records)} |",
-    ]
+    rows = []
     for place, first in enumerate(records[0]["systems"]):
         cells = []
         for r in records:
             s = r["systems"][place]
             more = ""
             if "p" in s:
-                p = "< 0.0001" if s["p"] < 5e-5 else f"{s['p']:.4f}"
-                more = f" ({s['weight']:g}; {s['difference']:+.4f}, p {p})"
+                more = f" ({s['weight']:g}; {s['difference']:+.4f}, p {_lib.p_text(s['p'])})"
             cells.append(f"{s['nDCG@10']:.4f}{more}")
-        lines.append(f"| {first['system']} | {' | '.join(cells)} |")
+        rows.append([first["system"], *cells])
+    lines = [*_lib.kept_words(RESULTS.with_suffix(".md"), "| "), ""]
+    lines += _lib.table(["system", *(r["data"] for r in records)], rows)
     lines += ["", "## Origin", ""]
     lines += [
         f"- {r['data']}: {r['passages']:,} passages, {r['queries']} test queries, {r['tuned_on']} "
-        f"to tune on, seed {r['seed']}, `{r['backbone']}`, commit {r['commit']}, {r['cpu']}, "
-        f"{r['cores']} cores"
+        f"to tune on, seed {r['seed']}, `{r['backbone']}`, {_lib.made_with(r)}"
         for r in records
     ]
     _lib.write_page(args.json.with_suffix(".md"), lines)
@@ -148,14 +128,9 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
-    sub.add_argument("--queries", type=int, default=500, help="queries of each split at most")
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--work", type=Path, required=True, help="folder for the vectors")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"queries": (500, "queries of each split at most"), "seed": 0}
+    _lib.add_options(sub, **counts, **_lib.VECTORS)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -45,29 +45,15 @@ def main() -> None:
     """Measure, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("build", "scale", "peer", "one-scale", "one-peer"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--data", default="tldr", help="name of a packed data set, or a folder")
-        sub.add_argument("--source", type=Path, default=_lib.SHARED_DATA)
-        sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-mining")
-        sub.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-        sub.add_argument("--queries", type=int, nargs="+", default=[1_000])
-        sub.add_argument("--passages", type=int, default=2_000)
-        sub.add_argument("--threads", type=int, default=2)
-        sub.add_argument("--system", default="")
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    steps = {
-        "build": build,
-        "scale": scale,
-        "peer": peer,
-        "one-scale": one_scale,
-        "one-peer": one_peer,
-    }
-    if arguments.command == "table":
-        table()
-    else:
-        steps[arguments.command](arguments)
+    for step in (build, scale, peer, one_scale, one_peer):
+        sub = commands.add_parser(step.__name__.replace("_", "-"))
+        sub.set_defaults(call=step)
+        _lib.add_options(sub, data=("tldr", "name of a packed data set, or a folder"))
+        _lib.add_options(sub, source=_lib.SHARED_DATA, work=_lib.temporary("mining"))
+        _lib.add_options(sub, sizes=[10_000, 100_000, 1_000_000], queries=[1_000])
+        _lib.add_options(sub, passages=2_000, threads=2, system="")
+    commands.add_parser("table").set_defaults(call=table)
+    _lib.obey(parser)
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -266,11 +252,9 @@ def _mine_there(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     import datasets.arrow_dataset
     import sentence_transformers
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
     from dptdr.io.beir import BeirFolder
-    from dptdr.model.backbone import resolve
 
     # Its hash of the table fails with some releases of pyarrow; nothing here depends on it.
     datasets.arrow_dataset.generate_fingerprint = lambda dataset: os.urandom(8).hex()
@@ -288,7 +272,7 @@ def _mine_there(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     mined = mine_hard_negatives(
         dataset,
-        SentenceTransformer(str(resolve("minilm")), device="cpu"),
+        _lib.sentence_transformer(),
         corpus=list(texts.values()),
         range_max=DEPTH,
         relative_margin=1 - PERCENT / 100,
@@ -314,8 +298,9 @@ def cpu_seconds() -> float:
 # --- table -------------------------------------------------------------------------------------
 
 
-def table() -> None:
+def table(arguments: argparse.Namespace) -> None:
     """Write results/mining.md from the records."""
+    del arguments
     cells = sorted(_lib.read_records(RESULTS), key=lambda record: str(record["name"]))
     lines = ["# Mining: time, memory, and what is removed", ""]
     lines += scale_lines([cell for cell in cells if cell["name"].startswith("scale")])

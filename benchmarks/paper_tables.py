@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import _lib
 import pretraining
 import quality
@@ -70,16 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the cells that are missing", allow_abbrev=False)
-    run.add_argument("--encoder", default="raw", help="raw, minilm, or a folder")
     run.add_argument("--sets", nargs="+", required=True, choices=pretraining.CORPORA)
     run.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    run.add_argument("--seeds", nargs="+", type=int, default=[0])
-    run.add_argument("--steps", type=int, default=150)
-    run.add_argument("--mlm-steps", type=int, default=2000, help="of the raw encoder")
+    encoder = ("raw", "raw, minilm, or a folder")
+    mlm = (2000, "of the raw encoder")
+    _lib.add_options(run, encoder=encoder, seeds=[0], steps=150, mlm_steps=mlm)
     run.add_argument("--set", action="append", default=[], help="key=value of training or method")
     pretraining.add_machine(run)
     for sub in (run, commands.add_parser("page", help="write the page")):
-        sub.add_argument("--out", type=Path, default=RESULTS)
+        _lib.add_options(sub, out=RESULTS)
     arguments = parser.parse_args()
     if arguments.command == "run":
         run_cells(arguments)
@@ -229,20 +226,18 @@ def comparisons(records: list[_lib.Record]) -> list[str]:
     found = systems(records)
     rows = []
     for one, other in COMPARISONS:
-        cells, weighted = [], []
+        cells, pairs = [], []
         for name in names:
             pair = [found.get(row, {}).get(name, []) for row in (one, other)]
             seeds = {r["seed"] for r in pair[0]} & {r["seed"] for r in pair[1]}
             a, b = ([r for r in side if r["seed"] in seeds] for side in pair)
             cells.append(_lib.difference(a, b))
             if a:
-                apart = np.array(_lib.mean_per_query(a)) - np.array(_lib.mean_per_query(b))
-                weighted.append(apart / apart.size)
-        if not weighted:
+                pairs.append((a, b))
+        if not pairs:
             continue
-        whole = np.concatenate(weighted) / len(weighted)
-        p = _lib.p_text(_lib.weighted_p(whole))
-        mean = f"{whole.sum():+.4f}, p {p} ({len(weighted)} sets)"
+        whole, p = _lib.over_sets(pairs)
+        mean = f"{whole:+.4f}, p {p} ({len(pairs)} sets)"
         rows.append([f"{one} - {other}", *cells, mean])
     return _lib.table(["difference", *names, "mean"], rows)
 

@@ -23,7 +23,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,8 @@ def start(out: Path, arguments: argparse.Namespace) -> None:
 def add_machine(sub: argparse.ArgumentParser) -> None:
     """Add the options that say where and with what encoders are made."""
     sub.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    sub.add_argument("--device", default="cpu")
-    sub.add_argument("--threads", type=int, default=1)
-    sub.add_argument("--minilm", default="minilm", help="name or folder")
-    sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA)
-    sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-raw")
+    _lib.add_options(sub, device="cpu", threads=1, minilm=("minilm", "name or folder"))
+    _lib.add_options(sub, data=_lib.SHARED_DATA, work=_lib.temporary("raw"))
 
 
 def main() -> None:
@@ -167,12 +163,10 @@ def main() -> None:
     sub = commands.add_parser("encoders", help="make encoders")
     sub.add_argument("names", nargs="+", choices=["corpora", *RECIPES])
     sub.add_argument("--sets", nargs="+", default=[], choices=CORPORA, help="for all but mlm")
-    sub.add_argument("--mlm-steps", type=int, default=1000, help="of the raw encoder")
-    sub.add_argument("--out", type=Path, default=RESULTS)
+    _lib.add_options(sub, mlm_steps=(1000, "of the raw encoder"), out=RESULTS)
     add_machine(sub)
-    sub.set_defaults(run=encoders)
-    options = parser.parse_args()
-    options.run(options)
+    sub.set_defaults(call=encoders)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

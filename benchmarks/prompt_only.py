@@ -16,12 +16,9 @@ import argparse
 import json
 import shutil
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import _lib
 
@@ -201,18 +198,8 @@ def over_sets(records: list[_lib.Record]) -> list[str]:
     for name, own in systems.items():
         pairs = [(record, bare[_lib.key_of(record, CELL)]) for record in own]
         means = [statistics.fmean(r[MEASURE] for r in side) for side in zip(*pairs, strict=True)]
-        # All sets weigh alike.
-        apart = [
-            np.subtract(*(_lib.mean_per_query([r]) for r in pair)) / pair[0]["queries"]
-            for pair in pairs
-        ]
-        p = _lib.p_text(_lib.weighted_p(np.concatenate(apart) / len(apart)))
-        tests = [_lib.paired([one], [other]) for one, other in pairs]
-        worse = [
-            record["set"]
-            for record, test in zip(own, tests, strict=True)
-            if test.mean_difference < 0 and test.p_randomisation < 0.05
-        ]
+        _, p = _lib.over_sets([([one], [other]) for one, other in pairs])
+        worse = [one["set"] for one, other in pairs if _lib.below([one], [other])]
         values = [*(f"{mean:.4f}" for mean in means), f"{means[0] - means[1]:+.4f}, p {p}"]
         rows.append([name, str(len(own)), *values, ", ".join(worse) or "none"])
     return _lib.table(["system", "sets", "mean", "bare", "difference", "worse, p < .05"], rows)
@@ -222,17 +209,9 @@ def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
     sub.add_argument("--sets", nargs="+", required=True, help="names of data sets")
     sub.add_argument("--set", action="append", default=[], help="key=value of dptdr pretrain")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--queries", type=int, default=300)
-    sub.add_argument("--passages", type=int, default=2500)
-    sub.add_argument("--max-tokens", type=int, default=80)
-    sub.add_argument("--encoder", default="minilm", help="name or folder of the backbone")
-    sub.add_argument("--device", default="cpu")
-    sub.add_argument("--threads", type=int, default=1)
-    sub.add_argument("--data", type=Path, default=_lib.SHARED_DATA, help="where data sets are")
-    sub.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-prompt-only")
-    args = parser.parse_args()
-    args.call(args)
+    _lib.add_options(sub, seed=0, queries=300, passages=2500, max_tokens=80)
+    _lib.add_options(sub, **_lib.MACHINE, work=_lib.temporary("prompt-only"))
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,8 @@ PASSAGES_OF_A_QUESTION = 100
 def main() -> None:
     """Make the files, time the matching, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--passages", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=_lib.RESULTS)
+    _lib.add_options(parser, data=Path, work=Path, passages=1_000_000, workers=[1, 2], seed=0)
+    _lib.add_options(parser, out=_lib.RESULTS)
     arguments = parser.parse_args()
     file = make_passages(arguments)
     answers, run, answered = make_run(file, seed=arguments.seed)

@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,22 +42,13 @@ def main() -> None:
     run.add_argument("--sets", nargs="+", required=True, help="names of data sets")
     run.add_argument("--method", nargs="+", required=True, choices=METHODS)
     run.add_argument("--set", action="append", default=[], help="key=value of training or method")
-    run.add_argument("--seeds", nargs="+", type=int, default=[0])
-    run.add_argument("--steps", type=int, default=150)
-    run.add_argument("--queries", type=int, default=CAPS[0], help="most test queries")
-    run.add_argument(
-        "--passages", type=int, default=CAPS[1], help="most passages, judged ones first"
-    )
-    run.add_argument("--encoder", default="minilm", help="name or folder of the backbone")
+    _lib.add_options(run, seeds=[0], steps=150, queries=(CAPS[0], "most test queries"))
+    _lib.add_options(run, passages=(CAPS[1], "most passages, judged ones first"))
+    _lib.add_options(run, **_lib.MACHINE, work=_lib.temporary("quality"))
     run.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    run.add_argument("--device", default="cpu")
-    run.add_argument("--threads", type=int, default=1)
     run.add_argument("--stored", action="store_true", help="also measure rows of 16 bits")
-    run.add_argument("--data", type=Path, default=_lib.SHARED_DATA, help="where data sets are")
-    run.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dptdr-quality")
-    run.add_argument("--out", type=Path, default=DATA_FILE)
-    page = commands.add_parser("page", help="write the page")
-    page.add_argument("--out", type=Path, default=DATA_FILE)
+    for sub in (run, commands.add_parser("page", help="write the page")):
+        _lib.add_options(sub, out=DATA_FILE)
     arguments = parser.parse_args()
     if arguments.command == "run":
         run_cells(arguments)
@@ -375,7 +365,7 @@ def equal_time(best: Best) -> list[list[str]]:
         if name in UNTRAINED or own is full or not shared:
             continue
         times = [share for n in shared if (share := time_share(own[n], full[n])) is not None]
-        below = [n for n in shared if significantly_below(own[n], full[n])]
+        below = [n for n in shared if _lib.below(own[n], full[n])]
         means = [statistics.fmean(mean_of(rows[n]) for n in shared) for rows in (own, full)]
         rows.append(
             [
@@ -404,12 +394,6 @@ def time_share(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> floa
         if one and two:
             return statistics.fmean(one) / statistics.fmean(two)
     return None
-
-
-def significantly_below(own: Sequence[_lib.Record], other: Sequence[_lib.Record]) -> bool:
-    """Say whether a paired test finds a system worse."""
-    test = _lib.paired(own, other)
-    return bool(test.mean_difference < 0 and test.p_randomisation < 0.05)
 
 
 def best_rows(best: Best, names: Sequence[str]) -> list[list[str]]:
@@ -451,21 +435,12 @@ def chosen(systems: dict[str, list[_lib.Record]], name: str) -> list[_lib.Record
 
 def against(own: dict[str, list[_lib.Record]], other: dict[str, list[_lib.Record]]) -> str:
     """Return the mean difference over the sets that both have, each with the same weight."""
-    import numpy as np
-
     shared = [n for n in own if n in other and own[n][0]["query_ids"] == other[n][0]["query_ids"]]
     if not shared:
         return ""
-    weighted = [
-        (np.array(_lib.mean_per_query(own[n])) - np.array(_lib.mean_per_query(other[n])))
-        / own[n][0]["queries"]
-        / len(shared)
-        for n in shared
-    ]
-    differences = np.concatenate(weighted)
-    p = _lib.weighted_p(differences)
+    difference, p = _lib.over_sets([(own[n], other[n]) for n in shared])
     sets = "" if len(shared) == len(own) else f" ({len(shared)} sets)"
-    return f"{differences.sum():+.4f}, p {_lib.p_text(p)}{sets}"
+    return f"{difference:+.4f}, p {p}{sets}"
 
 
 def mean_of(records: Sequence[_lib.Record]) -> float:

@@ -60,13 +60,11 @@ def cost(args: argparse.Namespace) -> None:
 
 def tuned(sharing: str, *, seed: int) -> Any:
     """Return an encoder with a random prompt: what it costs does not depend on its numbers."""
-    from dptdr.config.methods import DeepPromptConfig
-    from dptdr.model import Backbone, Encoder, MethodFactory
+    from dptdr.model import Backbone
 
-    backbone = Backbone.load("minilm")
-    config = DeepPromptConfig(prompt_length=PROMPT_LENGTH, initialisation="random", sharing=sharing)
-    method = MethodFactory().build("deep-prompt", backbone, config, seed=seed)
-    encoder = Encoder(backbone, method=method, name=f"{sharing}-{seed}")
+    prompt = {"prompt_length": PROMPT_LENGTH, "sharing": sharing}
+    name = f"{sharing}-{seed}"
+    encoder = _lib.prompted(Backbone.load("minilm"), seed=seed, name=name, **prompt)
     encoder.eval()
     return encoder
 
@@ -168,13 +166,9 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=cost, table=table, results=RESULTS, name="cost")
-    sub.add_argument("--data", type=Path, required=True, help="BEIR folder")
-    sub.add_argument("--passages", type=int, default=1000)
-    sub.add_argument("--tasks", type=int, default=10)
-    sub.add_argument("--threads", type=int, default=1, help="torch threads")
-    sub.add_argument("--work", type=Path, required=True, help="folder to make and remove")
-    args = parser.parse_args()
-    args.call(args)
+    _lib.add_options(sub, data=(Path, "BEIR folder"), passages=1000, tasks=10)
+    _lib.add_options(sub, threads=_lib.VECTORS["threads"], work=(Path, "folder to make and remove"))
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

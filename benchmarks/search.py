@@ -13,6 +13,7 @@ interrupted.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -32,11 +33,12 @@ from dptdr.search.exact import exact_top_k
 from dptdr.search.indexes.building import BuildSettings, build_index
 from dptdr.search.indexes.local import INDEX_FILE, LocalIndex
 from dptdr.search.indexes.types import INDEX_TYPES
-from dptdr.search.vectors.documents import Source, read_documents, source_of
+from dptdr.search.vectors.documents import Source
 from dptdr.search.vectors.encoding import EncodeSettings, encode_folder
 from dptdr.search.vectors.folder import VectorFolder
 
 DEPTH = 100
+SIDES = ("", "library_")
 RESULTS = _lib.RESULTS / "search.jsonl"
 
 
@@ -70,17 +72,13 @@ class TableEncoder:
 
 def real_vectors(args: argparse.Namespace) -> np.ndarray:
     """Return the vectors of all passages of all data sets, encoded once."""
-    parts = []
-    encoder: Any = None
-    for data in args.data:
-        out = args.work / f"vectors-{data.name}"
-        if not (out / "manifest.json").is_file():
-            if encoder is None:
-                from dptdr.model import load_encoder
+    from dptdr.model import load_encoder
 
-                encoder = load_encoder(backbone=args.backbone)
-            encode_folder(encoder, read_documents(data), out=out, source=source_of(data))
-        parts.append(np.concatenate([block for _, block in VectorFolder(out).blocks()]))
+    load = functools.cache(lambda: load_encoder(backbone=args.backbone))
+    parts = []
+    for data in args.data:
+        folder = _lib.vectors_of(data, out=args.work / f"vectors-{data.name}", load=load)
+        parts.append(np.concatenate([block for _, block in folder.blocks()]))
     return np.concatenate(parts)
 
 
@@ -214,7 +212,7 @@ def measure(index: LocalIndex, at: Prepared, *, rounds: int) -> dict[str, Any]:
             started = time.perf_counter()
             call(one)
             singles[place].append((time.perf_counter() - started) * 1000)
-    for name, times in zip(("", "library_"), singles, strict=True):
+    for name, times in zip(SIDES, singles, strict=True):
         record[f"{name}latency_ms_median"] = statistics.median(times)
         record[f"{name}latency_ms_p95"] = sorted(times)[int(len(times) * 0.95)]
     file = index.path / INDEX_FILE
@@ -302,54 +300,47 @@ def table(args: argparse.Namespace) -> None:
             f"{first['bytes_of_vectors_on_disk'] / 1e6:,.0f} MB of vectors, "
             f"{first['queries']:,} queries)",
             "",
-            *HEAD,
-            *map(line, some),
+            *_lib.table(HEAD, map(cells, some)),
         ]
-    origins = sorted({origin(r) for r in records})
-    lines += ["", "## Origin", "", *(f"- {text}" for text in origins)]
+    lines += _lib.origins(map(origin, records))
     _lib.write_page(args.json.with_suffix(".md"), lines)
 
 
 HEAD = [
-    "| kind | recall@10 | recall@100 | queries/s | library | time over library | ms, median "
-    "(95 %) | library | build, s | MB in memory | options |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    *("kind", "recall@10", "recall@100", "queries/s", "library", "time over library"),
+    *("ms, median (95 %)", "library", "build, s", "MB in memory", "options"),
 ]
 
 
-def line(r: dict[str, Any]) -> str:
-    return (
-        f"| {r['kind']} | {r['recall@10']:.3f} | {r['recall@100']:.3f} "
-        f"| {r['queries_per_second']:,.0f} | {r['library_queries_per_second']:,.0f} "
-        f"| {r['time_over_library']:.2f} "
-        f"| {r['latency_ms_median']:.2f} ({r['latency_ms_p95']:.2f}) "
-        f"| {r['library_latency_ms_median']:.2f} ({r['library_latency_ms_p95']:.2f}) "
-        f"| {r['build_seconds']:.1f} | {r['bytes_in_memory'] / 1e6:.1f} "
-        f"| {' '.join(r['options'])} |"
-    )
+def cells(r: dict[str, Any]) -> list[str]:
+    return [
+        r["kind"],
+        *(f"{r[measure]:.3f}" for measure in ("recall@10", "recall@100")),
+        *(f"{r[f'{side}queries_per_second']:,.0f}" for side in SIDES),
+        f"{r['time_over_library']:.2f}",
+        *(f"{r[f'{s}latency_ms_median']:.2f} ({r[f'{s}latency_ms_p95']:.2f})" for s in SIDES),
+        f"{r['build_seconds']:.1f}",
+        f"{r['bytes_in_memory'] / 1e6:.1f}",
+        " ".join(r["options"]),
+    ]
 
 
 def origin(r: dict[str, Any]) -> str:
     return (
-        f"commit {r['commit']}, {r['cpu']}, {r['cores']} cores of which {r['threads']} used, "
-        f"seed {r['seed']}, data sets {', '.join(r['data'])}"
+        f"{_lib.made_with(r)} of which {r['threads']} used, seed {r['seed']}, data sets "
+        f"{', '.join(r['data'])}"
     )
 
 
 def main() -> None:
     parser, sub = _lib.commands(__doc__, run=run, table=table, results=RESULTS)
-    sub.add_argument("--data", type=Path, nargs="+", required=True, help="BEIR folders")
-    sub.add_argument("--backbone", default="minilm")
-    sub.add_argument("--rows", type=int, nargs="+", default=[10_000], help="passages")
     sub.add_argument("--kinds", nargs="+", default=list(INDEX_TYPES), choices=list(INDEX_TYPES))
-    sub.add_argument("--queries", type=int, default=1000)
-    sub.add_argument("--rounds", type=int, default=5, help="timed rounds of each pair")
-    sub.add_argument("--threads", type=int, default=1, help="of building and searching")
     sub.add_argument("--option", nargs="*", default=[], help="name=number, as of dptdr index")
-    sub.add_argument("--seed", type=int, default=7)
-    sub.add_argument("--work", type=Path, required=True, help="folder for vectors and indexes")
-    args = parser.parse_args()
-    args.call(args)
+    counts = {"rows": ([10_000], "passages"), "queries": 1000, "seed": 7}
+    own = {"threads": (1, "of building and searching"), "rounds": (5, "timed rounds of each pair")}
+    work = {"work": (Path, "folder for vectors and indexes")}
+    _lib.add_options(sub, **_lib.VECTORS | counts | own | work)
+    _lib.obey(parser)
 
 
 if __name__ == "__main__":

@@ -73,16 +73,11 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
 
 
 def write_bundle(path: Path, backbone: Any, *, prompt: int, seed: int, ffn: int = 0) -> Path:
-    """Write a task with random rows: as costly as a trained one."""
-    from dptdr.config.methods import DeepPromptConfig
-    from dptdr.model import Encoder
+    """Write a task with random rows."""
     from dptdr.model.bundle import save_task
-    from dptdr.model.methods import DeepPromptMethod
 
-    config = DeepPromptConfig(
-        prompt_length=prompt, ffn_length=ffn, initialisation="random", random_scale=0.3
-    )
-    save_task(path, Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=seed)))
+    rows = {"prompt_length": prompt, "ffn_length": ffn, "random_scale": 0.3}
+    save_task(path, _lib.prompted(backbone, seed=seed, **rows))
     return path
 
 
@@ -141,16 +136,6 @@ def batches_of(forward: Any, texts: list[str], rows_of: Callable[[int], Any]) ->
         [len(row) for row in ids], token_budget=4096, max_texts=256, max_padding=10**9
     )
     return [[BatchRow(ids[i], rows_of(i)) for i in batch] for batch in batches]
-
-
-def random_prompts(backbone: Any, count: int, *, prompt: int) -> list[Any]:
-    import torch
-
-    from dptdr.model.packing import PromptRows
-
-    geometry, generator = backbone.geometry, torch.Generator().manual_seed(0)
-    shape = (2, geometry.layers, prompt, geometry.heads, geometry.head_dim)
-    return [PromptRows(*(0.3 * torch.randn(shape, generator=generator))) for _ in range(count)]
 
 
 # --- systems in a process of their own
@@ -485,12 +470,8 @@ def hold(kind: str, folder: str, count: str, threads: str) -> None:
 
     texts = ["a text of ten words like all of the others " * 8] * 64
     if kind == "model":
-        from sentence_transformers import SentenceTransformer
-
-        from dptdr.model.backbone import resolve
-
         torch.set_num_threads(int(threads))
-        model = SentenceTransformer(str(resolve("minilm")), device="cpu")
+        model = _lib.sentence_transformer()
         ready = time.process_time()
         model.encode(texts, batch_size=32)
     else:
@@ -583,7 +564,7 @@ def backends(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         began = time.process_time()
         forwards[name] = make(backbone)
         starts[name] = round(time.process_time() - began, 1)
-    rows = random_prompts(backbone, 16, prompt=32)
+    rows = _lib.random_prompts(backbone, 16, prompt=32, seed=0)
     batches = {n: batches_of(f, texts, lambda i: rows[i % 16]) for n, f in forwards.items()}
     expected = forwards["torch, padded"]
     alone = torch.stack([expected.single(row) for row in batches["torch, padded"][0]])
@@ -621,7 +602,7 @@ def joining(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for prompt in (32, 128):
-        rows = random_prompts(forward.backbone, 32, prompt=prompt)
+        rows = _lib.random_prompts(forward.backbone, 32, prompt=prompt, seed=0)
         for tokens in (8, 16, 32, 128):
             for per_task in (1, 4, 32):
                 ids = torch.randint(1000, 9000, (32, tokens), generator=generator).tolist()
@@ -782,17 +763,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["prepare", "run", "page"])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to run")
-    parser.add_argument("--work", type=Path, default=Path("bench/serving"))
     parser.add_argument("--data", type=Path, nargs="+", help="BEIR folders")
-    parser.add_argument("--texts", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--task", type=Path, help="tuned bundle, for int8")
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--passages", type=int, default=4000)
     parser.add_argument("--peer-python", nargs="+", help="PEER=INTERPRETER with its packages")
-    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "serving.jsonl")
+    _lib.add_options(parser, texts=600, rounds=5, threads=1, tasks=1000, queries=500, passages=4000)
+    _lib.add_options(parser, work=Path("bench/serving"), out=_lib.RESULTS / "serving.jsonl")
     options = parser.parse_args()
     if options.action == "prepare":
         prepare(options)

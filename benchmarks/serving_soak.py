@@ -67,10 +67,8 @@ class Truth:
     def __init__(self, folder: Path, *, bundles: int, texts: list[str]) -> None:
         import torch
 
-        from dptdr.config.methods import DeepPromptConfig
         from dptdr.model import Backbone, Encoder
         from dptdr.model.bundle import save_task
-        from dptdr.model.methods import DeepPromptMethod
 
         torch.set_num_threads(1)
         backbone = Backbone.load("minilm")
@@ -78,13 +76,8 @@ class Truth:
         self.vectors: dict[str, dict[str, np.ndarray]] = {}
         kinds = ["tied", "untied", "query-only"]
         for number in range(bundles):
-            config = DeepPromptConfig(
-                prompt_length=4 + 9 * (number % 5),
-                sharing=kinds[number % 3],
-                initialisation="random",
-                random_scale=0.4,
-            )
-            encoder = Encoder(backbone, method=DeepPromptMethod(backbone, config, seed=number))
+            rows = {"prompt_length": 4 + 9 * (number % 5), "random_scale": 0.4}
+            encoder = _lib.prompted(backbone, seed=number, sharing=kinds[number % 3], **rows)
             save_task(folder / f"b{number}", encoder)
             self._know(f"b{number}", encoder)
             for _, indexes in (held for held in SEARCHED.values() if held[0] == f"b{number}"):
@@ -428,12 +421,9 @@ def server(folder: Path, *, worker_count: int, log: Path) -> Any:
 def main() -> None:
     """Run, report, and say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kill-every-seconds", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=6.0, help="requests for vectors per second")
-    parser.add_argument("--texts", type=int, default=60, help="different texts that are asked")
+    _lib.add_options(parser, minutes=30.0, clients=4, workers=2, kill_every_seconds=60.0)
+    _lib.add_options(parser, rate=(6.0, "requests for vectors per second"))
+    _lib.add_options(parser, texts=(60, "different texts that are asked"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

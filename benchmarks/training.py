@@ -227,12 +227,9 @@ def peft_prefix(*, batch: int, lengths: str, alone: bool = False) -> Step:
 def sentence_transformers(*, batch: int, lengths: str, chunk: int) -> Step:
     """Full fine-tuning by sentence-transformers' cached loss, at the same chunk size."""
     import torch
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-    from dptdr.model.backbone import resolve
-
-    model = SentenceTransformer(str(resolve("minilm")), device="cpu")
+    model = _lib.sentence_transformer()
     loss = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=chunk)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     pairs = made_texts(batch, lengths)

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import _encoders  # noqa: F401 - the way to _lib
 
@@ -47,8 +46,7 @@ print(json.dumps({"memory": memory, "seconds": round(time.process_time() - began
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=1200)
-    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "kernel-caches.md")
+    _lib.add_options(parser, batches=1200, out=_lib.RESULTS / "kernel-caches.md")
     arguments = parser.parse_args()
     rows = []
     for name, bound in (("the libraries' own, 1,024", "1024"), ("ours, 64", "")):

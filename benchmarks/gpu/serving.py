@@ -17,7 +17,6 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _encoders
@@ -28,7 +27,6 @@ from flex import FlexForward
 import _lib
 from dptdr.model.backbone import Backbone
 from dptdr.model.encoder import length_sorted_batches
-from dptdr.model.packing import PromptRows
 from dptdr.model.pooling import Pooling
 from dptdr.serving.forward import BatchRow, Forward
 
@@ -67,18 +65,6 @@ def made_texts(shape: Shape, *, texts: int, longest: int) -> list[list[int]]:
     ]
 
 
-def made_prompts(backbone: Backbone, count: int, *, prompt: int) -> list[PromptRows]:
-    """Return prompts of random rows, as the registry keeps them."""
-    geometry = backbone.geometry
-    parameter: torch.Tensor = next(backbone.model.parameters())
-    generator = torch.Generator().manual_seed(prompt)
-    shape = (2, geometry.layers, prompt, geometry.heads, geometry.head_dim)
-    return [
-        PromptRows(*(0.3 * torch.randn(shape, generator=generator)).to(parameter))
-        for _ in range(count)
-    ]
-
-
 def batches(rows: list[BatchRow], *, budget: int, padded: bool) -> list[list[BatchRow]]:
     """Return batches of neighbours in length within the token budget."""
     order = list(
@@ -112,7 +98,9 @@ def measure(name: str, *, device: str, rounds: int, limit: float) -> dict[str, A
     worst = 1.0
     plans = [(0, 1), (32, 1), (128, 1), (32, 10), (32, 100), (32, 1000)]
     for prompt, tasks in plans:
-        own = made_prompts(fused.backbone, tasks, prompt=prompt) if prompt else [None]
+        own: list[Any] = [None]
+        if prompt:
+            own = _lib.random_prompts(fused.backbone, tasks, prompt=prompt, seed=prompt)
         rows = [BatchRow(ids, own[n % len(own)]) for n, ids in enumerate(texts)]
         what = f"{prompt} rows, {tasks} task{'s' * (tasks > 1)}" if prompt else "no prompt"
         for layout, forward in (("padded", padded), ("fused", fused)):
@@ -147,8 +135,7 @@ def main() -> None:
     """Measure both shapes on a GPU, or try everything in small on the processor."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--try", dest="small", action="store_true", help="tiny, on the processor")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=_lib.RESULTS / "serving.jsonl")
+    _lib.add_options(parser, rounds=7, out=_lib.RESULTS / "serving.jsonl")
     options = parser.parse_args()
     if options.small:
         torch.set_num_threads(1)
