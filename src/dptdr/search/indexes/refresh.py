@@ -147,13 +147,13 @@ def _as_before(settings: BuildSettings, old: LocalIndex, *, wanted: str) -> Buil
         settings,
         bm25=settings.bm25 or old.has_lexical,
         language=settings.language or old.language,
+        dimensions=settings.dimensions or old.reduction.dimensions,
     )
     if wanted != old.index_type:
         return settings
     return replace(
         settings,
-        options=settings.options or old.options,
-        dimensions=settings.dimensions or old.reduction.dimensions,
+        options={**old.options, **settings.options},
         quantize=settings.quantize or old.reduction.quantize,
     )
 

@@ -199,7 +199,8 @@ async def rerank(body: schemas.RerankRequest, request: Request) -> Response:
     scorer = runtime.scorer
     if scorer is None:
         raise ServingError("this server has no cross-encoder; start it with --cross-encoder NAME")
-    query, *texts = checked_texts(request, [body.query, *body.texts])
+    (query,) = checked_texts(request, [body.query])
+    texts = checked_texts(request, body.texts)
     if runtime.reranking >= _MAX_RERANKING:
         raise QueueFull(
             f"{_MAX_RERANKING} requests already wait for the cross-encoder; try again later",

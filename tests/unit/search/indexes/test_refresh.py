@@ -152,3 +152,16 @@ def test_an_index_of_another_task_is_refused_before_anything_is_encoded(
         )
     assert encoder.encoded == []
     assert open_index(tmp_path / "i9").origin.passage_fingerprint == "passage-b1-p9"
+
+
+def test_a_refresh_keeps_dimensions_with_another_type_and_other_options_beside_a_new_one(
+    built, make_encoder, tmp_path
+):
+    renew(make_encoder(), tmp_path, settings=BuildSettings(dimensions=4, options={"ef_search": 50}))
+    index = open_index(tmp_path / "i")
+    assert (index.reduction.dimensions, index.options) == (4, {"M": 8, "ef_search": 50})
+
+    renew(make_encoder(), tmp_path, index_type="exact")
+
+    index = open_index(tmp_path / "i")
+    assert (index.index_type, index.reduction.dimensions, index.options) == ("exact", 4, {})

@@ -242,7 +242,7 @@ def test_shards_of_another_prompt_are_never_mixed_in(make_encoder, tmp_path):
     shutil.copytree(
         tmp_path / "b.partial" / "shards", tmp_path / "a.partial" / "shards", dirs_exist_ok=True
     )
-    with pytest.raises(VectorsError, match="got those of another prompt, backbone or dtype"):
+    with pytest.raises(VectorsError, match="encoded with a different prompt, backbone or dtype"):
         encode_folder(make_encoder(), PASSAGES, out=tmp_path / "a", source=SOURCE, settings=SMALL)
     assert not (tmp_path / "a").exists()
 

@@ -405,6 +405,12 @@ def test_rerank_as_text_embeddings_inference(client, web, monkeypatch):
     found = client.post("/rerank", json=body | more).json()
     assert found[0] == {"index": 2, "score": 2.0, "text": "dog"}
     assert found[2]["score"] == -1000.0
+    broken = client.post(
+        "/rerank",
+        content=json.dumps(body | {"texts": ["\ud800"]}),
+        headers={"content-type": "application/json"},
+    )
+    assert "text 0:" in error(broken, 422, "invalid")
     error(client.post("/rerank", json=body | {"truncate": False}), 422, "invalid")
     monkeypatch.setattr(web.runtime, "scorer", lambda query, texts: [float("nan")] * 3)
     assert "finite" in error(client.post("/rerank", json=body), 409, "refused")
