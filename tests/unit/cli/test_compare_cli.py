@@ -88,3 +88,12 @@ def test_compare_refuses_one_report_and_unknown_measures(tmp_path):
     assert "expected measures from nDCG@10, got RR@10" in str(
         _invoke(one, one, "--measure", "RR@10").exception
     )
+
+
+def test_compare_takes_reports_that_do_not_say_what_their_data_were(tmp_path):
+    one = _report(tmp_path / "a.json", "a", [0.0, 1.0])
+    two = _report(tmp_path / "b.json", "b", [0.0, 1.0], details={})
+
+    result = _invoke(one, two)
+
+    assert result.exit_code == 0, result.output

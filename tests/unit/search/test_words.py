@@ -1,5 +1,7 @@
 """BM25 in the corpus's language: stemmers, stop words, detection, and where it is stored."""
 
+import unicodedata
+
 import pytest
 
 from dptdr.errors import ConfigError, DataError, VectorsError
@@ -138,3 +140,10 @@ def test_words_match_however_their_letters_are_written(language, passage, query)
     )
 
     assert [hit.passage_id for hit in index.search([Query("q", query)], depth=1)["q"]] == ["p"]
+
+
+def test_a_language_is_detected_from_decomposed_letters():
+    decomposed = unicodedata.normalize("NFD", SENTENCES["german"])
+
+    assert decomposed != SENTENCES["german"]
+    assert detect_language([decomposed]) == detect_language([SENTENCES["german"]]) == "german"
