@@ -381,7 +381,7 @@ class _Loading:
 
             found = _find_row(connection, self.name, active=False)
             origin = self.origin
-            # A damaged record is dropped like one of other vectors.
+            # A damaged record is discarded, as is one that belongs to different vectors.
             if found is not None and found[1:3] == (origin.dim, origin.as_json()):
                 return found[0], found[3]
             connection.execute(_DROP_INACTIVE, [self.name])
