@@ -42,6 +42,7 @@ class Output:
         settings: Mapping[str, Any],
         *,
         work: Path | None = None,
+        work_files: Collection[str] | None = None,
         began: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> bool:
@@ -49,6 +50,7 @@ class Output:
 
         Args:
             work: Folder of the unfinished work.
+            work_files: Patterns of its files; with others in it, it is not overwritten.
             began: Settings of the work as recorded elsewhere by an earlier version.
             overwrite: Start over; an existing output is kept until it is replaced.
 
@@ -68,6 +70,8 @@ class Output:
             # Before the unfinished work is deleted: a refusal changes nothing.
             replaced = self._replaced()
             if work is not None:
+                if work_files is not None:
+                    refuse_extra(work, known=work_files)
                 with writing(work):
                     shutil.rmtree(work, ignore_errors=not work.exists())
         elif there or (work is not None and exists(work)):

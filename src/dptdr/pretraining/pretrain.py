@@ -165,6 +165,7 @@ def pretrain(  # noqa: PLR0913 - the stage's inputs and its observers
         if output.begin(
             run.identity | also,
             work=work,
+            work_files=RunFolder.FILES,
             began=None if began is None else began | also,
             overwrite=overwrite,
         ):

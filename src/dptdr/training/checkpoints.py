@@ -35,7 +35,16 @@ class RunFolder:
         checkpoints/     step-0000075.safetensors: trained parameters only
         last/            state.safetensors, state.json: resume state
         failed.json      step and batch of a non-finite loss
+
+    Pretraining adds ``heads.safetensors``.
     """
+
+    FILES = (
+        *("run.json", "log.jsonl", "failed.json", "heads.safetensors", ".*.tmp"),
+        *("checkpoints/step-*.safetensors", "checkpoints/.*.tmp", "last/state.*"),
+        *(".last.*.tmp/state.*", ".last.old/state.*"),
+    )
+    """Patterns of these files, and of what a killed run leaves."""
 
     def __init__(self, path: Path, *, mirror: Callable[[Record], None] | None = None) -> None:
         self.path = Path(path)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -160,6 +160,7 @@ class SharedOutput:
         settings: Mapping[str, Any],
         *,
         work: Path,
+        work_files: Collection[str],
         began: Mapping[str, Any] | None,
         overwrite: bool,
     ) -> bool:
@@ -167,7 +168,9 @@ class SharedOutput:
 
         def begin() -> bool:
             assert self._output is not None
-            return self._output.begin(settings, work=work, began=began, overwrite=overwrite)
+            return self._output.begin(
+                settings, work=work, work_files=work_files, began=began, overwrite=overwrite
+            )
 
         return self._world.on_first(begin)
 

@@ -145,7 +145,13 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             "data": data.facts,
             **({} if start_rows is None else {"start_rows": rows_digest(start_rows)}),
         }
-        if output.begin(identity, work=work, began=RunFolder(work).began(), overwrite=overwrite):
+        if output.begin(
+            identity,
+            work=work,
+            work_files=RunFolder.FILES,
+            began=RunFolder(work).began(),
+            overwrite=overwrite,
+        ):
             return _result_of(out, output.result, work=work) if world.is_first else None
         mirror = tracker_writer(tracking, world=world, name=out.name, settings=tracked)
         folder = RunFolder(work, mirror=stack.enter_context(mirror))

@@ -164,6 +164,22 @@ def test_overwriting_keeps_the_old_task_until_the_new_one_is_complete(finished, 
     assert json.loads((out / "task.json").read_text(encoding="utf-8"))["training"]["seed"] == 5
 
 
+@pytest.mark.parametrize("added", ["notes.md", "last/notes.md", "own/step-0000004.safetensors"])
+def test_overwriting_does_not_delete_what_somebody_put_beside_the_checkpoints(
+    finished, tmp_path, added
+):
+    from helpers.train_worker import train
+
+    settings, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    notes = tmp_path / "copy" / "task.training" / added
+    notes.parent.mkdir(exist_ok=True)
+    notes.write_text("what we learned", encoding="utf-8")
+    with pytest.raises(OutputError, match=rf"training: contains files .*lost \({added}\)"):
+        train(settings, tmp_path / "copy" / "task", overwrite=True)
+    assert notes.exists()
+
+
 def test_a_run_of_an_earlier_version_is_continued(finished, tmp_path):
     # Before outputs had records, the settings were in the run's folder alone.
     from helpers.train_worker import train
