@@ -31,8 +31,8 @@ def rerank(
         The re-ranked run; ties keep their original order.
 
     Raises:
-        VectorsError: If the scorer returns NaN or the wrong number of scores, or ``top`` is below
-            1.
+        VectorsError: If the scorer returns NaN, something other than numbers, or the wrong number
+            of scores; or ``top`` is below 1.
     """
     if top < 1:
         raise VectorsError(f"top: expected at least 1 hit to re-rank, got {top}")
@@ -62,7 +62,13 @@ def _rescored(
     if not hits:
         return []
     texts = list(contents([hit.passage_id for hit in hits]))
-    scores = np.asarray(scorer(query.text, texts), dtype=np.float64).reshape(-1)
+    returned = np.asarray(scorer(query.text, texts))
+    if returned.dtype.kind not in "fiu":
+        raise VectorsError(
+            f"query {query.text[:60]!r}: expected one number per passage from the scorer, got "
+            f"{str(returned.tolist())[:60]}"
+        )
+    scores = returned.astype(np.float64).reshape(-1)
     if len(scores) != len(hits):
         raise VectorsError(
             f"query {query.text[:60]!r}: expected {len(hits)} scores, got {len(scores)}"

@@ -46,6 +46,12 @@ def test_equal_scores_keep_the_old_order():
     [
         (lambda query, texts: [1.0], 3, "expected 3 scores, got 1"),
         (lambda query, texts: [1.0, float("nan"), 2.0], 3, "returned NaN for passage 'b'"),
+        (
+            lambda query, texts: ["3", "1", "2"],
+            3,
+            r"one number .*, got \['3', '1', '2'\]",
+        ),
+        (lambda query, texts: [3.0, None, 1.0], 3, "one number per passage from the scorer, got"),
         (count_words, 0, "at least 1 hit to re-rank, got 0"),
     ],
 )
