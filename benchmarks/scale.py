@@ -83,7 +83,8 @@ def size(count: float) -> str:
 
 
 def page(args: argparse.Namespace) -> list[str]:
-    encoding = _lib.read_records(_lib.RESULTS / "encoding.jsonl")
+    made = _lib.read_records(_lib.RESULTS / "encoding.jsonl")
+    encoding = [record for record in made if "per_second" in record]
     search = _lib.read_records(_lib.RESULTS / "search.jsonl")
     measured = _lib.read_records(_lib.RESULTS / "scale.jsonl")
     texts = {record["corpus"]: record for record in measured}

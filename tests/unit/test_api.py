@@ -23,6 +23,7 @@ from dptdr.errors import (
     WrongPrompt,
 )
 from dptdr.evaluation import measures
+from dptdr.io.beir import BeirFolder
 from dptdr.records import Hit, Query
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
@@ -195,6 +196,34 @@ def test_a_prompts_settings_need_a_prompt_in_pretraining(places, tmp_path):
 def test_a_folder_that_is_no_task_is_refused_where_a_task_is_meant(tmp_path):
     with pytest.raises(BundleError):
         dptdr.load(tmp_path, backbone="minilm")
+
+
+def test_an_index_is_never_inside_its_vectors_nor_they_in_it(places, tmp_path):
+    data, backbone, _ = places
+    out = tmp_path / "index"
+    for vectors in (out / "vectors", tmp_path, out):
+        with pytest.raises(OutputError, match="expected an output separate from"):
+            dptdr.build_index(data, backbone, out=out, vectors=vectors, progress=False)
+    # Before anything is encoded.
+    assert list(tmp_path.iterdir()) == []
+    dptdr.encode(data, backbone, out=tmp_path / "made", progress=False)
+    with pytest.raises(OutputError, match="expected an output separate from"):
+        dptdr.build_index(tmp_path / "made", out=tmp_path / "made" / "in", progress=False)
+    assert not (tmp_path / "made" / "in").exists()
+
+
+def test_numbers_of_numpy_are_numbers(places, tmp_path):
+    data, backbone, _ = places
+    settings = QUICK | {"max_steps": np.int64(2), "batch_size": np.int32(4)}
+    settings["learning_rate"] = np.float32(0.125)
+    task = dptdr.train(data, out=tmp_path / "task", backbone=backbone, **settings)
+    used = task.manifest.training
+    assert (used["max_steps"], used["batch_size"], used["learning_rate"]) == (2, 4, 0.125)
+    with pytest.raises(ConfigError, match="max_steps: expected int, got"):
+        dptdr.train(data, out=tmp_path / "b", backbone=backbone, max_steps=np.float64(2.0))
+    query = next(iter(BeirFolder(data).qrels("test")))
+    run = {query: [Hit("p1", np.float32(2.5)), Hit("p2", np.float32(1.5))]}
+    dptdr.evaluate(data, run, progress=False)
 
 
 def test_an_output_never_replaces_its_input(places, tmp_path):

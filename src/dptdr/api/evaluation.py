@@ -3,8 +3,9 @@
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dptdr.api.inputs import (
     AnyData,
@@ -273,8 +274,8 @@ def _system(
 def _check_run(run: Run) -> None:
     """Reject a run whose hits are not ordered by finite scores."""
     for query_id, hits in run.items():
-        scores = [hit[1] for hit in hits]
-        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        scores: list[Any] = [hit[1] for hit in hits]
+        numbers = all(isinstance(score, Real) and math.isfinite(score) for score in scores)
         if not numbers or any(one < other for one, other in itertools.pairwise(scores)):
             raise EvaluationError(
                 f"query '{query_id}': expected hits with finite scores, best first, got "

@@ -10,7 +10,7 @@ from dptdr.api.inputs import AnyData, AnyPath, data_folder, phases, resolve_devi
 from dptdr.api.task import AnyEncoder, Encoder, loaded
 from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError
-from dptdr.io.outputs import try_outputs
+from dptdr.io.outputs import refuse_nested, try_outputs
 from dptdr.search.index import check_encoder
 from dptdr.search.indexes.building import BuildSettings
 from dptdr.search.indexes.building import build_index as build
@@ -110,6 +110,8 @@ def build_index(
         raise ConfigError("expected an encoder for the data folder, got none")
     else:
         folder = Path(vectors) if vectors is not None else Path(f"{out}.vectors")
+        if database is None:
+            refuse_nested(Path(out), folder)
         encode(data, asker, out=folder, overwrite=overwrite, progress=progress)
     if database is not None:
         with phases(progress)("load") as on_progress:

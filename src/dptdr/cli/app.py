@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from dptdr.cli.options import with_flags
 from dptdr.errors import ConfigError, DataError
 from dptdr.io.atomic import read_json
-from dptdr.io.outputs import refuse_replacing
+from dptdr.io.outputs import refuse_nested, refuse_replacing
 from dptdr.io.progress import current_phase
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -216,11 +216,8 @@ def _refuse_replacing(options: dict[str, Any]) -> None:
     # A source such as task:FOLDER,top=9.
     given += [text.partition(":")[2].partition(",")[0] for text in given if isinstance(text, str)]
     refuse_replacing(outputs, [*given, *map(_backbone_of, given)])
-    for one, other in itertools.permutations(outputs, 2):
-        if one.resolve().is_relative_to(other.resolve()):
-            raise ConfigError(
-                f"{one}: expected an output separate from {other}; choose a different name"
-            )
+    for one, other in itertools.combinations(outputs, 2):
+        refuse_nested(one, other)
 
 
 def _backbone_of(task: Any) -> str | None:

@@ -9,6 +9,7 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dptdr.errors import ConfigError
@@ -91,14 +92,16 @@ class Declared:
 
     def plain(self, value: Any) -> Any:
         """Convert a valid value to the field's type."""
-        if isinstance(value, list):
-            return tuple(value)
-        return float(value) if self.type is float and isinstance(value, int) else value
+        if isinstance(value, list | tuple):
+            return tuple(self.plain(item) for item in value)
+        # NumPy's numbers are not JSON.
+        return value if value is None or self.type not in (int, float) else self.type(value)
 
     def _fits(self, value: Any) -> bool:
         if isinstance(value, bool):
             return self.type is bool
-        return isinstance(value, int | float if self.type is float else self.type)
+        numbers: dict[type, Any] = {int: Integral, float: Real}
+        return isinstance(value, numbers.get(self.type, self.type))
 
 
 def declared(config: Any) -> dict[str, Declared]:

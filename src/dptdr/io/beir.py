@@ -27,6 +27,8 @@ CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 QRELS = "qrels"
 _METADATA = "metadata"
+_LARGEST_INTEGER = 2**63
+_LONG_INTEGER = re.compile(rb'(?<![\d.eE"])-?\d{19,}(?![\d.eE"])')
 Record = TypeVar("Record")
 _SPLIT_ORDER = ("train", "dev", "test")
 
@@ -224,7 +226,30 @@ def parse_document(line: bytes, *, path: Path, number: int) -> Document:
             line=number,
             field=_METADATA,
         )
+    if metadata:
+        _check_integers(metadata, line, path=path, number=number)
     return Document(passage, metadata or {})
+
+
+def _check_integers(metadata: Any, line: bytes, *, path: Path, number: int) -> None:
+    """Reject integers beyond 64 bits, which orjson rounds to floats."""
+    waiting = [metadata]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, float) and abs(value) >= _LARGEST_INTEGER and _has(value, line):
+            raise DataError(
+                f"expected integers of at most 64 bits, got one near {value:.6g}; write it as text",
+                path=path,
+                line=number,
+                field=_METADATA,
+            )
+
+
+def _has(value: float, line: bytes) -> bool:
+    """Check whether a line has an integer of this value, not just a float such as 1e22."""
+    return any(float(digits) == value for digits in _LONG_INTEGER.findall(line))
 
 
 def as_documents(passages: Iterable[Passage | Document]) -> Iterator[Document]:

@@ -125,6 +125,19 @@ def refuse_replacing(outputs: Sequence[Path], inputs: Sequence[Any]) -> None:
                 )
 
 
+def refuse_nested(one: Path, other: Path) -> None:
+    """Reject two folders of which one is, or is in, the other.
+
+    Raises:
+        OutputError: If so; names both.
+    """
+    for inner, outer in ((one, other), (other, one)):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise OutputError(
+                f"{inner}: expected an output separate from {outer}; choose a different name"
+            )
+
+
 def refuse_filled(path: Path) -> None:
     """Reject a non-empty output folder, for writers that cannot recognise their own.
 

@@ -18,8 +18,8 @@ from torch import nn
 from dptdr.config.arguments import check_unicode, fits
 from dptdr.errors import BundleError, ConfigError
 from dptdr.model.backbone import Backbone, Side
-from dptdr.model.bundle import TASK_FILE, load_task, read_manifest, save_task
-from dptdr.model.encoder import Encoder
+from dptdr.model.bundle import TASK_FILE, TaskManifest, load_task, read_manifest, save_task
+from dptdr.model.encoder import Encoder, Limits
 from dptdr.model.hub import task_folder
 
 _SIDES: dict[str | None, Side] = {"query": "query", "document": "passage"}
@@ -39,6 +39,9 @@ class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
             ConfigError: If a task is unknown, the number of names differs from the number of
                 texts, or ``task`` and ``prompt_name`` name different sides.
         """
+        output = kwargs.get("output_value", "sentence_embedding")
+        if output != "sentence_embedding":
+            raise ConfigError(f"output_value: expected 'sentence_embedding', got {output!r}")
         task, prompt = kwargs.get("task"), args[0] if args else kwargs.get("prompt_name")
         if task in _SIDES and prompt in _SIDES and None not in (task, prompt) and task != prompt:
             raise ConfigError(
@@ -90,11 +93,15 @@ class TaskModule(InputModule):  # type: ignore[misc]
 
     Args:
         encoders: Encoders with the same backbone, by task name; the first is the default.
+        manifest: Contents of the first one's ``task.json``, if it has any.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+    def __init__(
+        self, encoders: Mapping[str, Encoder], *, manifest: TaskManifest | None = None
+    ) -> None:
         super().__init__()
         self.encoders = dict(encoders)
+        self._manifest = manifest
         self.default = next(iter(self.encoders))
         first = self.encoders[self.default]
         self.max_seq_length = max(first.limits.of("query"), first.limits.of("passage"))
@@ -136,12 +143,15 @@ class TaskModule(InputModule):  # type: ignore[misc]
         for name in dict.fromkeys(names):
             encoder = self.encoders[name]
             side = _side(encoder, task)
+            pooling = encoder.backbone.pooling
+            if (task, prompt) == (None, None) and pooling.query_prefix != pooling.passage_prefix:
+                raise _either_side(encoder)
             rows = [number for number, found in enumerate(names) if found == name]
             made = encoder.backbone.tokenize(
                 [inputs[number] for number in rows],
                 side=side,
                 max_tokens=min(encoder.limits.of(side), self.max_seq_length),
-                prefix=prompt or "",
+                prefix=prompt,
             )
             for number, tokens in zip(rows, made, strict=True):
                 ids[number] = tokens
@@ -178,8 +188,21 @@ class TaskModule(InputModule):  # type: ignore[misc]
                 f"expected a model of one task to save, got {', '.join(self.encoders)}; save each "
                 "task as its own folder"
             )
+        limits = encoder.limits
+        shorter = Limits(
+            max_query_tokens=min(limits.max_query_tokens, self.max_seq_length),
+            max_passage_tokens=min(limits.max_passage_tokens, self.max_seq_length),
+        )
+        saved = Encoder(encoder.backbone, method=encoder.method, limits=shorter, name=encoder.name)
+        known = self._manifest
         with tempfile.TemporaryDirectory(prefix="dptdr-") as folder:
-            made = save_task(Path(folder) / "task", encoder, name=encoder.name)
+            made = save_task(
+                Path(folder) / "task",
+                saved,
+                name=encoder.name,
+                training=None if known is None else known.training,
+                measures=None if known is None else known.measures,
+            )
             for file in (TASK_FILE, made.weights_file):
                 (Path(output_path) / file).write_bytes((Path(folder) / "task" / file).read_bytes())
 
@@ -212,10 +235,11 @@ class TaskModule(InputModule):  # type: ignore[misc]
         if unknown := sorted(set(wanted) - {"dtype", "torch_dtype", "backbone"}):
             raise ConfigError(f"model_kwargs: expected dtype or backbone, got {unknown[0]}")
         dtype = str(wanted.get("dtype", wanted.get("torch_dtype")) or "float32")
-        name = wanted.get("backbone") or read_manifest(found).backbone
+        manifest = read_manifest(found)
+        name = wanted.get("backbone") or manifest.backbone
         backbone = Backbone.load(name, dtype=dtype.removeprefix("torch."))
         encoder = load_task(found, backbone=backbone)
-        return cls({encoder.name: encoder})
+        return cls({encoder.name: encoder}, manifest=manifest)
 
 
 def _side(encoder: Encoder, task: str | None) -> Side:
@@ -224,11 +248,15 @@ def _side(encoder: Encoder, task: str | None) -> Side:
     if task is not None:
         raise ConfigError(f"task: expected 'query' or 'document', got '{task}'")
     if encoder.is_two_sided:
-        raise ConfigError(
-            f"task '{encoder.name}' encodes queries and passages differently; use encode_query and "
-            "encode_document, or encode(..., task='query') and encode(..., task='document')"
-        )
+        raise _either_side(encoder)
     return "passage"
+
+
+def _either_side(encoder: Encoder) -> ConfigError:
+    return ConfigError(
+        f"task '{encoder.name}' encodes queries and passages differently; use encode_query and "
+        "encode_document, or encode(..., task='query') and encode(..., task='document')"
+    )
 
 
 def to_sentence_transformer(encoder: Encoder, *others: Encoder) -> TaskTransformer:
@@ -256,7 +284,7 @@ def to_sentence_transformer(encoder: Encoder, *others: Encoder) -> TaskTransform
         encoders[each.name] = each
     pooling = encoder.backbone.pooling
     return TaskTransformer(
-        modules=[TaskModule(encoders)],
+        modules=[TaskModule(encoders, manifest=getattr(encoder, "manifest", None))],
         device=str(encoder.backbone.device),
         prompts={"query": pooling.query_prefix, "document": pooling.passage_prefix},
         similarity_fn_name="dot",

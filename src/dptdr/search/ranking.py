@@ -164,6 +164,8 @@ def measure(
         depth: Passages ranked per query; ``None`` for a run made elsewhere.
     """
     evaluation = evaluate(ranking.run, qrels, measures=list(measures or DEFAULT_MEASURES))
+    if depth is not None:
+        _report_unranked(measures, ranking.run, depth=depth)
     return EvaluationReport(
         system=ranking.system,
         data=folder.name,
@@ -185,8 +187,28 @@ def measure(
 
 
 def needed_depth(measures: Sequence[str]) -> int:
-    """Return the ranking depth required by the measures, at least 100."""
+    """Return the ranking depth required by the measures, at least 100.
+
+    Measures without a cutoff, or of judged passages only, get 1,000 hits, like TREC's runs.
+    """
     parsed = parse_measures(list(measures or DEFAULT_MEASURES)).values()
-    # A measure without a cutoff uses the whole ranking.
-    cutoffs = [int(m["cutoff"]) if "cutoff" in m.params else 1000 for m in parsed]
+    cutoffs = [
+        int(m["cutoff"]) if "cutoff" in m.params and not _skips_unjudged(m) else 1000
+        for m in parsed
+    ]
     return max(100, *cutoffs)
+
+
+def _skips_unjudged(measure: Any) -> bool:
+    return bool(measure.params.get("judged_only")) or measure.NAME in ("Bpref", "infAP")
+
+
+def _report_unranked(measures: Sequence[str], run: Run, *, depth: int) -> None:
+    """Report measures of judged passages that may be below the depth of the ranking."""
+    parsed = parse_measures(list(measures or DEFAULT_MEASURES))
+    skipping = [name for name, each in parsed.items() if _skips_unjudged(each)]
+    if skipping and any(len(hits) >= depth for hits in run.values()):
+        sys.stderr.write(
+            f"{', '.join(skipping)}: only judged passages among the first {depth:,} hits count; "
+            "use --depth to rank more\n"
+        )

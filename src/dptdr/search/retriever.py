@@ -228,7 +228,4 @@ class SearchIndex:
 def _conditions(given: Filters) -> Sequence[Filter]:
     if not isinstance(given, Mapping):
         return given
-    return [
-        Filter(field, (values,) if isinstance(values, str) else tuple(values))
-        for field, values in given.items()
-    ]
+    return [Filter(field, values) for field, values in given.items()]

@@ -1,6 +1,5 @@
 """Select a run's checkpoint and write it as a task."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from dptdr.config.methods import config_from
 from dptdr.errors import TrainingError, WrongBackbone
 from dptdr.evaluation import evaluate
 from dptdr.model import Backbone, Encoder, Limits, Method, MethodFactory, TaskManifest, save_task
+from dptdr.search.ranking import needed_depth
 from dptdr.search.retrieve import retrieve
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.groups import DevSet
 from dptdr.training.loop import best_step
-
-_DEPTH = 100
 
 
 def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
@@ -24,14 +22,11 @@ def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, fl
 
 
 def _measures(encoder: Encoder, dev: DevSet, *, names: Sequence[str]) -> dict[str, float]:
-    depth = max(
-        [_DEPTH, *(int(cutoff) for name in names for cutoff in re.findall(r"@(\d+)", name))]
-    )
     run = retrieve(
         encoder,
         queries=dev.queries,
         passages=dev.passages,
-        depth=depth,
+        depth=needed_depth(names),
         keep_identical=dev.keep_identical,
     )
     return {
@@ -119,6 +114,9 @@ def save_as_task(folder: RunFolder, out: Path, *, method: Method, step: int) -> 
     data = training.pop("data")
     for known_elsewhere in ("method_settings", "backbone_fingerprint"):
         training.pop(known_elsewhere)
+    # The settings are limits, what was used has the same names.
+    for limit in ("dev_queries", "dev_passages"):
+        training[f"max_{limit}"] = training.pop(limit)
     measures = {f"dev {name}": v for name, v in folder.dev_history().get(step, {}).items()}
     measures |= {
         f"bare backbone dev {name}": value for name, value in bare_measures(folder).items()

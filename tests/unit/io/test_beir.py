@@ -109,6 +109,29 @@ def test_text_that_is_no_unicode_is_refused(tmp_path: Path):
         )
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ("12345678901234567890123", True),
+        ('["a", -12345678901234567890123]', True),
+        ('{"deep": [18446744073709551616]}', True),
+        ("18446744073709551615", False),
+        ("1e22", False),
+        ("12345678901234567890123.0", False),
+        ('"12345678901234567890123"', False),
+    ],
+)
+def test_integers_that_would_be_rounded_are_refused(tmp_path: Path, value, wrong):
+    corpus = b'{"_id": "a", "text": "x", "metadata": {"uid": %s}}' % value.encode()
+    folder = make(tmp_path / "d", corpus=corpus)
+    if not wrong:
+        (document,) = folder.documents()
+        assert document.metadata == {"uid": json.loads(value)}
+        return
+    with pytest.raises(DataError, match=r"line 1, .*metadata.*: expected integers of at most 64"):
+        list(folder.documents())
+
+
 def test_a_missing_title_is_empty_and_unknown_fields_are_ignored(tmp_path: Path):
     folder = make(
         tmp_path / "d",

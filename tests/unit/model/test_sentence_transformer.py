@@ -33,7 +33,7 @@ CASES = {
 }
 
 
-def save_backbone(folder, *, normalise):
+def save_backbone(folder, *, normalise=True, prefixes=("what is ", "the ")):
     """A tiny encoder as sentence-transformers stores one: with pooling and prefixes."""
     save_tiny(folder, seed=3)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
@@ -44,9 +44,8 @@ def save_backbone(folder, *, normalise):
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    (folder / "config_sentence_transformers.json").write_text(
-        '{"prompts": {"query": "what is ", "document": "the "}}'
-    )
+    prompts = dict(zip(("query", "document"), prefixes, strict=True))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
     return folder
 
 
@@ -186,6 +185,55 @@ def test_encode_without_a_side_is_refused_where_the_side_matters(backbone):
     ours = tuned(backbone, "untied")
     made = to_sentence_transformer(ours).encode(QUERIES, task="query", prompt_name="query")
     np.testing.assert_allclose(made, ours.encode_queries(QUERIES), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["tied", "untied"])
+def test_encode_without_a_side_is_refused_where_prefixes_differ(backbone, task):
+    ours = tuned(backbone, task)
+    model = to_sentence_transformer(ours)
+
+    with pytest.raises(ConfigError, match="encodes queries and passages differently"):
+        model.encode(QUERIES)
+    for made in (model.encode_query(QUERIES), model.encode(QUERIES, task="query")):
+        np.testing.assert_allclose(made, ours.encode_queries(QUERIES), atol=1e-5)
+    # A prompt may still be given as text.
+    assert model.encode(QUERIES, prompt="", task="query").shape == (len(QUERIES), 32)
+
+
+def test_encode_without_a_side_adds_a_prefix_that_both_sides_have(tmp_path):
+    folder = save_backbone(tmp_path / "same", prefixes=("the ", "the "))
+    ours = tuned(dptdr.model.Backbone.load(str(folder)), "tied")
+
+    made = to_sentence_transformer(ours).encode(PASSAGES)
+    np.testing.assert_allclose(made, ours.encode_passages(PASSAGES), atol=1e-5)
+
+
+def test_other_outputs_than_sentence_embeddings_are_refused(backbone):
+    with pytest.raises(ConfigError, match="output_value: expected 'sentence_embedding', got 'tok"):
+        to_sentence_transformer(tuned(backbone, "tied")).encode(
+            QUERIES, output_value="token_embeddings"
+        )
+
+
+def test_a_saved_copy_keeps_the_limit_and_what_the_task_was_trained_for(backbone, tmp_path):
+    training, measures = {"matryoshka": [8], "seed": 3}, {"dev nDCG@10": 0.5}
+    save_task(tmp_path / "task", tuned(backbone, "tied"), training=training, measures=measures)
+    model = dptdr.load(tmp_path / "task").to_sentence_transformer()
+    model.max_seq_length = 4
+    model.save(str(tmp_path / "copy"))
+    loaded = [
+        sentence_transformers.SentenceTransformer(str(tmp_path / "copy"), trust_remote_code=True)
+        for _ in range(2)
+    ]
+    loaded[0].save(str(tmp_path / "again"))
+
+    assert loaded[1].max_seq_length == 4
+    np.testing.assert_allclose(
+        loaded[1].encode_document(PASSAGES), model.encode_document(PASSAGES), atol=1e-5
+    )
+    for folder in ("copy", "again"):
+        manifest = dptdr.load(tmp_path / folder).manifest
+        assert (manifest.training, manifest.measures) == (training, measures)
 
 
 def test_saving_writes_the_task_and_not_the_backbone(backbone, tmp_path):

@@ -53,6 +53,16 @@ def test_bundle_written_again_from_the_best_checkpoint_is_the_same(runs, tmp_pat
         assert (tmp_path / name / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_bundle_says_how_many_dev_queries_were_used_and_how_many_might_have_been(runs):
+    data, made = runs
+    training = made["deep-prompt"].manifest.training
+
+    assert training["dev_queries"] == len(data.dev.queries) < CONFIG.dev_queries
+    assert training["dev_passages"] == len(data.dev.passages)
+    limits = (training["max_dev_queries"], training["max_dev_passages"])
+    assert limits == (CONFIG.dev_queries, CONFIG.dev_passages)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_bundle_of_another_checkpoint_makes_that_checkpoints_vectors(runs, tmp_path, name):
     from dptdr.model import load_task

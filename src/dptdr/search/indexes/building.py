@@ -10,6 +10,7 @@ from typing import Any
 
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_folder, sha256_file, write_json
+from dptdr.io.outputs import refuse_nested
 from dptdr.io.resume import claim
 from dptdr.search.bm25 import HEADER, Bm25Index
 from dptdr.search.indexes.local import (
@@ -90,6 +91,7 @@ def build_index(
             or needs more passages.
     """
     settings = settings or BuildSettings()
+    refuse_nested(Path(out), folder.path)
     made = _inputs(folder, index_type, settings=settings)
     choice = Choice(index_type, "as requested")
     if index_type == "auto":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -120,11 +120,29 @@ def unpack_ids(packed: np.ndarray) -> list[str]:
     return [identifier.decode("utf-8") for identifier in packed.tolist()]
 
 
-class Filter(NamedTuple):
-    """Matches documents by the value of a metadata field."""
+@dataclass(frozen=True)
+class Filter:
+    """Matches documents by the value of a metadata field.
+
+    Args:
+        values: Accepted values, or one of them; numbers as text.
+
+    Raises:
+        VectorsError: If a value is not text.
+    """
 
     field: str
-    values: tuple[str, ...]
+    values: Sequence[str]
+
+    def __post_init__(self) -> None:
+        # Iterating over a text would accept its letters.
+        values = (self.values,) if isinstance(self.values, str) else tuple(self.values)
+        wrong = [value for value in values if not isinstance(value, str)]
+        if wrong:
+            raise VectorsError(
+                f"filter '{self.field}': expected values as text, such as '2024', got {wrong[0]!r}"
+            )
+        object.__setattr__(self, "values", values)
 
     @classmethod
     def parse(cls, text: str) -> "Filter":

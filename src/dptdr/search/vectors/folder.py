@@ -206,10 +206,12 @@ class VectorFolder:
             fields.update(metadata)
             if all(condition.keeps(metadata) for condition in filters):
                 rows.append(row)
-        for field, _ in filters:
-            if field not in fields and self.count:
+        for condition in filters:
+            if condition.field not in fields and self.count:
                 have = ", ".join(sorted(fields)[:20]) or "none"
-                raise NoSuchField(f"no passage has the metadata field '{field}'; available: {have}")
+                raise NoSuchField(
+                    f"no passage has the metadata field '{condition.field}'; available: {have}"
+                )
         return np.array(rows, dtype=np.int64)
 
     def _shard_of(self, row: int) -> Shard:

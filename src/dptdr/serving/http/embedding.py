@@ -51,7 +51,7 @@ async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Respo
     texts = checked_texts(request, body.input)
     what = resolve_task(request, body.model, side=body.input_type)
     encoded = await encode(request, what, texts)
-    vectors: Any = shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
+    vectors: Any = _shortened(request, encoded, what.version, dimensions=body.dimensions)
     if body.encoding_format == "base64":
         # Little-endian float32, as expected by OpenAI clients.
         vectors = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
@@ -138,7 +138,7 @@ async def _vectors(request: Request, body: schemas.EmbedRequest) -> Float[np.nda
         await run_in_threadpool(_refuse_long, request, texts, what)
     keep_end = body.truncation_direction.lower() == "left"
     encoded = await encode(request, what, texts, keep_end=keep_end)
-    return shortened(encoded.vectors, version=what.version, dimensions=body.dimensions)
+    return _shortened(request, encoded, what.version, dimensions=body.dimensions)
 
 
 def _refuse_long(request: Request, texts: list[str], what: ResolvedTask) -> None:
@@ -239,15 +239,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def shortened(
-    vectors: Float[np.ndarray, "texts dim"], *, version: TaskVersion, dimensions: int | None
+def _shortened(
+    request: Request, encoded: Encoded, version: TaskVersion, *, dimensions: int | None
 ) -> Float[np.ndarray, "texts dimensions"]:
-    """Truncate vectors to their leading dimensions and normalise them, if the task supports it.
+    """Truncate vectors to their leading dimensions, if the task was trained for it.
+
+    As in training, they are rescaled to unit length only if the encoder normalises its vectors.
 
     Raises:
         Invalid: If the task was not trained for this dimension.
     """
-    full = vectors.shape[1]
+    vectors, full = encoded.vectors, encoded.vectors.shape[1]
     if dimensions is None or dimensions == full:
         return vectors
     trained = version.manifest.training.get("matryoshka") if version.manifest else None
@@ -259,7 +261,8 @@ def shortened(
             + (f" and {allowed}" if allowed else "")
             + f", got {dimensions}; train with --matryoshka for shorter vectors"
         )
-    return normalised(vectors[:, :dimensions])
+    short = vectors[:, :dimensions]
+    return normalised(short) if runtime_of(request).registry.backbone.pooling.normalise else short
 
 
 def normalised(vectors: Float[np.ndarray, "texts dim"]) -> Float[np.ndarray, "texts dim"]:

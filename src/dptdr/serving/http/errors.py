@@ -108,6 +108,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
         f"{'.'.join(str(part)[:60] for part in item['loc'])}: {item['msg'][:300]}"
         for item in error.errors()[:5]
     ]
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found and found[0].startswith("body: ") and not kind.endswith("json"):
+        # Clients such as `curl -d` send forms by default, whose body is not parsed.
+        found = [f"Content-Type: expected application/json, got '{kind[:60]}'"]
     return error_response(422, "invalid", "; ".join(found), scope=request.scope)
 
 

@@ -113,7 +113,8 @@ class JsonRequest(fastapi.Request):
         """Parse the body."""
         body = await self.body()
         try:
-            return json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys)
+            # RFC 8259 allows parsers to ignore a byte order mark.
+            return json.loads(body.decode("utf-8-sig"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError:
             raise fastapi.HTTPException(400, "expected a JSON body in UTF-8") from None
         except RepeatedKey as error:

@@ -75,6 +75,19 @@ def test_a_filter_without_a_value_is_refused():
         Filter.parse("lang")
 
 
+@pytest.mark.parametrize("values", ["en", ["en"], ("en",)])
+def test_a_text_as_filter_values_is_one_value(values):
+    condition = Filter("lang", values)
+    assert condition.keeps({"lang": "en"})
+    assert not condition.keeps({"lang": "e"})
+    assert {condition} == {Filter("lang", ("en",))}
+
+
+def test_a_number_as_filter_value_is_refused():
+    with pytest.raises(VectorsError, match=r"filter 'year': expected values as text, .* got 2024"):
+        Filter("year", (2024,))
+
+
 def test_an_id_that_would_make_the_table_of_ids_huge_is_refused():
     pack_ids(["a" * 1024])
     for too_long in ("a" * 1025, "ä" * 513):

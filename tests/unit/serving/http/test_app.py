@@ -80,7 +80,14 @@ def test_embeddings_shorter_vectors_only_where_trained(client, web):
     full = embed(client, "two:query", ["the cat"])["data"][0]["embedding"]
     short = embed(client, "two:query", ["the cat"], dimensions=8)["data"][0]["embedding"]
 
-    np.testing.assert_allclose(short, np.array(full[:8]) / np.linalg.norm(full[:8]), atol=1e-5)
+    # This encoder does not normalise, so training compared the plain first dimensions.
+    np.testing.assert_allclose(short, full[:8], atol=1e-5)
+    body = {"inputs": "the cat", "task": "two:query", "dimensions": 8}
+    for normalize, length in ((False, np.linalg.norm(full[:8])), (True, 1.0)):
+        (made,) = client.post("/embed", json=body | {"normalize": normalize}).json()
+        np.testing.assert_allclose(
+            made, np.array(full[:8]) * length / np.linalg.norm(full[:8]), atol=1e-5
+        )
     assert len(embed(client, "one", ["the cat"], dimensions=32)["data"][0]["embedding"]) == 32
     for model, dimensions in (("one", 8), ("two:query", 9), ("backbone", 8)):
         body = {"model": model, "input": "x", "dimensions": dimensions}
@@ -152,6 +159,18 @@ def test_embeddings_refuses_what_cannot_be(client, body, status, kind, words):
 def test_embeddings_refuses_broken_bodies(client, content, status, kind):
     headers = {"content-type": "application/json"}
     error(client.post("/v1/embeddings", content=content, headers=headers), status, kind)
+
+
+def test_a_byte_order_mark_and_a_missing_content_type(client):
+    body = json.dumps({"model": "one", "input": "a dog"}).encode()
+    headers = {"content-type": "application/json"}
+    assert client.post("/v1/embeddings", content=b"\xef\xbb\xbf" + body, headers=headers).is_success
+    # As `curl -d` sends it.
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    message = error(client.post("/v1/embeddings", content=body, headers=form), 422, "invalid")
+    assert message == (
+        "Content-Type: expected application/json, got 'application/x-www-form-urlencoded'"
+    )
 
 
 def test_a_streamed_body_is_stopped_when_it_grows_too_long(client):
