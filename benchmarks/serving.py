@@ -64,7 +64,7 @@ def build_engine(folder: Path, *, threads: int, budget: int = 4 << 30) -> Any:
     """Return a running engine on the packaged encoder."""
     from dptdr.model import Backbone
     from dptdr.serving.engine.engine import Engine
-    from dptdr.serving.engine.requests import EngineSettings
+    from dptdr.serving.engine.results import EngineSettings
     from dptdr.serving.forward import Forward
     from dptdr.serving.tasks.registry import TaskRegistry
 

@@ -49,8 +49,8 @@ def command(
     filter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only passages with this metadata: field=value or field=a,b. If "
-            "repeated, all must hold."
+            help="Only passages with this metadata: field=value or field=a,b (a backslash before "
+            "a comma that is part of a value). If repeated, all must hold."
         ),
     ] = None,
     database: Annotated[

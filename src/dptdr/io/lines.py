@@ -22,6 +22,12 @@ LARGEST_INTEGER = 2**31 - 1
 MAX_COUNT = 2**48
 """Counts and sizes in manifests are below this."""
 UTF8_MARK = b"\xef\xbb\xbf"
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+}
 MAX_ID_BYTES = 1024
 _NOT_IN_IDS = re.compile(r"[\t\n\r\0]")
 _DECIMAL = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
@@ -83,6 +89,14 @@ def decode_line(line: bytes, *, path: Path, number: int) -> str:
     Raises:
         DataError: If the bytes are not UTF-8.
     """
+    packed = next((name for mark, name in _PACKED.items() if line.startswith(mark)), None)
+    if number == 1 and packed is not None:
+        raise DataError(
+            f"expected UTF-8 text, got {packed} data; decompress the file, or name it .gz if it is "
+            "gzip",
+            path=path,
+            line=number,
+        )
     # UTF-16 without its mark: every other byte of plain text is 0, which UTF-8 allows.
     if number == 1 and 0 in line[:2]:
         byte_order = "BE" if line[0] == 0 else "LE"

@@ -11,7 +11,7 @@ from dptdr.search.rerank import Scorer
 from dptdr.serving.auth import OPEN, USE_ONLY, KeyFile, Keyring
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
-from dptdr.serving.engine.requests import Draining, EngineSettings
+from dptdr.serving.engine.results import Draining, EngineSettings
 from dptdr.serving.forward import Forward
 from dptdr.serving.metrics import Metrics
 from dptdr.serving.rates import Rates

@@ -132,6 +132,14 @@ def test_integers_that_would_be_rounded_are_refused(tmp_path: Path, value, wrong
         list(folder.documents())
 
 
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "xz", "zip"])
+def test_compressed_files_without_their_suffix_are_named(tmp_path: Path, kind):
+    start = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ\0"}
+    folder = make(tmp_path / "d", corpus=start.get(kind, b"PK\x03\x04") + b"\xff\0\n{}")
+    with pytest.raises(DataError, match=rf"line 1: expected UTF-8 text, got {kind} data"):
+        list(folder.passages())
+
+
 def test_a_missing_title_is_empty_and_unknown_fields_are_ignored(tmp_path: Path):
     folder = make(
         tmp_path / "d",

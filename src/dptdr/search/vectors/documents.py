@@ -146,7 +146,7 @@ class Filter:
 
     @classmethod
     def parse(cls, text: str) -> "Filter":
-        """Parse ``field=value`` or ``field=value,value``.
+        """Parse ``field=value`` or ``field=value,value``; a backslash escapes a comma.
 
         Raises:
             VectorsError: If the ``=`` or the field is missing.
@@ -154,7 +154,8 @@ class Filter:
         field, equals, values = text.partition("=")
         if not equals or not field.strip():
             raise VectorsError(f"expected a filter such as lang=en or lang=en,de, got {text!r}")
-        return cls(field.strip(), tuple(value.strip() for value in values.split(",")))
+        each = re.split(r"(?<!\\),", values)
+        return cls(field.strip(), tuple(value.strip().replace("\\,", ",") for value in each))
 
     def keeps(self, metadata: Mapping[str, Any]) -> bool:
         """Check whether metadata matches; a list matches if any of its items does."""

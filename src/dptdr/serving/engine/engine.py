@@ -21,7 +21,7 @@ from jaxtyping import Float
 from dptdr.errors import DptdrError, ServingError
 from dptdr.model.backbone import Side
 from dptdr.serving.engine.batching import BatchQueue, Waiting
-from dptdr.serving.engine.requests import (
+from dptdr.serving.engine.results import (
     BatchReport,
     CheckReport,
     Draining,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 from dptdr.model.backbone import Side
-from dptdr.serving.engine.requests import CheckReport
+from dptdr.serving.engine.results import CheckReport
 from dptdr.serving.forward import BatchRow, Forward
 from dptdr.serving.tasks.registry import TaskRegistry
 

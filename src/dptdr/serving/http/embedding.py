@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from jaxtyping import Float
 from starlette.concurrency import run_in_threadpool
 
-from dptdr.serving.engine.requests import Encoded
+from dptdr.serving.engine.results import Encoded
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, runtime_of
 from dptdr.serving.http.dependencies import ResolvedTask, resolve_task

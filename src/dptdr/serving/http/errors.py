@@ -21,7 +21,7 @@ from dptdr.errors import (
 )
 from dptdr.serving.auth import Forbidden, Unauthorized
 from dptdr.serving.engine.batching import QueueFull
-from dptdr.serving.engine.requests import Draining, RequestTimeout, TooManyTokens
+from dptdr.serving.engine.results import Draining, RequestTimeout, TooManyTokens
 from dptdr.serving.http.responses import json_response
 from dptdr.serving.rates import RateLimited
 from dptdr.serving.tasks.registry import TaskExists, UnknownTask

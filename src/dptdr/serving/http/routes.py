@@ -14,7 +14,7 @@ from dptdr.errors import ServingError, VectorsError
 from dptdr.search.vectors.documents import Filter
 from dptdr.serving.auth import Key
 from dptdr.serving.engine.batching import QueueFull
-from dptdr.serving.engine.requests import Draining
+from dptdr.serving.engine.results import Draining
 from dptdr.serving.http import schemas
 from dptdr.serving.http.access import GuardedRoute, key_of, runtime_of
 from dptdr.serving.http.dependencies import SIDES, resolve_task

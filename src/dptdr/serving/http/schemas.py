@@ -280,7 +280,11 @@ class SearchRequest(Request):
     ] = None
     filters: Annotated[
         list[Annotated[str, Field(pattern=r"^\s*[^=\s][^=]*=", max_length=1000)]],
-        Field(description="Metadata filters: 'field=value' or 'field=a,b'.", max_length=20),
+        Field(
+            description="Metadata filters: 'field=value' or 'field=a,b', with a backslash before a "
+            "comma that is part of a value.",
+            max_length=20,
+        ),
     ] = []
 
 

@@ -12,7 +12,7 @@ from dptdr.search.exact import exact_top_k
 from dptdr.search.ranking import judged_queries
 from dptdr.serving.engine.batching import BatchLimits
 from dptdr.serving.engine.engine import Engine
-from dptdr.serving.engine.requests import EngineSettings
+from dptdr.serving.engine.results import EngineSettings
 from dptdr.serving.forward import Forward
 from dptdr.serving.onnx.int8_forward import OnnxForward, check_supported
 from dptdr.serving.tasks.registry import BARE, TaskRegistry

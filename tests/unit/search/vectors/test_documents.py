@@ -64,6 +64,9 @@ def test_metadata_that_is_no_object_names_line_and_field(tmp_path):
         ("year=1999", {"year": 1999}, True),
         ("open=true", {"open": True}, True),
         ("tags=b", {"tags": ["a", "b"]}, True),
+        (r"city=Paris\, Texas,Rome", {"city": "Paris, Texas"}, True),
+        (r"city=Paris\, Texas,Rome", {"city": "Rome"}, True),
+        (r"city=Paris\, Texas,Rome", {"city": "Texas"}, False),
     ],
 )
 def test_a_filter_keeps_what_it_names(text, metadata, kept):

@@ -9,7 +9,7 @@ from dptdr.errors import ServingError
 from dptdr.model.bundle import load_task
 from dptdr.serving.engine.batching import BatchLimits, QueueFull
 from dptdr.serving.engine.engine import Engine
-from dptdr.serving.engine.requests import Draining, EngineSettings, RequestTimeout
+from dptdr.serving.engine.results import Draining, EngineSettings, RequestTimeout
 from dptdr.serving.forward import Forward
 from helpers.serving import Held, sentence, wait_for, write_bundle
 from helpers.tiny import tiny_backbone

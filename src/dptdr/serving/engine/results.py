@@ -1,4 +1,4 @@
-"""Settings, results, reports and errors of the engine."""
+"""Results, reports, settings and errors of the engine."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
