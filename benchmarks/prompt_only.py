@@ -13,8 +13,8 @@ pretrain``. Cells with a line are not run again; stopped pretraining is resumed.
 ``dptdr pretrain`` would not write are measured too, and marked.
 
 With ``--labels``, the prompt is pretrained on the capped corpus of the test split and then trained
-on so many labelled train queries, beside the same training from the bare encoder (feed-forward rows
-alone in both). Zero labels: no training.
+on so many labelled train queries, beside training from the bare encoder, both by the product's
+defaults. Zero labels: no training.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def run_labels(folder: Any, settings: dict[str, Any], args: argparse.Namespace) 
             if count:
                 out = args.work / "tuned" / _lib.short_key(cell, KEY)
                 limits = {f"max_{side}_tokens": args.max_tokens for side in ("query", "passage")}
-                own = {"prompt_length": 0} if start is None else {"from_task": start}
+                own = {} if start is None else {"from_task": start}
                 task = dptdr.train(labelled, out=out, seed=args.seed, **common, **limits, **own)
                 training = task.manifest.training
                 facts = {name: training[name] for name in ("max_steps", "best_step")}

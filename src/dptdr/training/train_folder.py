@@ -87,7 +87,7 @@ def for_few_queries(
     """With few queries, default to fewer steps and to feed-forward rows only.
 
     Such a prompt starts exactly at the backbone; attention rows start below it. Explicit settings
-    are kept.
+    are kept. Feed-forward rows alone are trained at a lower rate.
     """
     config, method = request.config, request.method_config
     settled = config.with_steps(queries)
@@ -96,10 +96,12 @@ def for_few_queries(
         return request._replace(config=settled)
     said = f"only {queries} training queries: training {settled.steps} steps ({MAX_EPOCHS} epochs)"
     lengths = {"prompt_length", "ffn_length"} & request.given
-    if isinstance(method, DeepPromptConfig) and not lengths and not from_task:
-        method = dataclasses.replace(method, prompt_length=0)
-        said += " with feed-forward rows only"
-        if "ffn_learning_rate" not in request.given:
+    if isinstance(method, DeepPromptConfig):
+        if not lengths and not from_task:
+            method = dataclasses.replace(method, prompt_length=0)
+            said += " with feed-forward rows only"
+        # Also if they were asked for, or another task has none but these.
+        if method.prompt_length == 0 and "ffn_learning_rate" not in request.given:
             settled = dataclasses.replace(settled, ffn_learning_rate=FEW_QUERIES_RATE)
     sys.stderr.write(f"{said}; set max_steps or prompt_length to override\n")
     return request._replace(config=settled, method_config=method)

@@ -76,6 +76,18 @@ def test_steps_that_nobody_gives_depend_on_the_queries(tmp_path, data, backbone)
     assert training["ffn_learning_rate"] == 1e-3
 
 
+def test_feed_forward_rows_alone_learn_slowly_from_few_queries(tmp_path, data, backbone):
+    few = (*SMALL[2:], "--backbone", backbone)
+    train(data, *few, "--out", tmp_path / "start")
+    train(data, *few, "--out", tmp_path / "asked", "--prompt-length", "0")
+    train(data, *few, "--out", tmp_path / "more", "--from-task", tmp_path / "start")
+    rate = ("--ffn-learning-rate", "2e-3")
+    train(data, *few, "--out", tmp_path / "rate", "--from-task", tmp_path / "start", *rate)
+    for name, expected in (("start", 1e-3), ("asked", 1e-3), ("more", 1e-3), ("rate", 2e-3)):
+        training = json.loads((tmp_path / name / "task.json").read_text("utf-8"))["training"]
+        assert training["ffn_learning_rate"] == expected
+
+
 def test_given_steps_and_lengths_are_taken(tmp_path, data, backbone):
     train(data, "--backbone", backbone, "--out", tmp_path / "steps", *SMALL)
     train(data, "--backbone", backbone, "--out", tmp_path / "rows", *SMALL[2:], "--ffn-length", "3")
