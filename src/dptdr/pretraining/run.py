@@ -166,7 +166,7 @@ class PretrainingRun:
             evaluate=self.evaluate,
             folder=self.folder,
             world=self.world,
-            keep_all=keep_all,
+            keep=None if keep_all else best_step,
             progress=progress,
             clock=clock,
         )

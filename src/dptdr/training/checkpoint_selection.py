@@ -12,7 +12,7 @@ from dptdr.search.ranking import needed_depth
 from dptdr.search.retrieve import retrieve
 from dptdr.training.checkpoints import RunFolder
 from dptdr.training.groups import DevSet
-from dptdr.training.loop import best_step
+from dptdr.training.loop import selected_step
 
 
 def dev_measures(encoder: Encoder, dev: DevSet, *, measure: str) -> dict[str, float]:
@@ -50,7 +50,7 @@ def select_again(run_folder: Path, *, measure: str) -> int:
     kept = {step: history[step] for step in folder.checkpoint_steps() if step in history}
     if not kept:
         raise TrainingError(f"{run_folder}: no checkpoint has been kept")
-    return best_step(kept, measure=measure)
+    return selected_step(kept, measure=measure)
 
 
 def measure_again(

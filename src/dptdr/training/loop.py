@@ -4,8 +4,9 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,17 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 Evaluate = Callable[[], dict[str, float]]
 Clock = Callable[[], float]
+
+DEV_NOISE = 0.005
+"""Differences of dev measures that say nothing: a few hundred queries, one seed."""
+
+
+class Select(Protocol):
+    """Chooses a step by its dev measures."""
+
+    def __call__(self, history: Mapping[int, Mapping[str, float]], *, measure: str) -> int:
+        """Return the step."""
+        ...
 
 
 class TrainState:
@@ -122,7 +134,7 @@ def train_loop(
     evaluate: Evaluate,
     folder: RunFolder,
     world: ProcessGroup,
-    keep_all: bool = True,
+    keep: "Select | None" = None,
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:
@@ -135,7 +147,7 @@ def train_loop(
         evaluate: Computes dev measures of the current parameters; rank 0's are used.
         folder: Destination of checkpoints, log and resume state, written by rank 0 only. An
             existing state must come from a run with the same settings.
-        keep_all: Keep every checkpoint rather than only the best.
+        keep: Keep only the checkpoint that this selects, rather than all.
 
     Raises:
         TrainingError: If the loss or gradient is not finite; the last good checkpoint remains.
@@ -169,8 +181,8 @@ def train_loop(
                     folder.log({"kind": "dev", "step": done, **history[done]})
                 if saver is not None:
                     saver.save(done, history)
-                    if not keep_all:
-                        _keep_best(history, folder=folder, measure=config.dev_measure)
+                    if keep is not None:
+                        _drop_others(folder, history, keep(history, measure=config.dev_measure))
         elif saver is not None:
             saver.save_sometimes(done, history)
         if progress is not None and world.is_first:
@@ -297,12 +309,19 @@ def best_step(history: Mapping[int, Mapping[str, float]], *, measure: str) -> in
     return max(sorted(history), key=lambda step: history[step][measure])
 
 
-def _keep_best(
-    history: Mapping[int, Mapping[str, float]], *, folder: RunFolder, measure: str
-) -> None:
-    best = best_step(history, measure=measure)
+def selected_step(history: Mapping[int, Mapping[str, float]], *, measure: str) -> int:
+    """Return the latest step whose dev measure is within ``DEV_NOISE`` of the highest.
+
+    Raises:
+        TrainingError: If the measure is missing.
+    """
+    highest = history[best_step(history, measure=measure)][measure]
+    return max(step for step in history if history[step][measure] >= highest - DEV_NOISE)
+
+
+def _drop_others(folder: RunFolder, history: Iterable[int], kept: int) -> None:
     for step in history:
-        if step != best:
+        if step != kept:
             folder.drop_checkpoint(step)
 
 

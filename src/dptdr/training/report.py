@@ -12,7 +12,7 @@ import numpy as np
 from dptdr.errors import TrainingError
 from dptdr.io.atomic import atomic_file
 from dptdr.training.checkpoints import RunFolder
-from dptdr.training.loop import best_step
+from dptdr.training.loop import selected_step
 
 _SIDES = ("query", "passage")
 _UNHEEDED, _OVERWHELMING = 0.01, 0.9
@@ -67,7 +67,7 @@ def write_report(run_folder: Path, out: Path) -> None:
 def _chosen_step(dev: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> int | None:
     measure = identity["dev_measure"]
     history = {int(r["step"]): {measure: float(r[measure])} for r in dev}
-    return best_step(history, measure=measure) if history else None
+    return selected_step(history, measure=measure) if history else None
 
 
 def _summary(identity: Mapping[str, Any], by_kind: Mapping[str, Any], *, chosen: int | None) -> str:

@@ -31,7 +31,7 @@ from dptdr.training.distributed import (
     process_group,
 )
 from dptdr.training.health import prompt_health
-from dptdr.training.loop import Clock, ProgressCallback, TrainState, best_step, train_loop
+from dptdr.training.loop import Clock, ProgressCallback, TrainState, selected_step, train_loop
 from dptdr.training.losses import matryoshka_lengths
 from dptdr.training.objective import ContrastiveObjective
 from dptdr.training.preparation import TrainingData
@@ -168,7 +168,7 @@ def train_task(  # noqa: PLR0913 - the stage's inputs and its observers
             evaluate=run.evaluate,
             folder=folder,
             world=world,
-            keep_all=method_name != "full",
+            keep=selected_step if method_name == "full" else None,
             progress=progress,
             clock=clock,
         )
@@ -223,7 +223,9 @@ class _Run:
         self, out: Path, history: dict[int, dict[str, float]], *, accept: Accept | None
     ) -> dict[str, Any]:
         """Load the best checkpoint, write the bundle, and return the result."""
-        best = best_step(history, measure=self.config.dev_measure)
+        # An earlier version may have kept another checkpoint.
+        kept = {step: history[step] for step in self.folder.checkpoint_steps()}
+        best = selected_step(kept, measure=self.config.dev_measure)
         if accept is not None:
             accept(history[best], bare_measures(self.folder))
         self.method.load(self.folder.load_checkpoint(best))

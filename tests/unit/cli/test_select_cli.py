@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from dptdr.cli.app import build_app
 from dptdr.errors import ConfigError, TrainingError
+from dptdr.training.loop import DEV_NOISE
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -38,7 +39,8 @@ def test_checkpoints_are_measured_and_chosen_by_another_measure(tmp_path, world)
     found = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
     assert sorted(found["dev"]) == ["2", "4", "6"]
     by_measure = {int(step): taken["R@2"] for step, taken in found["dev"].items()}
-    assert found["best_step"] == max(sorted(by_measure), key=lambda step: by_measure[step])
+    highest = max(by_measure.values())
+    assert found["best_step"] == max(s for s, v in by_measure.items() if v >= highest - DEV_NOISE)
     chosen = [line for line in done.stdout.splitlines() if line.endswith("chosen")]
     assert [int(line.split()[0]) for line in chosen] == [found["best_step"]]
     # The dev set is the run's own: the measure that was taken while training comes out again.

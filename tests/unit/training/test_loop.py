@@ -36,7 +36,7 @@ class Parabola:
         return StepStats(loss=loss, texts=10, tokens=50, query_ids=ids)
 
 
-def run(folder, *, stop=None, progress=None, keep_all=True, mirror=None, clock=None, **settings):
+def run(folder, *, stop=None, progress=None, keep=None, mirror=None, clock=None, **settings):
     from dptdr.training.checkpoints import RunFolder
     from dptdr.training.distributed import ProcessGroup
     from dptdr.training.loop import TrainState, train_loop
@@ -59,7 +59,7 @@ def run(folder, *, stop=None, progress=None, keep_all=True, mirror=None, clock=N
         evaluate=evaluate,
         folder=RunFolder(folder, mirror=mirror),
         world=ProcessGroup(),
-        keep_all=keep_all,
+        keep=keep,
         progress=progress,
         clock=clock or (lambda: float(len(objective.steps))),
     )
@@ -165,12 +165,37 @@ def test_loss_or_gradient_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "run" / "failed.json").exists()
 
 
-def test_only_the_best_checkpoint_is_kept_where_they_are_large(tmp_path):
+@pytest.mark.parametrize("name", ["best_step", "selected_step"])
+def test_only_one_checkpoint_is_kept_where_they_are_large(tmp_path, name):
+    from dptdr.training import loop
     from dptdr.training.checkpoints import RunFolder
-    from dptdr.training.loop import best_step
 
-    history, *_ = run(tmp_path / "run", keep_all=False)
-    assert RunFolder(tmp_path / "run").checkpoint_steps() == [best_step(history, measure="nDCG@10")]
+    select = getattr(loop, name)
+    history, *_ = run(tmp_path / "run", keep=select)
+    assert RunFolder(tmp_path / "run").checkpoint_steps() == [select(history, measure="nDCG@10")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "selected"),
+    [
+        ([0.80, 0.79, 0.70], 1),
+        ([0.80, 0.797, 0.796], 3),
+        ([0.80, 0.796, 0.794], 2),
+        ([0.70, 0.80, 0.80], 3),
+        ([0.796, 0.80, 0.7949], 2),
+    ],
+)
+def test_of_steps_whose_dev_measures_hardly_differ_the_latest_is_selected(scores, selected):
+    from dptdr.training.loop import selected_step
+
+    history = {step: {"RR@10": score} for step, score in enumerate(scores, start=1)}
+    assert selected_step(history, measure="RR@10") == selected
+    # What was selected earlier is selected still, or something later: nothing else is needed.
+    earlier = [
+        selected_step({s: history[s] for s in range(1, last + 1)}, measure="RR@10")
+        for last in range(1, len(scores) + 1)
+    ]
+    assert earlier == sorted(earlier)
 
 
 def test_best_step_takes_the_earliest_of_equals_and_names_missing_measures():
