@@ -22,8 +22,16 @@ class DptdrEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def __init__(self, encoder: Encoder | Path | str, **options: Any) -> None:
         loaded = as_encoder(encoder)
-        super().__init__(model_name=loaded.name, **options)
+        # LlamaIndex' caches tell models apart by this name alone.
+        prompts = dict.fromkeys((loaded.passage_fingerprint, loaded.query_fingerprint))
+        name = "@".join([loaded.name, *(prompt[:12] for prompt in prompts)])
+        super().__init__(model_name=name, **options)
         self._encoder = loaded
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name of this class in LlamaIndex' records."""
+        return "DptdrEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._encoder.encode_queries([query])[0].tolist()

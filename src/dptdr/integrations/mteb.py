@@ -17,6 +17,7 @@ from torch import Tensor
 from dptdr.errors import ConfigError
 from dptdr.integrations import as_encoder
 from dptdr.io.beir import BeirFolder
+from dptdr.io.identical import own_passages, report_own_passages
 from dptdr.model.encoder import Encoder
 
 
@@ -87,6 +88,14 @@ class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
         qrels = self.folder.qrels(self.split)
         queries = [query for query in self.folder.queries() if query.id in qrels]
         passages = list(self.folder.passages())
+        own = own_passages(queries, passages, qrels=qrels)
+        report_own_passages(len(own))
+        # mteb knows ids only: other queries with a passage's id get a new one.
+        self.ignore_identical_ids = bool(own)
+        ids = {passage.id for passage in passages} - own.keys() if own else set()
+        names = {
+            query.id: f"query:{query.id}" if query.id in ids else query.id for query in queries
+        }
         self.dataset = {
             "default": {
                 self.split: {
@@ -99,11 +108,11 @@ class LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
                     ),
                     "queries": Dataset.from_dict(
                         {
-                            "id": [query.id for query in queries],
+                            "id": [names[query.id] for query in queries],
                             "text": [query.text for query in queries],
                         }
                     ),
-                    "relevant_docs": qrels,
+                    "relevant_docs": {names[key]: grades for key, grades in qrels.items()},
                     "top_ranked": None,
                 }
             }

@@ -200,8 +200,8 @@ def warnings_of(statistics: Statistics, settings: MiningSettings) -> list[str]:
         )
     if statistics.without_positive:
         lines.append(
-            f"{statistics.without_positive:,} judged queries have no positive in the corpus and "
-            "were skipped"
+            f"{statistics.without_positive:,} judged queries have no positive in the corpus, or "
+            "none of the least grade, and were skipped"
         )
     if statistics.margin_not_applied:
         lines.append(
@@ -216,7 +216,7 @@ def nothing_found(statistics: Statistics) -> str:
     if statistics.queries == 0:
         return (
             f"none of the {statistics.without_positive} judged queries has a positive in the "
-            "corpus; check the data with `dptdr data inspect`"
+            "corpus, of the least grade if one is given; check the data with `dptdr data inspect`"
         )
     return (
         f"no negatives found for any of the {statistics.queries} queries: every candidate is a "

@@ -293,6 +293,13 @@ class Backbone:
             )
         return positions
 
+    def max_tokens_shifted(self, shift: int) -> int:
+        """Return the longest text whose positions, moved by ``shift``, the encoder has."""
+        limit = int(getattr(self.model.config, "max_position_embeddings", 0)) - shift
+        padding_index = _position_padding(self.model)
+        limit -= 0 if padding_index is None else padding_index + 1
+        return max(1, min(limit, self.pooling.max_tokens))
+
 
 def resolve(name: str) -> Path | None:
     """Resolve a backbone name to its folder, or ``None`` for a Hugging Face name.

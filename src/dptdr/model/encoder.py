@@ -39,6 +39,12 @@ class Limits:
         return self.max_query_tokens if side == "query" else self.max_passage_tokens
 
 
+def longest_text(backbone: Backbone, method: Method | None) -> int:
+    """Return the most tokens of a text that the backbone takes beside the method's prompt."""
+    limit: int = getattr(method, "max_tokens", backbone.pooling.max_tokens)
+    return limit
+
+
 def length_sorted_batches(
     lengths: Sequence[int], *, token_budget: int, max_texts: int, max_padding: int = 256
 ) -> Iterator[list[int]]:
@@ -95,7 +101,7 @@ class Encoder:
     Args:
         backbone: The encoder; ignored if there is a method, which has its own.
         method: A tuned task's method; ``None`` for the bare backbone.
-        limits: Maximum text lengths; the backbone's own limit by default.
+        limits: Maximum text lengths; by default those of backbone and method.
         token_budget: Maximum padded tokens per batch; 0 chooses by device.
         max_texts: Maximum texts per batch; 0 chooses by device.
     """
@@ -112,7 +118,7 @@ class Encoder:
     ) -> None:
         self.method = method
         self.backbone = backbone if method is None else method.backbone
-        longest = self.backbone.pooling.max_tokens
+        longest = longest_text(self.backbone, method)
         self.limits = limits or Limits(max_query_tokens=longest, max_passage_tokens=longest)
         self.name = name or backbone.name
         self.token_budget = token_budget

@@ -44,6 +44,10 @@ class _Active(threading.local):
 _ACTIVE = _Active()
 
 
+def _active_call() -> PromptCall | None:
+    return _ACTIVE.call
+
+
 class Injection:
     """A model whose attention layers accept prompts.
 
@@ -63,6 +67,11 @@ class Injection:
             self.route: Route = _choose_route(model)
             self.geometry = _probe(model, route=self.route)
             _prove_effect(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Another process, to which the model was sent, may not know this attention.
+        attention.register()
+        self.__dict__.update(state)
 
     def __call__(self, call: PromptCall, **inputs: Any) -> Any:
         """Run the model's forward pass with a prompt.
@@ -105,7 +114,7 @@ class Injection:
                     self.model, self._run_probe, layers=self.geometry.layers, dim=_dim(self.model)
                 )
                 # Hooks stay on the modules: attaching them twice would add the rows twice.
-                self._feed_forward = FeedForwardHooks(layers, lambda: _ACTIVE.call)
+                self._feed_forward = FeedForwardHooks(layers, _active_call)
                 try:
                     _prove_feed_forward(self)
                 except BaseException:

@@ -144,6 +144,13 @@ class DeepPromptMethod:
         shared: DeepPrompt = prompts["shared"]
         return shared
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest text; shifted positions leave fewer for the text."""
+        if self.config.position == "shifted":
+            return self.backbone.max_tokens_shifted(self.config.prompt_length)
+        return self.backbone.pooling.max_tokens
+
     def vectors(
         self,
         tokens: Tokens,

@@ -8,7 +8,7 @@ code nor backbone weights: both come from the local installation.
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,6 +27,23 @@ _SIDES: dict[str | None, Side] = {"query": "query", "document": "passage"}
 
 class TaskTransformer(SentenceTransformer):  # type: ignore[misc]
     """A sentence-transformers model whose first module is a :class:`TaskModule`."""
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save the task like ``SentenceTransformer.save``.
+
+        Raises:
+            ConfigError: If prompts were given that the task itself does not have.
+        """
+        module = self[0]
+        pooling = module.encoders[module.default].backbone.pooling
+        own = {"query": pooling.query_prefix, "document": pooling.passage_prefix}
+        changed = [name for name, text in self.prompts.items() if text != own.get(name, "")]
+        if changed:
+            raise ConfigError(
+                f"prompts: expected those of the task's backbone, got another '{changed[0]}'; only "
+                "sentence-transformers would read it from the saved task"
+            )
+        super().save(path, *args, **kwargs)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute embeddings like ``SentenceTransformer.encode``.
@@ -103,8 +120,10 @@ class TaskModule(InputModule):  # type: ignore[misc]
         self.encoders = dict(encoders)
         self._manifest = manifest
         self.default = next(iter(self.encoders))
-        first = self.encoders[self.default]
-        self.max_seq_length = max(first.limits.of("query"), first.limits.of("passage"))
+        # A cap on all tasks' own limits, for users to lower.
+        self.max_seq_length = max(
+            encoder.limits.of(side) for encoder in self.encoders.values() for side in get_args(Side)
+        )
         # Registered so that moving or casting the model affects all parts.
         self.models = nn.ModuleList(
             {id(e.backbone.model): e.backbone.model for e in self.encoders.values()}.values()

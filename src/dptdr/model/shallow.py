@@ -53,12 +53,18 @@ class ShallowPromptMethod:
             return None
         return rows["shared"]  # type: ignore[no-any-return]
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest text beside the prompt."""
+        return self.backbone.pooling.max_tokens - self.config.prompt_length
+
     def vectors(
         self, tokens: Tokens, *, side: Side, observer: Observer | None = None
     ) -> Float[Tensor, "texts dim"]:
         """Encode each text into one vector."""
         rows = self._rows(side)
         room = self.backbone.pooling.max_tokens
+        # Bundles of earlier versions have limits without regard to the prompt.
         if rows is not None and tokens.ids.shape[1] + rows.shape[0] > room:
             keep = room - rows.shape[0]
             tokens = Tokens(tokens.ids[:, :keep], tokens.mask[:, :keep])

@@ -8,7 +8,9 @@ import pytest
 import dptdr
 from dptdr.config.methods import DeepPromptConfig
 from dptdr.errors import BackboneError, ConfigError
+from dptdr.io.beir import write_beir
 from dptdr.model import Backbone, Encoder, Limits, MethodFactory, save_task
+from dptdr.records import Passage, Query
 from helpers.tasks import tiny_data
 from helpers.tiny import save_tiny
 
@@ -67,6 +69,13 @@ def test_llama_index_embeds_each_side(task):
     close(embedding.get_text_embedding("cat"), task.encode_passages(["cat"])[0])
     asked = asyncio.run(embedding.aget_query_embedding("red boat"))
     close(asked, task.encode_queries(["red boat"])[0])
+    # What tells two models apart in LlamaIndex' caches.
+    facts = embedding.to_dict()
+    assert facts["class_name"] == "DptdrEmbedding"
+    assert task.passage_fingerprint[:12] in facts["model_name"]
+    bare = dptdr.load(task.path).backbone
+    other = DptdrEmbedding(Encoder(bare, name=task.name))
+    assert other.to_dict()["model_name"] != facts["model_name"]
 
 
 def test_haystack_pipeline_embeds_each_side_and_can_be_saved(task, monkeypatch):
@@ -109,6 +118,33 @@ def test_mteb_refuses_a_text_where_a_batch_belongs(task):
 
     with pytest.raises(ConfigError, match="expected batches with lists of texts"):
         MtebModel(task).encode([{"text": "boat"}], hf_split="test", hf_subset="default")
+
+
+def test_mteb_excludes_a_querys_own_passage_as_evaluate_does(task, tmp_path):
+    mteb = pytest.importorskip("mteb", reason=REASON)
+    from dptdr.integrations.mteb import LocalRetrieval, MtebModel
+
+    texts = {"a": "red boat", "b": "boat red", "7": "old house", "c": "house old", "d": "moon"}
+    passages = [Passage(name, text) for name, text in texts.items()]
+    # An own passage, and a number that is the id of another passage.
+    queries = [Query("a", "red boat"), Query("7", "the moon")]
+    write_beir(
+        tmp_path / "data",
+        passages=passages,
+        queries=queries,
+        qrels={"test": {"a": {"b": 1}, "7": {"7": 1}}},
+        meta={},
+    )
+    report = dptdr.evaluate(tmp_path / "data", task, progress=False)
+    local = LocalRetrieval(tmp_path / "data")
+    (result,) = mteb.evaluate(
+        MtebModel(task), local, cache=None, show_progress_bar=False
+    ).task_results
+    found = result.scores["test"][0]["ndcg_at_10"]
+    assert found == pytest.approx(report.measures["nDCG@10"], abs=1e-5)
+    local.load_data()
+    assert local.ignore_identical_ids
+    assert local.dataset["default"]["test"]["queries"]["id"] == ["a", "query:7"]
 
 
 def test_mteb_measures_what_evaluate_does(task, tmp_path):

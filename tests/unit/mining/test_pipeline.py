@@ -239,7 +239,8 @@ def test_mine_reports_sources_without_candidates_and_queries_without_negatives(
         "source 'c' finds nothing at ranks 1 to 200; widen its ranks or remove it",
         "1 queries have no candidates left, such as 'r'; widen the ranks or relax the "
         "teacher's bounds",
-        "2 judged queries have no positive in the corpus and were skipped",
+        "2 judged queries have no positive in the corpus, or none of the least grade, and were "
+        "skipped",
     ]
 
 

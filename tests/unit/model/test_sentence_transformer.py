@@ -215,6 +215,32 @@ def test_other_outputs_than_sentence_embeddings_are_refused(backbone):
         )
 
 
+def test_a_task_is_not_cut_at_the_limit_of_another(backbone):
+    short, long = tuned(backbone, "tied", name="short"), tuned(backbone, "untied", name="long")
+    short.limits = Limits(max_query_tokens=4, max_passage_tokens=5)
+    for tasks in ((short, long), (long, short)):
+        model = to_sentence_transformer(*tasks)
+        for task in tasks:
+            made = model.encode_document(PASSAGES, prompt_task=task.name)
+            np.testing.assert_allclose(made, task.encode_passages(PASSAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["tied", "lora"])
+def test_other_processes_make_the_same_vectors(backbone, case):
+    ours = tuned(backbone, case)
+    model = to_sentence_transformer(ours)
+    made = model.encode_document(PASSAGES, device=["cpu", "cpu"], chunk_size=1)
+    np.testing.assert_allclose(made, ours.encode_passages(PASSAGES), atol=1e-5)
+
+
+def test_prompts_that_only_sentence_transformers_would_know_are_not_saved(backbone, tmp_path):
+    model = to_sentence_transformer(tuned(backbone, "tied"))
+    model.prompts["query"] = "red "
+    with pytest.raises(ConfigError, match="expected those of the task's backbone, got another 'q"):
+        model.save(str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
 def test_a_saved_copy_keeps_the_limit_and_what_the_task_was_trained_for(backbone, tmp_path):
     training, measures = {"matryoshka": [8], "seed": 3}, {"dev nDCG@10": 0.5}
     save_task(tmp_path / "task", tuned(backbone, "tied"), training=training, measures=measures)

@@ -244,8 +244,13 @@ def sample_inputs(
     return ids.astype(np.int64), mask.astype(np.int64), keys, values, visible
 
 
-def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, float]:
+def compare(
+    graph: nn.Module, backbone: Backbone, file: Path, *, longest: int | None = None
+) -> tuple[float, float]:
     """Compare a graph with its module on random batches.
+
+    Args:
+        longest: Most tokens of a text; by default, what the backbone takes.
 
     Returns:
         The largest difference, relative to the largest norm, and the smallest cosine.
@@ -253,9 +258,15 @@ def compare(graph: nn.Module, backbone: Backbone, file: Path) -> tuple[float, fl
     session = open_session(file)
     count = len(session.get_inputs())
     largest, smallest = 0.0, 1.0
-    for seed, (lengths, prompts) in enumerate(
-        (((3, 9, 40, 5), (0, 7, 2, 4)), ((12,), (0,)), ((1, 33), (16, 1)))
-    ):
+    limit = longest or backbone.pooling.max_tokens
+    batches = (
+        ((3, 9, 40, 5), (0, 7, 2, 4)),
+        ((12,), (0,)),
+        ((1, 33), (16, 1)),
+        ((limit, 2), (0, 3)),
+    )
+    for seed, (all_lengths, prompts) in enumerate(batches):
+        lengths = [min(length, limit) for length in all_lengths]
         inputs = sample_inputs(backbone, lengths=lengths, prompts=prompts, seed=seed)[:count]
         with torch.no_grad():
             right = graph(*(torch.from_numpy(value) for value in inputs)).numpy()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dptdr.errors import BackboneError
 from dptdr.io.atomic import atomic_folder, write_json
 from dptdr.model.backbone import Side, Tokens
-from dptdr.model.encoder import Encoder
+from dptdr.model.encoder import Encoder, longest_text
 from dptdr.serving.onnx.exporting import (
     FORMAT_VERSION,
     FP32_TOLERANCE,
@@ -74,6 +74,13 @@ def export_task(encoder: Encoder, out: Path) -> dict[str, Any]:
     pooling = encoder.backbone.pooling
     prefixes = {"query": pooling.query_prefix, "passage": pooling.passage_prefix}
     sides: dict[str, dict[str, Any]] = {}
+    longest = longest_text(encoder.backbone, encoder.method)
+    limit = max(encoder.limits.of(side) for side in get_args(Side))
+    if limit > longest:
+        raise BackboneError(
+            f"task '{encoder.name}': texts of up to {limit} tokens do not fit beside its prompt "
+            f"(at most {longest}), as in bundles of earlier versions; train it again"
+        )
     with atomic_folder(out) as folder:
         for side in get_args(Side):
             file = f"{side}.onnx" if encoder.is_two_sided else "model.onnx"
@@ -106,7 +113,7 @@ def _write(encoder: Encoder, file: Path, *, side: Side) -> float:
     backbone = encoder.backbone
     graph = _SideGraph(encoder, side=side)
     write_graph(graph, backbone, file, inputs=2)
-    largest, _ = compare(graph, backbone, file)
+    largest, _ = compare(graph, backbone, file, longest=encoder.limits.of(side))
     if not largest <= FP32_TOLERANCE:
         raise BackboneError(
             f"task '{encoder.name}': the {side} graph differs from torch by {largest:.1e}, more "

@@ -69,8 +69,7 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("case", ["tied", "untied", *SLOW])
-def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
+def tuned(tiny, case, *, limits=None):
     backbone = Backbone.load(str(tiny))
     kind, config = CASES[case]
     method = MethodFactory().build(kind, backbone, config, seed=0)
@@ -79,8 +78,50 @@ def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
         for parameter in method.trained().values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
     method.module.eval()
+    return Encoder(backbone, method=method, limits=limits)
+
+
+@pytest.mark.parametrize("case", ["shallow", pytest.param("shifted", marks=pytest.mark.learning)])
+def test_prompts_that_take_room_from_the_text_lower_its_limit(tmp_path, case):
+    # Texts may have as many tokens as there are positions.
+    tiny = save_tiny(tmp_path / "tiny")
+    room = json.loads((tiny / "config.json").read_text("utf-8"))["max_position_embeddings"]
+    settings = json.loads((tiny / "tokenizer_config.json").read_text("utf-8"))
+    settings["model_max_length"] = room
+    (tiny / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    encoder = tuned(tiny, case)
+    assert encoder.limits == Limits(max_query_tokens=room - 3, max_passage_tokens=room - 3)
+    save_task(tmp_path / "task", encoder)
+    arguments = ["export", "--fold", "--task", tmp_path / "task", "--out", tmp_path / "graph"]
+    ended = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+    assert ended.exit_code == 0, ended.output + repr(ended.exception)
+    words = ["the", "garden", "of", "the", "old", "house", "of", "the", "river"] * room
+    texts = [*TEXTS, *(" ".join(words[: room + more]) for more in (-5, -4, -3, -2, -1, 0, 9))]
+
+    ours = load_task(tmp_path / "task")
+    run_without_torch(tmp_path, texts)
+    expected = ours.encode_passages(texts)
+    np.testing.assert_allclose(np.load(tmp_path / "passage.npy"), expected, atol=1e-4)
+
+    whole = Limits(max_query_tokens=room, max_passage_tokens=room)
+    save_task(tmp_path / "old", tuned(tiny, case, limits=whole))
+    arguments = ["export", "--fold", "--task", tmp_path / "old", "--out", tmp_path / "other"]
+    ended = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+    words = f"texts of up to {room} tokens do not fit beside its prompt (at most {room - 3})"
+    assert words in str(ended.exception)
+
+
+def run_without_torch(folder, texts):
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(folder / "graph"), str(folder), *texts],
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("case", ["tied", "untied", *SLOW])
+def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
     limits = Limits(max_query_tokens=9, max_passage_tokens=14)
-    save_task(tmp_path / "task", Encoder(backbone, method=method, limits=limits))
+    save_task(tmp_path / "task", tuned(tiny, case, limits=limits))
 
     arguments = ["export", "--fold", "--task", tmp_path / "task", "--out", tmp_path / "graph"]
     ended = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
@@ -90,10 +131,7 @@ def test_vectors_without_torch_equal_the_tasks(tiny, tmp_path, case):
     two_sided = case in ("untied", "query-only")
     assert graphs == (["passage.onnx", "query.onnx"] if two_sided else ["model.onnx"])
     ours = load_task(tmp_path / "task")
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "graph"), str(tmp_path), *TEXTS],
-        check=True,
-    )
+    run_without_torch(tmp_path, TEXTS)
     for side, expected in (
         ("query", ours.encode_queries(TEXTS)),
         ("passage", ours.encode_passages(TEXTS)),
