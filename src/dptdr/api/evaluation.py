@@ -85,7 +85,11 @@ def retrieve(
             )
             with phases(progress)("search"):
                 run = system.run(
-                    queries, depth=depth, filters=filters or (), keep_identical=keep_identical
+                    queries,
+                    depth=depth,
+                    filters=filters or (),
+                    keep_identical=keep_identical,
+                    qrels=judged,
                 )
             name = system.name
         elif filters:
@@ -219,6 +223,7 @@ def evaluate(
             qrels=judged,
             measures=measures,
             depth=None if is_run else depth,
+            keep_identical=keep_identical,
         )
     _write(run_out, ranking.run, name=ranking.system)
     return report

@@ -90,7 +90,8 @@ def cap_folder(
 
     Args:
         queries: Split name to maximum number of queries; other splits are dropped.
-        judged: Maximum judgements per query, at least one of them positive; 0 keeps all.
+        judged: Maximum judgements per query, at least one of them positive; 0 keeps all. Passages
+            whose judgements are dropped are left out.
 
     Raises:
         ConfigError: If a number is below 1 or the judged passages do not fit.
@@ -99,15 +100,17 @@ def cap_folder(
     if not queries or min(passages, *queries.values()) < 1:
         raise ConfigError("expected at least 1 passage, and at least 1 query for each split")
     folder = BeirFolder(source)
-    qrels = {
-        split: _thinned(
-            _sampled(folder.qrels(split), most=most, seed=f"{split} {seed}"),
-            judged=judged,
-            seed=f"{split} {seed}",
-        )
+    sampled = {
+        split: _sampled(folder.qrels(split), most=most, seed=f"{split} {seed}")
         for split, most in queries.items()
     }
-    needed = {p for judged in qrels.values() for grades in judged.values() for p in grades}
+    qrels = {
+        split: _thinned(kept, judged=judged, seed=f"{split} {seed}")
+        for split, kept in sampled.items()
+    }
+    needed = _judged(qrels)
+    # Without its judgement, a positive would count as a wrong answer.
+    dropped = _judged(sampled) - needed
     if len(needed) > passages:
         raise ConfigError(
             f"{source}: expected at most {passages:,} judged passages for the kept queries, got "
@@ -121,7 +124,7 @@ def cap_folder(
             f"judgement of unknown id '{missing[0]}'; `dptdr data inspect` lists all such ids",
             path=folder.path,
         )
-    free = sorted(ids - needed)
+    free = sorted(ids - needed - dropped)
     room = min(passages - len(needed), len(free))
     chosen = needed.union(random.Random(f"passages {seed}").sample(free, room))
     return write_beir(
@@ -135,6 +138,10 @@ def cap_folder(
             "kept": {**queries, "passages": passages, "judged": judged, "seed": seed},
         },
     )
+
+
+def _judged(qrels: Mapping[str, Qrels]) -> set[str]:
+    return {p for judged in qrels.values() for grades in judged.values() for p in grades}
 
 
 def _sampled(qrels: Qrels, *, most: int, seed: str) -> Qrels:

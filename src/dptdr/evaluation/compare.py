@@ -6,7 +6,7 @@ from typing import Any
 
 from dptdr.errors import EvaluationError
 from dptdr.evaluation.differences import query_differences
-from dptdr.evaluation.measures import DEFAULT_MEASURES
+from dptdr.evaluation.measures import DEFAULT_MEASURES, parse_measures
 from dptdr.evaluation.report import EvaluationReport
 from dptdr.evaluation.significance import PairedTest, holm, paired_test
 
@@ -83,6 +83,8 @@ def compare_reports(
     for other in named[1:]:
         _check_comparable(baseline, other)
     shared = _shared_measures(named, wanted=measures)
+    for other in named[1:]:
+        _check_depths(baseline, other, measures=shared)
     contrasts: list[Contrast] = []
     for measure in shared:
         tests = [
@@ -145,12 +147,35 @@ def _check_comparable(first: EvaluationReport, other: EvaluationReport) -> None:
             f"'{first.system}' and '{other.system}' were evaluated with different judgements of "
             f"'{first.data}'; re-evaluate both on the same folder"
         )
+    kept = [report.details.get("keep_identical") for report in (first, other)]
+    if None not in kept and kept[0] != kept[1]:
+        raise EvaluationError(
+            f"'{first.system}' and '{other.system}' were evaluated once with and once without "
+            "--keep-identical; re-evaluate one of them"
+        )
     contents = [report.details.get("data_fingerprint") for report in (first, other)]
     if None not in contents and contents[0] != contents[1]:
         raise EvaluationError(
             f"'{first.system}' and '{other.system}' were evaluated on different contents of "
             f"'{first.data}' (passages, queries or qrels); re-evaluate both on the same folder"
         )
+
+
+def _check_depths(
+    first: EvaluationReport, other: EvaluationReport, *, measures: Sequence[str]
+) -> None:
+    """Refuse rankings of which one ends before a measure that the other reaches."""
+    known = [report.details.get("depth") for report in (first, other)]
+    depths = [depth for depth in known if isinstance(depth, int)]
+    if len(set(depths)) < 2:
+        return
+    for name, measure in parse_measures(measures).items():
+        cutoff = measure.params.get("cutoff")
+        if cutoff is None or measure.params.get("judged_only") or int(cutoff) > min(depths):
+            raise EvaluationError(
+                f"expected rankings of the same depth for {name}, got {depths[0]} for "
+                f"'{first.system}' and {depths[1]} for '{other.system}'; re-evaluate with --depth"
+            )
 
 
 def _shared_measures(

@@ -345,7 +345,7 @@ def write_beir(
 
 _WRITTEN = (
     *(CORPUS, f"{CORPUS}.gz", QUERIES, f"{QUERIES}.gz", f"{QRELS}/*.tsv", f"{QRELS}/*.tsv.gz"),
-    *("meta.json", "negatives-*.jsonl", "answers/*", "candidates.trec", ".*"),
+    *("meta.json", "negatives-*.jsonl", "answers/*", "candidates.trec", ".DS_Store", "._*"),
 )
 """What data folders of earlier versions, which do not list their files, consist of."""
 
@@ -362,12 +362,24 @@ def check_split(name: object) -> str:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Reject an existing folder that is not a BEIR folder."""
+    """Reject an existing folder that was not written here, or has other files."""
+    if path.is_symlink():
+        raise DataError(
+            "expected a folder that is not a link, which would be replaced; use its target, "
+            f"{path.resolve()}",
+            path=path,
+        )
     if path.exists() and not path.is_dir():
         raise DataError("expected an output folder, got a file; choose a different name", path=path)
     if path.is_dir() and any(path.iterdir()) and not _member(path / CORPUS).is_file():
         raise DataError(
             f"this folder contains other files and no {CORPUS}; choose a new or empty folder",
+            path=path,
+        )
+    if path.is_dir() and any(path.iterdir()) and not (path / "meta.json").is_file():
+        raise DataError(
+            "this data folder was not written by dptdr (it has no meta.json), and would be lost; "
+            "choose a new or empty folder",
             path=path,
         )
     known: Iterable[str] = _WRITTEN

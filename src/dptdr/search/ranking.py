@@ -156,12 +156,14 @@ def measure(
     qrels: Qrels,
     measures: Sequence[str] = (),
     depth: int | None,
+    keep_identical: bool = False,
 ) -> EvaluationReport:
     """Evaluate a ranking on the judgements of a split; queries without hits score 0.
 
     Args:
         measures: Measures in ir_measures notation; nDCG@10, RR@10 and R@100 by default.
         depth: Passages ranked per query; ``None`` for a run made elsewhere.
+        keep_identical: Whether queries could retrieve themselves, for the record.
     """
     evaluation = evaluate(ranking.run, qrels, measures=list(measures or DEFAULT_MEASURES))
     if depth is not None:
@@ -179,6 +181,7 @@ def measure(
             **ranking.identity,
             "data_fingerprint": folder.fingerprint(),
             "depth": depth,
+            "keep_identical": keep_identical,
             "unanswered": evaluation.unanswered,
             "judged_hits": evaluation.judged_hits,
             "relevant": sum(g > 0 for grades in qrels.values() for g in grades.values()),

@@ -6,7 +6,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from dptdr.config.arguments import check_counts, checked, reject_unused_arguments
 from dptdr.errors import ConfigError, VectorsError
-from dptdr.io.identical import is_own_passage, report_own_passages, without_own
+from dptdr.io.identical import (
+    check_not_judged,
+    is_own_passage,
+    report_own_passages,
+    without_own,
+)
 from dptdr.records import Qrels, Query, Run
 from dptdr.search.bm25 import Bm25Index
 from dptdr.search.hybrid import FUSIONS, Fusion, Tuned, fuse, tune_weights
@@ -133,6 +138,7 @@ class SearchIndex:
         depth: int = 100,
         filters: Filters = (),
         keep_identical: bool = False,
+        qrels: Qrels | None = None,
     ) -> Run:
         """Search for many queries and return the hits by query id.
 
@@ -140,24 +146,28 @@ class SearchIndex:
             depth: Maximum hits per query.
             filters: As for :meth:`search`.
             keep_identical: Let a query that is also a passage retrieve itself.
+            qrels: Judgements, if known, to notice answers that only happen to have a query's id.
+
+        Raises:
+            DataError: If there is such an answer.
         """
         check_counts(depth=depth)
         conditions = _conditions(filters)
         wanted = max(depth, self._rerank_top) if self._scorer is not None else depth
         wanted += not keep_identical
+        rankings: Sequence[Run]
         if self._fusion is None:
-            run = self._dense(queries, depth=wanted, filters=conditions)
+            rankings = [self._dense(queries, depth=wanted, filters=conditions)]
         else:
-            run = fuse(
-                self._rankings(queries, depth=wanted, filters=conditions),
-                fusion=self._fusion,
-                weights=(self.dense_weight, 1 - self.dense_weight),
-                depth=wanted,
-            )
+            rankings = self._rankings(queries, depth=wanted, filters=conditions)
         if not keep_identical:
-            own = self._own(queries, run)
-            report_own_passages(len(own))
-            run = without_own(run, own, depth=wanted - 1)
+            # Before fusing: the own passage's score would scale all others.
+            rankings, own = self._without_own(queries, rankings, qrels=qrels)
+            report_own_passages(own)
+        run = rankings[0]
+        if self._fusion is not None:
+            weights = (self.dense_weight, 1 - self.dense_weight)
+            run = fuse(rankings, fusion=self._fusion, weights=weights, depth=wanted)
         if self._scorer is not None:
             run = rerank(
                 run,
@@ -172,6 +182,7 @@ class SearchIndex:
         """Tune ``dense_weight`` on judged queries and return the measures for all weights.
 
         Raises:
+            DataError: See :meth:`run`.
             VectorsError: If the search is not hybrid.
         """
         if self._fusion is None:
@@ -179,8 +190,7 @@ class SearchIndex:
                 "expected a hybrid search to tune, got a dense one; open the index with hybrid"
             )
         rankings = self._rankings(queries, depth=_FUSED_DEPTH, filters=())
-        own = set().union(*(self._own(queries, run) for run in rankings))
-        cleaned = [without_own(run, own) for run in rankings]
+        cleaned, _ = self._without_own(queries, rankings, qrels=qrels)
         tuned = tune_weights(cleaned, qrels, fusion=self._fusion)
         self.dense_weight = tuned.weights[0]
         return tuned
@@ -211,15 +221,23 @@ class SearchIndex:
         among = self.index.rows_where(filters) if filters else None
         return dense, self._words.search(queries, depth=depth, among=among)
 
-    def _own(self, queries: Sequence[Query], run: Run) -> set[str]:
+    def _without_own(
+        self, queries: Sequence[Query], rankings: Sequence[Run], *, qrels: Qrels | None
+    ) -> tuple[list[Run], int]:
+        """Remove queries from their own rankings; also return how many there are."""
+        own = set().union(*(self._own(queries, run, qrels=qrels or {}) for run in rankings))
+        return [without_own(run, own) for run in rankings], len(own)
+
+    def _own(self, queries: Sequence[Query], run: Run, *, qrels: Qrels) -> set[str]:
         """Return the ids of queries that retrieved themselves."""
         met = [q for q in queries if any(hit.passage_id == q.id for hit in run[q.id])]
         documents = self.index.documents([query.id for query in met])
-        return {
-            query.id
-            for query, (passage, _) in zip(met, documents, strict=True)
-            if is_own_passage(query, passage)
-        }
+        own = set()
+        for query, (passage, _) in zip(met, documents, strict=True):
+            if is_own_passage(query, passage):
+                check_not_judged(query, passage, qrels.get(query.id, {}).get(passage.id, 0))
+                own.add(query.id)
+        return own
 
     def _contents(self, ids: Sequence[str]) -> list[str]:
         return [document.passage.content for document in self.index.documents(ids)]

@@ -95,7 +95,9 @@ class ServedIndex:
             ]
             if fusion is not None:
                 words = self._words(text, depth=wanted, filters=filters)
-                hits = fuse([{"q": hits}, {"q": words}], fusion=fusion, depth=depth)["q"]
+                # Half each, as in `dptdr search`.
+                rankings = [{"q": hits}, {"q": words}]
+                hits = fuse(rankings, fusion=fusion, weights=(0.5, 0.5), depth=depth)["q"]
             documents = self.index.documents([hit.passage_id for hit in hits])
         return [
             ServedHit(rank, hit.passage_id, hit.score, found.passage.title, found.passage.text)

@@ -82,6 +82,26 @@ def test_compare_refuses_reports_that_do_not_belong_together(tmp_path, changes, 
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        ({"keep_identical": True}, {"keep_identical": False}, "once with and once without --keep"),
+        ({"depth": 100}, {"depth": 5}, "the same depth for nDCG@10, got 100 for 'a' and 5 for"),
+        ({"depth": 100}, {"depth": 10}, None),
+        ({"depth": 100}, {"depth": None}, None),
+        ({"keep_identical": True}, {}, None),
+    ],
+)
+def test_compare_refuses_rankings_made_under_other_conditions(tmp_path, one, two, message):
+    paths = [
+        _report(tmp_path / name, name, [0.0, 1.0], details={"data_fingerprint": "d", **more})
+        for name, more in (("a", one), ("b", two))
+    ]
+    result = _invoke(*paths)
+    assert (result.exception is None) is (message is None)
+    assert message is None or message in str(result.exception)
+
+
 def test_compare_refuses_one_report_and_unknown_measures(tmp_path):
     one = _report(tmp_path / "a.json", "a", [0.0, 1.0])
     assert "at least two reports" in str(_invoke(one).exception)

@@ -90,6 +90,15 @@ def test_capped_judgements_keep_a_positive_of_every_query(tmp_path):
     assert len({frozenset(grades) for grades in kept.values()}) > 1
 
 
+def test_positives_without_their_judgement_do_not_come_back_as_wrong_answers(tmp_path):
+    qrels = {"test": {"q0": {str(j): 1 for j in range(10)}}}
+    source = made(tmp_path / "all", passages=30, qrels=qrels)
+    cap_folder(source, queries={"test": 1}, passages=30, seed=0, out=tmp_path / "c", judged=3)
+    folder = BeirFolder(tmp_path / "c")
+    kept = folder.qrels("test")["q0"]
+    assert {passage.id for passage in folder.passages()} == {*kept, *map(str, range(10, 30))}
+
+
 def test_metadata_of_passages_outlast_joining_capping_and_converting(tmp_path):
     metadata = [{"lang": "en", "tags": ["a", 1]}, {}, {"year": 2020}]
     for name in ("one", "two"):

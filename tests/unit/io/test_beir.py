@@ -102,6 +102,22 @@ def test_an_id_that_no_qrels_file_can_hold_is_refused_and_the_old_folder_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_a_folder_that_somebody_else_made_is_not_replaced(tmp_path: Path):
+    folder = make(tmp_path / "d", corpus=line(id="a", text="x"))
+    (tmp_path / "link").symlink_to(folder.path)
+    nothing = {"passages": [], "queries": [], "qrels": {}, "meta": {}}
+    with pytest.raises(DataError, match=r"not written by dptdr \(it has no meta.json\)"):
+        write_beir(folder.path, **nothing)
+    with pytest.raises(DataError, match="expected a folder that is not a link"):
+        write_beir(tmp_path / "link", **nothing)
+    write_beir(tmp_path / "own", **nothing)
+    (tmp_path / "own" / ".notes").write_text("mine")
+    with pytest.raises(OutputError, match=r"files that would be lost \(.notes\)"):
+        write_beir(tmp_path / "own", **nothing)
+    (tmp_path / "own" / ".notes").unlink()
+    write_beir(tmp_path / "own", **nothing)
+
+
 def test_text_that_is_no_unicode_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"corpus.jsonl, line 1: cannot write 'a'"):
         write_beir(

@@ -17,6 +17,9 @@ from dptdr.records import Hit, Passage, Query
         (Query("7", "title text"), Passage("7", "text", "title"), True),
         # Two numberings from 1 meet by chance.
         (Query("7", "who"), Passage("7", "text"), False),
+        (Query("fiqa:7", "who"), Passage("fiqa:7", "text"), False),
+        (Query("quora:7", "text"), Passage("quora:7", "text"), True),
+        (Query("quora:a", "who"), Passage("quora:a", "text"), True),
     ],
 )
 def test_a_query_is_the_passage_of_its_id_and_numbers_need_the_text(query, passage, own):

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from dptdr.errors import VectorsError
+from dptdr.errors import DataError, VectorsError
 from dptdr.records import Document, Hit, Passage, Query
 from dptdr.search.hybrid import fuse
 from dptdr.search.index import search_queries
@@ -71,7 +72,8 @@ def test_a_rare_filter_keeps_all_its_passages_in_both_rankings(encoder, tmp_path
     )
 
     assert found == fuse(rankings, fusion="rrf", weights=(0.5, 0.5), depth=3)["q"]
-    assert [(hit.id, hit.score) for hit in served] == fuse(rankings, fusion="rrf", depth=3)["q"]
+    # With the same scores.
+    assert [(hit.id, hit.score) for hit in served] == found
 
 
 def test_the_scorer_sees_contents_and_has_the_last_word(index, encoder):
@@ -88,6 +90,38 @@ def test_tuning_sets_the_weight(index, encoder):
     tuned = pipeline.tune(QUERIES, {"q1": {"cats": 1}, "q2": {"tea": 1}})
     assert pipeline.dense_weight == tuned.weights[0]
     assert tuned.value == max(tuned.tried.values())
+
+
+def test_a_querys_own_passage_scales_no_score_in_the_search_as_in_tuning(index, encoder):
+    query = Query("cats", "cats sleep and hunt mice")
+    pipeline = SearchIndex(index, encoder, hybrid="min-max", dense_weight=0.3)
+    rankings = [
+        {"cats": [hit for hit in run["cats"] if hit.passage_id != "cats"]}
+        for run in (
+            search_queries(index, encoder, queries=[query], depth=100),
+            index.lexical().search([query], depth=100),
+        )
+    ]
+    expected = fuse(rankings, fusion="min-max", weights=(0.3, 0.7), depth=3)
+    found = pipeline.run([query], depth=3)
+    assert found == expected
+    tuned = pipeline.tune([query], {"cats": {"dogs": 1}})
+    rank = [hit.passage_id for hit in found["cats"]].index("dogs")
+    assert tuned.tried[0.3, 0.7] == pytest.approx(1 / np.log2(rank + 2))
+
+
+def test_an_answer_with_its_querys_id_is_refused_by_search_and_tuning(index, encoder):
+    query, qrels = Query("cats", "who hunts mice?"), {"cats": {"cats": 1}}
+    pipeline = SearchIndex(index, encoder, hybrid="min-max")
+    for search in (
+        lambda: pipeline.run([query], depth=3, qrels=qrels),
+        lambda: SearchIndex(index, encoder).run([query], depth=3, qrels=qrels),
+        lambda: pipeline.tune([query], qrels),
+    ):
+        with pytest.raises(DataError, match=r"query 'cats' has the id .*--keep-identical"):
+            search()
+    run = pipeline.run([query], depth=4, qrels=qrels, keep_identical=True)
+    assert "cats" in [hit.passage_id for hit in run["cats"]]
 
 
 def test_tuning_without_a_fusion_and_unknown_fusions_are_refused(index, encoder):

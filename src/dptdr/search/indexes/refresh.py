@@ -17,7 +17,6 @@ from dptdr.search.indexes.types import find_type
 from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import read_documents, source_of
 from dptdr.search.vectors.encoding import (
-    PLAN,
     EncodeSettings,
     encode_folder,
     partial_path,
@@ -25,6 +24,7 @@ from dptdr.search.vectors.encoding import (
 )
 from dptdr.search.vectors.folder import VectorFolder
 from dptdr.search.vectors.manifest import MANIFEST, Origin, origin_from_json, read_record
+from dptdr.search.vectors.shards import PLAN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,15 @@ from dptdr.search.vectors.manifest import (
     shard_from_json,
 )
 from dptdr.search.vectors.reuse import KnownVectors
-from dptdr.search.vectors.shards import check_record, encode_shard, record_path, refuse_doubles
+from dptdr.search.vectors.shards import (
+    PLAN,
+    check_record,
+    encode_shard,
+    record_path,
+    refuse_doubles,
+)
 
 SHARD_SIZE = 16_384
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +279,13 @@ class _Worker:
             refuse_doubles((document.passage.id for document in documents), seen=self.ids)
             record = record_path(self.work, index)
             if record.is_file():
-                check_record(record, documents, work=self.work, encoder=self.encoder)
+                check_record(
+                    record,
+                    documents,
+                    work=self.work,
+                    encoder=self.encoder,
+                    dtype=self.settings.dtype,
+                )
             elif index % self.settings.parts == self.settings.part:
                 encode_shard(
                     self.encoder,

@@ -11,8 +11,9 @@ from jaxtyping import Float32
 from dptdr.errors import VectorsError
 from dptdr.io.atomic import atomic_file, sha256_file, write_json
 from dptdr.io.ids import IdSet
+from dptdr.io.probe import same_probe
 from dptdr.records import Document
-from dptdr.search.retrieve import TextEncoder, weights_of
+from dptdr.search.retrieve import TextEncoder, probe_of, weights_of
 from dptdr.search.vectors.documents import pack_documents, pack_ids
 from dptdr.search.vectors.manifest import (
     SHARDS,
@@ -24,6 +25,8 @@ from dptdr.search.vectors.manifest import (
     shard_from_json,
 )
 from dptdr.search.vectors.reuse import KnownVectors
+
+PLAN = "plan.json"
 
 
 def refuse_doubles(ids: Iterable[str], *, seen: IdSet) -> None:
@@ -45,12 +48,12 @@ def record_path(work: Path, index: int) -> Path:
 
 
 def check_record(
-    path: Path, documents: Sequence[Document], *, work: Path, encoder: TextEncoder
+    path: Path, documents: Sequence[Document], *, work: Path, encoder: TextEncoder, dtype: DType
 ) -> None:
     """Reject a finished shard of another encoder or passages, or whose files are damaged.
 
     Raises:
-        VectorsError: If encoder or passages differ, or a file does not match its checksum.
+        VectorsError: If encoder, dtype or passages differ, or a file does not match its checksum.
     """
     record = read_record(path)
     shard = shard_from_json(record, path=path)
@@ -58,6 +61,18 @@ def check_record(
         raise VectorsError(
             f"{path}: this shard was encoded with a different prompt, backbone or dtype than "
             f"'{encoder.name}'; delete this file to re-encode the shard"
+        )
+    # Earlier versions recorded neither dtype nor probe.
+    if record.get("dtype", dtype) != dtype:
+        raise VectorsError(
+            f"{path}: this shard has {record['dtype']} vectors, expected {dtype}; delete this file "
+            "to re-encode the shard, or use the dtype of the others"
+        )
+    if not same_probe(tuple(record.get("probe", ())), probe_of(encoder)):
+        raise VectorsError(
+            f"{path}: '{encoder.name}' has the weights that made this shard, but encodes "
+            "differently; check whether config.json was changed where it was made, or delete this "
+            "file to re-encode the shard"
         )
     text, _ = pack_documents(documents)
     if hashlib.sha256(text).hexdigest() != shard.documents.sha256:
@@ -87,8 +102,18 @@ def encode_shard(
         index: Index of the shard in the corpus, from 0.
 
     Raises:
-        VectorsError: If a vector contains NaN, has the wrong dimension, or overflows the dtype.
+        VectorsError: If a vector contains NaN, has the wrong dimension, or overflows the dtype; or
+            the encoder is not the one that began the work.
     """
+    # The plan's goes into the record, since processes differ in the last digits.
+    plan = work / PLAN
+    # A worker that sees another disk is reported later.
+    probe = read_record(plan).get("probe", []) if plan.is_file() else []
+    if not same_probe(tuple(probe), probe_of(encoder)):
+        raise VectorsError(
+            f"{work}: '{encoder.name}' has the weights that began these vectors, but encodes "
+            "differently here; check whether config.json was changed"
+        )
     contents = [document.passage.content for document in documents]
     vectors = known.take(contents)
     missing = np.flatnonzero(np.isnan(vectors[:, 0]))
@@ -117,7 +142,8 @@ def encode_shard(
         offsets=_write(folder / f"{name}.offsets.npy", _npy(offsets)),
     )
     # Must be last: a shard counts as done once its record exists.
-    record = shard_as_json(shard) | {"encoder": _made_by(encoder)}
+    record = shard_as_json(shard) | {"encoder": _made_by(encoder), "dtype": dtype}
+    record["probe"] = probe
     write_json(record_path(work, index), record)
 
 

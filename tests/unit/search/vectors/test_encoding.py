@@ -61,6 +61,31 @@ def test_the_manifest_says_what_made_the_vectors(encoder, tmp_path):
     assert [shard["rows"] for shard in manifest["shards"]] == [5, 5, 5, 5, 3]
 
 
+def test_a_part_of_another_dtype_or_configuration_is_refused_when_parts_are_joined(
+    make_encoder, tmp_path
+):
+    def halves(name, part, *, encoder, dtype="float32"):
+        settings = EncodeSettings(shard_size=5, part=part, parts=2, dtype=dtype)
+        return encode_folder(
+            encoder, PASSAGES, out=tmp_path / name, source=SOURCE, settings=settings
+        )
+
+    encoder, changed = make_encoder(), make_encoder()
+    encoder.backbone_probe, changed.backbone_probe = (1.0, 2.0), (1.0, 4.0)
+    assert halves("a", 0, encoder=encoder) is None
+    for name, other, dtype, words in (
+        ("b", encoder, "float16", "this shard has float16 vectors, expected float32"),
+        ("c", changed, "float32", "encodes differently; check whether config.json was changed"),
+    ):
+        assert halves(name, 1, encoder=other, dtype=dtype) is None
+        shutil.copytree(partial_path(tmp_path / "a"), partial_path(tmp_path / f"{name}-joined"))
+        shards = partial_path(tmp_path / f"{name}-joined") / "shards"
+        shutil.copytree(partial_path(tmp_path / name) / "shards", shards, dirs_exist_ok=True)
+        with pytest.raises(VectorsError, match=words):
+            halves(f"{name}-joined", 0, encoder=encoder)
+        assert not (tmp_path / f"{name}-joined").exists()
+
+
 def test_progress_ends_at_the_number_of_passages(encoder, tmp_path):
     seen = []
     encode_folder(
