@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +45,8 @@ DEV_NOISE = 0.005
 """Differences of dev measures that say nothing: a few hundred queries, one seed."""
 
 
-class Select(Protocol):
-    """Chooses a step by its dev measures."""
-
-    def __call__(self, history: Mapping[int, Mapping[str, float]], *, measure: str) -> int:
-        """Return the step."""
-        ...
+Select = Callable[..., int]
+"""Chooses a step from dev measures by step, and ``measure=``."""
 
 
 class TrainState:
@@ -134,7 +129,7 @@ def train_loop(
     evaluate: Evaluate,
     folder: RunFolder,
     world: ProcessGroup,
-    keep: "Select | None" = None,
+    keep: Select | None = None,
     progress: ProgressCallback | None = None,
     clock: Clock = time.monotonic,
 ) -> dict[int, dict[str, float]]:

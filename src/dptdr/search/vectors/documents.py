@@ -132,7 +132,7 @@ class Filter:
     """
 
     field: str
-    values: Sequence[str]
+    values: Sequence[Any]
 
     def __post_init__(self) -> None:
         # Iterating over a text would accept its letters.
