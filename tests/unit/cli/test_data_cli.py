@@ -220,8 +220,8 @@ def test_outputs_stay_apart_from_each_other_and_from_the_backbone_of_a_task(tmp_
     for command, kind in (
         (["evaluate", str(data), "--task", str(task), *report], OutputError),
         (["mine", str(data), "--source", f"task:{task},top=9", "--out", config], OutputError),
-        (["evaluate", str(data), "--bm25", *both], ConfigError),
-        (["encode", str(data), "--task", str(task), *inside], ConfigError),
+        (["evaluate", str(data), "--bm25", *both], OutputError),
+        (["encode", str(data), "--task", str(task), *inside], OutputError),
     ):
         result = CliRunner().invoke(build_app(), command)
         assert isinstance(result.exception, kind), command
