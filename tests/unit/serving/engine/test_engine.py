@@ -1,4 +1,5 @@
 import copy
+import json
 import threading
 import time
 
@@ -176,7 +177,12 @@ def test_stop_after_its_time_fails_what_is_left(registry):
 
 
 def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, registry, bundle):
-    registry.add("shifted", bundle("s", position="shifted", prompt_length=30))
+    folder = bundle("s", position="shifted", prompt_length=30)
+    manifest = json.loads((folder / "task.json").read_text("utf-8"))
+    # Bundles of earlier versions have limits without regard to the prompt.
+    manifest["limits"]["max_query_tokens"] = 64
+    (folder / "task.json").write_text(json.dumps(manifest), encoding="utf-8")
+    registry.add("shifted", folder)
     with Engine(registry) as engine:
         long, short = sentence(62), sentence(3)
         bad = engine.submit([long], version=registry.resolve("shifted"), side="query")
