@@ -1,5 +1,4 @@
 import copy
-import json
 import threading
 import time
 
@@ -8,6 +7,7 @@ import pytest
 
 from dptdr.errors import ServingError
 from dptdr.model.bundle import load_task
+from dptdr.model.encoder import Limits
 from dptdr.serving.engine.batching import BatchLimits, QueueFull
 from dptdr.serving.engine.engine import Engine
 from dptdr.serving.engine.results import Draining, EngineSettings, RequestTimeout
@@ -177,11 +177,9 @@ def test_stop_after_its_time_fails_what_is_left(registry):
 
 
 def test_a_row_that_cannot_be_computed_fails_alone(tmp_path, registry, bundle):
-    folder = bundle("s", position="shifted", prompt_length=30)
-    manifest = json.loads((folder / "task.json").read_text("utf-8"))
     # Bundles of earlier versions have limits without regard to the prompt.
-    manifest["limits"]["max_query_tokens"] = 64
-    (folder / "task.json").write_text(json.dumps(manifest), encoding="utf-8")
+    limits = Limits(max_query_tokens=64, max_passage_tokens=64)
+    folder = bundle("s", position="shifted", prompt_length=30, limits=limits)
     registry.add("shifted", folder)
     with Engine(registry) as engine:
         long, short = sentence(62), sentence(3)
