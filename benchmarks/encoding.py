@@ -107,13 +107,7 @@ def run(args: argparse.Namespace) -> None:
         difference = max(difference, float(np.abs(made[SYSTEMS[0]] - made["dptdr"]).max()))
         print({name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
     record = {
-        "data": args.data.name,
-        "model": args.model,
-        "passages": len(documents),
-        "mean_tokens": statistics.fmean(len(row) for row in ids),
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "batch_size": args.batch_size,
+        **facts(args, [len(row) for row in ids]),
         "seconds": seconds,
         "per_second": {n: len(documents) / statistics.median(s) for n, s in seconds.items()},
         "times_faster": {
@@ -129,6 +123,19 @@ def run(args: argparse.Namespace) -> None:
     _lib.put_records(args.json, [record], ("data", "model"))
     print(json.dumps(record["times_faster"]), difference)
     table(args)
+
+
+def facts(args: argparse.Namespace, tokens: list[int]) -> dict[str, Any]:
+    """Return what every record says, given the tokens of each passage."""
+    return {
+        "data": args.data.name,
+        "model": args.model,
+        "passages": len(tokens),
+        "mean_tokens": statistics.fmean(tokens),
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "batch_size": args.batch_size,
+    }
 
 
 def run_processes(args: argparse.Namespace) -> None:
@@ -167,13 +174,7 @@ def run_processes(args: argparse.Namespace) -> None:
     theirs = np.load(args.work / "vectors.npy")
     record = {
         "kind": "processes",
-        "data": args.data.name,
-        "model": args.model,
-        "passages": len(documents),
-        "mean_tokens": statistics.fmean(len(row) for row in ids),
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "batch_size": args.batch_size,
+        **facts(args, [len(row) for row in ids]),
         "seconds": {name: statistics.median(times[name]["cpu"]) for name in PROCESSES},
         "starting": {name: statistics.median(times[starting(name)]["cpu"]) for name in PROCESSES},
         "times_faster": {name: _lib.ratio(times, PROCESSES[0], name) for name in PROCESSES[1:]},
